@@ -1,0 +1,64 @@
+"""Strings become token ids here and nowhere else.
+
+A training example is the prompt rendered by the model's chat template up to where the assistant begins, then the
+tokens of the response, then one end-of-turn token. The two halves are tokenised apart and joined as ids, so the mask
+between them is known by construction and never searched for: a pad id, an end id or a role word inside a response
+cannot move it. The same ids serve generation, scoring and training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from charter.errors import InputError
+from charter.records import Message
+
+# For base models that carry no chat template: the transcript form of the HH data (Bai et al. 2022).
+TRANSCRIPT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '\\n\\nHuman: ' if message.role == 'user' else '\\n\\nAssistant: ' if message.role == 'assistant'"
+    " else '\\n\\n' }}{{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+)
+
+
+def prepare_tokenizer(tokenizer: Any) -> Any:
+    """Give a tokenizer what the rest relies on: an end token, a pad token, a chat template.
+
+    A missing pad token becomes the end token; that is safe because no mask here is ever made by comparing ids with
+    the pad id. InputError where there is no end token at all: a response could then never end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = TRANSCRIPT_TEMPLATE
+    return tokenizer
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Ids of the conversation up to and including the marker that opens the assistant's turn."""
+    text = tokenizer.apply_chat_template(
+        [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    # A base model's own tokenizer would have begun with BOS; a chat template that writes it itself must not get two.
+    if bos is not None and getattr(tokenizer, "add_bos_token", False) and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    return list(ids)
+
+
+def encode_response(tokenizer: Any, text: str, *, end: bool = True) -> list[int]:
+    """Ids of a response in the place where the assistant speaks, closed by the end-of-turn token unless ``end`` is
+    False. Special tokens spelled out inside the text are encoded as plain text, never as control tokens."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [*ids, tokenizer.eos_token_id] if end else list(ids)
+
+
+def decode_response(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Text of sampled response ids, without the end-of-turn token that closed it."""
+    kept = list(ids[:-1]) if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
+    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,0 +1,317 @@
+"""The records that stages exchange, and JSONL in and out.
+
+Everything a run leaves behind for the next stage is one of these, one JSON object per line. A record that is
+identified by its content carries the first 16 hex digits of a SHA-256 as its id, so the same prompt has the
+same id in every run and on every machine. Text from files and from models is untrusted: lone surrogates and
+NUL characters are refused at the door, because tokenizers, terminals and CSV readers disagree about them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from charter.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_LINE_BYTES = 4 * 2**20  # a longer line is no dialogue; reading it whole is how a stray binary eats the memory
+
+
+def clean_text(text: str) -> str:
+    """The text itself, or ValueError where it holds a NUL or half a surrogate pair."""
+    if "\x00" in text:
+        raise ValueError("holds a NUL character; remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds a lone surrogate at character {error.start}; save the text as UTF-8") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(clean_text)]
+
+
+class Record(BaseModel):
+    """Immutable, strict about its fields, one JSON object per line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def content_id(*parts: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of ``parts``."""
+    canonical = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+
+
+class Message(Record):
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+Split = Literal["train", "test"]
+
+
+class Prompt(Record):
+    """A conversation that waits for the assistant's next turn; ``id`` is the hash of its messages."""
+
+    id: str = ""
+    messages: Annotated[tuple[Message, ...], Field(min_length=1, strict=False)]
+    source: Text = ""
+    principle: str | None = None
+    tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    split: Split | None = None
+
+    @model_validator(mode="after")
+    def _identify(self) -> Prompt:
+        if self.messages[-1].role == "assistant":
+            raise ValueError("the last message is the assistant's; a prompt ends with a user or system message")
+        expected = content_id([message.model_dump() for message in self.messages])
+        if self.id and self.id != expected:
+            raise ValueError(f"id {self.id!r} is not the hash of the messages ({expected!r}); leave it out")
+        object.__setattr__(self, "id", expected)
+        return self
+
+    @property
+    def last_turn(self) -> str:
+        """What the assistant is to answer."""
+        return self.messages[-1].content
+
+    @classmethod
+    def ask(cls, text: str, **fields: Any) -> Prompt:
+        """A single user turn."""
+        return cls(messages=(Message(role="user", content=text),), **fields)
+
+
+class Generation(Record):
+    """How a text was sampled: enough to sample it again."""
+
+    seed: int
+    temperature: float
+    checkpoint: str = ""
+
+
+class Response(Record):
+    """What a model answered; ``id`` is the hash of prompt, model, seed and text, so K equal samples stay K records."""
+
+    id: str = ""
+    prompt_id: str
+    model: str
+    text: str
+    finish_reason: Literal["stop", "length"]
+    generation: Generation
+
+    @model_validator(mode="after")
+    def _identify(self) -> Response:
+        if not self.id:
+            object.__setattr__(self, "id", content_id(self.prompt_id, self.model, self.generation.seed, self.text))
+        return self
+
+
+class Revision(Record):
+    """One round of critique and revision under one principle. ``excluded`` says why the row is not trained on."""
+
+    prompt_id: str
+    round: int
+    principle: str
+    original: Response
+    critique: Response
+    revision: Response
+    excluded: str | None = None
+
+
+class Judgment(Record):
+    """One comparison by one rater, whoever it is: a person, an AI judge, a reward model or a rule.
+
+    ``order`` is the order in which the responses were shown. ``ranks`` gives 1 to the best, equal numbers to ties
+    and "F" to a response that is no answer at all; it is empty when there was no verdict, which is a third value
+    and never a tie. A judge that reads log-probabilities stores ``margin``, the swap-averaged logit (nats) for the
+    first of ``order`` over the second, and the two single-order logits it came from. ``hash`` chains over
+    ``prev_hash``, so that a changed or missing line shows.
+    """
+
+    id: str
+    set_id: str
+    prompt_id: str
+    rater_id: str
+    rater_kind: Literal["human", "judge", "reward_model", "rule"]
+    order: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
+    instructions_hash: str = ""
+    principle: str | None = None
+    ranks: dict[str, int | Literal["F"]] = {}
+    margin: float | None = None
+    margins_by_order: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    strength: int | None = None
+    flags: dict[str, list[str]] = {}
+    edit: dict[str, str] = {}
+    comment: str = ""
+    confidence: float | None = None
+    timings: dict[str, float] = {}
+    supersedes: str | None = None
+    prev_hash: str = ""
+    hash: str = ""
+
+    @property
+    def has_verdict(self) -> bool:
+        return bool(self.ranks)
+
+
+class Pair(Record):
+    """A preference derived from judgments. ``weight`` is P(chosen is better), the soft label; ``margin`` is subtracted
+    from the score difference in the loss; pairs of one ranking share ``group_id`` so that they are split and counted
+    together."""
+
+    prompt: Prompt
+    chosen: Text
+    rejected: Text
+    weight: Annotated[float, Field(ge=0.5, le=1.0)] = 1.0
+    margin: Annotated[float, Field(ge=0.0)] = 0.0
+    group_id: str
+    principle: str | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled responses as the trainer sees them. B rows, T positions (prompt, response, padding on the right).
+
+    ids: (B, T) token ids. attention: (B, T) True on real tokens. mask: (B, T) True on response tokens, the end-of-turn
+    token included when it was sampled. logprobs: (B, T) log-probability in nats with which the token *at* each masked
+    position was sampled, 0 elsewhere. finished: (B,) True where the response ended by itself.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    finished: Tensor
+    texts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+
+
+class EvalResult(Record):
+    """One number of a report with everything needed to doubt it."""
+
+    name: str
+    arm: str
+    n: int
+    n_unscored: int
+    value: float | None
+    ci: tuple[float, float] | None
+    method: str
+    scorer: str
+    unit: str = ""
+    group: str | None = None
+
+
+R = TypeVar("R", bound=Record)
+
+
+def describe(error: ValidationError) -> tuple[str, str]:
+    """The first problem of a pydantic error as (field, words)."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return field, first["msg"].removeprefix("Value error, ")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered non-empty lines of a UTF-8 text file, plain or gzipped. InputError where it is not one."""
+    import gzip
+    import zlib
+
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(raw) > MAX_LINE_BYTES:
+                    raise InputError(f"line is longer than {MAX_LINE_BYTES >> 20} MiB; is this the right file?",
+                                     file=path, line=number)  # fmt: skip
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(f"not UTF-8 (byte {error.start}); convert it with iconv", file=path, line=number
+                                     ) from None  # fmt: skip
+                if text.strip():
+                    yield number, text.rstrip("\r\n")
+    except FileNotFoundError:
+        raise InputError("no such file", file=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", file=path) from None
+    except PermissionError:
+        raise InputError("may not be read; check its permissions", file=path) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"broken gzip file ({error}); download or compress it again", file=path) from None
+
+
+def read_json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered JSON objects of a JSONL file, plain or gzipped."""
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise InputError(f"not valid JSON ({reason}); every line is one JSON object", file=path, line=number
+                             ) from None  # fmt: skip
+        if not isinstance(row, dict):
+            raise InputError(f"is a JSON {type(row).__name__}; every line is one JSON object", file=path, line=number)
+        yield number, row
+
+
+def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
+    """Records of one kind, in file order. InputError names file, line and field."""
+    for number, line in read_lines(path):
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError as error:
+            field, words = describe(error)
+            raise InputError(f"not a {kind.__name__}: {words}", file=path, line=number, field=field or None) from None
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> int:
+    """Write all records at once and atomically; the number written."""
+    count = 0
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+            count += 1
+    return count
+
+
+class atomic_path:  # noqa: N801 - used as a function: with atomic_path(path) as temporary
+    """A temporary path beside ``path`` that replaces it when the block ends well and vanishes when it does not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            with open(self.temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document atomically, with sorted keys so that equal content is equal bytes."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False) + "\n")
