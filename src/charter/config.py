@@ -1,0 +1,372 @@
+"""Settings: a recipe is a YAML file, checked whole before anything loads.
+
+Each stage has one class; the docstring of a field is its help text. An unknown key is an error that names the nearest
+known one, a value of the wrong type or range an error that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from charter.errors import InputError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class LoRASettings(Settings):
+    rank: Positive = 16
+    """Rank of the adapters on every linear layer."""
+    alpha: Positive = 32
+    """Scale: the update is multiplied by alpha / rank."""
+
+
+class TrainingSettings(Settings):
+    """What every stage that trains shares."""
+
+    lora: LoRASettings | None = None
+    """Train adapters on the frozen base instead of all weights."""
+    tokens_per_micro_batch: Positive = 8192
+    """Tokens, padding included, that go through the model at once; memory, not learning, depends on it."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+    checkpoint_every: Positive = 1
+    """Optimizer steps between checkpoints: the most that a kill can lose."""
+
+
+class PromptSettings(Settings):
+    files: Annotated[list[str], Field(min_length=1)]
+    """Prompt files: JSONL, JSON, CSV, text, parquet or hh-rlhf transcripts, plain or gzipped."""
+    tags: list[str] = []
+    """Tags for prompts whose file gives none: red_team, benign or both kinds of your own."""
+    test_fraction: Rate = 0.2
+    """Share held out, where the file does not say itself."""
+    train: Positive | None = None
+    """At most this many training prompts of each kind, stratified by principle."""
+    test: Positive | None = None
+    """At most this many held-out prompts of each kind, stratified by principle."""
+
+
+class GateSettings(Settings):
+    override: bool = False
+    """Go on where a gate says no. The report records it."""
+    min_base_harm: Share = 0.1
+    """Stop unless the interval of the base model's harm rate reaches this: otherwise there is no room to improve."""
+    min_judge_accuracy: Share = 0.5
+    """Stop unless the interval of the judge's accuracy on labelled pairs lies above this."""
+
+
+class ReviseSettings(Settings):
+    rounds: Positive = 2
+    """Critique and revision, this many times, a principle drawn for each."""
+    prompts: Positive = 400
+    """Red-team prompts whose answers are revised."""
+    temperature: NonNegative = 1.0
+    """Of the first answers and the critiques."""
+    revision_temperature: NonNegative = 0.7
+    """Of the revisions."""
+    max_new_tokens: Positive = 96
+    """Longest answer, critique or revision, in tokens."""
+    few_shots: str | None = None
+    """YAML of worked examples put before the conversation."""
+
+
+class SFTSettings(TrainingSettings):
+    epochs: Positive = 3
+    """Passes over the data."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak; falls to zero by a half cosine after the warm-up."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    responses_per_step: Positive = 32
+    """Responses behind one optimizer step."""
+    helpful_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Share of the data that is the model's own answers to benign prompts; 0 risks a model that only refuses."""
+    use_revisions: Literal["last", "all"] = "last"
+    """Train on the last revision of each prompt or on those of all rounds."""
+
+
+class FeedbackSettings(Settings):
+    prompts: Positive = 800
+    """Prompts, red-team and benign together, to which responses are sampled and compared."""
+    responses_per_prompt: Annotated[int, Field(ge=2)] = 2
+    """K: every pair of the K is compared."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_new_tokens: Positive = 96
+    judge: str = "base"
+    """Who compares: `base`, `sft`, or the folder of another model."""
+    abstain_below: NonNegative = 0.1
+    """No pair is made where the judge's swap-averaged margin is smaller than this many nats."""
+    calibration: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature that divides the judge's margin before it becomes a soft label."""
+    labelled_pairs: str | None = None
+    """Pairs with known answers on which the judge must do better than chance before it labels anything."""
+    gate_pairs: Positive = 300
+    """How many of the labelled pairs the gate reads."""
+
+
+class RewardModelSettings(TrainingSettings):
+    epochs: Positive = 2
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    warmup: Share = 0.1
+    pairs_per_step: Positive = 32
+    """Pairs behind one optimizer step; pairs of one prompt stay together."""
+    test_fraction: Rate = 0.15
+    """Share of the prompts whose pairs measure accuracy and are not trained on."""
+    centering: NonNegative = 0.01
+    """Pulls the mean score of a pair to zero (coefficient of (s_w + s_l)²)."""
+
+
+class RLSettings(TrainingSettings):
+    steps: Positive = 60
+    """Rounds of sample, score, credit, learn, record."""
+    prompts_per_step: Positive = 32
+    samples_per_prompt: Positive = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the rollouts; log-probabilities everywhere are taken at the same temperature."""
+    max_new_tokens: Positive = 64
+    kl_coef: NonNegative = 0.05
+    """Price of moving away from the reference, in reward units per nat."""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """Steer the KL of a response to this many nats by changing kl_coef; without it kl_coef stays."""
+    kl_horizon: Annotated[float, Field(gt=0)] = 10_000.0
+    """Responses over which the controller acts."""
+    missing_eos_penalty: NonNegative = 2.0
+    """Subtracted from the score of a response that was cut off."""
+
+
+class PPOSettings(RLSettings):
+    method: Literal["ppo"] = "ppo"
+    epochs: Positive = 2
+    """Passes over each batch of rollouts."""
+    minibatches: Positive = 2
+    """Optimizer steps per pass."""
+    clip_coef: Annotated[float, Field(gt=0)] = 0.2
+    """ε of the ratio against the policy that sampled."""
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may move from what it was at the rollout before its loss is clipped."""
+    value_coef: NonNegative = 0.5
+    """c1, the weight of the value loss."""
+    entropy_coef: NonNegative = 0.0
+    """c2, the weight of the entropy bonus."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    whiten_advantages: bool = True
+    """Advantages of a batch on mean 0 and variance 1 over its response tokens."""
+
+
+class RLOOSettings(RLSettings):
+    method: Literal["rloo"] = "rloo"
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 4
+    """K: each response is measured against the mean of its K - 1 siblings."""
+
+
+class EvaluationSettings(Settings):
+    scorer: str
+    """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER` or `refusal-words`."""
+    samples_per_prompt: Positive = 1
+    temperature: NonNegative = 1.0
+    max_new_tokens: Positive = 96
+    over_refusal_margin: Share = 0.05
+    """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    title: str = "Charter run"
+    model: str
+    """Folder or hub name of the base model; `package:NAME/PATH` is a folder inside an installed package."""
+    constitution: str
+    """YAML file of principles."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Positive = 128
+    """Responses generated at once."""
+    prompts: PromptSettings
+    gates: GateSettings = GateSettings()
+    revise: ReviseSettings = ReviseSettings()
+    sft: SFTSettings = SFTSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    reward_model: RewardModelSettings = RewardModelSettings()
+    rl: Annotated[PPOSettings | RLOOSettings, Field(discriminator="method")] = RLOOSettings()
+    evaluation: EvaluationSettings
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
+    """The first problem as (dotted key, words); an unknown key comes with the nearest known one."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if part not in ("ppo", "rloo")]
+    key = ".".join(str(part) for part in location)
+    if first["type"] != "extra_forbidden":
+        got = "" if first["type"] == "missing" else f"; got {str(first['input'])[:60]!r}"
+        return key, first["msg"].removeprefix("Value error, ") + got
+    known = known_keys(kind, [str(part) for part in first["loc"][:-1]])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return key, f"unknown key; {hint}"
+
+
+def known_keys(kind: Any, location: list[str]) -> list[str]:
+    """Field names of the settings class found by following ``location`` from ``kind``."""
+    if not location:
+        return list(kind.model_fields)
+    annotation = kind.model_fields[location[0]].annotation
+    choices = [part for part in getattr(annotation, "__args__", (annotation,)) if hasattr(part, "model_fields")]
+    rest = location[1:]
+    if rest and rest[0] in ("ppo", "rloo"):
+        choices = [part for part in choices if part.model_fields["method"].default == rest[0]]
+        rest = rest[1:]
+    return known_keys(choices[0], rest)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key may not be given twice: silently taking the last one hides mistakes."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. InputError names file and line."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = yaml.load(text, _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise InputError("no such file", file=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", file=path) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 (byte {error.start}); convert it with iconv", file=path) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"broken YAML: {problem}", file=path, line=mark.line + 1 if mark else None) from None
+    except RecursionError:
+        raise InputError("broken YAML: nested too deeply", file=path) from None
+    if not isinstance(value, dict):
+        raise InputError(f"holds a {type(value).__name__}, not a mapping of keys to values", file=path)
+    return value
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """``values`` with each ``a.b=c`` put in; c is read as YAML. InputError where an assignment is malformed."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {assignment!r}: write it as key=value, such as rl.steps=20")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
+        *parents, leaf = key.split(".")
+        place = values
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                place[parent] = {}
+            place = place[parent]
+        place[leaf] = value
+    return values
+
+
+def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe; file names in it become absolute, relative ones taken from its own folder."""
+    values = override(read_yaml(path), assignments)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        key, words = explain(error, Recipe)
+        raise InputError(words, file=path, field=key) from None
+    base = path.resolve().parent
+    scorer = recipe.evaluation.scorer
+    if scorer.startswith("judge:"):
+        scorer = "judge:" + locate(scorer.removeprefix("judge:"), base)
+    return recipe.model_copy(
+        update={
+            "model": locate(recipe.model, base),
+            "constitution": locate(recipe.constitution, base),
+            "prompts": recipe.prompts.model_copy(
+                update={"files": [locate(file, base) for file in recipe.prompts.files]}
+            ),
+            "revise": recipe.revise.model_copy(update={"few_shots": locate_optional(recipe.revise.few_shots, base)}),
+            "feedback": recipe.feedback.model_copy(
+                update={
+                    "labelled_pairs": locate_optional(recipe.feedback.labelled_pairs, base),
+                    "judge": recipe.feedback.judge
+                    if recipe.feedback.judge in ("base", "sft")
+                    else locate(recipe.feedback.judge, base),
+                }
+            ),
+            "evaluation": recipe.evaluation.model_copy(update={"scorer": scorer}),
+        }
+    )
+
+
+def locate(name: str, base: Path) -> str:
+    """Where a file or folder named in a recipe is: `package:NAME/PATH`, absolute, beside the recipe, or as it stands
+    (the name of a model on a hub)."""
+    if name.startswith("package:"):
+        package, _, inside = name.removeprefix("package:").partition("/")
+        try:
+            return str(importlib.resources.files(package).joinpath(inside))
+        except ModuleNotFoundError:
+            raise InputError(f"{name!r}: there is no installed package {package!r}") from None
+    for candidate in (Path(name).expanduser(), base / name):
+        if candidate.exists():
+            return str(candidate.resolve())
+    return name
+
+
+def locate_optional(name: str | None, base: Path) -> str | None:
+    return None if name is None else locate(name, base)
+
+
+def shipped(folder: str) -> Path:
+    """The recipes or constitutions that come with Charter: inside the installed package, or beside a source checkout."""
+    inside = Path(__file__).parent / folder
+    return inside if inside.is_dir() else Path(__file__).parents[2] / folder
+
+
+def find_recipe(name: str) -> Path:
+    """A path as given, or the name of a shipped recipe. InputError lists the names."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    candidate = shipped("recipes") / f"{name}.yaml"
+    if candidate.exists():
+        return candidate
+    names = sorted(recipe.stem for recipe in shipped("recipes").glob("*.yaml"))
+    raise InputError(f"no recipe {name!r}: give a YAML file or one of {', '.join(names)}")
+
+
+def as_settings(values: Mapping[str, Any], kind: type[Settings], where: str) -> Settings:
+    """Check command-line values against a settings class."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        key, words = explain(error, kind)
+        raise InputError(f"{where}: {words}", field=key) from None

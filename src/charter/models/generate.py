@@ -1,0 +1,137 @@
+"""Sampling: prompts in, responses out, the same response for the same seed whatever else is in the batch.
+
+Each response has its own stream of uniform numbers, drawn from its own seed, and picks its token by inverting the
+cumulative distribution. No top-k or top-p: what is sampled is what is scored, so the log-probabilities are those of the
+distribution the tokens came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from charter.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One sampled response. ids: response tokens, the end token included when it came; logprobs: one per id, nats."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+@torch.inference_mode()
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[list[Sampled]]:
+    """Sample one response per seed for every prompt. ``seeds[i]`` are the K seeds of prompt i; returns as nested.
+
+    The prompt is read once and its cache repeated for the K responses. Rows that have ended are dropped from the batch when
+    they make up a quarter of it. ``temperature`` 0 takes the likeliest token. InputError where a prompt leaves no room.
+    """
+    check_room(model, prompts, max_new_tokens)
+    device = next(model.parameters()).device
+    k = len(seeds[0])
+    ids, attention = left_pad(prompts, device)
+    output = model(
+        input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=True, logits_to_keep=1
+    )
+    cache, logits = output.past_key_values, output.logits[:, -1]
+    if k > 1:
+        cache.batch_repeat_interleave(k)
+        logits, attention = logits.repeat_interleave(k, 0), attention.repeat_interleave(k, 0)
+    n = len(prompts) * k
+    uniforms = torch.from_numpy(
+        np.stack([np.random.default_rng(seed).random(max_new_tokens) for group in seeds for seed in group])
+    ).to(device)
+    tokens: list[list[int]] = [[] for _ in range(n)]
+    logprobs: list[list[float]] = [[] for _ in range(n)]
+    rows = torch.arange(n, device=device)
+    alive = torch.ones(n, dtype=torch.bool, device=device)
+    length = attention.sum(dim=1)
+    for step in range(max_new_tokens):
+        choice, chosen_logprobs = pick(logits, uniforms[rows, step], temperature)
+        row_list, alive_list = rows.tolist(), alive.tolist()
+        for row, on, token, logprob in zip(row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True):
+            if on:
+                tokens[row].append(token)
+                logprobs[row].append(logprob)
+        alive = alive & (choice != eos_id)
+        left = int(alive.sum())
+        if left == 0 or step == max_new_tokens - 1:
+            break
+        if left <= 0.75 * len(rows):
+            keep = alive.nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            rows, choice, alive, length, attention = (x[keep] for x in (rows, choice, alive, length, attention))
+        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
+        output = model(
+            input_ids=choice.unsqueeze(1),
+            attention_mask=attention,
+            position_ids=length.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits, length = output.logits[:, -1], length + 1
+    flat = [
+        Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] == eos_id) for ids, row in zip(tokens, logprobs, strict=True)
+    ]
+    return [flat[i : i + k] for i in range(0, n, k)]
+
+
+def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) drawn by inverse CDF from logits (B, V) with one uniform number a row, and their log-probabilities."""
+    logits = logits.float()
+    if temperature == 0:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        choice = logits.argmax(dim=-1)
+    else:
+        logprobs = torch.log_softmax(logits / temperature, dim=-1)
+        cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+        # Scaled by the total, which rounding leaves a little off 1, so that the last token keeps its own share.
+        target = (uniform * cumulative[:, -1]).unsqueeze(1)
+        choice = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+    return choice, logprobs.gather(1, choice.unsqueeze(1)).squeeze(1)
+
+
+def left_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """ids and attention (B, T) with the padding on the left. The pad id is 0 and never looked at."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, attention
+
+
+def positions(attention: Tensor) -> Tensor:
+    """Position of each token counted from the first real one: (B, T)."""
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def context_length(model: Any) -> int | None:
+    """Most tokens the model can see at once, None where its configuration names no limit."""
+    config = model.config.get_text_config()
+    found = getattr(config, "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def check_room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    limit = context_length(model)
+    longest = max(len(prompt) for prompt in prompts)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise InputError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's {limit} positions; "
+            "shorten the prompts or lower max_new_tokens"
+        )

@@ -1,0 +1,107 @@
+"""Load and save: safetensors only, no remote code, one clear line where a folder is not a model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charter.errors import InputError
+from charter.models.chat_template import prepare_tokenizer
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the loader's own progress bars and reports off the terminal."""
+    from transformers.utils import logging as hf_logging
+
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    level = logging.getLogger("transformers").level
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger("transformers").setLevel(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def check_folder(path: str) -> None:
+    """InputError where ``path`` is a folder that cannot be a safetensors model, or a path that does not exist."""
+    folder = Path(path)
+    if not folder.exists():
+        if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+            raise InputError("no such model folder; a hub model is named OWNER/NAME", file=path)
+        return
+    if not folder.is_dir():
+        raise InputError("is a file; name the folder that holds config.json and the weights", file=path)
+    if not (folder / "config.json").exists():
+        raise InputError("holds no config.json, so it is no Hugging Face model folder", file=path)
+    if not list(folder.glob("*.safetensors")):
+        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(pattern)]
+        if pickled:
+            raise InputError(
+                f"holds pickled weights ({pickled[0]}), which can run code when loaded; save them as safetensors", file=path
+            )
+        raise InputError("holds no *.safetensors weights", file=path)
+
+
+def load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            return prepare_tokenizer(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+    except InputError as error:
+        raise InputError(str(error), file=path) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the tokenizer does not load: {first_line(error)}", file=path) from None
+
+
+def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausalLM", **kwargs: Any) -> Any:
+    """A model in float32, in evaluation mode. ``kind`` names the transformers class; InputError where weights are missing:
+    a head that the loader would fill with random numbers is a mistake, not a model."""
+    import transformers
+
+    check_folder(path)
+    try:
+        with quiet_transformers():
+            model, report = getattr(transformers, kind).from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
+            )
+    except Exception as error:  # the loader raises whatever the file format underneath raises
+        raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"weights are missing: {', '.join(missing[:3])}; this folder is not a {kind}", file=path)
+    return model.to(device).eval()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a plain Hugging Face folder, at once: a half-written model is never seen under its name."""
+    import shutil
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    with quiet_transformers():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def pick_device(setting: str) -> str:
+    """`auto` is the GPU where there is one. InputError where cuda is asked for and absent."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but no GPU is visible; set device: cpu or auto")
+    return "cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu"

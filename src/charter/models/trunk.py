@@ -1,0 +1,259 @@
+"""One causal language model that plays several roles: policy, reference, reward model, value model.
+
+With LoRA the base weights are held once: the reference is the base with its adapters off, and every other role is an
+adapter, with a scalar head where it scores. Without LoRA, for small models, each trained role is a copy of its own and the
+untouched base serves as reference. The code above asks a role for log-probabilities, scores or values and never which of
+the two it is.
+
+Shapes: B rows, T positions, H hidden size. Rows are padded on the right; ``attention`` (B, T) is True on real tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from charter.config import LoRASettings
+from charter.errors import InputError
+from charter.models.load import load_model, save_model
+from charter.records import write_json
+from charter.run import derive_seed, read_json
+
+REFERENCE = "reference"
+
+
+class Trunk:
+    """The model, its tokenizer, and the roles it plays."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, lora: LoRASettings | None = None, precision: str = "float32", seed: int = 0
+    ) -> None:
+        self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
+        self.device = next(model.parameters()).device
+        self.precision = precision
+        self.copies: dict[str, Any] = {}
+        self.heads: dict[str, nn.Linear] = {}
+        self.adapters: Any = None
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+
+    # -- roles ---------------------------------------------------------------------------------------------------------
+
+    def add_role(self, name: str, *, head: bool = False, start_from: str | None = None) -> None:
+        """Add a trainable role that starts as the base (or as another role). A head starts at zero: every score and value
+        is 0 before the first update."""
+        torch.manual_seed(derive_seed(self.seed, "role", name))
+        if self.lora is None:
+            source = self.copies[start_from] if start_from else self.model
+            self.copies[name] = copy.deepcopy(source)
+            # A model that only scores has no use for the vocabulary projection unless it is the embedding itself.
+            for parameter in self.copies[name].parameters():
+                parameter.requires_grad_(True)
+        else:
+            self._add_adapter(name, start_from)
+        if head:
+            hidden = self.model.config.get_text_config().hidden_size
+            self.heads[name] = nn.Linear(hidden, 1, bias=False, device=self.device)
+            if start_from and start_from in self.heads:
+                self.heads[name].load_state_dict(self.heads[start_from].state_dict())
+            else:
+                nn.init.zeros_(self.heads[name].weight)
+
+    def _add_adapter(self, name: str, start_from: str | None) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        assert self.lora is not None
+        conv1d = any(type(module).__name__ == "Conv1D" for module in self.model.modules())  # GPT-2 stores them transposed
+        config = LoraConfig(
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=conv1d,
+        )
+        if self.adapters is None:
+            self.adapters = get_peft_model(self.model, config, adapter_name=name)
+        else:
+            self.adapters.add_adapter(name, config)
+        self.adapters.eval()
+        if start_from:
+            state = dict(self.adapters.named_parameters())
+            for key, parameter in state.items():
+                if f".{name}." in key:
+                    parameter.data.copy_(state[key.replace(f".{name}.", f".{start_from}.")].data)
+
+    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The trainable parameters of a role by name, its head included."""
+        if self.lora is None:
+            found = dict(self.copies[role].named_parameters())
+            if role in self.heads:  # the output projection of a scorer never sees a gradient
+                output = self.copies[role].get_output_embeddings().weight
+                tied = output is self.copies[role].get_input_embeddings().weight
+                found = {key: value for key, value in found.items() if tied or value is not output}
+        else:
+            found = {key: value for key, value in self.adapters.named_parameters() if f".{role}." in key}
+        if role in self.heads:
+            found["head.weight"] = self.heads[role].weight
+        return found
+
+    def trainable_share(self, role: str) -> float:
+        """Trained parameters of a role over the parameters of the base."""
+        return sum(p.numel() for p in self.parameters(role).values()) / sum(p.numel() for p in self.model.parameters())
+
+    @contextlib.contextmanager
+    def as_role(self, role: str) -> Iterator[Any]:
+        """The causal LM in the given role; gradients flow to that role's parameters and nowhere else."""
+        if self.lora is None:
+            yield self.copies.get(role, self.model)
+        elif self.adapters is None or role == REFERENCE:
+            with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
+                yield self.model
+            self._thaw()
+        else:
+            self.adapters.set_adapter(role)
+            self._thaw()
+            yield self.model
+
+    def _thaw(self) -> None:
+        """Switching adapters freezes the others in peft; a graph that still waits for its backward pass would lose them."""
+        if self.adapters is not None:
+            for key, parameter in self.adapters.named_parameters():
+                if "lora_" in key:
+                    parameter.requires_grad_(True)
+
+    # -- what a role computes ------------------------------------------------------------------------------------------
+
+    def hidden(self, model: Any, ids: Tensor, attention: Tensor) -> Tensor:
+        """Last hidden states (B, T, H), float32."""
+        with self._autocast():
+            output = model.base_model(input_ids=ids, attention_mask=attention.long(), use_cache=False)
+        return output.last_hidden_state.float()
+
+    def _autocast(self) -> Any:
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def logprobs(
+        self, role: str, ids: Tensor, attention: Tensor, mask: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T), nats, of the tokens at the masked positions, 0 elsewhere; and entropies likewise.
+
+        Logits are computed only where a masked token follows, and normalised in float32. The same temperature as in
+        sampling goes in here, or the ratio of the first update would not be 1.
+        """
+        with self.as_role(role) as model:
+            hidden = self.hidden(model, ids, attention)
+            rows, columns = mask.nonzero(as_tuple=True)
+            with self._autocast():
+                logits = logits_from_hidden(model, hidden[rows, columns - 1])
+        log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
+        chosen = log_softmax.gather(1, ids[rows, columns].unsqueeze(1)).squeeze(1)
+        place = (rows, columns)
+        zeros = torch.zeros(ids.shape, device=ids.device)
+        entropies = None
+        if entropy:
+            entropies = zeros.index_put(place, -(log_softmax.exp() * log_softmax).sum(dim=-1))
+        return zeros.index_put(place, chosen), entropies
+
+    def values(self, role: str, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        """What the role's head expects *before* each masked token is chosen: (B, T), 0 elsewhere."""
+        with self.as_role(role) as model:
+            hidden = self.hidden(model, ids, attention)
+        rows, columns = mask.nonzero(as_tuple=True)
+        values = self.heads[role](hidden[rows, columns - 1]).squeeze(-1)
+        return torch.zeros(ids.shape, device=ids.device).index_put((rows, columns), values)
+
+    def scores(self, role: str, ids: Tensor, attention: Tensor) -> Tensor:
+        """The role's head at the last real token of each row: (B,). The place comes from ``attention``, never from ids."""
+        with self.as_role(role) as model:
+            hidden = self.hidden(model, ids, attention)
+        last = attention.sum(dim=1) - 1
+        score: Tensor = self.heads[role](hidden[torch.arange(len(ids)), last]).squeeze(-1)
+        return score
+
+    # -- on disk ---------------------------------------------------------------------------------------------------------
+
+    def save_language_model(self, role: str, folder: Path) -> None:
+        """The role as a plain Hugging Face folder; a LoRA adapter is merged into a copy of the base first."""
+        with self.as_role(role) as model:
+            if self.lora is not None:
+                model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
+            save_model(model, self.tokenizer, folder)
+
+    def save_scorer(self, role: str, folder: Path, *, mean: float, std: float) -> None:
+        """A reward model: weights, head, template and normalisation together, in one safetensors file beside the tokenizer.
+
+        ``mean`` and ``std`` of the scores on held-in responses are stored so that every reader puts scores on one scale.
+        """
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().contiguous().clone() for key, value in self.parameters(role).items()}
+        save_file(tensors, folder / "reward_model.safetensors")
+        self.tokenizer.save_pretrained(folder)
+        self.model.config.save_pretrained(folder)
+        lora = self.lora.model_dump() if self.lora else None
+        write_json(folder / "reward_model.json", {"lora": lora, "mean": mean, "std": std})
+
+    def load_scorer(self, role: str, folder: Path) -> ScoreScale:
+        """Put a saved reward model on this trunk as ``role``. InputError where its head or its place is missing."""
+        from safetensors.torch import load_file
+
+        card = read_json(folder / "reward_model.json")
+        file = folder / "reward_model.safetensors"
+        if card is None or not file.exists():
+            raise InputError("is no reward model: reward_model.json or reward_model.safetensors is missing", file=folder)
+        if (card["lora"] is None) != (self.lora is None):
+            raise InputError("was trained with another choice of lora than this trunk uses", file=folder)
+        tensors = load_file(file)
+        if "head.weight" not in tensors:
+            raise InputError("the reward head is missing; a random one would give random rewards", file=file)
+        if role not in self.copies and (self.adapters is None or role not in self.adapters.peft_config):
+            self.add_role(role, head=True)
+        parameters = self.parameters(role)
+        # Adapter names carry the role they were trained as; the role played here may have another name.
+        renamed = {key.replace(".reward.", f".{role}."): value for key, value in tensors.items()}
+        if renamed.keys() != parameters.keys():
+            raise InputError("its weights do not fit this trunk; it was trained on another model", file=file)
+        for key, value in renamed.items():
+            parameters[key].data.copy_(value)
+        return ScoreScale(card["mean"], card["std"])
+
+
+class ScoreScale:
+    """Puts raw reward scores on mean 0 and standard deviation 1 of the data the reward model saw."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        return (scores - self.mean) / self.std
+
+
+def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
+    """Vocabulary logits (N, V) of hidden states (N, H), with the caps and scales that some architectures put on them."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / scaling
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def load_trunk(
+    path: str, *, device: str = "cpu", lora: LoRASettings | None = None, precision: str = "float32", seed: int = 0
+) -> Trunk:
+    """The model of a folder as a trunk without roles: it can already serve as reference."""
+    from charter.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    return Trunk(load_model(path, device), tokenizer, lora=lora, precision=precision, seed=seed)

@@ -1,0 +1,272 @@
+"""The run folder: stages that finish once, survive ``kill -9``, and leave the same bytes either way.
+
+Each stage owns a folder. Its fingerprint is a hash of settings, inputs and code; a finished stage with an unchanged
+fingerprint is skipped, an unfinished one is continued, one with another fingerprint starts anew. Nothing random is
+carried from step to step: every draw comes from a seed derived from names (run seed, stage, prompt, step), so the
+position in the data is all that a resumed stage needs to know. Wall-clock times are kept apart from the artifacts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from charter.errors import InputError
+from charter.records import Record, atomic_path, content_id, read_jsonl, write_json
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+SMALL_FILE = 64 * 2**20  # larger files are identified by size and time: hashing 14 GB to skip a stage is no skip
+
+
+def derive_seed(*names: object) -> int:
+    """A seed of 63 bits that is a pure function of names: (run seed, what for, which)."""
+    digest = hashlib.sha256("\x1f".join(map(str, names)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of every file of a folder with its name; 16 hex digits. Hidden files do not count."""
+    digest = hashlib.sha256()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file() or file.name.startswith("."):
+            continue
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        status = file.stat()
+        if status.st_size > SMALL_FILE:
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        else:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def code_hash(parts: Sequence[str]) -> str:
+    """Hash of the source of sub-packages or modules of Charter: part of a stage's fingerprint."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for part in sorted(parts):
+        place = package / part
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]:
+            if file.suffix in (".py", ".txt"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Run:
+    """A run folder, locked against a second process while in use."""
+
+    def __init__(self, folder: Path, *, seed: int = 0, quiet: bool = False) -> None:
+        self.folder, self.seed, self.quiet = folder, seed, quiet
+        self.stages: list[Stage] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / ".lock", "w")  # noqa: SIM115 - held for the life of the run
+        except (FileExistsError, NotADirectoryError):
+            raise InputError("is a file; a run needs a folder", file=folder) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError("another process is working in this run folder; wait for it or choose another --out",
+                             file=folder) from None  # fmt: skip
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def stage(self, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> Stage:
+        """Open a stage. ``inputs``: names to content hashes; ``code``: the parts of the source it runs."""
+        stage = Stage(self, name, settings, inputs, code)
+        self.stages.append(stage)
+        return stage
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            from rich.console import Console
+
+            Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+
+
+class Stage:
+    """One stage's folder: ``with run.stage(...) as stage: if not stage.done: ... stage.finish(result)``."""
+
+    def __init__(
+        self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]
+    ) -> None:
+        self.run, self.name, self.folder = run, name, run.folder / name
+        settings = settings.model_dump(mode="json") if hasattr(settings, "model_dump") else settings
+        self.description = {
+            "stage": name,
+            "seed": run.seed,
+            "settings": settings,
+            "inputs": dict(inputs),
+            "code": code_hash(["records", "run", *code]),
+        }
+        self.fingerprint = content_id(self.description)
+        self.result: dict[str, Any] = {}
+        self.done = self.skipped = False
+
+    def __enter__(self) -> Stage:
+        self.started = time.monotonic()
+        manifest = read_json(self.folder / "manifest.json") or {}
+        if manifest.get("fingerprint") != self.fingerprint:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
+            write_json(self.folder / "manifest.json", {**self.description, "fingerprint": self.fingerprint})
+        elif "result" in manifest:
+            self.done = self.skipped = True
+            self.result = manifest["result"]
+        self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.skipped and self.folder.exists():
+            write_json(self.folder / ".timing.json", {"wall_s": round(self.wall_s, 2)})
+            if self.done:
+                self.run.say(f"{self.name}: done in {self.wall_s:.1f} s")
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds spent on the stage, earlier interrupted attempts included where they ended in order."""
+        before = (read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0)
+        return before if self.skipped else before + time.monotonic() - self.started
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def output_hash(self) -> str:
+        """What a later stage names as its input: the fingerprint fixes the outputs, because every stage is a function."""
+        return self.fingerprint
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Mark the stage as done and keep its result in the manifest."""
+        (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        self.result, self.done = result, True
+        write_json(
+            self.folder / "manifest.json", {**self.description, "fingerprint": self.fingerprint, "result": result}
+        )
+
+    def rows(self, name: str, kind: type[R]) -> RecordLog[R]:
+        """An append-only file of records that outlives a kill."""
+        return RecordLog(self.path(name), kind)
+
+    def record(self, step: int, **values: Any) -> None:
+        """Append one line to metrics.jsonl. No times: the file is part of the artifacts."""
+        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.path("metrics.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def rewind(self, name: str, step: int) -> None:
+        """Drop the lines of a step log that lie beyond the checkpoint at ``step``, a half-written last one included."""
+        path = self.path(name)
+        if path.exists():
+            kept = []
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                try:
+                    if json.loads(line)["step"] < step:
+                        kept.append(line)
+                except ValueError:
+                    break
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def progress(self, steps: Sequence[T], done: int = 0) -> Iterator[T]:
+        """The steps that are left, with a bar, a rate and the time to go."""
+        return track(steps, self.name, done=done, quiet=self.run.quiet)
+
+
+class RecordLog(Generic[R]):
+    """Records appended one line at a time, each on disk before the next is made."""
+
+    def __init__(self, path: Path, kind: type[R]) -> None:
+        self.path, self.kind = path, kind
+        self.count = self._mend()
+
+    def _mend(self) -> int:
+        """Cut off a half-written last line; the number of whole ones."""
+        if not self.path.exists():
+            return 0
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            os.truncate(self.path, whole)
+        return content.count(b"\n")
+
+    def work(
+        self,
+        items: Sequence[T],
+        batch_size: int,
+        produce: Callable[[Sequence[T]], Iterable[R]],
+        *,
+        rows_per_item: int = 1,
+        label: str = "",
+        quiet: bool = False,
+    ) -> list[R]:
+        """Turn items into records, batch by batch, and return all of them.
+
+        After a kill, work goes on with the batch that was cut short. That batch is made whole again, so that its numerics
+        are those of an uninterrupted run, and only the rows that were missing are appended.
+        """
+        batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+        first = self.count // (batch_size * rows_per_item)
+        ordinal = first * batch_size * rows_per_item
+        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+            for batch in track(batches, label, done=min(first, len(batches)), unit=batch_size, quiet=quiet):
+                for record in produce(batch):
+                    if ordinal >= self.count:
+                        file.write(record.model_dump_json() + "\n")
+                        file.flush()
+                    ordinal += 1
+                os.fsync(file.fileno())
+        self.count = max(self.count, ordinal)
+        return list(read_jsonl(self.path, self.kind))
+
+
+def track(
+    steps: Sequence[T], label: str, *, done: int = 0, unit: int = 1, quiet: bool = False
+) -> Iterator[T]:
+    """The steps that are left, with a progress bar (count, rate, time to go) on the terminal's standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("  {task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    if quiet or not console.is_terminal or not steps[done:]:
+        yield from steps[done:]
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=len(steps) * unit, completed=done * unit, rate="")
+        started = time.monotonic()
+        for number, step in enumerate(steps[done:], start=1):
+            yield step
+            rate = number * unit / (time.monotonic() - started)
+            progress.update(task, advance=unit, rate=f"{rate:.1f}/s")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document at ``path``, or None where there is none yet."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,54 @@
+"""Credit: from rewards to advantages. Pure functions on tensors; letters as in ``losses``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2015, eq. 16): advantages and returns, both (B, T).
+
+    δ_t = r_t + γ V_{t+1} - V_t;  A_t = δ_t + γλ A_{t+1};  R_t = A_t + V_t. Positions outside ``mask`` are stepped over as if
+    they were not there, wherever they are, and come back as 0. The value after the last token is 0: the episode has ended.
+    """
+    advantages = torch.zeros_like(rewards)
+    next_value = torch.zeros_like(rewards[:, 0])
+    next_advantage = torch.zeros_like(next_value)
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        here = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * gae_lambda * next_advantage
+        advantages[:, t] = torch.where(here, advantage, 0.0)
+        next_advantage = torch.where(here, advantage, next_advantage)
+        next_value = torch.where(here, values[:, t], next_value)
+    return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, unbiased: bool = True) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-8) over the masked entries of the whole batch, 0 elsewhere; same shape.
+
+    With ``shift_mean=False`` the mean is put back, which is how rewards are whitened (Ziegler et al. 2019). A batch of one
+    entry has no variance and is only centred.
+    """
+    kept = values[mask]
+    if kept.numel() == 0:
+        return torch.zeros_like(values)
+    mean = kept.mean()
+    variance = kept.var(unbiased=unbiased) if kept.numel() > 1 else torch.ones_like(mean)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+
+
+def rloo_advantages(scores: Tensor) -> Tensor:
+    """Each response against the mean of its siblings: A_i = r_i - mean_{j≠i} r_j (Ahmadian et al. 2024, eq. 8).
+
+    scores: (P, K), K ≥ 2 responses for each of P prompts; same shape back. A group whose scores are all equal gets exactly
+    0, whatever the constant: rounding in the mean must not become a gradient.
+    """
+    k = scores.shape[1]
+    if k < 2:
+        raise ValueError(f"RLOO needs at least 2 responses per prompt, got {k}")
+    advantages = (scores - scores.mean(dim=1, keepdim=True)) * (k / (k - 1))
+    equal = scores.amax(dim=1, keepdim=True) == scores.amin(dim=1, keepdim=True)
+    return torch.where(equal, 0.0, advantages)

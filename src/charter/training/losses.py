@@ -1,0 +1,114 @@
+"""Losses: pure functions from tensors to a scalar, each with its equation.
+
+Letters: B responses or pairs, T positions. ``mask`` is (B, T), True on the response tokens that count. A sum over tokens
+is divided by ``n_tokens``, the count of the *whole* optimizer batch, so that splitting a batch into micro-batches changes
+neither loss nor gradient; left out, it is the count of this batch. Log-probabilities and entropies are in nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor, n_tokens: int | None = None) -> Tensor:
+    """Sum of ``values`` where ``mask`` is True over the number of tokens. An empty mask gives 0, with gradient 0."""
+    total = torch.where(mask, values, 0.0).sum()
+    return total / max(int(mask.sum()) if n_tokens is None else n_tokens, 1)
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor, n_tokens: int | None = None) -> Tensor:
+    """Negative log-likelihood of the response tokens, in nats per token; the prompt is masked. logprobs: (B, T)."""
+    return -masked_mean(logprobs, mask, n_tokens)
+
+
+def bradley_terry_loss(
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
+    weight: Tensor | float = 1.0,
+    margin: Tensor | float = 0.0,
+    centering: float = 0.0,
+) -> Tensor:
+    """Negative log-likelihood of the preference, in nats per pair. Scores, weight, margin: (B,). Returns (B,).
+
+    -p log σ(Δ - m) - (1 - p) log σ(-(Δ - m)) with Δ the score difference, p = ``weight`` the probability that the chosen
+    response is better (Ouyang et al. 2022, eq. 1, for p = 1, m = 0; Touvron et al. 2023, eq. 2, for the margin; Bai et
+    al. 2022, section 4.1, for soft labels). ``centering`` adds c (s_w + s_l)², which fixes the free constant of the model
+    (Eisenstein et al. 2023).
+    """
+    difference = chosen_scores - rejected_scores - margin
+    weight = torch.as_tensor(weight, dtype=difference.dtype, device=difference.device)
+    loss = -weight * F.logsigmoid(difference) - (1 - weight) * F.logsigmoid(-difference)
+    return loss + centering * (chosen_scores + rejected_scores) ** 2
+
+
+@dataclass(frozen=True)
+class PolicyStats:
+    """What a clipped update tells about itself; sums over masked tokens, so that micro-batches add up."""
+
+    ratio: float
+    clipped: float
+    approx_kl: float
+    n_tokens: int
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_coef: float,
+    n_tokens: int | None = None,
+) -> tuple[Tensor, PolicyStats]:
+    """-min(ρA, clip(ρ, 1-ε, 1+ε) A) averaged over response tokens (Schulman et al. 2017, eq. 7). All inputs (B, T).
+
+    ρ = exp(log π - log π_rollout): against the policy that *sampled* the responses, not against the frozen reference.
+    The statistics hold sums; approx_kl is ½(log ρ)² (Schulman 2020, k2).
+    """
+    log_ratio = torch.where(mask, logprobs - rollout_logprobs, 0.0)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    loss = masked_mean(-torch.minimum(ratio * advantages, clipped * advantages), mask, n_tokens)
+    with torch.no_grad():
+        stats = PolicyStats(
+            ratio=float(ratio[mask].sum()),
+            clipped=float((ratio[mask] != clipped[mask]).sum()),
+            approx_kl=float(0.5 * (log_ratio[mask] ** 2).sum()),
+            n_tokens=int(mask.sum()),
+        )
+    return loss, stats
+
+
+def clipped_value_loss(
+    values: Tensor,
+    rollout_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip_range: float,
+    n_tokens: int | None = None,
+) -> Tensor:
+    """½ max((V - R)², (clip(V, V_old ± ε) - R)²) averaged over response tokens (Ziegler et al. 2019). All inputs (B, T)."""
+    clipped = rollout_values + (values - rollout_values).clamp(-clip_range, clip_range)
+    loss = 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return masked_mean(loss, mask, n_tokens)
+
+
+def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor, n_responses: int | None = None) -> Tensor:
+    """-A log π(response), averaged over responses (Ahmadian et al. 2024, eq. 6). logprobs, mask: (B, T); advantages: (B,).
+
+    The whole response is one action: its log-probability is the sum over its tokens.
+    """
+    sequence_logprobs = torch.where(mask, logprobs, 0.0).sum(dim=1)
+    return -(advantages * sequence_logprobs).sum() / (n_responses or logprobs.shape[0])
+
+
+def token_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """k1 = log π - log π_ref at the sampled tokens (B, T), nats, 0 outside ``mask``.
+
+    Unbiased for KL(π ‖ π_ref) when the tokens come from π. It belongs in the reward: differentiated as a loss its expected
+    gradient is zero.
+    """
+    return torch.where(mask, logprobs - reference_logprobs, 0.0)

@@ -1,0 +1,141 @@
+"""Proximal policy optimisation on responses (Schulman et al. 2017; Ziegler et al. 2019; Stiennon et al. 2020).
+
+Two old policies are at work and are easily confused. The *rollout* policy sampled this step's responses: the clipped ratio is
+against it. The *reference* is the frozen model before RL: the KL in the reward is to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from charter.config import PPOSettings
+from charter.models.trunk import REFERENCE, Trunk
+from charter.records import Prompt
+from charter.run import Stage, derive_seed
+from charter.training.advantages import gae, whiten
+from charter.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean, token_kl
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.rewards import apply_missing_eos_penalty, at_last_token, make_kl_controller
+from charter.training.rollouts import (
+    RewardFn,
+    collect,
+    describe_rollout,
+    log_rollout,
+    micro_batches,
+    over_rollout,
+    prompt_batch,
+)
+
+
+def train_ppo(
+    trunk: Trunk, prompts: Sequence[Prompt], reward_fn: RewardFn, settings: PPOSettings, stage: Stage
+) -> None:
+    """Train role ``policy``, with role ``value`` as its critic. Both must be on the trunk; its base is the reference.
+
+    Each step: sample, score, credit, learn, record. Rollouts are B = prompts_per_step x samples_per_prompt rows.
+    """
+    seed = derive_seed(stage.run.seed, stage.name)
+    n_updates = settings.steps * settings.epochs * settings.minibatches
+    shared = {"steps": n_updates, "decay": False, "max_grad_norm": settings.max_grad_norm}
+    policy_optimizer = Optimizer(trunk.parameters("policy"), settings.learning_rate, **shared)  # type: ignore[arg-type]
+    value_optimizer = Optimizer(trunk.parameters("value"), settings.value_learning_rate, **shared)  # type: ignore[arg-type]
+    optimizers = {"policy": policy_optimizer, "value": value_optimizer}
+    checkpoint = stage.path("checkpoint.safetensors")
+    first, extra = load_checkpoint(checkpoint, optimizers)
+    kl_controller = make_kl_controller(settings, extra.get("kl_coef", settings.kl_coef))
+    for log in ("metrics.jsonl", "rollouts.jsonl"):
+        stage.rewind(log, first)
+
+    for step in stage.progress(range(settings.steps), done=first):
+        # Sample.
+        batch = prompt_batch(prompts, step, settings.prompts_per_step, seed)
+        rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", step))
+        order = np.random.default_rng(derive_seed(seed, "minibatches", step)).permutation(len(rollout.texts)).tolist()
+        minibatches = [
+            micro_batches(rollout, sorted(order[i :: settings.minibatches]), settings.tokens_per_micro_batch)
+            for i in range(settings.minibatches)
+        ]
+        cuts = [cut for minibatch in minibatches for cut in minibatch]
+
+        # Score.
+        scores = apply_missing_eos_penalty(reward_fn(rollout), rollout.finished, settings.missing_eos_penalty)
+        logprobs = over_rollout(
+            rollout, cuts, lambda *rows: trunk.logprobs("policy", *rows, temperature=settings.temperature)[0]
+        )
+        reference_logprobs = over_rollout(
+            rollout, cuts, lambda *rows: trunk.logprobs(REFERENCE, *rows, temperature=settings.temperature)[0]
+        )
+        kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
+
+        # Credit.
+        rewards = at_last_token(scores, rollout.mask) - kl_controller.coef * kl
+        values = over_rollout(rollout, cuts, lambda *rows: trunk.values("value", *rows))
+        advantages, returns = gae(rewards, values, rollout.mask, settings.gamma, settings.gae_lambda)
+        if settings.whiten_advantages:
+            advantages = whiten(advantages, rollout.mask)
+
+        # Learn.
+        first_ratio, totals = None, dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "value"), 0.0)
+        policy_norms = []
+        for _ in range(settings.epochs):
+            for minibatch in minibatches:
+                n_tokens = sum(int(rollout.mask[rows].sum()) for rows, _ in minibatch)
+                before = totals["ratio"], totals["n_tokens"]
+                for rows, width in minibatch:
+                    ids, attention, mask = (x[rows, :width] for x in (rollout.ids, rollout.attention, rollout.mask))
+                    new_logprobs, entropies = trunk.logprobs(
+                        "policy", ids, attention, mask, temperature=settings.temperature, entropy=True
+                    )
+                    assert entropies is not None
+                    new_values = trunk.values("value", ids, attention, mask)
+                    policy_loss, stats = clipped_policy_loss(
+                        new_logprobs, logprobs[rows, :width], advantages[rows, :width], mask, settings.clip_coef, n_tokens
+                    )
+                    value_loss = clipped_value_loss(
+                        new_values, values[rows, :width], returns[rows, :width], mask, settings.value_clip, n_tokens
+                    )
+                    entropy = masked_mean(entropies, mask, n_tokens)
+                    loss = policy_loss + settings.value_coef * value_loss - settings.entropy_coef * entropy
+                    torch.autograd.backward(loss)
+                    totals["ratio"] += stats.ratio
+                    totals["clipped"] += stats.clipped
+                    totals["approx_kl"] += stats.approx_kl
+                    totals["n_tokens"] += stats.n_tokens
+                    totals["entropy"] += entropy.item() * n_tokens
+                    totals["value"] += value_loss.item() * n_tokens
+                if first_ratio is None:
+                    first_ratio = (totals["ratio"] - before[0]) / max(totals["n_tokens"] - before[1], 1)
+                policy_norms.append(policy_optimizer.step())
+                value_optimizer.step()
+
+        # Record.
+        described = describe_rollout(rollout, scores, kl)
+        seen = max(totals["n_tokens"], 1)
+        stage.record(
+            step,
+            **described,
+            kl_coef=kl_controller.coef,
+            first_ratio=first_ratio,
+            ratio=totals["ratio"] / seen,
+            clip_fraction=totals["clipped"] / seen,
+            approx_kl=totals["approx_kl"] / seen,
+            entropy=totals["entropy"] / seen,
+            value_loss=totals["value"] / seen,
+            explained_variance=explained_variance(values[rollout.mask], returns[rollout.mask]),
+            grad_norm=sum(policy_norms) / len(policy_norms),
+            updates=len(policy_norms),
+            sampler_gap=float((logprobs - rollout.logprobs).abs().max()),
+        )
+        log_rollout(stage, step, rollout, scores, kl)
+        kl_controller.update(described["kl"], len(scores))
+        if (step + 1) % settings.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, optimizers, {"kl_coef": kl_controller.coef})
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
+    """1 - Var(R - V) / Var(R): 1 where the critic knows, 0 where it knows no more than the mean. 0 without variance."""
+    variance = float(returns.var()) if returns.numel() > 1 else 0.0
+    return 1 - float((returns - values).var()) / variance if variance > 0 else 0.0

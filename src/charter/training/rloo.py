@@ -1,0 +1,109 @@
+"""REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): PPO's page with the credit lines replaced.
+
+The whole response is one action. There is no value model, no clipping, and one update per batch, so every gradient is
+on-policy and the ratio is 1 by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from charter.config import RLOOSettings
+from charter.models.trunk import REFERENCE, Trunk
+from charter.records import Prompt
+from charter.run import Stage, derive_seed
+from charter.training.advantages import rloo_advantages
+from charter.training.losses import reinforce_loss, token_kl
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.rewards import apply_missing_eos_penalty, make_kl_controller
+from charter.training.rollouts import (
+    RewardFn,
+    collect,
+    describe_rollout,
+    log_rollout,
+    micro_batches,
+    over_rollout,
+    prompt_batch,
+)
+
+
+def train_rloo(
+    trunk: Trunk, prompts: Sequence[Prompt], reward_fn: RewardFn, settings: RLOOSettings, stage: Stage
+) -> None:
+    """Train role ``policy``, which must be on the trunk; the trunk's base is the reference.
+
+    Each step: sample, score, credit, learn, record. Rollouts are B = prompts_per_step x samples_per_prompt rows.
+    """
+    seed = derive_seed(stage.run.seed, stage.name)
+    optimizer = Optimizer(
+        trunk.parameters("policy"),
+        settings.learning_rate,
+        settings.steps,
+        decay=False,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    optimizers = {"policy": optimizer}
+    checkpoint = stage.path("checkpoint.safetensors")
+    first, extra = load_checkpoint(checkpoint, optimizers)
+    kl_controller = make_kl_controller(settings, extra.get("kl_coef", settings.kl_coef))
+    for log in ("metrics.jsonl", "rollouts.jsonl"):
+        stage.rewind(log, first)
+
+    for step in stage.progress(range(settings.steps), done=first):
+        # Sample.
+        batch = prompt_batch(prompts, step, settings.prompts_per_step, seed)
+        rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", step))
+        n = len(rollout.texts)
+        cuts = micro_batches(rollout, range(n), settings.tokens_per_micro_batch)
+
+        # Score.
+        scores = apply_missing_eos_penalty(reward_fn(rollout), rollout.finished, settings.missing_eos_penalty)
+        logprobs = over_rollout(
+            rollout, cuts, lambda *rows: trunk.logprobs("policy", *rows, temperature=settings.temperature)[0]
+        )
+        reference_logprobs = over_rollout(
+            rollout, cuts, lambda *rows: trunk.logprobs(REFERENCE, *rows, temperature=settings.temperature)[0]
+        )
+        kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
+
+        # Credit.
+        rewards = scores - kl_controller.coef * kl.sum(dim=1)  # (B,)
+        groups = rewards.view(-1, settings.samples_per_prompt)
+        advantages = rloo_advantages(groups).view(-1)
+
+        # Learn.
+        loss_total = entropy_total = ratio_total = 0.0
+        n_tokens = max(int(rollout.mask.sum()), 1)
+        for rows, width in cuts:
+            ids, attention, mask = (x[rows, :width] for x in (rollout.ids, rollout.attention, rollout.mask))
+            new_logprobs, entropies = trunk.logprobs(
+                "policy", ids, attention, mask, temperature=settings.temperature, entropy=True
+            )
+            assert entropies is not None
+            loss = reinforce_loss(new_logprobs, advantages[rows], mask, n)
+            torch.autograd.backward(loss)
+            loss_total += loss.item()
+            entropy_total += float(entropies.detach().sum())
+            ratio_total += float((new_logprobs.detach() - logprobs[rows, :width])[mask].exp().sum())
+        norm = optimizer.step()
+
+        # Record.
+        described = describe_rollout(rollout, scores, kl)
+        stage.record(
+            step,
+            **described,
+            kl_coef=kl_controller.coef,
+            first_ratio=ratio_total / n_tokens,
+            entropy=entropy_total / n_tokens,
+            loss=loss_total,
+            groups_without_spread=float((groups.amax(dim=1) == groups.amin(dim=1)).float().mean()),
+            grad_norm=norm,
+            updates=1,
+            sampler_gap=float((logprobs - rollout.logprobs).abs().max()),
+        )
+        log_rollout(stage, step, rollout, scores, kl)
+        kl_controller.update(described["kl"], n)
+        if (step + 1) % settings.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, optimizers, {"kl_coef": kl_controller.coef})

@@ -1,0 +1,63 @@
+"""Supervised fine-tuning on responses; the prompt is masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from charter.config import SFTSettings
+from charter.errors import InputError
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.trunk import Trunk
+from charter.records import Message
+from charter.run import Stage, derive_seed
+from charter.training.batches import Tokens, by_tokens, epoch_batches, pad
+from charter.training.losses import sft_loss
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+
+
+def sft_tokens(trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]]) -> list[Tokens]:
+    """Conversations and the responses to learn, as ids. InputError where there is nothing to learn."""
+    if not examples:
+        raise InputError("no examples to fine-tune on")
+    return [
+        Tokens(encode_prompt(trunk.tokenizer, messages), encode_response(trunk.tokenizer, response))
+        for messages, response in examples
+    ]
+
+
+def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage: Stage) -> None:
+    """Train role ``policy`` of the trunk on the response tokens of ``rows``.
+
+    The loss is the mean over all response tokens of a step, not a mean of means, so the split into micro-batches does not
+    matter.
+    """
+    trunk.add_role("policy")
+    seed = derive_seed(stage.run.seed, stage.name)
+    steps = epoch_batches(len(rows), settings.responses_per_step, settings.epochs, seed)
+    optimizer = Optimizer(
+        trunk.parameters("policy"),
+        settings.learning_rate,
+        len(steps),
+        warmup=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    checkpoint = stage.path("checkpoint.safetensors")
+    first, _ = load_checkpoint(checkpoint, {"policy": optimizer})
+    stage.rewind("metrics.jsonl", first)
+    for step in stage.progress(range(len(steps)), done=first):
+        batch = [rows[i] for i in steps[step]]
+        n_tokens = sum(len(row.response) for row in batch)
+        total = 0.0
+        for group in by_tokens([len(row) for row in batch], settings.tokens_per_micro_batch):
+            padded = pad([batch[i] for i in group], trunk.device)
+            logprobs, _ = trunk.logprobs("policy", padded.ids, padded.attention, padded.mask)
+            loss = sft_loss(logprobs, padded.mask, n_tokens)
+            torch.autograd.backward(loss)
+            total += loss.item()
+        rate = optimizer.rate()
+        norm = optimizer.step()
+        stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm)
+        if (step + 1) % settings.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charter.training.advantages import gae, rloo_advantages, whiten
+
+REWARDS = torch.tensor([[-0.01, 0.02, -0.03, 1.0]], dtype=torch.float64)
+VALUES = torch.tensor([[0.5, 0.4, 0.3, 0.2]], dtype=torch.float64)
+ALL = torch.ones(1, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("gae_lambda", "expected"),
+    [(0.95, [0.382575, 0.5185, 0.63, 0.8]), (1.0, [0.48, 0.59, 0.67, 0.8]), (0.0, [-0.11, -0.08, -0.13, 0.8])],
+)
+def test_gae_golden_vectors(gae_lambda, expected):
+    advantages, returns = gae(REWARDS, VALUES, ALL, 1.0, gae_lambda)
+    assert advantages[0].tolist() == pytest.approx(expected)
+    assert returns[0].tolist() == pytest.approx([a + v for a, v in zip(expected, VALUES[0].tolist(), strict=True)])
+
+
+def test_lambda_one_is_reward_to_go_minus_value():
+    advantages, _ = gae(REWARDS, VALUES, ALL, 1.0, 1.0)
+    to_go = REWARDS.flip(1).cumsum(1).flip(1)
+    assert torch.allclose(advantages, to_go - VALUES)
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=9).filter(lambda m: sum(m) == 4))
+def test_gae_is_unchanged_by_masked_tokens_inserted_anywhere(places):
+    mask = torch.tensor([places])
+    rewards = torch.full(mask.shape, 7.0, dtype=torch.float64)
+    values = torch.full(mask.shape, -3.0, dtype=torch.float64)
+    rewards[mask], values[mask] = REWARDS[0], VALUES[0]
+    spread, returns = gae(rewards, values, mask, 0.9, 0.95)
+    packed, packed_returns = gae(REWARDS, VALUES, ALL, 0.9, 0.95)
+    assert torch.allclose(spread[mask], packed[0])
+    assert torch.allclose(returns[mask], packed_returns[0])
+    assert (spread[~mask] == 0).all()
+
+
+def test_whiten_golden_vectors():
+    values = torch.tensor([[0.382575, 0.5185, 0.63, 0.8]], dtype=torch.float64)
+    biased = whiten(values, ALL, unbiased=False)
+    assert biased[0].tolist() == pytest.approx([-1.3085099875, -0.4200745591, 0.3087137453, 1.4198708012])
+    unbiased = whiten(values, ALL)
+    assert unbiased[0].tolist() == pytest.approx([-1.1332029508, -0.363795259, 0.2673539602, 1.2296442496])
+
+
+def test_whitening_looks_at_response_tokens_only():
+    values = torch.tensor([[1.0, 2.0, 3.0, 1e6]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, True, False]])
+    whitened = whiten(values, mask)
+    assert whitened[0, 3] == 0
+    assert whitened[mask].mean().item() == pytest.approx(0, abs=1e-12)
+    kept_mean = whiten(values, mask, shift_mean=False)
+    assert kept_mean[mask].mean().item() == pytest.approx(2.0)
+
+
+def test_rloo_golden_vector_and_two_siblings():
+    assert rloo_advantages(torch.tensor([[1.0, 2, 3, 6]]))[0].tolist() == pytest.approx([-8 / 3, -4 / 3, 0, 4])
+    assert rloo_advantages(torch.tensor([[1.0, 4.0]]))[0].tolist() == pytest.approx([-3, 3])
+
+
+@given(st.floats(-10, 10, allow_nan=False), st.integers(2, 16))
+def test_a_group_of_equal_scores_has_advantage_exactly_zero(constant, k):
+    assert (rloo_advantages(torch.full((3, k), constant)) == 0).all()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=6), st.floats(-5, 5), st.randoms())
+def test_rloo_ignores_a_constant_and_follows_a_permutation(scores, constant, random):
+    base = rloo_advantages(torch.tensor([scores], dtype=torch.float64))
+    shifted = rloo_advantages(torch.tensor([scores], dtype=torch.float64) + constant)
+    assert torch.allclose(base, shifted, atol=1e-9)
+    order = list(range(len(scores)))
+    random.shuffle(order)
+    permuted = rloo_advantages(torch.tensor([[scores[i] for i in order]], dtype=torch.float64))
+    assert torch.allclose(permuted, base[:, order], atol=1e-9)
+
+
+def test_rloo_refuses_a_lonely_response():
+    with pytest.raises(ValueError, match="at least 2"):
+        rloo_advantages(torch.zeros(3, 1))
