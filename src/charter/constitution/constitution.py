@@ -1,0 +1,330 @@
+"""A constitution: the written principles that answers are criticised, revised and compared by.
+
+It is content, not code. A principle has up to two uses: `critique` and `revision` ask a model to find and to mend what
+breaks it (Bai et al. 2022, section 3), `preference` asks a judge which of two answers keeps it better (section 4).
+The file is YAML; everything wrong with it is said in one line that names the place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from charter.errors import InputError
+from charter.records import Message, Prompt, Record, Text, write_text
+
+KINDS = frozenset({"red_team", "benign"})
+TOPIC = "topic"
+MAX_FILE_BYTES = 2**20
+LONG_TEXT = 1000  # characters; longer than that, small models lose the question
+
+
+def _filled(text: str) -> str:
+    # Block scalars end in a newline that would travel into every prompt.
+    if not (stripped := text.strip()):
+        raise ValueError("is empty; write the text or leave the key out")
+    return stripped
+
+
+Words = Annotated[Text, AfterValidator(_filled)]
+
+
+class Principle(Record):
+    """One principle. ``critique`` and ``revision`` come together; they or ``preference`` must be there.
+
+    Tags "red_team" and "benign" name the kinds of prompt it applies to (neither: all of them); "topic" marks one area
+    of values, on which only prompts of that area are compared. ``allowed`` says what it does not forbid. ``weight`` is
+    relative, for :func:`draw`. ``polarity`` "flipped" marks a control that prefers what the text speaks against.
+    """
+
+    id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    title: Words
+    critique: Words | None = None
+    revision: Words | None = None
+    preference: Words | None = None
+    allowed: Words | None = None
+    tags: Annotated[tuple[Words, ...], Field(strict=False)] = ()
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    polarity: Literal["ethical", "flipped"] = "ethical"
+    source: Text = ""
+
+    @model_validator(mode="after")
+    def _usable(self) -> Principle:
+        if (self.critique is None) != (self.revision is None):
+            missing = "critique" if self.critique is None else "revision"
+            raise ValueError(f"principle {self.id!r} has no {missing}; critique and revision come together")
+        if self.critique is None and self.preference is None:
+            raise ValueError(f"principle {self.id!r} can neither revise nor compare; give it critique and revision, "
+                             "or preference")  # fmt: skip
+        return self
+
+    def applies_to(self, tags: Iterable[str]) -> bool:
+        """Whether it speaks about prompts with these tags: always, unless it is for some kinds and they are of none."""
+        kinds = KINDS.intersection(self.tags)
+        return not kinds or not kinds.isdisjoint(tags)
+
+
+class Constitution(Record):
+    """Principles with unique ids, at least one."""
+
+    title: Words
+    description: Text = ""
+    principles: Annotated[tuple[Principle, ...], Field(min_length=1, strict=False)]
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> Constitution:
+        seen: set[str] = set()
+        for principle in self.principles:
+            if principle.id in seen:
+                raise ValueError(f"two principles have the id {principle.id!r}; rename one")
+            seen.add(principle.id)
+        return self
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (64 hex digits) of the principles. Title and description reach no model, so they do not count."""
+        return _digest([principle.model_dump(mode="json") for principle in self.principles])
+
+    def for_revision(self, tags: Iterable[str]) -> tuple[Principle, ...]:
+        """What answers to prompts with these tags may be revised by, topics included whatever the prompt's own topic:
+        that a drawn principle often does not fit is what makes revision gradual."""
+        tags = set(tags)
+        return tuple(p for p in self.principles if p.critique is not None and p.applies_to(tags))
+
+    def for_comparison(self, prompt: Prompt) -> tuple[Principle, ...]:
+        """What answers to this prompt may be compared by; topics only where they are the prompt's, or it has none."""
+        return tuple(
+            p
+            for p in self.principles
+            if p.preference is not None
+            and p.applies_to(prompt.tags)
+            and (TOPIC not in p.tags or prompt.principle in (None, p.id))
+        )
+
+    def topics(self) -> tuple[Principle, ...]:
+        """The areas of values."""
+        return tuple(p for p in self.principles if TOPIC in p.tags)
+
+
+def _digest(value: Any) -> str:
+    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def draw(principles: Sequence[Principle], *key: object) -> Principle:
+    """One principle with probability in proportion to its weight, always the same one for the same key.
+
+    The key (JSON values, such as seed, prompt id and round) is hashed to a uniform number, so a draw does not depend
+    on how many were made before it. ValueError where there is nothing to draw from.
+    """
+    if not principles:
+        raise ValueError(f"no principle to draw from for {key!r}")
+    uniform = int(_digest(key)[:13], 16) / 16**13  # 52 bits: exact in a float, and below 1
+    bounds = list(accumulate(principle.weight for principle in principles))
+    return next(p for p, bound in zip(principles, bounds, strict=True) if uniform * bounds[-1] < bound)
+
+
+class FewShots(Record):
+    """Worked examples of revision, each: prompt (one or more turns), response, critique request, critique, revision
+    request, revision."""
+
+    title: Text = ""
+    description: Text = ""
+    examples: Annotated[
+        tuple[Annotated[tuple[Message, ...], Field(min_length=6, strict=False)], ...],
+        Field(min_length=1, strict=False),
+    ]
+
+    @model_validator(mode="after")
+    def _take_turns(self) -> FewShots:
+        for number, messages in enumerate(self.examples, start=1):
+            turns = [message.role for message in messages if message.role != "system"]
+            if turns != ["user", "assistant"] * (len(turns) // 2):
+                raise ValueError(f"example {number}: user and assistant do not take turns, ending with the assistant")
+        return self
+
+
+M = TypeVar("M", Constitution, FewShots)
+
+
+def load_constitution(path: Path) -> Constitution:
+    """Read a constitution from YAML. InputError names file, line and field."""
+    return _load(path, Constitution)
+
+
+def load_few_shots(path: Path) -> list[tuple[Message, ...]]:
+    """Read worked examples of critique and revision from YAML (see :class:`FewShots`)."""
+    return list(_load(path, FewShots).examples)
+
+
+def save_constitution(constitution: Constitution, path: Path) -> None:
+    """Write YAML that :func:`load_constitution` reads back as the same constitution."""
+    content = constitution.model_dump(mode="json", exclude_defaults=True)
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what a constitution has no use for: aliases (a few lines of them expand to gigabytes) and keys
+    given twice (of which YAML keeps the last in silence)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.get_event()  # type: ignore[no-untyped-call]
+            words = f"uses the alias *{event.anchor}; write the text out"
+            raise yaml.composer.ComposerError(None, None, words, event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _load(path: Path, kind: type[M]) -> M:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise InputError(f"larger than {MAX_FILE_BYTES >> 20} MiB; is this the right file?", file=path)
+    if (position := raw.find(b"\x00")) >= 0:
+        raise InputError("holds a NUL character; remove it", file=path, line=raw.count(b"\n", 0, position) + 1)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError("not UTF-8; convert it with iconv", file=path, line=line) from None
+
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        content = None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        words = error.problem or "not valid YAML"
+        raise InputError(words, file=path, line=mark.line + 1 if mark else None) from None
+    except RecursionError:
+        raise InputError("not valid YAML: nested too deeply", file=path) from None
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as error:
+        # A value that is not what its tag says ("!!timestamp x", 2024-99-99) makes PyYAML fail in all these ways.
+        words = (str(error).splitlines() or ["a value is not of its type"])[0]
+        raise InputError(f"not valid YAML: {words}", file=path) from None
+    if node is None or not isinstance(content, dict):
+        known = ", ".join(kind.model_fields)
+        raise InputError(f"is not a mapping with the keys {known}", file=path)
+
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        field, words, place = _first_problem(error)
+        raise InputError(words, file=path, line=_line(node, place) if place else None, field=field) from None
+
+
+def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int | str, ...]]:
+    """(field, words, place): a misspelt key before the missing one it causes."""
+    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    place = problem["loc"]
+    words = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        owners: dict[int, type[Record]] = {1: FewShots if error.title == "FewShots" else Constitution, 3: Principle}
+        known = list(owners.get(len(place), Message).model_fields)
+        near = difflib.get_close_matches(str(place[-1]), known, n=1)
+        words = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known are {', '.join(known)}"
+    elif problem["type"] == "string_type":
+        words = f"is {problem['input']!r}, not a text; put it in quotes"
+    elif problem["type"] == "missing":
+        words = "is missing"
+    return ".".join(str(part) for part in place) or None, words, place
+
+
+def _line(node: yaml.Node, place: Sequence[int | str]) -> int:
+    """The line (from 1) of the deepest part of ``place`` that the file has."""
+    line: int = node.start_mark.line
+    for part in place:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line
+        elif isinstance(node, yaml.MappingNode):
+            entry = next(((key, value) for key, value in node.value if key.value == part), None)
+            if entry is None:
+                break
+            line, node = entry[0].start_mark.line, entry[1]
+        else:
+            break
+    return line + 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a valid constitution had better not have. ``principle`` is None where it concerns the whole."""
+
+    severity: Literal["error", "warning"]
+    principle: str | None
+    words: str
+
+
+PROTOCOL = re.compile(r"\b(?:Critique ?Request|Revision ?Request|Critique|Revision|Human|Assistant|Options):")
+OPTIONS = re.compile(r"\([A-D]\)|\boptions?\s+\(?[A-D]\b", re.IGNORECASE)
+
+
+def check(constitution: Constitution) -> list[Finding]:
+    """What would weaken a run: text that repeats, leaks the protocol, names options, or leaves prompts uncovered."""
+    findings: list[Finding] = []
+    median = statistics.median(p.weight for p in constitution.principles)
+    for p in constitution.principles:
+        texts = _texts(p)
+        for field, text in texts.items():
+            if match := PROTOCOL.search(text):
+                findings.append(Finding("error", p.id, f"{field} holds protocol text {match[0]!r}; remove it"))
+            if len(text) > LONG_TEXT:
+                findings.append(Finding("warning", p.id, f"{field} has {len(text)} characters; a judge reads it before "
+                                        "every answer, shorten it"))  # fmt: skip
+        if match := OPTIONS.search(texts.get("preference", "")):
+            findings.append(Finding("error", p.id, f"preference names {match[0]!r}; answers are shown in both orders, "
+                                    "so letters mean nothing"))  # fmt: skip
+        if not median / 10 <= p.weight <= median * 10:
+            findings.append(Finding("warning", p.id, f"weight {p.weight:g} is far from the median {median:g}; it is "
+                                    "drawn almost always or almost never"))  # fmt: skip
+        if p.polarity == "flipped":
+            findings.append(Finding("warning", p.id, "polarity is flipped: good for a control arm only"))
+
+    for one, other in combinations(constitution.principles, 2):
+        for field in sorted(_texts(one).keys() & _texts(other).keys()):
+            likeness = _likeness(_texts(one)[field], _texts(other)[field])
+            if likeness == 1:
+                findings.append(Finding("error", other.id, f"{field} says the same as that of {one.id!r}"))
+            elif likeness >= 0.85:
+                findings.append(Finding("warning", other.id, f"{field} is nearly the same as that of {one.id!r}"))
+
+    for kind, use in (("red_team", "revision"), ("red_team", "preference"), ("benign", "preference")):
+        if not any(getattr(p, use) is not None and p.applies_to((kind,)) for p in constitution.principles):
+            findings.append(Finding("warning", None, f"no {use} for {kind} prompts; add a principle that has one"))
+    return findings
+
+
+def _texts(principle: Principle) -> dict[str, str]:
+    texts = {use: getattr(principle, use) for use in ("critique", "revision", "preference")}
+    return {use: text for use, text in texts.items() if text is not None}
+
+
+def _likeness(one: str, other: str) -> float:
+    """Shared words over all words (Jaccard), in [0, 1]; 1 only where the words also stand in the same order."""
+    first, second = (re.findall(r"\w+", text.casefold()) for text in (one, other))
+    if first == second:
+        return 1.0
+    return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)

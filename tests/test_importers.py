@@ -1,0 +1,163 @@
+"""Published formats come in without their protocol words. The texts are made up; shapes and traps are the real ones."""
+
+import hashlib
+import json
+
+import pytest
+
+from charter.constitution.constitution import check
+from charter.constitution.importers import import_constitution, import_few_shots
+from charter.errors import InputError
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_anthropic_revision_instructions(tmp_path):
+    path = write(tmp_path / "instructions.json", {
+        "harmful0": {
+            "prompt": ["\n\nCritiqueRequest: Name precedings faults: rude ones.\n\nCritique:"],
+            "edit_request": "\n\nRevisionRequest: Take the rude ones out.\n\nRevision:",
+        },
+        "harmful1": {
+            "prompt": ["\n\nCritiqueRequest: Is it a controversal Critique: or not?\n\nCritique: "],
+            "edit_request": "\n\nRevisionRequest: Make it calm.\n\nRevision:\n",
+        },
+    })  # fmt: skip
+    constitution = import_constitution(path)
+    first, second = constitution.principles
+    assert (first.id, first.critique, first.revision, first.preference, first.tags) == (
+        "harmful0", "Name precedings faults: rude ones.", "Take the rude ones out.", None, ("red_team",)
+    )  # fmt: skip
+    assert second.critique == "Is it a controversal Critique: or not?"  # only the ends are protocol
+    assert first.source == "instructions.json sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def test_anthropic_comparison_instructions(tmp_path):
+    texts = [
+        "\nWhich of these is kinder? Options:",
+        "\nChoose what a respectable person would say. Options: ",
+        "\nWhich has better options? Options:",
+    ]
+    constitution = import_constitution(write(tmp_path / "madison.json", texts))
+    assert [p.preference for p in constitution.principles] == [
+        "Which of these is kinder?", "Choose what a respectable person would say.", "Which has better options?"
+    ]  # fmt: skip
+    assert all(p.critique is None for p in constitution.principles)
+    assert not any(finding.severity == "error" for finding in check(constitution))
+
+
+def test_llm_swarm(tmp_path):
+    turns = [{"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")]
+    path = write(tmp_path / "swarm.json", {
+        "constitutions": [{"critic": " Find the rude part. ", "revision": "Remove it."}] * 2,
+        "system_chat": [turns, turns],
+    })  # fmt: skip
+    constitution = import_constitution(path)
+    assert [(p.id, p.critique, p.revision) for p in constitution.principles] == [
+        ("principle-01", "Find the rude part.", "Remove it."),
+        ("principle-02", "Find the rude part.", "Remove it."),
+    ]
+    assert [[m.content for m in example] for example in import_few_shots(path)] == [[m["content"] for m in turns]] * 2
+
+
+def test_a_plain_sentence_becomes_all_three_texts(tmp_path):
+    constitution = import_constitution(write(tmp_path / "plain.json", ["Be kind {to} all.", "Tell the truth."]))
+    first = constitution.principles[0]
+    assert first.title == "Be kind {to} all."
+    assert first.critique == (
+        "Say specifically where the assistant's last reply goes against this principle: Be kind {to} all."
+    )
+    assert first.revision == "Rewrite the assistant's last reply so that it keeps this principle: Be kind {to} all."
+    assert first.preference == "Choose the reply that better keeps this principle: Be kind {to} all."
+    assert (first.tags, constitution.title) == ((), "plain")
+
+
+def test_a_text_file_holds_one_principle_per_line(tmp_path):
+    path = write(tmp_path / "p.txt", "\ufeff- Be kind.\n\n2) Tell the truth.\r\n  * Nice!\n• 好\n3.5 is no bullet\n")
+    titles = [p.title for p in import_constitution(path).principles]
+    assert titles == ["Be kind.", "Tell the truth.", "Nice!", "好", "3.5 is no bullet"]
+
+
+def test_a_long_sentence_has_a_short_title(tmp_path):
+    sentence = "The assistant " + "never " * 30 + "lies."
+    (principle,) = import_constitution(write(tmp_path / "p.txt", sentence)).principles
+    assert len(principle.title) <= 60
+    assert principle.title.endswith("never…")
+    assert principle.critique.endswith(sentence)
+
+
+def transcript(*, opening="\n\nHuman: May I shout?", end="\n\nHuman:"):
+    return (
+        f"{opening}\n\nAssistant: Yes: shout.\n\n- loud\n\n- louder\n\nCritiqueRequest: Find faults.\n\nCritique: Rude."
+        f"\n\nRevisionRequest: Mend it.\n\nRevision: Please speak softly.{end}"
+    )
+
+
+def test_transcripts_become_messages(tmp_path):
+    long = "Human: Hello\n\nAssistant: Hi!\n\nHuman: May I shout?"
+    path = write(tmp_path / "shots.json", [transcript(), transcript(end=""), transcript(opening=long)])
+    one, two, three = import_few_shots(path)
+    assert [(m.role, m.content) for m in one] == [
+        ("user", "May I shout?"),
+        ("assistant", "Yes: shout.\n\n- loud\n\n- louder"),
+        ("user", "Find faults."),
+        ("assistant", "Rude."),
+        ("user", "Mend it."),
+        ("assistant", "Please speak softly."),
+    ]
+    assert two == one
+    assert [m.content for m in three[:3]] == ["Hello", "Hi!", "May I shout?"]
+    assert three[2:] == one
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([transcript(), "\n\nHuman: Hi\n\nAssistant: Hello"], r"field '\[1\]': is not a dialogue that ends in"),
+        (["text before " + transcript()], r"field '\[0\]'"),
+        ([transcript(opening="\n\nHuman: a\n\nHuman: b")], "do not take turns"),
+        ([1], "is of no known format"),
+        ([], "is of no known format"),
+        ({"system_chat": []}, "examples"),
+    ],
+)
+def test_transcripts_that_are_none_are_named(tmp_path, content, words):
+    with pytest.raises(InputError, match=words):
+        import_few_shots(write(tmp_path / "shots.json", content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("c.json", "{", r"c\.json, line 1: not valid JSON"),
+        ("c.json", "[" * 100_000, "not valid JSON"),
+        ("c.json", "[1, 2]", "is of no known format; convert it"),
+        ("c.json", "[]", "holds no principle"),
+        ("c.json", "{}", "holds no principle"),
+        ("c.txt", "\n\n", "holds no principle"),
+        ("c.json", ["fine", " "], "principle-02.*is empty"),
+        ("c.json", {"harmful0": {"prompt": ["a", "b"], "edit_request": "c"}}, r"'harmful0\.prompt': is not one text"),
+        ("c.json", {"harmful0": {"prompt": "a"}}, r"'harmful0\.edit_request': is not one text"),
+        ("c.json", {"constitutions": {"critic": "a"}}, "'constitutions': is not a list"),
+        ("c.json", {"constitutions": [{"critic": "a"}]}, r"'principle-01\.revision'"),
+        ("c.json", {"no good id": {"prompt": "a", "edit_request": "b"}}, r"'no good id\.id'"),
+        ("c.json", '["\\ud800"]', "lone surrogate"),
+        ("c.json", " " * 2**20 + "[]", "larger than 1 MiB"),
+    ],
+)
+def test_what_is_no_constitution_is_refused(tmp_path, name, content, words):
+    with pytest.raises(InputError, match=words) as error:
+        import_constitution(write(tmp_path / name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_other_encodings_and_missing_files_are_named(tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_bytes("ok\nnaïve".encode("latin-1"))
+    with pytest.raises(InputError, match="line 2: not UTF-8"):
+        import_constitution(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        import_constitution(tmp_path / "none.json")

@@ -1,0 +1,329 @@
+"""Prompts come in from any table as they stand, and splits are disjoint, exact and independent of order."""
+
+import csv
+import gzip
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charter.errors import InputError
+from charter.prompts import (
+    deduplicate,
+    parse_transcript,
+    prompt_text,
+    read_prompts,
+    split_prompts,
+    take_stratified,
+    write_prompts,
+)
+from charter.records import Message, Prompt, write_jsonl
+
+HH_SAMPLE = Path(__file__).parent.parent / "../shared/data/hh-harmless-base.sample.jsonl.gz"
+
+DIALOGUE = "\n\nHuman: Say: a: b\n\nAssistant: a: b\n\n1. c\n\nHuman said so.\n\nHuman: And Human: x?\n\nAssistant: Yes"
+TURNS = [("user", "Say: a: b"), ("assistant", "a: b\n\n1. c\n\nHuman said so."), ("user", "And Human: x?")]
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00")).filter(str.strip)
+openings = st.sampled_from(["", "[", "\n\nHuman: ", "=", "\ufeff", '[{"role": "user", "content": "x"}]', '"', "\r\n"])
+contents = st.builds(str.__add__, openings, texts)
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1)
+roles = st.sampled_from(["system", "user", "assistant"])
+messages = st.lists(st.builds(Message, role=roles, content=contents), max_size=3)
+prompts = st.builds(
+    lambda before, last, **fields: Prompt(messages=(*before, Message(role="user", content=last)), **fields),
+    messages, contents, source=names, principle=st.none() | names, tags=st.lists(names, max_size=3, unique=True),
+    split=st.sampled_from([None, "train", "test"]),
+)  # fmt: skip
+
+
+def read(path, content: str | bytes, **options) -> list[Prompt]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(read_prompts(path, **options))
+
+
+def pairs_of(prompt: Prompt) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in prompt.messages]
+
+
+def test_a_transcript_keeps_everything_but_its_markers():
+    turns = parse_transcript(DIALOGUE)
+    assert [(m.role, m.content) for m in turns] == [*TURNS, ("assistant", "Yes")]
+    assert [m.content for m in parse_transcript("\n\nHuman:  two spaces \n\n\nAssistant:none")] == [
+        " two spaces \n", "none"
+    ]  # fmt: skip
+    assert [(m.role, m.content) for m in parse_transcript("\n\nBe brief.\n\nHuman: hi")] == [
+        ("system", "Be brief."), ("user", "hi")
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="is no transcript"):
+        parse_transcript("Human beings say: hello")
+
+
+words = st.lists(st.sampled_from(["Human", ":", " ", "\n", "a"]), max_size=8).map("".join)
+turns = st.tuples(st.sampled_from(["Human", "Assistant"]), words.filter(lambda text: "\n\nHuman:" not in text))
+
+
+@settings(deadline=None)
+@given(turns=st.lists(turns, min_size=1))
+def test_a_transcript_can_be_written_again(turns):
+    text = "".join(f"\n\n{role}: {words}" for role, words in turns)
+    role = {"user": "Human", "assistant": "Assistant"}
+    assert "".join(f"\n\n{role[m.role]}: {m.content}" for m in parse_transcript(text)) == text
+
+
+def test_jsonl_rows_of_every_shape_are_one_prompt(tmp_path):
+    as_messages = [{"role": role, "content": content, "name": None} for role, content in TURNS]
+    answered = [*as_messages, {"role": "assistant", "content": "Yes"}]
+    rows = [
+        {"messages": as_messages}, {"prompt": as_messages, "extra": 1}, {"text": DIALOGUE}, {"prompt": DIALOGUE},
+        {"chosen": DIALOGUE, "rejected": DIALOGUE + "!"}, {"chosen": answered, "rejected": answered},
+        {"messages": answered, "prompt": "ignored"}, {"messages": json.dumps(as_messages)},
+    ]  # fmt: skip
+    found = read(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [pairs_of(prompt) for prompt in found] == [TURNS] * len(rows)
+    assert found[0].source == "p.jsonl"
+
+
+def test_columns_tags_and_source(tmp_path):
+    row = {"id": 7, "prompt": "hi", "principle": "peace", "tags": ["a", "b"], "split": "test", "source": "s"}
+    (prompt,) = read(tmp_path / "p.jsonl", json.dumps(row), tags=["b", "c"])
+    assert prompt == Prompt.ask("hi", principle="peace", tags=("a", "b", "c"), split="test", source="s")
+    assert [p.source for p in read_prompts(tmp_path / "p.jsonl", source="mine")] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p", "p.data"])
+def test_content_decides_between_one_array_and_many_lines(tmp_path, name):
+    assert read(tmp_path / name, '\n [{"prompt": "a"},\n "b"]') == read(tmp_path / name, '{"prompt": "a"}\n"b"\n')
+
+
+def test_an_array_may_be_one_long_line(tmp_path):
+    rows = [{"prompt": f"{i} " + "x" * 1_000_000} for i in range(5)]
+    assert len(read(tmp_path / "p.json", json.dumps(rows))) == 5
+
+
+def test_text_has_one_prompt_per_line(tmp_path):
+    found = read(tmp_path / "p.txt", "\ufeff first: [x] \r\n\n  \n第二\n")
+    assert [p.last_turn for p in found] == ["first: [x]", "第二"]
+    with pytest.raises(InputError, match="line 3: looks like a dialogue"):
+        read(tmp_path / "p.txt", "\n\nHuman: hi\n\nAssistant: hello")
+
+
+def test_csv_cells_hold_commas_quotes_and_line_breaks(tmp_path):
+    content = '\ufeffprompt,principle,tags,split\r\n"a, ""b""\r\n\r\nc",peace,red_team; x,test\r\n\r\n=1+1,,,\r\n'
+    first, second = read(tmp_path / "p.csv", content)
+    assert first == Prompt.ask(
+        'a, "b"\r\n\r\nc', principle="peace", tags=("red_team", "x"), split="test", source="p.csv"
+    )
+    assert (second.last_turn, second.principle, second.tags, second.split) == ("=1+1", None, (), None)
+    assert pairs_of(read(tmp_path / "m.csv", 'messages\n"[{""role"": ""user"", ""content"": ""hi""}]"\n')[0]) == [
+        ("user", "hi")
+    ]
+    assert len(read(tmp_path / "long.csv", "text\n" + "x" * 1_000_000)[0].last_turn) == 1_000_000
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "p.parquet"
+    table = pyarrow.table({
+        "prompt": ["hi", None],
+        "messages": [None, [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "hello"}]],
+        "tags": [["a"], None],
+    })  # fmt: skip
+    pyarrow.parquet.write_table(table, path)
+    assert [(p.last_turn, p.tags) for p in read_prompts(path)] == [("hi", ("a",)), ("你好", ())]
+    renamed = path.rename(tmp_path / "unnamed")
+    assert len(list(read_prompts(renamed))) == 2
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["fine", "\x00"]}), path)
+    with pytest.raises(InputError, match=r"p\.parquet, row 2, field 'prompt': holds a NUL"):
+        list(read_prompts(path))
+    path.write_bytes(b"PAR1 but not really PAR1")
+    with pytest.raises(InputError, match="not a valid Parquet file"):
+        list(read_prompts(path))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_prompts(tmp_path / "none.parquet"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("p.csv", "prompt\nhi\n"), ("p.txt", "hi\n"), ("p.json", '["hi"]')])
+def test_text_formats_may_be_gzipped(tmp_path, name, content):
+    (prompt,) = read(tmp_path / f"{name}.gz", gzip.compress(content.encode()))
+    assert prompt.last_turn == "hi"
+    with pytest.raises(InputError, match="broken gzip file"):
+        read(tmp_path / f"{name}.gz", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.jsonl", "", "p.jsonl: holds no prompt"),
+        ("p.json", "[]", "holds no prompt"),
+        ("p.csv", "prompt\n", "holds no prompt"),
+        ("p.csv", "question\nhi\n", "line 2: no prompt; give one of the columns messages, prompt"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 7}', "line 2, field 'prompt': is a int; give a text or a list"),
+        ("p.jsonl", '{"prompt": " "}', "line 1, field 'prompt': is empty"),
+        ("p.jsonl", '{"prompt": "\\ud800"}', "line 1, field 'prompt': holds a lone surrogate"),
+        ("p.jsonl", '{"prompt": "a", "tags": ["\\ud800"]}', "line 1, field 'tags.0'"),
+        ("p.jsonl", '{"messages": [{"role": "user"}]}', "line 1, field 'messages.0.content'"),
+        ("p.jsonl", '{"messages": [{"role": "human", "content": "a"}]}', "field 'messages.0.role'"),
+        ("p.jsonl", '{"messages": ["a"]}', "field 'messages.0': is not an object"),
+        ("p.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "holds nothing for the assistant"),
+        ("p.jsonl", '{"messages": []}', "holds nothing for the assistant"),
+        ("p.jsonl", '{"chosen": "a", "rejected": "b"}', "line 1, field 'chosen': is no transcript"),
+        ("p.jsonl", '{"prompt": "a", "split": "dev"}', "field 'split': Input should be 'train' or 'test'"),
+        ("p.jsonl", '{"prompt": "a", "tags": {"b": 1}}', "field 'tags': is not a list of texts"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: not valid JSON"),
+        ("p.jsonl", '{"prompt": "a"}\n3', "line 2: is a JSON int"),
+        ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1: not valid JSON"),
+        ("p.json", '[{"prompt": "a"},\n3]', "p.json, item 2: is a JSON int"),
+        ("p.json", '["a",\n', "line 2: not valid JSON"),
+        ("p.csv", 'prompt,tags\nok,\n"a\nb",x,y\n', "line 3: has 3 cells where the header has 2"),
+        ("p.csv", 'prompt\nok\n"never closed\n', "line 3: not valid CSV"),
+        ("p.csv", "prompt,prompt\na,b\n", "line 1: two columns have the same name"),
+        ("p.csv", b"prompt\nna\xefve\n", "line 2: not UTF-8"),
+        ("p.csv", "prompt,tags\na,[\n", "line 2, field 'tags': is not valid JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_line_and_field(tmp_path, name, content, words):
+    with pytest.raises(InputError) as error:
+        read(tmp_path / name, content)
+    assert words in str(error.value)
+    assert str(tmp_path / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_an_unknown_format_are_named(tmp_path):
+    for name in ("none.csv", "none.jsonl", "none"):
+        with pytest.raises(InputError, match=r"no such file|cannot be read"):
+            list(read_prompts(tmp_path / name))
+    with pytest.raises(InputError, match="unknown format 'xml'; known are jsonl, json, csv"):
+        list(read_prompts(tmp_path / "p", format="xml"))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+@settings(max_examples=50, deadline=None)
+@given(records=st.lists(prompts, min_size=1, max_size=4))
+def test_what_is_written_is_read(tmp_path_factory, suffix, records):
+    path = tmp_path_factory.mktemp("written") / f"p{suffix}"
+    assert write_prompts(path, records) == len(records)
+    assert list(read_prompts(path)) == records
+
+
+def test_a_csv_prompt_is_its_own_text_where_that_is_unambiguous(tmp_path):
+    path = tmp_path / "p.csv"
+    write_prompts(path, [Prompt.ask("[sic] =1+1"), Prompt.ask("\n\nHuman: hi")])
+    with open(path, encoding="utf-8", newline="") as file:
+        cells = [row["prompt"] for row in csv.DictReader(file)]
+    assert cells == ["[sic] =1+1", '[{"role": "user", "content": "\\n\\nHuman: hi"}]']
+    assert prompt_text(Prompt.ask("[]")) == "[]"
+    with pytest.raises(InputError, match="unknown suffix"):
+        write_prompts(tmp_path / "p.xlsx", [])
+
+
+def test_duplicates_differ_at_most_in_case_space_and_unicode_form():
+    first = Prompt.ask("Is  the ﬁrst Ｏne\nhere?", source="kept")
+    same = [Prompt.ask("is the first one here?"), Prompt.ask(" Is the FIRST one here? "), Prompt.ask(first.last_turn)]
+    other = Prompt.ask("Is the first one here")
+    kept, dropped = deduplicate([first, other, *same])
+    assert (kept, dropped) == ([first, other], 3)
+    asked_by_system = Prompt(messages=(Message(role="system", content=other.last_turn),))
+    assert deduplicate(iter([other, asked_by_system])) == ([other, asked_by_system], 0)
+    assert deduplicate([]) == ([], 0)
+
+
+def crowd(n: int, kinds: int = 3, **fields) -> list[Prompt]:
+    return [Prompt.ask(f"prompt {i}", principle=f"p{i % kinds}", **fields) for i in range(n)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 60), kinds=st.integers(1, 9), fraction=st.floats(0, 1), seed=st.integers(0, 9), order=st.randoms()
+)
+def test_a_split_hits_the_fraction_in_every_stratum_and_ignores_the_order(n, kinds, fraction, seed, order):
+    prompts = crowd(n, kinds)
+    found = split_prompts(prompts, test_fraction=fraction, seed=seed)
+    assert [p.id for p in found] == [p.id for p in prompts]
+    tests = Counter(p.principle for p in found if p.split == "test")
+    assert tests.total() == round(n * fraction)
+    for principle, size in Counter(p.principle for p in prompts).items():
+        assert abs(tests[principle] - size * fraction) < 1 + 1e-9
+
+    shuffled = order.sample(prompts, n)
+    again = {p.id: p.split for p in split_prompts(shuffled, test_fraction=fraction, seed=seed)}
+    assert again == {p.id: p.split for p in found}
+
+
+def test_a_given_split_stays_and_counts():
+    given_test = [Prompt.ask(f"given {i}", split="test") for i in range(3)]
+    free = [Prompt.ask(f"free {i}") for i in range(7)]
+    found = split_prompts([*free, *given_test], test_fraction=0.4, seed=0)
+    assert [p.split for p in found[7:]] == ["test"] * 3
+    assert Counter(p.split for p in found) == {"test": 4, "train": 6}
+    assert {p.split for p in split_prompts([*free, *given_test], test_fraction=0.1, seed=0)[:7]} == {"train"}
+
+
+def test_one_prompt_is_never_on_both_sides():
+    twins = [Prompt.ask(f"prompt {i}", principle=principle) for i in range(20) for principle in ("a", "b")]
+    sides = {(p.id, p.split) for p in split_prompts(twins, test_fraction=0.5, seed=3)}
+    assert len(sides) == 20
+    marked = split_prompts([Prompt.ask("x", split="test"), Prompt.ask("x", principle="a")], test_fraction=0, seed=0)
+    assert [p.split for p in marked] == ["test", "test"]
+    with pytest.raises(InputError, match="is in both train and test; keep it in one"):
+        split_prompts([Prompt.ask("x", split="test"), Prompt.ask("x", split="train")], test_fraction=0.5, seed=0)
+
+
+def test_another_seed_is_another_split():
+    prompts = crowd(40)
+    one, other = (split_prompts(prompts, test_fraction=0.5, seed=seed) for seed in (0, 1))
+    assert one != other
+    assert one == split_prompts(one, test_fraction=0.9, seed=1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        split_prompts(prompts, test_fraction=1.5, seed=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=st.integers(1, 60), share=st.floats(0, 1), kinds=st.integers(1, 7), order=st.randoms())
+def test_a_sample_has_the_size_asked_for_and_the_mix_of_the_whole(size, share, kinds, order):
+    prompts = crowd(size, kinds)
+    n = round(size * share)
+    taken = take_stratified(prompts, n, seed=5)
+    assert len({p.id for p in taken}) == len(taken) == n
+    mix = Counter(p.principle for p in taken)
+    for principle, whole in Counter(p.principle for p in prompts).items():
+        assert abs(mix[principle] - whole * n / size) < 1 + 1e-9
+    assert take_stratified(order.sample(prompts, size), n, seed=5) == taken
+
+
+def test_a_sample_may_be_mixed_by_other_fields():
+    benign = [Prompt.ask(f"benign {i}", principle="p0", tags=("benign",)) for i in range(10)]
+    prompts = crowd(30, 1, tags=("red_team",)) + benign
+    random.Random(0).shuffle(prompts)
+    taken = take_stratified(prompts, 8, seed=0, by=("principle", "tags"))
+    assert Counter(p.tags[0] for p in taken) == {"red_team": 6, "benign": 2}
+    assert taken != take_stratified(prompts, 8, seed=1, by=("principle", "tags"))
+    with pytest.raises(InputError, match="41 prompts asked for, 40 are there"):
+        take_stratified(prompts, 41, seed=0)
+
+
+def test_our_own_records_come_back_whole(tmp_path):
+    record = Prompt(
+        messages=[Message(role="system", content="s"), Message(role="user", content="u")],
+        source="", principle="p", tags=["t"], split="train",
+    )  # fmt: skip
+    write_jsonl(tmp_path / "p.jsonl", [record])
+    assert list(read_prompts(tmp_path / "p.jsonl")) == [record]
+
+
+@pytest.mark.skipif(not HH_SAMPLE.exists(), reason="the sample of hh-rlhf is not in ../shared/data")
+def test_real_transcripts_are_read_whole():
+    prompts = list(read_prompts(HH_SAMPLE, tags=["red_team"]))
+    assert len(prompts) == 1600
+    with gzip.open(HH_SAMPLE, "rt", encoding="utf-8") as file:
+        for prompt, line in zip(prompts, file, strict=True):
+            role = {"user": "Human", "assistant": "Assistant"}
+            text = "".join(f"\n\n{role[m.role]}: {m.content}" for m in prompt.messages)
+            assert json.loads(line)["chosen"].startswith(text + "\n\nAssistant:")
+    assert deduplicate(prompts)[1] == 2
