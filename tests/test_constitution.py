@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -148,6 +148,7 @@ words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x0
 
 
 @settings(max_examples=60, deadline=None)
+@example(texts=["no", "a\x85b", "a\u2028 b", "- a: #b\n\n  c"], weight=1.0, tags=["1"])  # line breaks to YAML alone
 @given(texts=st.lists(words, min_size=4, max_size=4), weight=st.floats(0.001, 1000), tags=st.lists(words, max_size=2))
 def test_what_is_saved_is_loaded(tmp_path_factory, texts, weight, tags):
     title, critique, revision, preference = texts

@@ -171,7 +171,19 @@ def load_few_shots(path: Path) -> list[tuple[Message, ...]]:
 def save_constitution(constitution: Constitution, path: Path) -> None:
     """Write YAML that :func:`load_constitution` reads back as the same constitution."""
     content = constitution.model_dump(mode="json", exclude_defaults=True)
-    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
+    write_text(path, yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes texts with Unicode line breaks, which PyYAML otherwise writes bare and reads back as spaces."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search(r"[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 class _Loader(yaml.SafeLoader):
