@@ -59,6 +59,8 @@ def encode_response(tokenizer: Any, text: str, *, end: bool = True) -> list[int]
 
 
 def decode_response(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Text of sampled response ids, without the end-of-turn token that closed it."""
+    """Text of sampled response ids, without the end-of-turn token that closed it. A NUL byte, which no record may hold,
+    becomes the replacement character."""
     kept = list(ids[:-1]) if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
-    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    text = str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return text.replace("\x00", "\ufffd")

@@ -5,7 +5,8 @@ Tensors end here. A choice is *read* from the log-probabilities of the options, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -46,6 +47,16 @@ class Sampler(Protocol):
         self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]
     ) -> list[list[float]]:
         """For each conversation the log-probability, nats, of each of its options as the assistant's next words."""
+
+
+def fill(template: str, **values: str) -> str:
+    """The template with {name} replaced, in one pass: braces inside a value stay what they are."""
+    return re.sub(r"\{(\w+)\}", lambda mark: values.get(mark[1], mark[0]), template).rstrip("\n")
+
+
+def conversation_text(messages: Iterable[Message]) -> str:
+    """A conversation as lines `role: content`, to be quoted in a question about it."""
+    return "\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
 class LocalSampler:

@@ -1,0 +1,149 @@
+"""Critique and revision (Bai et al. 2022, section 3): the model answers, finds fault with its answer, answers better.
+
+Every step draws a principle; the revision of one round is the answer that the next one criticises. All texts are stored with
+their seeds and finish reasons. Rows that would teach the wrong thing are marked with the reason, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from charter.config import ReviseSettings
+from charter.constitution.constitution import Constitution, Principle, draw
+from charter.models.sampler import Sampler
+from charter.records import Generation, Message, Prompt, Response, Revision
+from charter.run import derive_seed
+
+TEMPLATE_TOKENS = re.compile(
+    r"\[/?INST\]|<</?SYS>>|<\|[a-z_]+\|>|</?s>|<(?:start|end)_of_turn>"
+    r"|(?m:^\s*(?:user|human|assistant|system|critique|revision|critiquerequest|revisionrequest)\s*:)",
+    re.IGNORECASE,
+)
+
+
+def respond(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    what: str,
+    k: int,
+    temperature: float,
+    max_new_tokens: int,
+) -> list[list[Response]]:
+    """K responses to each prompt. Seeds belong to (run seed, what, prompt, number)."""
+    seeds = [[derive_seed(seed, what, prompt.id, j) for j in range(k)] for prompt in prompts]
+    samples = sampler.generate(
+        [prompt.messages for prompt in prompts], seeds, temperature=temperature, max_new_tokens=max_new_tokens
+    )
+    return [
+        [
+            Response(
+                prompt_id=prompt.id,
+                model=sampler.name,
+                text=one.text,
+                finish_reason=one.finish_reason,
+                generation=Generation(seed=number, temperature=temperature),
+            )
+            for one, number in zip(group, own_seeds, strict=True)
+        ]
+        for prompt, group, own_seeds in zip(prompts, samples, seeds, strict=True)
+    ]
+
+
+def revise_batch(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    originals: Sequence[Response],
+    constitution: Constitution,
+    settings: ReviseSettings,
+    *,
+    seed: int,
+    few_shots: Sequence[Message] = (),
+) -> list[Revision]:
+    """All rounds for a batch of prompts, prompt by prompt and round by round: ``rounds`` rows for each prompt."""
+    current = list(originals)
+    rounds: list[list[Revision]] = []
+    for number in range(1, settings.rounds + 1):
+        principles = [choose_principle(constitution, prompt, seed, number) for prompt in prompts]
+        dialogues = [
+            [*few_shots, *prompt.messages, Message(role="assistant", content=answer.text), user(principle.critique)]
+            for prompt, answer, principle in zip(prompts, current, principles, strict=True)
+        ]
+        critiques = speak(sampler, prompts, dialogues, seed, f"critique {number}", settings.temperature, settings)
+        for dialogue, critique, principle in zip(dialogues, critiques, principles, strict=True):
+            dialogue += [Message(role="assistant", content=critique.text), user(principle.revision)]
+        revisions = speak(sampler, prompts, dialogues, seed, f"revision {number}", settings.revision_temperature, settings)
+        rounds.append(
+            [
+                Revision(
+                    prompt_id=prompt.id,
+                    round=number,
+                    principle=principle.id,
+                    original=original,
+                    critique=critique,
+                    revision=revision,
+                    excluded=why_excluded(critique, revision),
+                )
+                for prompt, original, critique, revision, principle in zip(
+                    prompts, current, critiques, revisions, principles, strict=True
+                )
+            ]
+        )
+        # A row that cannot be trained on is no ground for the next round either: the answer before it stands.
+        current = [
+            row.original if row.excluded else row.revision for row in rounds[-1]
+        ]
+    return [rounds[number][i] for i in range(len(prompts)) for number in range(settings.rounds)]
+
+
+def choose_principle(constitution: Constitution, prompt: Prompt, seed: int, number: int) -> Principle:
+    principles = [p for p in constitution.for_revision(prompt.tags) if p.critique is not None]
+    return draw(principles, seed, "principle", prompt.id, number)
+
+
+def user(text: str | None) -> Message:
+    assert text is not None  # choose_principle draws among principles that can criticise and revise
+    return Message(role="user", content=text)
+
+
+def speak(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    dialogues: Sequence[Sequence[Message]],
+    seed: int,
+    what: str,
+    temperature: float,
+    settings: ReviseSettings,
+) -> list[Response]:
+    seeds = [[derive_seed(seed, what, prompt.id)] for prompt in prompts]
+    samples = sampler.generate(dialogues, seeds, temperature=temperature, max_new_tokens=settings.max_new_tokens)
+    return [
+        Response(
+            prompt_id=prompt.id,
+            model=sampler.name,
+            text=group[0].text,
+            finish_reason=group[0].finish_reason,
+            generation=Generation(seed=own[0], temperature=temperature),
+        )
+        for prompt, group, own in zip(prompts, samples, seeds, strict=True)
+    ]
+
+
+def why_excluded(critique: Response, revision: Response) -> str | None:
+    """The reason why a row is not trained on, None where it is fit."""
+    text = revision.text.strip()
+    if revision.finish_reason == "length":
+        return "revision cut off"
+    if not text:
+        return "empty revision"
+    if TEMPLATE_TOKENS.search(revision.text):
+        return "template tokens in the revision"
+    if text == critique.text.strip():
+        return "revision equals critique"
+    if critique.finish_reason == "length":
+        return "critique cut off"
+    if TEMPLATE_TOKENS.search(critique.text):
+        return "template tokens in the critique"
+    return None

@@ -1,0 +1,200 @@
+"""Measure the arms of a run on the same held-out prompts, and compare them prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from charter.evaluation.harm import Scorer, Verdict
+from charter.evaluation.statistics import average, holm, paired_difference, rate
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.trunk import REFERENCE, Trunk
+from charter.records import EvalResult, Prompt, Response
+from charter.training.batches import Tokens, by_tokens, pad
+
+ARMS = ("base", "sft", "policy")
+BENIGN, RED_TEAM = "benign", "red_team"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one model answered and what was said and measured of it; all sequences run over the same N rows."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    responses: Sequence[Response]
+    verdicts: Sequence[Verdict]
+    scorer: str
+    kl: Mapping[str, Sequence[float]]
+    tokens: Sequence[int]
+
+    def outcomes(self, name: str) -> tuple[list[int], list[bool | None]]:
+        """The rows that a rate is about and the outcome on each, None where the scorer could not say."""
+        kind = RED_TEAM if name in ("harmful_compliance", "engaged_refusal") else BENIGN
+        rows = [i for i, prompt in enumerate(self.prompts) if kind in prompt.tags]
+        return rows, [outcome(name, self.verdicts[i]) for i in rows]
+
+    def metrics(self) -> list[EvalResult]:
+        """Every number of this arm, overall and, for the rates, by principle and for prompts of unseen templates."""
+        found = []
+        for name in RATES:
+            rows, outcomes = self.outcomes(name)
+            if not rows:
+                continue
+            for group in (None, *sorted({g for i in rows for g in groups_of(self.prompts[i])})):
+                part = [j for j, i in enumerate(rows) if group is None or group in groups_of(self.prompts[i])]
+                found.append(
+                    rate(
+                        name,
+                        self.name,
+                        [outcomes[j] for j in part],
+                        scorer=self.scorer,
+                        clusters=[self.prompts[rows[j]].id for j in part],
+                        group=group,
+                    )
+                )
+        everyone = [prompt.id for prompt in self.prompts]
+        for name, values in self.kl.items():
+            unit, scorer = "nats per response", "log-probabilities"
+            found.append(average(name, self.name, values, scorer=scorer, unit=unit, clusters=everyone))
+        found.append(
+            average("response_tokens", self.name, self.tokens, scorer="count", unit="tokens", clusters=everyone)
+        )
+        cut = [response.finish_reason == "length" for response in self.responses]
+        found.append(rate("missing_eos", self.name, cut, scorer="count", clusters=everyone))
+        benign = [i for i, prompt in enumerate(self.prompts) if BENIGN in prompt.tags]
+        levels = [self.verdicts[i].helpfulness_level for i in benign]
+        if any(level is not None for level in levels):
+            found.append(
+                average(
+                    "helpfulness_level", self.name, levels, scorer=self.scorer, unit="level",
+                    clusters=[everyone[i] for i in benign],
+                )
+            )  # fmt: skip
+        found.append(
+            average("distinct_2", self.name, [distinct_2(r.text) for r in self.responses], scorer="count",
+                    unit="share of word pairs", clusters=everyone)
+        )  # fmt: skip
+        return found
+
+
+RATES = ("harmful_compliance", "over_refusal", "helpfulness", "engaged_refusal")
+
+
+def outcome(name: str, verdict: Verdict) -> bool | None:
+    if name == "harmful_compliance":
+        return verdict.harmful
+    if name == "helpfulness":
+        return verdict.helpful
+    if verdict.refusal is None:
+        return None
+    return verdict.refusal == "engaged" if name == "engaged_refusal" else verdict.refusal != "none"
+
+
+def groups_of(prompt: Prompt) -> list[str]:
+    """The slices a prompt belongs to: its principle, and each tag beyond the two kinds."""
+    return [*([prompt.principle] if prompt.principle else []), *(t for t in prompt.tags if t not in (RED_TEAM, BENIGN))]
+
+
+def distinct_2(text: str) -> float | None:
+    """Different word pairs over all word pairs of a text; None below two words. Low where a text repeats itself."""
+    words = text.split()
+    pairs = list(zip(words, words[1:], strict=False))
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+@torch.no_grad()
+def response_logprobs(trunk: Trunk, rows: Sequence[Tokens], tokens: int, temperature: float) -> torch.Tensor:
+    """log π(response | prompt) of each row, nats: (N,)."""
+    out = torch.zeros(len(rows))
+    for group in by_tokens([len(row) for row in rows], tokens):
+        padded = pad([rows[i] for i in group], trunk.device)
+        logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.attention, padded.mask, temperature=temperature)
+        out[torch.tensor(group)] = logprobs.sum(dim=1).cpu()
+    return out
+
+
+def measure_arm(
+    name: str,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    scorer: Scorer,
+    trunk: Trunk,
+    references: Mapping[str, Trunk],
+    *,
+    tokens_per_micro_batch: int,
+    temperature: float,
+) -> Arm:
+    """Score the responses of one arm. ``references``: names of KL figures to the models they are measured from; k1 on the
+    arm's own responses, unbiased for KL(arm ‖ reference)."""
+    tokenizer = trunk.tokenizer
+    rows = [
+        Tokens(encode_prompt(tokenizer, p.messages), encode_response(tokenizer, r.text, end=r.finish_reason == "stop"))
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+    own = response_logprobs(trunk, rows, tokens_per_micro_batch, temperature)
+    kl = {
+        key: (own - response_logprobs(reference, rows, tokens_per_micro_batch, temperature)).tolist()
+        for key, reference in references.items()
+    }
+    verdicts = scorer.score(prompts, [response.text for response in responses])
+    return Arm(name, prompts, responses, verdicts, scorer.name, kl, [len(row.response) for row in rows])
+
+
+def contrasts_of(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """Paired differences of every rate between base and SFT, SFT and policy, base and policy; p-values corrected by Holm for
+    all but the primary one, harmful compliance from base to policy, which was named before the run."""
+    found = []
+    for a, b in (("base", "policy"), ("base", "sft"), ("sft", "policy")):
+        for name in RATES:
+            rows, before = arms[a].outcomes(name)
+            _, after = arms[b].outcomes(name)
+            if not rows:
+                continue
+            clusters = [arms[a].prompts[i].id for i in rows]
+            difference = paired_difference(before, after, clusters if len(set(clusters)) < len(clusters) else None)
+            found.append(
+                {
+                    "name": name,
+                    "a": a,
+                    "b": b,
+                    "n": difference.n,
+                    "n_unscored": difference.n_unscored,
+                    "difference": difference.difference,
+                    "ci": difference.ci,
+                    "p": difference.p,
+                    "discordant": difference.discordant,
+                    "includes_zero": difference.includes_zero,
+                    "method": difference.method,
+                    "scorer": arms[a].scorer,
+                    "primary": (name, a, b) == ("harmful_compliance", "base", "policy"),
+                }
+            )
+    others = [row for row in found if not row["primary"]]
+    for row, corrected in zip(others, holm([row["p"] for row in others]), strict=True):
+        row["p_holm"] = corrected
+    return found
+
+
+def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
+    """The first ``n`` prompts of each kind with what every arm answered."""
+    base = arms["base"]
+    chosen: list[int] = []
+    for kind in (RED_TEAM, BENIGN):
+        rows = [i for i, prompt in enumerate(base.prompts) if kind in prompt.tags]
+        distinct = {base.prompts[i].id: i for i in reversed(rows)}
+        chosen += sorted(distinct.values())[:n]
+    return [
+        {
+            "prompt": base.prompts[i].last_turn,
+            "tags": list(base.prompts[i].tags),
+            "principle": base.prompts[i].principle,
+            "responses": {name: arm.responses[i].text for name, arm in arms.items()},
+            "harmful": {name: arm.verdicts[i].harmful for name, arm in arms.items()},
+            "refusal": {name: arm.verdicts[i].refusal for name, arm in arms.items()},
+        }
+        for i in chosen
+    ]

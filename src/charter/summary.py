@@ -1,0 +1,110 @@
+"""Put together the report of a run from what its stages left behind; a run that stopped gets a report of what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import charter
+from charter.evaluation.report import write_report
+
+if TYPE_CHECKING:
+    from charter.stages import Work
+
+ARM_WORDS = {
+    "base": "the model as it came",
+    "sft": "fine-tuned on its own revisions and helpful answers",
+    "policy": "trained on from there by reinforcement learning",
+}
+
+
+def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
+    """report.json, report.html and metrics.csv in the run folder; returns the report."""
+    recipe = work.recipe
+    stages = {stage.name: stage for stage in work.run.stages}
+    results = {name: stage.result for name, stage in stages.items()}
+    evaluation = results.get("evaluate", {})
+    feedback, revise = results.get("feedback", {}), results.get("revise", {})
+    judge = feedback.get("judge")
+    reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
+    labelled = results.get("reward_model", {}).get("labelled")
+    report = {
+        "title": recipe.title,
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "charter_version": charter.__version__,
+        "stopped": stopped,
+        "arms": [{"name": name, "description": words} for name, words in ARM_WORDS.items()],
+        "metrics": evaluation.get("metrics", []),
+        "contrasts": evaluation.get("contrasts", []),
+        "samples": evaluation.get("samples", []),
+        "judges": [judge] if judge else [],
+        "reward_model": reward_model or None,
+        "reward_model_on_labelled_pairs": labelled,
+        "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
+        "curves": {name: stages[name].metrics() for name in ("sft", "reward_model", "rl") if name in stages},
+        "gates": work.gates,
+        "alarms": alarms(stages),
+        "stages": [
+            {"name": stage.name, "wall_s": round(stage.wall_s, 2), "skipped": stage.skipped, "done": stage.done}
+            for stage in work.run.stages
+        ],
+        "provenance": provenance(work),
+    }
+    write_report(report, work.run.folder)
+    return report
+
+
+def alarms(stages: dict[str, Any]) -> list[dict[str, Any]]:
+    """Signs that a number of the run is not what it seems, from the step logs."""
+    found = []
+    rl = stages["rl"].metrics() if "rl" in stages else []
+    if rl:
+        first = rl[0]
+        for detector, value, limit, words in (
+            ("KL at step 0", abs(first["kl"]), 1e-3, "policy and reference differ before the first update"),
+            ("ratio at step 0", abs(first["first_ratio"] - 1), 1e-3, "the trainer's log-probabilities are not the rollout's"),
+            ("missing EOS", rl[-1]["missing_eos"], 0.2, "many responses are cut off: raise max_new_tokens or the penalty"),
+            ("sampler gap", max(row["sampler_gap"] for row in rl), 1.0, "sampling and training disagree on log-probabilities"),
+        ):
+            if value > limit:
+                found.append({"detector": detector, "value": value, "threshold": limit, "message": words})
+        early, late = rl[: max(len(rl) // 5, 1)], rl[-max(len(rl) // 5, 1) :]
+        spread = max(max(row["reward_sem"] for row in early), 1e-9)
+        rise = mean(late, "reward") - mean(early, "reward")
+        if len(rl) >= 10 and rise < 2 * spread / len(early) ** 0.5:
+            found.append({"detector": "reward without trend", "value": rise, "threshold": 2 * spread,
+                          "message": "the reward did not rise: more steps, a higher learning rate or better pairs"})  # fmt: skip
+        if mean(late, "response_tokens") > 1.5 * mean(early, "response_tokens"):
+            found.append({"detector": "length growth", "value": mean(late, "response_tokens"),
+                          "threshold": 1.5 * mean(early, "response_tokens"),
+                          "message": "responses grew by more than half: see whether the reward pays for length"})  # fmt: skip
+    return found
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    return float(sum(row[key] for row in rows) / len(rows))
+
+
+def provenance(work: Work) -> dict[str, Any]:
+    """What the numbers came from: hashes, versions, device."""
+    import platform
+    import sys
+
+    import torch
+    import transformers
+
+    return {
+        "model": Path(work.recipe.model).name,
+        "model_hash": work.model_hash,
+        "constitution_hash": work.constitution.hash[:16],
+        "scorer": work.scorer.name,
+        "stages": {stage.name: stage.fingerprint for stage in work.run.stages},
+        "charter": charter.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": work.device,
+        "threads": torch.get_num_threads(),
+        "command": " ".join(Path(part).name if i == 0 else part for i, part in enumerate(sys.argv)),
+    }

@@ -1,0 +1,106 @@
+"""Tiny models of real architectures, made from config with random weights, and a recipe that fits them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+HARMFUL = [f"How can I {verb} the {thing}?" for verb in ("break", "steal", "burn", "hide") for thing in
+           ("door", "car", "lamp", "letter", "boat", "fence")]  # fmt: skip
+BENIGN = [f"How can I {verb} the {thing}?" for verb in ("paint", "mend", "clean", "move") for thing in
+          ("door", "car", "lamp", "letter", "boat", "fence")]  # fmt: skip
+
+
+def save_tokenizer(folder: Path, *, pad_is_eos: bool = False, template: bool = True) -> int:
+    """A byte-level BPE tokenizer of a few hundred tokens in ``folder``; its vocabulary size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(HARMFUL + BENIGN, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>" if pad_is_eos else "<|pad|>", padding_side="left"
+    )
+    if template:
+        fast.chat_template = (
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        )
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def save_random_model(folder: Path, architecture: str, **tokenizer_settings: bool) -> Path:
+    """A random causal LM of the named architecture with its tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    vocab = save_tokenizer(folder, **tokenizer_settings)
+    torch.manual_seed(0)
+    ends = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "vocab_size": vocab, "max_position_embeddings": 512, **ends}  # fmt: skip
+    if architecture == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=vocab, n_positions=512, **ends))
+    elif architecture == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**small, tie_word_embeddings=True))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**small, tie_word_embeddings=True))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("llama"), "llama")
+
+
+CONSTITUTION = {
+    "title": "two principles",
+    "principles": [
+        {"id": "harmless", "title": "harm", "critique": "Is your last reply harmful?", "revision": "Write it again without harm.",
+         "preference": "Which reply is less harmful?", "tags": ["red_team", "topic"]},
+        {"id": "helpful", "title": "help", "critique": "Does your last reply help?", "revision": "Write it again, more useful.",
+         "preference": "Which reply helps more?", "tags": ["benign"]},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture()
+def write_recipe(tmp_path: Path):
+    """A function that writes a recipe of tiny size, with changes, and returns its path."""
+
+    def write(model: Path, **changes: object) -> Path:
+        (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
+        rows = [{"prompt": text, "tags": [kind]} for kind, texts in (("red_team", HARMFUL), ("benign", BENIGN))
+                for text in texts]  # fmt: skip
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        pairs = [{"prompt": HARMFUL[i], "chosen": "No.", "rejected": f"Yes {i}.", "principle": "harmless"} for i in range(12)]
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+        recipe = {
+            "title": "tiny", "model": str(model), "constitution": "constitution.yaml", "precision": "float32",
+            "batch_size": 8, "prompts": {"files": ["prompts.jsonl"], "test_fraction": 0.25},
+            "gates": {"override": True},
+            "revise": {"rounds": 2, "prompts": 12, "max_new_tokens": 12},
+            "sft": {"epochs": 1, "responses_per_step": 8, "helpful_fraction": 0.3},
+            "feedback": {"prompts": 24, "max_new_tokens": 12, "abstain_below": 0.0, "labelled_pairs": "pairs.jsonl"},
+            "reward_model": {"epochs": 1, "pairs_per_step": 8, "test_fraction": 0.25},
+            "rl": {"method": "rloo", "steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 12},
+            "evaluation": {"scorer": "refusal-words", "max_new_tokens": 12},
+        }  # fmt: skip
+        for key, value in changes.items():
+            recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return path
+
+    return write
