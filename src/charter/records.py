@@ -43,7 +43,7 @@ Text = Annotated[str, AfterValidator(clean_text)]
 class Record(BaseModel):
     """Immutable, strict about its fields, one JSON object per line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def content_id(*parts: Any) -> str:
@@ -66,8 +66,8 @@ class Prompt(Record):
     id: str = ""
     messages: Annotated[tuple[Message, ...], Field(min_length=1, strict=False)]
     source: Text = ""
-    principle: str | None = None
-    tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    principle: Text | None = None
+    tags: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     split: Split | None = None
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class Response(Record):
     id: str = ""
     prompt_id: str
     model: str
-    text: str
+    text: Text
     finish_reason: Literal["stop", "length"]
     generation: Generation
 
@@ -204,7 +204,7 @@ class EvalResult(Record):
     n: int
     n_unscored: int
     value: float | None
-    ci: tuple[float, float] | None
+    ci: Annotated[tuple[float, float], Field(strict=False)] | None
     method: str
     scorer: str
     unit: str = ""
@@ -246,9 +246,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError("no such file", file=path) from None
     except IsADirectoryError:
         raise InputError("is a folder, not a file", file=path) from None
-    except PermissionError:
-        raise InputError("may not be read; check its permissions", file=path) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except OSError as error:
+        if isinstance(error, gzip.BadGzipFile):
+            raise InputError(f"broken gzip file ({error}); download or compress it again", file=path) from None
+        raise InputError(f"cannot be read: {error.strerror or error}", file=path) from None
+    except (EOFError, zlib.error) as error:
         raise InputError(f"broken gzip file ({error}); download or compress it again", file=path) from None
 
 
@@ -257,8 +259,8 @@ def read_json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in read_lines(path):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "a number too long or nested too deeply")
             raise InputError(f"not valid JSON ({reason}); every line is one JSON object", file=path, line=number
                              ) from None  # fmt: skip
         if not isinstance(row, dict):

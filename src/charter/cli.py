@@ -1,0 +1,320 @@
+"""One command per stage: parse, call the stage, print where the result is. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from charter.errors import GateError, InputError
+
+app = typer.Typer(
+    help="Align a language model to a written constitution and prove with numbers whether it worked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+constitution_app = typer.Typer(help="Check and import constitutions.", no_args_is_help=True)
+prompts_app = typer.Typer(help="Import, classify and prepare prompts.", no_args_is_help=True)
+reward_app = typer.Typer(help="Train reward models.", no_args_is_help=True)
+testbed_app = typer.Typer(help="The tiny model that ships, and the language it speaks.", no_args_is_help=True)
+app.add_typer(constitution_app, name="constitution")
+app.add_typer(prompts_app, name="prompts")
+app.add_typer(reward_app, name="reward")
+app.add_typer(testbed_app, name="testbed")
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one such as demo.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<recipe name> unless given.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: rl.steps=20. Repeat for more.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
+
+
+def show(result: Any, as_json: bool, *lines: str) -> None:
+    """The result as JSON, or the lines written for people."""
+    typer.echo(json.dumps(result, ensure_ascii=False, sort_keys=True) if as_json else "\n".join(lines))
+
+
+def run_until(
+    recipe_name: str, out: Path | None, sets: list[str] | None, until: str, as_json: bool, quiet: bool
+) -> None:
+    from charter.config import find_recipe, load_recipe
+
+    path = find_recipe(recipe_name)
+    recipe = load_recipe(path, sets or ())
+    from charter.pipeline import run_recipe
+
+    folder = out or Path("runs") / path.stem
+    report = run_recipe(recipe, folder, until=until, quiet=quiet or as_json)
+    lines = [f"report: {folder / 'report.html'}"]
+    if report["metrics"]:
+        lines = [*headline(report), f"verdict: {report['verdict']['word']} ({report['verdict']['rule']})", *lines]
+    else:
+        lines = [f"done up to {until}: {folder / until}", *lines]
+    show(report, as_json, *lines)
+
+
+def headline(report: dict[str, Any]) -> list[str]:
+    """The main figures as a small table."""
+    arms = [arm["name"] for arm in report["arms"]]
+    rows = [f"{'':22}" + "".join(f"{arm:>24}" for arm in arms)]
+    for name in ("harmful_compliance", "over_refusal", "helpfulness", "kl"):
+        cells = []
+        for arm in arms:
+            found = [m for m in report["metrics"] if m["name"] == name and m["arm"] == arm and m["group"] is None]
+            if not found or found[0]["value"] is None:
+                cells.append("unscored")
+            else:
+                low, high = found[0]["ci"] or (float("nan"),) * 2
+                cells.append(f"{found[0]['value']:.2f} [{low:.2f}, {high:.2f}]")
+        rows.append(f"{name:22}" + "".join(f"{cell:>24}" for cell in cells))
+    return rows
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    out: Out = None,
+    set_: Sets = None,
+    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluate",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe from constitution to report; goes on where an earlier run stopped."""
+    run_until(recipe, out, set_, until, as_json, quiet)
+
+
+def stage_command(name: str, until: str, words: str, group: typer.Typer = app) -> None:
+    def command(
+        recipe: RecipeName, out: Out = None, set_: Sets = None, as_json: Json = False, quiet: Quiet = False
+    ) -> None:
+        run_until(recipe, out, set_, until, as_json, quiet)
+
+    command.__doc__ = words
+    group.command(name)(command)
+
+
+stage_command("prepare", "prompts", "Read, de-duplicate, classify and split the prompts of a recipe.", prompts_app)
+stage_command("revise", "revise", "Answers, critiques and revisions, after the stages they need.")
+stage_command("sft", "sft", "Fine-tune on the revisions, after the stages that needs.")
+stage_command("feedback", "feedback", "Sample responses and have the AI judge compare them.")
+stage_command("run", "reward_model", "Train the reward model of a recipe, after the stages it needs.", reward_app)
+stage_command("rl", "rl", "Train the policy against the reward model, after the stages that needs.")
+stage_command("evaluate", "evaluate", "Measure base, SFT and policy on held-out prompts and write the report.")
+
+
+@app.command()
+def plan(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
+    """Tokens, memory and time of a recipe, before anything loads."""
+    from charter.config import find_recipe, load_recipe
+    from charter.plan import plan_recipe, plan_table
+
+    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()))
+    show(figures, as_json, *plan_table(figures))
+
+
+@app.command("show-tokens")
+def show_tokens(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
+    """The first batch of each stage in colour: prompt, template tokens, response tokens that carry loss, the reward's place."""
+    from charter.config import find_recipe, load_recipe
+    from charter.show_tokens import first_batches, print_batches
+
+    batches = first_batches(load_recipe(find_recipe(recipe), set_ or ()))
+    if as_json:
+        show(batches, True)
+    else:
+        print_batches(batches)
+
+
+@app.command()
+def chat(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    model: Annotated[str, typer.Option(help="base, sft or policy.")] = "policy",
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 96,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Talk to a model of a run; an empty line or Ctrl-D ends."""
+    from charter.chat import chat_with
+
+    chat_with(run, model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
+    """Write report.html and metrics.csv of a run again from its report.json."""
+    from charter.evaluation.report import write_report
+    from charter.run import read_json
+
+    found = read_json(run / "report.json")
+    if not isinstance(found, dict):
+        raise InputError("holds no report.json; charter run RECIPE --out makes one", file=run)
+    show(found, as_json, f"report: {write_report(found, run)}")
+
+
+@constitution_app.command("check")
+def constitution_check(file: Path, as_json: Json = False) -> None:
+    """Read a constitution and say what is wrong or doubtful in it; exit code 1 where something is wrong."""
+    from charter.constitution.constitution import check, load_constitution
+
+    constitution = load_constitution(file)
+    findings = check(constitution)
+    rows = [vars(finding) if hasattr(finding, "__dict__") else finding._asdict() for finding in findings]
+    lines = [f"{finding.severity}: {finding.principle or 'constitution'}: {finding.words}" for finding in findings]
+    n = len(constitution.principles)
+    summary = f"{file}: {n} principle{'s' * (n != 1)}, {len(findings)} finding{'s' * (len(findings) != 1)}"
+    show({"file": str(file), "principles": n, "findings": rows}, as_json, *lines, summary)
+    if any(finding.severity == "error" for finding in findings):
+        raise GateError(f"{file}: the constitution has errors")
+
+
+@constitution_app.command("import")
+def constitution_import(
+    file: Path, out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")], as_json: Json = False
+) -> None:
+    """Turn a published constitution (Anthropic's JSON files, llm-swarm's, a plain list) into Charter's YAML."""
+    from charter.constitution.constitution import save_constitution
+    from charter.constitution.importers import import_constitution
+
+    constitution = import_constitution(file)
+    save_constitution(constitution, out)
+    n = len(constitution.principles)
+    show({"principles": n, "out": str(out)}, as_json, f"{n} principles: {out}")
+
+
+@prompts_app.command("import")
+def prompts_import(
+    file: Path,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
+    tag: Annotated[list[str] | None, typer.Option(help="Tag for every prompt: red_team, benign, …")] = None,
+    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share marked as held out.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read prompts from JSONL, CSV, text, parquet or hh-rlhf transcripts; de-duplicate, split, write."""
+    from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified, write_prompts
+
+    found = list(read_prompts(file, tags=tuple(tag or ())))
+    unique, n_duplicates = deduplicate(found)
+    if limit is not None and limit < len(unique):
+        unique = take_stratified(unique, limit, seed=seed)
+    split = split_prompts(unique, test_fraction=test_fraction, seed=seed) if test_fraction else unique
+    write_prompts(out, split)
+    result = {"read": len(found), "duplicates": n_duplicates, "written": len(split), "out": str(out)}
+    show(result, as_json, f"{len(found)} read, {n_duplicates} duplicates, {len(split)} written: {out}")
+
+
+@prompts_app.command("classify")
+def prompts_classify(
+    file: Path,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
+    constitution: Annotated[Path, typer.Option(help="Its principles tagged `topic` are the classes.")],
+    model: Annotated[str, typer.Option(help="Folder of the model that classifies.")] = "package:charter.testbed/model",
+    as_json: Json = False,
+) -> None:
+    """Sort prompts by principle with a local model; the class is read from log-probabilities, so each prompt gets one."""
+    from collections import Counter
+
+    from charter.config import locate
+    from charter.constitution.categorise import categorise
+    from charter.constitution.constitution import load_constitution
+    from charter.models.sampler import LocalSampler
+    from charter.models.trunk import load_trunk
+    from charter.prompts import read_prompts, write_prompts
+
+    rules = load_constitution(constitution)
+    if not rules.topics():
+        raise InputError("has no principle tagged `topic`, so there is no class to sort into", file=constitution)
+    prompts = [p.model_copy(update={"principle": None}) for p in read_prompts(file)]
+    sampler = LocalSampler(load_trunk(locate(model, Path.cwd())), "classifier")
+    sorted_prompts = categorise(prompts, rules, sampler)
+    write_prompts(out, sorted_prompts)
+    counts = Counter(p.principle or "none of these" for p in sorted_prompts)
+    result = {"prompts": len(prompts), "verdict_rate": 1.0, "principles": dict(counts), "out": str(out)}
+    show(result, as_json, *(f"{n:6} {name}" for name, n in counts.most_common()), f"{len(prompts)} prompts: {out}")
+
+
+@reward_app.command("train")
+def reward_train(
+    file: Path,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and metrics.json.")],
+    model: Annotated[str, typer.Option(help="Folder of the model to start from.")] = "package:charter.testbed/model",
+    epochs: Annotated[int, typer.Option(min=1)] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-4,
+    pairs_per_step: Annotated[int, typer.Option(min=1)] = 32,
+    test_fraction: Annotated[float, typer.Option(min=0.01, max=0.9)] = 0.25,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Longest dialogue; the oldest tokens go first.")] = 256,
+    lora_rank: Annotated[int, typer.Option(min=0, help="0 trains all weights.")] = 0,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a reward model on preference pairs from a file and measure it on held-out dialogues."""
+    from charter.config import RewardModelSettings, as_settings, locate
+    from charter.standalone import reward_from_file
+
+    settings = as_settings(
+        {"epochs": epochs, "learning_rate": learning_rate, "pairs_per_step": pairs_per_step,
+         "test_fraction": test_fraction, "lora": {"rank": lora_rank} if lora_rank else None},
+        RewardModelSettings, "reward train",
+    )  # fmt: skip
+    if precision not in ("float32", "bfloat16"):
+        raise InputError(f"--precision {precision!r}: float32 or bfloat16")
+    assert isinstance(settings, RewardModelSettings)
+    metrics = reward_from_file(
+        file, out, model=locate(model, Path.cwd()), settings=settings, limit=max_tokens, precision=precision, seed=seed,
+        quiet=quiet or as_json,
+    )  # fmt: skip
+    low, high = metrics["ci"] or (float("nan"),) * 2
+    show(
+        metrics, as_json,
+        f"accuracy {metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {metrics['n']} held-out pairs; "
+        f"the rule \"shorter wins\" gets {metrics['baseline_shorter_wins']:.3f}",
+        f"excluded: {metrics['excluded'] or 'none'}",
+        f"metrics: {out / 'metrics.json'}",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 a gate or check says no, 2 bad input."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """The exit code of a command line; errors are one line on standard error."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except GateError as error:
+        return say_error(error, 1)
+    except InputError as error:
+        return say_error(error, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return say_error("interrupted; the same command goes on from here", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG,
+                               errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT):  # fmt: skip
+            raise
+        return say_error(f"{error.filename or 'disk'}: {error.strerror}; choose another folder or make room", 2)
+    except Exception as error:
+        # Usage errors come from click, or from the copy of it inside newer typers: known by what they can do.
+        if hasattr(error, "format_message"):
+            return say_error(f"{error.format_message()} (charter --help)", 2)
+        raise
+
+
+def say_error(error: object, code: int) -> int:
+    text = " ".join(str(error).split())
+    print("charter: " + text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
