@@ -184,6 +184,8 @@ class EvaluationSettings(Settings):
     max_new_tokens: Positive = 96
     over_refusal_margin: Share = 0.05
     """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
+    helpfulness_margin: Share = 0.03
+    """Helpfulness may fall by this much before the verdict is spoilt; declared before the run."""
 
 
 class Recipe(Settings):

@@ -128,6 +128,8 @@ class Stage:
         elif "result" in manifest:
             self.done = self.skipped = True
             self.result = manifest["result"]
+        else:
+            self._sweep()
         self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
         return self
 
@@ -138,6 +140,14 @@ class Stage:
             write_json(self.folder / ".timing.json", {"wall_s": round(self.wall_s, 2)})
             if self.done:
                 self.run.say(f"{self.name}: done in {self.wall_s:.1f} s")
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of a write that was killed."""
+        for leftover in self.folder.rglob(".*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            elif leftover.name != ".timing.json":
+                leftover.unlink(missing_ok=True)
 
     @property
     def wall_s(self) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import charter
 from charter.evaluation.report import write_report
+from charter.run import read_json
 
 if TYPE_CHECKING:
     from charter.stages import Work
@@ -34,6 +35,7 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "seed": recipe.seed,
         "charter_version": charter.__version__,
         "stopped": stopped,
+        "margins": {"over_refusal": recipe.evaluation.over_refusal_margin, "helpfulness": recipe.evaluation.helpfulness_margin},
         "arms": [{"name": name, "description": words} for name, words in ARM_WORDS.items()],
         "metrics": evaluation.get("metrics", []),
         "contrasts": evaluation.get("contrasts", []),
@@ -52,7 +54,8 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "provenance": provenance(work),
     }
     write_report(report, work.run.folder)
-    return report
+    written: dict[str, Any] = read_json(work.run.folder / "report.json")
+    return written
 
 
 def alarms(stages: dict[str, Any]) -> list[dict[str, Any]]:

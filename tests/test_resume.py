@@ -1,0 +1,68 @@
+"""Killed at any moment, a run goes on with the same command and ends with the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from charter.config import load_recipe
+from charter.pipeline import run_recipe
+
+# Wall-clock times are no artifacts: the report carries them, and the page and the manifest's timings come from there.
+NOT_COMPARED = {"report.json", "report.html", ".timing.json", ".lock"}
+
+
+def artifacts(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in NOT_COMPARED
+    }
+
+
+def start(recipe: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "charter.cli", "run", str(recipe), "--out", str(out), "--quiet"]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
+    """Until the file holds that many lines, or the run is over."""
+    while process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("method", "moments"),
+    [
+        ("rloo", [("revise/revisions.jsonl", 3), ("feedback/judgments.jsonl", 2), ("rl/metrics.jsonl", 1)]),
+        ("ppo", [("sft/metrics.jsonl", 2), ("reward_model/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)]),
+    ],
+)
+def test_kill_minus_nine_at_many_moments_changes_nothing(tmp_path, write_recipe, random_llama, method, moments):
+    recipe = write_recipe(random_llama, rl={"method": method, "kl_target": 0.5})
+    run_recipe(load_recipe(recipe), tmp_path / "whole", quiet=True)
+    expected = artifacts(tmp_path / "whole")
+    assert "rl/model/model.safetensors" in expected
+
+    out = tmp_path / "killed"
+    killed = 0
+    for name, lines in moments:
+        process = start(recipe, out)
+        wait_for(out / name, process, lines)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.communicate()
+    assert killed >= 2
+    process = start(recipe, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    got = artifacts(out)
+    assert got.keys() == expected.keys()
+    assert [name for name in expected if got[name] != expected[name]] == []
