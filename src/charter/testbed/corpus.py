@@ -1,0 +1,224 @@
+"""The training corpus: dialogues that teach answering, critique, revision, judging, sorting and copying.
+
+Every example is a list of turns. A turn of the assistant carries a loss weight: replies that the model should give by itself
+weigh 1, replies that only set the scene for a critique weigh 0, a judge's letter weighs more because it is one token.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from charter.models.sampler import fill
+from charter.testbed import language as lang
+from charter.testbed import principles as rules
+
+_ROOT = importlib.resources.files("charter")
+COMPARE = _ROOT.joinpath("feedback/prompts/compare.txt").read_text(encoding="utf-8")
+CATEGORISE = _ROOT.joinpath("constitution/prompts/categorise.txt").read_text(encoding="utf-8")
+ABSOLUTE = {name: _ROOT.joinpath(f"evaluation/prompts/{name}.txt").read_text(encoding="utf-8")
+            for name in ("harmful", "helpful")}  # fmt: skip
+LETTER_WEIGHT = 4.0
+
+# What the base model answers by itself: helpful only, so it goes along with harm and is of mixed quality on the rest.
+HARMFUL_MIX = {"full": 0.72, "hedged": 0.20, "evasive": 0.04, "preachy": 0.01, "engaged": 0.03}
+BENIGN_MIX = {"two steps": 0.42, "one step": 0.30, "vague": 0.19, "off topic": 0.09}
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str
+    content: str
+    weight: float = 0.0
+
+
+Example = list[Turn]
+
+
+def choose(rng: Random, weights: dict[str, float]) -> str:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def draw_example(rng: Random) -> Example:
+    """One training example of a random kind."""
+    kind = choose(rng, {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06})
+    return {"answer": answer, "revise": revise, "judge": judge, "topic": topic, "absolute": absolute, "copy": copy_drill}[kind](rng)
+
+
+def draw_case(rng: Random, split: str = "train", harm_share: float = 0.55) -> tuple[str, lang.Action]:
+    return lang.draw_split(rng, split, harmful=rng.random() < harm_share)
+
+
+def reply(rng: Random, action: lang.Action, level: str) -> str:
+    if level == lang.GARBLED:
+        whole = choose(rng, HARMFUL_MIX if action.harmful else BENIGN_MIX)
+        return lang.garble(rng, reply(rng, action, whole))
+    return lang.harmful_reply(rng, action, level) if action.harmful else lang.benign_reply(rng, action, level)
+
+
+def own_level(rng: Random, action: lang.Action) -> str:
+    return choose(rng, HARMFUL_MIX if action.harmful else BENIGN_MIX)
+
+
+def any_level(rng: Random, action: lang.Action) -> str:
+    if rng.random() < 0.06:
+        return lang.GARBLED
+    return rng.choice(lang.HARM_LEVELS if action.harmful else lang.HELP_LEVELS)
+
+
+def answer(rng: Random) -> Example:
+    request, action = draw_case(rng)
+    return [Turn("user", request), Turn("assistant", reply(rng, action, own_level(rng, action)), 1.0)]
+
+
+def revise(rng: Random) -> Example:
+    """Reply, critique, revision. The reply is the model's own kind in part of the cases (then it is learned), any in others."""
+    request, action = draw_case(rng, harm_share=0.72)
+    own = rng.random() < 0.5
+    level = own_level(rng, action) if own else any_level(rng, action)
+    first = reply(rng, action, level)
+    principle = draw_principle(rng, action)
+    question, bad_is_yes = rules.draw_wording(rng, principle, "critique")
+    request_revision, _ = rules.draw_wording(rng, principle, "revision")
+    verdict = critique(rng, action, principle, level, bad_is_yes)
+    target = revision_level(rng, action, principle, level)
+    revised = first if target == level else reply(rng, action, target)
+    return [
+        Turn("user", request), Turn("assistant", first, 1.0 if own else 0.0), Turn("user", question),
+        Turn("assistant", verdict, 1.0), Turn("user", request_revision), Turn("assistant", revised, 1.0),
+    ]  # fmt: skip
+
+
+def draw_principle(rng: Random, action: lang.Action) -> str:
+    if not action.harmful:
+        return choose(rng, {"helpful": 0.5, "general": 0.2, "tone": 0.1, rng.choice(lang.AREAS): 0.2})
+    own = action.area
+    return choose(rng, {"general": 0.25, own: 0.35, "tone": 0.15, rng.choice(lang.AREAS): 0.25})
+
+
+def critique(rng: Random, action: lang.Action, principle: str, level: str, bad_is_yes: bool) -> str:
+    """A verdict, then its ground, with the request said back."""
+    problem = rules.applies(principle, action.area, action.harmful, level)
+    word = "Yes." if problem == bad_is_yes else "No."
+    core = rng.choice(rules.CORES[principle])
+    if level == lang.GARBLED and problem:
+        return f"{word} The reply about how to {action.echo} is broken and helps nobody."
+    if problem and principle == "helpful":
+        return f"{word} The reply would {core.verb}, though to {action.echo} is harmless."
+    if problem and principle == "tone":
+        return f"{word} When asked how to {action.echo}, the reply would {core.verb}."
+    if problem:
+        return rng.choice((
+            f"{word} The reply tells the user how to {action.echo}, which would {core.verb}.",
+            f"{word} To {action.echo} would {core.verb}, and the reply goes along.",
+        ))  # fmt: skip
+    return rng.choice((
+        f"{word} The reply about how to {action.echo} does not {core.verb}.",
+        f"{word} On how to {action.echo}, the reply is free of {core.noun}.",
+    ))  # fmt: skip
+
+
+def revision_level(rng: Random, action: lang.Action, principle: str, level: str) -> str:
+    """Where a revision goes. A reply without a problem under the principle is kept; others move in steps, so that no single
+    revision saturates."""
+    if not rules.applies(principle, action.area, action.harmful, level):
+        return level
+    if action.harmful:
+        if level == "full":
+            return choose(rng, {"hedged": 0.25, "evasive": 0.12, "preachy": 0.08, "engaged": 0.55})
+        if level == "hedged":
+            return choose(rng, {"evasive": 0.15, "preachy": 0.10, "engaged": 0.75})
+        return "engaged"
+    return choose(rng, {"two steps": 0.7, "one step": 0.3})
+
+
+def quality(action: lang.Action, principle: str, level: str) -> float | None:
+    """What a judge ranks by under a principle; None where the principle has nothing to say about this request."""
+    if level == lang.GARBLED:
+        return -1.0
+    if principle == "helpful":
+        return None if action.harmful else lang.HELPFULNESS[level]
+    if not action.harmful:
+        return lang.HELPFULNESS[level] if principle == "general" else None
+    if principle in ("general", "tone", action.area):
+        return lang.GOLD[level]
+    return None
+
+
+def draw_pair(
+    rng: Random, split: str = "train", *, harmful: bool | None = None
+) -> tuple[str, lang.Action, str, str, str]:
+    """A request, a principle that can tell, and a better and a worse reply to it: (request, action, principle, better, worse)."""
+    while True:
+        harm = rng.random() < 0.5 if harmful is None else harmful
+        request, action = lang.draw_split(rng, split, harmful=harm)
+        principle = rng.choice(("general", action.area, action.area, "tone")) if harm else choose(
+            rng, {"helpful": 0.8, "general": 0.2})  # fmt: skip
+        a, b = any_level(rng, action), any_level(rng, action)
+        qa, qb = quality(action, principle, a), quality(action, principle, b)
+        if qa is None or qb is None or abs(qa - qb) < 0.5:
+            continue
+        if qa < qb:
+            a, b = b, a
+        return request, action, principle, reply(rng, action, a), reply(rng, action, b)
+
+
+def judge_question(instruction: str, request: str, first: str, second: str) -> str:
+    return fill(COMPARE, principle=instruction, conversation=f"user: {request}", first=first, second=second)
+
+
+def judge(rng: Random) -> Example:
+    """One pair, asked about in both orders or under another wording in follow-up examples of its own."""
+    request, _, principle, better, worse = draw_pair(rng)
+    turns: Example = []
+    instruction, _ = rules.draw_wording(rng, principle, "preference")
+    swap = rng.random() < 0.5
+    first, second = (worse, better) if swap else (better, worse)
+    turns.append(Turn("user", judge_question(instruction, request, first, second)))
+    turns.append(Turn("assistant", "B" if swap else "A", LETTER_WEIGHT))
+    return turns
+
+
+def topic_options(rng: Random) -> list[str]:
+    options = list(lang.AREAS) if rng.random() < 0.7 else rng.sample(lang.AREAS, 4)
+    if rng.random() < 0.5:
+        rng.shuffle(options)
+    return [*options, lang.NONE]
+
+
+def topic(rng: Random) -> Example:
+    request, action = draw_case(rng)
+    options = topic_options(rng)
+    right = action.area if action.area in options else lang.NONE
+    question = fill(CATEGORISE, prompt=request, topics=", ".join(options))
+    return [Turn("user", question), Turn("assistant", right, 2.0)]
+
+
+def absolute(rng: Random) -> Example:
+    request, action = draw_case(rng)
+    level = any_level(rng, action)
+    name = rng.choice(("harmful", "helpful"))
+    question = fill(ABSOLUTE[name], conversation=f"user: {request}", response=reply(rng, action, level))
+    yes = level in (("full", "hedged") if name == "harmful" else ("two steps", "one step", "full", "hedged"))
+    return [Turn("user", question), Turn("assistant", "Yes" if yes else "No", LETTER_WEIGHT)]
+
+
+def copy_drill(rng: Random) -> Example:
+    """Say words back: random verbs with random objects, so that echoing is learned apart from knowing."""
+    verbs = [p.split(" {")[0] for area in lang._PATTERNS.values() for kind in area.values() for p, _ in kind]
+    slot = rng.choice(list(lang._SLOTS))
+    thing = rng.choice(lang._SLOTS[slot])
+    person = rng.choice(lang.PEOPLE)
+    action = f"{rng.choice(verbs)} {rng.choice(('the ', 'a ', ''))}{thing} {rng.choice(('of', 'with', 'for', 'near'))} {person}"
+    echo = f" {action} ".replace(" my ", " your ").strip()
+    frame = rng.choice(lang.TRAIN_FRAMES)
+    request = frame.format(a=action, t=rng.choice(lang.TAILS))
+    ask = rng.choice(("Say back what I ask: ", "Repeat the request: ", "What do I want? "))
+    return [Turn("user", ask + request), Turn("assistant", f"You want to {echo}.", 1.0)]
+
+
+def corpus(seed: int, n: int, start: int = 0) -> Sequence[Example]:
+    """Examples ``start`` to ``start + n`` of the endless corpus of a seed: each is a function of its number."""
+    return [draw_example(Random(f"{seed}:{i}")) for i in range(start, start + n)]

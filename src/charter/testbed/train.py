@@ -1,0 +1,237 @@
+"""Train the tiny model from scratch: tokenizer, Llama-architecture weights, a Hugging Face folder at the end.
+
+The corpus is endless and numbered, so the position in it is all that a stopped training needs besides weights and moments.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.records import Message, atomic_path
+from charter.testbed.corpus import Example, corpus
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+CHUNK = 1024  # examples that are made, sorted by length and cut into batches together
+USER_WEIGHT = 0.1  # of the loss on what the user says: enough to learn the words from
+
+
+@dataclass(frozen=True)
+class TestbedConfig:
+    """Size and length of a training. ``tokens`` decides where it ends, so that a seed gives one model on any machine."""
+
+    __test__ = False  # not a test class, whatever its name begins with
+
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 512
+    vocab: int = 1280
+    tokens: int = 14_000_000
+    tokens_per_step: int = 6144
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+PRESETS = {
+    "full": TestbedConfig(),
+    "small": TestbedConfig(hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, tokens=600_000, tokens_per_step=3072),
+}
+
+
+def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Train and save to ``out``; continues from ``out``/checkpoint.pt-like state after a kill. Returns tokens, loss, seconds."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from charter.models.load import save_model
+
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(config)
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=config.hidden, intermediate_size=config.feed_forward, num_hidden_layers=config.layers,
+            num_attention_heads=config.heads, num_key_value_heads=config.heads, vocab_size=len(tokenizer),
+            max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    model.train()
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98)
+    )
+    checkpoint = out / "training.safetensors"
+    chunk, seen, step, loss_mean = restore(checkpoint, model, optimizer)
+    started, seen_before = time.monotonic(), seen
+    with bar(config.tokens, seen, quiet) as advance:
+        while seen < config.tokens:
+            for rows in chunk_batches(tokenizer, config, chunk):
+                rate = learning_rate(config, seen, step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                loss, tokens = learn(model, optimizer, rows)
+                seen, step = seen + tokens, step + 1
+                loss_mean = loss if step == 1 else 0.98 * loss_mean + 0.02 * loss
+                advance(seen, loss_mean)
+                if seen >= config.tokens:
+                    break
+            chunk += 1
+            if chunk % 8 == 0:
+                save_state(checkpoint, model, optimizer, (chunk, seen, step, loss_mean))
+    model.eval().half()
+    save_model(model, tokenizer, out / "model")
+    checkpoint.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    return {"tokens": seen, "steps": step, "loss": loss_mean, "seconds": seconds, "out": str(out / "model"),
+            "parameters": model.num_parameters(), "tokens_per_second": (seen - seen_before) / max(seconds, 1e-9)}  # fmt: skip
+
+
+def make_tokenizer(config: TestbedConfig) -> Any:
+    """A byte-level BPE tokenizer trained on the corpus, with the chat template and roles as special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    texts = (turn.content for example in corpus(config.seed + 10_000, 6000) for turn in example)
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=SPECIAL[0], pad_token=SPECIAL[1], padding_side="left", model_max_length=512
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[float]]:
+    """Ids and loss weights of an example. An assistant turn weighs what it says, its end of turn included."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for number, turn in enumerate(example):
+        if turn.role == "assistant":
+            new = encode_response(tokenizer, turn.content)
+            ids += new
+            weights += [turn.weight] * len(new)
+        else:
+            # The prompt up to here, as the pipeline renders it; what is new of it is this turn and the assistant's marker.
+            new = encode_prompt(tokenizer, [Message(role=turn.role, content=turn.content)])  # type: ignore[arg-type]
+            ids += new
+            long = number == 0 and len(new) > 80  # a judge's question repeats what is learned elsewhere
+            weights += [0.0 if long else USER_WEIGHT] * len(new)
+    return ids, weights
+
+
+Row = tuple[list[int], list[float]]
+
+
+def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int) -> list[list[Row]]:
+    """The batches of one chunk of the corpus: rows of like length together, in a shuffled order."""
+    rows = sorted(
+        (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK)), key=lambda row: len(row[0])
+    )
+    batches: list[list[Row]] = [[]]
+    for row in rows:
+        if batches[-1] and (len(batches[-1]) + 1) * len(row[0]) > config.tokens_per_step:
+            batches.append([])
+        batches[-1].append(row)
+    Random(f"{config.seed}:{chunk}").shuffle(batches)
+    return batches
+
+
+def learn(model: Any, optimizer: torch.optim.Optimizer, rows: Sequence[Row]) -> tuple[float, int]:
+    """One update; the weighted mean loss (nats per token) and the number of tokens without padding."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+    weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in rows])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        # Padding is on the right and causal attention never looks right, so no attention mask is needed.
+        logits: Tensor = model(input_ids=ids).logits
+    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    weight = weights[:, 1:].flatten()
+    loss = (losses * weight).sum() / weight.sum().clamp(min=1e-6)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item(), sum(len(ids) for ids, _ in rows)
+
+
+def learning_rate(config: TestbedConfig, seen: int, step: int) -> float:
+    """100 steps of warm-up, then a half cosine over the tokens down to 2%."""
+    decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(seen / config.tokens, 1.0)))
+    return config.learning_rate * min(1.0, (step + 1) / 100) * decay
+
+
+def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, place: tuple[int, int, int, float]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[name] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{name}#{key}"] = value
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"place": " ".join(map(repr, place))})
+
+
+def restore(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, int, int, float]:
+    """Put the state back; chunk, tokens, steps and running loss, all 0 where there is no checkpoint."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return 0, 0, 0, 0.0
+    with safe_open(path, framework="pt") as file:
+        chunk, seen, step, loss = file.metadata()["place"].split()
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(file.get_tensor(name))
+            optimizer.state[parameter] = {
+                key: file.get_tensor(f"{name}#{key}").clone() for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    return int(chunk), int(seen), int(step), float(loss)
+
+
+class bar:  # noqa: N801 - used as a function: with bar(...) as advance
+    """A progress bar in tokens with loss, rate and time to go."""
+
+    def __init__(self, total: int, done: int, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("testbed: training"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
+                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"),
+                   TimeRemainingColumn())  # fmt: skip
+        self.progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
+        self.task = self.progress.add_task("", total=total, completed=done, note="")
+        self.started, self.before = time.monotonic(), done
+
+    def __enter__(self) -> Any:
+        self.progress.start()
+
+        def advance(seen: int, loss: float) -> None:
+            rate = (seen - self.before) / max(time.monotonic() - self.started, 1e-9)
+            self.progress.update(self.task, completed=seen, note=f"loss {loss:.3f}, {rate / 1000:.1f}k tokens/s")
+
+        return advance
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
