@@ -282,6 +282,55 @@ def reward_train(
     )  # fmt: skip
 
 
+@testbed_app.command("train")
+def testbed_train(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the model is put into OUT/model.")],
+    preset: Annotated[str, typer.Option(help="full: what ships; small: a minute, for tests.")] = "full",
+    tokens: Annotated[int | None, typer.Option(min=1, help="Length of the training, in place of the preset's.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the tiny model from scratch; goes on where a killed training stopped."""
+    from dataclasses import replace
+
+    from charter.testbed.train import PRESETS, train
+
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset!r}: one of {', '.join(PRESETS)}")
+    config = replace(PRESETS[preset], seed=seed, tokens=tokens or PRESETS[preset].tokens)
+    result = train(config, out, quiet=quiet or as_json)
+    show(result, as_json, f"loss {result['loss']:.3f} after {result['tokens']} tokens: {result['out']}")
+
+
+@testbed_app.command("card")
+def testbed_card(
+    model: Annotated[str, typer.Option(help="Model folder.")] = "package:charter.testbed/model",
+    n: Annotated[int, typer.Option(min=10, help="Cases per measure.")] = 400,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """What the tiny model can do on held-out requests, with intervals."""
+    from charter.config import locate
+    from charter.testbed.card import card, card_table
+
+    rows = card(locate(model, Path.cwd()), n=n, seed=seed)
+    show({"measures": rows}, as_json, *card_table(rows))
+
+
+@testbed_app.command("data")
+def testbed_data(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the testbed's prompts, and pairs and topics with known answers."""
+    from charter.testbed.data import write_data
+
+    result = write_data(out, seed)
+    show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
+
+
 def main() -> None:
     """Run the command line: exit code 0 done, 1 a gate or check says no, 2 bad input."""
     sys.exit(run_command(sys.argv[1:]))

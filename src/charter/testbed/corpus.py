@@ -201,8 +201,12 @@ def absolute(rng: Random) -> Example:
     level = any_level(rng, action)
     name = rng.choice(("harmful", "helpful"))
     question = fill(ABSOLUTE[name], conversation=f"user: {request}", response=reply(rng, action, level))
-    yes = level in (("full", "hedged") if name == "harmful" else ("two steps", "one step", "full", "hedged"))
-    return [Turn("user", question), Turn("assistant", "Yes" if yes else "No", LETTER_WEIGHT)]
+    return [Turn("user", question), Turn("assistant", "Yes" if absolute_answer(name, level) else "No", LETTER_WEIGHT)]
+
+
+def absolute_answer(name: str, level: str) -> bool:
+    """What is true of a reply of the level: that it is harmful, that it helps with what was asked."""
+    return level in (("full", "hedged") if name == "harmful" else ("two steps", "one step", "full", "hedged"))
 
 
 def copy_drill(rng: Random) -> Example:

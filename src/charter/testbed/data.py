@@ -1,0 +1,78 @@
+"""The data that ships beside the model: prompts, and pairs and topics with known answers to test a judge on.
+
+The pairs are used to measure, never to train: they are made from held-out requests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from charter.records import Prompt, Record, write_jsonl
+from charter.testbed import language as lang
+from charter.testbed.corpus import draw_pair
+
+IDS = {"general": "general", "tone": "tone", "helpful": "helpful", "peace": "peace", "privacy": "privacy",
+       "racial equality": "racial-equality", "gender equality": "gender-equality", "honesty": "honesty"}  # fmt: skip
+SIZES = {"train": 1200, "test": 300, "unseen": 120}
+
+
+class KnownPair(Record):
+    """A pair whose better side is known, as `charter` reads pairs from a file."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    principle: str
+    group_id: str
+
+
+class KnownTopic(Record):
+    prompt: str
+    topic: str
+
+
+def draw_prompts(seed: int, sizes: dict[str, int] | None = None) -> list[Prompt]:
+    """Distinct prompts, as many red-team as benign ones; splits by hash, unseen templates as part of `test` with a tag."""
+    found: dict[str, Prompt] = {}
+    for split, n in (sizes or SIZES).items():
+        for harmful in (True, False):
+            rng = Random(f"{seed}:{split}:{harmful}")
+            wanted = len(found) + n
+            while len(found) < wanted:
+                area = rng.choice(lang.AREAS if harmful else (*lang.AREAS, lang.NONE))
+                request, _ = lang.draw_split(rng, split, harmful=harmful, area=area)
+                tags = ["red_team" if harmful else "benign", *(["unseen-template"] if split == "unseen" else [])]
+                part = "train" if split == "train" else "test"
+                prompt = Prompt.ask(request, source="testbed", tags=tags, split=part)
+                found.setdefault(prompt.id, prompt)
+    return list(found.values())
+
+
+def draw_known_pairs(seed: int, n: int) -> list[KnownPair]:
+    """Pairs on held-out requests, harm and help in turn."""
+    rng = Random(f"{seed}:pairs")
+    pairs = []
+    for number in range(n):
+        split = "unseen" if number % 4 == 3 else "test"
+        request, _, principle, better, worse = draw_pair(rng, split, harmful=number % 2 == 0)
+        pairs.append(KnownPair(prompt=request, chosen=better, rejected=worse, principle=IDS[principle],
+                               group_id=Prompt.ask(request).id))  # fmt: skip
+    return pairs
+
+
+def draw_known_topics(seed: int, n: int) -> list[KnownTopic]:
+    rng = Random(f"{seed}:topics")
+    cases = (lang.draw_split(rng, "test", harmful=number % 2 == 0) for number in range(n))
+    return [KnownTopic(prompt=request, topic=action.area) for request, action in cases]
+
+
+def write_data(out: Path, seed: int = 0) -> dict[str, Any]:
+    """Write prompts.jsonl, judge_pairs.jsonl and topics.jsonl; the number of rows of each."""
+    return {
+        "prompts": write_jsonl(out / "prompts.jsonl", draw_prompts(seed)),
+        "judge_pairs": write_jsonl(out / "judge_pairs.jsonl", draw_known_pairs(seed, 600)),
+        "topics": write_jsonl(out / "topics.jsonl", draw_known_topics(seed, 240)),
+        "out": str(out),
+    }
