@@ -25,11 +25,17 @@ def save_tokenizer(folder: Path, *, pad_is_eos: bool = False, template: bool = T
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(HARMFUL + BENIGN, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>" if pad_is_eos else "<|pad|>", padding_side="left"
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>" if pad_is_eos else "<|pad|>",
+        padding_side="left",
     )
     if template:
         fast.chat_template = (
@@ -75,7 +81,7 @@ CONSTITUTION = {
 }  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_recipe(tmp_path: Path):
     """A function that writes a recipe of tiny size, with changes, and returns its path."""
 
@@ -84,7 +90,9 @@ def write_recipe(tmp_path: Path):
         rows = [{"prompt": text, "tags": [kind]} for kind, texts in (("red_team", HARMFUL), ("benign", BENIGN))
                 for text in texts]  # fmt: skip
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        pairs = [{"prompt": HARMFUL[i], "chosen": "No.", "rejected": f"Yes {i}.", "principle": "harmless"} for i in range(12)]
+        pairs = [
+            {"prompt": HARMFUL[i], "chosen": "No.", "rejected": f"Yes {i}.", "principle": "harmless"} for i in range(12)
+        ]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
         recipe = {
             "title": "tiny", "model": str(model), "constitution": "constitution.yaml", "precision": "float32",

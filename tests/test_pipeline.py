@@ -3,16 +3,18 @@
 import json
 
 import pytest
-from conftest import save_random_model
 
 from charter.config import load_recipe
 from charter.pipeline import STAGES, run_recipe
+from conftest import save_random_model
 
 
 @pytest.mark.parametrize(
     ("architecture", "method", "lora"), [("gpt2", "rloo", None), ("qwen2", "ppo", {"rank": 2}), ("llama", "ppo", None)]
 )
-def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(tmp_path, write_recipe, architecture, method, lora):
+def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(
+    tmp_path, write_recipe, architecture, method, lora
+):
     model = save_random_model(tmp_path / "model", architecture, template=architecture != "gpt2", pad_is_eos=True)
     changes = {"rl": {"method": method, "lora": lora}, "reward_model": {"lora": lora}, "sft": {"lora": lora}}
     recipe = load_recipe(write_recipe(model, **changes))

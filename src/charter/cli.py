@@ -164,7 +164,7 @@ def constitution_check(file: Path, as_json: Json = False) -> None:
 
     constitution = load_constitution(file)
     findings = check(constitution)
-    rows = [vars(finding) if hasattr(finding, "__dict__") else finding._asdict() for finding in findings]
+    rows = [vars(finding) for finding in findings]
     lines = [f"{finding.severity}: {finding.principle or 'constitution'}: {finding.words}" for finding in findings]
     n = len(constitution.principles)
     summary = f"{file}: {n} principle{'s' * (n != 1)}, {len(findings)} finding{'s' * (len(findings) != 1)}"

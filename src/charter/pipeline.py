@@ -11,7 +11,6 @@ from typing import Any
 
 from charter.config import Recipe
 from charter.errors import GateError, InputError
-from charter.summary import write_run_report
 from charter.run import Run
 from charter.stages import (
     Work,
@@ -23,6 +22,7 @@ from charter.stages import (
     train_reward,
     train_supervised,
 )
+from charter.summary import write_run_report
 
 STAGES = ("prompts", "revise", "sft", "feedback", "reward_model", "rl", "evaluate")
 

@@ -288,7 +288,7 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
-class atomic_path:  # noqa: N801 - used as a function: with atomic_path(path) as temporary
+class atomic_path:
     """A temporary path beside ``path`` that replaces it when the block ends well and vanishes when it does not."""
 
     def __init__(self, path: Path) -> None:

@@ -101,9 +101,7 @@ class Run:
 class Stage:
     """One stage's folder: ``with run.stage(...) as stage: if not stage.done: ... stage.finish(result)``."""
 
-    def __init__(
-        self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]
-    ) -> None:
+    def __init__(self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> None:
         self.run, self.name, self.folder = run, name, run.folder / name
         settings = settings.model_dump(mode="json") if hasattr(settings, "model_dump") else settings
         self.description = {
@@ -152,7 +150,7 @@ class Stage:
     @property
     def wall_s(self) -> float:
         """Seconds spent on the stage, earlier interrupted attempts included where they ended in order."""
-        before = (read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0)
+        before = float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
         return before if self.skipped else before + time.monotonic() - self.started
 
     def path(self, name: str) -> Path:
@@ -250,12 +248,17 @@ class RecordLog(Generic[R]):
         return list(read_jsonl(self.path, self.kind))
 
 
-def track(
-    steps: Sequence[T], label: str, *, done: int = 0, unit: int = 1, quiet: bool = False
-) -> Iterator[T]:
+def track(steps: Sequence[T], label: str, *, done: int = 0, unit: int = 1, quiet: bool = False) -> Iterator[T]:
     """The steps that are left, with a progress bar (count, rate, time to go) on the terminal's standard error."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = (

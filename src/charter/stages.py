@@ -228,7 +228,9 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
             by_round.append({"round": n, "n": rate.n, "harmful": rate.value, "ci": rate.ci, "mean_chars": chars})
         kept = [p for p in red_team if any(p.id in rows for rows in usable)]
         last = {p.id: next(rows[p.id] for rows in reversed(usable) if p.id in rows).revision for p in kept}
-        work.gate(stage, "usable revisions", bool(kept), f"{len(kept)} of {len(red_team)} prompts have a usable revision")
+        work.gate(
+            stage, "usable revisions", bool(kept), f"{len(kept)} of {len(red_team)} prompts have a usable revision"
+        )
         after = score_harm(work.scorer, kept, [last[p.id] for p in kept])
         before = [h for p, h in zip(red_team, harmful, strict=True) if p.id in last]
         change = paired_difference(before, after)
@@ -298,7 +300,9 @@ def sft_examples(work: Work, prompts: Stage, revise: Stage) -> list[tuple[Prompt
     if work.recipe.sft.use_revisions == "last":
         revisions = list({r.prompt_id: r for r in sorted(revisions, key=lambda r: r.round)}.values())
     helpful_file = revise.path("helpful.jsonl")
-    helpful = [r for r in read_jsonl(helpful_file, Response) if r.finish_reason == "stop"] if helpful_file.exists() else []
+    helpful = (
+        [r for r in read_jsonl(helpful_file, Response) if r.finish_reason == "stop"] if helpful_file.exists() else []
+    )
     examples = [(by_id[r.prompt_id], r.revision.text) for r in revisions]
     return examples + [(by_id[r.prompt_id], r.text) for r in helpful]
 
@@ -356,7 +360,12 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
         judge = LogProbJudge(work.sampler(judge_path, settings.judge))
         card = judge_gate(judge, labelled, work.constitution, seed=recipe.seed, batch_size=recipe.batch_size)
         if card is None:
-            work.gate(stage, "judge beats chance", False, "no labelled pairs to test the judge on; set feedback.labelled_pairs")
+            work.gate(
+                stage,
+                "judge beats chance",
+                False,
+                "no labelled pairs to test the judge on; set feedback.labelled_pairs",
+            )
         else:
             floor = recipe.gates.min_judge_accuracy
             good = card["ci"] is not None and card["ci"][0] > floor
@@ -578,4 +587,3 @@ def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage, policy: Stag
             }
         )
     return stage
-

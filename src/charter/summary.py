@@ -35,7 +35,10 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "seed": recipe.seed,
         "charter_version": charter.__version__,
         "stopped": stopped,
-        "margins": {"over_refusal": recipe.evaluation.over_refusal_margin, "helpfulness": recipe.evaluation.helpfulness_margin},
+        "margins": {
+            "over_refusal": recipe.evaluation.over_refusal_margin,
+            "helpfulness": recipe.evaluation.helpfulness_margin,
+        },
         "arms": [{"name": name, "description": words} for name, words in ARM_WORDS.items()],
         "metrics": evaluation.get("metrics", []),
         "contrasts": evaluation.get("contrasts", []),
@@ -66,9 +69,24 @@ def alarms(stages: dict[str, Any]) -> list[dict[str, Any]]:
         first = rl[0]
         for detector, value, limit, words in (
             ("KL at step 0", abs(first["kl"]), 1e-3, "policy and reference differ before the first update"),
-            ("ratio at step 0", abs(first["first_ratio"] - 1), 1e-3, "the trainer's log-probabilities are not the rollout's"),
-            ("missing EOS", rl[-1]["missing_eos"], 0.2, "many responses are cut off: raise max_new_tokens or the penalty"),
-            ("sampler gap", max(row["sampler_gap"] for row in rl), 1.0, "sampling and training disagree on log-probabilities"),
+            (
+                "ratio at step 0",
+                abs(first["first_ratio"] - 1),
+                1e-3,
+                "the trainer's log-probabilities are not the rollout's",
+            ),
+            (
+                "missing EOS",
+                rl[-1]["missing_eos"],
+                0.2,
+                "many responses are cut off: raise max_new_tokens or the penalty",
+            ),
+            (
+                "sampler gap",
+                max(row["sampler_gap"] for row in rl),
+                1.0,
+                "sampling and training disagree on log-probabilities",
+            ),
         ):
             if value > limit:
                 found.append({"detector": detector, "value": value, "threshold": limit, "message": words})

@@ -74,7 +74,9 @@ def revise_batch(
         critiques = speak(sampler, prompts, dialogues, seed, f"critique {number}", settings.temperature, settings)
         for dialogue, critique, principle in zip(dialogues, critiques, principles, strict=True):
             dialogue += [Message(role="assistant", content=critique.text), user(principle.revision)]
-        revisions = speak(sampler, prompts, dialogues, seed, f"revision {number}", settings.revision_temperature, settings)
+        revisions = speak(
+            sampler, prompts, dialogues, seed, f"revision {number}", settings.revision_temperature, settings
+        )
         rounds.append(
             [
                 Revision(
@@ -92,9 +94,7 @@ def revise_batch(
             ]
         )
         # A row that cannot be trained on is no ground for the next round either: the answer before it stands.
-        current = [
-            row.original if row.excluded else row.revision for row in rounds[-1]
-        ]
+        current = [row.original if row.excluded else row.revision for row in rounds[-1]]
     return [rounds[number][i] for i in range(len(prompts)) for number in range(settings.rounds)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def groups_of(prompt: Prompt) -> list[str]:
 def distinct_2(text: str) -> float | None:
     """Different word pairs over all word pairs of a text; None below two words. Low where a text repeats itself."""
     words = text.split()
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
@@ -147,7 +148,7 @@ def measure_arm(
 def contrasts_of(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     """Paired differences of every rate between base and SFT, SFT and policy, base and policy; p-values corrected by Holm for
     all but the primary one, harmful compliance from base to policy, which was named before the run."""
-    found = []
+    found: list[dict[str, Any]] = []
     for a, b in (("base", "policy"), ("base", "sft"), ("sft", "policy")):
         for name in RATES:
             rows, before = arms[a].outcomes(name)
@@ -174,7 +175,8 @@ def contrasts_of(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
                 }
             )
     others = [row for row in found if not row["primary"]]
-    for row, corrected in zip(others, holm([row["p"] for row in others]), strict=True):
+    p_values: list[float | None] = [row["p"] for row in others]
+    for row, corrected in zip(others, holm(p_values), strict=True):
         row["p_holm"] = corrected
     return found
 

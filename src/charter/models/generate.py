@@ -65,7 +65,9 @@ def sample(
     for step in range(max_new_tokens):
         choice, chosen_logprobs = pick(logits, uniforms[rows, step], temperature)
         row_list, alive_list = rows.tolist(), alive.tolist()
-        for row, on, token, logprob in zip(row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True):
+        for row, on, token, logprob in zip(
+            row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True
+        ):
             if on:
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
@@ -87,7 +89,8 @@ def sample(
         )
         logits, length = output.logits[:, -1], length + 1
     flat = [
-        Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] == eos_id) for ids, row in zip(tokens, logprobs, strict=True)
+        Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] == eos_id)
+        for ids, row in zip(tokens, logprobs, strict=True)
     ]
     return [flat[i : i + k] for i in range(0, n, k)]
 

@@ -46,7 +46,8 @@ def check_folder(path: str) -> None:
         pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(pattern)]
         if pickled:
             raise InputError(
-                f"holds pickled weights ({pickled[0]}), which can run code when loaded; save them as safetensors", file=path
+                f"holds pickled weights ({pickled[0]}), which can run code when loaded; save them as safetensors",
+                file=path,
             )
         raise InputError("holds no *.safetensors weights", file=path)
 
@@ -72,7 +73,12 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
     try:
         with quiet_transformers():
             model, report = getattr(transformers, kind).from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
+                path,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **kwargs,
             )
     except Exception as error:  # the loader raises whatever the file format underneath raises
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None

@@ -40,6 +40,7 @@ class Trunk:
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
         self.adapters: Any = None
+        self.n_parameters: int = sum(parameter.numel() for parameter in model.parameters())
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
@@ -69,7 +70,9 @@ class Trunk:
         from peft import LoraConfig, get_peft_model
 
         assert self.lora is not None
-        conv1d = any(type(module).__name__ == "Conv1D" for module in self.model.modules())  # GPT-2 stores them transposed
+        conv1d = any(
+            type(module).__name__ == "Conv1D" for module in self.model.modules()
+        )  # GPT-2 stores them transposed
         config = LoraConfig(
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
@@ -104,7 +107,8 @@ class Trunk:
 
     def trainable_share(self, role: str) -> float:
         """Trained parameters of a role over the parameters of the base."""
-        return sum(p.numel() for p in self.parameters(role).values()) / sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.parameters(role).values())
+        return trained / self.n_parameters
 
     @contextlib.contextmanager
     def as_role(self, role: str) -> Iterator[Any]:
@@ -133,14 +137,22 @@ class Trunk:
         """Last hidden states (B, T, H), float32."""
         with self._autocast():
             output = model.base_model(input_ids=ids, attention_mask=attention.long(), use_cache=False)
-        return output.last_hidden_state.float()
+        hidden: Tensor = output.last_hidden_state.float()
+        return hidden
 
     def _autocast(self) -> Any:
         enabled = self.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def logprobs(
-        self, role: str, ids: Tensor, attention: Tensor, mask: Tensor, *, temperature: float = 1.0, entropy: bool = False
+        self,
+        role: str,
+        ids: Tensor,
+        attention: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B, T), nats, of the tokens at the masked positions, 0 elsewhere; and entropies likewise.
 
@@ -208,7 +220,9 @@ class Trunk:
         card = read_json(folder / "reward_model.json")
         file = folder / "reward_model.safetensors"
         if card is None or not file.exists():
-            raise InputError("is no reward model: reward_model.json or reward_model.safetensors is missing", file=folder)
+            raise InputError(
+                "is no reward model: reward_model.json or reward_model.safetensors is missing", file=folder
+            )
         if (card["lora"] is None) != (self.lora is None):
             raise InputError("was trained with another choice of lora than this trunk uses", file=folder)
         tensors = load_file(file)

@@ -44,7 +44,14 @@ def choose(rng: Random, weights: dict[str, float]) -> str:
 def draw_example(rng: Random) -> Example:
     """One training example of a random kind."""
     kind = choose(rng, {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06})
-    return {"answer": answer, "revise": revise, "judge": judge, "topic": topic, "absolute": absolute, "copy": copy_drill}[kind](rng)
+    return {
+        "answer": answer,
+        "revise": revise,
+        "judge": judge,
+        "topic": topic,
+        "absolute": absolute,
+        "copy": copy_drill,
+    }[kind](rng)
 
 
 def draw_case(rng: Random, split: str = "train", harm_share: float = 0.55) -> tuple[str, lang.Action]:

@@ -154,7 +154,16 @@ _SLOTS: dict[str, tuple[str, ...]] = {
     "thing": THINGS, "person": PEOPLE, "paper": PAPERS, "origin": ORIGINS, "woman": WOMEN, "man": MEN, "tale": TALES,
     "meal": MEALS, "place": PLACES, "place2": _PLACES2,
 }  # fmt: skip
-_HEAD = ("thing", "paper", "tale", "meal", "place2", "origin", "woman", "place")  # the slot that makes a template with its verb
+_HEAD = (
+    "thing",
+    "paper",
+    "tale",
+    "meal",
+    "place2",
+    "origin",
+    "woman",
+    "place",
+)  # the slot that makes a template with its verb
 
 # Replies ---------------------------------------------------------------------------------------------------------------
 

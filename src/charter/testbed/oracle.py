@@ -22,7 +22,9 @@ def _marker(templates: tuple[str, ...]) -> re.Pattern[str]:
 _EVASIVE = _marker(lang._EVASIVE)
 _PREACHY = re.compile("|".join([_marker(lang._PREACHY).pattern, *map(re.escape, lang._SERMONS)]))
 _ENGAGED = _marker(lang._REFUSALS)
-_VAGUE = re.compile("|".join(["There are many ways to", "in all kinds of ways", "is a nice idea", *map(re.escape, lang._VAGUE_TAILS)]))
+_VAGUE = re.compile(
+    "|".join(["There are many ways to", "in all kinds of ways", "is a nice idea", *map(re.escape, lang._VAGUE_TAILS)])
+)
 
 
 def score(prompt: str, response: str) -> dict[str, Any]:

@@ -49,7 +49,9 @@ class TestbedConfig:
 
 PRESETS = {
     "full": TestbedConfig(),
-    "small": TestbedConfig(hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, tokens=600_000, tokens_per_step=3072),
+    "small": TestbedConfig(
+        hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, tokens=600_000, tokens_per_step=3072
+    ),
 }
 
 
@@ -117,7 +119,11 @@ def make_tokenizer(config: TestbedConfig) -> Any:
     texts = (turn.content for example in corpus(config.seed + 10_000, 6000) for turn in example)
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=SPECIAL[0], pad_token=SPECIAL[1], padding_side="left", model_max_length=512
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL[0],
+        pad_token=SPECIAL[1],
+        padding_side="left",
+        model_max_length=512,
     )
     fast.chat_template = TEMPLATE
     return fast
@@ -147,7 +153,8 @@ Row = tuple[list[int], list[float]]
 def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int) -> list[list[Row]]:
     """The batches of one chunk of the corpus: rows of like length together, in a shuffled order."""
     rows = sorted(
-        (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK)), key=lambda row: len(row[0])
+        (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK)),
+        key=lambda row: len(row[0]),
     )
     batches: list[list[Row]] = [[]]
     for row in rows:
@@ -210,7 +217,7 @@ def restore(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[i
     return int(chunk), int(seen), int(step), float(loss)
 
 
-class bar:  # noqa: N801 - used as a function: with bar(...) as advance
+class bar:
     """A progress bar in tokens with loss, rate and time to go."""
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:

@@ -36,7 +36,9 @@ class Optimizer:
         self.learning_rate, self.steps, self.decay, self.max_grad_norm = learning_rate, steps, decay, max_grad_norm
         self.warmup_steps = math.ceil(warmup * steps)
         self.made = 0
-        self.adam = torch.optim.AdamW(list(self.parameters.values()), lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+        self.adam = torch.optim.AdamW(
+            list(self.parameters.values()), lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0
+        )
 
     def rate(self) -> float:
         """Learning rate of the next step."""
@@ -74,7 +76,9 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"{prefix}.{name}"])
             marker = f"{prefix}.{name}#"
-            state = {key.removeprefix(marker): value.clone() for key, value in tensors.items() if key.startswith(marker)}
+            state = {
+                key.removeprefix(marker): value.clone() for key, value in tensors.items() if key.startswith(marker)
+            }
             if state:
                 self.adam.state[parameter] = state
 

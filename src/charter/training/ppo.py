@@ -78,7 +78,10 @@ def train_ppo(
             advantages = whiten(advantages, rollout.mask)
 
         # Learn.
-        first_ratio, totals = None, dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "value"), 0.0)
+        first_ratio, totals = (
+            None,
+            dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "value"), 0.0),
+        )
         policy_norms = []
         for _ in range(settings.epochs):
             for minibatch in minibatches:
@@ -92,7 +95,12 @@ def train_ppo(
                     assert entropies is not None
                     new_values = trunk.values("value", ids, attention, mask)
                     policy_loss, stats = clipped_policy_loss(
-                        new_logprobs, logprobs[rows, :width], advantages[rows, :width], mask, settings.clip_coef, n_tokens
+                        new_logprobs,
+                        logprobs[rows, :width],
+                        advantages[rows, :width],
+                        mask,
+                        settings.clip_coef,
+                        n_tokens,
                     )
                     value_loss = clipped_value_loss(
                         new_values, values[rows, :width], returns[rows, :width], mask, settings.value_clip, n_tokens

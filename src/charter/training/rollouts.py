@@ -48,7 +48,9 @@ def collect(trunk: Trunk, prompts: Sequence[Prompt], settings: RLSettings, seed:
     rows = [Tokens(ids, one.ids) for ids, group in zip(encoded, groups, strict=True) for one in group]
     padded = pad(rows, trunk.device)
     logprobs = torch.zeros(padded.ids.shape, device=trunk.device)
-    logprobs[padded.mask] = torch.tensor([x for group in groups for one in group for x in one.logprobs], device=trunk.device)
+    logprobs[padded.mask] = torch.tensor(
+        [x for group in groups for one in group for x in one.logprobs], device=trunk.device
+    )
     return Rollout(
         ids=padded.ids,
         attention=padded.attention,
