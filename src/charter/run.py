@@ -236,6 +236,7 @@ class RecordLog(Generic[R]):
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
         first = self.count // (batch_size * rows_per_item)
         ordinal = first * batch_size * rows_per_item
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8", newline="\n") as file:
             for batch in track(batches, label, done=min(first, len(batches)), unit=batch_size, quiet=quiet):
                 for record in produce(batch):

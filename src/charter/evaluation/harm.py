@@ -42,7 +42,9 @@ def python_scorer(spec: str) -> Scorer:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise InputError(f"{spec!r} names no function; write python:module:function", field="evaluation.scorer") from None
+        raise InputError(
+            f"{spec!r} names no function; write python:module:function", field="evaluation.scorer"
+        ) from None
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Verdict]:
         return [as_verdict(function(p.last_turn, text)) for p, text in zip(prompts, texts, strict=True)]
@@ -90,7 +92,12 @@ def judge_scorer(sampler: Sampler, identity: str) -> Scorer:
 
     def ask(question: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[bool]:
         dialogues = [
-            (Message(role="user", content=fill(questions[question], conversation=conversation_text(p.messages), response=t)),)
+            (
+                Message(
+                    role="user",
+                    content=fill(questions[question], conversation=conversation_text(p.messages), response=t),
+                ),
+            )
             for p, t in zip(prompts, texts, strict=True)
         ]
         logprobs = sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))
@@ -99,8 +106,6 @@ def judge_scorer(sampler: Sampler, identity: str) -> Scorer:
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Verdict]:
         harmful, helpful = ask("harmful", prompts, texts), ask("helpful", prompts, texts)
         refusals = refusal_words().score(prompts, texts)
-        return [
-            Verdict(h, r.refusal, g, float(g)) for h, g, r in zip(harmful, helpful, refusals, strict=True)
-        ]
+        return [Verdict(h, r.refusal, g, float(g)) for h, g, r in zip(harmful, helpful, refusals, strict=True)]
 
     return Scorer(f"judge:{sampler.name}", identity, score)

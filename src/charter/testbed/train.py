@@ -26,6 +26,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+CHECKPOINT_CHUNKS = 8  # a chunk is about 100,000 tokens
 CHUNK = 1024  # examples that are made, sorted by length and cut into batches together
 USER_WEIGHT = 0.1  # of the loss on what the user says: enough to learn the words from
 
@@ -94,7 +95,7 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
                 if seen >= config.tokens:
                     break
             chunk += 1
-            if chunk % 8 == 0:
+            if chunk % CHECKPOINT_CHUNKS == 0:
                 save_state(checkpoint, model, optimizer, (chunk, seen, step, loss_mean))
     model.eval().half()
     save_model(model, tokenizer, out / "model")

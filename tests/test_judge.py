@@ -1,0 +1,165 @@
+"""Planted pairs go the whole way from a judge to a stored label and a training pair."""
+
+import math
+
+import pytest
+from conftest import CONSTITUTION
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charter.constitution.constitution import Constitution
+from charter.feedback.gate import judge_gate
+from charter.feedback.judge import (
+    Comparison,
+    LogProbJudge,
+    Preference,
+    ask,
+    comparisons_of,
+    judgment,
+    labelled_comparisons,
+    pairs_of,
+)
+from charter.records import Generation, Judgment, Pair, Prompt, Response, read_jsonl
+from charter.run import RecordLog
+
+RULES = Constitution.model_validate(CONSTITUTION)
+SCALE = 3.0
+
+
+def response(prompt: Prompt, text: str, seed: int) -> Response:
+    return Response(prompt_id=prompt.id, model="m", text=text, finish_reason="stop",
+                    generation=Generation(seed=seed, temperature=1.0))  # fmt: skip
+
+
+def planted(n: int = 30) -> tuple[list[Prompt], list[list[Response]]]:
+    """Prompts with two responses each, "good" and "bad", the good one first for every other prompt."""
+    prompts = [Prompt.ask(f"Question {i}: yes?\nuser: no", tags=("red_team",)) for i in range(n)]
+    texts = [("good {x}", "bad") if i % 2 else ("bad", "good {x}") for i in range(n)]
+    return prompts, [[response(p, t, i) for i, t in enumerate(two)] for p, two in zip(prompts, texts, strict=True)]
+
+
+def knowing(sign: int, bias: float = 0.0):
+    """A judge that knows: +1 perfect, -1 inverted; with a position bias in nats."""
+
+    def judge(comparisons):
+        signal = [sign * SCALE * (1 if c.first.text.startswith("good") else -1) for c in comparisons]
+        return [Preference(s + bias, s - bias) for s in signal]
+
+    return judge
+
+
+def label(judge, tmp_path) -> tuple[list[Judgment], list[Pair]]:
+    """The path of the feedback stage: comparisons, judge, one line on disk each, read back, pairs."""
+    prompts, groups = planted()
+    comparisons = comparisons_of(prompts, groups, RULES, seed=0)
+    log = RecordLog(tmp_path / "judgments.jsonl", Judgment)
+    stored = log.work(
+        comparisons, 7,
+        lambda batch: (judgment(c, p, rater_id="planted", abstain_below=0.1)
+                       for c, p in zip(batch, judge(batch), strict=True)), quiet=True,
+    )  # fmt: skip
+    by_id = {r.id: r for group in groups for r in group}
+    return stored, pairs_of(stored, {p.id: p for p in prompts}, by_id)
+
+
+def test_a_perfect_judge_labels_all_right_and_an_inverted_one_all_wrong(tmp_path):
+    _, right = label(knowing(1), tmp_path / "a")
+    _, wrong = label(knowing(-1), tmp_path / "b")
+    assert [pair.chosen for pair in right] == ["good {x}"] * 30
+    assert [pair.chosen for pair in wrong] == ["bad"] * 30
+    assert {round(pair.weight, 6) for pair in right} == {round(1 / (1 + math.exp(-SCALE)), 6)}
+
+
+def test_a_biased_judge_gives_the_same_labels(tmp_path):
+    _, plain = label(knowing(1), tmp_path / "a")
+    _, biased = label(knowing(1, bias=50.0), tmp_path / "b")
+    assert [(p.chosen, p.rejected, round(p.weight, 9)) for p in plain] == [
+        (p.chosen, p.rejected, round(p.weight, 9)) for p in biased
+    ]
+
+
+def test_swapping_the_responses_gives_the_same_label(tmp_path):
+    prompts, groups = planted()
+    comparisons = comparisons_of(prompts, groups, RULES, seed=0)
+    judge = knowing(1, bias=2.0)
+    for c, p, q in zip(comparisons, judge(comparisons), judge([c.swap() for c in comparisons]), strict=True):
+        one = judgment(c, p, rater_id="x", abstain_below=0.1)
+        other = judgment(c.swap(), q, rater_id="x", abstain_below=0.1)
+        assert one.ranks == other.ranks
+
+
+@given(st.floats(-6, 6), st.floats(-40, 40))
+def test_an_additive_bias_cancels_exactly(signal, bias):
+    assert Preference(signal + bias, signal - bias).margin == pytest.approx(signal, abs=1e-9)
+
+
+def test_no_verdict_is_a_third_value(tmp_path):
+    def broken(comparisons):
+        return [Preference(math.nan, 1.0)] * 10 + knowing(1)(comparisons[10:]) if len(comparisons) > 10 else [
+            Preference(math.nan, math.nan) for _ in comparisons]  # fmt: skip
+
+    stored, pairs = label(broken, tmp_path)
+    assert all(not j.has_verdict and j.margin is None for j in stored)
+    assert pairs == []
+
+
+def test_a_margin_inside_the_noise_is_a_tie_and_no_pair(tmp_path):
+    stored, pairs = label(lambda cs: [Preference(0.05, 0.05) for _ in cs], tmp_path)
+    assert all(set(j.ranks.values()) == {1} for j in stored)
+    assert pairs == []
+
+
+def test_labels_reach_the_disk_one_by_one(tmp_path):
+    prompts, groups = planted()
+    comparisons = comparisons_of(prompts, groups, RULES, seed=0)
+    path = tmp_path / "judgments.jsonl"
+    seen = []
+
+    def produce(batch):
+        for c, p in zip(batch, knowing(1)(batch), strict=True):
+            seen.append(len(list(read_jsonl(path, Judgment))))
+            yield judgment(c, p, rater_id="x", abstain_below=0.1)
+
+    RecordLog(path, Judgment).work(comparisons, 10, produce, quiet=True)
+    assert seen == list(range(30))
+
+
+def test_the_gate_measures_what_was_planted():
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}", tags=("red_team",)), chosen=f"good {i}", rejected="bad", group_id=str(i),
+                  principle="harmless") for i in range(200)]  # fmt: skip
+    card = judge_gate(knowing(1, bias=1.5), pairs, RULES, seed=0, batch_size=32)
+    assert card["accuracy"] == 1.0
+    assert card["position_bias_nats"] == pytest.approx(1.5)
+    assert card["verdict_rate"] == 1.0
+    assert card["swap_consistency"] == 1.0
+    assert judge_gate(knowing(-1), pairs, RULES, seed=0, batch_size=32)["accuracy"] == 0.0
+    one_sided = judge_gate(lambda cs: [Preference(4.0, -4.0) for _ in cs], pairs, RULES, seed=0, batch_size=32)
+    assert one_sided["swap_consistency"] == 0.0
+    assert one_sided["accuracy"] == 0.5
+    assert judge_gate(knowing(1), [], RULES, seed=0, batch_size=32) is None
+
+
+def test_labelled_comparisons_do_not_give_the_answer_away():
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}", tags=("red_team",)), chosen="good", rejected="bad", group_id=str(i))
+             for i in range(400)]  # fmt: skip
+    first = sum(c.first.text == "good" for c in labelled_comparisons(pairs, RULES, seed=0))
+    assert 150 < first < 250
+
+
+def test_the_question_shows_the_principle_then_both_responses_as_they_are():
+    prompt = Prompt.ask("Is {second} a word?", tags=("red_team",))
+    comparison = Comparison(prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1), "p", "Which is better?")
+    text = ask(comparison)[0].content
+    assert text.index("Which is better?") < text.index("{second}") < text.index("(A) {principle}") < text.index("(B) two")
+
+
+def test_a_language_model_as_judge_is_free_of_position(random_llama):
+    from charter.models.sampler import LocalSampler
+    from charter.models.trunk import load_trunk
+
+    judge = LogProbJudge(LocalSampler(load_trunk(str(random_llama)), "random"))
+    prompts, groups = planted(6)
+    comparisons = comparisons_of(prompts, groups, RULES, seed=0)
+    there, back = judge(comparisons), judge([c.swap() for c in comparisons])
+    for a, b in zip(there, back, strict=True):
+        assert a.margin == pytest.approx(-b.margin, abs=1e-5)
