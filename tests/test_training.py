@@ -1,0 +1,165 @@
+"""Each training function learns something small that is known, through a real stage folder."""
+
+import json
+
+import pytest
+import torch
+
+from charter.config import PPOSettings, RewardModelSettings, RLOOSettings, SFTSettings
+from charter.models.trunk import REFERENCE, load_trunk
+from charter.records import Message, Pair, Prompt
+from charter.run import Run
+from charter.training.batches import Tokens, pad
+from charter.training.ppo import train_ppo
+from charter.training.reward_model import by_group, clip, score_pairs, train_reward_model
+from charter.training.rloo import train_rloo
+from charter.training.rollouts import collect, prompt_batch
+from charter.training.sft import sft_tokens, train_sft
+
+PROMPTS = [Prompt.ask(f"Say a letter, number {i}.", tags=("red_team",)) for i in range(8)]
+
+
+@pytest.fixture()
+def stage(tmp_path):
+    with Run(tmp_path / "run", quiet=True) as run, run.stage("training", {}, {}, []) as stage:
+        yield stage
+
+
+def first_token_below(limit: int):
+    """A token bandit: reward 1 where the response begins with one of the first tokens of the vocabulary, else 0."""
+
+    def reward(rollout):
+        first = rollout.mask.float().argmax(dim=1)
+        return (rollout.ids[torch.arange(len(first)), first] < limit).float()
+
+    return reward
+
+
+def bandit(method: str, **changes):
+    common = {"steps": 40, "prompts_per_step": 8, "samples_per_prompt": 8, "max_new_tokens": 1, "kl_coef": 0.0,
+              "missing_eos_penalty": 0.0, "learning_rate": 6e-3, **changes}  # fmt: skip
+    return PPOSettings(**common) if method == "ppo" else RLOOSettings(**common)
+
+
+def run_bandit(random_llama, stage, method, **changes):
+    trunk = load_trunk(str(random_llama))
+    settings = bandit(method, **changes)
+    trunk.add_role("policy")
+    if method == "ppo":
+        trunk.add_role("value", head=True)
+        train_ppo(trunk, PROMPTS, first_token_below(40), settings, stage)
+    else:
+        train_rloo(trunk, PROMPTS, first_token_below(40), settings, stage)
+    return trunk, stage.metrics()
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_a_token_bandit_is_solved(random_llama, stage, method):
+    _, metrics = run_bandit(random_llama, stage, method)
+    assert metrics[0]["reward"] < 0.3
+    assert metrics[-1]["reward"] > 0.9
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_the_first_step_starts_from_the_reference(random_llama, stage, method):
+    trunk, metrics = run_bandit(random_llama, stage, method, steps=2, max_new_tokens=6, kl_coef=0.1)
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics[0]["first_ratio"] == pytest.approx(1, abs=1e-6)
+    assert metrics[0]["sampler_gap"] < 1e-4
+    if method == "ppo":
+        assert metrics[0]["updates"] == 4  # two epochs of two minibatches
+    rows = [json.loads(line) for line in stage.path("rollouts.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 64
+    assert {row["step"] for row in rows} == {0, 1}
+    base = load_trunk(str(random_llama))
+    for (name, a), (_, b) in zip(trunk.model.named_parameters(), base.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_high_price_of_kl_keeps_the_policy_at_home(random_llama, tmp_path):
+    found = {}
+    for kl_coef in (0.0, 5.0):
+        with Run(tmp_path / str(kl_coef), quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+            _, metrics = run_bandit(random_llama, stage, "rloo", steps=25, kl_coef=kl_coef)
+        found[kl_coef] = metrics[-1]
+    assert found[5.0]["kl"] < 0.25 * found[0.0]["kl"]
+    assert found[5.0]["reward"] < found[0.0]["reward"]
+
+
+def test_a_seed_belongs_to_a_prompt_not_to_the_batch(random_llama):
+    trunk = load_trunk(str(random_llama))
+    trunk.add_role("policy")
+    settings = bandit("rloo", max_new_tokens=8, samples_per_prompt=2)
+    both = collect(trunk, PROMPTS[:2], settings, seed=3)
+    alone = collect(trunk, PROMPTS[:1], settings, seed=3)
+    assert both.texts[:2] == alone.texts
+    assert both.prompts[1] == PROMPTS[0]
+
+
+def test_every_lap_sees_every_prompt_once():
+    seen = [prompt.id for step in range(4) for prompt in prompt_batch(PROMPTS, step, 4, seed=0)]
+    assert sorted(seen[:8]) == sorted(seen[8:]) == sorted(prompt.id for prompt in PROMPTS)
+    assert seen[:8] != seen[8:]
+
+
+def test_fine_tuning_learns_the_responses(random_llama, stage):
+    trunk = load_trunk(str(random_llama))
+    examples = [((Message(role="user", content=f"How can I mend the {x}?"),), f"I mend the {x}.") for x in ("car", "door")]
+    rows = sft_tokens(trunk, examples * 8)
+    train_sft(trunk, rows, SFTSettings(epochs=20, learning_rate=5e-3, responses_per_step=8, helpful_fraction=0), stage)
+    losses = [row["loss"] for row in stage.metrics()]
+    assert losses[-1] < 0.3 * losses[0]
+    assert losses[0] == pytest.approx(5.8, abs=0.6)  # nats per token of a random model: about log(vocabulary)
+
+
+def test_the_tokens_that_carry_loss_are_the_response_and_its_end(random_llama):
+    trunk = load_trunk(str(random_llama))
+    rows = sft_tokens(trunk, [((Message(role="user", content="Q: a\nb"),), "No: never.")])
+    padded = pad(rows)
+    assert trunk.tokenizer.decode(padded.ids[padded.mask]) == "No: never.<|end|>"
+
+
+def pairs() -> list[Pair]:
+    return [
+        Pair(prompt=PROMPTS[i % 8], chosen=f"I mend the door {i}.", rejected=f"I burn the car {i}.", group_id=str(i % 8))
+        for i in range(64)
+    ]
+
+
+def test_a_reward_model_learns_what_is_preferred(random_llama, stage):
+    trunk = load_trunk(str(random_llama))
+    train_reward_model(trunk, pairs(), RewardModelSettings(epochs=4, learning_rate=3e-3, pairs_per_step=16), stage)
+    metrics = stage.metrics()
+    assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # a head that starts at zero knows nothing
+    assert metrics[0]["accuracy"] == 0.0  # and a tie is no win
+    chosen, rejected = score_pairs(trunk, pairs(), 4096)
+    assert (chosen > rejected).mean() == 1.0
+
+
+def test_pairs_of_one_prompt_are_one_element():
+    groups = by_group(pairs())
+    assert len(groups) == 8
+    assert sorted(i for group in groups for i in group) == list(range(64))
+
+
+def test_clipping_drops_the_oldest_prompt_tokens_first():
+    row = clip(Tokens([1, 2, 3, 4, 5], [6, 7]), 4)
+    assert (list(row.prompt), list(row.response)) == ([4, 5], [6, 7])
+    row = clip(Tokens([1, 2], [3, 4, 5, 6, 7]), 3)
+    assert (list(row.prompt), list(row.response)) == ([2], [3, 4])
+    assert clip(Tokens([1], [2]), None).prompt == [1]
+
+
+def test_scores_do_not_depend_on_the_padding(random_llama):
+    trunk = load_trunk(str(random_llama))
+    trunk.add_role("reward", head=True)
+    torch.nn.init.normal_(trunk.heads["reward"].weight)
+    short, long = Tokens([5, 6], [7, 0]), Tokens([8] * 30, [9, 0])
+    together = pad([short, long])
+    alone = pad([short])
+    a = trunk.scores("reward", together.ids, together.attention)[0]
+    b = trunk.scores("reward", alone.ids, alone.attention)[0]
+    assert a.item() == pytest.approx(b.item(), abs=1e-5)
+    values = trunk.values("reward", together.ids, together.attention, together.mask)
+    assert (values[~together.mask] == 0).all()
+    assert trunk.logprobs(REFERENCE, alone.ids, alone.attention, alone.mask)[0].shape == alone.ids.shape
