@@ -30,7 +30,7 @@ from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
-from charter.run import Run, Stage, derive_seed, file_hash
+from charter.run import Run, Stage, derive_seed, file_hash, track
 from charter.training.ppo import train_ppo
 from charter.training.reward_model import pair_tokens, score_pairs, score_rows, train_reward_model
 from charter.training.rloo import train_rloo
@@ -130,7 +130,11 @@ def prepare_prompts(work: Work) -> Stage:
         sampler = work.sampler(recipe.model, "base")
         limit = context_room(work)
         fitting = [p for p in unique if sum(len(m.content) for m in p.messages) < 8 * limit] if limit else unique
-        with_principle = categorise(fitting, work.constitution, sampler)
+        with_principle = [
+            p
+            for batch in track(chunks(fitting, 256), "prompts: sorting by principle", unit=256, quiet=run.quiet)
+            for p in categorise(batch, work.constitution, sampler)
+        ]
         split = split_prompts(with_principle, test_fraction=settings.test_fraction, seed=recipe.seed)
         chosen = []
         for part, wanted in (("train", settings.train), ("test", settings.test)):
@@ -148,6 +152,10 @@ def prepare_prompts(work: Work) -> Stage:
              "counts": dict(counts), "principles": dict(by_principle)}
         )  # fmt: skip
     return stage
+
+
+def chunks(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
 
 def existing(file: str) -> Path:

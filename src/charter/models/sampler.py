@@ -96,51 +96,62 @@ class LocalSampler:
         """Whole option strings are compared: the sum over an option's tokens after the same prompt. The end of turn counts
         only where one option is the beginning of another, because then nothing else tells them apart."""
         tokenizer = self.trunk.tokenizer
-        rows: list[tuple[list[int], list[int]]] = []
-        for conversation, choices in zip(conversations, options, strict=True):
-            prompt = encode_prompt(tokenizer, conversation)
-            encoded = [encode_response(tokenizer, choice, end=False) for choice in choices]
-            end = any(a is not b and a == b[: len(a)] for a in encoded for b in encoded)
-            rows += [(prompt, [*ids, tokenizer.eos_token_id] if end else ids) for ids in encoded]
-        flat = self._sum_logprobs(rows)
-        groups, start = [], 0
+        prompts = [encode_prompt(tokenizer, conversation) for conversation in conversations]
+        encoded: list[list[list[int]]] = []
         for choices in options:
-            groups.append(flat[start : start + len(choices)])
-            start += len(choices)
-        return groups
-
-    def _sum_logprobs(self, rows: list[tuple[list[int], list[int]]]) -> list[float]:
-        """log P(continuation | prompt) of each (prompt, continuation). Equal prompts with one-token continuations are read
-        from a single pass."""
-        single = all(len(continuation) == 1 for _, continuation in rows)
-        keys = [tuple(prompt) if single else (*prompt, *continuation) for prompt, continuation in rows]
-        unique = sorted(set(keys), key=lambda key: (len(key), key))
-        found: dict[tuple[int, ...], Any] = {}
-        start = 0
+            ids = [encode_response(tokenizer, choice, end=False) for choice in choices]
+            end = any(a is not b and a == b[: len(a)] for a in ids for b in ids)
+            encoded.append([[*one, tokenizer.eos_token_id] for one in ids] if end else ids)
+        found: list[list[float]] = [[] for _ in prompts]
+        # Conversations with equally many options and like length share a pass.
+        order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), len(prompts[i]), i))
         with self.trunk.as_role(self.role) as model:
-            while start < len(unique):
+            start = 0
+            while start < len(order):
                 stop = start + 1
-                while stop < len(unique) and len(unique[stop]) * (stop + 1 - start) <= self.tokens_per_micro_batch:
+                k = len(encoded[order[start]])
+                while (
+                    stop < len(order)
+                    and len(encoded[order[stop]]) == k
+                    and len(prompts[order[stop]]) * (stop + 1 - start) <= self.tokens_per_micro_batch
+                ):
                     stop += 1
-                batch = unique[start:stop]
-                ids, attention = left_pad(batch, self.trunk.device)
-                wanted = 1 if single else max(len(continuation) for _, continuation in rows) + 1
-                logits = model(
-                    input_ids=ids,
-                    attention_mask=attention,
-                    position_ids=positions(attention),
-                    use_cache=False,
-                    logits_to_keep=min(wanted, ids.shape[1]),
-                ).logits
-                logprobs = torch.log_softmax(logits.float(), dim=-1).cpu()
-                found.update(zip(batch, logprobs, strict=True))
+                batch = order[start:stop]
+                sums = continuation_logprobs(model, [prompts[i] for i in batch], [encoded[i] for i in batch])
+                for i, row in zip(batch, sums, strict=True):
+                    found[i] = row
                 start = stop
-        sums = []
-        for key, (_, continuation) in zip(keys, rows, strict=True):
-            logprobs = found[key]
-            if single:
-                sums.append(float(logprobs[-1, continuation[0]]))
-            else:
-                places = torch.arange(len(logprobs) - 1 - len(continuation), len(logprobs) - 1)
-                sums.append(float(logprobs[places, torch.tensor(continuation)].sum()))
-        return sums
+        return found
+
+
+def continuation_logprobs(
+    model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """log P(continuation | prompt), nats, of the K continuations of each prompt; the prompt is read once for all of them."""
+    device = next(model.parameters()).device
+    k = len(continuations[0])
+    ids, attention = left_pad(prompts, device)
+    output = model(
+        input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=True, logits_to_keep=1
+    )
+    rows = [continuation for group in continuations for continuation in group]
+    width = max(len(row) for row in rows)
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    real = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
+    logprobs = torch.log_softmax(output.logits[:, -1:].float(), dim=-1).repeat_interleave(k, 0)
+    if width > 1:
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(k)
+        lengths = attention.sum(dim=1).repeat_interleave(k).unsqueeze(1)
+        attention = torch.cat([attention.repeat_interleave(k, 0), attention.new_ones(len(rows), width - 1)], dim=1)
+        later = model(
+            input_ids=tokens[:, :-1],
+            attention_mask=attention,
+            position_ids=lengths + torch.arange(width - 1, device=device),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        logprobs = torch.cat([logprobs, torch.log_softmax(later.float(), dim=-1)], dim=1)
+    chosen = logprobs.gather(2, tokens.unsqueeze(2)).squeeze(2)
+    flat = torch.where(real, chosen, 0.0).sum(dim=1).tolist()
+    return [flat[i : i + k] for i in range(0, len(flat), k)]
