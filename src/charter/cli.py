@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,10 +45,11 @@ def show(result: Any, as_json: bool, *lines: str) -> None:
 def run_until(
     recipe_name: str, out: Path | None, sets: list[str] | None, until: str, as_json: bool, quiet: bool
 ) -> None:
-    from charter.config import find_recipe, load_recipe
+    from charter.config import check_files, find_recipe, load_recipe
 
     path = find_recipe(recipe_name)
     recipe = load_recipe(path, sets or ())
+    check_files(recipe)
     from charter.pipeline import run_recipe
 
     folder = out or Path("runs") / path.stem
@@ -200,6 +203,8 @@ def prompts_import(
     """Read prompts from JSONL, CSV, text, parquet or hh-rlhf transcripts; de-duplicate, split, write."""
     from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified, write_prompts
 
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"--test-fraction {test_fraction}: give a share of at least 0 and below 1")
     found = list(read_prompts(file, tags=tuple(tag or ())))
     unique, n_duplicates = deduplicate(found)
     if limit is not None and limit < len(unique):
@@ -226,8 +231,9 @@ def prompts_classify(
     from charter.constitution.constitution import load_constitution
     from charter.models.sampler import LocalSampler
     from charter.models.trunk import load_trunk
-    from charter.prompts import read_prompts, write_prompts
+    from charter.prompts import check_output, read_prompts, write_prompts
 
+    check_output(out)
     rules = load_constitution(constitution)
     if not rules.topics():
         raise InputError("has no principle tagged `topic`, so there is no class to sort into", file=constitution)
@@ -331,6 +337,13 @@ def testbed_data(
     show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
 
 
+# What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
+DISK_ERRORS = frozenset({
+    errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENOENT, errno.EFBIG, errno.ENOTEMPTY, errno.ELOOP, errno.EIO,
+})  # fmt: skip
+
+
 def main() -> None:
     """Run the command line: exit code 0 done, 1 a gate or check says no, 2 bad input."""
     sys.exit(run_command(sys.argv[1:]))
@@ -348,20 +361,24 @@ def run_command(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return say_error("interrupted; the same command goes on from here", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG,
-                               errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT):  # fmt: skip
+        if error.errno not in DISK_ERRORS:
             raise
         return say_error(f"{error.filename or 'disk'}: {error.strerror}; choose another folder or make room", 2)
     except Exception as error:
         # Usage errors come from click, or from the copy of it inside newer typers: known by what they can do.
         if hasattr(error, "format_message"):
             return say_error(f"{error.format_message()} (charter --help)", 2)
+        # safetensors writes weights without Python, so its disk errors are no OSError.
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) and int(found[1]) in DISK_ERRORS:
+            return say_error(f"disk: {os.strerror(int(found[1]))}; choose another folder or make room", 2)
         raise
 
 
 def say_error(error: object, code: int) -> int:
     text = " ".join(str(error).split())
-    print("charter: " + text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    # What a file says reaches the terminal as text: no control characters, no half of a surrogate pair.
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print("charter: " + text, file=sys.stderr)
     return code
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from charter.errors import InputError
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]  # strict: no `yes`, no 1.5, no text that happens to be digits
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+MAX_FILE_BYTES = 2**20
+# A value that is not what its tag says ("!!map [a]", the date 2024-99-99) makes PyYAML fail in all these ways.
+BAD_VALUE = (ValueError, TypeError, AttributeError, LookupError)
 
 
 class Settings(BaseModel):
@@ -102,7 +107,7 @@ class SFTSettings(TrainingSettings):
 class FeedbackSettings(Settings):
     prompts: Positive = 800
     """Prompts, red-team and benign together, to which responses are sampled and compared."""
-    responses_per_prompt: Annotated[int, Field(ge=2)] = 2
+    responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
     """K: every pair of the K is compared."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_new_tokens: Positive = 96
@@ -172,7 +177,7 @@ class PPOSettings(RLSettings):
 
 class RLOOSettings(RLSettings):
     method: Literal["rloo"] = "rloo"
-    samples_per_prompt: Annotated[int, Field(ge=2)] = 4
+    samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 4
     """K: each response is measured against the mean of its K - 1 siblings."""
 
 
@@ -196,7 +201,7 @@ class Recipe(Settings):
     """Folder or hub name of the base model; `package:NAME/PATH` is a folder inside an installed package."""
     constitution: str
     """YAML file of principles."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -215,10 +220,13 @@ class Recipe(Settings):
 def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
     """The first problem as (dotted key, words); an unknown key comes with the nearest known one."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if part not in ("ppo", "rloo")]
+    location = list(first["loc"])
+    if location[:2] in (["rl", "ppo"], ["rl", "rloo"]) and first["type"] != "union_tag_invalid":
+        del location[1]  # the method by which the settings class was chosen is no key
     key = ".".join(str(part) for part in location)
     if first["type"] != "extra_forbidden":
-        got = "" if first["type"] == "missing" else f"; got {str(first['input'])[:60]!r}"
+        value = first["input"] if isinstance(first["input"], str) else reprlib.repr(first["input"])
+        got = "" if first["type"] == "missing" else f"; got {value[:60]!r}"
         return key, first["msg"].removeprefix("Value error, ") + got
     known = known_keys(kind, [str(part) for part in first["loc"][:-1]])
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -256,8 +264,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. InputError names file and line."""
     try:
-        text = path.read_bytes().decode("utf-8")
-        value = yaml.load(text, _UniqueKeyLoader)
+        with open(path, "rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            raise InputError(f"larger than {MAX_FILE_BYTES >> 20} MiB; is this the right file?", file=path)
+        value = yaml.load(raw.decode("utf-8-sig"), _UniqueKeyLoader)
     except FileNotFoundError:
         raise InputError("no such file", file=path) from None
     except IsADirectoryError:
@@ -270,6 +281,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"broken YAML: {problem}", file=path, line=mark.line + 1 if mark else None) from None
     except RecursionError:
         raise InputError("broken YAML: nested too deeply", file=path) from None
+    except BAD_VALUE as error:
+        raise InputError(f"broken YAML: {error or 'a value is not of its type'}", file=path) from None
     if not isinstance(value, dict):
         raise InputError(f"holds a {type(value).__name__}, not a mapping of keys to values", file=path)
     return value
@@ -279,12 +292,12 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     """``values`` with each ``a.b=c`` put in; c is read as YAML. InputError where an assignment is malformed."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise InputError(f"--set {assignment!r}: write it as key=value, such as rl.steps=20")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
+        except (yaml.YAMLError, RecursionError, *BAD_VALUE):
+            raise InputError(f"--set {assignment[:80]!r}: the value is not valid YAML; quote it") from None
         *parents, leaf = key.split(".")
         place = values
         for parent in parents:
@@ -335,12 +348,25 @@ def locate(name: str, base: Path) -> str:
         package, _, inside = name.removeprefix("package:").partition("/")
         try:
             return str(importlib.resources.files(package).joinpath(inside))
-        except ModuleNotFoundError:
+        except (ModuleNotFoundError, TypeError, ValueError):
             raise InputError(f"{name!r}: there is no installed package {package!r}") from None
-    for candidate in (Path(name).expanduser(), base / name):
+    try:
+        own = Path(name).expanduser()
+    except RuntimeError:
+        raise InputError(f"{name!r}: there is no such user") from None
+    for candidate in (own, base / name):
         if candidate.exists():
             return str(candidate.resolve())
     return name
+
+
+def check_files(recipe: Recipe) -> None:
+    """InputError where a file that a recipe names is missing: said before the first stage, not hours later."""
+    named = [("constitution", recipe.constitution), *(("prompts.files", file) for file in recipe.prompts.files),
+             ("revise.few_shots", recipe.revise.few_shots), ("feedback.labelled_pairs", recipe.feedback.labelled_pairs)]
+    for field, name in named:
+        if name is not None and not Path(name).exists():
+            raise InputError("no such file", file=name, field=field)
 
 
 def locate_optional(name: str | None, base: Path) -> str | None:

@@ -353,20 +353,25 @@ def _read_bytes(path: Path, limit: int) -> bytes:
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> int:
     """Write .jsonl, .json or .csv by suffix, atomically, so that :func:`read_prompts` returns the same prompts; the
     number written."""
+    check_output(path)
     if path.suffix == ".jsonl":
         return write_jsonl(path, prompts)
     prompts = list(prompts)
     if path.suffix == ".json":
         write_text(path, json.dumps([prompt.model_dump() for prompt in prompts], ensure_ascii=False, indent=1) + "\n")
-    elif path.suffix == ".csv":
+    else:
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
             writer.writerow(CSV_COLUMNS)
             for p in prompts:
                 writer.writerow([prompt_text(p), p.source, p.principle or "", _tags_text(p.tags), p.split or ""])
-    else:
-        raise InputError(f"unknown suffix {path.suffix!r}; name it .jsonl, .json or .csv", file=path)
     return len(prompts)
+
+
+def check_output(path: Path) -> None:
+    """InputError where :func:`write_prompts` knows no format of that suffix; asked before a long computation."""
+    if path.suffix not in (".jsonl", ".json", ".csv"):
+        raise InputError(f"unknown suffix {path.suffix!r}; name it .jsonl, .json or .csv", file=path)
 
 
 def deduplicate(prompts: Iterable[Prompt]) -> tuple[list[Prompt], int]:

@@ -299,13 +299,20 @@ class atomic_path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self.temporary
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            with open(self.temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self.temporary, self.path)
-        else:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        try:
+            if kind is None:
+                with open(self.temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(self.temporary, self.path)
+        except OSError as failed:
+            failed.filename, failed.filename2 = str(self.path), None
             self.temporary.unlink(missing_ok=True)
+            raise
+        if kind is not None:
+            self.temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(self.temporary), self.temporary):
+            error.filename = str(self.path)  # the name that the user knows
 
 
 def write_text(path: Path, text: str) -> None:

@@ -76,6 +76,7 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._lock.close()
             raise InputError("another process is working in this run folder; wait for it or choose another --out",
                              file=folder) from None  # fmt: skip
 
@@ -118,6 +119,8 @@ class Stage:
     def __enter__(self) -> Stage:
         self.started = time.monotonic()
         manifest = read_json(self.folder / "manifest.json") or {}
+        if not isinstance(manifest, dict):
+            raise InputError("is no manifest; remove it to run the stage again", file=self.folder / "manifest.json")
         if manifest.get("fingerprint") != self.fingerprint:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
@@ -279,8 +282,10 @@ def track(steps: Sequence[T], label: str, *, done: int = 0, unit: int = 1, quiet
 
 
 def read_json(path: Path) -> Any:
-    """The JSON document at ``path``, or None where there is none yet."""
+    """The JSON document at ``path``, or None where there is none yet. InputError where it is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError):
+        raise InputError("not valid JSON; remove it to have it made again", file=path) from None

@@ -98,9 +98,13 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
-    with quiet_transformers():
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    try:
+        with quiet_transformers():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)

@@ -267,7 +267,8 @@ def load_trunk(
     path: str, *, device: str = "cpu", lora: LoRASettings | None = None, precision: str = "float32", seed: int = 0
 ) -> Trunk:
     """The model of a folder as a trunk without roles: it can already serve as reference."""
-    from charter.models.load import load_tokenizer
+    from charter.models.load import check_folder, load_tokenizer
 
+    check_folder(path)
     tokenizer = load_tokenizer(path)
     return Trunk(load_model(path, device), tokenizer, lora=lora, precision=precision, seed=seed)
