@@ -59,7 +59,9 @@ def run_case(name: str, *says: str, files: dict[str, str | bytes] | None = None,
 
 
 def set_case(name: str, assignment: str, *says: str) -> Case:
-    return Case(name, f"run --quiet recipe.yaml --out out --set {shlex.quote(assignment)}", says, {"recipe.yaml": recipe()})
+    return Case(
+        name, f"run --quiet recipe.yaml --out out --set {shlex.quote(assignment)}", says, {"recipe.yaml": recipe()}
+    )
 
 
 def import_case(name: str, file: str, content: str | bytes, *says: str) -> Case:
@@ -487,8 +489,12 @@ def test_what_the_mode_forbids_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "locked").chmod(0o500)
     (tmp_path / "prompts.jsonl").chmod(0)
-    says_one_line(run_command(["prompts", "import", "pairs.jsonl", "-o", "locked/p.csv"]), capsys.readouterr().err, ("locked",))
-    says_one_line(run_command(["prompts", "import", "prompts.jsonl", "-o", "p.csv"]), capsys.readouterr().err, ("prompts.jsonl",))
+    says_one_line(
+        run_command(["prompts", "import", "pairs.jsonl", "-o", "locked/p.csv"]), capsys.readouterr().err, ("locked",)
+    )
+    says_one_line(
+        run_command(["prompts", "import", "prompts.jsonl", "-o", "p.csv"]), capsys.readouterr().err, ("prompts.jsonl",)
+    )
 
 
 def test_the_real_entry_point_says_the_same_line(tmp_path):

@@ -106,11 +106,13 @@ def test_an_unknown_key_names_the_nearest_and_a_wrong_value_its_key(tmp_path, as
 
 def test_a_key_given_twice_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text(textwrap.dedent("""\
+    path.write_text(
+        textwrap.dedent("""\
         sft:
           epochs: 1
           epochs: 2
-    """))
+    """)
+    )
     with pytest.raises(InputError, match=r"line 3: broken YAML: key 'epochs' given twice"):
         read_yaml(path)
 

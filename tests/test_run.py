@@ -17,7 +17,9 @@ from charter.run import RecordLog, Run, code_hash, derive_seed, file_hash, read_
 
 
 def result(number: int) -> EvalResult:
-    return EvalResult(name="é\n\u2028", arm=str(number), n=number, n_unscored=0, value=0.1, ci=None, method="", scorer="")
+    return EvalResult(
+        name="é\n\u2028", arm=str(number), n=number, n_unscored=0, value=0.1, ci=None, method="", scorer=""
+    )
 
 
 def test_a_stage_is_skipped_where_nothing_changed(tmp_path):

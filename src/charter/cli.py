@@ -34,6 +34,11 @@ RecipeName = Annotated[str, typer.Argument(help="A recipe's YAML file, or the na
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<recipe name> unless given.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: rl.steps=20. Repeat for more.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+Constitution = Annotated[Path, typer.Argument(help="A constitution in YAML.")]
+Published = Annotated[Path, typer.Argument(help="A constitution in JSON, or a .txt file with one principle per line.")]
+Prompts = Annotated[Path, typer.Argument(help="Prompts: JSONL, JSON, CSV, text or Parquet, plain or gzipped.")]
+Pairs = Annotated[Path, typer.Argument(help="Preference pairs: JSONL, JSON, CSV or Parquet, plain or gzipped.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 
 
@@ -138,13 +143,15 @@ def show_tokens(recipe: RecipeName, set_: Sets = None, as_json: Json = False) ->
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     model: Annotated[str, typer.Option(help="base, sft or policy.")] = "policy",
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 96,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    seed: Seed = 0,
 ) -> None:
     """Talk to a model of a run; an empty line or Ctrl-D ends."""
     from charter.chat import chat_with
 
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"--temperature {temperature}: give a number of at least 0")
     chat_with(run, model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
 
 
@@ -161,7 +168,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
 
 
 @constitution_app.command("check")
-def constitution_check(file: Path, as_json: Json = False) -> None:
+def constitution_check(file: Constitution, as_json: Json = False) -> None:
     """Read a constitution and say what is wrong or doubtful in it; exit code 1 where something is wrong."""
     from charter.constitution.constitution import check, load_constitution
 
@@ -178,7 +185,9 @@ def constitution_check(file: Path, as_json: Json = False) -> None:
 
 @constitution_app.command("import")
 def constitution_import(
-    file: Path, out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")], as_json: Json = False
+    file: Published,
+    out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")],
+    as_json: Json = False,
 ) -> None:
     """Turn a published constitution (Anthropic's JSON files, llm-swarm's, a plain list) into Charter's YAML."""
     from charter.constitution.constitution import save_constitution
@@ -192,11 +201,11 @@ def constitution_import(
 
 @prompts_app.command("import")
 def prompts_import(
-    file: Path,
+    file: Prompts,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
     tag: Annotated[list[str] | None, typer.Option(help="Tag for every prompt: red_team, benign, …")] = None,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share marked as held out.")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -217,7 +226,7 @@ def prompts_import(
 
 @prompts_app.command("classify")
 def prompts_classify(
-    file: Path,
+    file: Prompts,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
     constitution: Annotated[Path, typer.Option(help="Its principles tagged `topic` are the classes.")],
     model: Annotated[str, typer.Option(help="Folder of the model that classifies.")] = "package:charter.testbed/model",
@@ -248,17 +257,17 @@ def prompts_classify(
 
 @reward_app.command("train")
 def reward_train(
-    file: Path,
+    file: Pairs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and metrics.json.")],
     model: Annotated[str, typer.Option(help="Folder of the model to start from.")] = "package:charter.testbed/model",
-    epochs: Annotated[int, typer.Option(min=1)] = 1,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-4,
-    pairs_per_step: Annotated[int, typer.Option(min=1)] = 32,
-    test_fraction: Annotated[float, typer.Option(min=0.01, max=0.9)] = 0.25,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of the schedule.")] = 3e-4,
+    pairs_per_step: Annotated[int, typer.Option(min=1, help="Pairs behind one optimizer step.")] = 32,
+    test_fraction: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the dialogues held out.")] = 0.25,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest dialogue; the oldest tokens go first.")] = 256,
     lora_rank: Annotated[int, typer.Option(min=0, help="0 trains all weights.")] = 0,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -292,8 +301,7 @@ def reward_train(
 def testbed_train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the model is put into OUT/model.")],
     preset: Annotated[str, typer.Option(help="full: what ships; small: a minute, for tests.")] = "full",
-    tokens: Annotated[int | None, typer.Option(min=1, help="Length of the training, in place of the preset's.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -304,7 +312,7 @@ def testbed_train(
 
     if preset not in PRESETS:
         raise InputError(f"--preset {preset!r}: one of {', '.join(PRESETS)}")
-    config = replace(PRESETS[preset], seed=seed, tokens=tokens or PRESETS[preset].tokens)
+    config = replace(PRESETS[preset], seed=seed)
     result = train(config, out, quiet=quiet or as_json)
     show(result, as_json, f"loss {result['loss']:.3f} after {result['tokens']} tokens: {result['out']}")
 
@@ -313,7 +321,7 @@ def testbed_train(
 def testbed_card(
     model: Annotated[str, typer.Option(help="Model folder.")] = "package:charter.testbed/model",
     n: Annotated[int, typer.Option(min=10, help="Cases per measure.")] = 400,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """What the tiny model can do on held-out requests, with intervals."""
@@ -327,7 +335,7 @@ def testbed_card(
 @testbed_app.command("data")
 def testbed_data(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Write the testbed's prompts, and pairs and topics with known answers."""

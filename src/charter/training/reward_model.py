@@ -29,6 +29,7 @@ def pair_tokens(trunk: Trunk, pair: Pair, limit: int | None = None) -> tuple[Tok
 
 
 def clip(row: Tokens, limit: int | None) -> Tokens:
+    """At most ``limit`` tokens: the oldest of the prompt go first, then the end of the response."""
     if limit is None or len(row) <= limit:
         return row
     response = row.response[: limit - 1]

@@ -1,0 +1,206 @@
+"""Imports point one way, heavy libraries stay where they belong, and what is public says what it does.
+
+The source is read, not run: an import inside a function counts as one at the top.
+"""
+
+import ast
+import inspect
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import charter
+from charter.config import load_recipe
+
+SOURCE = Path(charter.__file__).parent
+ROOT = Path(__file__).parents[1]
+
+# From the top down. A module imports from lower layers only, and from its own package.
+LAYERS = (
+    ("cli",),
+    ("pipeline", "standalone", "plan", "show_tokens", "chat"),
+    ("stages", "summary"),
+    ("constitution", "feedback", "training", "evaluation", "testbed"),
+    ("prompts",),
+    ("models",),
+    ("run", "config"),
+    ("records",),
+    ("errors",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+SIDEWAYS = {
+    ("feedback.judge", "constitution.constitution"): "a judge compares under a drawn principle",
+    ("feedback.gate", "constitution.constitution"): "the gate asks the judge under the constitution of the run",
+    ("feedback.gate", "evaluation.statistics"): "a judge is trusted by an interval, not by a rate",
+    ("evaluation.measure", "training.batches"): "arms are scored in the same batches that training uses",
+    ("summary", "stages"): "the report reads what the stages share; the type only",
+}
+DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: seeds only
+TORCH = {"stages", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary", "models", "training", "evaluation.measure",
+         "testbed"}  # fmt: skip
+
+
+def module_name(file: Path) -> str:
+    """`training.ppo` of src/charter/training/ppo.py; the package's own name of its __init__.py."""
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for file in sorted(SOURCE.rglob("*.py"))}
+MODULES = [name for name in FILES if name]
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def typing_only(name: str) -> frozenset[ast.stmt]:
+    """The imports under `if TYPE_CHECKING:`, which a running program never makes."""
+    blocks = [
+        node for node in ast.walk(tree(name)) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    return frozenset(inner for block in blocks for node in block.body for inner in ast.walk(node))
+
+
+def imported(name: str, *, typing: bool = True) -> set[str]:
+    """Full names of the modules that a module imports anywhere in its text."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if not typing and node in typing_only(name):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} imports relatively; write charter.… in full"
+            found.add(node.module)
+            found |= {
+                f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}"[8:] in FILES
+            }
+    return found
+
+
+@cache
+def arrows() -> list[tuple[str, str]]:
+    """(who, whom) of every import of one module of Charter by another."""
+    files = {f"charter.{name}": name for name in MODULES if FILES[name].name != "__init__.py"}
+    return sorted((name, files[target]) for name in MODULES for target in imported(name) if target in files)
+
+
+def part(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def complaint(who: str, whom: str) -> str | None:
+    """What is wrong with an arrow, in words; None where nothing is."""
+    a, b = part(who), part(whom)
+    if a not in LEVEL:
+        return f"{who} stands in no layer; add it to LAYERS, where its imports are fewest"
+    if a == b or (who, whom) in SIDEWAYS:
+        return None
+    if b == "testbed" and a != "cli":
+        return f"{who} imports {whom}, but the testbed is a client of Charter like any other; only cli may know it"
+    if a == "testbed":
+        known = b in DOWN_FROM_TESTBED
+        return None if known else f"{who} imports {whom}; the testbed knows records, models and seeds only"
+    if LEVEL[a] == LEVEL[b]:
+        return f"{who} imports its neighbour {whom}; pass in what is needed, or move it down where both can see it"
+    if LEVEL[a] > LEVEL[b]:
+        return f"{who} imports {whom}, which stands above it: the arrow points the wrong way; {b} may import {a}"
+    return None
+
+
+def test_imports_point_one_way():
+    wrong = [words for who, whom in arrows() if (words := complaint(who, whom))]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_an_arrow_that_points_up_sideways_or_at_the_testbed_is_said_in_words():
+    assert "points the wrong way" in complaint("records", "run")
+    assert "points the wrong way" in complaint("models.trunk", "training.ppo")
+    assert "neighbour" in complaint("training.ppo", "feedback.judge")
+    assert "only cli" in complaint("stages", "testbed.oracle")
+    assert "stands in no layer" in complaint("helpers", "records")
+    assert complaint("training.ppo", "models.trunk") is None
+
+
+def test_every_sideways_arrow_that_is_allowed_is_used():
+    assert set(SIDEWAYS) <= set(arrows())
+
+
+def test_no_import_goes_in_a_circle():
+    followed = [arrow for arrow in arrows() if arrow != ("summary", "stages")]  # for its type only
+    graph = {name: {whom for who, whom in followed if who == name} for name in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path, name))
+        if name not in done:
+            for target in sorted(graph[name]):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_tensors_stay_where_they_belong(name):
+    if name in TORCH or part(name) in TORCH:
+        return
+    heavy = {target.partition(".")[0] for target in imported(name, typing=False)} & HEAVY
+    assert not heavy, (
+        f"{name} imports {', '.join(sorted(heavy))}; it works on text and reaches models through a Sampler"
+    )
+
+
+def test_the_command_line_imports_nothing_heavy_at_its_top():
+    top = [node for node in tree("cli").body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
+    assert {name for name in names if name.startswith("charter")} == {"charter.errors"}
+    assert not names & {*HEAVY, "rich", "pydantic", "yaml", "numpy", "scipy", "matplotlib"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_that_ships_loads(path):
+    recipe = load_recipe(path)
+    assert recipe.title != "Charter run", f"{path.name} has no title of its own"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_is_for(name):
+    if FILES[name].name != "__init__.py":
+        assert ast.get_docstring(tree(name)), f"charter.{name} has no docstring"
+
+
+# Records and settings whose fields say it all need no sentence that repeats their name.
+NAME_SAYS_IT = {"Message", "Settings"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["records", "errors", "run", "training.losses", "training.advantages", "training.rewards", "training.ppo", "training.rloo",
+     "training.sft", "training.reward_model"],
+)  # fmt: skip
+def test_what_is_public_says_what_it_does(name):
+    module = import_module(f"charter.{name}")
+    silent = [
+        key
+        for key, value in vars(module).items()
+        if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__
+        and not key.startswith("_") and key not in NAME_SAYS_IT and not own_docstring(value)
+    ]  # fmt: skip
+    assert not silent, f"{', '.join(silent)} of charter.{name}: no docstring"
+
+
+def own_docstring(value: object) -> str | None:
+    """The docstring written there; a dataclass makes one up from its fields."""
+    found = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+    return None if found and found.startswith(f"{value.__name__}(") else found
