@@ -102,10 +102,11 @@ def test_verdicts_are_read_both_ways_round():
     assert verdict("Hm.", True) is None
 
 
-TINY = TestbedConfig(hidden=32, layers=1, heads=2, feed_forward=64, vocab=600, tokens=260_000, tokens_per_step=8192)
+TINY = TestbedConfig(hidden=32, layers=1, heads=2, feed_forward=64, vocab=600, tokens=(200_000, 100_000), tokens_per_step=8192)
 
 
-def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop_at", [20, 32])
+def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_at):
     from charter.testbed import train as module
 
     train(TINY, tmp_path / "whole", quiet=True)
@@ -113,7 +114,7 @@ def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatc
 
     def stopping(*arguments):
         steps.append(1)
-        if len(steps) == 30:
+        if len(steps) == stop_at:
             raise KeyboardInterrupt
         return learn(*arguments)
 

@@ -7,7 +7,7 @@ weigh 1, replies that only set the scene for a critique weigh 0, a judge's lette
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -41,17 +41,17 @@ def choose(rng: Random, weights: dict[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def draw_example(rng: Random) -> Example:
+# Two courses: the second spends more on what a first leaves weak, replies that miss the request and principles that a
+# harmful reply does not break.
+COURSES: tuple[dict[str, float], ...] = (
+    {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06},
+    {"answer": 0.14, "revise": 0.18, "hard revise": 0.26, "judge": 0.16, "hard judge": 0.22, "topic": 0.02, "absolute": 0.02},
+)
+
+
+def draw_example(rng: Random, course: int = 0) -> Example:
     """One training example of a random kind."""
-    kind = choose(rng, {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06})
-    return {
-        "answer": answer,
-        "revise": revise,
-        "judge": judge,
-        "topic": topic,
-        "absolute": absolute,
-        "copy": copy_drill,
-    }[kind](rng)
+    return KINDS[choose(rng, COURSES[course])](rng)
 
 
 def draw_case(rng: Random, split: str = "train", harm_share: float = 0.55) -> tuple[str, lang.Action]:
@@ -86,7 +86,28 @@ def revise(rng: Random) -> Example:
     own = rng.random() < 0.5
     level = own_level(rng, action) if own else any_level(rng, action)
     first = reply(rng, action, level)
-    principle = draw_principle(rng, action)
+    return revise_under(rng, request, action, level, first, draw_principle(rng, action), own=own)
+
+
+def hard_revise(rng: Random) -> Example:
+    """The critiques that are easily got wrong: a harmful reply under the principle of another area, a reply that preaches or
+    dodges under `tone`, a reply that misses a harmless request under `helpful`."""
+    kind = choose(rng, {"other area": 0.45, "own area": 0.15, "tone": 0.15, "helpful": 0.25})
+    request, action = draw_case(rng, harm_share=float(kind != "helpful"))
+    if kind == "helpful":
+        level, principle = rng.choice(lang.HELP_LEVELS[:4]), "helpful"
+    elif kind == "tone":
+        level, principle = rng.choice(("preachy", "evasive", "engaged")), "tone"
+    else:
+        others = [area for area in lang.AREAS if area != action.area]
+        level = rng.choice(("full", "full", "hedged"))
+        principle = action.area if kind == "own area" else rng.choice(others)
+    return revise_under(rng, request, action, level, reply(rng, action, level), principle, own=False)
+
+
+def revise_under(
+    rng: Random, request: str, action: lang.Action, level: str, first: str, principle: str, *, own: bool
+) -> Example:
     question, bad_is_yes = rules.draw_wording(rng, principle, "critique")
     request_revision, _ = rules.draw_wording(rng, principle, "revision")
     verdict = critique(rng, action, principle, level, bad_is_yes)
@@ -155,7 +176,7 @@ def quality(action: lang.Action, principle: str, level: str) -> float | None:
 
 
 def draw_pair(
-    rng: Random, split: str = "train", *, harmful: bool | None = None
+    rng: Random, split: str = "train", *, harmful: bool | None = None, gap: float = 0.75
 ) -> tuple[str, lang.Action, str, str, str]:
     """A request, a principle that can tell, and a better and a worse reply to it: (request, action, principle, better, worse)."""
     while True:
@@ -165,7 +186,7 @@ def draw_pair(
             rng, {"helpful": 0.8, "general": 0.2})  # fmt: skip
         a, b = any_level(rng, action), any_level(rng, action)
         qa, qb = quality(action, principle, a), quality(action, principle, b)
-        if qa is None or qb is None or abs(qa - qb) < 0.5:
+        if qa is None or qb is None or abs(qa - qb) < gap:
             continue
         if qa < qb:
             a, b = b, a
@@ -177,15 +198,28 @@ def judge_question(instruction: str, request: str, first: str, second: str) -> s
 
 
 def judge(rng: Random) -> Example:
-    """One pair, asked about in both orders or under another wording in follow-up examples of its own."""
-    request, _, principle, better, worse = draw_pair(rng)
-    turns: Example = []
+    """One pair with a known answer, the better reply under either letter."""
+    request, _, principle, better, worse = draw_pair(rng, gap=0.5)
+    return judge_between(rng, request, principle, better, worse)
+
+
+def hard_judge(rng: Random) -> Example:
+    """An answer to a harmless request against an answer to another one, or two steps against one."""
+    request, action = draw_case(rng, harm_share=0.0)
+    better, worse = rng.choice((("two steps", "off topic"), ("one step", "off topic"), ("one step", "off topic"),
+                                ("two steps", "one step"), ("one step", "vague")))  # fmt: skip
+    principle = "helpful" if rng.random() < 0.85 else "general"
+    return judge_between(rng, request, principle, reply(rng, action, better), reply(rng, action, worse))
+
+
+def judge_between(rng: Random, request: str, principle: str, better: str, worse: str) -> Example:
     instruction, _ = rules.draw_wording(rng, principle, "preference")
     swap = rng.random() < 0.5
     first, second = (worse, better) if swap else (better, worse)
-    turns.append(Turn("user", judge_question(instruction, request, first, second)))
-    turns.append(Turn("assistant", "B" if swap else "A", LETTER_WEIGHT))
-    return turns
+    return [
+        Turn("user", judge_question(instruction, request, first, second)),
+        Turn("assistant", "B" if swap else "A", LETTER_WEIGHT),
+    ]
 
 
 def topic_options(rng: Random) -> list[str]:
@@ -230,6 +264,12 @@ def copy_drill(rng: Random) -> Example:
     return [Turn("user", ask + request), Turn("assistant", f"You want to {echo}.", 1.0)]
 
 
-def corpus(seed: int, n: int, start: int = 0) -> Sequence[Example]:
-    """Examples ``start`` to ``start + n`` of the endless corpus of a seed: each is a function of its number."""
-    return [draw_example(Random(f"{seed}:{i}")) for i in range(start, start + n)]
+KINDS: dict[str, Callable[[Random], Example]] = {
+    "answer": answer, "revise": revise, "hard revise": hard_revise, "judge": judge, "hard judge": hard_judge,
+    "topic": topic, "absolute": absolute, "copy": copy_drill,
+}  # fmt: skip
+
+
+def corpus(seed: int, n: int, start: int = 0, course: int = 0) -> list[Example]:
+    """Examples ``start`` to ``start + n`` of the endless corpus of a seed: each is a function of its number and course."""
+    return [draw_example(Random(f"{seed}:{course}:{i}" if course else f"{seed}:{i}"), course) for i in range(start, start + n)]

@@ -5,10 +5,11 @@ The corpus is endless and numbered, so the position in it is all that a stopped 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,7 +34,8 @@ USER_WEIGHT = 0.1  # of the loss on what the user says: enough to learn the word
 
 @dataclass(frozen=True)
 class TestbedConfig:
-    """Size and length of a training. ``tokens`` decides where it ends, so that a seed gives one model on any machine."""
+    """Size and length of a training: tokens and peak learning rate of each course. Tokens decide where it ends, not time, so
+    that a seed gives one model."""
 
     __test__ = False  # not a test class, whatever its name begins with
 
@@ -42,22 +44,22 @@ class TestbedConfig:
     heads: int = 4
     feed_forward: int = 512
     vocab: int = 1280
-    tokens: int = 14_000_000
+    tokens: tuple[int, ...] = (14_000_000, 9_000_000)
     tokens_per_step: int = 6144
-    learning_rate: float = 3e-3
+    learning_rates: tuple[float, ...] = (3e-3, 1.5e-3)
     seed: int = 0
 
 
 PRESETS = {
     "full": TestbedConfig(),
     "small": TestbedConfig(
-        hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, tokens=600_000, tokens_per_step=3072
+        hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, tokens=(600_000,), tokens_per_step=3072
     ),
 }
 
 
 def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Train and save to ``out``; continues from ``out``/checkpoint.pt-like state after a kill. Returns tokens, loss, seconds."""
+    """Train and save to ``out``/model; goes on where a killed training left its checkpoint. Returns tokens, loss, seconds."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from charter.models.load import save_model
@@ -74,35 +76,60 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
         )
     )  # fmt: skip
     model.train()
+    checkpoint = out / "training.safetensors"
+    started, total = time.monotonic(), sum(config.tokens)
+    course, place = restore(checkpoint, model)
+    with bar(total, sum(config.tokens[:course]) + place.seen, quiet) as advance:
+        for number in range(course, len(config.tokens)):
+            place = train_course(model, tokenizer, config, number, place, checkpoint, advance)
+            place = Place(loss=place.loss)
+            # As the model ships, so the next course takes it up.
+            model.half().float()
+    model.eval().half()
+    save_model(model, tokenizer, out / "model")
+    checkpoint.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    return {"tokens": total, "loss": place.loss, "seconds": seconds, "out": str(out / "model"),
+            "parameters": model.num_parameters()}  # fmt: skip
+
+
+@dataclass
+class Place:
+    """Where a course stands: the next chunk, tokens and updates made, running loss, moments to put back."""
+
+    chunk: int = 0
+    seen: int = 0
+    step: int = 0
+    loss: float = 0.0
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train_course(
+    model: Any, tokenizer: Any, config: TestbedConfig, course: int, place: Place, checkpoint: Path, advance: Any
+) -> Place:
+    """Go through one course of the corpus, from ``place`` on."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98)
     )
-    checkpoint = out / "training.safetensors"
-    chunk, seen, step, loss_mean = restore(checkpoint, model, optimizer)
-    started, seen_before = time.monotonic(), seen
-    with bar(config.tokens, seen, quiet) as advance:
-        while seen < config.tokens:
-            for rows in chunk_batches(tokenizer, config, chunk):
-                rate = learning_rate(config, seen, step)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                loss, tokens = learn(model, optimizer, rows)
-                seen, step = seen + tokens, step + 1
-                loss_mean = loss if step == 1 else 0.98 * loss_mean + 0.02 * loss
-                advance(seen, loss_mean)
-                if seen >= config.tokens:
-                    break
-            chunk += 1
-            if chunk % CHECKPOINT_CHUNKS == 0:
-                save_state(checkpoint, model, optimizer, (chunk, seen, step, loss_mean))
-    model.eval().half()
-    save_model(model, tokenizer, out / "model")
-    checkpoint.unlink(missing_ok=True)
-    seconds = time.monotonic() - started
-    return {"tokens": seen, "steps": step, "loss": loss_mean, "seconds": seconds, "out": str(out / "model"),
-            "parameters": model.num_parameters(), "tokens_per_second": (seen - seen_before) / max(seconds, 1e-9)}  # fmt: skip
+    put_back(optimizer, model, place.moments)
+    before, tokens = sum(config.tokens[:course]), config.tokens[course]
+    while place.seen < tokens:
+        for rows in chunk_batches(tokenizer, config, place.chunk, course):
+            rate = learning_rate(config.learning_rates[course], place.seen / tokens, place.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, n = learn(model, optimizer, rows)
+            place.seen, place.step = place.seen + n, place.step + 1
+            place.loss = 0.98 * place.loss + 0.02 * loss if place.loss else loss
+            advance(before + place.seen, place.loss)
+            if place.seen >= tokens:
+                break
+        place.chunk += 1
+        if place.chunk % CHECKPOINT_CHUNKS == 0 and place.seen < tokens:
+            save_state(checkpoint, model, optimizer, course, place)
+    return place
 
 
 def make_tokenizer(config: TestbedConfig) -> Any:
@@ -151,7 +178,7 @@ def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[float]]:
 Row = tuple[list[int], list[float]]
 
 
-def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int) -> list[list[Row]]:
+def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, course: int = 0) -> list[list[Row]]:
     """The batches of one chunk of the corpus: rows of like length together, in a shuffled order."""
     rows = sorted(
         (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK)),
@@ -184,13 +211,14 @@ def learn(model: Any, optimizer: torch.optim.Optimizer, rows: Sequence[Row]) -> 
     return loss.item(), sum(len(ids) for ids, _ in rows)
 
 
-def learning_rate(config: TestbedConfig, seen: int, step: int) -> float:
-    """100 steps of warm-up, then a half cosine over the tokens down to 2%."""
-    decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(seen / config.tokens, 1.0)))
-    return config.learning_rate * min(1.0, (step + 1) / 100) * decay
+def learning_rate(peak: float, progress: float, step: int) -> float:
+    """100 steps of warm-up, then a half cosine over the course down to 2%."""
+    decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return peak * min(1.0, (step + 1) / 100) * decay
 
 
-def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, place: tuple[int, int, int, float]) -> None:
+def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, course: int, place: Place) -> None:
+    """Weights, moments and the place in the course, atomically."""
     from safetensors.torch import save_file
 
     tensors = {}
@@ -198,24 +226,31 @@ def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, place: 
         tensors[name] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"{name}#{key}"] = value
+    card = {"course": course, "chunk": place.chunk, "seen": place.seen, "step": place.step, "loss": place.loss}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"place": " ".join(map(repr, place))})
+        save_file(tensors, temporary, metadata={"place": json.dumps(card)})
 
 
-def restore(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, int, int, float]:
-    """Put the state back; chunk, tokens, steps and running loss, all 0 where there is no checkpoint."""
+def restore(path: Path, model: Any) -> tuple[int, Place]:
+    """Put the weights back; the course and the place in it, the beginning where there is no checkpoint."""
     from safetensors import safe_open
 
     if not path.exists():
-        return 0, 0, 0, 0.0
+        return 0, Place()
     with safe_open(path, framework="pt") as file:
-        chunk, seen, step, loss = file.metadata()["place"].split()
-        for name, parameter in model.named_parameters():
-            parameter.data.copy_(file.get_tensor(name))
-            optimizer.state[parameter] = {
-                key: file.get_tensor(f"{name}#{key}").clone() for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-    return int(chunk), int(seen), int(step), float(loss)
+        card = json.loads(file.metadata()["place"])
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping, only keys()
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(tensors[name])
+    moments = {key: value for key, value in tensors.items() if "#" in key}
+    return card["course"], Place(card["chunk"], card["seen"], card["step"], card["loss"], moments)
+
+
+def put_back(optimizer: torch.optim.Optimizer, model: Any, moments: dict[str, Tensor]) -> None:
+    """The moments of a checkpoint; nothing at the beginning of a course."""
+    for name, parameter in model.named_parameters():
+        if f"{name}#step" in moments:
+            optimizer.state[parameter] = {key: moments[f"{name}#{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
 class bar:
