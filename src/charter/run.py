@@ -115,6 +115,8 @@ class Stage:
         self.fingerprint = content_id(self.description)
         self.result: dict[str, Any] = {}
         self.done = self.skipped = False
+        self.wall_s = 0.0
+        """Seconds spent on the stage, earlier interrupted attempts included where they ended in order."""
 
     def __enter__(self) -> Stage:
         self.started = time.monotonic()
@@ -131,6 +133,7 @@ class Stage:
             self.result = manifest["result"]
         else:
             self._sweep()
+        self.wall_s = float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
         self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
         return self
 
@@ -138,6 +141,7 @@ class Stage:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self.skipped and self.folder.exists():
+            self.wall_s += time.monotonic() - self.started
             write_json(self.folder / ".timing.json", {"wall_s": round(self.wall_s, 2)})
             if self.done:
                 self.run.say(f"{self.name}: done in {self.wall_s:.1f} s")
@@ -149,12 +153,6 @@ class Stage:
                 shutil.rmtree(leftover)
             elif leftover.name != ".timing.json":
                 leftover.unlink(missing_ok=True)
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds spent on the stage, earlier interrupted attempts included where they ended in order."""
-        before = float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
-        return before if self.skipped else before + time.monotonic() - self.started
 
     def path(self, name: str) -> Path:
         return self.folder / name

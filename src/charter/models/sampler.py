@@ -62,7 +62,7 @@ def conversation_text(messages: Iterable[Message]) -> str:
 class LocalSampler:
     """A model of this process in one role."""
 
-    def __init__(self, trunk: Trunk, name: str, *, role: str = REFERENCE, tokens_per_micro_batch: int = 16_384) -> None:
+    def __init__(self, trunk: Trunk, name: str, *, role: str = REFERENCE, tokens_per_micro_batch: int = 4096) -> None:
         self.trunk, self.name, self.role = trunk, name, role
         self.tokens_per_micro_batch = tokens_per_micro_batch
 
