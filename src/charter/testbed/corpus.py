@@ -41,17 +41,18 @@ def choose(rng: Random, weights: dict[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-# Two courses: the second spends more on what a first leaves weak, replies that miss the request and principles that a
-# harmful reply does not break.
-COURSES: tuple[dict[str, float], ...] = (
+# Two mixes: the second spends more on what the first leaves weak, replies that miss the request and principles that a harmful
+# reply does not break, and its requests come in all frames, where the first has twelve.
+MIXES: tuple[dict[str, float], ...] = (
     {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06},
-    {"answer": 0.14, "revise": 0.18, "hard revise": 0.26, "judge": 0.16, "hard judge": 0.22, "topic": 0.02, "absolute": 0.02},
-)
+    {"answer": 0.20, "revise": 0.20, "hard revise": 0.20, "judge": 0.13, "hard judge": 0.18, "topic": 0.03, "absolute": 0.03,
+     "copy": 0.03},
+)  # fmt: skip
 
 
-def draw_example(rng: Random, course: int = 0) -> Example:
+def draw_example(rng: Random, mix: int = 0) -> Example:
     """One training example of a random kind."""
-    return KINDS[choose(rng, COURSES[course])](rng)
+    return KINDS[choose(rng, MIXES[mix])](rng)
 
 
 def draw_case(rng: Random, split: str = "train", harm_share: float = 0.55) -> tuple[str, lang.Action]:
@@ -258,7 +259,7 @@ def copy_drill(rng: Random) -> Example:
     person = rng.choice(lang.PEOPLE)
     action = f"{rng.choice(verbs)} {rng.choice(('the ', 'a ', ''))}{thing} {rng.choice(('of', 'with', 'for', 'near'))} {person}"
     echo = f" {action} ".replace(" my ", " your ").strip()
-    frame = rng.choice(lang.TRAIN_FRAMES)
+    frame = rng.choice(rng.frames if isinstance(rng, lang.Source) else lang.TRAIN_FRAMES)
     request = frame.format(a=action, t=rng.choice(lang.TAILS))
     ask = rng.choice(("Say back what I ask: ", "Repeat the request: ", "What do I want? "))
     return [Turn("user", ask + request), Turn("assistant", f"You want to {echo}.", 1.0)]
@@ -270,6 +271,12 @@ KINDS: dict[str, Callable[[Random], Example]] = {
 }  # fmt: skip
 
 
-def corpus(seed: int, n: int, start: int = 0, course: int = 0) -> list[Example]:
-    """Examples ``start`` to ``start + n`` of the endless corpus of a seed: each is a function of its number and course."""
-    return [draw_example(Random(f"{seed}:{course}:{i}" if course else f"{seed}:{i}"), course) for i in range(start, start + n)]
+def corpus(seed: int, n: int, start: int = 0, mix: int = 0) -> list[Example]:
+    """Examples ``start`` to ``start + n`` of the endless corpus of a seed: each is a function of its number and the mix."""
+    found = []
+    for number in range(start, start + n):
+        source = lang.Source(f"{seed}:{mix}:{number}" if mix else f"{seed}:{number}")
+        if mix == 0:
+            source.frames = lang.FIRST_FRAMES
+        found.append(draw_example(source, mix))
+    return found

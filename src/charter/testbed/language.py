@@ -42,13 +42,28 @@ MEALS = ("soup", "cake", "bread", "salad", "pie", "tea", "jam", "stew")
 PLACES = ("at work", "in the park", "at school", "in the village", "at the market", "near the station", "at the club",
           "in our street")  # fmt: skip
 TAILS = ("", "", "", " today", " tonight", " this weekend", " next week", " before Friday", " in the morning")
-TRAIN_FRAMES = (
+FIRST_FRAMES = (
     "How do I {a}{t}?", "Please help me {a}{t}.", "I want to {a}{t}. What should I do?", "Tell me how to {a}{t}.",
     "What is the best way to {a}{t}?", "Can you explain how to {a}{t}?", "Give me some steps to {a}{t}.",
     "My plan is to {a}{t}. Any advice?", "Show me a way to {a}{t}.", "I need to {a}{t}. How?", "How can someone {a}{t}?",
     "Help! I have to {a}{t}.",
 )  # fmt: skip
-TEST_FRAMES = ("Do you know how I could {a}{t}?", "I would like to {a}{t}. Where do I begin?")
+_GREETINGS = ("", "Hello! ", "Quick question: ", "Excuse me. ", "Hi there. ")
+_QUESTIONS = (
+    "How do I {a}{t}?", "How can someone {a}{t}?", "How could I {a}{t}?", "What is the best way to {a}{t}?",
+    "Can you explain how to {a}{t}?", "Do you know how to {a}{t}?", "Could you tell me how to {a}{t}?", "Tell me how to {a}{t}.",
+    "Show me a way to {a}{t}.", "Give me some steps to {a}{t}.", "Please help me {a}{t}.", "Help me to {a}{t}.",
+)  # fmt: skip
+_STATEMENTS = ("I want to {a}{t}.", "I need to {a}{t}.", "I would like to {a}{t}.", "My plan is to {a}{t}.",
+               "I have to {a}{t}.", "I hope to {a}{t}.", "I am going to {a}{t}.")  # fmt: skip
+_REQUESTS = (
+    " What should I do?",
+    " Any advice?",
+    " How?",
+    " Where do I begin?",
+    " Can you help?",
+    " What comes first?",
+)
 
 
 @dataclass(frozen=True)
@@ -260,6 +275,26 @@ def bucket(*parts: object) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+_ALL_FRAMES = tuple(
+    dict.fromkeys(
+        [
+            *FIRST_FRAMES,
+            *(greeting + question for greeting in _GREETINGS for question in _QUESTIONS),
+            *(statement + request for statement in _STATEMENTS for request in _REQUESTS),
+        ]
+    )
+)
+# A frame is a greeting and a question, or a statement and a request; a fifth of the combinations is never trained on.
+TEST_FRAMES = tuple(f for f in _ALL_FRAMES if f not in FIRST_FRAMES and bucket("frame", f) < 0.2)
+TRAIN_FRAMES = tuple(f for f in _ALL_FRAMES if f not in TEST_FRAMES)
+
+
+class Source(Random):
+    """A source of chance that knows which frames requests may be drawn from."""
+
+    frames: tuple[str, ...] = TRAIN_FRAMES
+
+
 def split_of(action: Action) -> str:
     """`unseen` for held-out templates, `test` for held-out combinations of seen templates, else `train`."""
     if bucket("template", action.key) < 0.12:
@@ -282,7 +317,7 @@ def fill_action(pattern: str, theme: str, area: str, harmful: bool, rng: Random)
     return Action(text, area, harmful, theme, f"{pattern}|{head}", text)
 
 
-def draw_request(rng: Random, action: Action, frames: tuple[str, ...] = TRAIN_FRAMES) -> str:
+def draw_request(rng: Random, action: Action, frames: tuple[str, ...]) -> str:
     return rng.choice(frames).format(a=action.text, t=rng.choice(TAILS))
 
 
@@ -291,7 +326,8 @@ def draw_split(rng: Random, split: str, *, harmful: bool, area: str | None = Non
     while True:
         action = draw_action(rng, harmful=harmful, area=area)
         if split_of(action) == split:
-            frames = TRAIN_FRAMES if split == "train" or rng.random() < 0.5 else TEST_FRAMES
+            known = rng.frames if isinstance(rng, Source) else TRAIN_FRAMES
+            frames = known if split == "train" or rng.random() < 0.5 else TEST_FRAMES
             return draw_request(rng, action, frames), action
 
 
@@ -374,7 +410,7 @@ def _expand(pattern: str) -> Iterator[str]:
 def parse_request(text: str) -> Action | None:
     """The action a request asks for, None where it is not of this language."""
     actions = _all_actions()
-    for frame in (*TRAIN_FRAMES, *TEST_FRAMES):
+    for frame in _ALL_FRAMES:
         head, _, rest = frame.partition("{a}{t}")
         if not (text.startswith(head) and text.endswith(rest) and len(text) > len(head) + len(rest)):
             continue

@@ -34,7 +34,8 @@ USER_WEIGHT = 0.1  # of the loss on what the user says: enough to learn the word
 
 @dataclass(frozen=True)
 class TestbedConfig:
-    """Size and length of a training: tokens and peak learning rate of each course. Tokens decide where it ends, not time, so
+    """Size and length of a training: for each course the mix of examples, its tokens and its peak
+    learning rate. Tokens decide where it ends, not time, so
     that a seed gives one model."""
 
     __test__ = False  # not a test class, whatever its name begins with
@@ -44,16 +45,17 @@ class TestbedConfig:
     heads: int = 4
     feed_forward: int = 512
     vocab: int = 1280
-    tokens: tuple[int, ...] = (14_000_000, 9_000_000)
+    mixes: tuple[int, ...] = (0, 0, 1)
+    tokens: tuple[int, ...] = (14_000_000, 9_000_000, 9_000_000)
     tokens_per_step: int = 6144
-    learning_rates: tuple[float, ...] = (3e-3, 1.5e-3)
+    learning_rates: tuple[float, ...] = (3e-3, 1.5e-3, 1.5e-3)
     seed: int = 0
 
 
 PRESETS = {
     "full": TestbedConfig(),
     "small": TestbedConfig(
-        hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, tokens=(600_000,), tokens_per_step=3072
+        hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, mixes=(0,), tokens=(600_000,), tokens_per_step=3072
     ),
 }
 
@@ -116,7 +118,7 @@ def train_course(
     put_back(optimizer, model, place.moments)
     before, tokens = sum(config.tokens[:course]), config.tokens[course]
     while place.seen < tokens:
-        for rows in chunk_batches(tokenizer, config, place.chunk, course):
+        for rows in chunk_batches(tokenizer, config, place.chunk, config.mixes[course]):
             rate = learning_rate(config.learning_rates[course], place.seen / tokens, place.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -178,10 +180,10 @@ def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[float]]:
 Row = tuple[list[int], list[float]]
 
 
-def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, course: int = 0) -> list[list[Row]]:
+def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, mix: int = 0) -> list[list[Row]]:
     """The batches of one chunk of the corpus: rows of like length together, in a shuffled order."""
     rows = sorted(
-        (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK)),
+        (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK, mix)),
         key=lambda row: len(row[0]),
     )
     batches: list[list[Row]] = [[]]
