@@ -154,7 +154,7 @@ class Page(HTMLParser):
 
 def rendered(report, folder):
     html = write_report(report, folder).read_text(encoding="utf-8")
-    page = Page(html)
+    page = Page(re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL))
     assert "script" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     return re.sub(r"\s+", " ", " ".join(page.text)), html

@@ -709,8 +709,8 @@ def render(report: Report) -> str:
     markers = dict(enumerate("●■◆▲▼✚✖★"))
     return environment.get_template("report.html").render(
         title=report.get("title") or "Charter report",
-        facts=[(label, report.get(key)) for label, key in
-               (("Recipe", "recipe"), ("Seed", "seed"), ("Charter", "charter_version")) if report.get(key) is not None],
+        facts=[(label, report.get(key)) for label, key in (("Recipe", "recipe"), ("Seed", "seed"), ("Charter", "charter_version"))
+               if report.get(key) is not None and not isinstance(report.get(key), Mapping)],
         verdict=report["verdict"],
         arms=list(arms.values()),
         markers=markers,
@@ -729,7 +729,8 @@ def render(report: Report) -> str:
         samples=_samples(report, arms),
         n_samples=len(_rows(report, "samples")),
         stages=_stages(report),
-        provenance=_flat(report.get("provenance") or {}),
+        provenance=_flat(report.get("provenance") or {})
+        + (_flat(report["recipe"], "recipe") if isinstance(report.get("recipe"), Mapping) else []),
     )  # fmt: skip
 
 
