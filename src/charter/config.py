@@ -110,7 +110,9 @@ class FeedbackSettings(Settings):
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
     """K: every pair of the K is compared."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the responses."""
     max_new_tokens: Positive = 96
+    """Longest response, in tokens."""
     judge: str = "base"
     """Who compares: `base`, `sft`, or the folder of another model."""
     abstain_below: NonNegative = 0.1
@@ -125,8 +127,11 @@ class FeedbackSettings(Settings):
 
 class RewardModelSettings(TrainingSettings):
     epochs: Positive = 2
+    """Passes over the pairs."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak; falls to zero by a half cosine after the warm-up."""
     warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
     pairs_per_step: Positive = 32
     """Pairs behind one optimizer step; pairs of one prompt stay together."""
     test_fraction: Rate = 0.15
@@ -139,11 +144,15 @@ class RLSettings(TrainingSettings):
     steps: Positive = 60
     """Rounds of sample, score, credit, learn, record."""
     prompts_per_step: Positive = 32
+    """Prompts of one rollout."""
     samples_per_prompt: Positive = 4
+    """Responses to each of them."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the policy; constant."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the rollouts; log-probabilities everywhere are taken at the same temperature."""
     max_new_tokens: Positive = 64
+    """Longest response, in tokens."""
     kl_coef: NonNegative = 0.05
     """Price of moving away from the reference, in reward units per nat."""
     kl_target: Annotated[float, Field(gt=0)] | None = None
@@ -156,6 +165,7 @@ class RLSettings(TrainingSettings):
 
 class PPOSettings(RLSettings):
     method: Literal["ppo"] = "ppo"
+    """The algorithm."""
     epochs: Positive = 2
     """Passes over each batch of rollouts."""
     minibatches: Positive = 2
@@ -169,14 +179,18 @@ class PPOSettings(RLSettings):
     entropy_coef: NonNegative = 0.0
     """c2, the weight of the entropy bonus."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount; 1 for text."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """λ of generalised advantage estimation."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Of the critic; constant."""
     whiten_advantages: bool = True
     """Advantages of a batch on mean 0 and variance 1 over its response tokens."""
 
 
 class RLOOSettings(RLSettings):
     method: Literal["rloo"] = "rloo"
+    """The algorithm."""
     samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 4
     """K: each response is measured against the mean of its K - 1 siblings."""
 
@@ -185,8 +199,11 @@ class EvaluationSettings(Settings):
     scorer: str
     """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER` or `refusal-words`."""
     samples_per_prompt: Positive = 1
+    """Answers of each arm to each prompt."""
     temperature: NonNegative = 1.0
+    """Of the answers."""
     max_new_tokens: Positive = 96
+    """Longest answer, in tokens."""
     over_refusal_margin: Share = 0.05
     """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
     helpfulness_margin: Share = 0.03
@@ -197,14 +214,17 @@ class Recipe(Settings):
     """A whole run."""
 
     title: str = "Charter run"
+    """Stands at the head of the report."""
     model: str
     """Folder or hub name of the base model; `package:NAME/PATH` is a folder inside an installed package."""
     constitution: str
     """YAML file of principles."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Every draw of the run comes from it."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU where there is one."""
     batch_size: Positive = 128
     """Responses generated at once."""
     prompts: PromptSettings
