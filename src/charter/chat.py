@@ -1,81 +1,121 @@
-"""Talk to a model of a run in the terminal."""
+"""Talk to a model of a run in the terminal, or through a pipe: one line in, one answer out."""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from charter.errors import InputError
-from charter.records import Message, clean_text
+from charter.models.chat_template import encode_prompt
+from charter.models.generate import context_length
+from charter.models.load import check_folder, pick_device
+from charter.models.sampler import LocalSampler
+from charter.models.trunk import load_trunk
+from charter.records import Message
 from charter.run import derive_seed, read_json
 
-MODELS = ("base", "sft", "policy")
-
-
-def model_folder(run: Path, model: str) -> str:
-    """Where a model of a run is. InputError where the run has none of that name, with what to do."""
-    if model not in MODELS:
-        raise InputError(f"no model {model!r}; a run has {', '.join(MODELS)}", field="--model")
-    if model == "base":
-        report = read_json(run / "report.json")
-        if not isinstance(report, dict) or "recipe" not in report:
-            raise InputError("holds no report.json, so its base model is unknown; charter run makes one", file=run)
-        return str(report["recipe"]["model"])
-    folder = run / {"sft": "sft", "policy": "rl"}[model] / "model"
-    if not folder.exists():
-        raise InputError(f"the run has no {model} model yet; charter run RECIPE --out {run} makes it", file=folder)
-    return str(folder)
-
-
-def visible(text: str) -> str:
-    """Text of a model with its control characters spelled out: what it says must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def lines() -> Iterator[str]:
-    """What the person types; prompts appear only where somebody sits there."""
-    while True:
-        try:
-            yield input("you> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
+STAGE_OF = {"sft": "sft", "policy": "rl"}
 
 
 def chat_with(run: Path, model: str, *, temperature: float, max_new_tokens: int, seed: int) -> None:
-    """Answer line by line until an empty one, the end of input, or /quit; /reset forgets the conversation.
+    """Read lines from standard input and print what the model of the run answers, until an empty line or the end.
 
-    The oldest turns are dropped where the conversation outgrows the model. InputError where the model is not there.
+    The conversation is kept; its oldest turns are dropped when it no longer fits the model. ``/reset`` forgets it, ``/quit``
+    ends. InputError where the run has no such model yet, or where the answer alone would fill the model's context.
     """
-    folder = model_folder(run, model)
-    if not math.isfinite(temperature) or temperature < 0:
-        raise InputError(f"--temperature {temperature}: a number from 0 up")
-    from charter.models.chat_template import encode_prompt
-    from charter.models.generate import context_length
-    from charter.models.load import pick_device
-    from charter.models.sampler import LocalSampler
-    from charter.models.trunk import load_trunk
-
-    trunk = load_trunk(folder, device=pick_device("auto"))
-    sampler = LocalSampler(trunk, model)
+    trunk = load_trunk(model_of_run(run, model), device=pick_device("auto"))
     limit = context_length(trunk.model)
-    history: list[Message] = []
-    turn = 0
-    for line in lines():
-        if not line.strip() or line.strip() == "/quit":
-            return
-        if line.strip() == "/reset":
-            history = []
+    room = None if limit is None else limit - max_new_tokens
+    if room is not None and room < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: the model sees {limit} tokens at once; give fewer")
+    sampler = LocalSampler(trunk, model)
+    talking = sys.stdin.isatty() and sys.stdout.isatty()
+    if talking:
+        note(f"{model} of {run}. /reset forgets the conversation, /quit or an empty line ends.")
+    said: list[Message] = []
+    number = 0
+    while (line := read_line("you> " if talking else "")) not in (None, "", "/quit"):
+        if line == "/reset":
+            said = []
+            note("forgotten")
             continue
         try:
-            history.append(Message(role="user", content=clean_text(line)))
-        except ValueError as error:
-            raise InputError(f"what was typed {error}") from None
-        while limit and len(history) > 1 and len(encode_prompt(trunk.tokenizer, history)) + max_new_tokens > limit:
-            history = history[2:]
-        seeds = [[derive_seed(seed, "chat", turn)]]
-        answer = sampler.generate([history], seeds, temperature=temperature, max_new_tokens=max_new_tokens)[0][0]
-        history.append(Message(role="assistant", content=answer.text))
-        turn += 1
-        print(f"{model}> {visible(answer.text)}{' …' if answer.finish_reason == 'length' else ''}", flush=True)
+            asked = [*said, Message(role="user", content=line)]
+        except ValidationError as error:
+            note(error.errors()[0]["msg"].removeprefix("Value error, "))
+            continue
+        kept = fitting(trunk.tokenizer, asked, room)
+        if not kept:
+            note(f"too long: the model sees {limit} tokens and the answer may take {max_new_tokens}; say less")
+            continue
+        if len(kept) < len(asked):
+            note(f"the oldest {len(asked) - len(kept)} messages no longer fit and are forgotten")
+        number += 1
+        seeds = [[derive_seed(seed, "chat", number)]]
+        sample = sampler.generate([kept], seeds, temperature=temperature, max_new_tokens=max_new_tokens)[0][0]
+        print(f"{model}> {visible(sample.text)}" if talking else visible(sample.text), flush=True)
+        if sample.finish_reason == "length":
+            note(f"cut off after {max_new_tokens} tokens")
+        said = [*kept, Message(role="assistant", content=sample.text)]
+
+
+def model_of_run(run: Path, model: str) -> str:
+    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``. InputError where it is not there, with what to do."""
+    if model not in ("base", *STAGE_OF):
+        raise InputError(f"--model {model!r}: one of base, sft, policy")
+    if not run.is_dir():
+        raise InputError("no such run folder; charter run RECIPE --out FOLDER makes one", file=run)
+    if model == "base":
+        report = read_json(run / "report.json")
+        recipe = report.get("recipe") if isinstance(report, dict) else None
+        named = recipe.get("model") if isinstance(recipe, dict) else None
+        if not isinstance(named, str):
+            raise InputError("no report.json names the base model yet; charter run RECIPE --out writes one", file=run)
+        check_folder(named)
+        return named
+    stage = STAGE_OF[model]
+    folder = run / stage / "model"
+    if not folder.is_dir():
+        raise InputError(
+            f"the {model} model is not there yet; charter {stage} RECIPE --out {run} trains it", file=folder
+        )
+    return str(folder)
+
+
+def fitting(tokenizer: Any, conversation: Sequence[Message], room: int | None) -> list[Message]:
+    """The conversation without its oldest turns, a question and its answer each, until at most ``room`` tokens are left.
+    Empty where the last message alone is longer; all of it where ``room`` is None."""
+    kept = list(conversation)
+    while kept and room is not None and len(encode_prompt(tokenizer, kept)) > room:
+        kept = kept[2:]
+    return kept
+
+
+def read_line(question: str) -> str | None:
+    """The next line without the white space around it, None at the end of the input."""
+    try:
+        if question:
+            import readline  # noqa: F401 - gives input() its line editing
+
+            return input(question).strip()
+        line = sys.stdin.readline()
+    except EOFError:
+        return None
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8") from None
+    return line.strip() if line else None
+
+
+def note(text: str) -> None:
+    """Say something that is not the model's: on standard error, so that a pipe carries answers alone."""
+    print(f"[{visible(text)}]", file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """The text with line breaks and tabs as they are and every other control character spelled out: a model's text must
+    not move the cursor or recolour the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -1,172 +1,541 @@
-"""What a recipe will take, before anything loads: tokens, memory, time.
+"""Tokens, memory and time of a recipe before anything heavy loads: config.json, safetensors headers, prompts, tokenizer.
 
-Parameters are counted from the headers of the safetensors files. Tokens of prompts are measured on a sample, tokens of answers
-are taken at half of ``max_new_tokens``. Time is model FLOPs (2 N a token read or sampled, 6 N a token trained on; Kaplan et al.
-2020, table 1) over the rate of a quick matrix product here, times a factor for everything that is not a matrix product. It is
-rough: a factor of two either way is normal.
+Counts of prompts, rows and steps are those of the run, to within a few. Lengths are bounds: every sampled text is taken to
+be as long as its settings allow, every comparison to make a pair. So tokens and memory are what a run needs at most; time
+is a rough estimate, and the output says what it rests on.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from charter.config import PPOSettings, Recipe
-from charter.constitution.constitution import load_constitution
+from charter.config import LoRASettings, PPOSettings, Recipe, RLSettings, TrainingSettings, check_files
+from charter.constitution.categorise import CATEGORISE, NONE
+from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.errors import InputError
-from charter.models.chat_template import encode_prompt
-from charter.models.load import check_folder, load_tokenizer, pick_device
-from charter.prompts import read_prompts
-from charter.run import read_json
-from charter.stages import existing
+from charter.feedback.judge import ask, comparisons_of
+from charter.feedback.pairs import read_pairs
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.load import check_folder, first_line, load_tokenizer, pick_device
+from charter.models.sampler import fill
+from charter.prompts import deduplicate, read_prompts, split_prompts
+from charter.records import Generation, Message, Prompt, Response
+from charter.stages import KINDS
 
-OVERHEAD = 4.0  # attention, norms, Python, padding: measured seconds over matrix-product seconds on the shipped model
-CRITIQUE_TURNS = 3  # a revision reads the prompt, an answer and a critique
+FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
+PROGRAM = 700e6  # bytes of Python, torch and transformers themselves
+EFFICIENCY = 0.4  # share of a bare matrix product's rate that a transformer reaches
+STEP_PER_LAYER = 0.25e-3  # seconds of Python and small operations per layer and decoding step
+TURNS = ("kv_cache", "activations", "merged_copy")
+SAMPLE = 200  # prompts whose tokens are counted
+
+ASSUMPTIONS = (
+    "every sampled text is as long as max_new_tokens allows, and every comparison makes a pair",
+    "a forward pass costs 2 operations per weight and token, forward and backward 6 (4 with LoRA)",
+    f"they run at {EFFICIENCY:.0%} of the rate of a matrix product measured here just now",
+    f"a decoding step costs {STEP_PER_LAYER * 1e3:g} ms per layer and one product with all weights",
+    "attention over long contexts, loading, and checkpoints are left out",
+)
 
 
-def count_parameters(folder: Path) -> int:
-    """Parameters of a safetensors folder, read from the headers alone; a tied embedding is stored, and counted, once."""
-    total = 0
+# -- the model, from its headers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What config.json and the headers of the weight files say of a model."""
+
+    tensors: dict[str, tuple[int, ...]]
+    layers: int
+    hidden: int
+    inner: int
+    kv_width: int
+    vocabulary: int
+    positions: int | None
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.tensors.values())
+
+    def adapter(self, lora: LoRASettings | None) -> int:
+        """Parameters of one LoRA adapter on every linear layer but the output projection: rank x (in + out) each."""
+        if lora is None:
+            return 0
+        words = ("embed", "wte", "wpe", "lm_head")
+        linear = [s for name, s in self.tensors.items() if len(s) == 2 and not any(word in name for word in words)]
+        return sum(lora.rank * sum(shape) for shape in linear)
+
+
+def read_shape(name: str) -> Shape:
+    """The shape of a model folder, or of a hub model that was downloaded before. No weight is read. InputError where there
+    is none or where its files are not what they seem."""
+    check_folder(name)
+    folder = Path(name) if Path(name).exists() else downloaded(name)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"config.json does not load: {first_line(error)}", file=folder) from None
+    heads = int(getattr(config, "num_attention_heads", 0) or 1)
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
+    if not hidden or not layers:
+        raise InputError("config.json names no hidden_size or no num_hidden_layers", file=folder)
+    head = int(getattr(config, "head_dim", None) or hidden // heads)
+    tensors: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
+        tensors |= read_header(file)
+    return Shape(
+        tensors=tensors,
+        layers=layers,
+        hidden=hidden,
+        inner=int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden),
+        kv_width=head * int(getattr(config, "num_key_value_heads", None) or heads),
+        vocabulary=int(config.vocab_size),
+        positions=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a safetensors file: eight bytes of length, then JSON."""
+    try:
         with open(file, "rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
+            if length > 100 * 2**20:
+                raise ValueError("header too long")
             header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for n in tensor["shape"]:
-                    size *= n
-                total += size
-    return total
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError("is no safetensors file: its header does not read", file=file) from None
+
+
+def downloaded(name: str) -> Path:
+    """The local copy of a hub model."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # the hub client raises whatever its cache and its checks raise
+        raise InputError(
+            f"is not downloaded yet, so its size is not known; `hf download {name}` gets it", file=name
+        ) from None
+
+
+# -- what a run reads ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of what the stages read, from a sample of the prompts."""
+
+    prompt: float
+    longest_prompt: int
+    few_shots: float
+    critique: float
+    revision: float
+    topic_question: float
+    topics: float
+    comparison: float
+
+
+def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], tokenizer: Any) -> Lengths:
+    """Tokens of prompts, requests and questions under the model's own template."""
+    sample = list(prompts)[:: max(1, len(prompts) // SAMPLE)][:SAMPLE]
+    encoded = [len(encode_prompt(tokenizer, prompt.messages)) for prompt in sample]
+
+    def turn(text: str) -> int:
+        return len(encode_prompt(tokenizer, [Message(role="user", content=text)]))
+
+    titles = [*(topic.title for topic in constitution.topics()), NONE]
+    questions = [fill(CATEGORISE, prompt=p.last_turn, topics=", ".join(titles)) for p in sample[:20]]
+    shots = load_few_shots(Path(recipe.revise.few_shots)) if recipe.revise.few_shots else []
+    shot_messages = [message for shot in shots for message in shot]
+    revisers = [p for p in constitution.principles if p.critique is not None and p.revision is not None]
+    empty = [
+        [Response(prompt_id=p.id, model="", text="", finish_reason="stop", generation=Generation(seed=j, temperature=0.0))
+         for j in range(2)] for p in sample[:20]
+    ]  # fmt: skip
+    asked = [ask(comparison) for comparison in comparisons_of(sample[:20], empty, constitution, recipe.seed)]
+    return Lengths(
+        prompt=mean(encoded),
+        longest_prompt=max(encoded),
+        few_shots=sum(len(encode_response(tokenizer, message.content)) for message in shot_messages),
+        critique=mean([turn(p.critique or "") for p in revisers]),
+        revision=mean([turn(p.revision or "") for p in revisers]),
+        topic_question=mean([turn(question) for question in questions]),
+        topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles) if len(titles) > 1 else 0,
+        comparison=mean([len(encode_prompt(tokenizer, question)) for question in asked]),
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def count_prompts(recipe: Recipe) -> tuple[list[Prompt], dict[str, int], int]:
+    """Training prompts; counts by split and kind as the prompt stage will choose them; prompts that it sorts by principle."""
+    settings = recipe.prompts
+    found = [p for file in settings.files for p in read_prompts(Path(file), tags=settings.tags)]
+    unique, _ = deduplicate(found)
+    split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
+    counts = {}
+    for part, wanted in (("train", settings.train), ("test", settings.test)):
+        for kind in KINDS:
+            n = sum(p.split == part and kind in p.tags for p in split)
+            counts[f"{part} {kind}"] = min(n, wanted) if wanted else n
+    if not counts["train red_team"]:
+        raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
+    return [p for p in split if p.split == "train"], counts, sum(p.principle is None for p in unique)
+
+
+# -- what each stage does ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """The work of one stage. Tokens: sampled; read without gradients (prompts of sampled texts included); trained on, once
+    per pass and trained role; and the floating-point operations of both. ``batches``: decoding runs as (rows, new tokens,
+    number of batches). Memory in bytes by what it is for."""
+
+    stage: str
+    generated: float = 0
+    scored: float = 0
+    trained: float = 0
+    operations: float = 0
+    batches: list[tuple[int, int, int]] = field(default_factory=list)
+    memory: dict[str, float] = field(default_factory=dict)
+    lora: bool = False
+
+    def score(self, shape: Shape, tokens: float) -> None:
+        """Tokens that are read without gradients by a model."""
+        self.scored += tokens
+        self.operations += 2 * shape.parameters * tokens
+
+    def learn(self, shape: Shape, tokens: float) -> None:
+        """Tokens that are read and learned from; with LoRA no gradient of the base's weights is computed."""
+        self.trained += tokens
+        self.operations += (4 if self.lora else 6) * shape.parameters * tokens
+
+    def sample(self, shape: Shape, n: int, prompt: float, new: int, rows: int) -> None:
+        """``n`` texts of ``new`` tokens after prompts of ``prompt`` tokens, ``rows`` at once."""
+        rows = max(1, min(rows, n))
+        self.generated += n * new
+        self.score(shape, n * prompt)
+        self.batches.append((rows, new, math.ceil(n / rows)))
+        cache = rows * (prompt + new) * 2 * shape.layers * shape.kv_width * FLOAT
+        choosing = rows * shape.vocabulary * (4 + 4 + 4 + 8)  # logits, log-probabilities, probabilities, float64 sums
+        self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), cache + choosing)
+
+    def hold(self, shape: Shape, models: int) -> None:
+        """Whole models in memory that are not trained."""
+        self.memory["weights"] = self.memory.get("weights", 0) + models * shape.parameters * FLOAT
+
+    def train(self, shape: Shape, lora: LoRASettings | None, roles: int) -> None:
+        """Trained roles: full copies or adapters, each with gradients and two Adam moments."""
+        size = (shape.adapter(lora) if lora else shape.parameters) * FLOAT * roles
+        self.lora = lora is not None
+        self.memory["weights"] = self.memory.get("weights", 0) + size
+        self.memory["gradients"] = size
+        self.memory["adam"] = 2 * size
+        if lora:  # adapters are merged into a copy of the base when the result is saved
+            self.memory["merged_copy"] = shape.parameters * FLOAT
+
+    def activate(self, shape: Shape, settings: TrainingSettings, row: float, response: float, copies: int) -> None:
+        """What backward needs of a micro-batch: per token and layer some vectors of the hidden, key-value and inner width,
+        and ``copies`` of the logits at the positions that are scored."""
+        tokens = max(settings.tokens_per_micro_batch, row)
+        per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
+        logits = tokens * min(response / row, 1) * shape.vocabulary * copies
+        self.memory["activations"] = (tokens * shape.layers * per_layer + logits) * FLOAT
+
+    @property
+    def peak_bytes(self) -> float:
+        """Sampling, training and saving take turns: of what they need for themselves the largest counts."""
+        turns = [self.memory.get(key, 0) for key in TURNS]
+        return PROGRAM + max(turns) + sum(value for key, value in self.memory.items() if key not in TURNS)
+
+
+def loads_of(
+    recipe: Recipe,
+    shape: Shape,
+    judge: Shape,
+    scorer: Shape | None,
+    lengths: Lengths,
+    counts: dict[str, int],
+    *,
+    to_sort: int,
+    labelled: int,
+) -> list[Load]:
+    """The work of each stage in running order. ``to_sort`` prompts have no principle yet; ``labelled`` pairs test the judge."""
+    rows, reply = recipe.batch_size, recipe.revise.max_new_tokens
+
+    def within(tokens: float) -> float:
+        return min(tokens, shape.positions) if shape.positions else tokens
+
+    prompts = Load("prompts")
+    prompts.hold(shape, 1)
+    if lengths.topics:
+        prompts.score(shape, to_sort * (lengths.topic_question + lengths.topics))
+
+    revise = Load("revise")
+    revise.hold(shape, 1)
+    settings = recipe.revise
+    n_red = min(settings.prompts, counts["train red_team"])
+    share = recipe.sft.helpful_fraction
+    n_helpful = min(round(n_red * share / (1 - share)), counts["train benign"])
+    revise.sample(shape, n_red + n_helpful, lengths.prompt, reply, rows)
+    criticised = lengths.few_shots + lengths.prompt + reply + lengths.critique
+    for _ in range(settings.rounds):
+        revise.sample(shape, n_red, within(criticised), reply, rows)
+        revise.sample(shape, n_red, within(criticised + reply + lengths.revision), reply, rows)
+
+    sft = Load("sft")
+    n_examples = n_red * (settings.rounds if recipe.sft.use_revisions == "all" else 1) + n_helpful
+    row = lengths.prompt + reply + 1
+    sft.hold(shape, 1)
+    sft.train(shape, recipe.sft.lora, roles=1)
+    sft.activate(shape, recipe.sft, row, reply + 1, copies=3)
+    sft.learn(shape, recipe.sft.epochs * n_examples * row)
+
+    feedback = Load("feedback")
+    own = recipe.feedback
+    n_asked = sum(min(own.prompts // len(KINDS), counts[f"train {kind}"]) for kind in KINDS)
+    k = own.responses_per_prompt
+    n_pairs = n_asked * len(list(combinations(range(k), 2)))
+    feedback.hold(shape, 1)
+    if own.judge != "sft":
+        feedback.hold(judge, 1)
+    feedback.sample(shape, n_asked * k, lengths.prompt, own.max_new_tokens, max(1, rows // k) * k)
+    question = lengths.comparison + 2 * own.max_new_tokens
+    feedback.score(judge, 2 * (n_pairs + labelled) * question)  # each comparison in both orders
+
+    reward = Load("reward_model")
+    reward_settings = recipe.reward_model
+    row = lengths.prompt + own.max_new_tokens + 1
+    n_train = round(n_pairs * (1 - reward_settings.test_fraction))
+    reward.hold(shape, 1)
+    reward.train(shape, reward_settings.lora, roles=1)
+    reward.activate(shape, reward_settings, row, 0, copies=0)
+    reward.learn(shape, reward_settings.epochs * n_train * 2 * row)
+    reward.score(shape, (n_pairs + labelled) * 2 * row)
+
+    rl = Load("rl")
+    policy: RLSettings = recipe.rl
+    ppo = policy if isinstance(policy, PPOSettings) else None
+    n_steps, n_rollouts = policy.steps, policy.prompts_per_step * policy.samples_per_prompt
+    row = lengths.prompt + policy.max_new_tokens
+    rl.hold(shape, 1)
+    rl.train(shape, policy.lora, roles=2 if ppo else 1)
+    rl.memory["weights"] += (shape.adapter(policy.lora) or shape.parameters) * FLOAT  # the reward model, only read
+    rl.activate(shape, policy, row, policy.max_new_tokens, copies=5)
+    if ppo:  # policy and value hold their activations until one backward pass through both
+        rl.memory["activations"] *= 2
+    rl.sample(shape, n_steps * n_rollouts, lengths.prompt, policy.max_new_tokens, n_rollouts)
+    # Reward, policy and reference read every rollout, with PPO the value model too.
+    rl.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
+    rl.learn(shape, n_steps * n_rollouts * row * (2 * ppo.epochs if ppo else 1))
+
+    evaluate = Load("evaluate")
+    arms = recipe.evaluation
+    n_test = sum(counts[f"test {kind}"] for kind in KINDS) * arms.samples_per_prompt
+    row = lengths.prompt + arms.max_new_tokens + 1
+    evaluate.hold(shape, 3)
+    for _ in range(3):
+        evaluate.sample(shape, n_test, lengths.prompt, arms.max_new_tokens, rows)
+    evaluate.score(shape, 7 * n_test * row)  # each arm under itself and the base, the policy under the SFT model too
+
+    loads = [prompts, revise, sft, feedback, reward, rl, evaluate]
+    if scorer is not None:  # loaded from beginning to end, and asked two questions about each response
+        for load in loads:
+            load.hold(scorer, 1)
+        revise.score(scorer, 2 * n_red * (settings.rounds + 1) * (lengths.prompt + reply))
+        evaluate.score(scorer, 2 * 3 * n_test * row)
+    return loads
+
+
+# -- time and machine ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured on this machine: operations per second of a large product, and seconds per weight of a product of so
+    many rows."""
+
+    operations: float
+    seconds_per_weight: Callable[[int], float]
+
+
+def probe(shape: Shape, precision: str, device: str) -> Speed:
+    """Time products of the model's own sizes, well below a second for each of the few that a plan needs."""
+    weight = torch.randn(shape.hidden, shape.inner, device=device)
+    measured: dict[int, float] = {}
+
+    def per_weight(rows: int) -> float:
+        if rows not in measured:
+            measured[rows] = product_seconds(rows, weight, torch.float32) / weight.numel()
+        return measured[rows]
+
+    large = 2048
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return Speed(2 * large * weight.numel() / product_seconds(large, weight, dtype), per_weight)
+
+
+def product_seconds(rows: int, weight: Tensor, dtype: torch.dtype, budget: float = 0.1) -> float:
+    """Shortest time of (rows, H) @ weight: what else runs on the machine only ever adds to it. On a CPU also on one thread,
+    because threads that have to wait for a busy core can take a hundred times as long as one alone."""
+    a, b = torch.randn(rows, weight.shape[0], device=weight.device).to(dtype), weight.to(dtype)
+    out = a @ b
+    threads = torch.get_num_threads()
+    times = []
+    for n in {1, threads} if weight.device.type == "cpu" else {threads}:
+        torch.set_num_threads(n)
+        begin = time.monotonic()
+        for tried in range(200):
+            start = time.perf_counter()
+            torch.matmul(a, b, out=out)
+            if weight.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+            if tried > 2 and time.monotonic() - begin > budget:
+                break
+    torch.set_num_threads(threads)
+    return min(times)
+
+
+def seconds_of(load: Load, shape: Shape, speed: Speed) -> float:
+    """Rough seconds of a stage."""
+    decoding = sum(
+        batches * new * (shape.layers * STEP_PER_LAYER + shape.parameters * speed.seconds_per_weight(rows))
+        for rows, new, batches in load.batches
+    )
+    return load.operations / (speed.operations * EFFICIENCY) + decoding
+
+
+def memory_of(device: str) -> int:
+    """Bytes of the GPU, or of this machine."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# -- the plan ------------------------------------------------------------------------------------------------------------
 
 
 def plan_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Tokens, peak memory (bytes) and seconds of each stage. InputError where model or prompts are missing."""
-    check_folder(recipe.model)
-    folder = Path(recipe.model)
-    if not folder.exists():
-        raise InputError(
-            "the plan reads the model's headers, so it needs a local folder; download the model first", file=folder
-        )
-    n = count_parameters(folder)
-    config = read_json(folder / "config.json")
-    tokenizer = load_tokenizer(recipe.model)
-    load_constitution(Path(recipe.constitution))
-    prompts = [p for file in recipe.prompts.files for p in read_prompts(existing(file), tags=recipe.prompts.tags)]
-    sample = prompts[:: max(len(prompts) // 200, 1)]
-    prompt_tokens = sum(len(encode_prompt(tokenizer, p.messages)) for p in sample) / len(sample)
-    rate = matmul_rate(pick_device(recipe.device), recipe.precision)
-    stages = stage_tokens(recipe, len(prompts), prompt_tokens)
-    for stage in stages:
-        flops = n * (2 * (stage["sampled"] + stage["read"]) + 6 * stage["trained"])
-        stage["seconds"] = OVERHEAD * flops / rate
-        stage["peak_bytes"] = peak_bytes(recipe, stage, n, config)
-    memory = total_memory(pick_device(recipe.device))
-    peak = max(stage["peak_bytes"] for stage in stages)
-    return {"parameters": n, "prompts": len(prompts), "prompt_tokens": prompt_tokens, "stages": stages, "peak_bytes": peak,
-            "memory_bytes": memory, "fits": peak < 0.9 * memory, "flops_per_second": rate,
-            "seconds": sum(stage["seconds"] for stage in stages)}  # fmt: skip
+    """What a run of the recipe will take, in JSON values: tokens as counts, memory in bytes, time in seconds.
 
-
-def stage_tokens(recipe: Recipe, n_prompts: int, prompt: float) -> list[dict[str, Any]]:
-    """Tokens sampled, read (scored, no gradient) and trained on, stage by stage."""
-    answer, half = recipe.revise.max_new_tokens / 2, recipe.feedback.max_new_tokens / 2
-    revise, sft, feedback, reward, rl = recipe.revise, recipe.sft, recipe.feedback, recipe.reward_model, recipe.rl
-    wanted = recipe.prompts.train
-    red = min(revise.prompts, wanted or revise.prompts)
-    examples = red / (1 - sft.helpful_fraction)
-    k = feedback.responses_per_prompt
-    pairs = feedback.prompts * k * (k - 1) / 2
-    rollouts = rl.steps * rl.prompts_per_step * rl.samples_per_prompt
-    row = prompt + rl.max_new_tokens / 2
-    ppo = isinstance(rl, PPOSettings)
-    held_out = min(n_prompts * recipe.prompts.test_fraction, 2 * (recipe.prompts.test or n_prompts))
-    test = held_out * recipe.evaluation.samples_per_prompt
-    passes = rl.epochs if isinstance(rl, PPOSettings) else 1
-    rounds = revise.rounds
-    rows = [
-        ("prompts", 0, n_prompts * prompt * 1.5, 0),
-        ("revise", red * answer * (1 + 2 * rounds) + (examples - red) * answer,
-         red * (prompt + rounds * 2 * (prompt + CRITIQUE_TURNS * answer)), 0),
-        ("sft", 0, 0, sft.epochs * examples * (prompt + answer)),
-        ("feedback", feedback.prompts * k * half, feedback.prompts * prompt + pairs * 2 * (prompt + 2 * half + 30), 0),
-        ("reward_model", 0, pairs * 2 * (prompt + half), reward.epochs * pairs * 2 * (prompt + half)),
-        ("rl", rollouts * rl.max_new_tokens / 2, rollouts * row * (4 if ppo else 3), rollouts * row * passes * (2 if ppo else 1)),
-        ("evaluate", 3 * test * recipe.evaluation.max_new_tokens / 2, 3 * test * row * 3, 0),
-    ]  # fmt: skip
-    return [{"name": name, "sampled": round(a), "read": round(b), "trained": round(c)} for name, a, b, c in rows]
-
-
-def peak_bytes(recipe: Recipe, stage: dict[str, Any], n: int, config: dict[str, Any]) -> float:
-    """Weights of every role in float32, gradients and two moments of what is trained, activations of one micro-batch, and the
-    key-value cache of a batch of responses."""
-    text = config.get("text_config", config)
-    hidden = text.get("hidden_size") or text.get("n_embd") or 1
-    layers = text.get("num_hidden_layers") or text.get("n_layer") or 1
-    vocab = text.get("vocab_size") or 1
-    settings = {"sft": recipe.sft, "reward_model": recipe.reward_model, "rl": recipe.rl}.get(stage["name"])
-    weights = 4.0 * n
-    if settings is not None:
-        roles = {"rl": 3 if isinstance(recipe.rl, PPOSettings) else 2}.get(stage["name"], 1)
-        trained_roles = 2 if stage["name"] == "rl" and isinstance(recipe.rl, PPOSettings) else 1
-        share = (
-            1.0 if settings.lora is None else 4.0 * settings.lora.rank / hidden
-        )  # two factors on seven matrices a layer
-        weights += 4.0 * n * (roles * share + 3 * trained_roles * share)
-        tokens = settings.tokens_per_micro_batch
-        weights += tokens * (layers * hidden * 34 + vocab * 8.0)
-    if stage["sampled"]:
-        length = recipe.revise.max_new_tokens * (CRITIQUE_TURNS + 1)
-        weights += recipe.batch_size * length * layers * hidden * 8.0
-    return weights + 350e6  # Python, torch and the tokenizer themselves
-
-
-def matmul_rate(device: str, precision: str) -> float:
-    """FLOPs a second of a matrix product of 512 x 1024 x 1024 here."""
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a = torch.ones(512, 1024, dtype=dtype, device=device)
-    b = torch.ones(1024, 1024, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        (a @ b).sum().item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * 512 * 1024 * 1024 / best
-
-
-def total_memory(device: str) -> float:
-    if device == "cuda":
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    InputError where the model, a file or the GPU it asks for is missing.
+    """
+    check_files(recipe)
+    device = pick_device(recipe.device)
+    shape = read_shape(recipe.model)
+    judge = shape if recipe.feedback.judge in ("base", "sft") else read_shape(recipe.feedback.judge)
+    constitution = load_constitution(Path(recipe.constitution))
+    train, counts, to_sort = count_prompts(recipe)
+    lengths = measure_lengths(recipe, constitution, train, load_tokenizer(recipe.model))
+    pairs = recipe.feedback.labelled_pairs
+    labelled = min(len(read_pairs(Path(pairs)).pairs), recipe.feedback.gate_pairs) if pairs else 0
+    scorer = (
+        read_shape(spec.removeprefix("judge:")) if (spec := recipe.evaluation.scorer).startswith("judge:") else None
+    )
+    loads = loads_of(recipe, shape, judge, scorer, lengths, counts, to_sort=to_sort, labelled=labelled)
+    speed = probe(shape, recipe.precision, device)
+    stages: list[dict[str, Any]] = [
+        {
+            "stage": load.stage,
+            "generated": round(load.generated),
+            "scored": round(load.scored),
+            "trained": round(load.trained),
+            "memory": {"program": round(PROGRAM)} | {key: round(value) for key, value in load.memory.items()},
+            "peak_bytes": round(load.peak_bytes),
+            "seconds": round(seconds_of(load, shape, speed), 1),
+        }
+        for load in loads
+    ]
+    peak = max(stages, key=lambda stage: stage["peak_bytes"])
+    available = memory_of(device)
+    return {
+        "title": recipe.title,
+        "model": recipe.model,
+        "parameters": shape.parameters,
+        "adapter_parameters": shape.adapter(recipe.rl.lora),
+        "layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "vocabulary": shape.vocabulary,
+        "prompts": counts,
+        "prompt_tokens": {"mean": round(lengths.prompt, 1), "longest": lengths.longest_prompt},
+        "device": device,
+        "memory_bytes": available,
+        "stages": stages,
+        "peak_bytes": peak["peak_bytes"],
+        "peak_stage": peak["stage"],
+        "fits": peak["peak_bytes"] < available,
+        "seconds": round(sum(stage["seconds"] for stage in stages), 1),
+        "operations_per_second": round(speed.operations),
+        "assumptions": list(ASSUMPTIONS),
+    }
 
 
 def plan_table(figures: dict[str, Any]) -> list[str]:
-    """The plan as lines of text."""
+    """The plan as lines for people."""
+    counts, tokens = figures["prompts"], figures["prompt_tokens"]
     lines = [
-        f"{figures['parameters']:,} parameters, {figures['prompts']:,} prompts of {figures['prompt_tokens']:.0f} tokens",
-        f"{'stage':14}{'sampled':>12}{'read':>12}{'trained on':>12}{'memory':>10}{'time':>9}",
+        figures["title"],
+        f"model     {amount(figures['parameters'])} parameters, {figures['layers']} layers, hidden size "
+        f"{figures['hidden_size']}, vocabulary {figures['vocabulary']}"
+        + (f"; LoRA trains {amount(figures['adapter_parameters'])}" if figures["adapter_parameters"] else ""),
+        f"prompts   to train on: {counts['train red_team']} red-team, {counts['train benign']} benign; held out: "
+        f"{counts['test red_team']} and {counts['test benign']}; {tokens['mean']:.0f} tokens on average, at most "
+        f"{tokens['longest']} in a sample",
+        f"machine   {figures['device']}, {size(figures['memory_bytes'])}, "
+        f"{figures['operations_per_second'] / 1e9:.0f} billion operations a second",
+        "",
+        f"{'tokens:':12}{'generated':>12}{'scored':>12}{'trained on':>12}{'peak memory':>14}{'time':>10}",
     ]
-    for s in figures["stages"]:
+    for stage in figures["stages"]:
         lines.append(
-            f"{s['name']:14}{s['sampled']:>12,}{s['read']:>12,}{s['trained']:>12,}"
-            f"{s['peak_bytes'] / 2**30:>7.1f} GB{duration(s['seconds']):>9}"
+            f"{stage['stage']:12}{amount(stage['generated']):>12}{amount(stage['scored']):>12}"
+            f"{amount(stage['trained']):>12}{size(stage['peak_bytes']):>14}{duration(stage['seconds']):>10}"
         )
-    verdict = "fits" if figures["fits"] else "does NOT fit: use lora, a smaller tokens_per_micro_batch or batch_size"
-    lines.append(
-        f"peak {figures['peak_bytes'] / 2**30:.1f} GB of {figures['memory_bytes'] / 2**30:.1f} GB: {verdict}; "
-        f"about {duration(figures['seconds'])} in all"
-    )
-    lines.append(
-        f"Tokens: answers taken at half of max_new_tokens. Time: rough, from {figures['flops_per_second'] / 1e9:.0f} GFLOP/s here; "
-        "a factor of two either way is normal."
-    )
+    peak = next(stage for stage in figures["stages"] if stage["stage"] == figures["peak_stage"])
+    parts = ", ".join(f"{key.replace('_', ' ')} {size(value)}" for key, value in peak["memory"].items())
+    lines += [
+        f"{'all':12}{'':36}{size(figures['peak_bytes']):>14}{duration(figures['seconds']):>10}",
+        "",
+        f"peak      {size(figures['peak_bytes'])} in {figures['peak_stage']} ({parts})",
+        f"          {'fits into' if figures['fits'] else 'does NOT fit into'} the {size(figures['memory_bytes'])} of "
+        + ("this GPU" if figures["device"] == "cuda" else "this machine")
+        + ("" if figures["fits"] else "; lower tokens_per_micro_batch or batch_size, or train with LoRA"),
+        "",
+        "Time is a rough estimate. It and the rest assume:",
+        *(f"  - {words}" for words in figures["assumptions"]),
+    ]
     return lines
+
+
+def amount(n: float) -> str:
+    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if n >= scale:
+            return f"{n / scale:.1f}{unit}"
+    return f"{n:.0f}"
+
+
+def size(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,146 @@
+"""What a plan says holds for the run: counts are exact, lengths are bounds, and no weight is read."""
+
+import json
+import re
+import struct
+
+import pytest
+import torch
+
+from charter.cli import run_command
+from charter.config import LoRASettings, SFTSettings, load_recipe
+from charter.errors import InputError
+from charter.models.load import load_model
+from charter.models.trunk import load_trunk
+from charter.pipeline import run_recipe
+from charter.plan import Load, duration, plan_recipe, plan_table, read_shape, size
+from conftest import save_random_model
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "llama"])
+def test_headers_tell_the_parameters_of_model_and_adapter(tmp_path, architecture):
+    folder = save_random_model(tmp_path / "model", architecture)
+    shape = read_shape(str(folder))
+    assert shape.parameters == load_model(str(folder)).num_parameters()
+    lora = LoRASettings(rank=3)
+    trunk = load_trunk(str(folder), lora=lora)
+    trunk.add_role("policy")
+    assert shape.adapter(lora) == sum(p.numel() for p in trunk.parameters("policy").values())
+
+
+def test_no_weight_is_read(tmp_path, write_recipe):
+    model = save_random_model(tmp_path / "model", "llama")
+    recipe = load_recipe(write_recipe(model))
+    whole = plan_recipe(recipe)
+    file = model / "model.safetensors"
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    file.write_bytes(content[: 8 + length])  # the header alone
+    assert plan_recipe(recipe)["parameters"] == whole["parameters"]
+    file.write_bytes(b"\xff" * 20)
+    with pytest.raises(InputError, match=r"model\.safetensors.*header"):
+        plan_recipe(recipe)
+
+
+def stages(figures):
+    return {stage["stage"]: stage for stage in figures["stages"]}
+
+
+def test_tokens_of_reinforcement_learning_are_steps_times_rollouts_times_length(random_llama, write_recipe):
+    rl = {"steps": 5, "prompts_per_step": 6, "samples_per_prompt": 3, "max_new_tokens": 7}
+    plain = plan_recipe(load_recipe(write_recipe(random_llama, rl={"method": "rloo", **rl})))
+    ppo = plan_recipe(load_recipe(write_recipe(random_llama, rl={"method": "ppo", "epochs": 4, **rl})))
+    assert stages(plain)["rl"]["generated"] == stages(ppo)["rl"]["generated"] == 5 * 6 * 3 * 7
+    # PPO trains policy and value model, four times each.
+    assert stages(ppo)["rl"]["trained"] == pytest.approx(8 * stages(plain)["rl"]["trained"], abs=8)
+    row = plain["prompt_tokens"]["mean"] + 7
+    assert stages(plain)["rl"]["trained"] == pytest.approx(5 * 6 * 3 * row, rel=0.01)
+
+
+def test_a_run_takes_no_more_tokens_than_planned(tmp_path, random_llama, write_recipe):
+    recipe = load_recipe(write_recipe(random_llama))
+    figures = plan_recipe(recipe)
+    report = run_recipe(recipe, tmp_path / "run", until="rl", quiet=True)
+    assert [stage["name"] for stage in report["stages"]] == [stage["stage"] for stage in figures["stages"]][:-1]
+    done = json.loads((tmp_path / "run/prompts/manifest.json").read_text())["result"]
+    assert done["counts"] == figures["prompts"]
+    planned = stages(figures)["sft"]["trained"]
+    trained = sum(row["tokens"] for row in report["curves"]["sft"])  # of responses only
+    assert 0 < trained <= planned
+    rolled = sum(row["response_tokens"] for row in report["curves"]["rl"]) * 4 * 2
+    assert 0.5 * stages(figures)["rl"]["generated"] <= rolled <= stages(figures)["rl"]["generated"]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_activations_are_what_backward_keeps_to_within_a_factor_of_two(tmp_path, architecture):
+    folder = str(save_random_model(tmp_path / "model", architecture))
+    trunk = load_trunk(folder)
+    trunk.add_role("policy")
+    ids = torch.randint(5, 200, (8, 64))
+    attention = torch.ones_like(ids, dtype=torch.bool)
+    mask = attention.clone()
+    mask[:, :16] = False
+    own = {p.untyped_storage().data_ptr() for p in trunk.parameters("policy").values()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trunk.logprobs("policy", ids, attention, mask)
+    load = Load("sft")
+    load.activate(read_shape(folder), SFTSettings(tokens_per_micro_batch=8 * 64), 64, 48, copies=3)
+    measured = sum(n for n, _ in kept.values())
+    assert 0.5 < load.memory["activations"] / measured < 2
+
+
+def test_memory_by_role(random_llama, write_recipe):
+    full = plan_recipe(load_recipe(write_recipe(random_llama, rl={"method": "ppo"})))
+    n = 4 * full["parameters"]
+    assert stages(full)["sft"]["memory"]["weights"] == 2 * n  # the base and what is trained
+    assert stages(full)["sft"]["memory"]["gradients"] == n
+    assert stages(full)["sft"]["memory"]["adam"] == 2 * n
+    assert stages(full)["rl"]["memory"]["weights"] == 4 * n  # base, policy, value, reward
+    assert stages(full)["rl"]["memory"]["adam"] == 4 * n
+    lora = {"lora": {"rank": 2}}
+    changes = {"rl": {"method": "ppo", **lora}, "sft": lora, "reward_model": lora}
+    small = plan_recipe(load_recipe(write_recipe(random_llama, **changes)))
+    a = 4 * small["adapter_parameters"]
+    assert 0 < a < n
+    assert stages(small)["rl"]["memory"]["weights"] == n + 3 * a
+    assert stages(small)["rl"]["memory"]["adam"] == 4 * a
+    for stage in full["stages"]:
+        assert max(stage["memory"].values()) < stage["peak_bytes"] <= sum(stage["memory"].values())
+
+
+def test_a_peak_above_the_memory_is_said(random_llama, write_recipe):
+    fine = plan_recipe(load_recipe(write_recipe(random_llama)))
+    assert fine["fits"]
+    assert any("fits into" in line for line in plan_table(fine))
+    large = plan_recipe(load_recipe(write_recipe(random_llama, sft={"tokens_per_micro_batch": 10**12})))
+    assert not large["fits"]
+    assert large["peak_stage"] == "sft"
+    assert any("does NOT fit" in line and "tokens_per_micro_batch" in line for line in plan_table(large))
+
+
+def test_the_command_prints_a_table_or_json(random_llama, write_recipe, capsys):
+    path = str(write_recipe(random_llama))
+    assert run_command(["plan", path]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^rl +\d", text, re.MULTILINE)
+    assert "rough estimate" in text
+    assert run_command(["plan", path, "--json", "--set", "rl.steps=1"]) == 0
+    assert stages(json.loads(capsys.readouterr().out))["rl"]["generated"] == 4 * 2 * 12
+
+
+def test_no_model_is_bad_input(tmp_path, write_recipe, capsys):
+    assert run_command(["plan", str(write_recipe(tmp_path / "none"))]) == 2
+    assert "no such model folder" in capsys.readouterr().err
+
+
+def test_amounts_read_well():
+    assert [size(n) for n in (8e6, 1.25e9)] == ["8 MB", "1.2 GB"]
+    assert [duration(s) for s in (12.4, 600, 7200)] == ["12 s", "10 min", "2.0 h"]
