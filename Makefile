@@ -12,7 +12,7 @@ smoke: $(VENV)/.installed
 	$(BIN)/charter run smoke --out runs/smoke
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
 import pytest
-from conftest import save_tokenizer
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.load import load_tokenizer
 from charter.records import Message
 from charter.training.batches import Tokens, pad
+from conftest import save_tokenizer
 
 TRICKY = ["plain", "with: colon", "two\nlines", "Human: no\n\nAssistant: yes", "<|end|>", "a<|pad|>b", "<|assistant|>x",
           "漢字 и emoji 🙂", " leading and trailing ", ""]  # fmt: skip
@@ -27,7 +27,9 @@ def test_a_response_comes_back_as_it_went_in_and_ends_once(tokenizer, text):
 
 @pytest.mark.parametrize("text", TRICKY)
 def test_the_mask_covers_exactly_the_response(tokenizer, text):
-    row = Tokens(encode_prompt(tokenizer, [Message(role="user", content="q: " + text)]), encode_response(tokenizer, text))
+    row = Tokens(
+        encode_prompt(tokenizer, [Message(role="user", content="q: " + text)]), encode_response(tokenizer, text)
+    )
     longer = Tokens([5] * 40, [6])
     padded = pad([row, longer])
     masked = padded.ids[0][padded.mask[0]].tolist()

@@ -11,7 +11,12 @@ from charter import config
 from charter.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "results").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "results").glob("*.md")),
+]
 CLASSES = [config.Recipe, config.PromptSettings, config.GateSettings, config.ReviseSettings, config.SFTSettings,
            config.FeedbackSettings, config.RewardModelSettings, config.PPOSettings, config.RLOOSettings,
            config.EvaluationSettings, config.LoRASettings]  # fmt: skip
@@ -21,7 +26,9 @@ def test_every_setting_is_in_the_table_of_recipes_with_its_default():
     text = (ROOT / "docs/recipes.md").read_text()
     for kind in CLASSES:
         for name, field in kind.model_fields.items():
-            if isinstance(field.default, config.Settings) or (kind is config.Recipe and name in ("prompts", "evaluation")):
+            if isinstance(field.default, config.Settings) or (
+                kind is config.Recipe and name in ("prompts", "evaluation")
+            ):
                 continue
             default = "required" if field.is_required() else f"`{field.default}`"
             assert f"| `{name}` | {default} |" in text, (kind.__name__, name)

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from conftest import CONSTITUTION
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from charter.feedback.judge import (
 )
 from charter.records import Generation, Judgment, Pair, Prompt, Response, read_jsonl
 from charter.run import RecordLog
+from conftest import CONSTITUTION
 
 RULES = Constitution.model_validate(CONSTITUTION)
 SCALE = 3.0
@@ -148,9 +148,13 @@ def test_labelled_comparisons_do_not_give_the_answer_away():
 
 def test_the_question_shows_the_principle_then_both_responses_as_they_are():
     prompt = Prompt.ask("Is {second} a word?", tags=("red_team",))
-    comparison = Comparison(prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1), "p", "Which is better?")
+    comparison = Comparison(
+        prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1), "p", "Which is better?"
+    )
     text = ask(comparison)[0].content
-    assert text.index("Which is better?") < text.index("{second}") < text.index("(A) {principle}") < text.index("(B) two")
+    assert (
+        text.index("Which is better?") < text.index("{second}") < text.index("(A) {principle}") < text.index("(B) two")
+    )
 
 
 def test_a_language_model_as_judge_is_free_of_position(random_llama):

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from conftest import save_random_model
 
 from charter.config import LoRASettings
 from charter.errors import InputError
@@ -15,6 +14,7 @@ from charter.models.trunk import REFERENCE, Trunk, load_trunk
 from charter.records import Message
 from charter.training.batches import Tokens, by_tokens, epoch_batches, pad
 from charter.training.losses import sft_loss
+from conftest import save_random_model
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16], [20]]
 
@@ -195,6 +195,10 @@ def test_token_batches_hold_their_budget_and_every_row_once():
 
 def test_each_epoch_sees_every_row_once_in_its_own_order():
     steps = epoch_batches(10, 3, 2, seed=1)
-    assert sorted(i for step in steps[:4] for i in step) == sorted(i for step in steps[4:] for i in step) == list(range(10))
+    assert (
+        sorted(i for step in steps[:4] for i in step)
+        == sorted(i for step in steps[4:] for i in step)
+        == list(range(10))
+    )
     assert steps[:4] != steps[4:]
     assert steps == epoch_batches(10, 3, 2, seed=1)

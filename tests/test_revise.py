@@ -1,7 +1,6 @@
 """Critique and revision: what is kept, what is excluded and why, and that seeds belong to prompts."""
 
 import pytest
-from conftest import CONSTITUTION, HARMFUL
 
 from charter.config import ReviseSettings
 from charter.constitution.categorise import categorise
@@ -10,6 +9,7 @@ from charter.constitution.revise import respond, revise_batch, why_excluded
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.records import Generation, Message, Prompt, Response
+from conftest import CONSTITUTION, HARMFUL
 
 RULES = Constitution.model_validate(CONSTITUTION)
 PROMPTS = [Prompt.ask(text, tags=("red_team",)) for text in HARMFUL[:6]]
@@ -17,7 +17,9 @@ SETTINGS = ReviseSettings(rounds=2, max_new_tokens=10)
 
 
 def response(text: str, finish: str = "stop") -> Response:
-    return Response(prompt_id="p", model="m", text=text, finish_reason=finish, generation=Generation(seed=0, temperature=1.0))
+    return Response(
+        prompt_id="p", model="m", text=text, finish_reason=finish, generation=Generation(seed=0, temperature=1.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,9 @@ def test_every_round_of_every_prompt_is_recorded_with_its_principle(sampler):
     for first, second in zip(rows[0::2], rows[1::2], strict=True):
         carried = first.original if first.excluded else first.revision
         assert second.original == carried
-        assert len({first.critique.generation.seed, first.revision.generation.seed, second.critique.generation.seed}) == 3
+        assert (
+            len({first.critique.generation.seed, first.revision.generation.seed, second.critique.generation.seed}) == 3
+        )
 
 
 def test_a_row_does_not_depend_on_its_neighbours(sampler):
@@ -69,7 +73,9 @@ def test_a_row_does_not_depend_on_its_neighbours(sampler):
 def test_few_shots_stand_before_the_conversation(sampler):
     shots = [Message(role="user", content="Example?"), Message(role="assistant", content="Answer.")]
     plain = revise_batch(sampler, PROMPTS[:1], originals(sampler, PROMPTS[:1]), RULES, SETTINGS, seed=1)
-    shown = revise_batch(sampler, PROMPTS[:1], originals(sampler, PROMPTS[:1]), RULES, SETTINGS, seed=1, few_shots=shots)
+    shown = revise_batch(
+        sampler, PROMPTS[:1], originals(sampler, PROMPTS[:1]), RULES, SETTINGS, seed=1, few_shots=shots
+    )
     assert plain[0].critique.text != shown[0].critique.text
 
 

@@ -19,7 +19,7 @@ from charter.training.sft import sft_tokens, train_sft
 PROMPTS = [Prompt.ask(f"Say a letter, number {i}.", tags=("red_team",)) for i in range(8)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def stage(tmp_path):
     with Run(tmp_path / "run", quiet=True) as run, run.stage("training", {}, {}, []) as stage:
         yield stage
@@ -104,7 +104,9 @@ def test_every_lap_sees_every_prompt_once():
 
 def test_fine_tuning_learns_the_responses(random_llama, stage):
     trunk = load_trunk(str(random_llama))
-    examples = [((Message(role="user", content=f"How can I mend the {x}?"),), f"I mend the {x}.") for x in ("car", "door")]
+    examples = [
+        ((Message(role="user", content=f"How can I mend the {x}?"),), f"I mend the {x}.") for x in ("car", "door")
+    ]
     rows = sft_tokens(trunk, examples * 8)
     train_sft(trunk, rows, SFTSettings(epochs=20, learning_rate=5e-3, responses_per_step=8, helpful_fraction=0), stage)
     losses = [row["loss"] for row in stage.metrics()]
@@ -121,7 +123,9 @@ def test_the_tokens_that_carry_loss_are_the_response_and_its_end(random_llama):
 
 def pairs() -> list[Pair]:
     return [
-        Pair(prompt=PROMPTS[i % 8], chosen=f"I mend the door {i}.", rejected=f"I burn the car {i}.", group_id=str(i % 8))
+        Pair(
+            prompt=PROMPTS[i % 8], chosen=f"I mend the door {i}.", rejected=f"I burn the car {i}.", group_id=str(i % 8)
+        )
         for i in range(64)
     ]
 

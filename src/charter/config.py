@@ -382,8 +382,12 @@ def locate(name: str, base: Path) -> str:
 
 def check_files(recipe: Recipe) -> None:
     """InputError where a file that a recipe names is missing: said before the first stage, not hours later."""
-    named = [("constitution", recipe.constitution), *(("prompts.files", file) for file in recipe.prompts.files),
-             ("revise.few_shots", recipe.revise.few_shots), ("feedback.labelled_pairs", recipe.feedback.labelled_pairs)]
+    named = [
+        ("constitution", recipe.constitution),
+        *(("prompts.files", file) for file in recipe.prompts.files),
+        ("revise.few_shots", recipe.revise.few_shots),
+        ("feedback.labelled_pairs", recipe.feedback.labelled_pairs),
+    ]
     for field, name in named:
         if name is not None and not Path(name).exists():
             raise InputError("no such file", file=name, field=field)
