@@ -78,7 +78,7 @@ def test_a_biased_judge_gives_the_same_labels(tmp_path):
     ]
 
 
-def test_swapping_the_responses_gives_the_same_label(tmp_path):
+def test_swapping_the_responses_gives_the_same_label():
     prompts, groups = planted()
     comparisons = comparisons_of(prompts, groups, RULES, seed=0)
     judge = knowing(1, bias=2.0)
