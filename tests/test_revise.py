@@ -6,7 +6,7 @@ from charter.config import ReviseSettings
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution
 from charter.constitution.revise import respond, revise_batch, why_excluded
-from charter.models.sampler import LocalSampler
+from charter.models.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk
 from charter.records import Generation, Message, Prompt, Response
 from conftest import CONSTITUTION, HARMFUL
@@ -70,13 +70,27 @@ def test_a_row_does_not_depend_on_its_neighbours(sampler):
     assert [row.revision.text for row in all_rows[4:6]] == [row.revision.text for row in alone]
 
 
-def test_few_shots_stand_before_the_conversation(sampler):
+class Listener:
+    """A sampler that keeps what it is asked and always says the same."""
+
+    name = "listener"
+
+    def __init__(self):
+        self.asked = []
+
+    def generate(self, conversations, seeds, *, temperature, max_new_tokens):
+        self.asked += [[message.content for message in conversation] for conversation in conversations]
+        return [[Sample("Fine.", "stop") for _ in own] for own in seeds]
+
+
+def test_few_shots_stand_before_the_conversation_and_the_principle_after_it():
+    listener = Listener()
     shots = [Message(role="user", content="Example?"), Message(role="assistant", content="Answer.")]
-    plain = revise_batch(sampler, PROMPTS[:1], originals(sampler, PROMPTS[:1]), RULES, SETTINGS, seed=1)
-    shown = revise_batch(
-        sampler, PROMPTS[:1], originals(sampler, PROMPTS[:1]), RULES, SETTINGS, seed=1, few_shots=shots
-    )
-    assert plain[0].critique.text != shown[0].critique.text
+    start = [response("First answer.")]
+    revise_batch(listener, PROMPTS[:1], start, RULES, ReviseSettings(rounds=1), seed=1, few_shots=shots)
+    harmless = RULES.principles[0]
+    asked = ["Example?", "Answer.", HARMFUL[0], "First answer.", harmless.critique]
+    assert listener.asked == [asked, [*asked, "Fine.", harmless.revision]]
 
 
 def test_every_prompt_gets_a_topic_or_none_of_these(sampler):

@@ -55,8 +55,16 @@ class TestbedConfig:
 PRESETS = {
     "full": TestbedConfig(),
     "small": TestbedConfig(
-        hidden=64, layers=2, heads=2, feed_forward=160, vocab=800, mixes=(0,), tokens=(600_000,), tokens_per_step=3072
-    ),
+        hidden=96,
+        layers=2,
+        heads=2,
+        feed_forward=256,
+        vocab=800,
+        mixes=(0,),
+        tokens=(2_000_000,),
+        tokens_per_step=4096,
+        learning_rates=(5e-3,),
+    ),  # fmt: skip
 }
 
 
