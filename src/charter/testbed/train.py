@@ -64,7 +64,7 @@ PRESETS = {
         tokens=(2_000_000,),
         tokens_per_step=4096,
         learning_rates=(5e-3,),
-    ),  # fmt: skip
+    ),
 }
 
 
