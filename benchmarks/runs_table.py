@@ -1,4 +1,4 @@
-"""A Markdown table of several runs: python benchmarks/tabulate.py runs/demo-0 runs/demo-1 runs/demo-2"""
+"""A Markdown table of several runs: python benchmarks/runs_table.py runs/demo-0 runs/demo-1 runs/demo-2"""
 
 from __future__ import annotations
 
