@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,34 +82,35 @@ CONSTITUTION = {
 }  # fmt: skip
 
 
+def write_tiny_recipe(folder: Path, model: Path, **changes: object) -> Path:
+    """A recipe of tiny size in ``folder``, with changes; its path."""
+    (folder / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
+    rows = [{"prompt": text, "tags": [kind]} for kind, texts in (("red_team", HARMFUL), ("benign", BENIGN))
+            for text in texts]  # fmt: skip
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"prompt": HARMFUL[i], "chosen": "No.", "rejected": f"Yes {i}.", "principle": "harmless"} for i in range(12)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    recipe = {
+        "title": "tiny", "model": str(model), "constitution": "constitution.yaml", "precision": "float32",
+        "batch_size": 8, "prompts": {"files": ["prompts.jsonl"], "test_fraction": 0.25},
+        "gates": {"override": True},
+        "revise": {"rounds": 2, "prompts": 12, "max_new_tokens": 12},
+        "sft": {"epochs": 1, "responses_per_step": 8, "helpful_fraction": 0.3},
+        "feedback": {"prompts": 24, "max_new_tokens": 12, "abstain_below": 0.0, "labelled_pairs": "pairs.jsonl"},
+        "reward_model": {"epochs": 1, "pairs_per_step": 8, "test_fraction": 0.25},
+        "rl": {"method": "rloo", "steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 12},
+        "evaluation": {"scorer": "refusal-words", "max_new_tokens": 12},
+    }  # fmt: skip
+    for key, value in changes.items():
+        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
 @pytest.fixture
 def write_recipe(tmp_path: Path):
-    """A function that writes a recipe of tiny size, with changes, and returns its path."""
-
-    def write(model: Path, **changes: object) -> Path:
-        (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(CONSTITUTION))
-        rows = [{"prompt": text, "tags": [kind]} for kind, texts in (("red_team", HARMFUL), ("benign", BENIGN))
-                for text in texts]  # fmt: skip
-        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        pairs = [
-            {"prompt": HARMFUL[i], "chosen": "No.", "rejected": f"Yes {i}.", "principle": "harmless"} for i in range(12)
-        ]
-        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-        recipe = {
-            "title": "tiny", "model": str(model), "constitution": "constitution.yaml", "precision": "float32",
-            "batch_size": 8, "prompts": {"files": ["prompts.jsonl"], "test_fraction": 0.25},
-            "gates": {"override": True},
-            "revise": {"rounds": 2, "prompts": 12, "max_new_tokens": 12},
-            "sft": {"epochs": 1, "responses_per_step": 8, "helpful_fraction": 0.3},
-            "feedback": {"prompts": 24, "max_new_tokens": 12, "abstain_below": 0.0, "labelled_pairs": "pairs.jsonl"},
-            "reward_model": {"epochs": 1, "pairs_per_step": 8, "test_fraction": 0.25},
-            "rl": {"method": "rloo", "steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 12},
-            "evaluation": {"scorer": "refusal-words", "max_new_tokens": 12},
-        }  # fmt: skip
-        for key, value in changes.items():
-            recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe))
-        return path
-
-    return write
+    """``write_tiny_recipe`` into the folder of the test."""
+    return partial(write_tiny_recipe, tmp_path)

@@ -43,7 +43,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     text = tokenizer.apply_chat_template(
         [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
     )
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     bos = tokenizer.bos_token_id
     # A base model's own tokenizer would have begun with BOS; a chat template that writes it itself must not get two.
     if bos is not None and getattr(tokenizer, "add_bos_token", False) and ids[:1] != [bos]:
@@ -54,7 +54,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 def encode_response(tokenizer: Any, text: str, *, end: bool = True) -> list[int]:
     """Ids of a response in the place where the assistant speaks, closed by the end-of-turn token unless ``end`` is
     False. Special tokens spelled out inside the text are encoded as plain text, never as control tokens."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id] if end else list(ids)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from charter.errors import InputError
+from charter.models.attention import use_fast_attention
 from charter.models.chat_template import prepare_tokenizer
 
 
@@ -84,7 +85,7 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"weights are missing: {', '.join(missing[:3])}; this folder is not a {kind}", file=path)
-    return model.to(device).eval()
+    return use_fast_attention(model.to(device).eval())
 
 
 def first_line(error: BaseException) -> str:

@@ -72,6 +72,7 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
     """Train and save to ``out``/model; goes on where a killed training left its checkpoint. Returns tokens, loss, seconds."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from charter.models.attention import use_fast_attention
     from charter.models.load import save_model
 
     out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
-    model.train()
+    use_fast_attention(model).train()
     checkpoint = out / "training.safetensors"
     started, total = time.monotonic(), sum(config.tokens)
     course, place = restore(checkpoint, model)
