@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import write_tiny_recipe
 
 from charter import config
 from charter.cli import run_command
 from charter.testbed.train import PRESETS
+from conftest import write_tiny_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

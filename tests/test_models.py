@@ -45,7 +45,7 @@ def test_a_response_depends_on_its_seed_alone(trunk):
 def test_log_probabilities_from_sampling_are_those_of_the_trainer(trunk, temperature):
     sampled = [one for group in generate(trunk, PROMPTS, [[1], [2], [3]], temperature=temperature) for one in group]
     padded = pad([Tokens(p, s.ids) for p, s in zip(PROMPTS, sampled, strict=True)])
-    logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.attention, padded.mask, temperature=temperature)
+    logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask, temperature=temperature)
     expected = torch.tensor([x for s in sampled for x in s.logprobs])
     assert torch.allclose(logprobs[padded.mask], expected, atol=1e-5)
     assert int(padded.mask.sum()) == sum(len(s.ids) for s in sampled)
@@ -80,7 +80,7 @@ def gradient(trunk, rows, groups):
     total = 0.0
     for group in groups:
         padded = pad([rows[i] for i in group])
-        logprobs, _ = trunk.logprobs("policy", padded.ids, padded.attention, padded.mask)
+        logprobs, _ = trunk.logprobs("policy", padded.ids, padded.mask)
         loss = sft_loss(logprobs, padded.mask, n)
         loss.backward()
         total += loss.item()
@@ -102,8 +102,8 @@ def test_a_fresh_role_is_the_reference_and_training_it_leaves_the_reference_alon
     for name in ("policy", "reward", "value"):
         trunk.add_role(name, head=name != "policy")
     padded = pad([Tokens([5, 6], [7, 8, 0])])
-    before, _ = trunk.logprobs(REFERENCE, padded.ids, padded.attention, padded.mask)
-    policy, _ = trunk.logprobs("policy", padded.ids, padded.attention, padded.mask)
+    before, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask)
+    policy, _ = trunk.logprobs("policy", padded.ids, padded.mask)
     assert torch.equal(before, policy)
     policy.sum().backward()
     touched = {name for role in ("policy", "reward", "value") for name, p in trunk.parameters(role).items()
@@ -112,8 +112,8 @@ def test_a_fresh_role_is_the_reference_and_training_it_leaves_the_reference_alon
     for parameter in trunk.parameters("policy").values():
         assert parameter.grad is not None
         parameter.data += 0.01
-    after, _ = trunk.logprobs(REFERENCE, padded.ids, padded.attention, padded.mask)
-    moved, _ = trunk.logprobs("policy", padded.ids, padded.attention, padded.mask)
+    after, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask)
+    moved, _ = trunk.logprobs("policy", padded.ids, padded.mask)
     assert torch.equal(before, after)
     assert not torch.allclose(before, moved)
     if lora is not None:
@@ -158,10 +158,10 @@ def test_a_saved_policy_is_a_plain_model_with_the_same_log_probabilities(folder,
     for parameter in trunk.parameters("policy").values():
         parameter.data += 0.02 * torch.randn_like(parameter)
     padded = pad([Tokens([5, 6], [7, 8, 0])])
-    expected, _ = trunk.logprobs("policy", padded.ids, padded.attention, padded.mask)
+    expected, _ = trunk.logprobs("policy", padded.ids, padded.mask)
     trunk.save_language_model("policy", tmp_path / "policy")
     loaded = Trunk(load_model(str(tmp_path / "policy")), load_tokenizer(str(tmp_path / "policy")))
-    found, _ = loaded.logprobs(REFERENCE, padded.ids, padded.attention, padded.mask)
+    found, _ = loaded.logprobs(REFERENCE, padded.ids, padded.mask)
     assert torch.allclose(expected, found, atol=1e-6)
 
 
@@ -175,7 +175,7 @@ def test_options_are_compared_as_whole_strings(trunk):
 
         row = Tokens(encode_prompt(trunk.tokenizer, dialogue), encode_response(trunk.tokenizer, option))
         padded = pad([row])
-        logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.attention, padded.mask)
+        logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask)
         assert value == pytest.approx(logprobs.sum().item(), abs=1e-4)  # "A" begins "A longer answer": the end counts
     short = sampler.option_logprobs([dialogue, dialogue], [["A", "B"], ["B", "A"]])
     assert short[0] == pytest.approx(short[1][::-1], abs=1e-6)

@@ -90,7 +90,7 @@ def test_activations_are_what_backward_keeps_to_within_a_factor_of_two(tmp_path,
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        trunk.logprobs("policy", ids, attention, mask)
+        trunk.logprobs("policy", ids, mask)
     load = Load("sft")
     load.activate(read_shape(folder), SFTSettings(tokens_per_micro_batch=8 * 64), 64, 48, copies=3)
     measured = sum(n for n, _ in kept.values())

@@ -164,6 +164,6 @@ def test_scores_do_not_depend_on_the_padding(random_llama):
     a = trunk.scores("reward", together.ids, together.attention)[0]
     b = trunk.scores("reward", alone.ids, alone.attention)[0]
     assert a.item() == pytest.approx(b.item(), abs=1e-5)
-    values = trunk.values("reward", together.ids, together.attention, together.mask)
+    values = trunk.values("reward", together.ids, together.mask)
     assert (values[~together.mask] == 0).all()
-    assert trunk.logprobs(REFERENCE, alone.ids, alone.attention, alone.mask)[0].shape == alone.ids.shape
+    assert trunk.logprobs(REFERENCE, alone.ids, alone.mask)[0].shape == alone.ids.shape

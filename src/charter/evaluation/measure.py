@@ -113,7 +113,7 @@ def response_logprobs(trunk: Trunk, rows: Sequence[Tokens], tokens: int, tempera
     out = torch.zeros(len(rows))
     for group in by_tokens([len(row) for row in rows], tokens):
         padded = pad([rows[i] for i in group], trunk.device)
-        logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.attention, padded.mask, temperature=temperature)
+        logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask, temperature=temperature)
         out[torch.tensor(group)] = logprobs.sum(dim=1).cpu()
     return out
 

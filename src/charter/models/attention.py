@@ -1,7 +1,7 @@
 """Attention for bfloat16 on a CPU, where torch's fused kernel takes two to four times as long as two batched products.
 
-Registered with transformers under the name `charter`, so that every decoder that dispatches its attention can use it. It takes the
-fused kernel itself wherever that is the faster or the only right one: float32, a GPU, dropout, a bias on the scores.
+Registered with transformers under the name `charter`, so that every decoder that dispatches its attention can use it. It takes
+the fused kernel itself wherever that is the faster or the only right one: float32, a GPU, dropout, a bias on the scores.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, weights = ctx.saved_tensors
         (gradient,) = gradients
-        of_scores = torch._softmax_backward_data(
-            torch.bmm(gradient, value.transpose(1, 2)), weights, -1, weights.dtype
-        )
+        of_scores = torch._softmax_backward_data(torch.bmm(gradient, value.transpose(1, 2)), weights, -1, weights.dtype)
         return (
             torch.bmm(of_scores, key),
             torch.bmm(of_scores.transpose(1, 2), query),

@@ -149,7 +149,6 @@ class Trunk:
         self,
         role: str,
         ids: Tensor,
-        attention: Tensor,
         mask: Tensor,
         *,
         temperature: float = 1.0,
@@ -174,7 +173,7 @@ class Trunk:
             entropies = zeros.index_put(place, -(log_softmax.exp() * log_softmax).sum(dim=-1))
         return zeros.index_put(place, chosen), entropies
 
-    def values(self, role: str, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+    def values(self, role: str, ids: Tensor, mask: Tensor) -> Tensor:
         """What the role's head expects *before* each masked token is chosen: (B, T), 0 elsewhere."""
         with self.as_role(role) as model:
             hidden = self.hidden(model, ids)

@@ -209,11 +209,14 @@ def learn(model: Any, optimizer: torch.optim.Optimizer, rows: Sequence[Row]) -> 
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
     weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in rows])
+    counted = weights[:, 1:] > 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        # Padding is on the right and causal attention never looks right, so no attention mask is needed.
-        logits: Tensor = model(input_ids=ids).logits
-    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    weight = weights[:, 1:].flatten()
+        # Padding is on the right and causal attention never looks right, so no attention mask is needed. Four tokens in ten
+        # weigh nothing; their logits are not computed.
+        hidden = model.model(input_ids=ids).last_hidden_state
+        logits: Tensor = model.lm_head(hidden[:, :-1][counted])
+    losses = F.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
+    weight = weights[:, 1:][counted]
     loss = (losses * weight).sum() / weight.sum().clamp(min=1e-6)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -88,12 +88,12 @@ def train_ppo(
                 n_tokens = sum(int(rollout.mask[rows].sum()) for rows, _ in minibatch)
                 before = totals["ratio"], totals["n_tokens"]
                 for rows, width in minibatch:
-                    ids, attention, mask = (x[rows, :width] for x in (rollout.ids, rollout.attention, rollout.mask))
+                    ids, mask = (x[rows, :width] for x in (rollout.ids, rollout.mask))
                     new_logprobs, entropies = trunk.logprobs(
-                        "policy", ids, attention, mask, temperature=settings.temperature, entropy=True
+                        "policy", ids, mask, temperature=settings.temperature, entropy=True
                     )
                     assert entropies is not None
-                    new_values = trunk.values("value", ids, attention, mask)
+                    new_values = trunk.values("value", ids, mask)
                     policy_loss, stats = clipped_policy_loss(
                         new_logprobs,
                         logprobs[rows, :width],

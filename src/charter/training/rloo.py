@@ -77,9 +77,9 @@ def train_rloo(
         loss_total = entropy_total = ratio_total = 0.0
         n_tokens = max(int(rollout.mask.sum()), 1)
         for rows, width in cuts:
-            ids, attention, mask = (x[rows, :width] for x in (rollout.ids, rollout.attention, rollout.mask))
+            ids, mask = (x[rows, :width] for x in (rollout.ids, rollout.mask))
             new_logprobs, entropies = trunk.logprobs(
-                "policy", ids, attention, mask, temperature=settings.temperature, entropy=True
+                "policy", ids, mask, temperature=settings.temperature, entropy=True
             )
             assert entropies is not None
             loss = reinforce_loss(new_logprobs, advantages[rows], mask, n)

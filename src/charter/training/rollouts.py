@@ -91,13 +91,11 @@ def micro_batches(rollout: Rollout, rows: Sequence[int], tokens: int) -> list[Mi
 
 
 @torch.no_grad()
-def over_rollout(
-    rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Tensor:
-    """``compute(ids, attention, mask)`` on every micro-batch, put together to (B, T)."""
+def over_rollout(rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """``compute(ids, mask)`` on every micro-batch, put together to (B, T)."""
     out = torch.zeros(rollout.ids.shape, device=rollout.ids.device)
     for rows, width in cuts:
-        out[rows, :width] = compute(*(x[rows, :width] for x in (rollout.ids, rollout.attention, rollout.mask)))
+        out[rows, :width] = compute(*(x[rows, :width] for x in (rollout.ids, rollout.mask)))
     return out
 
 

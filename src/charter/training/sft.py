@@ -52,7 +52,7 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
         total = 0.0
         for group in by_tokens([len(row) for row in batch], settings.tokens_per_micro_batch):
             padded = pad([batch[i] for i in group], trunk.device)
-            logprobs, _ = trunk.logprobs("policy", padded.ids, padded.attention, padded.mask)
+            logprobs, _ = trunk.logprobs("policy", padded.ids, padded.mask)
             loss = sft_loss(logprobs, padded.mask, n_tokens)
             torch.autograd.backward(loss)
             total += loss.item()
