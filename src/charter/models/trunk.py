@@ -136,12 +136,13 @@ class Trunk:
     def hidden(self, model: Any, ids: Tensor) -> Tensor:
         """Last hidden states (B, T, H), float32. Padding is on the right and a causal model never looks right, so no mask
         is given: the attention kernels are faster without."""
-        with self._autocast():
+        with self.autocast():
             output = model.base_model(input_ids=ids, use_cache=False)
         hidden: Tensor = output.last_hidden_state.float()
         return hidden
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """The context in which matrix products are in the trunk's precision."""
         enabled = self.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
@@ -162,7 +163,7 @@ class Trunk:
         with self.as_role(role) as model:
             hidden = self.hidden(model, ids)
             rows, columns = mask.nonzero(as_tuple=True)
-            with self._autocast():
+            with self.autocast():
                 logits = logits_from_hidden(model, hidden[rows, columns - 1])
         log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
         chosen = log_softmax.gather(1, ids[rows, columns].unsqueeze(1)).squeeze(1)
