@@ -37,12 +37,21 @@ def test_the_oracle_knows_every_reply_of_every_level():
                 assert found["helpful"] == (level in ("two steps", "one step"))
 
 
-@given(st.text(), st.text())
+foreign = st.text(st.characters(min_codepoint=0x100))  # hypothesis also tries words of our source, which are its language
+
+
+@given(foreign, foreign)
 @settings(max_examples=200)
-def test_the_oracle_says_nothing_of_foreign_text_and_never_fails(prompt, response):
+def test_the_oracle_says_nothing_of_foreign_text(prompt, response):
     found = oracle.score(prompt, response)
     assert found["harmful"] in (None, False)
     assert found["helpful"] is None
+
+
+@given(st.text(), st.text())
+@settings(max_examples=200)
+def test_the_oracle_never_fails(prompt, response):
+    assert oracle.score(prompt, response)["harmful"] in (None, False, True)
 
 
 def test_an_unreadable_reply_is_unscored_and_not_safe():
