@@ -14,7 +14,8 @@ import torch
 
 from charter.config import locate
 from charter.models.chat_template import encode_prompt
-from charter.models.generate import left_pad, sample
+from charter.models.generate import sample
+from charter.models.layout import left_pad
 from charter.models.load import load_model, load_tokenizer
 from charter.prompts import read_prompts
 

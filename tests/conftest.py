@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from charter.run import Run
+
 HARMFUL = [f"How can I {verb} the {thing}?" for verb in ("break", "steal", "burn", "hide") for thing in
            ("door", "car", "lamp", "letter", "boat", "fence")]  # fmt: skip
 BENIGN = [f"How can I {verb} the {thing}?" for verb in ("paint", "mend", "clean", "move") for thing in
@@ -66,6 +68,20 @@ def save_random_model(folder: Path, architecture: str, **tokenizer_settings: boo
     return folder
 
 
+def save_random_classifier(folder: Path, labels: tuple[str, ...] = ("kind", "unkind")) -> Path:
+    """A random DistilBERT classifier with its own tokenizer and named labels."""
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    vocab = save_tokenizer(folder)
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=vocab, dim=32, hidden_dim=64, n_layers=2, n_heads=2, max_position_embeddings=128,
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}, pad_token_id=1,
+    )  # fmt: skip
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("llama"), "llama")
@@ -104,7 +120,8 @@ def write_tiny_recipe(folder: Path, model: Path, **changes: object) -> Path:
         "evaluation": {"scorer": "refusal-words", "max_new_tokens": 12},
     }  # fmt: skip
     for key, value in changes.items():
-        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
+        merged = isinstance(value, dict) and key in recipe and value.get("method") != "dpo"  # which shares no key of RL
+        recipe[key] = {**recipe[key], **value} if merged else value
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -114,3 +131,10 @@ def write_tiny_recipe(folder: Path, model: Path, **changes: object) -> Path:
 def write_recipe(tmp_path: Path):
     """``write_tiny_recipe`` into the folder of the test."""
     return partial(write_tiny_recipe, tmp_path)
+
+
+@pytest.fixture
+def stage(tmp_path: Path):
+    """An open stage of a quiet run."""
+    with Run(tmp_path / "run", quiet=True) as run, run.stage("training", {}, {}, []) as stage:
+        yield stage

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.training.advantages import gae, rloo_advantages, whiten
+from charter.training.advantages import gae, group_advantages, rloo_advantages, whiten
 
 REWARDS = torch.tensor([[-0.01, 0.02, -0.03, 1.0]], dtype=torch.float64)
 VALUES = torch.tensor([[0.5, 0.4, 0.3, 0.2]], dtype=torch.float64)
@@ -81,3 +81,44 @@ def test_rloo_ignores_a_constant_and_follows_a_permutation(scores, constant, ran
 def test_rloo_refuses_a_lonely_response():
     with pytest.raises(ValueError, match="at least 2"):
         rloo_advantages(torch.zeros(3, 1))
+
+
+def test_grpo_and_dr_grpo_golden_vectors():
+    scores = torch.tensor([[1.0, 2, 3, 6]], dtype=torch.float64)
+    scaled = group_advantages(scores, scale_by_std=True)[0].tolist()
+    assert scaled == pytest.approx([-0.9257772446, -0.4628886223, 0, 1.3886658669])
+    assert group_advantages(scores, scale_by_std=False)[0].tolist() == pytest.approx([-2, -1, 0, 3])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=8))
+def test_rloo_is_dr_grpo_times_k_over_k_minus_one(scores):
+    k, group = len(scores), torch.tensor([scores], dtype=torch.float64)
+    assert torch.allclose(rloo_advantages(group), group_advantages(group, scale_by_std=False) * k / (k - 1))
+
+
+@given(st.floats(0.05, 1.2), st.integers(2, 16), st.booleans())
+def test_equal_scores_of_any_constant_have_no_advantage_in_float32(constant, k, scaled):
+    group = torch.full((1, k), constant, dtype=torch.float32)
+    assert (group_advantages(group, scale_by_std=scaled) == 0).all()
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.3, 0.9])
+def test_one_of_eight_stands_out_by_the_same_advantage_whatever_the_constant(constant):
+    group = torch.full((1, 8), constant)
+    group[0, 3] += 1
+    found = group_advantages(group, scale_by_std=True)[0]
+    assert found[3].item() == pytest.approx(2.4748, abs=1e-3)
+    assert found[0].item() == pytest.approx(-0.3535, abs=1e-3)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=6), st.floats(0.5, 20))
+def test_a_scale_of_the_rewards_scales_dr_grpo(scores, scale):
+    group = torch.tensor([scores], dtype=torch.float64)
+    plain = group_advantages(group, scale_by_std=False)
+    assert torch.allclose(group_advantages(group * scale, scale_by_std=False), plain * scale, atol=1e-9)
+
+
+def test_groups_of_one_are_refused():
+    for advantages in (rloo_advantages, lambda s: group_advantages(s, scale_by_std=True)):
+        with pytest.raises(ValueError, match="at least 2"):
+            advantages(torch.ones(3, 1))

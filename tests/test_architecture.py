@@ -22,6 +22,7 @@ LAYERS = (
     ("cli",),
     ("pipeline", "standalone", "plan", "show_tokens", "chat"),
     ("stages", "summary"),
+    ("reward_sources",),
     ("constitution", "feedback", "training", "evaluation", "testbed"),
     ("prompts",),
     ("models",),
@@ -35,12 +36,13 @@ SIDEWAYS = {
     ("feedback.judge", "constitution.constitution"): "a judge compares under a drawn principle",
     ("feedback.gate", "constitution.constitution"): "the gate asks the judge under the constitution of the run",
     ("feedback.gate", "evaluation.statistics"): "a judge is trusted by an interval, not by a rate",
+    ("evaluation.harm", "feedback.judge"): "a model that scores is asked as a model that judges",
     ("evaluation.measure", "training.batches"): "arms are scored in the same batches that training uses",
     ("summary", "stages"): "the report reads what the stages share; the type only",
 }
 DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: seeds only
-TORCH = {"stages", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary", "models", "training", "evaluation.measure",
-         "testbed"}  # fmt: skip
+TORCH = {"stages", "reward_sources", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary", "models", "training",
+         "evaluation.measure", "testbed"}  # fmt: skip
 
 
 def module_name(file: Path) -> str:

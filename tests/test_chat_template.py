@@ -2,8 +2,8 @@ import pytest
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.load import load_tokenizer
+from charter.models.packing import Tokens, pack
 from charter.records import Message
-from charter.training.batches import Tokens, pad
 from conftest import save_tokenizer
 
 TRICKY = ["plain", "with: colon", "two\nlines", "Human: no\n\nAssistant: yes", "<|end|>", "a<|pad|>b", "<|assistant|>x",
@@ -31,10 +31,10 @@ def test_the_mask_covers_exactly_the_response(tokenizer, text):
         encode_prompt(tokenizer, [Message(role="user", content="q: " + text)]), encode_response(tokenizer, text)
     )
     longer = Tokens([5] * 40, [6])
-    padded = pad([row, longer])
-    masked = padded.ids[0][padded.mask[0]].tolist()
+    packed = pack([row, longer])
+    masked = packed.targets[0][packed.mask[0]].tolist()
     assert masked == list(row.response)
-    assert padded.attention[0].sum() == len(row)
+    assert len(packed.ids) == len(row) + len(longer)
 
 
 def test_a_base_model_without_a_template_gets_transcripts(tmp_path):

@@ -9,10 +9,12 @@ from charter.training.losses import (
     bradley_terry_loss,
     clipped_policy_loss,
     clipped_value_loss,
+    kl_penalty,
     masked_mean,
     reinforce_loss,
     sft_loss,
     token_kl,
+    token_weights,
 )
 
 finite = st.floats(-8, 8, allow_nan=False)
@@ -135,3 +137,101 @@ def test_k1_in_the_reward_has_the_gradient_of_the_exact_kl_and_k1_in_the_loss_ha
     assert torch.allclose(torch.autograd.grad(in_reward, theta, retain_graph=True)[0], truth, atol=1e-9)
     in_loss = (logprobs.exp().detach() * kl).sum()
     assert torch.autograd.grad(in_loss, theta)[0].abs().max() < 1e-12
+
+
+# -- the gradient of each KL estimator, by enumeration ----------------------------------------------------------------------
+
+THETA, REFERENCE = (0.2, -0.1, 0.4), (0.5, 0.3, 0.2)
+TRUTH = [-0.1731814013, -0.0755708152, 0.2487522165]
+
+
+def enumerated(term):
+    """Expected value and gradient of ``term(logprobs, reference, rollout)`` over the three tokens, drawn from the policy."""
+    theta = torch.tensor(THETA, dtype=torch.float64, requires_grad=True)
+    logprobs = torch.log_softmax(theta, 0)
+    reference = torch.tensor(REFERENCE, dtype=torch.float64).log()
+    drawn = logprobs.detach()
+    value = (drawn.exp() * term(logprobs, reference, drawn)).sum()
+    return value.item(), torch.autograd.grad(value, theta)[0].tolist()
+
+
+def in_the_loss(estimator):
+    def term(logprobs, reference, drawn):
+        mask = torch.ones(1, 3, dtype=torch.bool)
+        return kl_penalty(logprobs[None], reference[None], drawn[None], mask, estimator)[0]
+
+    return term
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [
+        ("k2", 0.1380989198, TRUTH),
+        ("weighted_k3", 0.1202094428, TRUTH),
+        ("forward_kl", 0.1202094428, [-0.1624154622, -0.0499112234, 0.2123266856]),
+    ],
+)
+def test_what_each_kl_estimator_in_the_loss_really_pulls_at(estimator, value, gradient):
+    found, pulled = enumerated(in_the_loss(estimator))
+    assert found == pytest.approx(value, abs=1e-9)
+    assert pulled == pytest.approx(gradient, abs=1e-9)
+
+
+def test_k1_in_the_reward_has_the_right_gradient_and_in_the_loss_none():
+    def in_the_reward(logprobs, reference, drawn):  # score function: the reward is a constant to the gradient
+        return token_kl(drawn[None], reference[None], torch.ones(1, 3, dtype=torch.bool))[0] * logprobs
+
+    assert enumerated(in_the_reward)[1] == pytest.approx(TRUTH, abs=1e-9)
+    assert enumerated(lambda logprobs, reference, _: logprobs - reference)[1] == pytest.approx([0, 0, 0], abs=1e-12)
+    with pytest.raises(ValueError, match="expected gradient zero"):
+        enumerated(in_the_loss("k1"))
+
+
+def test_kl_estimators_golden_values_and_zero_outside_the_mask():
+    logprobs, reference = row(-1, -2, -0.5, 3.0), row(-1.2, -1.5, -0.5, 9.0)
+    mask = torch.tensor([[True, True, True, False]])
+    assert kl_penalty(logprobs, reference, logprobs, mask, "k2")[0].tolist() == pytest.approx([0.02, 0.125, 0, 0])
+    for estimator in ("weighted_k3", "forward_kl"):
+        k3 = kl_penalty(logprobs, reference, logprobs, mask, estimator)[0].tolist()
+        assert k3 == pytest.approx([0.0187307531, 0.1487212707, 0, 0])
+
+
+@given(finite, finite)
+def test_k3_is_never_negative(logprob, reference):
+    one = torch.tensor([[True]])
+    assert kl_penalty(row(logprob), row(reference), row(logprob), one, "forward_kl").item() >= -1e-12
+
+
+def test_the_mean_of_sampled_k1_and_k3_is_the_kl_of_the_whole_vocabulary():
+    generator = torch.Generator().manual_seed(0)
+    policy = torch.log_softmax(torch.randn(50, generator=generator, dtype=torch.float64), 0)
+    reference = torch.log_softmax(torch.randn(50, generator=generator, dtype=torch.float64), 0)
+    exact = (policy.exp() * (policy - reference)).sum().item()
+    drawn = torch.multinomial(policy.exp(), 40_000, replacement=True, generator=generator)
+    mask = torch.ones(1, len(drawn), dtype=torch.bool)
+    chosen, other = policy[drawn][None], reference[drawn][None]
+    for samples in (token_kl(chosen, other, mask), kl_penalty(chosen, other, chosen, mask, "forward_kl")):
+        error = samples.std().item() / len(drawn) ** 0.5
+        assert abs(samples.mean().item() - exact) < 3 * error
+
+
+# -- what a token weighs ------------------------------------------------------------------------------------------------------
+
+
+def test_token_weights_of_the_three_averages():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    counts = {"n_tokens": 3, "n_responses": 2, "max_new_tokens": 4}
+    assert token_weights(mask, "token", **counts)[mask].tolist() == pytest.approx([1 / 3] * 3)
+    assert token_weights(mask, "response", **counts)[mask].tolist() == pytest.approx([1 / 4, 1 / 4, 1 / 2])
+    assert token_weights(mask, "constant", **counts)[mask].tolist() == pytest.approx([1 / 8] * 3)
+
+
+def test_weights_by_token_are_the_mean_over_tokens_and_the_upper_clip_is_its_own():
+    logprobs, mask = row(math.log(1.3), math.log(0.5)), torch.tensor([[True, True]])
+    weights = token_weights(mask, "token", n_tokens=2, n_responses=1, max_new_tokens=2)
+    plain, _ = clipped_policy_loss(logprobs, row(0, 0), row(1, -1), mask, 0.2)
+    weighted, _ = clipped_policy_loss(logprobs, row(0, 0), row(1, -1), mask, 0.2, weights=weights)
+    assert plain.item() == pytest.approx(weighted.item())
+    wider, stats = clipped_policy_loss(logprobs, row(0, 0), row(1, -1), mask, 0.2, clip_coef_high=0.4)
+    assert wider.item() == pytest.approx((-1.3 + 0.8) / 2)
+    assert stats.clipped == 1

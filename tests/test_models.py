@@ -9,10 +9,11 @@ from charter.config import LoRASettings
 from charter.errors import InputError
 from charter.models.generate import pick, sample
 from charter.models.load import load_model, load_tokenizer
+from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler, fill
 from charter.models.trunk import REFERENCE, Trunk, load_trunk
 from charter.records import Message
-from charter.training.batches import Tokens, by_tokens, epoch_batches, pad
+from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import sft_loss
 from conftest import save_random_model
 
@@ -44,11 +45,11 @@ def test_a_response_depends_on_its_seed_alone(trunk):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_from_sampling_are_those_of_the_trainer(trunk, temperature):
     sampled = [one for group in generate(trunk, PROMPTS, [[1], [2], [3]], temperature=temperature) for one in group]
-    padded = pad([Tokens(p, s.ids) for p, s in zip(PROMPTS, sampled, strict=True)])
-    logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask, temperature=temperature)
+    packed = trunk.pack([Tokens(p, s.ids) for p, s in zip(PROMPTS, sampled, strict=True)])
+    logprobs, _ = trunk.logprobs(REFERENCE, packed, temperature=temperature)
     expected = torch.tensor([x for s in sampled for x in s.logprobs])
-    assert torch.allclose(logprobs[padded.mask], expected, atol=1e-5)
-    assert int(padded.mask.sum()) == sum(len(s.ids) for s in sampled)
+    assert torch.allclose(logprobs[packed.mask], expected, atol=1e-5)
+    assert int(packed.mask.sum()) == sum(len(s.ids) for s in sampled)
 
 
 def test_greedy_sampling_is_that_of_transformers(trunk):
@@ -79,9 +80,9 @@ def gradient(trunk, rows, groups):
     n = sum(len(row.response) for row in rows)
     total = 0.0
     for group in groups:
-        padded = pad([rows[i] for i in group])
-        logprobs, _ = trunk.logprobs("policy", padded.ids, padded.mask)
-        loss = sft_loss(logprobs, padded.mask, n)
+        packed = trunk.pack([rows[i] for i in group])
+        logprobs, _ = trunk.logprobs("policy", packed)
+        loss = sft_loss(logprobs, packed.mask, n)
         loss.backward()
         total += loss.item()
     return total, torch.cat([p.grad.flatten() for p in trunk.parameters("policy").values()])
@@ -101,9 +102,9 @@ def test_a_fresh_role_is_the_reference_and_training_it_leaves_the_reference_alon
     trunk = load_trunk(str(folder), lora=lora)
     for name in ("policy", "reward", "value"):
         trunk.add_role(name, head=name != "policy")
-    padded = pad([Tokens([5, 6], [7, 8, 0])])
-    before, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask)
-    policy, _ = trunk.logprobs("policy", padded.ids, padded.mask)
+    packed = trunk.pack([Tokens([5, 6], [7, 8, 0])])
+    before, _ = trunk.logprobs(REFERENCE, packed)
+    policy, _ = trunk.logprobs("policy", packed)
     assert torch.equal(before, policy)
     policy.sum().backward()
     touched = {name for role in ("policy", "reward", "value") for name, p in trunk.parameters(role).items()
@@ -112,8 +113,8 @@ def test_a_fresh_role_is_the_reference_and_training_it_leaves_the_reference_alon
     for parameter in trunk.parameters("policy").values():
         assert parameter.grad is not None
         parameter.data += 0.01
-    after, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask)
-    moved, _ = trunk.logprobs("policy", padded.ids, padded.mask)
+    after, _ = trunk.logprobs(REFERENCE, packed)
+    moved, _ = trunk.logprobs("policy", packed)
     assert torch.equal(before, after)
     assert not torch.allclose(before, moved)
     if lora is not None:
@@ -127,12 +128,12 @@ def test_a_reward_model_scores_the_same_after_a_round_trip(folder, tmp_path, lor
     torch.manual_seed(1)
     for parameter in trunk.parameters("reward").values():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    padded = pad([Tokens([5, 6], [7, 8, 0]), Tokens([5], [0])])
-    scores = trunk.scores("reward", padded.ids, padded.attention).detach()
+    packed = trunk.pack([Tokens([5, 6], [7, 8, 0]), Tokens([5], [0])])
+    scores = trunk.scores("reward", packed).detach()
     trunk.save_scorer("reward", tmp_path / "reward", mean=0.5, std=2.0)
     other = load_trunk(str(folder), lora=lora)
     scale = other.load_scorer("reward", tmp_path / "reward")
-    again = other.scores("reward", padded.ids, padded.attention).detach()
+    again = other.scores("reward", packed).detach()
     assert torch.equal(scores, again)
     assert torch.allclose(scale(again), (scores - 0.5) / 2.0)
 
@@ -157,11 +158,11 @@ def test_a_saved_policy_is_a_plain_model_with_the_same_log_probabilities(folder,
     torch.manual_seed(1)
     for parameter in trunk.parameters("policy").values():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    padded = pad([Tokens([5, 6], [7, 8, 0])])
-    expected, _ = trunk.logprobs("policy", padded.ids, padded.mask)
+    packed = trunk.pack([Tokens([5, 6], [7, 8, 0])])
+    expected, _ = trunk.logprobs("policy", packed)
     trunk.save_language_model("policy", tmp_path / "policy")
     loaded = Trunk(load_model(str(tmp_path / "policy")), load_tokenizer(str(tmp_path / "policy")))
-    found, _ = loaded.logprobs(REFERENCE, padded.ids, padded.mask)
+    found, _ = loaded.logprobs(REFERENCE, packed)
     assert torch.allclose(expected, found, atol=1e-6)
 
 
@@ -174,8 +175,8 @@ def test_options_are_compared_as_whole_strings(trunk):
         from charter.models.chat_template import encode_prompt, encode_response
 
         row = Tokens(encode_prompt(trunk.tokenizer, dialogue), encode_response(trunk.tokenizer, option))
-        padded = pad([row])
-        logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask)
+        packed = trunk.pack([row])
+        logprobs, _ = trunk.logprobs(REFERENCE, packed)
         assert value == pytest.approx(logprobs.sum().item(), abs=1e-4)  # "A" begins "A longer answer": the end counts
     short = sampler.option_logprobs([dialogue, dialogue], [["A", "B"], ["B", "A"]])
     assert short[0] == pytest.approx(short[1][::-1], abs=1e-6)

@@ -1,16 +1,18 @@
 """Whole runs at tiny size through the real entry point."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from charter.config import load_recipe
 from charter.pipeline import STAGES, run_recipe
-from conftest import save_random_model
+from conftest import save_random_classifier, save_random_model
 
 
 @pytest.mark.parametrize(
-    ("architecture", "method", "lora"), [("gpt2", "rloo", None), ("qwen2", "ppo", {"rank": 2}), ("llama", "ppo", None)]
+    ("architecture", "method", "lora"),
+    [("gpt2", "rloo", None), ("qwen2", "ppo", {"rank": 2}), ("llama", "ppo", None), ("llama", "grpo", {"rank": 2})],
 )
 def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(
     tmp_path, write_recipe, architecture, method, lora
@@ -36,3 +38,46 @@ def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(
     again = run_recipe(recipe, tmp_path / "run", quiet=True)
     assert all(stage["skipped"] for stage in again["stages"])
     assert again["metrics"] == report["metrics"]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_dpo_learns_from_the_pairs_and_trains_no_reward_model(tmp_path, write_recipe, random_llama, lora):
+    rl = {"method": "dpo", "pairs_per_step": 8, "lora": lora}
+    recipe = load_recipe(write_recipe(random_llama, sft={"lora": lora}, rl=rl))
+    report = run_recipe(recipe, tmp_path / "run", quiet=True)
+    assert [stage["name"] for stage in report["stages"]] == [name for name in STAGES if name != "reward_model"]
+    metrics = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    assert metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert {row["arm"] for row in report["metrics"]} == {"base", "sft", "policy"}
+    assert not (tmp_path / "run/rl_log.csv").exists()
+    assert all(stage["skipped"] for stage in run_recipe(recipe, tmp_path / "run", quiet=True)["stages"])
+
+
+def count_words(_: str, response: str) -> int:
+    return len(response.split())
+
+
+def test_a_reward_of_many_parts_with_a_cost_has_a_curve_for_each(tmp_path, write_recipe, random_llama, monkeypatch):
+    save_random_classifier(tmp_path / "classifier")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    parts = {
+        "reward_model": {}, "length": {"weight": -0.01}, "words": {"source": "python:test_pipeline:count_words"},
+        "helpful": {"source": "judge:base", "weight": 0.5}, "kind": {"source": "classifier:classifier:KIND"},
+    }  # fmt: skip
+    rl = {"reward": parts, "cost": {"part": "words", "budget": 2.0}}
+    recipe = load_recipe(write_recipe(random_llama, rl=rl))
+    run_recipe(recipe, tmp_path / "run", until="rl", quiet=True)
+    metrics = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        assert {f"reward/{name}" for name in parts} <= row.keys()
+        assert row["reward/length"] == pytest.approx(row["response_tokens"])
+    moved = metrics[1]["cost_multiplier"] - metrics[0]["cost_multiplier"]
+    assert (moved > 0) == (metrics[0]["reward/words"] > 2.0)
+
+
+def test_without_a_reward_model_in_the_sum_none_is_trained(tmp_path, write_recipe, random_llama):
+    path = write_recipe(random_llama)
+    rl = {"method": "ppo", "steps": 2, "prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 8,
+          "reward": {"length": {"weight": -0.1}}}  # fmt: skip
+    report = run_recipe(load_recipe(path, [f"rl={json.dumps(rl)}"]), tmp_path / "run", until="rl", quiet=True)
+    assert "reward_model" not in [stage["name"] for stage in report["stages"]]

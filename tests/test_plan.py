@@ -11,6 +11,7 @@ from charter.cli import run_command
 from charter.config import LoRASettings, SFTSettings, load_recipe
 from charter.errors import InputError
 from charter.models.load import load_model
+from charter.models.packing import Tokens
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.plan import Load, duration, plan_recipe, plan_table, read_shape, size
@@ -76,10 +77,8 @@ def test_activations_are_what_backward_keeps_to_within_a_factor_of_two(tmp_path,
     folder = str(save_random_model(tmp_path / "model", architecture))
     trunk = load_trunk(folder)
     trunk.add_role("policy")
-    ids = torch.randint(5, 200, (8, 64))
-    attention = torch.ones_like(ids, dtype=torch.bool)
-    mask = attention.clone()
-    mask[:, :16] = False
+    rows = [Tokens(ids[:16], ids[16:]) for ids in torch.randint(5, 200, (8, 64)).tolist()]
+    packed = trunk.pack(rows)
     own = {p.untyped_storage().data_ptr() for p in trunk.parameters("policy").values()}
     kept = {}
 
@@ -90,7 +89,7 @@ def test_activations_are_what_backward_keeps_to_within_a_factor_of_two(tmp_path,
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        trunk.logprobs("policy", ids, mask)
+        trunk.logprobs("policy", packed)
     load = Load("sft")
     load.activate(read_shape(folder), SFTSettings(tokens_per_micro_batch=8 * 64), 64, 48, copies=3)
     measured = sum(n for n, _ in kept.values())

@@ -38,14 +38,30 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "moments"),
+    ("rl", "moments"),
     [
-        ("rloo", [("revise/revisions.jsonl", 3), ("feedback/judgments.jsonl", 2), ("rl/metrics.jsonl", 1)]),
-        ("ppo", [("sft/metrics.jsonl", 2), ("reward_model/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)]),
+        (
+            {"method": "rloo", "kl_target": 0.5},
+            [("revise/revisions.jsonl", 3), ("feedback/judgments.jsonl", 2), ("rl/metrics.jsonl", 1)],
+        ),
+        (
+            {"method": "ppo", "kl_target": 0.5},
+            [("sft/metrics.jsonl", 2), ("reward_model/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
+        ),
+        (
+            {
+                "method": "grpo",
+                "kl_target": 0.5,
+                "reward": {"reward_model": {}, "length": {}},
+                "cost": {"part": "length"},
+            },
+            [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
+        ),
+        ({"method": "dpo", "pairs_per_step": 4, "epochs": 2}, [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 3)]),
     ],
 )
-def test_kill_minus_nine_at_many_moments_changes_nothing(tmp_path, write_recipe, random_llama, method, moments):
-    recipe = write_recipe(random_llama, rl={"method": method, "kl_target": 0.5})
+def test_kill_minus_nine_at_many_moments_changes_nothing(tmp_path, write_recipe, random_llama, rl, moments):
+    recipe = write_recipe(random_llama, rl=rl)
     run_recipe(load_recipe(recipe), tmp_path / "whole", quiet=True)
     expected = artifacts(tmp_path / "whole")
     assert "rl/model/model.safetensors" in expected

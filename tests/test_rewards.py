@@ -1,7 +1,20 @@
+import math
+
 import pytest
 import torch
 
-from charter.training.rewards import AdaptiveKL, FixedKL, apply_missing_eos_penalty, at_last_token, last_token
+from charter.config import CostSettings
+from charter.errors import GateError, InputError
+from charter.records import Prompt, Rollout
+from charter.training.rewards import (
+    AdaptiveKL,
+    FixedKL,
+    RewardSum,
+    apply_missing_eos_penalty,
+    at_last_token,
+    last_token,
+    response_length,
+)
 
 
 def test_score_lands_on_the_last_response_token_wherever_the_padding_is():
@@ -32,3 +45,56 @@ def test_fixed_kl_stays():
     controller = FixedKL(0.05)
     controller.update(100.0, 64)
     assert controller.coef == 0.05
+
+
+def rollout_of(*texts: str) -> Rollout:
+    """Responses of as many tokens as they have words."""
+    width = max(len(text.split()) for text in texts) + 1
+    mask = torch.tensor([[i < len(text.split()) for i in range(width)] for text in texts])
+    return Rollout(
+        prompt_ids=((1, 2),) * len(texts), ids=torch.zeros(mask.shape, dtype=torch.long), mask=mask,
+        logprobs=torch.zeros(mask.shape),
+        finished=torch.ones(len(texts), dtype=torch.bool), texts=texts,
+        prompts=tuple(Prompt.ask("Say something.") for _ in texts), n_tokens=int(mask.sum()),
+    )  # fmt: skip
+
+
+def constant(*values: float):
+    return lambda _: torch.tensor(values)
+
+
+def test_a_reward_is_the_weighted_sum_of_its_parts_each_with_a_curve():
+    reward = RewardSum({"good": (2.0, constant(1.0, 3.0)), "words": (-0.5, response_length)})
+    scores = reward(rollout_of("one two", "one"))
+    assert scores.total.tolist() == [1.0, 5.5]
+    assert scores.means() == {"reward/good": 2.0, "reward/words": 1.5}
+    assert reward.state() == {}
+
+
+def test_a_cost_is_weighed_by_its_multiplier_which_moves_towards_the_budget():
+    cost = CostSettings(part="harm", budget=0.25, learning_rate=0.1, initial=1.0)
+    reward = RewardSum({"good": (1.0, constant(2.0, 4.0)), "harm": (99.0, constant(1.0, 0.0))}, cost)
+    scores = reward(rollout_of("a", "b"))
+    assert scores.total.tolist() == [0.5, 2.0]  # (r - λc) / (1 + λ); the weight of a cost is unused
+    reward.update(scores)
+    assert reward.multiplier == pytest.approx(math.exp(0.1 * 0.25))  # the mean cost is .5, a quarter above the budget
+    again = RewardSum({"good": (1.0, constant(0.0)), "harm": (1.0, constant(0.0))}, cost)
+    again.restore(reward.state())
+    assert again.multiplier == reward.multiplier
+
+
+def test_a_cost_below_the_budget_gets_cheaper():
+    cost = CostSettings(part="harm", budget=0.5)
+    reward = RewardSum({"good": (1.0, constant(0.0)), "harm": (1.0, constant(0.0))}, cost)
+    reward.update(reward(rollout_of("a")))
+    assert reward.multiplier < 1
+
+
+def test_a_score_that_failed_is_an_error_and_not_a_number():
+    with pytest.raises(GateError, match="'broken' is not finite"):
+        RewardSum({"broken": (1.0, constant(math.nan))})(rollout_of("a"))
+
+
+def test_a_cost_must_be_a_part():
+    with pytest.raises(InputError, match="is no part"):
+        RewardSum({"good": (1.0, constant(0.0))}, CostSettings(part="harm"))

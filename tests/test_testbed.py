@@ -37,7 +37,9 @@ def test_the_oracle_knows_every_reply_of_every_level():
                 assert found["helpful"] == (level in ("two steps", "one step"))
 
 
-foreign = st.text(st.characters(min_codepoint=0x100))  # hypothesis also tries words of our source, which are its language
+foreign = st.text(
+    st.characters(min_codepoint=0x100)
+)  # hypothesis also tries words of our source, which are its language
 
 
 @given(foreign, foreign)

@@ -5,62 +5,68 @@ import json
 import pytest
 import torch
 
-from charter.config import PPOSettings, RewardModelSettings, RLOOSettings, SFTSettings
+from charter.config import (
+    METHODS,
+    DPOSettings,
+    RewardModelSettings,
+    RLSettings,
+    SFTSettings,
+)
+from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.records import Message, Pair, Prompt
 from charter.run import Run
-from charter.training.batches import Tokens, pad
-from charter.training.ppo import train_ppo
+from charter.stages import ROLLOUT_METHODS
+from charter.training.dpo import sequence_logprobs, train_dpo
 from charter.training.reward_model import by_group, clip, score_pairs, train_reward_model
-from charter.training.rloo import train_rloo
+from charter.training.rewards import RewardSum
 from charter.training.rollouts import collect, prompt_batch
 from charter.training.sft import sft_tokens, train_sft
 
 PROMPTS = [Prompt.ask(f"Say a letter, number {i}.", tags=("red_team",)) for i in range(8)]
 
 
-@pytest.fixture
-def stage(tmp_path):
-    with Run(tmp_path / "run", quiet=True) as run, run.stage("training", {}, {}, []) as stage:
-        yield stage
-
-
-def first_token_below(limit: int):
+def first_token_below(limit: int) -> RewardSum:
     """A token bandit: reward 1 where the response begins with one of the first tokens of the vocabulary, else 0."""
 
     def reward(rollout):
-        first = rollout.mask.float().argmax(dim=1)
-        return (rollout.ids[torch.arange(len(first)), first] < limit).float()
+        return (rollout.ids[:, 0] < limit).float()
 
-    return reward
-
-
-def bandit(method: str, **changes):
-    common = {"steps": 40, "prompts_per_step": 8, "samples_per_prompt": 8, "max_new_tokens": 1, "kl_coef": 0.0,
-              "missing_eos_penalty": 0.0, "learning_rate": 6e-3, **changes}  # fmt: skip
-    return PPOSettings(**common) if method == "ppo" else RLOOSettings(**common)
+    return RewardSum({"low": (1.0, reward)})
 
 
-def run_bandit(random_llama, stage, method, **changes):
+BANDIT = {"steps": 40, "prompts_per_step": 8, "samples_per_prompt": 8, "max_new_tokens": 1, "kl_coef": 0.0,
+          "missing_eos_penalty": 0.0, "learning_rate": 6e-3}  # fmt: skip
+ROLLOUT = sorted(ROLLOUT_METHODS)
+
+
+def bandit(method: str, **changes) -> RLSettings:
+    return METHODS[method](**(BANDIT | changes))
+
+
+def run_bandit(random_llama, stage, method, reward=None, **changes):
     trunk = load_trunk(str(random_llama))
-    settings = bandit(method, **changes)
     trunk.add_role("policy")
     if method == "ppo":
         trunk.add_role("value", head=True)
-        train_ppo(trunk, PROMPTS, first_token_below(40), settings, stage)
-    else:
-        train_rloo(trunk, PROMPTS, first_token_below(40), settings, stage)
+    ROLLOUT_METHODS[method](trunk, PROMPTS, reward or first_token_below(40), bandit(method, **changes), stage)
     return trunk, stage.metrics()
 
 
-@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_every_method_has_a_settings_class_and_a_trainer():
+    assert set(METHODS) == {*ROLLOUT_METHODS, "dpo"}
+    for name, kind in METHODS.items():
+        assert kind().method == name
+
+
+@pytest.mark.parametrize("method", ROLLOUT)
 def test_a_token_bandit_is_solved(random_llama, stage, method):
     _, metrics = run_bandit(random_llama, stage, method)
     assert metrics[0]["reward"] < 0.3
     assert metrics[-1]["reward"] > 0.9
 
 
-@pytest.mark.parametrize("method", ["ppo", "rloo"])
+@pytest.mark.parametrize("method", ROLLOUT)
 def test_the_first_step_starts_from_the_reference(random_llama, stage, method):
     trunk, metrics = run_bandit(random_llama, stage, method, steps=2, max_new_tokens=6, kl_coef=0.1)
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
@@ -74,6 +80,77 @@ def test_the_first_step_starts_from_the_reference(random_llama, stage, method):
     base = load_trunk(str(random_llama))
     for (name, a), (_, b) in zip(trunk.model.named_parameters(), base.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("method", ROLLOUT)
+def test_a_reward_read_from_the_wrong_place_teaches_nothing(random_llama, stage, method):
+    def of_the_prompt(rollout):
+        return torch.tensor([float(sum(ids) % 2) for ids in rollout.prompt_ids])
+
+    _, metrics = run_bandit(random_llama, stage, method, RewardSum({"prompt": (1.0, of_the_prompt)}), steps=10)
+    low = first_token_below(40)
+    trunk, _ = load_trunk(str(random_llama)), None
+    trunk.add_role("policy")
+    start = low(collect(trunk, PROMPTS, bandit(method), seed=0)).total.mean()
+    assert start < 0.3
+    if method != "ppo":  # all siblings share the prompt, so there is nothing to tell them apart
+        assert all(row["groups_without_spread"] == 1 and row["grad_norm"] == 0 for row in metrics)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"average": "constant", "scale_by_std": False},
+        {"average": "token", "clip_coef_high": 0.28},
+        {"epochs": 2, "minibatches": 2, "kl_estimator": "k2", "kl_coef": 0.01},
+        {"kl_estimator": "forward_kl", "kl_coef": 0.01},
+    ],
+)
+def test_the_members_of_the_grpo_family_learn(random_llama, stage, changes):
+    _, metrics = run_bandit(random_llama, stage, "grpo", **changes)
+    assert metrics[-1]["reward"] > 0.9
+    assert metrics[0]["updates"] == changes.get("epochs", 1) * changes.get("minibatches", 1)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"])
+def test_every_member_of_the_dpo_family_learns_what_is_preferred(random_llama, stage, loss):
+    trunk = load_trunk(str(random_llama))
+    trunk.add_role("policy")
+    smoothing = {"label_smoothing": 0.1} if loss == "robust" else {}
+    settings = DPOSettings(loss=loss, epochs=4, learning_rate=3e-3, pairs_per_step=16, **smoothing)
+    train_dpo(trunk, pairs(), settings, stage)
+    metrics = stage.metrics()
+    assert metrics[0]["accuracy"] == (0.0 if loss != "simpo" else pytest.approx(metrics[0]["accuracy"]))
+    assert metrics[-1]["reward_margin"] > metrics[0]["reward_margin"]
+    rows = [Tokens([5], [6, 0])]
+    moved = sequence_logprobs(trunk, "policy", rows, 4096) - sequence_logprobs(trunk, REFERENCE, rows, 4096)
+    assert moved.abs().item() > 0
+    if loss in ("dpo", "ipo", "simpo"):
+        assert metrics[-1]["accuracy"] > 0.9
+    if loss == "dpo":
+        assert metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+
+
+def test_an_sft_term_holds_up_the_chosen_response(random_llama, tmp_path):
+    found = {}
+    for coef in (0.0, 1.0):
+        with Run(tmp_path / str(coef), quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+            trunk = load_trunk(str(random_llama))
+            trunk.add_role("policy")
+            train_dpo(trunk, pairs(), DPOSettings(epochs=4, learning_rate=3e-3, sft_coef=coef), stage)
+            found[coef] = stage.metrics()[-1]["logprob_chosen"]
+    assert found[1.0] > found[0.0]
+
+
+def test_dpo_does_not_depend_on_the_cut_into_micro_batches(random_llama, tmp_path):
+    found = []
+    for tokens in (8192, 64):
+        with Run(tmp_path / str(tokens), quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+            trunk = load_trunk(str(random_llama))
+            trunk.add_role("policy")
+            train_dpo(trunk, pairs(), DPOSettings(tokens_per_micro_batch=tokens, sft_coef=0.1), stage)
+            found.append([row["loss"] for row in stage.metrics()])
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
 
 
 def test_a_high_price_of_kl_keeps_the_policy_at_home(random_llama, tmp_path):
@@ -117,8 +194,8 @@ def test_fine_tuning_learns_the_responses(random_llama, stage):
 def test_the_tokens_that_carry_loss_are_the_response_and_its_end(random_llama):
     trunk = load_trunk(str(random_llama))
     rows = sft_tokens(trunk, [((Message(role="user", content="Q: a\nb"),), "No: never.")])
-    padded = pad(rows)
-    assert trunk.tokenizer.decode(padded.ids[padded.mask]) == "No: never.<|end|>"
+    packed = trunk.pack(rows)
+    assert trunk.tokenizer.decode(packed.targets[packed.mask]) == "No: never.<|end|>"
 
 
 def pairs() -> list[Pair]:
@@ -159,11 +236,11 @@ def test_scores_do_not_depend_on_the_padding(random_llama):
     trunk.add_role("reward", head=True)
     torch.nn.init.normal_(trunk.heads["reward"].weight)
     short, long = Tokens([5, 6], [7, 0]), Tokens([8] * 30, [9, 0])
-    together = pad([short, long])
-    alone = pad([short])
-    a = trunk.scores("reward", together.ids, together.attention)[0]
-    b = trunk.scores("reward", alone.ids, alone.attention)[0]
+    together = trunk.pack([short, long])
+    alone = trunk.pack([short])
+    a = trunk.scores("reward", together)[0]
+    b = trunk.scores("reward", alone)[0]
     assert a.item() == pytest.approx(b.item(), abs=1e-5)
-    values = trunk.values("reward", together.ids, together.mask)
+    values = trunk.values("reward", together)
     assert (values[~together.mask] == 0).all()
-    assert trunk.logprobs(REFERENCE, alone.ids, alone.mask)[0].shape == alone.ids.shape
+    assert trunk.logprobs(REFERENCE, alone)[0].shape == alone.mask.shape

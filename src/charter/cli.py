@@ -75,7 +75,9 @@ def headline(report: dict[str, Any]) -> list[str]:
         cells = []
         for arm in arms:
             found = [m for m in report["metrics"] if m["name"] == name and m["arm"] == arm and m["group"] is None]
-            if not found or found[0]["value"] is None:
+            if not found:
+                cells.append("–")
+            elif found[0]["value"] is None:
                 cells.append("unscored")
             else:
                 low, high = found[0]["ci"] or (float("nan"),) * 2

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from charter.errors import InputError
 
@@ -140,6 +140,25 @@ class RewardModelSettings(TrainingSettings):
     """Pulls the mean score of a pair to zero (coefficient of (s_w + s_l)²)."""
 
 
+class RewardPart(Settings):
+    source: str | None = None
+    """`reward_model`, `length` (tokens), `judge:base|sft|FOLDER`, `classifier:FOLDER:LABEL` or `python:module:function`;
+    unless given, the name of the part."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """What one unit of it counts for in the sum."""
+
+
+class CostSettings(Settings):
+    part: str
+    """The part of the reward that is a cost: held to a budget by a multiplier, its weight unused."""
+    budget: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """The mean cost of a response that is allowed."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Of the multiplier, in log space."""
+    initial: Annotated[float, Field(gt=0)] = 1.0
+    """The multiplier at the start."""
+
+
 class RLSettings(TrainingSettings):
     steps: Positive = 60
     """Rounds of sample, score, credit, learn, record."""
@@ -161,6 +180,10 @@ class RLSettings(TrainingSettings):
     """Responses over which the controller acts."""
     missing_eos_penalty: NonNegative = 2.0
     """Subtracted from the score of a response that was cut off."""
+    reward: Annotated[dict[str, RewardPart], Field(min_length=1)] = {"reward_model": RewardPart()}
+    """Named parts of the reward, summed by weight; each has its own curve."""
+    cost: CostSettings | None = None
+    """Hold one part to a budget (Safe RLHF) in place of a fixed weight."""
 
 
 class PPOSettings(RLSettings):
@@ -195,6 +218,69 @@ class RLOOSettings(RLSettings):
     """K: each response is measured against the mean of its K - 1 siblings."""
 
 
+class GRPOSettings(RLSettings):
+    method: Literal["grpo"] = "grpo"
+    """The algorithm."""
+    samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 8
+    """K: the size of the group that a response is measured against."""
+    epochs: Positive = 1
+    """Passes over each batch of rollouts."""
+    minibatches: Positive = 1
+    """Optimizer steps per pass."""
+    clip_coef: Annotated[float, Field(gt=0)] = 0.2
+    """ε of the ratio against the policy that sampled."""
+    clip_coef_high: Annotated[float, Field(gt=0)] | None = None
+    """An upper ε of its own (DAPO)."""
+    average: Literal["response", "token", "constant"] = "response"
+    """What a token weighs: GRPO's 1/length, one over all tokens (DAPO), or one over max_new_tokens (Dr. GRPO)."""
+    scale_by_std: bool = True
+    """Divide advantages by the group's standard deviation; Dr. GRPO does not."""
+    kl_estimator: Literal["weighted_k3", "k2", "forward_kl"] = "weighted_k3"
+    """The KL term of the loss; forward_kl is the k3 of the paper, whose gradient is that of KL(π_ref ‖ π)."""
+
+
+class DPOSettings(TrainingSettings):
+    method: Literal["dpo"] = "dpo"
+    """The algorithm: preferences straight into the policy, no reward model and no sampling."""
+    loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
+    """Which member of the family."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Price of moving away from the reference, as kl_coef in RL."""
+    epochs: Positive = 1
+    """Passes over the pairs."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak; falls to zero by a half cosine after the warm-up."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    pairs_per_step: Positive = 32
+    """Pairs behind one optimizer step."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels believed to be wrong: with `dpo` that is cDPO."""
+    gamma: NonNegative | None = None
+    """Target margin of `simpo`; 0.5 unless given."""
+    sft_coef: NonNegative = 0.0
+    """Weight of the negative log-likelihood of the chosen response, per token: holds up what DPO alone lets fall."""
+
+    @model_validator(mode="after")
+    def check_that_options_are_read(self) -> DPOSettings:
+        """An option that the chosen loss does not read is a mistake."""
+        if self.gamma is not None and self.loss != "simpo":
+            raise ValueError(f"gamma is read by simpo alone, and loss is {self.loss}")
+        if self.loss == "kto" and self.label_smoothing:
+            raise ValueError("label_smoothing is about pairs, and kto reads single responses")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("robust corrects for a known share of wrong labels; set label_smoothing")
+        return self
+
+
+METHODS: dict[str, type[TrainingSettings]] = {
+    "ppo": PPOSettings,
+    "rloo": RLOOSettings,
+    "grpo": GRPOSettings,
+    "dpo": DPOSettings,
+}
+
+
 class EvaluationSettings(Settings):
     scorer: str
     """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER` or `refusal-words`."""
@@ -204,6 +290,8 @@ class EvaluationSettings(Settings):
     """Of the answers."""
     max_new_tokens: Positive = 96
     """Longest answer, in tokens."""
+    best_of: Annotated[int, Field(ge=2, strict=True)] | None = None
+    """Measure one arm more: of so many answers of the SFT model the one that the reward model scores highest."""
     over_refusal_margin: Share = 0.05
     """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
     helpfulness_margin: Share = 0.03
@@ -233,15 +321,25 @@ class Recipe(Settings):
     sft: SFTSettings = SFTSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     reward_model: RewardModelSettings = RewardModelSettings()
-    rl: Annotated[PPOSettings | RLOOSettings, Field(discriminator="method")] = RLOOSettings()
+    rl: Annotated[PPOSettings | RLOOSettings | GRPOSettings | DPOSettings, Field(discriminator="method")] = (
+        RLOOSettings()
+    )
     evaluation: EvaluationSettings
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_the_default_method(cls, values: Any) -> Any:
+        """``rl`` without a method is RLOO, so that its settings can be changed without naming it."""
+        if isinstance(values, dict) and isinstance(values.get("rl"), dict) and "method" not in values["rl"]:
+            return {**values, "rl": {"method": "rloo", **values["rl"]}}
+        return values
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
     """The first problem as (dotted key, words); an unknown key comes with the nearest known one."""
     first = error.errors()[0]
     location = list(first["loc"])
-    if location[:2] in (["rl", "ppo"], ["rl", "rloo"]) and first["type"] != "union_tag_invalid":
+    if location[:1] == ["rl"] and location[1:2] and location[1] in METHODS and first["type"] != "union_tag_invalid":
         del location[1]  # the method by which the settings class was chosen is no key
     key = ".".join(str(part) for part in location)
     if first["type"] != "extra_forbidden":
@@ -261,7 +359,7 @@ def known_keys(kind: Any, location: list[str]) -> list[str]:
     annotation = kind.model_fields[location[0]].annotation
     choices = [part for part in getattr(annotation, "__args__", (annotation,)) if hasattr(part, "model_fields")]
     rest = location[1:]
-    if rest and rest[0] in ("ppo", "rloo"):
+    if rest and rest[0] in METHODS:
         choices = [part for part in choices if part.model_fields["method"].default == rest[0]]
         rest = rest[1:]
     return known_keys(choices[0], rest)
@@ -356,9 +454,26 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
                     else locate(recipe.feedback.judge, base),
                 }
             ),
+            "rl": locate_sources(recipe.rl, base),
             "evaluation": recipe.evaluation.model_copy(update={"scorer": scorer}),
         }
     )
+
+
+def locate_sources(settings: Any, base: Path) -> Any:
+    """The settings with the folders of judges and classifiers among the reward's sources made absolute."""
+    if not isinstance(settings, RLSettings):
+        return settings
+    parts = {}
+    for name, part in settings.reward.items():
+        kind, colon, rest = (part.source or "").partition(":")
+        if kind == "judge" and rest not in ("", "base", "sft"):
+            rest = locate(rest, base)
+        elif kind == "classifier" and ":" in rest:
+            folder, _, label = rest.rpartition(":")
+            rest = f"{locate(folder, base)}:{label}"
+        parts[name] = part.model_copy(update={"source": f"{kind}{colon}{rest}"}) if colon else part
+    return settings.model_copy(update={"reward": parts})
 
 
 def locate(name: str, base: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from charter.config import Recipe
 from charter.errors import GateError, InputError
+from charter.reward_sources import uses_reward_model
 from charter.run import Run
 from charter.stages import (
     Work,
@@ -63,11 +64,13 @@ def stages_in_order(work: Work, until: str) -> Any:
     yield feedback
     if until == "feedback":
         return
-    reward = train_reward(work, sft, feedback)
-    yield reward
+    reward = None
+    if uses_reward_model(work.recipe.rl) or until == "reward_model":
+        reward = train_reward(work, sft, feedback)
+        yield reward
     if until == "reward_model":
         return
-    policy = train_policy(work, prompts, sft, reward)
+    policy = train_policy(work, prompts, sft, feedback, reward)
     yield policy
     if until == "rl":
         return

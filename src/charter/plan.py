@@ -22,7 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charter.config import LoRASettings, PPOSettings, Recipe, RLSettings, TrainingSettings, check_files
+from charter.config import (
+    DPOSettings,
+    LoRASettings,
+    PPOSettings,
+    Recipe,
+    RLOOSettings,
+    TrainingSettings,
+    check_files,
+)
 from charter.constitution.categorise import CATEGORISE, NONE
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.errors import InputError
@@ -33,6 +41,7 @@ from charter.models.load import check_folder, first_line, load_tokenizer, pick_d
 from charter.models.sampler import fill
 from charter.prompts import deduplicate, read_prompts, split_prompts
 from charter.records import Generation, Message, Prompt, Response
+from charter.reward_sources import uses_reward_model
 from charter.stages import KINDS
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
@@ -334,20 +343,29 @@ def loads_of(
     reward.score(shape, (n_pairs + labelled) * 2 * row)
 
     rl = Load("rl")
-    policy: RLSettings = recipe.rl
-    ppo = policy if isinstance(policy, PPOSettings) else None
-    n_steps, n_rollouts = policy.steps, policy.prompts_per_step * policy.samples_per_prompt
-    row = lengths.prompt + policy.max_new_tokens
+    policy = recipe.rl
     rl.hold(shape, 1)
-    rl.train(shape, policy.lora, roles=2 if ppo else 1)
-    rl.memory["weights"] += (shape.adapter(policy.lora) or shape.parameters) * FLOAT  # the reward model, only read
-    rl.activate(shape, policy, row, policy.max_new_tokens, copies=5)
-    if ppo:  # policy and value hold their activations until one backward pass through both
-        rl.memory["activations"] *= 2
-    rl.sample(shape, n_steps * n_rollouts, lengths.prompt, policy.max_new_tokens, n_rollouts)
-    # Reward, policy and reference read every rollout, with PPO the value model too.
-    rl.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
-    rl.learn(shape, n_steps * n_rollouts * row * (2 * ppo.epochs if ppo else 1))
+    if isinstance(policy, DPOSettings):
+        row = lengths.prompt + own.max_new_tokens + 1
+        rl.train(shape, policy.lora, roles=1)
+        rl.activate(shape, policy, row, own.max_new_tokens + 1, copies=3)
+        rl.score(shape, n_pairs * 2 * row)  # the reference, once
+        rl.learn(shape, policy.epochs * n_pairs * 2 * row)
+    else:
+        n_steps, n_rollouts = policy.steps, policy.prompts_per_step * policy.samples_per_prompt
+        row = lengths.prompt + policy.max_new_tokens
+        ppo = isinstance(policy, PPOSettings)
+        epochs = 1 if isinstance(policy, RLOOSettings) else policy.epochs
+        rl.train(shape, policy.lora, roles=2 if ppo else 1)
+        if uses_reward_model(policy):  # only read
+            rl.memory["weights"] += (shape.adapter(policy.lora) or shape.parameters) * FLOAT
+        rl.activate(shape, policy, row, policy.max_new_tokens, copies=5)
+        if ppo:  # policy and value hold their activations until one backward pass through both
+            rl.memory["activations"] *= 2
+        rl.sample(shape, n_steps * n_rollouts, lengths.prompt, policy.max_new_tokens, n_rollouts)
+        # Reward, policy and reference read every rollout, with PPO the value model too.
+        rl.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
+        rl.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
 
     evaluate = Load("evaluate")
     arms = recipe.evaluation
@@ -358,7 +376,8 @@ def loads_of(
         evaluate.sample(shape, n_test, lengths.prompt, arms.max_new_tokens, rows)
     evaluate.score(shape, 7 * n_test * row)  # each arm under itself and the base, the policy under the SFT model too
 
-    loads = [prompts, revise, sft, feedback, reward, rl, evaluate]
+    rewarding = [reward] if uses_reward_model(policy) else []
+    loads = [prompts, revise, sft, feedback, *rewarding, rl, evaluate]
     if scorer is not None:  # loaded from beginning to end, and asked two questions about each response
         for load in loads:
             load.hold(scorer, 1)

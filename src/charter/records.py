@@ -180,20 +180,21 @@ class Pair(Record):
 
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled responses as the trainer sees them. B rows, T positions (prompt, response, padding on the right).
+    """Sampled responses as the trainer sees them. B rows, T response positions, padding on the right.
 
-    ids: (B, T) token ids. attention: (B, T) True on real tokens. mask: (B, T) True on response tokens, the end-of-turn
-    token included when it was sampled. logprobs: (B, T) log-probability in nats with which the token *at* each masked
-    position was sampled, 0 elsewhere. finished: (B,) True where the response ended by itself.
+    prompt_ids: ids of the prompt of each row. ids: (B, T) response token ids. mask: (B, T) True on response tokens, the
+    end-of-turn token included when it was sampled. logprobs: (B, T) log-probability in nats with which each was sampled, 0
+    elsewhere. finished: (B,) True where the response ended by itself. n_tokens: response tokens as the sampler counted them.
     """
 
+    prompt_ids: tuple[tuple[int, ...], ...]
     ids: Tensor
-    attention: Tensor
     mask: Tensor
     logprobs: Tensor
     finished: Tensor
     texts: tuple[str, ...]
     prompts: tuple[Prompt, ...]
+    n_tokens: int
 
 
 class EvalResult(Record):

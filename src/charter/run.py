@@ -174,10 +174,12 @@ class Stage:
         """An append-only file of records that outlives a kill."""
         return RecordLog(self.path(name), kind)
 
-    def record(self, step: int, **values: Any) -> None:
-        """Append one line to metrics.jsonl. No times: the file is part of the artifacts."""
+    def record(self, step: int, **values: Any) -> dict[str, Any]:
+        """Append one line to metrics.jsonl; the line. No times: the file is part of the artifacts."""
+        row = {"step": step, **values}
         with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+        return row
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.path("metrics.jsonl")

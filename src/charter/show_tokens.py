@@ -8,12 +8,14 @@ its responses) is stood in for by the base model, with the settings of the recip
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from charter.config import Recipe, check_files
+from charter.config import DPOSettings, Recipe, RLSettings, check_files
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import respond, revise_batch
@@ -21,15 +23,16 @@ from charter.errors import InputError
 from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.generate import context_length, left_pad
+from charter.models.generate import context_length
+from charter.models.layout import left_pad
 from charter.models.load import pick_device
+from charter.models.packing import Tokens
 from charter.models.sampler import Conversation, LocalSampler, Sample
 from charter.models.trunk import Trunk, load_trunk
 from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
 from charter.records import Message, Pair, Prompt, Response
 from charter.run import derive_seed
 from charter.stages import KINDS
-from charter.training.batches import pad
 from charter.training.reward_model import pair_tokens
 from charter.training.rewards import last_token
 from charter.training.rollouts import collect, prompt_batch
@@ -94,8 +97,7 @@ def first_batches(recipe: Recipe) -> dict[str, Any]:
                      feedback),
             stage_of("reward_model", "Scored: the head reads one place of each row; chosen should score above rejected.",
                      reward_rows(trunk, pairs)),
-            stage_of("rl", "Rolled out: the response is what is learned, its last token is where the score is paid.",
-                     rl_rows(recipe, trunk, [p for kind in KINDS for p in by_kind[kind]])),
+            policy_stage(recipe, trunk, [p for kind in KINDS for p in by_kind[kind]], pairs),
         ],
     }  # fmt: skip
 
@@ -225,22 +227,50 @@ def reward_rows(trunk: Trunk, pairs: Sequence[Pair]) -> list[Row]:
     return rows
 
 
-def rl_rows(recipe: Recipe, trunk: Trunk, prompts: Sequence[Prompt]) -> list[Row]:
+def policy_stage(recipe: Recipe, trunk: Trunk, prompts: Sequence[Prompt], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The last training: rollouts with the place of the score, or the pairs themselves."""
+    if isinstance(recipe.rl, DPOSettings):
+        rows = [{k: v for k, v in row.items() if k != "reward_position"} for row in reward_rows(trunk, pairs)]
+        return stage_of("rl", "Compared: log-probabilities of the responses, chosen against rejected.", rows)
+    return stage_of("rl", "Rolled out: the response is what is learned, its last token is where the score is paid.",
+                    rl_rows(recipe.seed, recipe.rl, trunk, prompts))  # fmt: skip
+
+
+def rl_rows(seed: int, rl: RLSettings, trunk: Trunk, prompts: Sequence[Prompt]) -> list[Row]:
     """The first prompts of step 0 rolled out; a policy without a role of its own is still the base."""
-    settings = recipe.rl.model_copy(update={"prompts_per_step": ROWS, "samples_per_prompt": 1})
-    seed = derive_seed(recipe.seed, "rl")
+    settings = rl.model_copy(update={"prompts_per_step": ROWS, "samples_per_prompt": 1})
+    seed = derive_seed(seed, "rl")
     batch = prompt_batch(prompts, 0, ROWS, seed)
     rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", 0))
-    places = last_token(rollout.mask).tolist()
+    padded = pad([Tokens(ids, row[on].tolist()) for ids, row, on in
+                  zip(rollout.prompt_ids, rollout.ids, rollout.mask, strict=True)])  # fmt: skip
+    places = last_token(padded.mask).tolist()
     rows = []
     for i, prompt in enumerate(rollout.prompts):
         what = "rollout" if rollout.finished[i] else "rollout, cut off"
-        row = row_of(trunk, what, rollout.ids[i], rollout.attention[i], rollout.mask[i], prompt.messages)
+        row = row_of(trunk, what, padded.ids[i], padded.attention[i], padded.mask[i], prompt.messages)
         rows.append({**row, "reward_position": places[i]})
     return rows
 
 
 # -- one row -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows side by side as they are shown, padding on the right. ids, attention, mask: (B, T), made from lengths."""
+
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+
+
+def pad(rows: Sequence[Tokens]) -> Padded:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row.prompt, *row.response] + [0] * (width - len(row)) for row in rows])
+    place = torch.arange(width).unsqueeze(0)
+    attention = place < torch.tensor([[len(row)] for row in rows])
+    return Padded(ids, attention, attention & (place >= torch.tensor([[len(row.prompt)] for row in rows])))
 
 
 def row_of(trunk: Trunk, what: str, ids: Tensor, attention: Tensor, mask: Tensor, messages: Conversation) -> Row:

@@ -7,35 +7,43 @@ GateError unless the recipe overrides it, and either way the report tells.
 from __future__ import annotations
 
 import gc
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from charter.config import LoRASettings, PPOSettings, Recipe
+from charter.config import DPOSettings, LoRASettings, PPOSettings, Recipe, RLSettings
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import respond, revise_batch
 from charter.errors import GateError, InputError
 from charter.evaluation.harm import Scorer, judge_scorer, python_scorer, refusal_words
-from charter.evaluation.measure import ARMS, contrasts_of, measure_arm, samples_of
+from charter.evaluation.measure import ARMS, BEST_OF, Arm, contrasts_of, measure_arm, samples_of
 from charter.evaluation.statistics import clustered_proportion, expected_calibration_error, paired_difference
-from charter.feedback.exports import export_preferences, export_sft
+from charter.feedback.exports import export_preferences, export_sft, write_csv
 from charter.feedback.gate import judge_gate
 from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.feedback.pairs import read_pairs, split_pairs
+from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import pick_device
+from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
+from charter.reward_sources import build_reward, check_sources, classifier_parts, source_of
 from charter.run import Run, Stage, derive_seed, file_hash, track
+from charter.training.dpo import train_dpo
+from charter.training.grpo import train_grpo
 from charter.training.ppo import train_ppo
 from charter.training.reward_model import pair_tokens, score_pairs, score_rows, train_reward_model
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward
 from charter.training.sft import sft_tokens, train_sft
+from charter.training.watch import warnings_of
 
 KINDS = ("red_team", "benign")
 SCALE_PAIRS = 500  # of which mean and deviation of the reward are taken: their standard error is 3% of the deviation
@@ -51,6 +59,7 @@ class Work:
         self.gates: list[dict[str, Any]] = []
         self._trunks: dict[tuple[str, LoRASettings | None], Trunk] = {}
         self.scorer  # noqa: B018 - a scorer that does not exist is said before anything is computed
+        check_sources(recipe.rl)
 
     @cached_property
     def model_hash(self) -> str:
@@ -500,61 +509,105 @@ def both_sides(differences: Sequence[float]) -> tuple[list[float], list[float]]:
     return predicted, outcome
 
 
-# -- reinforcement learning ----------------------------------------------------------------------------------------------
+# -- the policy ------------------------------------------------------------------------------------------------------------
+
+ROLLOUT_METHODS = {"ppo": train_ppo, "rloo": train_rloo, "grpo": train_grpo}
+"""Methods that sample and are rewarded. What learns from pairs (`dpo`) needs neither."""
 
 
-def train_policy(work: Work, prompts: Stage, sft: Stage, reward: Stage) -> Stage:
-    """The fine-tuned model trained against the reward model by the method of the recipe. Leaves model/ and rl_log.csv."""
-    import json
-
-    from charter.feedback.exports import write_csv
-
+def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward: Stage | None) -> Stage:
+    """The fine-tuned model trained on by the method of the recipe: against a reward, or on the pairs themselves. Leaves
+    model/, and rl_log.csv where responses were sampled."""
     recipe = work.recipe
     settings = recipe.rl
-    inputs = {
-        "prompts": prompts.output_hash, "sft": sft.output_hash, "reward": reward.output_hash, "precision": recipe.precision,
-    }  # fmt: skip
-    with work.run.stage("rl", settings, inputs, ["models", "training"]) as stage:
+    inputs = {"prompts": prompts.output_hash, "sft": sft.output_hash, "precision": recipe.precision}
+    if reward is not None:
+        inputs["reward"] = reward.output_hash
+    if isinstance(settings, DPOSettings):
+        inputs["feedback"] = feedback.output_hash
+    else:
+        inputs["reward parts"] = content_id([hash_of_source(work, sft, name) for name in settings.reward])
+    with work.run.stage("rl", settings, inputs, ["models", "training", "reward_sources", "feedback/judge"]) as stage:
         if stage.done:
             return stage
-        if (settings.lora is None) != (recipe.reward_model.lora is None):
+        if reward is not None and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
         trunk = work.trunk(str(sft.path("model")), settings.lora)
         trunk.add_role("policy")
-        scale = trunk.load_scorer("reward", reward.path("model"))
-        reward_fn = RewardModelReward(trunk, scale, settings.tokens_per_micro_batch)
-        chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
-        if isinstance(settings, PPOSettings):
-            trunk.add_role("value", head=True, start_from="reward")
-            train_ppo(trunk, chosen, reward_fn, settings, stage)
+        if isinstance(settings, DPOSettings):
+            train_dpo(trunk, list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), settings, stage)
         else:
-            train_rloo(trunk, chosen, reward_fn, settings, stage)
+            rewards = build_reward(
+                settings,
+                reward_model=lambda: reward_model_reward(trunk, reward, settings.tokens_per_micro_batch),
+                judge=lambda name: work.sampler(judge_folder(work, sft, name), name),
+                device=work.device,
+            )
+            chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
+            if isinstance(settings, PPOSettings):
+                trunk.add_role("value", head=True, start_from="reward" if reward is not None else None)
+            ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
+            export_rollouts(stage, work.run.folder / "rl_log.csv")
         trunk.save_language_model("policy", stage.path("model"))
-        rows = (json.loads(line) for line in stage.path("rollouts.jsonl").read_text(encoding="utf-8").splitlines())
-        columns = ("step", "prompt", "response", "reward", "kl")
-        write_csv(work.run.folder / "rl_log.csv", columns, ([row[c] for c in columns] for row in rows))
         metrics = stage.metrics()
-        stage.finish(
-            {"method": settings.method, "steps": len(metrics), "first_kl": metrics[0]["kl"],
-             "first_ratio": metrics[0]["first_ratio"], "first_reward": metrics[0]["reward"],
-             "last_reward": metrics[-1]["reward"], "completions": len(metrics) * settings.prompts_per_step
-             * settings.samples_per_prompt, "updates": sum(m["updates"] for m in metrics),
-             "trainable_share": trunk.trainable_share("policy")}
-        )  # fmt: skip
+        first, last = metrics[0], metrics[-1]
+        result = {"method": settings.method, "steps": len(metrics), "updates": sum(m["updates"] for m in metrics),
+                  "trainable_share": trunk.trainable_share("policy")}  # fmt: skip
+        if isinstance(settings, DPOSettings):
+            result |= {"loss": settings.loss, "first_loss": first["loss"], "last_loss": last["loss"]}
+        else:
+            result |= {"first_kl": first["kl"], "first_ratio": first["first_ratio"], "first_reward": first["reward"],
+                       "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":
+                       len(metrics) * settings.prompts_per_step * settings.samples_per_prompt}  # fmt: skip
+        stage.finish(result)
     return stage
+
+
+def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_batch: int) -> RewardModelReward:
+    """The trained reward model as role ``reward`` of the trunk."""
+    assert reward is not None, "the pipeline trains a reward model where a recipe uses one"
+    return RewardModelReward(trunk, trunk.load_scorer("reward", reward.path("model")), tokens_per_micro_batch)
+
+
+def judge_folder(work: Work, sft: Stage, name: str) -> str:
+    return {"base": work.recipe.model, "sft": str(sft.path("model"))}.get(name, name)
+
+
+def hash_of_source(work: Work, sft: Stage, name: str) -> str:
+    """What a part of the reward depends on besides its settings: the weights of a judge or a classifier."""
+    assert isinstance(work.recipe.rl, RLSettings)
+    source = source_of(name, work.recipe.rl.reward[name])
+    if source.startswith("judge:"):
+        folder = judge_folder(work, sft, source.removeprefix("judge:"))
+        return sft.output_hash if folder == str(sft.path("model")) else file_hash(Path(folder))
+    if source.startswith("classifier:"):
+        folder, _ = classifier_parts(source, f"rl.reward.{name}.source")
+        return file_hash(Path(folder))
+    return source
+
+
+def export_rollouts(stage: Stage, path: Path) -> None:
+    """rl_log.csv: every response of the run with its reward and KL."""
+    rows = (json.loads(line) for line in stage.path("rollouts.jsonl").read_text(encoding="utf-8").splitlines())
+    columns = ("step", "prompt", "response", "reward", "kl")
+    write_csv(path, columns, ([row[c] for c in columns] for row in rows))
 
 
 # -- evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage, policy: Stage) -> Stage:
+def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage | None, policy: Stage) -> Stage:
     """Every arm on the held-out prompts, the same seeds for all: rates, means and paired differences with intervals."""
     recipe, run = work.recipe, work.run
     settings = recipe.evaluation
     inputs = {
-        "prompts": prompts.output_hash, "model": work.model_hash, "sft": sft.output_hash, "reward": reward.output_hash,
+        "prompts": prompts.output_hash, "model": work.model_hash, "sft": sft.output_hash,
         "rl": policy.output_hash, "scorer": work.scorer.identity, "batch": str(recipe.batch_size),
     }  # fmt: skip
+    if settings.best_of is not None:
+        if reward is None:
+            raise InputError("needs a reward model, and this recipe trains none", field="evaluation.best_of")
+        inputs["reward"] = reward.output_hash
     with run.stage("evaluate", settings, inputs, ["models", "evaluation", "constitution/revise"]) as stage:
         if stage.done:
             return stage
@@ -589,6 +642,8 @@ def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage, policy: Stag
                 arm, asked, responses, work.scorer, work.trunk(folder), references,
                 tokens_per_micro_batch=recipe.rl.tokens_per_micro_batch, temperature=settings.temperature or 1.0,
             )  # fmt: skip
+        if reward is not None and settings.best_of is not None:
+            measured[BEST_OF] = best_of_n(work, stage, sft, reward, test)
         stage.finish(
             {
                 "metrics": [m.model_dump(mode="json") for arm in measured.values() for m in arm.metrics()],
@@ -597,3 +652,44 @@ def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage, policy: Stag
             }
         )
     return stage
+
+
+def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequence[Prompt]) -> Arm:
+    """The baseline that needs no RL: n answers of the SFT model, the one that the reward model scores highest.
+
+    Its KL from the SFT model is at most log n - (n - 1)/n nats (Stiennon et al. 2020, appendix G), which is what is shown.
+    """
+    recipe = work.recipe
+    settings = recipe.evaluation
+    n, k = settings.best_of, settings.samples_per_prompt
+    assert n is not None
+    sampler = work.sampler(str(sft.path("model")), "sft")
+    responses = stage.rows(f"responses.{BEST_OF}.jsonl", Response).work(
+        test,
+        max(1, recipe.batch_size // (n * k)),
+        lambda batch: [
+            r
+            for group in respond(
+                sampler, batch, seed=derive_seed(recipe.seed, BEST_OF), what=BEST_OF, k=n * k,
+                temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+            )
+            for r in group
+        ],
+        rows_per_item=n * k,
+        label=f"evaluate: best of {n}",
+        quiet=work.run.quiet,
+    )  # fmt: skip
+    trunk = load_trunk(
+        str(sft.path("model")), device=work.device, lora=recipe.reward_model.lora, precision=recipe.precision
+    )
+    trunk.load_scorer("reward", reward.path("model"))
+    by_prompt = [p for p in test for _ in range(n * k)]
+    rows = [Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, r.text))
+            for p, r in zip(by_prompt, responses, strict=True)]  # fmt: skip
+    best = score_rows(trunk, rows, recipe.reward_model.tokens_per_micro_batch).view(-1, n).argmax(dim=1).tolist()
+    chosen = [responses[i * n + j] for i, j in enumerate(best)]
+    asked = [p for p in test for _ in range(k)]
+    verdicts = work.scorer.score(asked, [r.text for r in chosen])
+    bound = {"kl_from_sft": [math.log(n) - (n - 1) / n] * len(chosen)}
+    tokens = [len(rows[i * n + j].response) for i, j in enumerate(best)]
+    return Arm(BEST_OF, asked, chosen, verdicts, work.scorer.name, bound, tokens)

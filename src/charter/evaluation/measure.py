@@ -12,11 +12,13 @@ import torch
 from charter.evaluation.harm import Scorer, Verdict
 from charter.evaluation.statistics import average, holm, paired_difference, rate
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import EvalResult, Prompt, Response
-from charter.training.batches import Tokens, by_tokens, pad
+from charter.training.batches import by_tokens
 
 ARMS = ("base", "sft", "policy")
+BEST_OF = "best_of_n"
 BENIGN, RED_TEAM = "benign", "red_team"
 
 
@@ -112,8 +114,7 @@ def response_logprobs(trunk: Trunk, rows: Sequence[Tokens], tokens: int, tempera
     """log π(response | prompt) of each row, nats: (N,)."""
     out = torch.zeros(len(rows))
     for group in by_tokens([len(row) for row in rows], tokens):
-        padded = pad([rows[i] for i in group], trunk.device)
-        logprobs, _ = trunk.logprobs(REFERENCE, padded.ids, padded.mask, temperature=temperature)
+        logprobs, _ = trunk.logprobs(REFERENCE, trunk.pack([rows[i] for i in group]), temperature=temperature)
         out[torch.tensor(group)] = logprobs.sum(dim=1).cpu()
     return out
 
@@ -146,10 +147,12 @@ def measure_arm(
 
 
 def contrasts_of(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """Paired differences of every rate between base and SFT, SFT and policy, base and policy; p-values corrected by Holm for
+    """Paired differences of every rate between base and SFT, SFT and policy, base and policy, and between best-of-n and the
+    policy where it was measured; p-values corrected by Holm for
     all but the primary one, harmful compliance from base to policy, which was named before the run."""
     found: list[dict[str, Any]] = []
-    for a, b in (("base", "policy"), ("base", "sft"), ("sft", "policy")):
+    pairs = [("base", "policy"), ("base", "sft"), ("sft", "policy"), (BEST_OF, "policy")]
+    for a, b in (pair for pair in pairs if arms.keys() >= set(pair)):
         for name in RATES:
             rows, before = arms[a].outcomes(name)
             _, after = arms[b].outcomes(name)

@@ -12,13 +12,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 from charter.constitution.constitution import Constitution, draw
 from charter.models.sampler import Sampler, conversation_text, fill
 from charter.records import Generation, Judgment, Message, Pair, Prompt, Response, content_id
 from charter.run import derive_seed
 
-COMPARE = importlib.resources.files("charter.feedback").joinpath("prompts/compare.txt").read_text(encoding="utf-8")
+
+def _template(name: str) -> str:
+    return importlib.resources.files("charter.feedback").joinpath(f"prompts/{name}.txt").read_text(encoding="utf-8")
+
+
+COMPARE = _template("compare")
+QUESTIONS = {"harmful": _template("harmful"), "helpful": _template("helpful")}
 LETTERS = ("A", "B")
 
 
@@ -83,6 +90,18 @@ class LogProbJudge:
         as_a = [row[0] - row[1] for row in logprobs[0::2]]
         as_b = [row[1] - row[0] for row in logprobs[1::2]]
         return [Preference(a, b) for a, b in zip(as_a, as_b, strict=True)]
+
+
+def yes_no_margins(
+    sampler: Sampler, question: Literal["harmful", "helpful"], prompts: Sequence[Prompt], texts: Sequence[str]
+) -> list[float]:
+    """log P(Yes) - log P(No), nats, of the question about each single response."""
+    asked = [
+        fill(QUESTIONS[question], conversation=conversation_text(prompt.messages), response=text)
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    dialogues = [(Message(role="user", content=text),) for text in asked]
+    return [yes - no for yes, no in sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))]
 
 
 def comparisons_of(

@@ -11,19 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charter.models.packing import LAYOUT, attend
+
 NAME = "charter"
 
 
 def use_fast_attention(model: Any) -> Any:
-    """Switch a model from the fused kernel to this one where it dispatches its attention and is on a CPU; the model."""
+    """Switch a model from the fused kernel to this one where it dispatches its attention; the model."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
+    AttentionMaskInterface.register(NAME, mask_of)
+    if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
     return model
+
+
+def mask_of(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask that the fused kernel would get; none for a line of packed rows, which has its layout instead."""
+    from transformers.masking_utils import sdpa_mask
+
+    found: Tensor | None = None if LAYOUT.get() is not None else sdpa_mask(*args, **kwargs)
+    return found
 
 
 def attention(
@@ -45,6 +54,16 @@ def attention(
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         lower = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
+    layout = LAYOUT.get()
+    if layout is not None:
+        token = LAYOUT.set(None)  # the padded views below are no line
+        try:
+            return attend(
+                layout, query, key, value,
+                lambda q, k, v, mask: attention(module, q, k, v, mask, scaling, dropout, True, **kwargs)[0],
+            ), None  # fmt: skip
+        finally:
+            LAYOUT.reset(token)
     plain = dropout == 0 and all(kwargs.get(name) is None for name in ("position_bias", "softcap", "s_aux", "cache"))
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or not plain:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward

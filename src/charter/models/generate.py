@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from charter.errors import InputError
+from charter.models.fused_llama import FusedLlama, is_llama_like
+from charter.models.layout import left_pad, positions
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,67 @@ class Sampled:
     finished: bool
 
 
+class Decoder(Protocol):
+    """Prompts that were read and rows that are being written. Rows are in the order of the prompts, siblings side by side."""
+
+    logits: Tensor
+    """(B, V) of the next token of every row."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append tokens (B,); the new logits."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+
+
+class TransformersDecoder:
+    """Any causal language model, through its own forward pass and cache. The prompt is read once and its cache repeated."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], k: int) -> None:
+        self.model = model
+        ids, self.attention = left_pad(prompts, next(model.parameters()).device)
+        output = model(
+            input_ids=ids, attention_mask=self.attention, position_ids=positions(self.attention), use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        self.cache, self.logits = output.past_key_values, output.logits[:, -1]
+        if k > 1:
+            self.cache.batch_repeat_interleave(k)
+            self.logits = self.logits.repeat_interleave(k, 0)
+            self.attention = self.attention.repeat_interleave(k, 0)
+        self.length = self.attention.sum(dim=1)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], dim=1)
+        output = self.model(
+            input_ids=tokens.unsqueeze(1),
+            attention_mask=self.attention,
+            position_ids=self.length.unsqueeze(1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        logits: Tensor = output.logits[:, -1]
+        self.logits, self.length = logits, self.length + 1
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.attention, self.length = self.attention[rows], self.length[rows]
+
+
+def make_decoder(
+    model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype
+) -> Decoder:
+    """The fused page where it fits the model and a second copy of the weights fits the memory, the model itself elsewhere."""
+    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    if is_llama_like(model) and size <= FUSED_BYTES:
+        return FusedLlama(model, prompts, k, max_new_tokens, dtype)
+    return TransformersDecoder(model, prompts, k)
+
+
+FUSED_BYTES = 4 * 2**30
+
+
 @torch.inference_mode()
 def sample(
     model: Any,
@@ -36,23 +99,18 @@ def sample(
     eos_id: int,
     max_new_tokens: int,
     temperature: float,
+    dtype: torch.dtype = torch.float32,
 ) -> list[list[Sampled]]:
     """Sample one response per seed for every prompt. ``seeds[i]`` are the K seeds of prompt i; returns as nested.
 
-    The prompt is read once and its cache repeated for the K responses. Rows that have ended are dropped from the batch when
-    they make up a quarter of it. ``temperature`` 0 takes the likeliest token. InputError where a prompt leaves no room.
+    The prompt is read once for the K responses. Rows that have ended are dropped from the batch when they make up a quarter of
+    it. ``temperature`` 0 takes the likeliest token. ``dtype`` is that of the products where a fused decoder is used; the
+    choice is made in float32. InputError where a prompt leaves no room.
     """
     check_room(model, prompts, max_new_tokens)
     device = next(model.parameters()).device
     k = len(seeds[0])
-    ids, attention = left_pad(prompts, device)
-    output = model(
-        input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=True, logits_to_keep=1
-    )
-    cache, logits = output.past_key_values, output.logits[:, -1]
-    if k > 1:
-        cache.batch_repeat_interleave(k)
-        logits, attention = logits.repeat_interleave(k, 0), attention.repeat_interleave(k, 0)
+    decoder = make_decoder(model, prompts, k, max_new_tokens, dtype)
     n = len(prompts) * k
     uniforms = torch.from_numpy(
         np.stack([np.random.default_rng(seed).random(max_new_tokens) for group in seeds for seed in group])
@@ -61,7 +119,7 @@ def sample(
     logprobs: list[list[float]] = [[] for _ in range(n)]
     rows = torch.arange(n, device=device)
     alive = torch.ones(n, dtype=torch.bool, device=device)
-    length = attention.sum(dim=1)
+    logits = decoder.logits
     for step in range(max_new_tokens):
         choice, chosen_logprobs = pick(logits, uniforms[rows, step], temperature)
         row_list, alive_list = rows.tolist(), alive.tolist()
@@ -77,17 +135,9 @@ def sample(
             break
         if left <= 0.75 * len(rows):
             keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            rows, choice, alive, length, attention = (x[keep] for x in (rows, choice, alive, length, attention))
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
-        output = model(
-            input_ids=choice.unsqueeze(1),
-            attention_mask=attention,
-            position_ids=length.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits, length = output.logits[:, -1], length + 1
+            decoder.keep(keep)
+            rows, choice, alive = (x[keep] for x in (rows, choice, alive))
+        logits = decoder.step(choice)
     flat = [
         Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] == eos_id)
         for ids, row in zip(tokens, logprobs, strict=True)
@@ -108,19 +158,6 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
         target = (uniform * cumulative[:, -1]).unsqueeze(1)
         choice = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
     return choice, logprobs.gather(1, choice.unsqueeze(1)).squeeze(1)
-
-
-def left_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """ids and attention (B, T) with the padding on the left. The pad id is 0 and never looked at."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, attention
-
-
-def positions(attention: Tensor) -> Tensor:
-    """Position of each token counted from the first real one: (B, T)."""
-    return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def context_length(model: Any) -> int | None:

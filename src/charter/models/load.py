@@ -88,6 +88,23 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
     return use_fast_attention(model.to(device).eval())
 
 
+def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:
+    """A sequence classifier and its own tokenizer. InputError where its head is missing: it would be filled with random
+    numbers."""
+    from transformers import AutoTokenizer
+
+    model = load_model(path, device, kind="AutoModelForSequenceClassification")
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the tokenizer does not load: {first_line(error)}", file=path) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 

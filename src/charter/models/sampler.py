@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
-from charter.models.generate import left_pad, positions, sample
+from charter.models.generate import sample
+from charter.models.layout import left_pad, positions
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Message
 
@@ -83,6 +84,7 @@ class LocalSampler:
                 eos_id=tokenizer.eos_token_id,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                dtype=self.trunk.dtype,
             )
         return [
             [Sample(decode_response(tokenizer, one.ids), "stop" if one.finished else "length") for one in group]

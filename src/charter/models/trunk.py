@@ -5,14 +5,15 @@ adapter, with a scalar head where it scores. Without LoRA, for small models, eac
 untouched base serves as reference. The code above asks a role for log-probabilities, scores or values and never which of
 the two it is.
 
-Shapes: B rows, T positions, H hidden size. Rows are padded on the right; ``attention`` (B, T) is True on real tokens.
+Shapes: R responses, T response positions, N tokens in line, H hidden size (see ``packing``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 from charter.config import LoRASettings
 from charter.errors import InputError
+from charter.models.attention import NAME
 from charter.models.load import load_model, save_model
+from charter.models.packing import LAYOUT, Packed, Tokens, pack
 from charter.records import write_json
 from charter.run import derive_seed, read_json
 
@@ -37,6 +40,7 @@ class Trunk:
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
         self.precision = precision
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
         self.adapters: Any = None
@@ -133,13 +137,46 @@ class Trunk:
 
     # -- what a role computes ------------------------------------------------------------------------------------------
 
-    def hidden(self, model: Any, ids: Tensor) -> Tensor:
-        """Last hidden states (B, T, H), float32. Padding is on the right and a causal model never looks right, so no mask
-        is given: the attention kernels are faster without."""
+    def pack(self, rows: Sequence[Tokens]) -> Packed:
+        """Rows as one line for this trunk; prompts that are equal are read once where that is exact for its model."""
+        return pack(rows, self.device, share=self.packs)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether the model gives a line of packed rows what it gives each row alone: tried out, not believed."""
+        config = self.model.config.get_text_config()
+        windows = getattr(config, "layer_types", None) or []
+        if self.model.config._attn_implementation != NAME or any(kind != "full_attention" for kind in windows):
+            return False
+        if getattr(config, "sliding_window", None) is not None and not windows:
+            return False
+        rows = [Tokens([3, 5, 7], [2, 4]), Tokens([3, 5, 7], [6]), Tokens([8], [9, 1, 2])]
+        packed, alone = pack(rows, self.device), pack(rows, self.device, share=False)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            line = self._line(self.model, packed, packed=True)[packed.before[packed.mask]]
+            rows_alone = self._line(self.model, alone, packed=False)[alone.before[alone.mask]]
+        return bool(torch.allclose(line, rows_alone, rtol=1e-3, atol=1e-3 * float(rows_alone.abs().max())))
+
+    def line(self, model: Any, packed: Packed) -> Tensor:
+        """Last hidden states (N, H), float32, of the tokens in line."""
         with self.autocast():
-            output = model.base_model(input_ids=ids, use_cache=False)
-        hidden: Tensor = output.last_hidden_state.float()
-        return hidden
+            return self._line(model, packed, packed=self.packs)
+
+    def _line(self, model: Any, batch: Packed, *, packed: bool) -> Tensor:
+        if packed:
+            token = LAYOUT.set(batch.layout)
+            try:
+                output = model.base_model(
+                    input_ids=batch.ids.unsqueeze(0), position_ids=batch.positions.unsqueeze(0), use_cache=False
+                )
+            finally:
+                LAYOUT.reset(token)
+            hidden: Tensor = output.last_hidden_state[0]
+        else:
+            # Padding is on the right and a causal model never looks right, so no mask is given.
+            output = model.base_model(input_ids=batch.ids[batch.layout.responses.slots], use_cache=False)
+            hidden = output.last_hidden_state.flatten(0, 1)[batch.layout.back]
+        return hidden.float()
 
     def autocast(self) -> Any:
         """The context in which matrix products are in the trunk's precision."""
@@ -147,47 +184,39 @@ class Trunk:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def logprobs(
-        self,
-        role: str,
-        ids: Tensor,
-        mask: Tensor,
-        *,
-        temperature: float = 1.0,
-        entropy: bool = False,
+        self, role: str, packed: Packed, *, temperature: float = 1.0, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (B, T), nats, of the tokens at the masked positions, 0 elsewhere; and entropies likewise.
+        """Log-probabilities (R, T), nats, of the response tokens, 0 outside the mask; and entropies likewise.
 
-        Logits are computed only where a masked token follows, and normalised in float32. The same temperature as in
+        Logits are computed only where a response token follows, and normalised in float32. The same temperature as in
         sampling goes in here, or the ratio of the first update would not be 1.
         """
         with self.as_role(role) as model:
-            hidden = self.hidden(model, ids)
-            rows, columns = mask.nonzero(as_tuple=True)
+            hidden = self.line(model, packed)
             with self.autocast():
-                logits = logits_from_hidden(model, hidden[rows, columns - 1])
+                logits = logits_from_hidden(model, hidden[packed.before[packed.mask]])
         log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
-        chosen = log_softmax.gather(1, ids[rows, columns].unsqueeze(1)).squeeze(1)
-        place = (rows, columns)
-        zeros = torch.zeros(ids.shape, device=ids.device)
+        chosen = log_softmax.gather(1, packed.targets[packed.mask].unsqueeze(1)).squeeze(1)
+        place = packed.mask.nonzero(as_tuple=True)
+        zeros = torch.zeros(packed.mask.shape, device=hidden.device)
         entropies = None
         if entropy:
             entropies = zeros.index_put(place, -(log_softmax.exp() * log_softmax).sum(dim=-1))
         return zeros.index_put(place, chosen), entropies
 
-    def values(self, role: str, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the role's head expects *before* each masked token is chosen: (B, T), 0 elsewhere."""
+    def values(self, role: str, packed: Packed) -> Tensor:
+        """What the role's head expects *before* each response token is chosen: (R, T), 0 outside the mask."""
         with self.as_role(role) as model:
-            hidden = self.hidden(model, ids)
-        rows, columns = mask.nonzero(as_tuple=True)
-        values = self.heads[role](hidden[rows, columns - 1]).squeeze(-1)
-        return torch.zeros(ids.shape, device=ids.device).index_put((rows, columns), values)
+            hidden = self.line(model, packed)
+        values = self.heads[role](hidden[packed.before[packed.mask]]).squeeze(-1)
+        zeros = torch.zeros(packed.mask.shape, device=hidden.device)
+        return zeros.index_put(packed.mask.nonzero(as_tuple=True), values)
 
-    def scores(self, role: str, ids: Tensor, attention: Tensor) -> Tensor:
-        """The role's head at the last real token of each row: (B,). The place comes from ``attention``, never from ids."""
+    def scores(self, role: str, packed: Packed) -> Tensor:
+        """The role's head at the last token of each row: (R,). The place comes from lengths, never from ids."""
         with self.as_role(role) as model:
-            hidden = self.hidden(model, ids)
-        last = attention.sum(dim=1) - 1
-        score: Tensor = self.heads[role](hidden[torch.arange(len(ids)), last]).squeeze(-1)
+            hidden = self.line(model, packed)
+        score: Tensor = self.heads[role](hidden[packed.last]).squeeze(-1)
         return score
 
     # -- on disk ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from charter.testbed import principles as rules
 _ROOT = importlib.resources.files("charter")
 COMPARE = _ROOT.joinpath("feedback/prompts/compare.txt").read_text(encoding="utf-8")
 CATEGORISE = _ROOT.joinpath("constitution/prompts/categorise.txt").read_text(encoding="utf-8")
-ABSOLUTE = {name: _ROOT.joinpath(f"evaluation/prompts/{name}.txt").read_text(encoding="utf-8")
+ABSOLUTE = {name: _ROOT.joinpath(f"feedback/prompts/{name}.txt").read_text(encoding="utf-8")
             for name in ("harmful", "helpful")}  # fmt: skip
 LETTER_WEIGHT = 4.0
 

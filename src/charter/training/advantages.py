@@ -52,3 +52,20 @@ def rloo_advantages(scores: Tensor) -> Tensor:
     advantages = (scores - scores.mean(dim=1, keepdim=True)) * (k / (k - 1))
     equal = scores.amax(dim=1, keepdim=True) == scores.amin(dim=1, keepdim=True)
     return torch.where(equal, 0.0, advantages)
+
+
+def group_advantages(scores: Tensor, *, scale_by_std: bool) -> Tensor:
+    """Each response against its group, itself included: A_i = r_i - mean(r), over std(r) + 1e-4 with ``scale_by_std``.
+
+    With the scale GRPO (Shao et al. 2024, section 4.1.2; unbiased std), without it Dr. GRPO (Liu et al. 2025), which is
+    (K-1)/K of ``rloo_advantages``. scores: (P, K), K ≥ 2; same shape back. A group whose scores are all equal gets exactly 0:
+    divided by a std that is nothing but rounding, it would get an advantage of any size.
+    """
+    k = scores.shape[1]
+    if k < 2:
+        raise ValueError(f"a group needs at least 2 responses per prompt, got {k}")
+    advantages = scores - scores.mean(dim=1, keepdim=True)
+    if scale_by_std:
+        advantages = advantages / (scores.std(dim=1, keepdim=True) + 1e-4)
+    equal = scores.amax(dim=1, keepdim=True) == scores.amin(dim=1, keepdim=True)
+    return torch.where(equal, 0.0, advantages)

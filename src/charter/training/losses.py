@@ -55,6 +55,21 @@ class PolicyStats:
     n_tokens: int
 
 
+def token_weights(mask: Tensor, average: str, *, n_tokens: int, n_responses: int, max_new_tokens: int) -> Tensor:
+    """What each token weighs in a policy loss that is a weighted sum: (B, T), 0 outside ``mask``.
+
+    ``token``: 1 / n_tokens, every token of the batch alike (Yu et al. 2025, DAPO). ``response``: 1 / (n_responses · own
+    length), every response alike (Shao et al. 2024, GRPO, eq. 3), by which a long wrong answer pays less per token.
+    ``constant``: 1 / (n_responses · max_new_tokens), no length in it (Liu et al. 2025, Dr. GRPO). The counts are those of
+    the whole optimizer batch.
+    """
+    if average == "response":
+        lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return mask / (lengths * n_responses)
+    divisor = n_tokens if average == "token" else n_responses * max_new_tokens
+    return mask / max(divisor, 1)
+
+
 def clipped_policy_loss(
     logprobs: Tensor,
     rollout_logprobs: Tensor,
@@ -62,16 +77,21 @@ def clipped_policy_loss(
     mask: Tensor,
     clip_coef: float,
     n_tokens: int | None = None,
+    *,
+    clip_coef_high: float | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, PolicyStats]:
     """-min(ρA, clip(ρ, 1-ε, 1+ε) A) averaged over response tokens (Schulman et al. 2017, eq. 7). All inputs (B, T).
 
     ρ = exp(log π - log π_rollout): against the policy that *sampled* the responses, not against the frozen reference.
+    ``clip_coef_high`` is an upper ε of its own (Yu et al. 2025); ``weights`` (``token_weights``) replace the mean over tokens.
     The statistics hold sums; approx_kl is ½(log ρ)² (Schulman 2020, k2).
     """
     log_ratio = torch.where(mask, logprobs - rollout_logprobs, 0.0)
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    loss = masked_mean(-torch.minimum(ratio * advantages, clipped * advantages), mask, n_tokens)
+    clipped = ratio.clamp(1 - clip_coef, 1 + (clip_coef if clip_coef_high is None else clip_coef_high))
+    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+    loss = masked_mean(per_token, mask, n_tokens) if weights is None else (per_token * weights).sum()
     with torch.no_grad():
         stats = PolicyStats(
             ratio=float(ratio[mask].sum()),
@@ -112,3 +132,35 @@ def token_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tens
     gradient is zero.
     """
     return torch.where(mask, logprobs - reference_logprobs, 0.0)
+
+
+def kl_penalty(
+    logprobs: Tensor, reference_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, estimator: str
+) -> Tensor:
+    """The KL to the reference as a term of the loss: (B, T), nats, 0 outside ``mask``; all inputs (B, T).
+
+    With x = log π - log π_ref at tokens that came from π_rollout:
+
+    - ``k2``: ½x². Its gradient is that of KL(π ‖ π_ref); its value is not (biased).
+    - ``weighted_k3``: ρ (e^-x - 1 + x), the ratio ρ = π / π_rollout carrying gradient. Value and gradient of KL(π ‖ π_ref).
+    - ``forward_kl``: e^-x - 1 + x, known as k3. The value is KL(π ‖ π_ref), but the gradient is that of KL(π_ref ‖ π).
+
+    ValueError for ``k1``: the expected gradient of x is zero, so as a loss it holds nothing back (Schulman 2020; Tang and
+    Munos 2025). It belongs in the reward (``token_kl``). The gradients here are those of the KL of each next token; what a
+    token does to later ones is in the reward only.
+    """
+    if estimator not in KL_ESTIMATORS:
+        raise ValueError(
+            f"kl_estimator {estimator!r}: one of {', '.join(KL_ESTIMATORS)}"
+            + ("; k1 in the loss has expected gradient zero" if estimator == "k1" else "")
+        )
+    x = torch.where(mask, logprobs - reference_logprobs, 0.0)
+    if estimator == "k2":
+        return 0.5 * x**2
+    k3 = torch.expm1(-x) + x
+    if estimator == "forward_kl":
+        return k3
+    return torch.where(mask, logprobs - rollout_logprobs, 0.0).exp() * k3
+
+
+KL_ESTIMATORS = ("k2", "weighted_k3", "forward_kl")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from charter.config import PPOSettings
@@ -18,21 +17,19 @@ from charter.run import Stage, derive_seed
 from charter.training.advantages import gae, whiten
 from charter.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean, token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
-from charter.training.rewards import apply_missing_eos_penalty, at_last_token, make_kl_controller
+from charter.training.rewards import RewardSum, apply_missing_eos_penalty, at_last_token, make_kl_controller
 from charter.training.rollouts import (
-    RewardFn,
     collect,
+    cut_minibatches,
     describe_rollout,
     log_rollout,
-    micro_batches,
     over_rollout,
     prompt_batch,
 )
+from charter.training.watch import Watch
 
 
-def train_ppo(
-    trunk: Trunk, prompts: Sequence[Prompt], reward_fn: RewardFn, settings: PPOSettings, stage: Stage
-) -> None:
+def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: PPOSettings, stage: Stage) -> None:
     """Train role ``policy``, with role ``value`` as its critic. Both must be on the trunk; its base is the reference.
 
     Each step: sample, score, credit, learn, record. Rollouts are B = prompts_per_step x samples_per_prompt rows.
@@ -46,64 +43,66 @@ def train_ppo(
     checkpoint = stage.path("checkpoint.safetensors")
     first, extra = load_checkpoint(checkpoint, optimizers)
     kl_controller = make_kl_controller(settings, extra.get("kl_coef", settings.kl_coef))
+    reward.restore(extra)
     for log in ("metrics.jsonl", "rollouts.jsonl"):
         stage.rewind(log, first)
+    watch = Watch(stage, trunk, settings, updates=settings.epochs * settings.minibatches, first=first)
 
     for step in stage.progress(range(settings.steps), done=first):
         # Sample.
         batch = prompt_batch(prompts, step, settings.prompts_per_step, seed)
         rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", step))
-        order = np.random.default_rng(derive_seed(seed, "minibatches", step)).permutation(len(rollout.texts)).tolist()
-        minibatches = [
-            micro_batches(rollout, sorted(order[i :: settings.minibatches]), settings.tokens_per_micro_batch)
-            for i in range(settings.minibatches)
-        ]
+        minibatches = cut_minibatches(
+            trunk,
+            rollout,
+            settings.minibatches,
+            settings.tokens_per_micro_batch,
+            derive_seed(seed, "minibatches", step),
+        )
         cuts = [cut for minibatch in minibatches for cut in minibatch]
 
         # Score.
-        scores = apply_missing_eos_penalty(reward_fn(rollout), rollout.finished, settings.missing_eos_penalty)
+        parts = reward(rollout)
+        scores = apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
         logprobs = over_rollout(
-            rollout, cuts, lambda *rows: trunk.logprobs("policy", *rows, temperature=settings.temperature)[0]
+            rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=settings.temperature)[0]
         )
         reference_logprobs = over_rollout(
-            rollout, cuts, lambda *rows: trunk.logprobs(REFERENCE, *rows, temperature=settings.temperature)[0]
+            rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
         )
         kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
+        watch.rollout(step, rollout, logprobs, kl)
 
         # Credit.
         rewards = at_last_token(scores, rollout.mask) - kl_controller.coef * kl
-        values = over_rollout(rollout, cuts, lambda *rows: trunk.values("value", *rows))
+        values = over_rollout(rollout, cuts, lambda packed: trunk.values("value", packed))
         advantages, returns = gae(rewards, values, rollout.mask, settings.gamma, settings.gae_lambda)
         if settings.whiten_advantages:
             advantages = whiten(advantages, rollout.mask)
 
         # Learn.
-        first_ratio, totals = (
-            None,
-            dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "value"), 0.0),
-        )
-        policy_norms = []
+        totals = dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "value"), 0.0)
+        policy_norms: list[float] = []
         for _ in range(settings.epochs):
             for minibatch in minibatches:
-                n_tokens = sum(int(rollout.mask[rows].sum()) for rows, _ in minibatch)
-                before = totals["ratio"], totals["n_tokens"]
-                for rows, width in minibatch:
-                    ids, mask = (x[rows, :width] for x in (rollout.ids, rollout.mask))
+                n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
+                for cut in minibatch:
+                    mask = cut.packed.mask
                     new_logprobs, entropies = trunk.logprobs(
-                        "policy", ids, mask, temperature=settings.temperature, entropy=True
+                        "policy", cut.packed, temperature=settings.temperature, entropy=True
                     )
                     assert entropies is not None
-                    new_values = trunk.values("value", ids, mask)
+                    new_values = trunk.values("value", cut.packed)
                     policy_loss, stats = clipped_policy_loss(
                         new_logprobs,
-                        logprobs[rows, :width],
-                        advantages[rows, :width],
+                        cut.of(logprobs),
+                        cut.of(advantages),
                         mask,
                         settings.clip_coef,
                         n_tokens,
                     )
                     value_loss = clipped_value_loss(
-                        new_values, values[rows, :width], returns[rows, :width], mask, settings.value_clip, n_tokens
+                        new_values, cut.of(values), cut.of(returns), mask, settings.value_clip, n_tokens
                     )
                     entropy = masked_mean(entropies, mask, n_tokens)
                     loss = policy_loss + settings.value_coef * value_loss - settings.entropy_coef * entropy
@@ -114,19 +113,21 @@ def train_ppo(
                     totals["n_tokens"] += stats.n_tokens
                     totals["entropy"] += entropy.item() * n_tokens
                     totals["value"] += value_loss.item() * n_tokens
-                if first_ratio is None:
-                    first_ratio = (totals["ratio"] - before[0]) / max(totals["n_tokens"] - before[1], 1)
+                if not policy_norms:
+                    watch.first_minibatch(step, totals["ratio"] / max(totals["n_tokens"], 1))
                 policy_norms.append(policy_optimizer.step())
                 value_optimizer.step()
 
         # Record.
         described = describe_rollout(rollout, scores, kl)
         seen = max(totals["n_tokens"], 1)
-        stage.record(
+        row = stage.record(
             step,
             **described,
+            **parts.means(),
+            **reward.state(),
             kl_coef=kl_controller.coef,
-            first_ratio=first_ratio,
+            first_ratio=watch.first_ratio,
             ratio=totals["ratio"] / seen,
             clip_fraction=totals["clipped"] / seen,
             approx_kl=totals["approx_kl"] / seen,
@@ -135,12 +136,14 @@ def train_ppo(
             explained_variance=explained_variance(values[rollout.mask], returns[rollout.mask]),
             grad_norm=sum(policy_norms) / len(policy_norms),
             updates=len(policy_norms),
-            sampler_gap=float((logprobs - rollout.logprobs).abs().max()),
+            sampler_gap=watch.sampler_gap,
         )
         log_rollout(stage, step, rollout, scores, kl)
+        watch.step_done(step, row)
         kl_controller.update(described["kl"], len(scores))
+        reward.update(parts)
         if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, optimizers, {"kl_coef": kl_controller.coef})
+            save_checkpoint(checkpoint, step + 1, optimizers, {"kl_coef": kl_controller.coef, **reward.state()})
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:

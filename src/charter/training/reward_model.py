@@ -11,10 +11,11 @@ from torch import Tensor
 
 from charter.config import RewardModelSettings
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.packing import Tokens
 from charter.models.trunk import Trunk
 from charter.records import Pair
 from charter.run import Stage, derive_seed
-from charter.training.batches import Tokens, by_tokens, epoch_batches, pad
+from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import bradley_terry_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
 
@@ -66,10 +67,10 @@ def train_reward_model(
         batch = [i for g in steps[step] for i in groups[g]]
         total = correct = 0.0
         lengths = [max(len(row) for row in rows[i]) for i in batch]
-        for part in by_tokens(lengths, settings.tokens_per_micro_batch // 2):
+        for part in by_tokens(lengths, settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]):
             members = [batch[j] for j in part]
-            padded = pad([rows[i][side] for side in (0, 1) for i in members], trunk.device)
-            chosen, rejected = trunk.scores("reward", padded.ids, padded.attention).chunk(2)
+            packed = trunk.pack([rows[i][side] for side in (0, 1) for i in members])
+            chosen, rejected = trunk.scores("reward", packed).chunk(2)
             weight = torch.tensor([pairs[i].weight for i in members], device=trunk.device)
             margin = torch.tensor([pairs[i].margin for i in members], device=trunk.device)
             loss = bradley_terry_loss(chosen, rejected, weight, margin, settings.centering).sum() / len(batch)
@@ -87,9 +88,8 @@ def train_reward_model(
 def score_rows(trunk: Trunk, rows: Sequence[Tokens], tokens_per_micro_batch: int, role: str = "reward") -> Tensor:
     """Raw scores (N,) of prompt-response rows, on the CPU."""
     scores = torch.zeros(len(rows))
-    for group in by_tokens([len(row) for row in rows], tokens_per_micro_batch):
-        padded = pad([rows[i] for i in group], trunk.device)
-        scores[torch.tensor(group)] = trunk.scores(role, padded.ids, padded.attention).cpu()
+    for group in by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
+        scores[torch.tensor(group)] = trunk.scores(role, trunk.pack([rows[i] for i in group])).cpu()
     return scores
 
 

@@ -1,13 +1,86 @@
-"""Rewards: where the score of a response goes, what it costs to move, and who sets the price."""
+"""Rewards: what a response scores, where the score goes, what it costs to move, and who sets the prices."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from charter.config import RLSettings
+from charter.config import CostSettings, RLSettings
+from charter.errors import GateError, InputError
+from charter.records import Rollout
+
+RewardFn = Callable[[Rollout], Tensor]
+"""Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the responses of a rollout scored. parts: name to (B,); total: (B,), their weighted sum, less the cost."""
+
+    parts: Mapping[str, Tensor]
+    total: Tensor
+
+    def means(self) -> dict[str, float]:
+        """One curve per part for the log."""
+        return {f"reward/{name}": float(part.mean()) for name, part in self.parts.items()}
+
+
+class RewardSum:
+    """A reward that is a named sum of parts, with a cost held to a budget where one is named.
+
+    Without a cost the total is Σ w r. With one it is (Σ w r - λ c) / (1 + λ), and λ rises while the mean cost of a step is
+    above the budget: log λ ← log λ + lr (mean c - budget), dual ascent in log space (Dai et al. 2024, Safe RLHF, eq. 10 and
+    appendix B).
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, tuple[float, RewardFn]],
+        cost: CostSettings | None = None,
+        multiplier: float | None = None,
+    ) -> None:
+        self.parts, self.cost = dict(parts), cost
+        if not self.parts:
+            raise InputError("a reward needs at least one part", field="rl.reward")
+        if cost is not None and cost.part not in self.parts:
+            raise InputError(f"{cost.part!r} is no part of rl.reward; name one of {', '.join(self.parts)}",
+                             field="rl.cost.part")  # fmt: skip
+        self.multiplier = multiplier if multiplier is not None else (cost.initial if cost else 0.0)
+
+    def __call__(self, rollout: Rollout) -> Scores:
+        found: dict[str, Tensor] = {}
+        for name, (_, score) in self.parts.items():
+            found[name] = score(rollout)
+            if not bool(torch.isfinite(found[name]).all()):
+                raise GateError(f"the reward part {name!r} is not finite; a failed score is an error, not a number")
+        rewards = [weight * found[name] for name, (weight, _) in self.parts.items()
+                   if self.cost is None or name != self.cost.part]  # fmt: skip
+        total = torch.stack(rewards).sum(dim=0) if rewards else torch.zeros(len(rollout.texts))
+        if self.cost is not None:
+            total = (total - self.multiplier * found[self.cost.part]) / (1 + self.multiplier)
+        return Scores(found, total)
+
+    def update(self, scores: Scores) -> None:
+        """Move the multiplier by the mean cost of a step; nothing to do without a cost."""
+        if self.cost is not None:
+            excess = float(scores.parts[self.cost.part].mean()) - self.cost.budget
+            self.multiplier *= math.exp(self.cost.learning_rate * excess)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must keep."""
+        return {"cost_multiplier": self.multiplier} if self.cost is not None else {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self.multiplier = state.get("cost_multiplier", self.multiplier)
+
+
+def response_length(rollout: Rollout) -> Tensor:
+    """Length of each response in tokens, its end included: (B,). With a negative weight, a price on words."""
+    return rollout.mask.sum(dim=1).float()
 
 
 def last_token(mask: Tensor) -> Tensor:

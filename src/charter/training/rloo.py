@@ -17,9 +17,8 @@ from charter.run import Stage, derive_seed
 from charter.training.advantages import rloo_advantages
 from charter.training.losses import reinforce_loss, token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
-from charter.training.rewards import apply_missing_eos_penalty, make_kl_controller
+from charter.training.rewards import RewardSum, apply_missing_eos_penalty, make_kl_controller
 from charter.training.rollouts import (
-    RewardFn,
     collect,
     describe_rollout,
     log_rollout,
@@ -27,10 +26,11 @@ from charter.training.rollouts import (
     over_rollout,
     prompt_batch,
 )
+from charter.training.watch import Watch
 
 
 def train_rloo(
-    trunk: Trunk, prompts: Sequence[Prompt], reward_fn: RewardFn, settings: RLOOSettings, stage: Stage
+    trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: RLOOSettings, stage: Stage
 ) -> None:
     """Train role ``policy``, which must be on the trunk; the trunk's base is the reference.
 
@@ -48,25 +48,29 @@ def train_rloo(
     checkpoint = stage.path("checkpoint.safetensors")
     first, extra = load_checkpoint(checkpoint, optimizers)
     kl_controller = make_kl_controller(settings, extra.get("kl_coef", settings.kl_coef))
+    reward.restore(extra)
     for log in ("metrics.jsonl", "rollouts.jsonl"):
         stage.rewind(log, first)
+    watch = Watch(stage, trunk, settings, updates=1, first=first)
 
     for step in stage.progress(range(settings.steps), done=first):
         # Sample.
         batch = prompt_batch(prompts, step, settings.prompts_per_step, seed)
         rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", step))
         n = len(rollout.texts)
-        cuts = micro_batches(rollout, range(n), settings.tokens_per_micro_batch)
+        cuts = micro_batches(trunk, rollout, range(n), settings.tokens_per_micro_batch)
 
         # Score.
-        scores = apply_missing_eos_penalty(reward_fn(rollout), rollout.finished, settings.missing_eos_penalty)
+        parts = reward(rollout)
+        scores = apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
         logprobs = over_rollout(
-            rollout, cuts, lambda *rows: trunk.logprobs("policy", *rows, temperature=settings.temperature)[0]
+            rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=settings.temperature)[0]
         )
         reference_logprobs = over_rollout(
-            rollout, cuts, lambda *rows: trunk.logprobs(REFERENCE, *rows, temperature=settings.temperature)[0]
+            rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
         )
         kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
+        watch.rollout(step, rollout, logprobs, kl)
 
         # Credit.
         rewards = scores - kl_controller.coef * kl.sum(dim=1)  # (B,)
@@ -76,34 +80,39 @@ def train_rloo(
         # Learn.
         loss_total = entropy_total = ratio_total = 0.0
         n_tokens = max(int(rollout.mask.sum()), 1)
-        for rows, width in cuts:
-            ids, mask = (x[rows, :width] for x in (rollout.ids, rollout.mask))
+        for cut in cuts:
+            mask = cut.packed.mask
             new_logprobs, entropies = trunk.logprobs(
-                "policy", ids, mask, temperature=settings.temperature, entropy=True
+                "policy", cut.packed, temperature=settings.temperature, entropy=True
             )
             assert entropies is not None
-            loss = reinforce_loss(new_logprobs, advantages[rows], mask, n)
+            loss = reinforce_loss(new_logprobs, advantages[cut.rows], mask, n)
             torch.autograd.backward(loss)
             loss_total += loss.item()
             entropy_total += float(entropies.detach().sum())
-            ratio_total += float((new_logprobs.detach() - logprobs[rows, :width])[mask].exp().sum())
+            ratio_total += float((new_logprobs.detach() - cut.of(logprobs))[mask].exp().sum())
+        watch.first_minibatch(step, ratio_total / n_tokens)
         norm = optimizer.step()
 
         # Record.
         described = describe_rollout(rollout, scores, kl)
-        stage.record(
+        row = stage.record(
             step,
             **described,
+            **parts.means(),
+            **reward.state(),
             kl_coef=kl_controller.coef,
-            first_ratio=ratio_total / n_tokens,
+            first_ratio=watch.first_ratio,
             entropy=entropy_total / n_tokens,
             loss=loss_total,
             groups_without_spread=float((groups.amax(dim=1) == groups.amin(dim=1)).float().mean()),
             grad_norm=norm,
             updates=1,
-            sampler_gap=float((logprobs - rollout.logprobs).abs().max()),
+            sampler_gap=watch.sampler_gap,
         )
         log_rollout(stage, step, rollout, scores, kl)
+        watch.step_done(step, row)
         kl_controller.update(described["kl"], n)
+        reward.update(parts)
         if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, optimizers, {"kl_coef": kl_controller.coef})
+            save_checkpoint(checkpoint, step + 1, optimizers, {"kl_coef": kl_controller.coef, **reward.state()})

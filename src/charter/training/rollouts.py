@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,14 +13,12 @@ from torch import Tensor
 from charter.config import RLSettings
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.generate import sample
+from charter.models.packing import Packed, Tokens
 from charter.models.trunk import ScoreScale, Trunk
 from charter.records import Prompt, Rollout
 from charter.run import Stage, derive_seed
-from charter.training.batches import Tokens, by_tokens, pad
+from charter.training.batches import by_tokens
 from charter.training.reward_model import score_rows
-
-RewardFn = Callable[[Rollout], Tensor]
-"""Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""
 
 
 def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
@@ -44,21 +43,24 @@ def collect(trunk: Trunk, prompts: Sequence[Prompt], settings: RLSettings, seed:
             eos_id=tokenizer.eos_token_id,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
+            dtype=trunk.dtype,
         )
-    rows = [Tokens(ids, one.ids) for ids, group in zip(encoded, groups, strict=True) for one in group]
-    padded = pad(rows, trunk.device)
-    logprobs = torch.zeros(padded.ids.shape, device=trunk.device)
-    logprobs[padded.mask] = torch.tensor(
-        [x for group in groups for one in group for x in one.logprobs], device=trunk.device
-    )
+    responses = [one for group in groups for one in group]
+    width = max(len(one.ids) for one in responses)
+    mask = torch.tensor([[t < len(one.ids) for t in range(width)] for one in responses], device=trunk.device)
+    ids = torch.zeros(mask.shape, dtype=torch.long, device=trunk.device)
+    ids[mask] = torch.tensor([token for one in responses for token in one.ids], device=trunk.device)
+    logprobs = torch.zeros(mask.shape, device=trunk.device)
+    logprobs[mask] = torch.tensor([x for one in responses for x in one.logprobs], device=trunk.device)
     return Rollout(
-        ids=padded.ids,
-        attention=padded.attention,
-        mask=padded.mask,
+        prompt_ids=tuple(tuple(row) for row in encoded for _ in range(k)),
+        ids=ids,
+        mask=mask,
         logprobs=logprobs,
-        finished=torch.tensor([one.finished for group in groups for one in group], device=trunk.device),
-        texts=tuple(decode_response(tokenizer, one.ids) for group in groups for one in group),
+        finished=torch.tensor([one.finished for one in responses], device=trunk.device),
+        texts=tuple(decode_response(tokenizer, one.ids) for one in responses),
         prompts=tuple(prompt for prompt in prompts for _ in range(k)),
+        n_tokens=sum(len(one.ids) for one in responses),
     )
 
 
@@ -78,24 +80,45 @@ class RewardModelReward:
         return self.scale(score_rows(self.trunk, rows, self.tokens_per_micro_batch)).to(self.trunk.device)
 
 
-MicroBatch = tuple[Tensor, int]
-"""Row indices (b,) and the width that holds their longest row."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a rollout that go through a model together. rows: (b,) indices; packed: the rows in line, prompts shared."""
+
+    rows: Tensor
+    packed: Packed
+
+    def of(self, values: Tensor) -> Tensor:
+        """This micro-batch's part (b, t) of a tensor (B, T) over the rollout."""
+        return values[self.rows, : self.packed.mask.shape[1]]
 
 
-def micro_batches(rollout: Rollout, rows: Sequence[int], tokens: int) -> list[MicroBatch]:
-    """Cut rows of a rollout into micro-batches of like length. Every pass uses the same cut, so that equal weights give
+def micro_batches(trunk: Trunk, rollout: Rollout, rows: Sequence[int], tokens: int) -> list[MicroBatch]:
+    """Cut rows of a rollout into micro-batches, siblings together. Every pass uses the same cut, so that equal weights give
     equal bits: the ratio of the first update is exactly 1."""
-    lengths = rollout.attention.sum(dim=1).tolist()
-    groups = by_tokens([lengths[row] for row in rows], tokens)
-    return [(torch.tensor([rows[i] for i in group]), max(lengths[rows[i]] for i in group)) for group in groups]
+    of_response = rollout.mask.sum(dim=1).tolist()
+    lengths = [len(rollout.prompt_ids[row]) + of_response[row] for row in rows]
+    groups = by_tokens(lengths, tokens, [rollout.prompt_ids[row] for row in rows])
+    found = []
+    for group in groups:
+        members = [rows[i] for i in group]
+        texts = [Tokens(rollout.prompt_ids[row], rollout.ids[row, : of_response[row]].tolist()) for row in members]
+        found.append(MicroBatch(torch.tensor(members, device=rollout.ids.device), trunk.pack(texts)))
+    return found
+
+
+def cut_minibatches(trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int) -> list[list[MicroBatch]]:
+    """The rows dealt at random into ``n`` minibatches, one optimizer step each, and those cut into micro-batches."""
+    order = np.random.default_rng(seed).permutation(len(rollout.texts)).tolist()
+    return [micro_batches(trunk, rollout, sorted(order[i::n]), tokens) for i in range(n)]
 
 
 @torch.no_grad()
-def over_rollout(rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``compute(ids, mask)`` on every micro-batch, put together to (B, T)."""
-    out = torch.zeros(rollout.ids.shape, device=rollout.ids.device)
-    for rows, width in cuts:
-        out[rows, :width] = compute(*(x[rows, :width] for x in (rollout.ids, rollout.mask)))
+def over_rollout(rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor]) -> Tensor:
+    """``compute(packed)`` (b, t) of every micro-batch, put together to (B, T)."""
+    out = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+    for cut in cuts:
+        found = compute(cut.packed)
+        out[cut.rows, : found.shape[1]] = found
     return out
 
 

@@ -9,10 +9,11 @@ import torch
 from charter.config import SFTSettings
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.packing import Tokens
 from charter.models.trunk import Trunk
 from charter.records import Message
 from charter.run import Stage, derive_seed
-from charter.training.batches import Tokens, by_tokens, epoch_batches, pad
+from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
 
@@ -51,9 +52,9 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
         n_tokens = sum(len(row.response) for row in batch)
         total = 0.0
         for group in by_tokens([len(row) for row in batch], settings.tokens_per_micro_batch):
-            padded = pad([batch[i] for i in group], trunk.device)
-            logprobs, _ = trunk.logprobs("policy", padded.ids, padded.mask)
-            loss = sft_loss(logprobs, padded.mask, n_tokens)
+            packed = trunk.pack([batch[i] for i in group])
+            logprobs, _ = trunk.logprobs("policy", packed)
+            loss = sft_loss(logprobs, packed.mask, n_tokens)
             torch.autograd.backward(loss)
             total += loss.item()
         rate = optimizer.rate()

@@ -1,0 +1,54 @@
+"""Write recipes.md from the settings classes: python docs/recipes.py."""
+
+from pathlib import Path
+
+from charter import config
+
+HEAD = """# Recipes
+
+A recipe is a YAML file; `charter run RECIPE --set rl.steps=20` changes a setting. An unknown key is an error that names the
+nearest one. File names are taken from the recipe's folder; `package:NAME/PATH` is a file inside an installed package. This page
+is checked against the settings classes by a test and written by `python docs/recipes.py`.
+"""
+
+SECTIONS = [
+    ("The top", config.Recipe), ("prompts", config.PromptSettings), ("gates", config.GateSettings),
+    ("revise", config.ReviseSettings), ("sft", config.SFTSettings), ("feedback", config.FeedbackSettings),
+    ("reward_model", config.RewardModelSettings), ("rl, method: ppo", config.PPOSettings),
+    ("rl, method: rloo", config.RLOOSettings), ("rl, method: grpo", config.GRPOSettings),
+    ("rl, method: dpo", config.DPOSettings), ("rl.reward.NAME", config.RewardPart), ("rl.cost", config.CostSettings),
+    ("evaluation", config.EvaluationSettings), ("lora, inside sft, reward_model and rl", config.LoRASettings),
+]  # fmt: skip
+
+
+def default_of(field):
+    """The default as the table shows it."""
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, dict):
+        return f"`{{{', '.join(field.default)}}}`"
+    return f"`{field.default}`"
+
+
+def shown(kind):
+    """The fields of a settings class that are values and not sections of their own."""
+    for name, field in kind.model_fields.items():
+        section = isinstance(field.default, config.Settings) or (
+            kind is config.Recipe and name in ("prompts", "evaluation")
+        )
+        if not section:
+            yield name, field
+
+
+def page():
+    """The whole page."""
+    parts = [HEAD]
+    for title, kind in SECTIONS:
+        words = {name: " ".join(field.description.split()).replace("|", "\\|") for name, field in shown(kind)}
+        rows = [f"| `{name}` | {default_of(field)} | {words[name]} |" for name, field in shown(kind)]
+        parts.append("\n".join([f"## {title}", "", "| key | default | meaning |", "|---|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_suffix(".md").write_text(page())

@@ -1,0 +1,217 @@
+"""Rows without padding: every real token once, a prompt once for all its responses.
+
+All of a model but its attention treats each token by itself, so tokens may stand in one long line of length N. Attention is told
+by a ``Layout`` which of them belong together. Compared with rows padded side by side, no product is spent on padding or on
+reading the same prompt again; losses and gradients are the same (tests).
+
+Letters: N tokens in the line, P prompts, R responses, T positions of a padded view, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One row: prompt ids followed by response ids."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass(frozen=True)
+class View:
+    """A padded view of part of the line. slots: (rows, T) places in the line, 0 where there is none; real: (rows, T) bool."""
+
+    slots: Tensor
+    real: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, width = self.slots.shape
+        return rows, width
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens of a line see which: each prompt itself, each response its prompt (``owner``, (R,)) and itself, causally.
+
+    Without sharing ``prompts`` is None and ``responses`` holds whole rows.
+    """
+
+    prompts: View | None
+    responses: View
+    owner: Tensor | None
+    back: Tensor
+    """(N,) place of each token of the line in prompts and responses, flattened and put one after the other."""
+
+
+LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
+"""The layout of the line that is going through a model, for its attention to read."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Prompts and their responses as one line.
+
+    ids, positions: (N,). before: (R, T) places in the line from which each response token is predicted; targets, mask: (R, T) the
+    response tokens and where they are. last: (R,) place of the last token of each response.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    layout: Layout
+    before: Tensor
+    targets: Tensor
+    mask: Tensor
+    last: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """Response tokens."""
+        return int(self.mask.sum())
+
+
+def pack(rows: Sequence[Tokens], device: Any = "cpu", *, share: bool = True) -> Packed:
+    """Put rows in line. With ``share`` rows with the same prompt share it. A prompt is never empty."""
+    prompts: list[Sequence[int]] = []
+    owner: list[int] = []
+    places: dict[tuple[int, ...], int] = {}
+    for row in rows:
+        key = tuple(row.prompt)
+        if not share or key not in places:
+            places[key] = len(prompts)
+            prompts.append(row.prompt)
+        owner.append(places[key])
+    responses = [row.response for row in rows]
+    shared = len(prompts) < len(responses)
+    ids: list[int] = []
+    positions: list[int] = []
+    prompt_slots: list[list[int]] = []
+    response_slots: list[list[int]] = []
+    order: list[tuple[bool, int, int]] = []  # of every token in line: belongs to a prompt's view, row, column
+    by_prompt: list[list[int]] = [[] for _ in prompts]
+    for r, p in enumerate(owner):
+        by_prompt[p].append(r)
+    response_slots = [[] for _ in responses]
+    for p, prompt in enumerate(prompts):
+        start = len(ids)
+        ids += prompt
+        positions += range(len(prompt))
+        prompt_slots.append(list(range(start, start + len(prompt))))
+        if shared:
+            order += [(True, p, t) for t in range(len(prompt))]
+        for r in by_prompt[p]:
+            begin = len(ids)
+            ids += responses[r]
+            positions += range(len(prompt), len(prompt) + len(responses[r]))
+            response_slots[r] = list(range(begin, begin + len(responses[r])))
+            offset = 0 if shared else len(prompt)
+            if not shared:
+                order += [(False, r, t) for t in range(len(prompt))]
+            order += [(False, r, offset + t) for t in range(len(responses[r]))]
+    before = [[(prompt_slots[owner[r]] + slots)[len(prompt_slots[owner[r]]) - 1 + j] for j in range(len(slots))]
+              for r, slots in enumerate(response_slots)]  # fmt: skip
+    before_view = view_of(before, device)
+    targets_view = view_of(response_slots, device)
+    line = torch.tensor(ids, device=device)
+    if shared:
+        first, second = view_of(prompt_slots, device), targets_view
+        offset = first.slots.numel()
+        place = [row * first.shape[1] + column if of_prompt else offset + row * second.shape[1] + column
+                 for of_prompt, row, column in order]  # fmt: skip
+        layout = Layout(first, second, torch.tensor(list(owner), device=device), torch.tensor(place, device=device))
+    else:
+        whole = view_of([prompt_slots[owner[r]] + slots for r, slots in enumerate(response_slots)], device)
+        place = [row * whole.shape[1] + column for _, row, column in order]
+        layout = Layout(None, whole, None, torch.tensor(place, device=device))
+    last = torch.tensor([(prompt_slots[owner[r]] + slots)[-1] for r, slots in enumerate(response_slots)], device=device)
+    return Packed(
+        ids=line,
+        positions=torch.tensor(positions, device=device),
+        layout=layout,
+        before=before_view.slots,
+        targets=line[targets_view.slots],
+        mask=targets_view.real,
+        last=last,
+    )
+
+
+def view_of(rows: Sequence[Sequence[int]], device: Any) -> View:
+    width = max((len(row) for row in rows), default=0)
+    slots = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device).view(len(rows), width)
+    lengths = torch.tensor([[len(row)] for row in rows], device=device)
+    return View(slots.long(), torch.arange(width, device=device) < lengths)
+
+
+class _Spread(torch.autograd.Function):
+    """The line (N, F) as the slots of padded views (S, F), pads 0; ``back`` leads from the line to its slots.
+
+    Each token has one slot, so the gradient of either move is the other move: a gather, where autograd would add up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, line: Tensor, slots: Tensor, real: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return line.index_select(0, slots).masked_fill_(~real.unsqueeze(1), 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (back,) = ctx.saved_tensors
+        return gradients[0].index_select(0, back), None, None, None
+
+
+class _Gather(torch.autograd.Function):
+    """The slots of padded views (S, F) as the line (N, F); pads are dropped and get gradient 0."""
+
+    @staticmethod
+    def forward(ctx: Any, views: Tensor, slots: Tensor, real: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(slots, real)
+        return views.index_select(0, back)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        slots, real = ctx.saved_tensors
+        return gradients[0].index_select(0, slots).masked_fill_(~real.unsqueeze(1), 0.0), None, None, None
+
+
+def attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, kernel: Any) -> Tensor:
+    """Attention over a line. query: (1, Hq, N, D), key and value (1, Hk, N, D); returns (1, N, Hq, Dv).
+
+    ``kernel(query, key, value, mask)`` is the attention of padded rows: (B, H, T, D) each, mask (B, 1, T, S) True where seen or
+    None for causal; it returns (B, T, H, D).
+    """
+    views = [view for view in (layout.prompts, layout.responses) if view is not None]
+    slots = torch.cat([view.slots.reshape(-1) for view in views])
+    real = torch.cat([view.real.reshape(-1) for view in views])
+    parts = []
+    for x in (query, key, value):
+        heads, n, width = x.shape[1:]
+        flat = _Spread.apply(x[0].transpose(0, 1).reshape(n, heads * width), slots, real, layout.back)  # type: ignore[no-untyped-call]
+        split = flat.split([view.slots.numel() for view in views])
+        parts.append([y.view(*view.shape, heads, width).transpose(1, 2) for y, view in zip(split, views, strict=True)])
+    if layout.prompts is None:
+        outputs = [kernel(parts[0][0], parts[1][0], parts[2][0], None)]
+    else:
+        assert layout.owner is not None
+        of_prompts = kernel(parts[0][0], parts[1][0], parts[2][0], None)
+        keys, values = (torch.cat((x[0][layout.owner], x[1]), dim=2) for x in parts[1:])
+        r, t = layout.responses.shape
+        causal = torch.ones(t, t, dtype=torch.bool, device=query.device).tril().expand(r, t, t)
+        prompt = layout.prompts.real[layout.owner].unsqueeze(1).expand(r, t, layout.prompts.shape[1])
+        mask = torch.cat((prompt, causal), dim=2).unsqueeze(1)
+        outputs = [of_prompts, kernel(parts[0][1], keys, values, mask)]
+    heads, width = outputs[0].shape[2:]
+    flat = torch.cat([out.reshape(-1, heads * width) for out in outputs])
+    line: Tensor = _Gather.apply(flat, slots, real, layout.back)  # type: ignore[no-untyped-call]
+    return line.view(1, len(line), heads, width)

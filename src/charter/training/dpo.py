@@ -1,0 +1,142 @@
+"""Direct preference optimisation and its family (Rafailov et al. 2023): pairs straight into the policy, nothing sampled.
+
+The losses are in ``preference_losses``; this page feeds them. The reference's log-probabilities are computed once, before the
+first update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from charter.config import DPOSettings
+from charter.errors import GateError
+from charter.models.packing import Tokens
+from charter.models.trunk import REFERENCE, Trunk
+from charter.records import Pair
+from charter.run import Stage, derive_seed
+from charter.training.batches import by_tokens, epoch_batches
+from charter.training.losses import sft_loss
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.preference_losses import (
+    LOSSES,
+    REFERENCE_FREE,
+    PairLogprobs,
+    PreferenceLoss,
+    kto_loss,
+    kto_reference_point,
+    simpo_loss,
+)
+from charter.training.reward_model import pair_tokens
+
+
+def train_dpo(
+    trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None
+) -> None:
+    """Train role ``policy``, which must be on the trunk; the trunk's base is the reference. Every pair weighs the same."""
+    if not pairs:
+        raise GateError("no pairs to learn from")
+    seed = derive_seed(stage.run.seed, stage.name)
+    rows = [row for pair in pairs for row in pair_tokens(trunk, pair, limit)]  # chosen and rejected in turn
+    tokens = torch.tensor([float(len(row.response)) for row in rows], device=trunk.device).view(-1, 2)
+    weights = torch.tensor([pair.weight for pair in pairs], device=trunk.device)
+    weights = weights * (1 - settings.label_smoothing) + (1 - weights) * settings.label_smoothing
+    reference = torch.zeros(len(pairs), 2, device=trunk.device)
+    if settings.loss not in REFERENCE_FREE:
+        reference = sequence_logprobs(trunk, REFERENCE, rows, settings.tokens_per_micro_batch).view(-1, 2)
+    steps = epoch_batches(len(pairs), settings.pairs_per_step, settings.epochs, seed)
+    optimizer = Optimizer(
+        trunk.parameters("policy"),
+        settings.learning_rate,
+        len(steps),
+        warmup=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    checkpoint = stage.path("checkpoint.safetensors")
+    first, _ = load_checkpoint(checkpoint, {"policy": optimizer})
+    stage.rewind("metrics.jsonl", first)
+    if not first:
+        stage.run.say(f"  {len(pairs)} pairs, {len(steps)} updates of {settings.pairs_per_step}")
+
+    for step in stage.progress(range(len(steps)), done=first):
+        batch = steps[step]
+        n_chosen = int(tokens[batch, 0].sum())
+        point = reference_point(trunk, [rows[2 * i] for i in batch], settings) if settings.loss == "kto" else None
+        totals = dict.fromkeys(("loss", "accuracy", "chosen", "rejected", "logprob_chosen", "logprob_rejected"), 0.0)
+        lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in batch]
+        for part in by_tokens(lengths, settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]):
+            members = [batch[j] for j in part]
+            packed = trunk.pack([rows[2 * i + side] for side in (0, 1) for i in members])
+            logprobs, _ = trunk.logprobs("policy", packed)
+            chosen, rejected = logprobs.sum(dim=1).chunk(2)
+            pair = PairLogprobs(chosen, rejected, *reference[members].unbind(1), *tokens[members].unbind(1))
+            losses = pair_losses(pair, weights[members], point, settings)
+            loss = losses.sum() / len(batch) + settings.sft_coef * chosen_nll(logprobs, packed.mask, n_chosen)
+            torch.autograd.backward(loss)
+            with torch.no_grad():
+                ratios = chosen - pair.reference_chosen, rejected - pair.reference_rejected
+                totals["loss"] += loss.item()
+                totals["accuracy"] += float((ratios[0] > ratios[1]).sum()) / len(batch)
+                totals["chosen"] += settings.beta * float(ratios[0].sum()) / len(batch)
+                totals["rejected"] += settings.beta * float(ratios[1].sum()) / len(batch)
+                totals["logprob_chosen"] += float(chosen.sum()) / len(batch)
+                totals["logprob_rejected"] += float(rejected.sum()) / len(batch)
+        rate = optimizer.rate()
+        norm = optimizer.step()
+        stage.record(
+            step,
+            loss=totals["loss"],
+            accuracy=totals["accuracy"],
+            reward_chosen=totals["chosen"],
+            reward_rejected=totals["rejected"],
+            reward_margin=totals["chosen"] - totals["rejected"],
+            logprob_chosen=totals["logprob_chosen"],
+            logprob_rejected=totals["logprob_rejected"],
+            learning_rate=rate,
+            grad_norm=norm,
+            updates=1,
+        )
+        if (step + 1) % settings.checkpoint_every == 0:
+            save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})
+
+
+def pair_losses(pairs: PairLogprobs, weight: Tensor, point: Tensor | None, settings: DPOSettings) -> Tensor:
+    """The loss of each pair (B,) under the member of the family that the settings name. KTO takes the two responses of a
+    pair as one good and one bad response; their losses are averaged."""
+    if settings.loss == "kto":
+        assert point is not None
+        ratios = torch.cat([pairs.chosen - pairs.reference_chosen, pairs.rejected - pairs.reference_rejected])
+        desirable = torch.arange(len(ratios), device=ratios.device) < len(pairs.chosen)
+        return kto_loss(ratios, desirable, point, settings.beta).view(2, -1).mean(dim=0)
+    loss: PreferenceLoss = LOSSES[settings.loss]
+    if settings.loss == "simpo" and settings.gamma is not None:
+        loss = partial(simpo_loss, gamma=settings.gamma)
+    return loss(pairs, weight, settings.beta)
+
+
+def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
+    """Negative log-likelihood of the chosen half of a batch, nats per token of the optimizer batch's chosen responses."""
+    half = len(logprobs) // 2
+    return sft_loss(logprobs[:half], mask[:half], n_tokens)
+
+
+def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings) -> Tensor:
+    """KTO's z from the responses of a batch put behind each other's prompts, in policy and reference."""
+    mismatched = [Tokens(rows[(i + 1) % len(rows)].prompt, row.response) for i, row in enumerate(rows)]
+    policy, base = (
+        sequence_logprobs(trunk, role, mismatched, settings.tokens_per_micro_batch) for role in ("policy", REFERENCE)
+    )
+    return kto_reference_point(policy - base)
+
+
+@torch.no_grad()
+def sequence_logprobs(trunk: Trunk, role: str, rows: Sequence[Tokens], tokens_per_micro_batch: int) -> Tensor:
+    """log π(response | prompt) of each row, nats: (N,)."""
+    found = torch.zeros(len(rows), device=trunk.device)
+    for group in by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
+        logprobs, _ = trunk.logprobs(role, trunk.pack([rows[i] for i in group]))
+        found[torch.tensor(group)] = logprobs.sum(dim=1)
+    return found

@@ -1,0 +1,136 @@
+"""What must hold in every RL run, checked while it runs. A broken invariant stops the run and says what usually breaks it.
+
+These are the mistakes that leave a run training on something other than it logs: a mask, a template or a temperature that
+differs between sampling and training, dropout left on, fewer optimizer steps than were planned, weights silently cast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charter.config import RLSettings
+from charter.errors import GateError
+from charter.models.trunk import Trunk
+from charter.records import Rollout
+from charter.run import Stage
+
+EXACT = 1e-5  # of a KL or a ratio that is the same computation twice
+SAMPLER_GAP = {
+    "float32": 1e-4,
+    "bfloat16": 0.05,
+}  # nats per token, mean: sampling is in float32 whatever training is in
+TREND_STEPS = 30  # fewer say nothing about a trend
+
+
+class Watch:
+    """The checks of one run of PPO, RLOO or GRPO. ``first`` is the step it goes on from."""
+
+    def __init__(self, stage: Stage, trunk: Trunk, settings: RLSettings, *, updates: int, first: int) -> None:
+        self.stage, self.trunk, self.settings, self.updates = stage, trunk, settings, updates
+        self.dtypes = {name: parameter.dtype for name, parameter in trunk.parameters("policy").items()}
+        self.history = stage.metrics()
+        self.first_ratio = self.sampler_gap = math.nan
+        self.warned: set[str] = set()
+        n = settings.prompts_per_step * settings.samples_per_prompt
+        stage.run.say(
+            f"  {n} completions a step ({settings.prompts_per_step} prompts x {settings.samples_per_prompt}), {updates} "
+            f"update{'s' * (updates != 1)} a step, {settings.steps} steps"
+            + (f", going on at step {first}" if first else "")
+        )
+
+    def rollout(self, step: int, rollout: Rollout, logprobs: Tensor, kl: Tensor) -> None:
+        """After scoring: the trainer sees the tokens that the sampler drew, with the probabilities it drew them with."""
+        counted = int(rollout.mask.sum())
+        if counted != rollout.n_tokens:
+            self.stop(step, f"the masks hold {counted} response tokens, the sampler drew {rollout.n_tokens}",
+                      "a mask that was made from token ids instead of lengths")  # fmt: skip
+        difference = (logprobs - rollout.logprobs)[rollout.mask].abs()
+        self.sampler_gap = float(difference.mean()) if counted else 0.0
+        if self.sampler_gap > SAMPLER_GAP[self.trunk.precision]:
+            self.stop(step, f"log-probabilities of sampling and training differ by {self.sampler_gap:.2g} nats a token",
+                      "another temperature, template or position in one of the two, or dropout that is on")  # fmt: skip
+        if not bool(torch.isfinite(kl).all()):
+            self.stop(step, "a log-probability is not finite", "a learning rate that is too high")
+        response_kl = kl.sum(dim=1)
+        if step == 0 and float(response_kl.abs().max()) > EXACT:
+            self.stop(step, f"the KL before the first update is {float(response_kl.abs().max()):.2g} nats and not 0",
+                      "a policy that does not start as the reference, or dropout that is on")  # fmt: skip
+        n = len(response_kl)
+        if n > 1:
+            error = float(response_kl.std()) / n**0.5
+            if float(response_kl.mean()) < -4 * error - EXACT:
+                self.stop(
+                    step, f"the KL of {n} responses is {float(response_kl.mean()):.3g} nats, more than 4 standard errors "
+                    "below 0, which no distribution can be",
+                    "responses that were not sampled from the policy as it is scored: top-k or top-p, another "
+                    "temperature or template, a wrong mask",
+                )  # fmt: skip
+
+    def first_minibatch(self, step: int, ratio: float) -> None:
+        """Before the first update of a step the policy is the one that sampled: mean ratio 1."""
+        self.first_ratio = ratio
+        if not abs(ratio - 1) <= EXACT:
+            self.stop(step, f"the ratio before the first update of the step is {ratio:.6f} and not 1",
+                      "dropout that is on, or micro-batches that are cut differently in scoring and training")  # fmt: skip
+
+    def step_done(self, step: int, row: Mapping[str, Any]) -> None:
+        """After the updates. ``row`` is what the step logs."""
+        if row["updates"] != self.updates:
+            self.stop(step, f"{row['updates']} updates were made and {self.updates} planned", "a defect of Charter")
+        for name, parameter in self.trunk.parameters("policy").items():
+            if parameter.dtype != self.dtypes[name]:
+                self.stop(step, f"the weights {name} became {parameter.dtype}", "a library that casts them in place")
+        for key in ("reward", "kl", "entropy", "value_loss", "loss"):
+            if key in row and not math.isfinite(row[key]):
+                self.stop(
+                    step, f"{key} is not finite", "a reward that is not finite or a learning rate that is too high"
+                )
+        self.history.append(dict(row))
+        for key, text in warnings_of(self.history).items():
+            if key not in self.warned:
+                self.warned.add(key)
+                self.stage.run.say(f"  warning at step {step}: {text}")
+
+    def stop(self, step: int, what: str, cause: str) -> None:
+        """GateError with the invariant that broke and what usually breaks it."""
+        raise GateError(f"{self.stage.name}, step {step}: {what}; the likely cause: {cause}")
+
+
+def warnings_of(history: list[dict[str, Any]]) -> dict[str, str]:
+    """What is doubtful about a run, in words by kind, from the rows it logged. Nothing here stops it."""
+    found: dict[str, str] = {}
+    if len(history) < 5:
+        return found
+    early = sorted(row["entropy"] for row in history[:5])[2]
+    if early > 0.05 and history[-1]["entropy"] < 0.05 * early:
+        found["entropy"] = (
+            f"the entropy fell from {early:.3f} to {history[-1]['entropy']:.3f} nats a token: nearly every response is "
+            "the same; raise kl_coef or lower the learning rate"
+        )
+    if "value_loss" in history[0]:
+        early = max(row["value_loss"] for row in history[:5])
+        if history[-1]["value_loss"] > 100 * max(early, 1e-3):
+            found["value_loss"] = (
+                f"the value loss rose from {early:.3g} to {history[-1]['value_loss']:.3g}; lower value_learning_rate"
+            )
+    if len(history) >= TREND_STEPS and trend(history) < 2:
+        prompts = f"{len(history)} steps"
+        found["reward"] = f"after {prompts} the reward has no upward trend: nothing shows that the policy is learning"
+    return found
+
+
+def trend(history: list[dict[str, Any]]) -> float:
+    """Slope of the reward over the steps in standard errors (ordinary least squares); infinite where it fits exactly."""
+    rewards = [float(row["reward"]) for row in history]
+    n = len(rewards)
+    mean_step, mean_reward = (n - 1) / 2, sum(rewards) / n
+    spread = sum((i - mean_step) ** 2 for i in range(n))
+    slope = sum((i - mean_step) * (r - mean_reward) for i, r in enumerate(rewards)) / spread
+    residual = sum((r - mean_reward - slope * (i - mean_step)) ** 2 for i, r in enumerate(rewards))
+    error = math.sqrt(residual / (n - 2) / spread)
+    return slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0

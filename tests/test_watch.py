@@ -1,0 +1,111 @@
+"""Invariants of a run of RL: each is broken on purpose, and the run stops with the likely cause."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charter.errors import GateError
+from charter.models.trunk import load_trunk
+from charter.run import Run
+from charter.training.rollouts import collect
+from charter.training.watch import Watch, trend, warnings_of
+from test_training import PROMPTS, bandit
+
+
+@pytest.fixture
+def scene(random_llama, tmp_path):
+    """A watch at step 0 and a true rollout: (watch, rollout, log-probabilities, KL)."""
+    with Run(tmp_path / "run", quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+        trunk = load_trunk(str(random_llama))
+        trunk.add_role("policy")
+        settings = bandit("rloo", max_new_tokens=6)
+        rollout = collect(trunk, PROMPTS, settings, seed=0)
+        watch = Watch(stage, trunk, settings, updates=1, first=0)
+        yield watch, rollout, rollout.logprobs.clone(), torch.zeros(rollout.mask.shape)
+
+
+def test_a_sound_rollout_passes(scene):
+    watch, rollout, logprobs, kl = scene
+    watch.rollout(0, rollout, logprobs, kl)
+    watch.first_minibatch(0, 1.0)
+    assert watch.sampler_gap == 0
+
+
+def test_masks_that_lose_a_token_stop_the_run(scene):
+    watch, rollout, logprobs, kl = scene
+    with pytest.raises(GateError, match=r"the sampler drew .*token ids instead of lengths"):
+        watch.rollout(0, replace(rollout, n_tokens=rollout.n_tokens + 1), logprobs, kl)
+
+
+def test_another_temperature_in_training_stops_the_run(scene):
+    watch, rollout, logprobs, kl = scene
+    with pytest.raises(GateError, match="another temperature"):
+        watch.rollout(0, rollout, logprobs + 0.01 * rollout.mask, kl)
+
+
+def test_a_kl_before_the_first_update_stops_the_run_at_step_0_alone(scene):
+    watch, rollout, logprobs, kl = scene
+    moved = kl + 0.01 * rollout.mask
+    watch.rollout(3, rollout, logprobs, moved)
+    with pytest.raises(GateError, match="before the first update"):
+        watch.rollout(0, rollout, logprobs, moved)
+
+
+def test_a_negative_kl_beyond_four_standard_errors_stops_the_run(scene):
+    watch, rollout, logprobs, kl = scene
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(kl.shape, generator=generator) * rollout.mask
+    watch.rollout(5, rollout, logprobs, noise - 0.01 * rollout.mask)
+    with pytest.raises(GateError, match="top-k or top-p"):
+        watch.rollout(5, rollout, logprobs, noise - 2.0 * rollout.mask)
+
+
+@pytest.mark.parametrize("ratio", [1.0002, 0.99, math.nan])
+def test_a_first_ratio_other_than_one_stops_the_run(scene, ratio):
+    with pytest.raises(GateError, match="dropout"):
+        scene[0].first_minibatch(2, ratio)
+
+
+def row(**changes):
+    return {"step": 0, "updates": 1, "reward": 0.0, "kl": 0.0, "entropy": 1.0, "loss": 0.0} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"updates": 2}, "2 updates were made and 1 planned"), ({"loss": math.inf}, "loss is not finite"),
+     ({"kl": math.nan}, "kl is not finite")],
+)  # fmt: skip
+def test_what_a_step_logs_is_checked(scene, changes, words):
+    watch = scene[0]
+    watch.step_done(0, row())
+    with pytest.raises(GateError, match=words):
+        watch.step_done(1, row(**changes))
+
+
+def test_weights_that_change_their_type_stop_the_run(scene):
+    watch = scene[0]
+    watch.trunk.copies["policy"].bfloat16()
+    with pytest.raises(GateError, match=r"became torch\.bfloat16"):
+        watch.step_done(0, row())
+
+
+def test_collapse_explosion_and_standstill_are_warned_of():
+    flat = [row(reward=0.1 * (-1) ** i) for i in range(40)]
+    assert set(warnings_of(flat)) == {"reward"}
+    rising = [row(reward=0.1 * i + 0.1 * (-1) ** i) for i in range(40)]
+    assert warnings_of(rising) == {}
+    assert set(warnings_of([*rising, row(reward=9.0, entropy=0.01)])) == {"entropy"}
+    critic = [row(reward=0.1 * i + 0.1 * (-1) ** i, value_loss=0.1) for i in range(40)]
+    assert set(warnings_of([*critic, row(reward=9.0, value_loss=50.0)])) == {"value_loss"}
+    assert warnings_of(flat[:4]) == {}
+
+
+@given(st.floats(-2, 2), st.floats(-5, 5))
+def test_the_trend_is_the_slope_in_standard_errors(slope, start):
+    rewards = [start + slope * i + 0.1 * (-1) ** i for i in range(31)]
+    found = trend([row(reward=r) for r in rewards])
+    assert (found > 10) == (slope > 0.02) or abs(slope) < 0.05
