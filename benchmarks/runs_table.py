@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 METRICS = ("harmful_compliance", "over_refusal", "helpfulness", "kl", "response_tokens", "missing_eos")
-ARMS = ("base", "sft", "policy")
 
 
 def cell(report: dict, name: str, arm: str) -> str:
     found = [m for m in report["metrics"] if m["name"] == name and m["arm"] == arm and m["group"] is None]
-    if not found or found[0]["value"] is None:
+    if not found:
+        return "–"
+    if found[0]["value"] is None:
         return "unscored"
     low, high = found[0]["ci"]
     return f"{found[0]['value']:.3f} [{low:.3f}, {high:.3f}]"
@@ -20,10 +21,11 @@ def cell(report: dict, name: str, arm: str) -> str:
 
 def main(folders: list[str]) -> None:
     reports = [json.loads((Path(folder) / "report.json").read_text()) for folder in folders]
-    print("| seed | metric | " + " | ".join(ARMS) + " |\n|---|---|" + "---|" * len(ARMS))
+    arms = [arm["name"] for arm in reports[0]["arms"]]
+    print("| seed | metric | " + " | ".join(arms) + " |\n|---|---|" + "---|" * len(arms))
     for report in reports:
         for name in METRICS:
-            print(f"| {report['seed']} | {name} | " + " | ".join(cell(report, name, arm) for arm in ARMS) + " |")
+            print(f"| {report['seed']} | {name} | " + " | ".join(cell(report, name, arm) for arm in arms) + " |")
     print("\n| seed | judge accuracy | reward model, held-out pairs | reward model, known pairs | KL, ratio at step 0 "
           "| seconds by stage | seconds |\n|---|---|---|---|---|---|---|")  # fmt: skip
     for report in reports:

@@ -690,6 +690,6 @@ def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequenc
     chosen = [responses[i * n + j] for i, j in enumerate(best)]
     asked = [p for p in test for _ in range(k)]
     verdicts = work.scorer.score(asked, [r.text for r in chosen])
-    bound = {"kl_from_sft": [math.log(n) - (n - 1) / n] * len(chosen)}
+    bound = {"kl_from_sft_bound": [math.log(n) - (n - 1) / n] * len(chosen)}
     tokens = [len(rows[i * n + j].response) for i, j in enumerate(best)]
     return Arm(BEST_OF, asked, chosen, verdicts, work.scorer.name, bound, tokens)

@@ -19,6 +19,7 @@ from charter.training.batches import by_tokens
 
 ARMS = ("base", "sft", "policy")
 BEST_OF = "best_of_n"
+BOUND = "log n - (n - 1)/n, which it cannot exceed"
 BENIGN, RED_TEAM = "benign", "red_team"
 
 
@@ -61,7 +62,7 @@ class Arm:
                 )
         everyone = [prompt.id for prompt in self.prompts]
         for name, values in self.kl.items():
-            unit, scorer = "nats per response", "log-probabilities"
+            unit, scorer = "nats per response", BOUND if name.endswith("_bound") else "log-probabilities"
             found.append(average(name, self.name, values, scorer=scorer, unit=unit, clusters=everyone))
         found.append(
             average("response_tokens", self.name, self.tokens, scorer="count", unit="tokens", clusters=everyone)

@@ -166,9 +166,12 @@ def _rows(source: Any, key: str) -> list[Mapping[str, Any]]:
 
 
 def words(name: Any) -> str:
-    """``harmful_compliance`` → ``Harmful compliance``."""
-    text = str(name).replace("_", " ")
+    """``harmful_compliance`` → ``Harmful compliance``; abbreviations in capitals."""
+    text = " ".join(word.upper() if word in ABBREVIATIONS else word for word in str(name).split("_"))
     return text if text.isupper() else text[:1].upper() + text[1:]
+
+
+ABBREVIATIONS = frozenset({"kl", "eos", "sft"})
 
 
 def signed(text: str) -> str:
