@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo smoke test lint types bench clean
+.PHONY: demo smoke test peers lint types bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/charter run demo --out runs/demo
@@ -13,6 +13,11 @@ smoke: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+
+# The same weights and batch through TRL's trainers: loss and gradients to 1e-5.
+peers: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]" --constraint constraints.txt
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_peers.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

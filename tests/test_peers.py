@@ -9,6 +9,21 @@ import warnings
 
 import pytest
 import torch
+
+from charter.config import DPOSettings
+from charter.models.packing import Tokens
+from charter.models.trunk import REFERENCE, load_trunk
+from charter.training.advantages import group_advantages, rloo_advantages
+from charter.training.dpo import pair_losses
+from charter.training.losses import (
+    bradley_terry_loss,
+    clipped_policy_loss,
+    kl_penalty,
+    reinforce_loss,
+    sft_loss,
+    token_weights,
+)
+from charter.training.preference_losses import PairLogprobs
 from conftest import save_random_model
 
 pytest.importorskip("trl")
@@ -30,21 +45,6 @@ with warnings.catch_warnings():
         SFTConfig,
         SFTTrainer,
     )
-
-from charter.config import DPOSettings
-from charter.models.packing import Tokens
-from charter.models.trunk import REFERENCE, load_trunk
-from charter.training.advantages import group_advantages, rloo_advantages
-from charter.training.dpo import pair_losses
-from charter.training.losses import (
-    bradley_terry_loss,
-    clipped_policy_loss,
-    kl_penalty,
-    reinforce_loss,
-    sft_loss,
-    token_weights,
-)
-from charter.training.preference_losses import PairLogprobs
 
 CHOSEN = [Tokens([5, 6, 7, 8], [9, 10, 0]), Tokens([12, 13], [14, 15, 16, 17, 0]), Tokens([20], [21, 0])]
 REJECTED = [Tokens([5, 6, 7, 8], [11, 0]), Tokens([12, 13], [30, 31, 0]), Tokens([20], [40, 41, 42, 43, 44, 0])]
@@ -79,7 +79,9 @@ def padded(rows: list[Tokens]) -> dict[str, torch.Tensor]:
     width = max(map(len, rows))
     ids = torch.tensor([[*row.prompt, *row.response] + [1] * (width - len(row)) for row in rows])
     attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    completion = torch.tensor([[0] * len(row.prompt) + [1] * len(row.response) + [0] * (width - len(row)) for row in rows])
+    completion = torch.tensor(
+        [[0] * len(row.prompt) + [1] * len(row.response) + [0] * (width - len(row)) for row in rows]
+    )
     return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
 
 
@@ -126,8 +128,9 @@ def test_sft(scene):
 def test_reward_model(scene, margin):
     trunk, peer, _, tokenizer, place = scene
     data = Dataset.from_list([{"chosen": "a b", "rejected": "a c"}] * 2)
-    classifier = AutoModelForSequenceClassification.from_config(peer.config, num_labels=1)
-    classifier.config.pad_token_id = 1
+    shape = copy.deepcopy(peer.config)
+    shape.num_labels, shape.pad_token_id = 1, 1
+    classifier = AutoModelForSequenceClassification.from_config(shape)
     classifier.model.load_state_dict(trunk.copies["policy"].model.state_dict())
     head = 0.3 * torch.randn(classifier.score.weight.shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -153,7 +156,9 @@ def test_reward_model(scene, margin):
 def test_dpo_family(scene, loss, theirs, smoothing):
     trunk, peer, reference, tokenizer, place = scene
     data = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
-    config = DPOConfig(output_dir=str(place), beta=0.1, loss_type=[theirs], label_smoothing=smoothing, max_length=None, **QUIET)
+    config = DPOConfig(
+        output_dir=str(place), beta=0.1, loss_type=[theirs], label_smoothing=smoothing, max_length=None, **QUIET
+    )
     trainer = DPOTrainer(model=peer, ref_model=reference, args=config, train_dataset=data, processing_class=tokenizer)
     rows = [*CHOSEN, *REJECTED]
     other = trainer.compute_loss(trainer.model, padded(rows))
@@ -179,7 +184,9 @@ def test_grpo(scene, theirs, average, beta):
     data = Dataset.from_list([{"prompt": "a"}] * 6)
     config = GRPOConfig(output_dir=str(place), loss_type=theirs, beta=beta, num_generations=3, per_device_train_batch_size=6,
                         max_completion_length=8, epsilon=0.2, **QUIET)  # fmt: skip
-    trainer = GRPOTrainer(model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer = GRPOTrainer(
+        model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer
+    )
     trainer.current_gradient_accumulation_steps = 1
     packed = trunk.pack(GROUP)
     mask = packed.mask
@@ -202,8 +209,12 @@ def test_grpo(scene, theirs, average, beta):
 def test_rloo(scene):
     trunk, peer, _, tokenizer, place = scene
     data = Dataset.from_list([{"prompt": "a"}] * 6)
-    config = RLOOConfig(output_dir=str(place), num_generations=3, per_device_train_batch_size=6, max_completion_length=8, **QUIET)
-    trainer = RLOOTrainer(model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer)
+    config = RLOOConfig(
+        output_dir=str(place), num_generations=3, per_device_train_batch_size=6, max_completion_length=8, **QUIET
+    )
+    trainer = RLOOTrainer(
+        model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer
+    )
     packed = trunk.pack(GROUP)
     logprobs, _ = trunk.logprobs("policy", packed)
     inputs = split(GROUP) | {"advantages": ADVANTAGES, "old_logps": logprobs.detach().sum(dim=1)}
