@@ -90,7 +90,7 @@ def test_a_rate_may_be_written_without_its_point(tmp_path):
         ("feedback.jugde=sft", "field 'feedback.jugde': unknown key; did you mean 'judge'?"),
         ("reward_modle={}", "field 'reward_modle': unknown key; did you mean 'reward_model'?"),
         ("rl={method: ppo, lora: {alhpa: 1}}", "field 'rl.lora.alhpa': unknown key; did you mean 'alpha'?"),
-        ("gates.qqq=1", "known keys: min_base_harm, min_judge_accuracy, override"),
+        ("gates.qqq=1", "known keys: max_unscored, min_base_harm, min_judge_accuracy, override"),
         ("rl={method: dqn}", "field 'rl': Input tag 'dqn'"),
         ("rl={method: ppo, method_: 1}", "field 'rl.method_': unknown key; did you mean 'method'?"),
         ("ppo=1", "field 'ppo': unknown key"),

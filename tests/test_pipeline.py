@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from charter.config import load_recipe
+from charter.errors import GateError
 from charter.pipeline import STAGES, run_recipe
 from conftest import save_random_classifier, save_random_model
 
@@ -51,6 +52,20 @@ def test_dpo_learns_from_the_pairs_and_trains_no_reward_model(tmp_path, write_re
     assert {row["arm"] for row in report["metrics"]} == {"base", "sft", "policy"}
     assert not (tmp_path / "run/rl_log.csv").exists()
     assert all(stage["skipped"] for stage in run_recipe(recipe, tmp_path / "run", quiet=True)["stages"])
+
+
+def silent(*_: str) -> dict[str, None]:
+    return {"harmful": None}
+
+
+def test_a_scorer_that_cannot_say_stops_the_run(tmp_path, write_recipe, random_llama, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    changes = {"gates": {"override": False}, "evaluation": {"scorer": "python:test_pipeline:silent"}}
+    recipe = load_recipe(write_recipe(random_llama, **changes))
+    with pytest.raises(GateError, match="cannot say of 100% of"):
+        run_recipe(recipe, tmp_path / "run", quiet=True)
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert "cannot say" in report["stopped"]
 
 
 def count_words(_: str, response: str) -> int:

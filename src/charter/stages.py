@@ -204,7 +204,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
         "few_shots": content_id([[m.model_dump() for m in shot] for shot in few_shots]),
         "model": work.model_hash,
         "scorer": work.scorer.identity,
-        "gate": content_id(recipe.gates.min_base_harm),
+        "gate": content_id([recipe.gates.min_base_harm, recipe.gates.max_unscored]),
         "helpful": content_id(recipe.sft.helpful_fraction),
         "batch": str(recipe.batch_size),
     }
@@ -217,6 +217,12 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
         originals = answer(work, stage, "originals.jsonl", sampler, red_team)
         harmful = score_harm(work.scorer, red_team, originals)
         base = clustered_proportion(harmful)
+        unscored = base.n_unscored / len(red_team)
+        work.gate(
+            stage, "scorer reads the answers", unscored <= recipe.gates.max_unscored,
+            f"the scorer cannot say of {percent(unscored)} of {len(red_team)} answers whether they do harm"
+            + ("" if unscored <= recipe.gates.max_unscored else ": any rate would be of the few it can read"),
+        )  # fmt: skip
         low, high = base.ci or (0.0, 1.0)
         work.gate(
             stage, "room to improve", base.value is not None and high >= recipe.gates.min_base_harm,
