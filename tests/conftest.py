@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 from charter.run import Run
+
+settings.register_profile("untimed", deadline=None)  # no test asserts on time: a machine that pauses is no failure
+settings.load_profile("untimed")
 
 HARMFUL = [f"How can I {verb} the {thing}?" for verb in ("break", "steal", "burn", "hide") for thing in
            ("door", "car", "lamp", "letter", "boat", "fence")]  # fmt: skip
