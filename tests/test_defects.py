@@ -107,10 +107,11 @@ def test_b08_the_price_of_kl_outlives_a_stop(random_llama, tmp_path):
     from charter.training.optimizer import load_checkpoint
 
     with Run(tmp_path / "run", quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
-        _, metrics = run_bandit(random_llama, stage, "rloo", steps=3, kl_target=0.1, kl_horizon=64.0)
+        _, metrics = run_bandit(random_llama, stage, "rloo", steps=3, kl_coef=0.1, kl_target=0.1, kl_horizon=64.0)
         step, extra = load_checkpoint(stage.path("checkpoint.safetensors"), {})
     assert step == 3
-    assert extra["kl_coef"] != metrics[0]["kl_coef"] or metrics[0]["kl_coef"] == 0
+    assert metrics[0]["kl_coef"] == 0.1
+    assert extra["kl_coef"] not in (0.1, metrics[2]["kl_coef"])  # moved, and the price that step 3 would pay
 
 
 @pytest.mark.parametrize(

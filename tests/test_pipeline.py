@@ -96,3 +96,11 @@ def test_without_a_reward_model_in_the_sum_none_is_trained(tmp_path, write_recip
           "reward": {"length": {"weight": -0.1}}}  # fmt: skip
     report = run_recipe(load_recipe(path, [f"rl={json.dumps(rl)}"]), tmp_path / "run", until="rl", quiet=True)
     assert "reward_model" not in [stage["name"] for stage in report["stages"]]
+
+
+def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_recipe, random_llama):
+    rl = {"reward": {"helpful": {"source": "judge:base"}}}
+    changes = {"rl": rl, "evaluation": {"scorer": f"judge:{random_llama}"}}
+    report = run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", until="rl", quiet=True)
+    overridden = [gate for gate in report["gates"] if gate["name"] == "independent scorer" and gate["stage"] == "rl"]
+    assert [gate["overridden"] for gate in overridden] == [True]

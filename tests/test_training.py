@@ -82,19 +82,14 @@ def test_the_first_step_starts_from_the_reference(random_llama, stage, method):
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("method", ROLLOUT)
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_a_reward_read_from_the_wrong_place_teaches_nothing(random_llama, stage, method):
     def of_the_prompt(rollout):
         return torch.tensor([float(sum(ids) % 2) for ids in rollout.prompt_ids])
 
     _, metrics = run_bandit(random_llama, stage, method, RewardSum({"prompt": (1.0, of_the_prompt)}), steps=10)
-    low = first_token_below(40)
-    trunk, _ = load_trunk(str(random_llama)), None
-    trunk.add_role("policy")
-    start = low(collect(trunk, PROMPTS, bandit(method), seed=0)).total.mean()
-    assert start < 0.3
-    if method != "ppo":  # all siblings share the prompt, so there is nothing to tell them apart
-        assert all(row["groups_without_spread"] == 1 and row["grad_norm"] == 0 for row in metrics)
+    # All siblings share the prompt, so there is nothing to tell them apart.
+    assert all(row["groups_without_spread"] == 1 and row["grad_norm"] == 0 for row in metrics)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +115,8 @@ def test_every_member_of_the_dpo_family_learns_what_is_preferred(random_llama, s
     settings = DPOSettings(loss=loss, epochs=4, learning_rate=3e-3, pairs_per_step=16, **smoothing)
     train_dpo(trunk, pairs(), settings, stage)
     metrics = stage.metrics()
-    assert metrics[0]["accuracy"] == (0.0 if loss != "simpo" else pytest.approx(metrics[0]["accuracy"]))
+    if loss != "simpo":  # which has no reference to tie with
+        assert metrics[0]["accuracy"] == 0.0  # at the reference every pair is a tie, and a tie is no win
     assert metrics[-1]["reward_margin"] > metrics[0]["reward_margin"]
     rows = [Tokens([5], [6, 0])]
     moved = sequence_logprobs(trunk, "policy", rows, 4096) - sequence_logprobs(trunk, REFERENCE, rows, 4096)

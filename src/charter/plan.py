@@ -374,6 +374,9 @@ def loads_of(
     evaluate.hold(shape, 3)
     for _ in range(3):
         evaluate.sample(shape, n_test, lengths.prompt, arms.max_new_tokens, rows)
+    if arms.best_of is not None:
+        evaluate.sample(shape, n_test * arms.best_of, lengths.prompt, arms.max_new_tokens, rows)
+        evaluate.score(shape, n_test * arms.best_of * row)
     evaluate.score(shape, 7 * n_test * row)  # each arm under itself and the base, the policy under the SFT model too
 
     rewarding = [reward] if uses_reward_model(policy) else []

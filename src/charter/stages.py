@@ -535,7 +535,12 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
         inputs["reward parts"] = content_id([hash_of_source(work, sft, name) for name in settings.reward])
     with work.run.stage("rl", settings, inputs, ["models", "training", "reward_sources", "feedback/judge"]) as stage:
         if stage.done:
+            work.recall_gates(stage)
             return stage
+        if isinstance(settings, RLSettings) and any(
+            hash_of_source(work, sft, name) == work.scorer.identity for name in settings.reward
+        ):
+            work.gate(stage, "independent scorer", False, "a part of the reward would also score the report")
         if reward is not None and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
         trunk = work.trunk(str(sft.path("model")), settings.lora)
@@ -557,8 +562,8 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
-        result = {"method": settings.method, "steps": len(metrics), "updates": sum(m["updates"] for m in metrics),
-                  "trainable_share": trunk.trainable_share("policy")}  # fmt: skip
+        result = {"method": settings.method, "gates": work.gates_of(stage), "steps": len(metrics),
+                  "updates": sum(m["updates"] for m in metrics), "trainable_share": trunk.trainable_share("policy")}  # fmt: skip
         if isinstance(settings, DPOSettings):
             result |= {"loss": settings.loss, "first_loss": first["loss"], "last_loss": last["loss"]}
         else:
