@@ -17,8 +17,9 @@ from transformers import (
 
 from charter.config import LoRASettings
 from charter.models import generate
-from charter.models.fused_llama import FusedLlama, is_llama_like
+from charter.models.fused_llama import FusedLlama
 from charter.models.generate import TransformersDecoder, sample
+from charter.models.llama_weights import is_llama_like
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
 

@@ -1,67 +1,22 @@
 """Decoding for Llama-like models without what a general model class must carry: about a page of arithmetic.
 
-The weights are read from the transformers model, adapters merged in, once for each call of ``sample``: query, key and value
-in one product, gate and up in another, all in the precision of the run. Keys and values go into memory that was set aside
-before the first token. The K responses to a prompt attend to one copy of its keys and values until rows begin to end.
+The weights are those of ``llama_weights``. The K responses to a prompt attend to one copy of its keys and values until rows begin to end.
 Greedy tokens equal those of ``generate`` in float32 (a test).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from charter.models.layout import left_pad, positions
+from charter.models.llama_weights import Block, inverse_rms, rotate_, weights_of
 
-LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2"})
-STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
-
-
-def is_llama_like(model: Any) -> bool:
-    """Whether the page below is the arithmetic of this model: rotary positions, gated SiLU, full attention, RMS norms."""
-    config = getattr(model, "config", None)
-    if config is None or config.model_type not in LLAMA_LIKE or not hasattr(model, "lm_head"):
-        return False
-    windowed = getattr(config, "sliding_window", None) is not None and any(
-        kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ["sliding_attention"]
-    )
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return config.hidden_act == "silu" and rope in STATIC_ROPE and not windowed
-
-
-class Layer(NamedTuple):
-    """The weights of one block. qkv: ((Hq + 2 Hk) D, H); out: (H, Hq D); gate_up: (2 I, H); down: (H, I)."""
-
-    attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-
-
-def effective_weight(linear: Any) -> Tensor:
-    """The weight of a linear layer with its active adapters added."""
-    if not hasattr(linear, "base_layer"):
-        weight: Tensor = linear.weight
-        return weight
-    weight = linear.base_layer.weight
-    if not linear.disable_adapters:
-        for name in linear.active_adapters:
-            if name in linear.lora_A:
-                weight = weight + linear.get_delta_weight(name)
-    return weight
-
-
-def bias_of(linear: Any) -> Tensor | None:
-    bias: Tensor | None = getattr(linear, "base_layer", linear).bias
-    return bias
+GROWTH = 16  # columns by which the cache grows
 
 
 class FusedLlama:
@@ -74,24 +29,20 @@ class FusedLlama:
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype
     ) -> None:
-        config = model.config
-        self.k, self.dtype, self.eps = k, dtype, config.rms_norm_eps
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        weights = weights_of(model, dtype)
+        self.k, self.dtype, self.eps = k, dtype, weights.eps
+        self.heads, self.kv_heads, self.head_dim = weights.heads, weights.kv_heads, weights.head_dim
         self.group = self.heads // self.kv_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.scale = self.head_dim**-0.5
         self.device = model.device
-        self.layers = [self.read(block) for block in model.model.layers]
-        self.norm = model.model.norm.weight.to(dtype)
-        self.embedding = model.model.embed_tokens.weight.to(dtype)
-        tied = effective_weight(model.lm_head) is model.model.embed_tokens.weight
-        self.lm_head = self.embedding if tied else effective_weight(model.lm_head).to(dtype)
+        self.layers = weights.blocks
+        self.norm = weights.norm.to(dtype)
+        self.embedding = weights.table
+        self.lm_head = weights.lm_head
         ids, attention = left_pad(prompts, self.device)
         self.width, self.step_number = ids.shape[1], 0
         place = positions(attention)
-        table = torch.arange(self.width + max_new_tokens, device=self.device).unsqueeze(0)
-        cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32, device=self.device), table)
-        self.cos, self.sin = cos[0].to(dtype), sin[0].to(dtype)  # (S, D)
+        table = torch.arange(self.width + max_new_tokens, device=self.device)
+        self.cos, self.sin = weights.rope(table)  # (S, 1, D/2)
         self.lengths = attention.sum(dim=1).repeat_interleave(k)  # (B,)
         padded = bool((attention == 0).any())
         least = torch.finfo(dtype).min
@@ -102,51 +53,40 @@ class FusedLlama:
         self.prompt_keys: list[Tensor] = []  # (P Hk, T, D) a layer
         self.prompt_values: list[Tensor] = []
         self.logits = self.prefill(ids, place).repeat_interleave(k, 0)
-        rows = len(prompts) * k * self.kv_heads
-        own = (rows, max_new_tokens, self.head_dim)
-        self.keys = [torch.empty(own, dtype=dtype, device=self.device) for _ in self.layers]
-        self.values = [torch.empty(own, dtype=dtype, device=self.device) for _ in self.layers]
+        none = torch.empty(len(prompts) * k * self.kv_heads, 0, self.head_dim, dtype=dtype, device=self.device)
+        self.keys, self.values = [none] * len(self.layers), [none] * len(self.layers)
         self.shared = True  # the prompt's keys belong to the group and not yet to each row
 
-    def read(self, block: Any) -> Layer:
-        attention, mlp = block.self_attn, block.mlp
-        three = (attention.q_proj, attention.k_proj, attention.v_proj)
-        biases = [bias_of(linear) for linear in three]
-        out_bias = bias_of(attention.o_proj)
-        return Layer(
-            attention_norm=block.input_layernorm.weight.to(self.dtype),
-            qkv=torch.cat([effective_weight(linear) for linear in three]).to(self.dtype),
-            qkv_bias=None if biases[0] is None else torch.cat([b for b in biases if b is not None]).to(self.dtype),
-            out=effective_weight(attention.o_proj).to(self.dtype),
-            out_bias=None if out_bias is None else out_bias.to(self.dtype),
-            mlp_norm=block.post_attention_layernorm.weight.to(self.dtype),
-            gate_up=torch.cat([effective_weight(mlp.gate_proj), effective_weight(mlp.up_proj)]).to(self.dtype),
-            down=effective_weight(mlp.down_proj).to(self.dtype),
-        )
+    def normed(self, x: Tensor) -> Tensor:
+        return x * inverse_rms(x, self.eps).to(x.dtype)
 
-    def rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+    def reserve(self, columns: int) -> None:
+        """Room for so many columns of keys and values. bmm copies a cache that it does not read to its last column, so the cache
+        grows by little at a time and the columns that are not yet written are hidden: zeros, since garbage may be NaN."""
+        have = self.keys[0].shape[1]
+        if have < columns:
+            for caches in (self.keys, self.values):
+                for number, cache in enumerate(caches):
+                    caches[number] = F.pad(cache, (0, 0, 0, GROWTH))
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        half = self.head_dim // 2
-        return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+    def heads_of(self, layer: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, Hq, D), keys and values (N, Hk, D) of rows x (N, H); cos, sin: (N, 1, D/2)."""
+        mixed = layer.qkv(self.normed(x)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
+        rotate_(mixed[:, : self.heads + self.kv_heads], cos, sin)
+        return mixed[:, : self.heads], mixed[:, self.heads : -self.kv_heads], mixed[:, -self.kv_heads :]
 
-    def heads_of(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, Hq, D), scaled, keys and values (N, Hk, D) of rows x (N, H); cos, sin: (N, 1, D)."""
-        mixed = F.linear(self.rms(x, layer.attention_norm), layer.qkv, layer.qkv_bias)
-        mixed = mixed.view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
-        turned = self.rotate(mixed[:, : self.heads + self.kv_heads], cos, sin)
-        return turned[:, : self.heads] * self.scale, turned[:, self.heads :], mixed[:, self.heads + self.kv_heads :]
+    def after_attention(self, layer: Block, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + layer.out(attended)
+        gate, up = layer.gate_up(self.normed(x)).chunk(2, dim=-1)
+        return x + layer.down(F.silu(gate).mul_(up))
 
-    def after_attention(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + F.linear(attended, layer.out, layer.out_bias)
-        gate, up = F.linear(self.rms(x, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, layer.down)
+    def logits_of(self, x: Tensor) -> Tensor:
+        return self.lm_head(self.normed(x) * self.norm)
 
     def prefill(self, ids: Tensor, place: Tensor) -> Tensor:
         """Read the prompts (P, T); logits (P, V) of the first new token."""
         p, t = ids.shape
-        cos, sin = (table[place].view(p * t, 1, self.head_dim) for table in (self.cos, self.sin))
+        cos, sin = (table[place.view(-1)] for table in (self.cos, self.sin))
         causal = torch.full((t, t), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device).triu(1)
         bias = causal if self.prompt_bias is None else causal + self.prompt_bias.view(p, 1, 1, 1, t)
         # Two least numbers add up to minus infinity, and a row of nothing but that to NaN: a pad sees itself.
@@ -164,34 +104,35 @@ class FusedLlama:
             scores.view(p, self.kv_heads, self.group, t, t).add_(bias)
             out = torch.bmm(torch.softmax(scores, dim=-1), value).view(p, self.heads, t, -1)
             x = self.after_attention(layer, x, out.transpose(1, 2).reshape(p * t, -1))
-        return F.linear(self.rms(x.view(p, t, -1)[:, -1], self.norm), self.lm_head)
+        return self.logits_of(x.view(p, t, -1)[:, -1])
 
     def step(self, tokens: Tensor) -> Tensor:
         """Write one token (B,) to every row; logits (B, V) of the next."""
         b, n = len(tokens), self.step_number
         place = self.lengths + n
-        cos, sin = self.cos[place].unsqueeze(1), self.sin[place].unsqueeze(1)
+        cos, sin = self.cos[place], self.sin[place]
         x = F.embedding(tokens, self.embedding)
+        column = n if self.shared else self.width + n
+        self.reserve(column + 1)
         for number, layer in enumerate(self.layers):
             query, key, value = self.heads_of(layer, x, cos, sin)
             keys, values = self.keys[number], self.values[number]
-            column = n if self.shared else self.width + n
             keys[:, column] = key.reshape(b * self.kv_heads, -1)
             values[:, column] = value.reshape(b * self.kv_heads, -1)
-            seen = slice(0, column + 1)
             query = query.reshape(b * self.kv_heads, self.group, -1)
-            own = torch.bmm(query, keys[:, seen].transpose(1, 2))
+            own = torch.bmm(query, keys.transpose(1, 2))
+            own[..., column + 1 :] = torch.finfo(self.dtype).min
             if self.shared:
-                out = self.attend_shared(number, query, own, values[:, seen])
+                out = self.attend_shared(number, query, own, values)
             else:
                 if self.prompt_bias is not None:
                     own.view(b, self.kv_heads, self.group, -1)[..., : self.width].add_(
                         self.prompt_bias.view(b, 1, 1, -1)
                     )
-                out = torch.bmm(torch.softmax(own, dim=-1), values[:, seen])
+                out = torch.bmm(torch.softmax(own, dim=-1), values)
             x = self.after_attention(layer, x, out.reshape(b, -1))
         self.step_number += 1
-        self.logits = F.linear(self.rms(x, self.norm), self.lm_head)
+        self.logits = self.logits_of(x)
         return self.logits
 
     def attend_shared(self, number: int, query: Tensor, own: Tensor, values: Tensor) -> Tensor:
@@ -222,7 +163,8 @@ class FusedLlama:
             of_prompt = (groups.unsqueeze(1) * self.kv_heads + torch.arange(self.kv_heads, device=self.device)).view(-1)
             for number in range(len(self.layers)):
                 for cache, prompt in ((self.keys, self.prompt_keys), (self.values, self.prompt_values)):
-                    cache[number] = torch.cat((prompt[number][of_prompt], cache[number][places]), dim=1)
+                    written = cache[number][places, : self.step_number]
+                    cache[number] = torch.cat((prompt[number][of_prompt], written), dim=1)
             if self.prompt_bias is not None:
                 self.prompt_bias = self.prompt_bias[groups]
             self.prompt_keys, self.prompt_values, self.shared = [], [], False

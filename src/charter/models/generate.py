@@ -7,16 +7,19 @@ distribution the tokens came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.fused_llama import FusedLlama, is_llama_like
+from charter.models.fused_llama import FusedLlama
+from charter.models.llama_weights import FUSED_BYTES, is_llama_like
 from charter.models.layout import left_pad, positions
 
 
@@ -87,8 +90,6 @@ def make_decoder(
     return TransformersDecoder(model, prompts, k)
 
 
-FUSED_BYTES = 4 * 2**30
-
 
 @torch.inference_mode()
 def sample(
@@ -149,15 +150,28 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
     """Tokens (B,) drawn by inverse CDF from logits (B, V) with one uniform number a row, and their log-probabilities."""
     logits = logits.float()
     if temperature == 0:
-        logprobs = torch.log_softmax(logits, dim=-1)
         choice = logits.argmax(dim=-1)
-    else:
-        logprobs = torch.log_softmax(logits / temperature, dim=-1)
-        cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
-        # Scaled by the total, which rounding leaves a little off 1, so that the last token keeps its own share.
-        target = (uniform * cumulative[:, -1]).unsqueeze(1)
-        choice = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
-    return choice, logprobs.gather(1, choice.unsqueeze(1)).squeeze(1)
+        return choice, torch.log_softmax(logits, dim=-1).gather(1, choice.unsqueeze(1)).squeeze(1)
+    probabilities = torch.softmax(logits / temperature if temperature != 1 else logits, dim=-1)
+    # First the block of tokens, then the token in it: the running sum is over two short rows and not one long one.
+    b, v = probabilities.shape
+    size = math.isqrt(v - 1) + 1
+    blocks = F.pad(probabilities, (0, -v % size)).view(b, -1, size)
+    block, below = invert(blocks.sum(dim=2), uniform)
+    place, _ = invert(blocks[torch.arange(b, device=block.device), block], below)
+    choice = (block * size + place).clamp_(max=v - 1)
+    return choice, probabilities.gather(1, choice.unsqueeze(1)).squeeze(1).log()
+
+
+def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The column (B,) of weights (B, n) in which the running sum passes ``uniform`` times their total, and what is left of that
+    column below the mark, as a share of it. Scaled by the total, so that rounding takes nothing from the last column."""
+    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    target = (uniform * cumulative[:, -1]).unsqueeze(1)
+    column = torch.searchsorted(cumulative, target, right=True).clamp_(max=weights.shape[1] - 1)
+    own = weights.gather(1, column).double()
+    share = (target - cumulative.gather(1, column) + own) / own
+    return column.squeeze(1), share.squeeze(1).clamp(0, 1)
 
 
 def context_length(model: Any) -> int | None:

@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from charter.config import LoRASettings
 from charter.errors import InputError
 from charter.models.attention import NAME
+from charter.models.fused_training import hidden_states
+from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import load_model, save_model
+from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.packing import LAYOUT, Packed, Tokens, pack
 from charter.records import write_json
 from charter.run import derive_seed, read_json
@@ -91,9 +94,10 @@ class Trunk:
         self.adapters.eval()
         if start_from:
             state = dict(self.adapters.named_parameters())
-            for key, parameter in state.items():
-                if f".{name}." in key:
-                    parameter.data.copy_(state[key.replace(f".{name}.", f".{start_from}.")].data)
+            with torch.no_grad():
+                for key, parameter in state.items():
+                    if f".{name}." in key:
+                        parameter.copy_(state[key.replace(f".{name}.", f".{start_from}.")])
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
         """The trainable parameters of a role by name, its head included."""
@@ -157,10 +161,19 @@ class Trunk:
             rows_alone = self._line(self.model, alone, packed=False)[alone.before[alone.mask]]
         return bool(torch.allclose(line, rows_alone, rtol=1e-3, atol=1e-3 * float(rows_alone.abs().max())))
 
-    def line(self, model: Any, packed: Packed) -> Tensor:
-        """Last hidden states (N, H), float32, of the tokens in line."""
+    @cached_property
+    def fuses(self) -> bool:
+        """Whether the written-out pass computes what the model's own code computes, faster: Llama-like models on a CPU, with
+        room for a second copy of the weights."""
+        size = self.n_parameters * self.dtype.itemsize
+        return self.device.type == "cpu" and is_llama_like(self.model) and self.packs and size <= FUSED_BYTES
+
+    def hidden(self, model: Any, packed: Packed, rows: Tensor) -> Tensor:
+        """Last hidden states (n, H), float32, at the places ``rows`` (n,) of the line."""
+        if self.fuses:
+            return hidden_states(model, packed, rows, self.dtype)
         with self.autocast():
-            return self._line(model, packed, packed=self.packs)
+            return self._line(model, packed, packed=self.packs)[rows]
 
     def _line(self, model: Any, batch: Packed, *, packed: bool) -> Tensor:
         if packed:
@@ -191,32 +204,40 @@ class Trunk:
         Logits are computed only where a response token follows, and normalised in float32. The same temperature as in
         sampling goes in here, or the ratio of the first update would not be 1.
         """
-        with self.as_role(role) as model:
-            hidden = self.line(model, packed)
-            with self.autocast():
-                logits = logits_from_hidden(model, hidden[packed.before[packed.mask]])
-        log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
-        chosen = log_softmax.gather(1, packed.targets[packed.mask].unsqueeze(1)).squeeze(1)
         place = packed.mask.nonzero(as_tuple=True)
+        targets = packed.targets[packed.mask]
+        with self.as_role(role) as model:
+            hidden = self.hidden(model, packed, packed.before[packed.mask])
+            chosen, entropies = self._chosen_logprobs(model, hidden, targets, temperature, entropy)
         zeros = torch.zeros(packed.mask.shape, device=hidden.device)
-        entropies = None
-        if entropy:
-            entropies = zeros.index_put(place, -(log_softmax.exp() * log_softmax).sum(dim=-1))
-        return zeros.index_put(place, chosen), entropies
+        return zeros.index_put(place, chosen), None if entropies is None else zeros.index_put(place, entropies)
+
+    def _chosen_logprobs(
+        self, model: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if is_plain_projection(model):
+            weight = model.get_output_embeddings().weight
+            cast = weights_of(model, self.dtype).lm_head.weight if self.fuses else weight.detach().to(self.dtype)
+            return chosen_logprobs(hidden, weight, cast, targets, temperature=temperature, entropy=entropy)
+        with self.autocast():
+            logits = logits_from_hidden(model, hidden)
+        log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
+        chosen = log_softmax.gather(1, targets.unsqueeze(1)).squeeze(1)
+        return chosen, -(log_softmax.exp() * log_softmax).sum(dim=-1) if entropy else None
 
     def values(self, role: str, packed: Packed) -> Tensor:
         """What the role's head expects *before* each response token is chosen: (R, T), 0 outside the mask."""
         with self.as_role(role) as model:
-            hidden = self.line(model, packed)
-        values = self.heads[role](hidden[packed.before[packed.mask]]).squeeze(-1)
+            hidden = self.hidden(model, packed, packed.before[packed.mask])
+        values = self.heads[role](hidden).squeeze(-1)
         zeros = torch.zeros(packed.mask.shape, device=hidden.device)
         return zeros.index_put(packed.mask.nonzero(as_tuple=True), values)
 
     def scores(self, role: str, packed: Packed) -> Tensor:
         """The role's head at the last token of each row: (R,). The place comes from lengths, never from ids."""
         with self.as_role(role) as model:
-            hidden = self.line(model, packed)
-        score: Tensor = self.heads[role](hidden[packed.last]).squeeze(-1)
+            hidden = self.hidden(model, packed, packed.last)
+        score: Tensor = self.heads[role](hidden).squeeze(-1)
         return score
 
     # -- on disk ---------------------------------------------------------------------------------------------------------
@@ -265,8 +286,9 @@ class Trunk:
         renamed = {key.replace(".reward.", f".{role}."): value for key, value in tensors.items()}
         if renamed.keys() != parameters.keys():
             raise InputError("its weights do not fit this trunk; it was trained on another model", file=file)
-        for key, value in renamed.items():
-            parameters[key].data.copy_(value)
+        with torch.no_grad():
+            for key, value in renamed.items():
+                parameters[key].copy_(value)
         return ScoreScale(card["mean"], card["std"])
 
 
@@ -278,19 +300,6 @@ class ScoreScale:
 
     def __call__(self, scores: Tensor) -> Tensor:
         return (scores - self.mean) / self.std
-
-
-def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
-    """Vocabulary logits (N, V) of hidden states (N, H), with the caps and scales that some architectures put on them."""
-    logits: Tensor = model.get_output_embeddings()(hidden)
-    config = model.config.get_text_config()
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scaling
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 def load_trunk(

@@ -24,6 +24,7 @@ from charter.training.rollouts import (
     describe_rollout,
     log_rollout,
     over_rollout,
+    policy_pass,
     prompt_batch,
 )
 from charter.training.watch import Watch
@@ -70,9 +71,8 @@ def train_grpo(
         # Score.
         parts = reward(rollout)
         scores = apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
-        logprobs = over_rollout(
-            rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=settings.temperature)[0]
-        )
+        policy = policy_pass(trunk, rollout, cuts, settings.temperature)
+        logprobs = policy.logprobs  # (B, T)
         reference_logprobs = over_rollout(
             rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
         )
@@ -92,10 +92,7 @@ def train_grpo(
                 n_responses = sum(len(cut.rows) for cut in minibatch)
                 for cut in minibatch:
                     mask = cut.packed.mask
-                    new_logprobs, entropies = trunk.logprobs(
-                        "policy", cut.packed, temperature=settings.temperature, entropy=True
-                    )
-                    assert entropies is not None
+                    new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
                     weights = token_weights(
                         mask,
                         settings.average,

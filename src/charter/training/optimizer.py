@@ -37,7 +37,7 @@ class Optimizer:
         self.warmup_steps = math.ceil(warmup * steps)
         self.made = 0
         self.adam = torch.optim.AdamW(
-            list(self.parameters.values()), lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0
+            list(self.parameters.values()), lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, fused=True
         )
 
     def rate(self) -> float:
@@ -74,7 +74,8 @@ class Optimizer:
         """Put parameters and moments back."""
         self.made = made
         for name, parameter in self.parameters.items():
-            parameter.data.copy_(tensors[f"{prefix}.{name}"])
+            with torch.no_grad():
+                parameter.copy_(tensors[f"{prefix}.{name}"])
             marker = f"{prefix}.{name}#"
             state = {
                 key.removeprefix(marker): value.clone() for key, value in tensors.items() if key.startswith(marker)

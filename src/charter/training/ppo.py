@@ -24,6 +24,7 @@ from charter.training.rollouts import (
     describe_rollout,
     log_rollout,
     over_rollout,
+    policy_pass,
     prompt_batch,
 )
 from charter.training.watch import Watch
@@ -64,9 +65,8 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
         # Score.
         parts = reward(rollout)
         scores = apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
-        logprobs = over_rollout(
-            rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=settings.temperature)[0]
-        )
+        policy = policy_pass(trunk, rollout, cuts, settings.temperature)
+        logprobs = policy.logprobs  # (B, T)
         reference_logprobs = over_rollout(
             rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
         )
@@ -88,10 +88,7 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
                 n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
                 for cut in minibatch:
                     mask = cut.packed.mask
-                    new_logprobs, entropies = trunk.logprobs(
-                        "policy", cut.packed, temperature=settings.temperature, entropy=True
-                    )
-                    assert entropies is not None
+                    new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
                     new_values = trunk.values("value", cut.packed)
                     policy_loss, stats = clipped_policy_loss(
                         new_logprobs,

@@ -24,6 +24,7 @@ from charter.training.rollouts import (
     log_rollout,
     micro_batches,
     over_rollout,
+    policy_pass,
     prompt_batch,
 )
 from charter.training.watch import Watch
@@ -63,9 +64,8 @@ def train_rloo(
         # Score.
         parts = reward(rollout)
         scores = apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
-        logprobs = over_rollout(
-            rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=settings.temperature)[0]
-        )
+        policy = policy_pass(trunk, rollout, cuts, settings.temperature)
+        logprobs = policy.logprobs  # (B, T)
         reference_logprobs = over_rollout(
             rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
         )
@@ -82,10 +82,7 @@ def train_rloo(
         n_tokens = max(int(rollout.mask.sum()), 1)
         for cut in cuts:
             mask = cut.packed.mask
-            new_logprobs, entropies = trunk.logprobs(
-                "policy", cut.packed, temperature=settings.temperature, entropy=True
-            )
-            assert entropies is not None
+            new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
             loss = reinforce_loss(new_logprobs, advantages[cut.rows], mask, n)
             torch.autograd.backward(loss)
             loss_total += loss.item()

@@ -122,6 +122,39 @@ def over_rollout(rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable
     return out
 
 
+@dataclass
+class PolicyPass:
+    """The policy's log-probabilities of a rollout (B, T), as training computes them, before its first update.
+
+    A batch that is one micro-batch keeps its graph: the pass that scores it is then the first update's own, and the ratio of
+    that update is 1 because it is the same number.
+    """
+
+    logprobs: Tensor
+    kept: tuple[Tensor, Tensor] | None
+
+    def of(self, trunk: Trunk, cut: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
+        if self.kept is not None:
+            found, self.kept = self.kept, None
+            return found
+        logprobs, entropies = trunk.logprobs("policy", cut.packed, temperature=temperature, entropy=True)
+        assert entropies is not None
+        return logprobs, entropies
+
+
+def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float) -> PolicyPass:
+    """Score a rollout under the policy."""
+    if len(cuts) > 1:
+        return PolicyPass(
+            over_rollout(rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]), None
+        )
+    logprobs, entropies = trunk.logprobs("policy", cuts[0].packed, temperature=temperature, entropy=True)
+    assert entropies is not None
+    whole = over_rollout(rollout, cuts, lambda _: logprobs.detach())
+    return PolicyPass(whole, (logprobs, entropies))
+
+
 def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:
     """What every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
     response_kl = kl.sum(dim=1)

@@ -1,0 +1,80 @@
+"""Models and data of the speed comparison: two Llama shapes with random weights, dialogues of the lengths of hh-rlhf.
+
+A token is a word (`w0` … `w4094`) and the end is `</s>`, so that both tools see the same ids whether they are given text or ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SHAPES = {
+    "S": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4},  # 5.0M
+    "M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},  # 27.4M
+}
+VOCAB, END = 4096, 4095
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} </s>{% endif %}{% endfor %}"
+
+
+def save_model(folder: Path, shape: str) -> Path:
+    """A random model of the named shape with its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    size = SHAPES[shape]
+    config = LlamaConfig(**size, num_key_value_heads=size["num_attention_heads"], vocab_size=VOCAB, tie_word_embeddings=True,
+                         max_position_embeddings=1024, bos_token_id=None, eos_token_id=END, pad_token_id=END)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words = {f"w{i}": i for i in range(VOCAB - 1)} | {"</s>": END}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", padding_side="left")
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A prompt with two responses, as ids; the end is not among them."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def dialogues(n: int, seed: int = 0) -> list[Dialogue]:
+    """Random ids at the lengths of hh-rlhf's harmless-base dialogues: prompts of 132 tokens on average, responses of 45, widely
+    spread, cut at 512 in all."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        prompt, chosen, rejected = (
+            int(np.clip(rng.lognormal(np.log(mean) - 0.32, 0.8), 4, cap)) for mean, cap in ((138, 400), (47, 110), (47, 110))
+        )
+        found.append(Dialogue(*(rng.integers(0, END, size=size).tolist() for size in (prompt, chosen, rejected))))
+    return found
+
+
+def prompts(n: int, seed: int = 0) -> list[list[int]]:
+    """Random ids, 64 to 128 of them."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, END, size=int(rng.integers(64, 129))).tolist() for _ in range(n)]
+
+
+def text(ids: list[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def alike(lengths: list[int], per_batch: int, seed: int = 0) -> list[int]:
+    """An order in which neighbours in a batch are of like length and batches come at random: what grouping by length gives."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    batches = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
+    np.random.default_rng(seed).shuffle(batches)
+    return [i for batch in batches for i in batch]
