@@ -159,7 +159,9 @@ def charter_sample(folder: Path, k: int) -> float:
         prompts = workload.prompts(64 // k, seed=turn)
         began = time.perf_counter()
         seeds = [[turn * 64 + i * k + j for j in range(k)] for i in range(len(prompts))]
-        groups = sample(model, prompts, seeds, eos_id=-1, max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16)
+        groups = sample(
+            model, prompts, seeds, eos_id=-1, max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16
+        )
         rates.append(sum(len(one.ids) for group in groups for one in group) / (time.perf_counter() - began))
     return sorted(rates[1:])[0]
 
@@ -221,7 +223,10 @@ def trl_reward(folder: Path, place: Path, steps: int) -> float:
 
     pairs = workload.dialogues(ROWS * (steps + 1))
     pairs = [pairs[i] for i in workload.alike([len(d.prompt) + max(len(d.chosen), len(d.rejected)) for d in pairs], 8)]
-    rows = [{"chosen": workload.text([*d.prompt, *d.chosen]), "rejected": workload.text([*d.prompt, *d.rejected])} for d in pairs]
+    rows = [
+        {"chosen": workload.text([*d.prompt, *d.chosen]), "rejected": workload.text([*d.prompt, *d.rejected])}
+        for d in pairs
+    ]
     clock = Clock()
     trainer = RewardTrainer(
         model=peer_model(folder, "AutoModelForSequenceClassification", num_labels=1),

@@ -18,7 +18,6 @@ from torch import Tensor
 from charter.models.llama_weights import Block, LlamaWeights, inverse_rms, rotate_, weights_of
 from charter.models.packing import Packed, View
 
-
 PIECE = 128  # queries of a long row that are multiplied together; fewer waste less on keys to come, more make longer products
 
 
@@ -196,9 +195,7 @@ class _Block(torch.autograd.Function):
     """One layer on a line (N, H). With ``rows`` only those leave it: the others were needed as keys and values alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, block: Block, line: Line, rows: Tensor | None, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, block: Block, line: Line, rows: Tensor | None, *parameters: Tensor) -> Tensor:
         scale = inverse_rms(x, line.eps)
         normed = (x * scale).to(line.dtype)
         mixed = block.qkv(normed)
@@ -242,7 +239,10 @@ class _Block(torch.autograd.Function):
             of_x = of_middle.new_zeros(normed.shape).index_add_(0, rows, of_middle)
         of_mixed = line.attend_backward(of_attended, tuple(saved))
         rotate_(
-            of_mixed.view(len(normed), -1, line.head_dim)[:, : line.heads + line.kv_heads], line.cos, line.sin, back=True
+            of_mixed.view(len(normed), -1, line.head_dim)[:, : line.heads + line.kv_heads],
+            line.cos,
+            line.sin,
+            back=True,
         )
         of_qkv = block.qkv.gradients(of_mixed, normed)
         of_x = norm_backward(of_mixed @ block.qkv.weight, normed, scale).add_(of_x)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from charter.errors import InputError
 from charter.models.fused_llama import FusedLlama
-from charter.models.llama_weights import FUSED_BYTES, is_llama_like
 from charter.models.layout import left_pad, positions
+from charter.models.llama_weights import FUSED_BYTES, is_llama_like
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ def make_decoder(
     if is_llama_like(model) and size <= FUSED_BYTES:
         return FusedLlama(model, prompts, k, max_new_tokens, dtype)
     return TransformersDecoder(model, prompts, k)
-
 
 
 @torch.inference_mode()

@@ -166,7 +166,11 @@ class LlamaWeights:
         self.lm_head = Matrix((rows_of(model.lm_head),), None, dtype)
         tied = model.lm_head.weight is self.embedding if hasattr(model.lm_head, "weight") else False
         self.table = self.lm_head.weight if tied else self.embedding.to(dtype)
-        self.sources = [*(p for block in self.blocks for p in block.parameters()), *self.lm_head.parameters(), self.embedding]
+        self.sources = [
+            *(p for block in self.blocks for p in block.parameters()),
+            *self.lm_head.parameters(),
+            self.embedding,
+        ]
         self.versions, self.marks = [p._version for p in self.sources], self.mark()
 
     def mark(self) -> Tensor:
@@ -180,9 +184,7 @@ class LlamaWeights:
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (N, 1, D/2) at positions (N,), of the angles that the two halves of a head share."""
-        cos, sin = self.rotary(
-            torch.zeros(1, dtype=torch.float32, device=positions.device), positions.unsqueeze(0)
-        )
+        cos, sin = self.rotary(torch.zeros(1, dtype=torch.float32, device=positions.device), positions.unsqueeze(0))
         half = self.head_dim // 2
         return cos[0, :, None, :half].to(self.dtype), sin[0, :, None, :half].to(self.dtype)
 

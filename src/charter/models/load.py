@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from charter.errors import InputError
+from charter.models.allocator import keep_freed_memory
 from charter.models.attention import use_fast_attention
 from charter.models.chat_template import prepare_tokenizer
 
@@ -71,6 +72,7 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
     import transformers
 
     check_folder(path)
+    keep_freed_memory()
     try:
         with quiet_transformers():
             model, report = getattr(transformers, kind).from_pretrained(

@@ -15,10 +15,13 @@ from random import Random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.fused_training import hidden_states
+from charter.models.llama_weights import weights_of
+from charter.models.logprobs import chosen_logprobs
+from charter.models.packing import Tokens, pack
 from charter.records import Message, atomic_path
 from charter.testbed.corpus import Example, corpus
 
@@ -72,9 +75,10 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
     """Train and save to ``out``/model; goes on where a killed training left its checkpoint. Returns tokens, loss, seconds."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from charter.models.attention import use_fast_attention
+    from charter.models.allocator import keep_freed_memory
     from charter.models.load import save_model
 
+    keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(config)
     torch.manual_seed(config.seed)
@@ -86,7 +90,7 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
-    use_fast_attention(model).train()
+    model.train()
     checkpoint = out / "training.safetensors"
     started, total = time.monotonic(), sum(config.tokens)
     course, place = restore(checkpoint, model)
@@ -122,8 +126,9 @@ def train_course(
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98)
-    )
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98),
+        fused=True,
+    )  # fmt: skip
     put_back(optimizer, model, place.moments)
     before, tokens = sum(config.tokens[:course]), config.tokens[course]
     while place.seen < tokens:
@@ -206,23 +211,21 @@ def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, mix: int = 
 
 def learn(model: Any, optimizer: torch.optim.Optimizer, rows: Sequence[Row]) -> tuple[float, int]:
     """One update; the weighted mean loss (nats per token) and the number of tokens without padding."""
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-    weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in rows])
-    counted = weights[:, 1:] > 0
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        # Padding is on the right and causal attention never looks right, so no attention mask is needed. Four tokens in ten
-        # weigh nothing; their logits are not computed.
-        hidden = model.model(input_ids=ids).last_hidden_state
-        logits: Tensor = model.lm_head(hidden[:, :-1][counted])
-    losses = F.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
-    weight = weights[:, 1:][counted]
-    loss = (losses * weight).sum() / weight.sum().clamp(min=1e-6)
+    packed = pack([Tokens(ids[:1], ids[1:]) for ids, _ in rows], share=False)
+    weights = torch.zeros(packed.mask.shape)
+    weights[packed.mask] = torch.tensor([weight for _, row in rows for weight in row[1:]])
+    counted = weights > 0  # four tokens in ten weigh nothing; their logits are not computed
+    hidden = hidden_states(model, packed, packed.before[counted], torch.bfloat16)
+    cast = weights_of(model, torch.bfloat16).lm_head.weight
+    logprobs, _ = chosen_logprobs(
+        hidden, model.lm_head.weight, cast, packed.targets[counted], temperature=1.0, entropy=False
+    )
+    loss = -(logprobs * weights[counted]).sum() / weights.sum().clamp(min=1e-6)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item(), sum(len(ids) for ids, _ in rows)
+    return loss.item(), len(packed.ids)
 
 
 def learning_rate(peak: float, progress: float, step: int) -> float:
@@ -254,8 +257,9 @@ def restore(path: Path, model: Any) -> tuple[int, Place]:
     with safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["place"])
         tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping, only keys()
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[name])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
     moments = {key: value for key, value in tensors.items() if "#" in key}
     return card["course"], Place(card["chunk"], card["seen"], card["step"], card["loss"], moments)
 

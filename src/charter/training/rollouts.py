@@ -147,7 +147,8 @@ def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temp
     """Score a rollout under the policy."""
     if len(cuts) > 1:
         return PolicyPass(
-            over_rollout(rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]), None
+            over_rollout(rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]),
+            None,
         )
     logprobs, entropies = trunk.logprobs("policy", cuts[0].packed, temperature=temperature, entropy=True)
     assert entropies is not None
