@@ -173,7 +173,7 @@ def callback(clock: Clock) -> Any:
     from transformers import TrainerCallback
 
     class Timer(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             clock()
 
     return Timer()
@@ -256,7 +256,7 @@ def trl_dpo(folder: Path, place: Path, steps: int) -> float:
     return clock.rate(ROWS * steps)
 
 
-def first_token(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+def first_token(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(ids[0] % 7) for ids in completion_ids]
 
 

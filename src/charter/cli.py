@@ -42,6 +42,9 @@ Pairs = Annotated[Path, typer.Argument(help="Preference pairs: JSONL, JSON, CSV 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 
 
+MAIN_METRICS = ("harmful_compliance", "over_refusal", "helpfulness", "kl")
+
+
 def show(result: Any, as_json: bool, *lines: str) -> None:
     """The result as JSON, or the lines written for people."""
     typer.echo(json.dumps(result, ensure_ascii=False, sort_keys=True) if as_json else "\n".join(lines))
@@ -71,7 +74,7 @@ def headline(report: dict[str, Any]) -> list[str]:
     """The main figures as a small table."""
     arms = [arm["name"] for arm in report["arms"]]
     rows = [f"{'':22}" + "".join(f"{arm:>24}" for arm in arms)]
-    for name in ("harmful_compliance", "over_refusal", "helpfulness", "kl"):
+    for name in MAIN_METRICS:
         cells = []
         for arm in arms:
             found = [m for m in report["metrics"] if m["name"] == name and m["arm"] == arm and m["group"] is None]
@@ -92,11 +95,30 @@ def run(
     out: Out = None,
     set_: Sets = None,
     until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluate",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
-    run_until(recipe, out, set_, until, as_json, quiet)
+    if seeds == 1:
+        run_until(recipe, out, set_, until, as_json, quiet)
+        return
+    from charter.config import check_files, find_recipe, load_recipe
+
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, set_ or ())
+    check_files(loaded)
+    from charter.seeds import run_seeds, table
+
+    folder = out or Path("runs") / path.stem
+    result = run_seeds(loaded, folder, seeds, until=until, quiet=quiet or as_json)
+    show(result, as_json, *table(result, MAIN_METRICS), f"all figures: {folder / 'seeds.json'}")
+    if stopped := [run for run in result["runs"] if run["stopped"]]:
+        raise GateError(
+            f"{len(stopped)} of {seeds} seeds stopped at a gate; seed {stopped[0]['seed']}: {stopped[0]['stopped']}"
+        )
 
 
 def stage_command(name: str, until: str, words: str, group: typer.Typer = app) -> None:
@@ -268,35 +290,48 @@ def reward_train(
     test_fraction: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the dialogues held out.")] = 0.25,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest dialogue; the oldest tokens go first.")] = 256,
     lora_rank: Annotated[int, typer.Option(min=0, help="0 trains all weights.")] = 0,
+    loss: Annotated[
+        str, typer.Option(help="bradley_terry on pairs; squared or absolute on ratings.")
+    ] = "bradley_terry",
+    ensemble: Annotated[int, typer.Option(min=1, help="Members; more than one needs --lora-rank.")] = 1,
+    combine: Annotated[str, typer.Option(help="An ensemble's score: mean or worst.")] = "mean",
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a reward model on preference pairs from a file and measure it on held-out dialogues."""
-    from charter.config import RewardModelSettings, as_settings, locate
-    from charter.standalone import reward_from_file
+    """Train a reward model on pairs (or, with --loss squared or absolute, on ratings) and measure it on held-out dialogues."""
+    from charter.config import RatingModelSettings, RewardModelSettings, as_settings, locate
+    from charter.standalone import rating_model_from_file, reward_from_file
 
-    settings = as_settings(
-        {"epochs": epochs, "learning_rate": learning_rate, "pairs_per_step": pairs_per_step,
-         "test_fraction": test_fraction, "lora": {"rank": lora_rank} if lora_rank else None},
-        RewardModelSettings, "reward train",
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "epochs": epochs, "learning_rate": learning_rate, "pairs_per_step": pairs_per_step, "test_fraction": test_fraction,
+        "lora": {"rank": lora_rank} if lora_rank else None, "ensemble": ensemble, "combine": combine,
+    }  # fmt: skip
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"--precision {precision!r}: float32 or bfloat16")
-    assert isinstance(settings, RewardModelSettings)
-    metrics = reward_from_file(
-        file, out, model=locate(model, Path.cwd()), settings=settings, limit=max_tokens, precision=precision, seed=seed,
-        quiet=quiet or as_json,
-    )  # fmt: skip
-    low, high = metrics["ci"] or (float("nan"),) * 2
-    show(
-        metrics, as_json,
-        f"accuracy {metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {metrics['n']} held-out pairs; "
-        f"the rule \"shorter wins\" gets {metrics['baseline_shorter_wins']:.3f}",
-        f"excluded: {metrics['excluded'] or 'none'}",
-        f"metrics: {out / 'metrics.json'}",
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "model": locate(model, Path.cwd()), "limit": max_tokens, "precision": precision, "seed": seed,
+        "quiet": quiet or as_json,
+    }  # fmt: skip
+    if loss != "bradley_terry":
+        settings = as_settings(values | {"loss": loss}, RatingModelSettings, "reward train")
+        assert isinstance(settings, RatingModelSettings)
+        metrics = rating_model_from_file(file, out, settings=settings, **options)
+        words = (f"mean absolute error {metrics['mean_absolute_error']:.3f}{interval(metrics['ci'])} on {metrics['n']} held-out "
+                 f"ratings; always saying the mean gets {metrics['baseline_mean']:.3f}")  # fmt: skip
+    else:
+        pair_settings = as_settings(values, RewardModelSettings, "reward train")
+        assert isinstance(pair_settings, RewardModelSettings)
+        metrics = reward_from_file(file, out, settings=pair_settings, **options)
+        words = (f"accuracy {metrics['accuracy']:.3f}{interval(metrics['ci'])} on {metrics['n']} held-out pairs; "
+                 f"the rule \"shorter wins\" gets {metrics['baseline_shorter_wins']:.3f}")  # fmt: skip
+    excluded = f"excluded: {metrics['excluded'] or 'none'}"
+    show(metrics, as_json, words, excluded, f"metrics: {out / 'metrics.json'}")
+
+
+def interval(ci: Any) -> str:
+    return f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci else ""
 
 
 @testbed_app.command("train")

@@ -106,6 +106,13 @@ class SFTSettings(TrainingSettings):
     """Train on the last revision of each prompt or on those of all rounds."""
 
 
+class ContrastSettings(Settings):
+    positive: str
+    """Put before the last turn of the prompt to which the chosen response is sampled."""
+    negative: str
+    """The same for the rejected one."""
+
+
 class FeedbackSettings(Settings):
     prompts: Positive = 800
     """Prompts, red-team and benign together, to which responses are sampled and compared."""
@@ -125,6 +132,16 @@ class FeedbackSettings(Settings):
     """Pairs with known answers on which the judge must do better than chance before it labels anything."""
     gate_pairs: Positive = 300
     """How many of the labelled pairs the gate reads."""
+    contrast: ContrastSettings | None = None
+    """Make pairs without comparing: the chosen response is asked for in one way and the rejected in another (RLCD)."""
+
+    @model_validator(mode="after")
+    def check_that_options_are_read(self) -> FeedbackSettings:
+        """Pairs by contrast are judged by nobody."""
+        unread = {"responses_per_prompt", "judge", "abstain_below", "calibration", "labelled_pairs", "gate_pairs"}
+        if self.contrast is not None and (given := sorted(unread & self.model_fields_set)):
+            raise ValueError(f"contrast makes pairs without a judge, so {given[0]} would not be read; leave it out")
+        return self
 
 
 class RewardModelSettings(TrainingSettings):
@@ -140,6 +157,26 @@ class RewardModelSettings(TrainingSettings):
     """Share of the prompts whose pairs measure accuracy and are not trained on."""
     centering: NonNegative = 0.01
     """Pulls the mean score of a pair to zero (coefficient of (s_w + s_l)²)."""
+    ensemble: Positive = 1
+    """Members, each an adapter and a head of its own on the one trunk; more than one needs `lora`."""
+    combine: Literal["mean", "worst"] = "mean"
+    """What an ensemble scores: the mean of its members, or the lowest of them."""
+
+    @model_validator(mode="after")
+    def check_ensemble(self) -> RewardModelSettings:
+        """Whole copies of a model are no ensemble that fits a machine; one member has nothing to combine."""
+        if self.ensemble > 1 and self.lora is None:
+            raise ValueError("an ensemble is one of adapters; set lora too")
+        if self.ensemble == 1 and self.combine != "mean":
+            raise ValueError("combine is about an ensemble, and ensemble is 1")
+        return self
+
+
+class RatingModelSettings(RewardModelSettings):
+    """A reward model from ratings of single responses."""
+
+    loss: Literal["squared", "absolute"] = "squared"
+    """Distance between score and rating."""
 
 
 class RewardPart(Settings):
@@ -161,7 +198,9 @@ class CostSettings(Settings):
     """The multiplier at the start."""
 
 
-class RLSettings(TrainingSettings):
+class RolloutSettings(TrainingSettings):
+    """What every method that learns from sampled responses shares."""
+
     steps: Positive = 60
     """Rounds of sample, score, credit, learn, record."""
     prompts_per_step: Positive = 32
@@ -174,18 +213,29 @@ class RLSettings(TrainingSettings):
     """Of the rollouts; log-probabilities everywhere are taken at the same temperature."""
     max_new_tokens: Positive = 64
     """Longest response, in tokens."""
-    kl_coef: NonNegative = 0.05
-    """Price of moving away from the reference, in reward units per nat."""
-    kl_target: Annotated[float, Field(gt=0)] | None = None
-    """Steer the KL of a response to this many nats by changing kl_coef; without it kl_coef stays."""
-    kl_horizon: Annotated[float, Field(gt=0)] = 10_000.0
-    """Responses over which the controller acts."""
     missing_eos_penalty: NonNegative = 2.0
     """Subtracted from the score of a response that was cut off."""
     reward: Annotated[dict[str, RewardPart], Field(min_length=1)] = {"reward_model": RewardPart()}
     """Named parts of the reward, summed by weight; each has its own curve."""
     cost: CostSettings | None = None
     """Hold one part to a budget (Safe RLHF) in place of a fixed weight."""
+    sigmoid_against: Positive | None = None
+    """Score a response by sigmoid(r - r_ref), r_ref the mean reward of so many answers of the reference to its prompt."""
+    reward_scale: bool = False
+    """Divide scores by their running standard deviation, so that kl_coef means the same for every reward."""
+    reward_clip: Annotated[float, Field(gt=0)] | None = None
+    """Cut scores to plus or minus this, after scaling."""
+
+
+class RLSettings(RolloutSettings):
+    """What PPO, RLOO and GRPO share: a reward that is weighed against KL."""
+
+    kl_coef: NonNegative = 0.05
+    """Price of moving away from the reference, in reward units per nat."""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """Steer the KL of a response to this many nats by changing kl_coef; without it kl_coef stays."""
+    kl_horizon: Annotated[float, Field(gt=0)] = 10_000.0
+    """Responses over which the controller acts."""
 
 
 class PPOSettings(RLSettings):
@@ -209,8 +259,10 @@ class PPOSettings(RLSettings):
     """λ of generalised advantage estimation."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Of the critic; constant."""
-    whiten_advantages: bool = True
-    """Advantages of a batch on mean 0 and variance 1 over its response tokens."""
+    whiten_advantages: Literal["unbiased", "biased", "none"] = "unbiased"
+    """Advantages of a batch on mean 0 and variance 1 over its response tokens: divided by n - 1, by n, or left alone."""
+    stop_kl: Annotated[float, Field(gt=0)] | None = None
+    """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
 
 
 class RLOOSettings(RLSettings):
@@ -237,6 +289,8 @@ class GRPOSettings(RLSettings):
     """What a token weighs: GRPO's 1/length, one over all tokens (DAPO), or one over max_new_tokens (Dr. GRPO)."""
     scale_by_std: bool = True
     """Divide advantages by the group's standard deviation; Dr. GRPO does not."""
+    stop_kl: Annotated[float, Field(gt=0)] | None = None
+    """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
     kl_estimator: Literal["weighted_k3", "k2", "forward_kl"] = "weighted_k3"
     """The KL term of the loss; forward_kl is the k3 of the paper, whose gradient is that of KL(π_ref ‖ π)."""
 
@@ -275,11 +329,23 @@ class DPOSettings(TrainingSettings):
         return self
 
 
+class OnlineDPOSettings(RolloutSettings):
+    method: Literal["online_dpo"] = "online_dpo"
+    """The algorithm: of K fresh responses the best and the worst by the reward are a pair for the DPO loss."""
+    samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
+    """K: responses sampled to each prompt."""
+    loss: Literal["dpo", "ipo", "hinge"] = "dpo"
+    """Which member of the family."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Price of moving away from the reference, as kl_coef in RL."""
+
+
 METHODS: dict[str, type[TrainingSettings]] = {
     "ppo": PPOSettings,
     "rloo": RLOOSettings,
     "grpo": GRPOSettings,
     "dpo": DPOSettings,
+    "online_dpo": OnlineDPOSettings,
 }
 
 
@@ -323,9 +389,9 @@ class Recipe(Settings):
     sft: SFTSettings = SFTSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     reward_model: RewardModelSettings = RewardModelSettings()
-    rl: Annotated[PPOSettings | RLOOSettings | GRPOSettings | DPOSettings, Field(discriminator="method")] = (
-        RLOOSettings()
-    )
+    rl: Annotated[
+        PPOSettings | RLOOSettings | GRPOSettings | DPOSettings | OnlineDPOSettings, Field(discriminator="method")
+    ] = RLOOSettings()
     evaluation: EvaluationSettings
 
     @model_validator(mode="before")
@@ -464,7 +530,7 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
 
 def locate_sources(settings: Any, base: Path) -> Any:
     """The settings with the folders of judges and classifiers among the reward's sources made absolute."""
-    if not isinstance(settings, RLSettings):
+    if not isinstance(settings, RolloutSettings):
         return settings
     parts = {}
     for name, part in settings.reward.items():

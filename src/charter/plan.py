@@ -24,10 +24,10 @@ from torch import Tensor
 
 from charter.config import (
     DPOSettings,
+    GRPOSettings,
     LoRASettings,
     PPOSettings,
     Recipe,
-    RLOOSettings,
     TrainingSettings,
     check_files,
 )
@@ -326,21 +326,22 @@ def loads_of(
     k = own.responses_per_prompt
     n_pairs = n_asked * len(list(combinations(range(k), 2)))
     feedback.hold(shape, 1)
-    if own.judge != "sft":
+    if own.contrast is None and own.judge != "sft":
         feedback.hold(judge, 1)
     feedback.sample(shape, n_asked * k, lengths.prompt, own.max_new_tokens, max(1, rows // k) * k)
-    question = lengths.comparison + 2 * own.max_new_tokens
-    feedback.score(judge, 2 * (n_pairs + labelled) * question)  # each comparison in both orders
+    if own.contrast is None:
+        question = lengths.comparison + 2 * own.max_new_tokens
+        feedback.score(judge, 2 * (n_pairs + labelled) * question)  # each comparison in both orders
 
     reward = Load("reward_model")
     reward_settings = recipe.reward_model
     row = lengths.prompt + own.max_new_tokens + 1
     n_train = round(n_pairs * (1 - reward_settings.test_fraction))
     reward.hold(shape, 1)
-    reward.train(shape, reward_settings.lora, roles=1)
+    reward.train(shape, reward_settings.lora, roles=reward_settings.ensemble)
     reward.activate(shape, reward_settings, row, 0, copies=0)
-    reward.learn(shape, reward_settings.epochs * n_train * 2 * row)
-    reward.score(shape, (n_pairs + labelled) * 2 * row)
+    reward.learn(shape, reward_settings.ensemble * reward_settings.epochs * n_train * 2 * row)
+    reward.score(shape, reward_settings.ensemble * (n_pairs + labelled) * 2 * row)
 
     rl = Load("rl")
     policy = recipe.rl
@@ -355,7 +356,7 @@ def loads_of(
         n_steps, n_rollouts = policy.steps, policy.prompts_per_step * policy.samples_per_prompt
         row = lengths.prompt + policy.max_new_tokens
         ppo = isinstance(policy, PPOSettings)
-        epochs = 1 if isinstance(policy, RLOOSettings) else policy.epochs
+        epochs = policy.epochs if isinstance(policy, (PPOSettings, GRPOSettings)) else 1
         rl.train(shape, policy.lora, roles=2 if ppo else 1)
         if uses_reward_model(policy):  # only read
             rl.memory["weights"] += (shape.adapter(policy.lora) or shape.parameters) * FLOAT

@@ -178,6 +178,15 @@ class Pair(Record):
     principle: str | None = None
 
 
+class Rating(Record):
+    """A number that one response was given, on any scale; higher is better."""
+
+    prompt: Prompt
+    response: Text
+    score: Annotated[float, Field(allow_inf_nan=False)]
+    group_id: str
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Sampled responses as the trainer sees them. B rows, T response positions, padding on the right.

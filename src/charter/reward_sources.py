@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charter.config import RewardPart, RLSettings
+from charter.config import RewardPart, RolloutSettings
 from charter.errors import InputError
 from charter.feedback.judge import yes_no_margins
 from charter.models.sampler import Sampler
@@ -24,7 +24,7 @@ from charter.training.rewards import RewardFn, RewardSum, response_length
 
 def uses_reward_model(settings: Any) -> bool:
     """Whether a reward model has to be trained for these settings."""
-    return isinstance(settings, RLSettings) and any(
+    return isinstance(settings, RolloutSettings) and any(
         source_of(name, part) == "reward_model" for name, part in settings.reward.items()
     )
 
@@ -35,7 +35,7 @@ def source_of(name: str, part: RewardPart) -> str:
 
 def check_sources(settings: Any) -> None:
     """InputError where a part of the reward has a source that does not exist: said before anything is computed."""
-    if not isinstance(settings, RLSettings):
+    if not isinstance(settings, RolloutSettings):
         return
     for name, part in settings.reward.items():
         source = source_of(name, part)
@@ -61,7 +61,7 @@ def check_sources(settings: Any) -> None:
 
 
 def build_reward(
-    settings: RLSettings,
+    settings: RolloutSettings,
     *,
     reward_model: Callable[[], RewardFn],
     judge: Callable[[str], Sampler],

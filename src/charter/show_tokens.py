@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from charter.config import DPOSettings, Recipe, RLSettings, check_files
+from charter.config import DPOSettings, Recipe, RolloutSettings, check_files
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import respond, revise_batch
@@ -236,7 +236,7 @@ def policy_stage(recipe: Recipe, trunk: Trunk, prompts: Sequence[Prompt], pairs:
                     rl_rows(recipe.seed, recipe.rl, trunk, prompts))  # fmt: skip
 
 
-def rl_rows(seed: int, rl: RLSettings, trunk: Trunk, prompts: Sequence[Prompt]) -> list[Row]:
+def rl_rows(seed: int, rl: RolloutSettings, trunk: Trunk, prompts: Sequence[Prompt]) -> list[Row]:
     """The first prompts of step 0 rolled out; a policy without a role of its own is still the base."""
     settings = rl.model_copy(update={"prompts_per_step": ROWS, "samples_per_prompt": 1})
     seed = derive_seed(seed, "rl")

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from charter.config import DPOSettings, LoRASettings, PPOSettings, Recipe, RLSettings
+from charter.config import DPOSettings, LoRASettings, PPOSettings, Recipe, RolloutSettings
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import respond, revise_batch
@@ -31,22 +31,23 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import pick_device
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
-from charter.models.trunk import Trunk, load_trunk
+from charter.models.trunk import Scorers, Trunk, load_trunk
 from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
 from charter.reward_sources import build_reward, check_sources, classifier_parts, source_of
 from charter.run import Run, Stage, derive_seed, file_hash, track
 from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
+from charter.training.online_dpo import train_online_dpo
 from charter.training.ppo import train_ppo
-from charter.training.reward_model import pair_tokens, score_pairs, score_rows, train_reward_model
+from charter.training.reward_model import reward_scores, score_pairs, train_reward_model
+from charter.training.rewards import RewardShape, RewardSum
 from charter.training.rloo import train_rloo
-from charter.training.rollouts import RewardModelReward
+from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.sft import sft_tokens, train_sft
 from charter.training.watch import warnings_of
 
 KINDS = ("red_team", "benign")
-SCALE_PAIRS = 500  # of which mean and deviation of the reward are taken: their standard error is 3% of the deviation
 
 
 class Work:
@@ -362,6 +363,8 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
     """
     recipe, run = work.recipe, work.run
     settings = recipe.feedback
+    if settings.contrast is not None:
+        return pair_by_contrast(work, prompts, sft)
     judge_path = {"base": recipe.model, "sft": str(sft.path("model"))}.get(settings.judge, settings.judge)
     labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
     inputs = {
@@ -436,6 +439,48 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
     return stage
 
 
+def pair_by_contrast(work: Work, prompts: Stage, sft: Stage) -> Stage:
+    """Pairs without a judge (Yang et al. 2023, RLCD): each prompt is answered twice, once asked for a good answer and once for a
+    bad one; the answers are stored behind the prompt as it was. Identical and cut answers make no pair and are counted."""
+    recipe = work.recipe
+    settings = recipe.feedback
+    assert settings.contrast is not None
+    inputs = {"prompts": prompts.output_hash, "sft": sft.output_hash, "batch": str(recipe.batch_size)}
+    with work.run.stage("feedback", settings, inputs, ["constitution", "feedback", "models"]) as stage:
+        if stage.done:
+            return stage
+        chosen = [
+            p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)[-(settings.prompts // len(KINDS)) :]
+        ]
+        sampler = work.sampler(str(sft.path("model")), "sft")
+        sides = [
+            answer(work, stage, f"responses.{name}.jsonl", sampler, [asked_for(p, words) for p in chosen], 1)
+            for name, words in (("positive", settings.contrast.positive), ("negative", settings.contrast.negative))
+        ]
+        pairs, excluded = [], Counter[str]()
+        for prompt, better, worse in zip(chosen, *sides, strict=True):
+            if better.text == worse.text:
+                excluded["identical"] += 1
+            elif "length" in (better.finish_reason, worse.finish_reason):
+                excluded["cut"] += 1
+            else:
+                pairs.append(Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=prompt.id))
+        if len(pairs) < 4:
+            raise GateError(f"only {len(pairs)} prompts got two different whole answers: too few to train on")
+        write_jsonl(stage.path("pairs.jsonl"), pairs)
+        export_preferences(work.run.folder / "preferences.csv", pairs)
+        stage.finish({"comparisons": len(chosen), "verdicts": len(pairs), "pairs": len(pairs), "ties": 0, "judge": None,
+                      "excluded": dict(excluded), "gates": []})  # fmt: skip
+    return stage
+
+
+def asked_for(prompt: Prompt, words: str) -> Prompt:
+    """The prompt with ``words`` before its last turn."""
+    *before, last = prompt.messages
+    asked = last.model_copy(update={"content": f"{words} {last.content}"})
+    return Prompt(messages=(*before, asked), principle=prompt.principle, tags=prompt.tags, split=prompt.split)
+
+
 # -- reward model --------------------------------------------------------------------------------------------------------
 
 
@@ -450,26 +495,23 @@ def train_reward(work: Work, sft: Stage, feedback: Stage) -> Stage:
         pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
         train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=recipe.seed)
         trunk = work.trunk(str(sft.path("model")), settings.lora)
-        train_reward_model(trunk, train, settings, stage)
-        some = train[:: max(1, len(train) // SCALE_PAIRS)]
-        responses = [row for pair in some for row in pair_tokens(trunk, pair)]
-        scores = score_rows(trunk, responses, settings.tokens_per_micro_batch)
-        trunk.save_scorer("reward", stage.path("model"), mean=float(scores.mean()), std=max(float(scores.std()), 1e-6))
-        result = reward_accuracy(trunk, test, settings.tokens_per_micro_batch)
+        scorers = train_reward_model(trunk, train, settings, stage)
+        trunk.save_scorers(scorers, stage.path("model"))
+        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch)
         labelled = recipe.feedback.labelled_pairs
         if labelled:
             known = read_pairs(Path(labelled)).pairs[: recipe.feedback.gate_pairs]
-            result["labelled"] = reward_accuracy(trunk, known, settings.tokens_per_micro_batch)
+            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch)
         stage.finish({**result, "train_pairs": len(train), "trainable_share": trunk.trainable_share("reward")})
     return stage
 
 
 def reward_accuracy(
-    trunk: Trunk, pairs: Sequence[Pair], tokens_per_micro_batch: int, limit: int | None = None
+    trunk: Trunk, scorers: Scorers, pairs: Sequence[Pair], tokens_per_micro_batch: int, limit: int | None = None
 ) -> dict[str, Any]:
     """How often the chosen response scores higher, clustered by prompt, beside the rules "shorter wins" and "longer wins";
     calibration of σ(score difference); accuracy by kind of prompt. A tied score is half right, a tied length half a win."""
-    chosen, rejected = score_pairs(trunk, pairs, tokens_per_micro_batch, limit)
+    chosen, rejected = score_pairs(trunk, scorers, pairs, tokens_per_micro_batch, limit)
     differences = (chosen - rejected).tolist()
     clusters = [pair.group_id for pair in pairs]
     right = [0.5 if d == 0 else float(d > 0) for d in differences]
@@ -517,7 +559,7 @@ def both_sides(differences: Sequence[float]) -> tuple[list[float], list[float]]:
 
 # -- the policy ------------------------------------------------------------------------------------------------------------
 
-ROLLOUT_METHODS = {"ppo": train_ppo, "rloo": train_rloo, "grpo": train_grpo}
+ROLLOUT_METHODS = {"ppo": train_ppo, "rloo": train_rloo, "grpo": train_grpo, "online_dpo": train_online_dpo}
 """Methods that sample and are rewarded. What learns from pairs (`dpo`) needs neither."""
 
 
@@ -537,7 +579,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
         if stage.done:
             work.recall_gates(stage)
             return stage
-        if isinstance(settings, RLSettings) and any(
+        if isinstance(settings, RolloutSettings) and any(
             hash_of_source(work, sft, name) == work.scorer.identity for name in settings.reward
         ):
             work.gate(stage, "independent scorer", False, "a part of the reward would also score the report")
@@ -555,6 +597,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
                 device=work.device,
             )
             chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
+            rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
             if isinstance(settings, PPOSettings):
                 trunk.add_role("value", head=True, start_from="reward" if reward is not None else None)
             ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
@@ -574,10 +617,19 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
     return stage
 
 
+def shape_of(
+    trunk: Trunk, prompts: Sequence[Prompt], rewards: RewardSum, settings: RolloutSettings, stage: Stage
+) -> RewardShape | None:
+    """How the settings want the summed reward shaped, None where they leave it alone."""
+    if settings.sigmoid_against is None:
+        return RewardShape(settings) if settings.reward_scale or settings.reward_clip else None
+    return RewardShape(settings, reference_rewards(trunk, prompts, rewards, settings, stage))
+
+
 def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_batch: int) -> RewardModelReward:
     """The trained reward model as role ``reward`` of the trunk."""
     assert reward is not None, "the pipeline trains a reward model where a recipe uses one"
-    return RewardModelReward(trunk, trunk.load_scorer("reward", reward.path("model")), tokens_per_micro_batch)
+    return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
 
 
 def judge_folder(work: Work, sft: Stage, name: str) -> str:
@@ -586,7 +638,7 @@ def judge_folder(work: Work, sft: Stage, name: str) -> str:
 
 def hash_of_source(work: Work, sft: Stage, name: str) -> str:
     """What a part of the reward depends on besides its settings: the weights of a judge or a classifier."""
-    assert isinstance(work.recipe.rl, RLSettings)
+    assert isinstance(work.recipe.rl, RolloutSettings)
     source = source_of(name, work.recipe.rl.reward[name])
     if source.startswith("judge:"):
         folder = judge_folder(work, sft, source.removeprefix("judge:"))
@@ -693,11 +745,12 @@ def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequenc
     trunk = load_trunk(
         str(sft.path("model")), device=work.device, lora=recipe.reward_model.lora, precision=recipe.precision
     )
-    trunk.load_scorer("reward", reward.path("model"))
+    scorers = trunk.load_scorers(reward.path("model"))
     by_prompt = [p for p in test for _ in range(n * k)]
     rows = [Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, r.text))
             for p, r in zip(by_prompt, responses, strict=True)]  # fmt: skip
-    best = score_rows(trunk, rows, recipe.reward_model.tokens_per_micro_batch).view(-1, n).argmax(dim=1).tolist()
+    scores = reward_scores(trunk, scorers, rows, recipe.reward_model.tokens_per_micro_batch)
+    best = scores.view(-1, n).argmax(dim=1).tolist()
     chosen = [responses[i * n + j] for i, j in enumerate(best)]
     asked = [p for p in test for _ in range(k)]
     verdicts = work.scorer.score(asked, [r.text for r in chosen])

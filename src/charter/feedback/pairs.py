@@ -92,15 +92,15 @@ def _pair(row: Row) -> Pair | str:
         prompt = _prompt(row, "chosen", chosen[:-1])
         answers = chosen[-1].content, rejected[-1].content
     else:
-        prompt = _prompt_column(row)
+        prompt = prompt_column(row)
         if prompt is not None:
-            answers = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
+            answers = answer(row, "chosen", prompt), answer(row, "rejected", prompt)
     if prompt is None:
         return SPOKEN
     if answers[0] == answers[1]:
         return IDENTICAL
 
-    weight, p, margin = (_number(row, field) for field in ("weight", "p", "margin"))
+    weight, p, margin = (number(row, field) for field in ("weight", "p", "margin"))
     if weight is None and p is not None:
         if not 0 <= p <= 1:
             raise row.bad(f"is {p:g}; a probability is between 0 and 1", "p")
@@ -141,7 +141,8 @@ def _prompt(row: Row, field: str, messages: tuple[Message, ...]) -> Prompt | Non
     return row_prompt(Row({}, row.file, row.line), field, messages)
 
 
-def _prompt_column(row: Row) -> Prompt | None:
+def prompt_column(row: Row) -> Prompt | None:
+    """The prompt in column ``prompt``, None where it ends with the assistant's turn."""
     value = row.values["prompt"]
     if isinstance(value, dict):
         try:
@@ -155,7 +156,7 @@ def _prompt_column(row: Row) -> Prompt | None:
     return _prompt(row, "prompt", messages)
 
 
-def _answer(row: Row, field: str, prompt: Prompt) -> str:
+def answer(row: Row, field: str, prompt: Prompt) -> str:
     """The answer in a column: a text, or messages that may begin with the prompt's."""
     if not isinstance(row.values.get(field), list):
         text = row.text(field)
@@ -170,14 +171,15 @@ def _answer(row: Row, field: str, prompt: Prompt) -> str:
     return messages[0].content
 
 
-def _number(row: Row, field: str) -> float | None:
+def number(row: Row, field: str) -> float | None:
+    """The finite number in a column, None where it is empty."""
     value = row.values.get(field)
     if value in (None, ""):
         return None
     try:
-        number = float(value) if isinstance(value, (int, float, str)) else math.nan
+        found = float(value) if isinstance(value, (int, float, str)) else math.nan
     except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
+        found = math.nan
+    if not math.isfinite(found):
         raise row.bad(f"is {value!r}, not a number", field)
-    return number
+    return found

@@ -1,7 +1,7 @@
 """Decoding for Llama-like models without what a general model class must carry: about a page of arithmetic.
 
-The weights are those of ``llama_weights``. The K responses to a prompt attend to one copy of its keys and values until rows begin to end.
-Greedy tokens equal those of ``generate`` in float32 (a test).
+The weights are those of ``llama_weights``. The K responses to a prompt attend to one copy of its keys and values until rows
+begin to end. Greedy tokens equal those of ``generate`` in float32 (a test).
 """
 
 from __future__ import annotations

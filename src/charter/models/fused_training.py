@@ -9,6 +9,7 @@ equal those of transformers under autograd (a test).
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from charter.models.llama_weights import Block, LlamaWeights, inverse_rms, rotate_, weights_of
 from charter.models.packing import Packed, View
 
+STRIDE = 64  # lines are filled up to a multiple: for every new shape of a product oneDNN compiles and keeps a kernel
 PIECE = 128  # queries of a long row that are multiplied together; fewer waste less on keys to come, more make longer products
 
 
@@ -25,7 +27,7 @@ def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype) 
     """Last hidden states, float32, at the places ``rows`` (n,) of the line: (n, H). The last block finishes no other row."""
     weights = weights_of(model, dtype)
     line = Line(weights, packed)
-    x = F.embedding(packed.ids, weights.embedding)
+    x = F.embedding(F.pad(packed.ids, (0, line.length - len(packed.ids))), weights.embedding)
     for number, block in enumerate(weights.blocks):
         last = number == len(weights.blocks) - 1
         x = _Block.apply(x, block, line, rows if last else None, *block.parameters())  # type: ignore[no-untyped-call]
@@ -47,7 +49,7 @@ class Chunk:
         self.prompts: Tensor | None = None
         self.owner: Tensor | None = None
         cuts = [round(i * t / max(t // PIECE, 1)) for i in range(max(t // PIECE, 1) + 1)]
-        self.pieces = list(zip(cuts[:-1], cuts[1:], strict=True))
+        self.pieces = list(itertools.pairwise(cuts))
         """Queries from, up to: a piece needs the keys up to its own end alone."""
 
     def stand_behind(self, prompts: View, owner: Tensor) -> None:
@@ -76,13 +78,15 @@ def chunks_of(view: View, dtype: torch.dtype) -> list[Chunk]:
 
 
 class Line:
-    """Where the tokens of a line stand for attention, and the turn of each position."""
+    """Where the tokens of a line stand for attention, and the turn of each position. ``length``: with what fills it up."""
 
     def __init__(self, weights: LlamaWeights, packed: Packed) -> None:
         layout = packed.layout
         self.heads, self.kv_heads, self.head_dim = weights.heads, weights.kv_heads, weights.head_dim
         self.dtype, self.eps = weights.dtype, weights.eps
-        self.cos, self.sin = weights.rope(packed.positions)
+        n = len(packed.ids)
+        self.length = -(-n // STRIDE) * STRIDE
+        self.cos, self.sin = weights.rope(F.pad(packed.positions, (0, self.length - n)))
         self.chunks = chunks_of(layout.responses, self.dtype)
         self.prompts = layout.prompts
         if layout.prompts is not None:
@@ -109,6 +113,14 @@ class Line:
         """(h, r, T, D) as (r T, h D)."""
         return x.reshape(len(x), -1, self.head_dim).transpose(0, 1).reshape(-1, len(x) * self.head_dim)
 
+    def in_line(self, parts: list[Tensor]) -> Tensor:
+        """What the chunks gave, tokens first, as the line; 0 for the tokens that only fill it up."""
+        n = len(self.back)
+        line = parts[0].new_empty(self.length, parts[0].shape[1])
+        torch.index_select(parts[0] if len(parts) == 1 else torch.cat(parts), 0, self.back, out=line[:n])
+        line[n:] = 0
+        return line
+
     def by_query(self, x: Tensor) -> Tensor:
         """Heads (Hq, r, T, D) as products for bmm: the queries that share a key head side by side, (Hk r, G T, D)."""
         _, rows, t, d = x.shape
@@ -130,7 +142,9 @@ class Line:
         out, saved = [], []
         for chunk in self.chunks:
             rows, t = chunk.shape
-            query, key, value = self.heads_first(mixed, chunk.slots).split([self.heads, self.kv_heads, self.kv_heads])
+            query, key, value = torch.split(
+                self.heads_first(mixed, chunk.slots), [self.heads, self.kv_heads, self.kv_heads]
+            )
             if chunk.prompts is not None:
                 before = self.heads_first(mixed[:, self.heads * self.head_dim :], chunk.prompts).chunk(2)
                 key, value = torch.cat((before[0], key), dim=2), torch.cat((before[1], value), dim=2)
@@ -147,7 +161,7 @@ class Line:
                 parts.append(self.by_head(torch.bmm(weights, value[:, :seen]), rows))
                 saved += [q, weights]
             out.append(self.tokens_first(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)))
-        return torch.cat(out).index_select(0, self.back), saved
+        return self.in_line(out), saved
 
     def attend_backward(self, gradient: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
         """From the gradient of what ``attend`` gave (N, Hq D) to that of what it got (N, (Hq + 2 Hk) D)."""
@@ -178,12 +192,13 @@ class Line:
                 of_value[:, :seen] += torch.bmm(weights.transpose(1, 2), g)
             of_both = torch.cat((of_key, of_value)).view(2 * self.kv_heads, rows, -1, self.head_dim)
             if chunk.prompts is not None:
-                assert of_prompts is not None and chunk.owner is not None
-                before, of_both = of_both.split([chunk.prompts.shape[1], t], dim=2)
+                assert of_prompts is not None
+                assert chunk.owner is not None
+                before, of_both = torch.split(of_both, [chunk.prompts.shape[1], t], dim=2)
                 before = self.tokens_first(before).view(rows, -1, of_prompts.shape[2]).float()
                 of_prompts[:, : before.shape[1]].index_add_(0, chunk.owner, before)
             found.append(self.tokens_first(torch.cat((torch.cat(of_query, dim=2), of_both))))
-        line = torch.cat(found).index_select(0, self.back)
+        line = self.in_line(found)
         if of_prompts is not None:
             assert self.prompts is not None
             keys = line[:, self.heads * self.head_dim :]
@@ -195,7 +210,7 @@ class _Block(torch.autograd.Function):
     """One layer on a line (N, H). With ``rows`` only those leave it: the others were needed as keys and values alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, block: Block, line: Line, rows: Tensor | None, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, block: Block, line: Line, rows: Tensor | None, *_: Tensor) -> Tensor:
         scale = inverse_rms(x, line.eps)
         normed = (x * scale).to(line.dtype)
         mixed = block.qkv(normed)
@@ -250,6 +265,7 @@ class _Block(torch.autograd.Function):
 
 
 def norm_backward(gradient: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
-    """From the gradient of x · scale, which is ``normed``, to that of x (N, H), float32: scale (g - normed · mean(g · normed))."""
+    """From the gradient g of x · scale, which is ``normed``, to that of x (N, H), float32: scale (g - normed mean(g normed))."""
     along = torch.linalg.vecdot(gradient, normed).float().div_(normed.shape[1]).unsqueeze(1)
-    return (gradient - normed * along).mul_(scale)
+    found: Tensor = (gradient - normed * along).mul_(scale)
+    return found

@@ -202,7 +202,8 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> None:
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x²) + ε) of each row (N, H), in float32: (N, 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    scale: Tensor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return scale
 
 
 _WEIGHTS: weakref.WeakKeyDictionary[Any, dict[Any, LlamaWeights]] = weakref.WeakKeyDictionary()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -249,23 +250,27 @@ class Trunk:
                 model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
             save_model(model, self.tokenizer, folder)
 
-    def save_scorer(self, role: str, folder: Path, *, mean: float, std: float) -> None:
-        """A reward model: weights, head, template and normalisation together, in one safetensors file beside the tokenizer.
-
-        ``mean`` and ``std`` of the scores on held-in responses are stored so that every reader puts scores on one scale.
-        """
+    def save_scorers(self, scorers: Scorers, folder: Path) -> None:
+        """A reward model: weights, heads, template and normalisation together, in one safetensors file beside the tokenizer."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.detach().contiguous().clone() for key, value in self.parameters(role).items()}
+        tensors = {
+            f"{role}/{key}": value.detach().contiguous().clone()
+            for role in scorers.roles
+            for key, value in self.parameters(role).items()
+        }
         save_file(tensors, folder / "reward_model.safetensors")
         self.tokenizer.save_pretrained(folder)
         self.model.config.save_pretrained(folder)
+        members = [
+            {"role": role, "mean": s.mean, "std": s.std} for role, s in zip(scorers.roles, scorers.scales, strict=True)
+        ]
         lora = self.lora.model_dump() if self.lora else None
-        write_json(folder / "reward_model.json", {"lora": lora, "mean": mean, "std": std})
+        write_json(folder / "reward_model.json", {"lora": lora, "members": members, "combine": scorers.combine})
 
-    def load_scorer(self, role: str, folder: Path) -> ScoreScale:
-        """Put a saved reward model on this trunk as ``role``. InputError where its head or its place is missing."""
+    def load_scorers(self, folder: Path) -> Scorers:
+        """Put a saved reward model on this trunk. InputError where a head or its place is missing."""
         from safetensors.torch import load_file
 
         card = read_json(folder / "reward_model.json")
@@ -274,32 +279,55 @@ class Trunk:
             raise InputError(
                 "is no reward model: reward_model.json or reward_model.safetensors is missing", file=folder
             )
+        if not isinstance(card, dict) or not isinstance(card.get("members"), list):
+            raise InputError("names no members; train the reward model again", file=folder / "reward_model.json")
         if (card["lora"] is None) != (self.lora is None):
             raise InputError("was trained with another choice of lora than this trunk uses", file=folder)
         tensors = load_file(file)
-        if "head.weight" not in tensors:
-            raise InputError("the reward head is missing; a random one would give random rewards", file=file)
-        if role not in self.copies and (self.adapters is None or role not in self.adapters.peft_config):
-            self.add_role(role, head=True)
-        parameters = self.parameters(role)
-        # Adapter names carry the role they were trained as; the role played here may have another name.
-        renamed = {key.replace(".reward.", f".{role}."): value for key, value in tensors.items()}
-        if renamed.keys() != parameters.keys():
-            raise InputError("its weights do not fit this trunk; it was trained on another model", file=file)
-        with torch.no_grad():
-            for key, value in renamed.items():
-                parameters[key].copy_(value)
-        return ScoreScale(card["mean"], card["std"])
+        roles = [member["role"] for member in card["members"]]
+        for role in roles:
+            if f"{role}/head.weight" not in tensors:
+                raise InputError("the reward head is missing; a random one would give random rewards", file=file)
+            if role not in self.copies and (self.adapters is None or role not in self.adapters.peft_config):
+                self.add_role(role, head=True)
+            parameters = self.parameters(role)
+            own = {key.removeprefix(f"{role}/"): value for key, value in tensors.items() if key.startswith(f"{role}/")}
+            if own.keys() != parameters.keys():
+                raise InputError("its weights do not fit this trunk; it was trained on another model", file=file)
+            with torch.no_grad():
+                for key, value in own.items():
+                    parameters[key].copy_(value)
+        scales = [ScoreScale(member["mean"], member["std"]) for member in card["members"]]
+        return Scorers(tuple(roles), tuple(scales), card["combine"])
 
 
+@dataclass(frozen=True)
 class ScoreScale:
     """Puts raw reward scores on mean 0 and standard deviation 1 of the data the reward model saw."""
 
-    def __init__(self, mean: float, std: float) -> None:
-        self.mean, self.std = mean, std
+    mean: float
+    std: float
 
     def __call__(self, scores: Tensor) -> Tensor:
         return (scores - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """The roles that make up a reward model: one, or the members of an ensemble, whose scores are combined by their ``mean`` or
+    by the ``worst`` of them (Coste et al. 2023): what one member is fooled by, another may not be."""
+
+    roles: tuple[str, ...]
+    scales: tuple[ScoreScale, ...]
+    combine: str = "mean"
+
+    def __call__(self, raw: Tensor, *, standardise: bool = True) -> Tensor:
+        """Scores (N,) of raw scores (members, N). Without ``standardise`` they keep their spread: a difference of two is then
+        the log odds that a Bradley-Terry model gives."""
+        scaled = torch.stack([
+            scale(row) if standardise else row - scale.mean for scale, row in zip(self.scales, raw, strict=True)
+        ])  # fmt: skip
+        return scaled.mean(dim=0) if self.combine == "mean" else scaled.amin(dim=0)
 
 
 def load_trunk(

@@ -86,8 +86,12 @@ def train_grpo(
         # Learn.
         totals = dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "loss"), 0.0)
         norms: list[float] = []
+        moved = 0.0  # from the rollout policy, in the last update: nats a token
         for _ in range(settings.epochs):
             for minibatch in minibatches:
+                if settings.stop_kl is not None and moved > settings.stop_kl:
+                    break
+                moved = 0.0
                 n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
                 n_responses = sum(len(cut.rows) for cut in minibatch)
                 for cut in minibatch:
@@ -116,6 +120,7 @@ def train_grpo(
                     totals["ratio"] += stats.ratio
                     totals["clipped"] += stats.clipped
                     totals["approx_kl"] += stats.approx_kl
+                    moved += stats.approx_kl / n_tokens
                     totals["n_tokens"] += stats.n_tokens
                     totals["entropy"] += float(entropies.detach().sum())
                     totals["loss"] += loss.item()

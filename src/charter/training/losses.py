@@ -45,6 +45,13 @@ def bradley_terry_loss(
     return loss + centering * (chosen_scores + rejected_scores) ** 2
 
 
+def rating_loss(scores: Tensor, ratings: Tensor, kind: str) -> Tensor:
+    """½ (s - r)² for ``squared``, |s - r| for ``absolute``, in the units of the ratings; (B,) each. The first aims at the mean
+    of several people's ratings of one response, the second at their median."""
+    distance = scores - ratings
+    return 0.5 * distance**2 if kind == "squared" else distance.abs()
+
+
 @dataclass(frozen=True)
 class PolicyStats:
     """What a clipped update tells about itself; sums over masked tokens, so that micro-batches add up."""

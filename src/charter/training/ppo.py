@@ -77,14 +77,18 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
         rewards = at_last_token(scores, rollout.mask) - kl_controller.coef * kl
         values = over_rollout(rollout, cuts, lambda packed: trunk.values("value", packed))
         advantages, returns = gae(rewards, values, rollout.mask, settings.gamma, settings.gae_lambda)
-        if settings.whiten_advantages:
-            advantages = whiten(advantages, rollout.mask)
+        if settings.whiten_advantages != "none":
+            advantages = whiten(advantages, rollout.mask, unbiased=settings.whiten_advantages == "unbiased")
 
         # Learn.
         totals = dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "value"), 0.0)
         policy_norms: list[float] = []
+        moved = 0.0  # from the rollout policy, in the last update: nats a token
         for _ in range(settings.epochs):
             for minibatch in minibatches:
+                if settings.stop_kl is not None and moved > settings.stop_kl:
+                    break
+                moved = 0.0
                 n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
                 for cut in minibatch:
                     mask = cut.packed.mask
@@ -107,6 +111,7 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
                     totals["ratio"] += stats.ratio
                     totals["clipped"] += stats.clipped
                     totals["approx_kl"] += stats.approx_kl
+                    moved += stats.approx_kl / n_tokens
                     totals["n_tokens"] += stats.n_tokens
                     totals["entropy"] += entropy.item() * n_tokens
                     totals["value"] += value_loss.item() * n_tokens

@@ -1,23 +1,26 @@
-"""A reward model from pairs: Bradley-Terry with soft labels and margins, on the shared trunk."""
+"""A reward model on the shared trunk: from pairs by Bradley-Terry with soft labels and margins, or from ratings by regression;
+one, or an ensemble of adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from charter.config import RewardModelSettings
+from charter.config import RatingModelSettings, RewardModelSettings
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.packing import Tokens
-from charter.models.trunk import Trunk
-from charter.records import Pair
+from charter.models.packing import Packed, Tokens
+from charter.models.trunk import Scorers, ScoreScale, Trunk
+from charter.records import Pair, Rating
 from charter.run import Stage, derive_seed
 from charter.training.batches import by_tokens, epoch_batches
-from charter.training.losses import bradley_terry_loss
+from charter.training.losses import bradley_terry_loss, rating_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+
+SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
 
 def pair_tokens(trunk: Trunk, pair: Pair, limit: int | None = None) -> tuple[Tokens, Tokens]:
@@ -43,60 +46,159 @@ def by_group(pairs: Sequence[Pair]) -> list[list[int]]:
     return [list(group) for _, group in groupby(order, key=lambda i: pairs[i].group_id)]
 
 
+def members(settings: RewardModelSettings) -> tuple[str, ...]:
+    """The roles that are trained: ``reward``, and for an ensemble ``reward_2`` and so on."""
+    return ("reward", *(f"reward_{i}" for i in range(2, settings.ensemble + 1)))
+
+
 def train_reward_model(
     trunk: Trunk, pairs: Sequence[Pair], settings: RewardModelSettings, stage: Stage, *, limit: int | None = None
-) -> None:
-    """Train role ``reward`` of the trunk on pairs. The loss is a mean over pairs, each weighing the same."""
-    trunk.add_role("reward", head=True)
+) -> Scorers:
+    """Train role ``reward`` of the trunk on pairs, or all members of an ensemble. The loss is a mean over pairs, each weighing
+    the same. A response that stands in several pairs of a ranking goes through the model once (Ouyang et al. 2022, 3.5)."""
     rows = [pair_tokens(trunk, pair, limit) for pair in pairs]
     groups = by_group(pairs)
-    per_step = max(1, round(settings.pairs_per_step * len(groups) / len(pairs)))
-    seed = derive_seed(stage.run.seed, stage.name)
-    steps = epoch_batches(len(groups), per_step, settings.epochs, seed)
-    optimizer = Optimizer(
-        trunk.parameters("reward"),
-        settings.learning_rate,
-        len(steps),
-        warmup=settings.warmup,
-        max_grad_norm=settings.max_grad_norm,
-    )
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, _ = load_checkpoint(checkpoint, {"reward": optimizer})
-    stage.rewind("metrics.jsonl", first)
-    for step in stage.progress(range(len(steps)), done=first):
-        batch = [i for g in steps[step] for i in groups[g]]
+    lengths = [max(len(row) for row in both) for both in rows]
+
+    def learn(role: str, batch: list[int]) -> tuple[float, float]:
         total = correct = 0.0
-        lengths = [max(len(row) for row in rows[i]) for i in batch]
-        for part in by_tokens(lengths, settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]):
-            members = [batch[j] for j in part]
-            packed = trunk.pack([rows[i][side] for side in (0, 1) for i in members])
-            chosen, rejected = trunk.scores("reward", packed).chunk(2)
-            weight = torch.tensor([pairs[i].weight for i in members], device=trunk.device)
-            margin = torch.tensor([pairs[i].margin for i in members], device=trunk.device)
+        for part in by_tokens(
+            [lengths[i] for i in batch], settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
+        ):
+            own = [batch[j] for j in part]
+            packed, places = pack_once(trunk, [rows[i][side] for side in (0, 1) for i in own])
+            chosen, rejected = trunk.scores(role, packed)[places].chunk(2)
+            weight = torch.tensor([pairs[i].weight for i in own], device=trunk.device)
+            margin = torch.tensor([pairs[i].margin for i in own], device=trunk.device)
             loss = bradley_terry_loss(chosen, rejected, weight, margin, settings.centering).sum() / len(batch)
             torch.autograd.backward(loss)
             total += loss.item()
-            correct += float((chosen > rejected).sum())
-        rate = optimizer.rate()
-        norm = optimizer.step()
-        stage.record(step, loss=total, accuracy=correct / len(batch), learning_rate=rate, grad_norm=norm)
+            correct += float((chosen > rejected).sum()) / len(batch)
+        return total, correct
+
+    per_step = max(1, round(settings.pairs_per_step * len(groups) / len(pairs)))
+    train_members(trunk, settings, stage, len(groups), per_step, lambda role, batch: learn(
+        role, [i for g in batch for i in groups[g]]), ("loss", "accuracy"))  # fmt: skip
+    some = rows[:: max(1, len(rows) // SCALE_ROWS)]
+    return scaled(trunk, settings, [row for pair in some for row in pair])
+
+
+def train_rating_model(
+    trunk: Trunk, ratings: Sequence[Rating], settings: RatingModelSettings, stage: Stage, *, limit: int | None = None
+) -> Scorers:
+    """Train the same roles on ratings of single responses: the score is pulled to the rating, both on mean 0 and standard
+    deviation 1 of the training ratings, by the squared or the absolute distance. The loss is a mean over responses."""
+    rows = [rating_tokens(trunk, rating, limit) for rating in ratings]
+    scale = rating_scale(ratings)
+    targets = scale(torch.tensor([rating.score for rating in ratings], device=trunk.device))
+
+    def learn(role: str, batch: list[int]) -> tuple[float]:
+        total = 0.0
+        for part in by_tokens([len(rows[i]) for i in batch], settings.tokens_per_micro_batch):
+            own = [batch[j] for j in part]
+            scores = trunk.scores(role, trunk.pack([rows[i] for i in own]))
+            loss = rating_loss(scores, targets[own], settings.loss).sum() / len(batch)
+            torch.autograd.backward(loss)
+            total += loss.item()
+        return (total,)
+
+    train_members(trunk, settings, stage, len(rows), settings.pairs_per_step, learn, ("loss",))
+    return scaled(trunk, settings, rows[:: max(1, len(rows) // (2 * SCALE_ROWS))])
+
+
+def train_members(
+    trunk: Trunk,
+    settings: RewardModelSettings,
+    stage: Stage,
+    n: int,
+    per_step: int,
+    learn: Callable[[str, list[int]], tuple[float, ...]],
+    names: tuple[str, ...],
+) -> None:
+    """Train every member on all n items, each from its own start and in an order of its own: what tells them apart."""
+    roles = members(settings)
+    for role in roles:
+        trunk.add_role(role, head=True)
+    seed = derive_seed(stage.run.seed, stage.name)
+    orders = [
+        epoch_batches(n, per_step, settings.epochs, seed if role == "reward" else derive_seed(seed, role))
+        for role in roles
+    ]
+    optimizers = {
+        role: Optimizer(
+            trunk.parameters(role),
+            settings.learning_rate,
+            len(orders[0]),
+            warmup=settings.warmup,
+            max_grad_norm=settings.max_grad_norm,
+        )
+        for role in roles
+    }
+    checkpoint = stage.path("checkpoint.safetensors")
+    first, _ = load_checkpoint(checkpoint, optimizers)
+    stage.rewind("metrics.jsonl", first)
+    for step in stage.progress(range(len(orders[0])), done=first):
+        found = []
+        for role, order in zip(roles, orders, strict=True):
+            measured = learn(role, order[step])
+            rate = optimizers[role].rate()
+            found.append((*measured, optimizers[role].step(), rate))
+        *means, norm, rate = np.mean(np.array(found), axis=0).tolist()  # over the members
+        stage.record(step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate)
         if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, {"reward": optimizer}, {})
+            save_checkpoint(checkpoint, step + 1, optimizers, {})
+
+
+def pack_once(trunk: Trunk, rows: Sequence[Tokens]) -> tuple[Packed, Tensor]:
+    """Rows in line with every different row once, and for each row given its place among them (N,)."""
+    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    index = [places.setdefault((tuple(row.prompt), tuple(row.response)), len(places)) for row in rows]
+    return trunk.pack([Tokens(*row) for row in places]), torch.tensor(index, device=trunk.device)
+
+
+def rating_tokens(trunk: Trunk, rating: Rating, limit: int | None) -> Tokens:
+    """Prompt and response of a rating as ids, closed by the end of turn, at most ``limit`` of them."""
+    prompt = encode_prompt(trunk.tokenizer, rating.prompt.messages)
+    return clip(Tokens(prompt, encode_response(trunk.tokenizer, rating.response)), limit)
+
+
+def rating_scale(ratings: Sequence[Rating]) -> ScoreScale:
+    """Mean and standard deviation of ratings."""
+    values = np.array([rating.score for rating in ratings])
+    return ScoreScale(float(values.mean()), max(float(values.std()), 1e-6))
+
+
+def scaled(trunk: Trunk, settings: RewardModelSettings, rows: Sequence[Tokens]) -> Scorers:
+    """The trained roles with the scale of each: mean and standard deviation of its scores of ``rows``."""
+    roles = members(settings)
+    scales = []
+    for role in roles:
+        scores = score_rows(trunk, rows, settings.tokens_per_micro_batch, role)
+        scales.append(ScoreScale(float(scores.mean()), max(float(scores.std()), 1e-6)))
+    return Scorers(roles, tuple(scales), settings.combine)
 
 
 @torch.no_grad()
 def score_rows(trunk: Trunk, rows: Sequence[Tokens], tokens_per_micro_batch: int, role: str = "reward") -> Tensor:
-    """Raw scores (N,) of prompt-response rows, on the CPU."""
+    """Raw scores (N,) of prompt-response rows by one role, on the CPU."""
     scores = torch.zeros(len(rows))
     for group in by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
         scores[torch.tensor(group)] = trunk.scores(role, trunk.pack([rows[i] for i in group])).cpu()
     return scores
 
 
+def reward_scores(
+    trunk: Trunk, scorers: Scorers, rows: Sequence[Tokens], tokens_per_micro_batch: int, *, standardise: bool = True
+) -> Tensor:
+    """What a reward model scores rows, its members combined: (N,), on the CPU."""
+    raw = torch.stack([score_rows(trunk, rows, tokens_per_micro_batch, role) for role in scorers.roles])
+    return scorers(raw, standardise=standardise)
+
+
 def score_pairs(
-    trunk: Trunk, pairs: Sequence[Pair], tokens_per_micro_batch: int, limit: int | None = None
+    trunk: Trunk, scorers: Scorers, pairs: Sequence[Pair], tokens_per_micro_batch: int, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Raw scores of the chosen and of the rejected responses: two arrays (N,)."""
-    both = [pair_tokens(trunk, pair, limit) for pair in pairs]
-    scores = score_rows(trunk, [row for pair in both for row in pair], tokens_per_micro_batch).view(-1, 2).numpy()
+    """Scores of the chosen and of the rejected responses, whose difference is in log odds: two arrays (N,)."""
+    rows = [row for pair in pairs for row in pair_tokens(trunk, pair, limit)]
+    scores = reward_scores(trunk, scorers, rows, tokens_per_micro_batch, standardise=False).view(-1, 2).numpy()
     return scores[:, 0], scores[:, 1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from charter.config import CostSettings, RLSettings
+from charter.config import CostSettings, RLSettings, RolloutSettings
 from charter.errors import GateError, InputError
 from charter.records import Rollout
 
@@ -29,6 +29,52 @@ class Scores:
         return {f"reward/{name}": float(part.mean()) for name, part in self.parts.items()}
 
 
+class RewardShape:
+    """What is done to the sum before credit, in this order; each step only where the settings ask for it.
+
+    - σ(r - r_ref), r_ref being the mean reward of the reference's own answers to the prompt (Fu et al. 2025): bounded, ½ for an
+      answer no better than the reference's, and flat where a reward model is far out of what it was trained on.
+    - division by the running standard deviation of all scores so far (Engstrom et al. 2020), the batch at hand included.
+    - clipping to ± ``reward_clip``.
+    """
+
+    def __init__(self, settings: RolloutSettings, references: Mapping[str, float] | None = None) -> None:
+        self.settings, self.references = settings, references
+        if settings.sigmoid_against is not None and references is None:
+            raise ValueError("sigmoid_against needs the rewards of the reference's answers")
+        self.count, self.mean, self.spread = 0.0, 0.0, 0.0  # spread: sum of squared distances from the mean
+
+    def __call__(self, scores: Tensor, rollout: Rollout) -> Tensor:
+        """Shaped scores (B,) of scores (B,)."""
+        if self.references is not None:
+            own = [self.references[prompt.id] for prompt in rollout.prompts]
+            scores = torch.sigmoid(scores - torch.tensor(own, device=scores.device))
+        if self.settings.reward_scale:
+            self.see(scores)
+            scores = scores / max(math.sqrt(self.spread / self.count), 1e-6)
+        clip = self.settings.reward_clip
+        return scores if clip is None else scores.clamp(-clip, clip)
+
+    def see(self, scores: Tensor) -> None:
+        """Add a batch to the running variance (Chan et al. 1983)."""
+        n, mean = len(scores), float(scores.mean())
+        spread = float(((scores - mean) ** 2).sum())
+        total, shift = self.count + n, mean - self.mean
+        self.spread += spread + shift**2 * self.count * n / total
+        self.mean += shift * n / total
+        self.count = total
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must keep."""
+        if not self.settings.reward_scale:
+            return {}
+        return {"score_count": self.count, "score_mean": self.mean, "score_spread": self.spread}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self.count, self.mean = state.get("score_count", 0.0), state.get("score_mean", 0.0)
+        self.spread = state.get("score_spread", 0.0)
+
+
 class RewardSum:
     """A reward that is a named sum of parts, with a cost held to a budget where one is named.
 
@@ -42,8 +88,9 @@ class RewardSum:
         parts: Mapping[str, tuple[float, RewardFn]],
         cost: CostSettings | None = None,
         multiplier: float | None = None,
+        shape: RewardShape | None = None,
     ) -> None:
-        self.parts, self.cost = dict(parts), cost
+        self.parts, self.cost, self.shape = dict(parts), cost, shape
         if not self.parts:
             raise InputError("a reward needs at least one part", field="rl.reward")
         if cost is not None and cost.part not in self.parts:
@@ -52,6 +99,11 @@ class RewardSum:
         self.multiplier = multiplier if multiplier is not None else (cost.initial if cost else 0.0)
 
     def __call__(self, rollout: Rollout) -> Scores:
+        scores = self.unshaped(rollout)
+        return scores if self.shape is None else Scores(scores.parts, self.shape(scores.total, rollout))
+
+    def unshaped(self, rollout: Rollout) -> Scores:
+        """Parts and their sum before it is shaped. GateError where a part is not finite."""
         found: dict[str, Tensor] = {}
         for name, (_, score) in self.parts.items():
             found[name] = score(rollout)
@@ -72,10 +124,13 @@ class RewardSum:
 
     def state(self) -> dict[str, float]:
         """What a checkpoint must keep."""
-        return {"cost_multiplier": self.multiplier} if self.cost is not None else {}
+        cost = {"cost_multiplier": self.multiplier} if self.cost is not None else {}
+        return cost | (self.shape.state() if self.shape is not None else {})
 
     def restore(self, state: Mapping[str, float]) -> None:
         self.multiplier = state.get("cost_multiplier", self.multiplier)
+        if self.shape is not None:
+            self.shape.restore(state)
 
 
 def response_length(rollout: Rollout) -> Tensor:

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charter.config import RLSettings
+from charter.config import RolloutSettings
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.generate import sample
 from charter.models.packing import Packed, Tokens
-from charter.models.trunk import ScoreScale, Trunk
+from charter.models.trunk import REFERENCE, Scorers, Trunk
 from charter.records import Prompt, Rollout
 from charter.run import Stage, derive_seed
 from charter.training.batches import by_tokens
-from charter.training.reward_model import score_rows
+from charter.training.reward_model import reward_scores
+from charter.training.rewards import RewardSum
 
 
 def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
@@ -30,12 +31,20 @@ def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int)
     return batch
 
 
-def collect(trunk: Trunk, prompts: Sequence[Prompt], settings: RLSettings, seed: int) -> Rollout:
-    """Sample ``samples_per_prompt`` responses from role ``policy`` to each prompt; siblings are neighbours in the rows."""
-    tokenizer, k = trunk.tokenizer, settings.samples_per_prompt
+def collect(
+    trunk: Trunk,
+    prompts: Sequence[Prompt],
+    settings: RolloutSettings,
+    seed: int,
+    *,
+    role: str = "policy",
+    k: int | None = None,
+) -> Rollout:
+    """Sample ``samples_per_prompt`` (or ``k``) responses of a role to each prompt; siblings are neighbours in the rows."""
+    tokenizer, k = trunk.tokenizer, k or settings.samples_per_prompt
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     seeds = [[derive_seed(seed, i, prompt.id, j) for j in range(k)] for i, prompt in enumerate(prompts)]
-    with trunk.as_role("policy") as model:
+    with trunk.as_role(role) as model:
         groups = sample(
             model,
             encoded,
@@ -64,12 +73,28 @@ def collect(trunk: Trunk, prompts: Sequence[Prompt], settings: RLSettings, seed:
     )
 
 
+def reference_rewards(
+    trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: RolloutSettings, stage: Stage
+) -> dict[str, float]:
+    """r_ref of every prompt id: the mean reward of ``sigmoid_against`` answers that the reference gives to it. Read before the
+    first step, so that a resumed run finds the same numbers."""
+    k = settings.sigmoid_against or 1
+    found: dict[str, float] = {}
+    seed = derive_seed(stage.run.seed, stage.name, "reference")
+    size = max(1, settings.prompts_per_step * settings.samples_per_prompt // k)
+    for start in stage.progress(range(0, len(prompts), size)):
+        batch = prompts[start : start + size]
+        scores = reward.unshaped(collect(trunk, batch, settings, seed, role=REFERENCE, k=k)).total
+        found |= dict(zip((p.id for p in batch), scores.view(-1, k).mean(dim=1).tolist(), strict=True))
+    return found
+
+
 class RewardModelReward:
     """A reward model as a reward function. It reads the *text* of a response under its own template, as in its training:
     the ids a policy happened to sample may spell the same text in another way."""
 
-    def __init__(self, trunk: Trunk, scale: ScoreScale, tokens_per_micro_batch: int) -> None:
-        self.trunk, self.scale, self.tokens_per_micro_batch = trunk, scale, tokens_per_micro_batch
+    def __init__(self, trunk: Trunk, scorers: Scorers, tokens_per_micro_batch: int) -> None:
+        self.trunk, self.scorers, self.tokens_per_micro_batch = trunk, scorers, tokens_per_micro_batch
 
     def __call__(self, rollout: Rollout) -> Tensor:
         tokenizer = self.trunk.tokenizer
@@ -77,7 +102,7 @@ class RewardModelReward:
             Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text))
             for prompt, text in zip(rollout.prompts, rollout.texts, strict=True)
         ]
-        return self.scale(score_rows(self.trunk, rows, self.tokens_per_micro_batch)).to(self.trunk.device)
+        return reward_scores(self.trunk, self.scorers, rows, self.tokens_per_micro_batch).to(self.trunk.device)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charter.config import RLSettings
+from charter.config import RolloutSettings
 from charter.errors import GateError
 from charter.models.trunk import Trunk
 from charter.records import Rollout
@@ -30,7 +30,7 @@ TREND_STEPS = 30  # fewer say nothing about a trend
 class Watch:
     """The checks of one run of PPO, RLOO or GRPO. ``first`` is the step it goes on from."""
 
-    def __init__(self, stage: Stage, trunk: Trunk, settings: RLSettings, *, updates: int, first: int) -> None:
+    def __init__(self, stage: Stage, trunk: Trunk, settings: RolloutSettings, *, updates: int, first: int) -> None:
         self.stage, self.trunk, self.settings, self.updates = stage, trunk, settings, updates
         self.dtypes = {name: parameter.dtype for name, parameter in trunk.parameters("policy").items()}
         self.history = stage.metrics()
@@ -80,7 +80,8 @@ class Watch:
 
     def step_done(self, step: int, row: Mapping[str, Any]) -> None:
         """After the updates. ``row`` is what the step logs."""
-        if row["updates"] != self.updates:
+        may_stop_early = getattr(self.settings, "stop_kl", None) is not None
+        if row["updates"] != self.updates and not (may_stop_early and 0 < row["updates"] < self.updates):
             self.stop(step, f"{row['updates']} updates were made and {self.updates} planned", "a defect of Charter")
         for name, parameter in self.trunk.parameters("policy").items():
             if parameter.dtype != self.dtypes[name]:

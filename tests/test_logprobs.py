@@ -1,0 +1,58 @@
+"""Log-probabilities in blocks are those of a plain log-softmax, with their gradients."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charter.models import logprobs as module
+from charter.models.generate import pick
+from charter.models.logprobs import chosen_logprobs
+
+
+def case(n: int = 11, hidden: int = 6, vocabulary: int = 13):
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(n, hidden, generator=generator, requires_grad=True)
+    w = torch.randn(vocabulary, hidden, generator=generator, requires_grad=True)
+    targets = torch.randint(vocabulary, (n,), generator=generator)
+    return h, w, targets, torch.randn(n, generator=generator), torch.randn(n, generator=generator)
+
+
+@pytest.mark.parametrize(("block", "kept"), [(2**20, 2**25), (26, 2**25), (26, 0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("entropy", [True, False])
+def test_values_and_gradients_are_those_of_autograd(monkeypatch, block, kept, temperature, entropy):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(module, "KEPT_ELEMENTS", kept)
+    h, w, targets, pull, push = case()
+    found, entropies = chosen_logprobs(h, w, w.detach(), targets, temperature=temperature, entropy=entropy)
+    plain = torch.log_softmax(h @ w.t() / temperature, dim=1)
+    expected = plain.gather(1, targets.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    mine, wanted = (found * pull).sum(), (expected * pull).sum()
+    if entropy:
+        expected_entropies = -(plain.exp() * plain).sum(dim=1)
+        torch.testing.assert_close(entropies, expected_entropies, atol=1e-6, rtol=1e-6)
+        mine, wanted = mine + (entropies * push).sum(), wanted + (expected_entropies * push).sum()
+    for a, b in zip(torch.autograd.grad(mine, (h, w)), torch.autograd.grad(wanted, (h, w)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_token_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16():
+    h = torch.tensor([[1.0]], requires_grad=True)
+    w = torch.tensor([[6.0], [0.0]])  # p = 0.9975: 1 - p is below the spacing of bfloat16 next to 1
+    found, _ = chosen_logprobs(h, w, w.bfloat16(), torch.tensor([0]), temperature=1.0, entropy=False)
+    (gradient,) = torch.autograd.grad(found.sum(), h)
+    assert gradient.item() == pytest.approx(6 * (1 - torch.sigmoid(torch.tensor(6.0)).item()), rel=0.02)
+
+
+@given(
+    st.lists(st.floats(-8, 8), min_size=2, max_size=40), st.floats(0, 1, exclude_max=True), st.sampled_from([1.0, 0.5])
+)
+def test_a_token_is_drawn_where_the_running_sum_passes_the_number(logits, uniform, temperature):
+    row = torch.tensor([logits])
+    choice, logprob = pick(row, torch.tensor([uniform], dtype=torch.float64), temperature)
+    probabilities = torch.softmax(row.double() / temperature, dim=1)[0]
+    upper = probabilities.cumsum(0)[choice.item()].item()
+    assert upper - probabilities[choice.item()].item() - 1e-6 <= uniform <= upper + 1e-6
+    assert logprob.item() == pytest.approx(probabilities[choice.item()].log().item(), abs=1e-4)
