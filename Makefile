@@ -17,7 +17,9 @@ test: $(VENV)/.installed-dev
 # The same weights and batch through TRL's trainers: loss and gradients to 1e-5.
 peers: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/trl-1.12 trl==1.12.0
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_peers.py
+	PYTHONPATH=$(VENV)/trl-1.12 OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_peers_ppo.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -26,8 +28,11 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# Speed and memory against TRL at its best settings, each run in a process of its own on one core; about two hours.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]" --constraint constraints.txt
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/memory.py
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

@@ -116,12 +116,19 @@ def charter_dpo(folder: Path, place: Path, steps: int) -> float:
     return ROWS * (steps + 1) / (clock.marks[-1] - began)
 
 
+def rows_of(rollout: Any) -> list[Any]:
+    from charter.models.packing import Tokens
+
+    return [Tokens(p, row[m].tolist()) for p, row, m in zip(rollout.prompt_ids, rollout.ids, rollout.mask, strict=True)]
+
+
 def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
     def run(folder: Path, place: Path, steps: int) -> float:
         from charter.config import METHODS
         from charter.records import Message, Prompt
         from charter.training.grpo import train_grpo
         from charter.training.ppo import train_ppo
+        from charter.training.reward_model import score_rows
         from charter.training.rewards import RewardSum
         from charter.training.rloo import train_rloo
 
@@ -141,6 +148,9 @@ def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
         )  # fmt: skip
         train = {"grpo": train_grpo, "rloo": train_rloo, "ppo": train_ppo}[method]
         reward = RewardSum({"first": (1.0, lambda rollout: rollout.ids[:, 0].float() % 7)})
+        if method == "ppo":  # as in TRL, a reward model of the same size reads every response
+            trunk.add_role("reward", head=True)
+            reward = RewardSum({"reward": (1.0, lambda rollout: score_rows(trunk, rows_of(rollout), MICRO))})
         train(trunk, prompts, reward, settings, charter_stage(place, clock))  # type: ignore[operator]
         return clock.rate(COMPLETIONS * steps)
 

@@ -147,6 +147,48 @@ def test_a_reward_model_is_trained_and_measured(tmp_path, random_llama, capsys):
     assert found["baseline_shorter_wins"] == 1.0
 
 
+def test_a_reward_model_is_trained_on_ratings_and_measured_beside_the_mean(tmp_path, random_llama, capsys):
+    lines = ["prompt,response,score"] + [f"Lamp {n}?,{word} {n}.,{score}" for n in range(12)
+                                         for word, score in (("Gladly", 5), ("No", 1))]  # fmt: skip
+    (tmp_path / "r.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "reward"
+    arguments = ["reward", "train", str(tmp_path / "r.csv"), "--out", str(out), "--model", str(random_llama), "--json"]
+    options = ["--loss", "absolute", "--epochs", "6", "--learning-rate", "0.003", "--pairs-per-step", "6"]
+    assert run_command([*arguments, *options]) == 0
+    found = one_json_object(capsys.readouterr().out)
+    assert found == json.loads((out / "metrics.json").read_text())
+    assert (found["train_ratings"], found["n"], found["n_clusters"]) == (18, 6, 3)
+    assert found["baseline_mean"] == 2.0  # the mean is 3, and every rating is 2 away from it
+    assert found["mean_absolute_error"] < 1.5
+    assert found["spearman"] > 0.8
+    (tmp_path / "same.csv").write_text("prompt,response,score\n" + "".join(f"Lamp {n}?,Yes.,3\n" for n in range(12)))
+    assert (
+        run_command(["reward", "train", str(tmp_path / "same.csv"), "--out", str(tmp_path / "o"), "--loss", "squared"])
+        == 2
+    )
+    assert "nothing to learn" in capsys.readouterr().err
+
+
+def test_several_seeds_are_run_by_one_flag_and_all_are_shown(tmp_path, write_recipe, random_llama, capsys):
+    out = tmp_path / "seeds"
+    arguments = ["run", str(write_recipe(random_llama)), "--out", str(out), "--seeds", "2"]
+    assert run_command([*arguments, "--json"]) == 0
+    found = one_json_object(capsys.readouterr().out)
+    assert found == json.loads((out / "seeds.json").read_text())
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    row = next(row for row in found["metrics"] if (row["name"], row["arm"]) == ("kl", "policy"))
+    values = [one["value"] for one in row["seeds"]]
+    assert len(values) == 2
+    assert row["mean"] == pytest.approx(sum(values) / 2)
+    assert (row["low"], row["high"]) == (min(values), max(values))
+    assert len((out / "seeds.csv").read_text().splitlines()) == 1 + sum(len(row["seeds"]) for row in found["metrics"])
+    assert (out / "seed-1/report.html").exists()
+    assert run_command([*arguments, "--set", "gates.override=false"]) == 1  # a gate stops each seed and not the command
+    captured = capsys.readouterr()
+    assert captured.out.count("seed ") == 2
+    assert "2 of 2 seeds stopped at a gate" in captured.err
+
+
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE.name} is not beside the checkout")
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_published_dialogues_come_in_as_prompts(tmp_path, capsys, suffix):

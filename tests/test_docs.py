@@ -34,7 +34,14 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     assert place.with_suffix(".md").read_text() == module.page()
     shown = {kind for _, kind in module.SECTIONS}
     found = {kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, config.Settings)}
-    assert found - shown == {config.Settings, config.TrainingSettings, config.RLSettings}
+    # What others are made of, and ratings, which come from a file and not from a recipe.
+    assert found - shown == {
+        config.Settings,
+        config.TrainingSettings,
+        config.RolloutSettings,
+        config.RLSettings,
+        config.RatingModelSettings,
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -114,6 +121,7 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
         ("rloo", "rloo"),
         ("grpo", "grpo"),
         ("dpo", "dpo"),
+        ("online_dpo", "online-dpo"),
         ("sft", "sft"),
         ("reward_model", "reward-model"),
     ],
@@ -124,9 +132,9 @@ def test_every_logged_metric_is_explained(module, page):
     keys = {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
     assert keys
     text = (ROOT / f"docs/{page}.md").read_text() + (
-        (ROOT / "docs/ppo.md").read_text() if page in ("rloo", "grpo") else ""
+        (ROOT / "docs/ppo.md").read_text() if page in ("rloo", "grpo", "online-dpo") else ""
     )
     for key in keys | (
-        {"reward", "kl", "response_tokens", "missing_eos"} if page in ("ppo", "rloo", "grpo") else set()
+        {"reward", "kl", "response_tokens", "missing_eos"} if page in ("ppo", "rloo", "grpo", "online-dpo") else set()
     ):
         assert f"`{key}`" in text, key

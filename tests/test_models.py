@@ -11,7 +11,7 @@ from charter.models.generate import pick, sample
 from charter.models.load import load_model, load_tokenizer
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler, fill
-from charter.models.trunk import REFERENCE, Trunk, load_trunk
+from charter.models.trunk import REFERENCE, Scorers, ScoreScale, Trunk, load_trunk
 from charter.records import Message
 from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import sft_loss
@@ -130,12 +130,14 @@ def test_a_reward_model_scores_the_same_after_a_round_trip(folder, tmp_path, lor
         parameter.data += 0.05 * torch.randn_like(parameter)
     packed = trunk.pack([Tokens([5, 6], [7, 8, 0]), Tokens([5], [0])])
     scores = trunk.scores("reward", packed).detach()
-    trunk.save_scorer("reward", tmp_path / "reward", mean=0.5, std=2.0)
+    scorers = Scorers(("reward",), (ScoreScale(0.5, 2.0),))
+    trunk.save_scorers(scorers, tmp_path / "reward")
     other = load_trunk(str(folder), lora=lora)
-    scale = other.load_scorer("reward", tmp_path / "reward")
+    assert other.load_scorers(tmp_path / "reward") == scorers
     again = other.scores("reward", packed).detach()
     assert torch.equal(scores, again)
-    assert torch.allclose(scale(again), (scores - 0.5) / 2.0)
+    assert torch.allclose(scorers(again.unsqueeze(0)), (scores - 0.5) / 2.0)
+    assert torch.allclose(scorers(again.unsqueeze(0), standardise=False), scores - 0.5)
 
 
 def test_a_reward_model_without_its_head_is_refused(folder, tmp_path):
@@ -143,12 +145,12 @@ def test_a_reward_model_without_its_head_is_refused(folder, tmp_path):
 
     trunk = load_trunk(str(folder))
     trunk.add_role("reward", head=True)
-    trunk.save_scorer("reward", tmp_path / "r", mean=0.0, std=1.0)
+    trunk.save_scorers(Scorers(("reward",), (ScoreScale(0.0, 1.0),)), tmp_path / "r")
     tensors = load_file(tmp_path / "r/reward_model.safetensors")
-    del tensors["head.weight"]
+    del tensors["reward/head.weight"]
     save_file(tensors, tmp_path / "r/reward_model.safetensors")
     with pytest.raises(InputError, match="head is missing"):
-        load_trunk(str(folder)).load_scorer("reward", tmp_path / "r")
+        load_trunk(str(folder)).load_scorers(tmp_path / "r")
 
 
 @pytest.mark.parametrize("lora", [None, LoRASettings(rank=2)])

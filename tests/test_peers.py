@@ -232,3 +232,88 @@ def test_advantages_are_those_of_both_trainers():
     mean, std = scores.mean(1, keepdim=True), scores.std(1, keepdim=True)
     torch.testing.assert_close(group_advantages(scores, scale_by_std=True), (scores - mean) / (std + 1e-4))
     torch.testing.assert_close(rloo_advantages(scores), scores - (scores.sum(1, keepdim=True) - scores) / 3)
+
+
+def batches(n: int, size: int = 4) -> list[list[tuple[Tokens, Tokens]]]:
+    """Pairs with something to learn: the chosen response counts up from the prompt's last token, the rejected one down."""
+    generator = torch.Generator().manual_seed(5)
+
+    def pair() -> tuple[Tokens, Tokens]:
+        start, length, turns = (
+            int(torch.randint(*bounds, (1,), generator=generator)) for bounds in ((30, 60), (2, 5), (2, 7))
+        )
+        prompt = list(range(start, start + length))
+        up = [prompt[-1] + i for i in range(1, turns + 1)]
+        return Tokens(prompt, [*up, 0]), Tokens(prompt, [*[2 * prompt[-1] - i for i in up], 0])
+
+    return [[pair() for _ in range(size)] for _ in range(n)]
+
+
+def optimizer_of(parameters) -> torch.optim.AdamW:
+    return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def both_curves(ours, theirs, mine, others) -> tuple[list[float], list[float]]:
+    """Thirty losses of each: ``ours(batch)`` and ``theirs(batch)``, each with an optimizer of its own on the same settings."""
+    curves: tuple[list[float], list[float]] = ([], [])
+    for batch in batches(30):
+        for curve, loss_of, optimizer in zip(curves, (ours, theirs), (mine, others), strict=True):
+            loss = loss_of(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            curve.append(loss.item())
+    return curves
+
+
+STEPS_AGREE = 2e-3
+"""Nats between two curves over thirty float32 steps: rounding that the steps carry on and enlarge."""
+
+
+def test_thirty_steps_of_sft_follow_one_curve(scene):
+    trunk, peer, _, tokenizer, place = scene
+    data = Dataset.from_list([{"prompt": "a", "completion": "b"}] * 2)
+    trainer = SFTTrainer(model=peer, args=SFTConfig(output_dir=str(place), max_length=None, **QUIET), train_dataset=data,
+                         processing_class=tokenizer)  # fmt: skip
+
+    def ours(batch):
+        packed = trunk.pack([chosen for chosen, _ in batch])
+        return sft_loss(trunk.logprobs("policy", packed)[0], packed.mask)
+
+    def theirs(batch):
+        inputs = padded([chosen for chosen, _ in batch])
+        inputs["labels"] = inputs["input_ids"].masked_fill(inputs.pop("completion_mask") == 0, -100)
+        return trainer.compute_loss(trainer.model, inputs)
+
+    policy = trunk.copies["policy"]
+    a, b = both_curves(ours, theirs, optimizer_of(policy.parameters()), optimizer_of(trainer.model.parameters()))
+    assert a[-1] < 0.7 * a[0]
+    assert a == pytest.approx(b, abs=STEPS_AGREE)
+
+
+def test_thirty_steps_of_dpo_follow_one_curve(scene):
+    trunk, peer, reference, tokenizer, place = scene
+    data = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
+    config = DPOConfig(output_dir=str(place), beta=0.1, max_length=None, **QUIET)
+    trainer = DPOTrainer(model=peer, ref_model=reference, args=config, train_dataset=data, processing_class=tokenizer)
+    settings = DPOSettings(beta=0.1)
+
+    def rows_of(batch):
+        return [chosen for chosen, _ in batch] + [rejected for _, rejected in batch]
+
+    def ours(batch):
+        packed = trunk.pack(rows_of(batch))
+        policy = trunk.logprobs("policy", packed)[0].sum(dim=1).chunk(2)
+        with torch.no_grad():
+            base = trunk.logprobs(REFERENCE, packed)[0].sum(dim=1).chunk(2)
+        tokens = packed.mask.sum(dim=1).float().chunk(2)
+        return pair_losses(PairLogprobs(*policy, *base, *tokens), torch.ones(len(batch)), None, settings).mean()
+
+    def theirs(batch):
+        return trainer.compute_loss(trainer.model, padded(rows_of(batch)))
+
+    policy = trunk.copies["policy"]
+    a, b = both_curves(ours, theirs, optimizer_of(policy.parameters()), optimizer_of(trainer.model.parameters()))
+    assert a[-1] < 0.7 * a[0]
+    assert a == pytest.approx(b, abs=STEPS_AGREE)

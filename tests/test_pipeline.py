@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from charter.config import load_recipe
-from charter.errors import GateError
+from charter.errors import GateError, InputError
 from charter.pipeline import STAGES, run_recipe
+from charter.records import Pair, Response, read_jsonl
 from conftest import save_random_classifier, save_random_model
 
 
@@ -52,6 +54,50 @@ def test_dpo_learns_from_the_pairs_and_trains_no_reward_model(tmp_path, write_re
     assert {row["arm"] for row in report["metrics"]} == {"base", "sft", "policy"}
     assert not (tmp_path / "run/rl_log.csv").exists()
     assert all(stage["skipped"] for stage in run_recipe(recipe, tmp_path / "run", quiet=True)["stages"])
+
+
+@pytest.mark.parametrize(
+    "rl",
+    [
+        {"method": "online_dpo"},
+        {"method": "rloo", "sigmoid_against": 2, "reward_scale": True, "reward_clip": 3.0},
+        {"method": "ppo", "whiten_advantages": "biased", "stop_kl": 0.1},
+    ],
+)
+def test_every_way_to_learn_from_rollouts_runs_to_the_end(tmp_path, write_recipe, random_llama, rl):
+    report = run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / "run", quiet=True)
+    assert {row["arm"] for row in report["metrics"]} == {"base", "sft", "policy"}
+    metrics = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 3
+    if "sigmoid_against" in rl:
+        assert metrics[-1]["score_count"] == 3 * 8
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_pairs_by_contrast_need_no_judge(tmp_path, write_recipe, random_llama):
+    contrast = {"positive": "Answer kindly.", "negative": "Answer rudely."}
+    path = write_recipe(random_llama)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["feedback"] = {"prompts": 24, "max_new_tokens": 12, "contrast": contrast}
+    path.write_text(yaml.safe_dump(recipe))
+    report = run_recipe(load_recipe(path), tmp_path / "run", until="reward_model", quiet=True)
+    assert report["judges"] == []
+    pairs = list(read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair))
+    assert len(pairs) >= 4
+    asked = {r.prompt_id for r in read_jsonl(tmp_path / "run/feedback/responses.positive.jsonl", Response)}
+    assert all(pair.prompt.id not in asked and "kindly" not in pair.prompt.last_turn for pair in pairs)
+    recipe["feedback"]["judge"] = "base"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match="judge would not be read"):
+        load_recipe(path)
+
+
+def test_an_ensemble_rewards_reinforcement_learning(tmp_path, write_recipe, random_llama):
+    changes = {"reward_model": {"lora": {"rank": 2}, "ensemble": 2, "combine": "worst"}, "rl": {"lora": {"rank": 2}}}
+    report = run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", quiet=True)
+    assert report["reward_model"]["n"] > 0
+    card = json.loads((tmp_path / "run/reward_model/model/reward_model.json").read_text())
+    assert [member["role"] for member in card["members"]] == ["reward", "reward_2"]
 
 
 def silent(*_: str) -> dict[str, None]:

@@ -57,6 +57,10 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
             },
             [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
         ),
+        (
+            {"method": "online_dpo", "sigmoid_against": 2, "reward_scale": True},
+            [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
+        ),
         ({"method": "dpo", "pairs_per_step": 4, "epochs": 2}, [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 3)]),
     ],
 )

@@ -3,12 +3,13 @@ import math
 import pytest
 import torch
 
-from charter.config import CostSettings
+from charter.config import CostSettings, RLOOSettings
 from charter.errors import GateError, InputError
 from charter.records import Prompt, Rollout
 from charter.training.rewards import (
     AdaptiveKL,
     FixedKL,
+    RewardShape,
     RewardSum,
     apply_missing_eos_penalty,
     at_last_token,
@@ -98,3 +99,40 @@ def test_a_score_that_failed_is_an_error_and_not_a_number():
 def test_a_cost_must_be_a_part():
     with pytest.raises(InputError, match="is no part"):
         RewardSum({"good": (1.0, constant(0.0))}, CostSettings(part="harm"))
+
+
+def shaped(**changes) -> RLOOSettings:
+    return RLOOSettings(**changes)
+
+
+def test_a_reward_is_a_sigmoid_against_the_answers_of_the_reference():
+    rollout = rollout_of("a", "b")
+    references = {prompt.id: 1.0 for prompt in rollout.prompts}
+    shape = RewardShape(shaped(sigmoid_against=2), references)
+    scores = RewardSum({"good": (1.0, constant(1.0, 3.0))}, shape=shape)(rollout)
+    assert scores.total.tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
+    assert scores.means() == {"reward/good": 2.0}  # the curve of a part is that of its own numbers
+
+
+def test_scores_are_divided_by_their_running_deviation_and_then_cut():
+    seen: list[float] = []
+    shape = RewardShape(shaped(reward_scale=True, reward_clip=1.5))
+    generator = torch.Generator().manual_seed(0)
+    for size in (3, 5, 2):
+        values = 7 + 4 * torch.randn(size, generator=generator)
+        seen += values.tolist()
+        found = shape(values, rollout_of("a"))
+        deviation = torch.tensor(seen).std(unbiased=False)
+        torch.testing.assert_close(found, (values / deviation).clamp(-1.5, 1.5), rtol=1e-4, atol=1e-4)
+        again = RewardShape(shaped(reward_scale=True))
+        again.restore(shape.state())
+        assert again.state() == shape.state()
+
+
+def test_what_is_not_asked_for_is_not_done():
+    shape = RewardShape(shaped(reward_clip=10.0))
+    scores = torch.tensor([1.0, -3.0, 40.0])
+    assert shape(scores, rollout_of("a", "b", "c")).tolist() == [1.0, -3.0, 10.0]
+    assert shape.state() == {}
+    with pytest.raises(ValueError, match="needs the rewards of the reference"):
+        RewardShape(shaped(sigmoid_against=1))

@@ -8,17 +8,31 @@ import torch
 from charter.config import (
     METHODS,
     DPOSettings,
+    LoRASettings,
+    OnlineDPOSettings,
+    RatingModelSettings,
     RewardModelSettings,
-    RLSettings,
+    RolloutSettings,
     SFTSettings,
 )
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.records import Message, Pair, Prompt
+from charter.records import Message, Pair, Prompt, Rating
 from charter.run import Run
 from charter.stages import ROLLOUT_METHODS
 from charter.training.dpo import sequence_logprobs, train_dpo
-from charter.training.reward_model import by_group, clip, score_pairs, train_reward_model
+from charter.training.online_dpo import best_and_worst, pair_slopes
+from charter.training.preference_losses import PairLogprobs, dpo_loss
+from charter.training.reward_model import (
+    by_group,
+    clip,
+    pack_once,
+    reward_scores,
+    score_pairs,
+    score_rows,
+    train_rating_model,
+    train_reward_model,
+)
 from charter.training.rewards import RewardSum
 from charter.training.rollouts import collect, prompt_batch
 from charter.training.sft import sft_tokens, train_sft
@@ -40,8 +54,11 @@ BANDIT = {"steps": 40, "prompts_per_step": 8, "samples_per_prompt": 8, "max_new_
 ROLLOUT = sorted(ROLLOUT_METHODS)
 
 
-def bandit(method: str, **changes) -> RLSettings:
-    return METHODS[method](**(BANDIT | changes))
+def bandit(method: str, **changes) -> RolloutSettings:
+    values = BANDIT | changes
+    if method == "online_dpo":  # whose price of moving is beta
+        values = {key: value for key, value in values.items() if not key.startswith("kl_")}
+    return METHODS[method](**values)
 
 
 def run_bandit(random_llama, stage, method, reward=None, **changes):
@@ -61,7 +78,8 @@ def test_every_method_has_a_settings_class_and_a_trainer():
 
 @pytest.mark.parametrize("method", ROLLOUT)
 def test_a_token_bandit_is_solved(random_llama, stage, method):
-    _, metrics = run_bandit(random_llama, stage, method)
+    steps = 80 if method == "online_dpo" else 40  # it hears of two responses of a group and not of all
+    _, metrics = run_bandit(random_llama, stage, method, steps=steps)
     assert metrics[0]["reward"] < 0.3
     assert metrics[-1]["reward"] > 0.9
 
@@ -205,12 +223,119 @@ def pairs() -> list[Pair]:
 
 def test_a_reward_model_learns_what_is_preferred(random_llama, stage):
     trunk = load_trunk(str(random_llama))
-    train_reward_model(trunk, pairs(), RewardModelSettings(epochs=4, learning_rate=3e-3, pairs_per_step=16), stage)
+    settings = RewardModelSettings(epochs=4, learning_rate=3e-3, pairs_per_step=16)
+    scorers = train_reward_model(trunk, pairs(), settings, stage)
     metrics = stage.metrics()
     assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # a head that starts at zero knows nothing
     assert metrics[0]["accuracy"] == 0.0  # and a tie is no win
-    chosen, rejected = score_pairs(trunk, pairs(), 4096)
+    chosen, rejected = score_pairs(trunk, scorers, pairs(), 4096)
     assert (chosen > rejected).mean() == 1.0
+
+
+def test_a_response_in_several_pairs_of_a_ranking_is_read_once(random_llama):
+    trunk = load_trunk(str(random_llama))
+    trunk.add_role("reward", head=True)
+    torch.nn.init.normal_(trunk.heads["reward"].weight)
+    best, middle, worst = (Tokens([5, 6], [7 + i, 0]) for i in range(3))
+    rows = [best, best, middle, middle, worst, worst]
+    packed, places = pack_once(trunk, rows)
+    assert packed.n_tokens == 6  # three responses of two tokens
+    apart = trunk.scores("reward", trunk.pack(rows))
+    torch.testing.assert_close(trunk.scores("reward", packed)[places], apart, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["mean", "worst"])
+def test_an_ensemble_is_trained_saved_and_read_as_one_reward_model(random_llama, stage, tmp_path, combine):
+    lora = LoRASettings(rank=2)
+    trunk = load_trunk(str(random_llama), lora=lora)
+    settings = RewardModelSettings(
+        epochs=4, learning_rate=1e-2, pairs_per_step=16, lora=lora, ensemble=3, combine=combine
+    )
+    scorers = train_reward_model(trunk, pairs(), settings, stage)
+    assert scorers.roles == ("reward", "reward_2", "reward_3")
+    rows = [Tokens([5, 6], [7, 0]), Tokens([8], [9, 10, 0])]
+    scores = reward_scores(trunk, scorers, rows, 4096)
+    raw = torch.stack([score_rows(trunk, rows, 4096, role) for role in scorers.roles])
+    assert len({tuple(row) for row in raw.tolist()}) == 3  # members that agree to the last bit are no ensemble
+    scaled = torch.stack([scale(row) for scale, row in zip(scorers.scales, raw, strict=True)])
+    torch.testing.assert_close(scores, scaled.mean(0) if combine == "mean" else scaled.amin(0))
+    chosen, rejected = score_pairs(trunk, scorers, pairs(), 4096)
+    assert (chosen > rejected).mean() > 0.9
+    trunk.save_scorers(scorers, tmp_path / "saved")
+    other = load_trunk(str(random_llama), lora=lora)
+    again = other.load_scorers(tmp_path / "saved")
+    assert again == scorers
+    assert torch.equal(reward_scores(other, again, rows, 4096), scores)
+
+
+@pytest.mark.parametrize("loss", ["squared", "absolute"])
+def test_a_reward_model_learns_ratings(random_llama, stage, loss):
+    trunk = load_trunk(str(random_llama))
+    ratings = [
+        Rating(prompt=PROMPTS[i % 8], response=f"I {verb} the door {i}.", score=score, group_id=str(i % 8))
+        for i in range(32)
+        for verb, score in (("mend", 9.0), ("see", 6.0), ("burn", 3.0))
+    ]
+    settings = RatingModelSettings(epochs=10, learning_rate=1e-2, pairs_per_step=16, loss=loss)
+    scorers = train_rating_model(trunk, ratings, settings, stage)
+    metrics = stage.metrics()
+    assert metrics[-1]["loss"] < 0.25 * metrics[0]["loss"]
+    rows = [Tokens(*_ids(trunk, text)) for text in ("I mend the door 3.", "I see the door 3.", "I burn the door 3.")]
+    good, fair, bad = reward_scores(trunk, scorers, rows, 4096).tolist()
+    assert good > fair > bad
+
+
+def _ids(trunk, text: str) -> tuple[list[int], list[int]]:
+    ((row),) = sft_tokens(trunk, [(PROMPTS[0].messages, text)])
+    return list(row.prompt), list(row.response)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "hinge"])
+def test_the_slope_of_a_pair_is_the_gradient_of_its_loss(loss):
+    generator = torch.Generator().manual_seed(0)
+    sequences, reference = torch.randn(2, 6, generator=generator)
+    lengths = torch.full((6,), 4.0)
+    chosen, rejected = best_and_worst(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 4.0]]))
+    assert (chosen.tolist(), rejected.tolist()) == ([1, 3], [0, 5])
+    slopes, value = pair_slopes(sequences, reference, lengths, chosen, rejected, OnlineDPOSettings(loss=loss, beta=0.3))
+    assert slopes[2] == slopes[4] == 0
+    assert slopes[1] <= 0 <= slopes[0]
+    assert slopes[1].item() == pytest.approx(-slopes[0].item())
+    if loss == "dpo":
+        x = sequences.clone().requires_grad_()
+        pair = PairLogprobs(
+            x[chosen], x[rejected], reference[chosen], reference[rejected], lengths[chosen], lengths[rejected]
+        )
+        expected = dpo_loss(pair, torch.ones(2), 0.3).mean()
+        assert value == pytest.approx(expected.item())
+        torch.testing.assert_close(slopes, torch.autograd.grad(expected, x)[0])
+
+
+def test_a_group_without_a_preference_makes_no_pair(random_llama, stage):
+    _, metrics = run_bandit(random_llama, stage, "online_dpo", first_token_below(10**6), steps=2)
+    assert all(row["pairs"] == 0 and row["grad_norm"] == 0 for row in metrics)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_updates_stop_where_the_policy_has_moved_far_enough(random_llama, tmp_path, method):
+    counts = {}
+    for stop_kl in (None, 1e-9):
+        with Run(tmp_path / str(stop_kl), quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+            _, metrics = run_bandit(random_llama, stage, method, steps=3, epochs=3, minibatches=1, stop_kl=stop_kl)
+        counts[stop_kl] = {row["updates"] for row in metrics}
+    # The first update is at ratio 1 and has not moved; the second has, and the third is skipped.
+    assert counts == {None: {3}, 1e-9: {2}}
+
+
+def test_a_batch_of_one_micro_batch_trains_as_one_that_is_cut(random_llama, tmp_path):
+    found = []
+    for tokens in (8192, 96):
+        with Run(tmp_path / str(tokens), quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+            changes = {"steps": 4, "max_new_tokens": 5, "kl_coef": 0.05, "tokens_per_micro_batch": tokens}
+            _, metrics = run_bandit(random_llama, stage, "rloo", **changes)
+        found.append([(row["loss"], row["kl"], row["entropy"]) for row in metrics])
+    for whole, cut in zip(*found, strict=True):
+        assert whole == pytest.approx(cut, abs=1e-4)
 
 
 def test_pairs_of_one_prompt_are_one_element():

@@ -37,7 +37,9 @@ from charter.errors import InputError
 from charter.feedback.judge import ask, comparisons_of
 from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.llama_weights import KEPT_ROLES, LLAMA_LIKE
 from charter.models.load import check_folder, first_line, load_tokenizer, pick_device
+from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.sampler import fill
 from charter.prompts import deduplicate, read_prompts, split_prompts
 from charter.records import Generation, Message, Prompt, Response
@@ -74,6 +76,9 @@ class Shape:
     kv_width: int
     vocabulary: int
     positions: int | None
+    heads: int = 1
+    fused: bool = False
+    """Whether its pass is written out: what is kept then is in the precision of the run."""
 
     @cached_property
     def parameters(self) -> int:
@@ -116,6 +121,8 @@ def read_shape(name: str) -> Shape:
         kv_width=head * int(getattr(config, "num_key_value_heads", None) or heads),
         vocabulary=int(config.vocab_size),
         positions=getattr(config, "max_position_embeddings", None),
+        heads=heads,
+        fused=config.model_type in LLAMA_LIKE and config.hidden_act == "silu",
     )
 
 
@@ -228,6 +235,8 @@ class Load:
     batches: list[tuple[int, int, int]] = field(default_factory=list)
     memory: dict[str, float] = field(default_factory=dict)
     lora: bool = False
+    width: int = FLOAT
+    """Bytes of a number in matrix products."""
 
     def score(self, shape: Shape, tokens: float) -> None:
         """Tokens that are read without gradients by a model."""
@@ -245,8 +254,8 @@ class Load:
         self.generated += n * new
         self.score(shape, n * prompt)
         self.batches.append((rows, new, math.ceil(n / rows)))
-        cache = rows * (prompt + new) * 2 * shape.layers * shape.kv_width * FLOAT
-        choosing = rows * shape.vocabulary * (4 + 4 + 4 + 8)  # logits, log-probabilities, probabilities, float64 sums
+        cache = rows * (prompt + new) * 2 * shape.layers * shape.kv_width * (self.width if shape.fused else FLOAT)
+        choosing = rows * shape.vocabulary * (4 + 4 + 4)  # logits, scaled, probabilities
         self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), cache + choosing)
 
     def hold(self, shape: Shape, models: int) -> None:
@@ -265,11 +274,27 @@ class Load:
 
     def activate(self, shape: Shape, settings: TrainingSettings, row: float, response: float, copies: int) -> None:
         """What backward needs of a micro-batch: per token and layer some vectors of the hidden, key-value and inner width,
-        and ``copies`` of the logits at the positions that are scored."""
+        and the logits at the positions that are scored: once where the pass is written out, else ``copies`` of them."""
         tokens = max(settings.tokens_per_micro_batch, row)
-        per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
-        logits = tokens * min(response / row, 1) * shape.vocabulary * copies
-        self.memory["activations"] = (tokens * shape.layers * per_layer + logits) * FLOAT
+        scored = tokens * min(response / row, 1) * shape.vocabulary if copies else 0
+        if not shape.fused:
+            per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
+            self.memory["activations"] = (tokens * shape.layers * per_layer + scored * copies) * FLOAT
+            return
+        # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
+        per_layer = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
+        passing = tokens * (4 * shape.inner * self.width + 5 * shape.hidden * FLOAT)
+        kept = tokens * shape.layers * per_layer + min(scored, KEPT_ELEMENTS)
+        self.memory["activations"] = kept * self.width
+        self.memory["layer_at_hand"] = passing + 3 * BLOCK_ELEMENTS * FLOAT
+
+    def cast(self, shape: Shape) -> None:
+        """The copy of the weights in the precision of the products: of every model, or of the two roles last used of a trunk."""
+        models = self.memory.get("weights", 0) // (shape.parameters * FLOAT)
+        if shape.fused:
+            self.memory["cast_weights"] = (
+                (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
+            )
 
     @property
     def peak_bytes(self) -> float:
@@ -291,16 +316,17 @@ def loads_of(
 ) -> list[Load]:
     """The work of each stage in running order. ``to_sort`` prompts have no principle yet; ``labelled`` pairs test the judge."""
     rows, reply = recipe.batch_size, recipe.revise.max_new_tokens
+    width = 2 if recipe.precision == "bfloat16" else FLOAT
 
     def within(tokens: float) -> float:
         return min(tokens, shape.positions) if shape.positions else tokens
 
-    prompts = Load("prompts")
+    prompts = Load("prompts", width=width)
     prompts.hold(shape, 1)
     if lengths.topics:
         prompts.score(shape, to_sort * (lengths.topic_question + lengths.topics))
 
-    revise = Load("revise")
+    revise = Load("revise", width=width)
     revise.hold(shape, 1)
     settings = recipe.revise
     n_red = min(settings.prompts, counts["train red_team"])
@@ -312,7 +338,7 @@ def loads_of(
         revise.sample(shape, n_red, within(criticised), reply, rows)
         revise.sample(shape, n_red, within(criticised + reply + lengths.revision), reply, rows)
 
-    sft = Load("sft")
+    sft = Load("sft", width=width)
     n_examples = n_red * (settings.rounds if recipe.sft.use_revisions == "all" else 1) + n_helpful
     row = lengths.prompt + reply + 1
     sft.hold(shape, 1)
@@ -320,7 +346,7 @@ def loads_of(
     sft.activate(shape, recipe.sft, row, reply + 1, copies=3)
     sft.learn(shape, recipe.sft.epochs * n_examples * row)
 
-    feedback = Load("feedback")
+    feedback = Load("feedback", width=width)
     own = recipe.feedback
     n_asked = sum(min(own.prompts // len(KINDS), counts[f"train {kind}"]) for kind in KINDS)
     k = own.responses_per_prompt
@@ -333,7 +359,7 @@ def loads_of(
         question = lengths.comparison + 2 * own.max_new_tokens
         feedback.score(judge, 2 * (n_pairs + labelled) * question)  # each comparison in both orders
 
-    reward = Load("reward_model")
+    reward = Load("reward_model", width=width)
     reward_settings = recipe.reward_model
     row = lengths.prompt + own.max_new_tokens + 1
     n_train = round(n_pairs * (1 - reward_settings.test_fraction))
@@ -343,7 +369,7 @@ def loads_of(
     reward.learn(shape, reward_settings.ensemble * reward_settings.epochs * n_train * 2 * row)
     reward.score(shape, reward_settings.ensemble * (n_pairs + labelled) * 2 * row)
 
-    rl = Load("rl")
+    rl = Load("rl", width=width)
     policy = recipe.rl
     rl.hold(shape, 1)
     if isinstance(policy, DPOSettings):
@@ -368,7 +394,7 @@ def loads_of(
         rl.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
         rl.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
 
-    evaluate = Load("evaluate")
+    evaluate = Load("evaluate", width=width)
     arms = recipe.evaluation
     n_test = sum(counts[f"test {kind}"] for kind in KINDS) * arms.samples_per_prompt
     row = lengths.prompt + arms.max_new_tokens + 1
@@ -382,6 +408,8 @@ def loads_of(
 
     rewarding = [reward] if uses_reward_model(policy) else []
     loads = [prompts, revise, sft, feedback, *rewarding, rl, evaluate]
+    for load in loads:
+        load.cast(shape)
     if scorer is not None:  # loaded from beginning to end, and asked two questions about each response
         for load in loads:
             load.hold(scorer, 1)

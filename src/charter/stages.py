@@ -441,7 +441,7 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
 
 def pair_by_contrast(work: Work, prompts: Stage, sft: Stage) -> Stage:
     """Pairs without a judge (Yang et al. 2023, RLCD): each prompt is answered twice, once asked for a good answer and once for a
-    bad one; the answers are stored behind the prompt as it was. Identical and cut answers make no pair and are counted."""
+    bad one; the answers are stored behind the prompt as it was. Identical answers make no pair and count as ties."""
     recipe = work.recipe
     settings = recipe.feedback
     assert settings.contrast is not None
@@ -457,20 +457,17 @@ def pair_by_contrast(work: Work, prompts: Stage, sft: Stage) -> Stage:
             answer(work, stage, f"responses.{name}.jsonl", sampler, [asked_for(p, words) for p in chosen], 1)
             for name, words in (("positive", settings.contrast.positive), ("negative", settings.contrast.negative))
         ]
-        pairs, excluded = [], Counter[str]()
-        for prompt, better, worse in zip(chosen, *sides, strict=True):
-            if better.text == worse.text:
-                excluded["identical"] += 1
-            elif "length" in (better.finish_reason, worse.finish_reason):
-                excluded["cut"] += 1
-            else:
-                pairs.append(Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=prompt.id))
+        pairs = [
+            Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=prompt.id)
+            for prompt, better, worse in zip(chosen, *sides, strict=True)
+            if better.text != worse.text
+        ]
         if len(pairs) < 4:
-            raise GateError(f"only {len(pairs)} prompts got two different whole answers: too few to train on")
+            raise GateError(f"only {len(pairs)} prompts got two different answers: too few to train on")
         write_jsonl(stage.path("pairs.jsonl"), pairs)
         export_preferences(work.run.folder / "preferences.csv", pairs)
-        stage.finish({"comparisons": len(chosen), "verdicts": len(pairs), "pairs": len(pairs), "ties": 0, "judge": None,
-                      "excluded": dict(excluded), "gates": []})  # fmt: skip
+        stage.finish({"comparisons": len(chosen), "verdicts": len(pairs), "pairs": len(pairs), "judge": None,
+                      "ties": len(chosen) - len(pairs), "gates": []})  # fmt: skip
     return stage
 
 

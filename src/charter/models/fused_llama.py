@@ -35,8 +35,7 @@ class FusedLlama:
         self.group = self.heads // self.kv_heads
         self.device = model.device
         self.layers = weights.blocks
-        self.norm = weights.norm.to(dtype)
-        self.embedding = weights.table
+        self.norm, self.embedding = weights.norm, weights.embedding
         self.lm_head = weights.lm_head
         ids, attention = left_pad(prompts, self.device)
         self.width, self.step_number = ids.shape[1], 0
@@ -58,7 +57,7 @@ class FusedLlama:
         self.shared = True  # the prompt's keys belong to the group and not yet to each row
 
     def normed(self, x: Tensor) -> Tensor:
-        return x * inverse_rms(x, self.eps).to(x.dtype)
+        return (x * inverse_rms(x, self.eps)).to(self.dtype)
 
     def reserve(self, columns: int) -> None:
         """Room for so many columns of keys and values. bmm copies a cache that it does not read to its last column, so the cache
@@ -81,7 +80,7 @@ class FusedLlama:
         return x + layer.down(F.silu(gate).mul_(up))
 
     def logits_of(self, x: Tensor) -> Tensor:
-        return self.lm_head(self.normed(x) * self.norm)
+        return self.lm_head((x * inverse_rms(x, self.eps) * self.norm).to(self.dtype))
 
     def prefill(self, ids: Tensor, place: Tensor) -> Tensor:
         """Read the prompts (P, T); logits (P, V) of the first new token."""

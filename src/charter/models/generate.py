@@ -80,12 +80,16 @@ class TransformersDecoder:
         self.attention, self.length = self.attention[rows], self.length[rows]
 
 
+def is_fused(model: Any, dtype: torch.dtype) -> bool:
+    """Whether ``make_decoder`` takes the fused page."""
+    return is_llama_like(model) and sum(p.numel() for p in model.parameters()) * dtype.itemsize <= FUSED_BYTES
+
+
 def make_decoder(
     model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype
 ) -> Decoder:
     """The fused page where it fits the model and a second copy of the weights fits the memory, the model itself elsewhere."""
-    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-    if is_llama_like(model) and size <= FUSED_BYTES:
+    if is_fused(model, dtype):
         return FusedLlama(model, prompts, k, max_new_tokens, dtype)
     return TransformersDecoder(model, prompts, k)
 

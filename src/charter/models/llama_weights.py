@@ -164,8 +164,6 @@ class LlamaWeights:
             model.model.norm.weight, model.model.embed_tokens.weight, model.model.rotary_emb
         )  # fmt: skip
         self.lm_head = Matrix((rows_of(model.lm_head),), None, dtype)
-        tied = model.lm_head.weight is self.embedding if hasattr(model.lm_head, "weight") else False
-        self.table = self.lm_head.weight if tied else self.embedding.to(dtype)
         self.sources = [
             *(p for block in self.blocks for p in block.parameters()),
             *self.lm_head.parameters(),
@@ -206,6 +204,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
     return scale
 
 
+KEPT_ROLES = 2  # roles of one trunk whose merged weights are held at a time; making them takes less than a step
 _WEIGHTS: weakref.WeakKeyDictionary[Any, dict[Any, LlamaWeights]] = weakref.WeakKeyDictionary()
 
 
@@ -214,10 +213,13 @@ def weights_of(model: Any, dtype: torch.dtype) -> LlamaWeights:
     first = model.model.layers[0].self_attn.q_proj
     adapters = tuple(first.active_adapters) if hasattr(first, "base_layer") and not first.disable_adapters else ()
     kept = _WEIGHTS.setdefault(model, {})
-    found = kept.get((adapters, dtype))
+    found = kept.pop((adapters, dtype), None)
     if found is None or not found.fresh():
-        kept.pop((adapters, dtype), None)
+        found = None  # before the new ones are made: there should not be room for both
+        while len(kept) >= KEPT_ROLES:
+            kept.pop(next(iter(kept)))
         # Sampling is in inference mode, and what is made there could not be used in training.
         with torch.inference_mode(mode=False), torch.no_grad():
-            found = kept[(adapters, dtype)] = LlamaWeights(model, dtype)
+            found = LlamaWeights(model, dtype)
+    kept[(adapters, dtype)] = found  # the last one used stands last
     return found

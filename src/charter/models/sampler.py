@@ -5,6 +5,7 @@ Tensors end here. A choice is *read* from the log-probabilities of the options, 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
-from charter.models.generate import sample
-from charter.models.layout import left_pad, positions
+from charter.models.generate import is_fused, make_decoder, sample
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Message
 
@@ -108,7 +108,8 @@ class LocalSampler:
         # Conversations with equally many options and like length share a pass.
         order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), len(prompts[i]), i))
         # In the precision of the trunk: unlike a sample, a margin of nats does not hang on the last bits of a logit.
-        with self.trunk.as_role(self.role) as model, self.trunk.autocast():
+        own = is_fused(self.trunk.model, self.trunk.dtype)  # which knows its precision without being told
+        with self.trunk.as_role(self.role) as model, contextlib.nullcontext() if own else self.trunk.autocast():
             start = 0
             while start < len(order):
                 stop = start + 1
@@ -120,7 +121,9 @@ class LocalSampler:
                 ):
                     stop += 1
                 batch = order[start:stop]
-                sums = continuation_logprobs(model, [prompts[i] for i in batch], [encoded[i] for i in batch])
+                sums = continuation_logprobs(
+                    model, [prompts[i] for i in batch], [encoded[i] for i in batch], self.trunk.dtype
+                )
                 for i, row in zip(batch, sums, strict=True):
                     found[i] = row
                 start = stop
@@ -128,33 +131,25 @@ class LocalSampler:
 
 
 def continuation_logprobs(
-    model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    dtype: torch.dtype = torch.float32,
 ) -> list[list[float]]:
     """log P(continuation | prompt), nats, of the K continuations of each prompt; the prompt is read once for all of them."""
     device = next(model.parameters()).device
     k = len(continuations[0])
-    ids, attention = left_pad(prompts, device)
-    output = model(
-        input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=True, logits_to_keep=1
-    )
     rows = [continuation for group in continuations for continuation in group]
     width = max(len(row) for row in rows)
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
     real = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
-    logprobs = torch.log_softmax(output.logits[:, -1:].float(), dim=-1).repeat_interleave(k, 0)
-    if width > 1:
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(k)
-        lengths = attention.sum(dim=1).repeat_interleave(k).unsqueeze(1)
-        attention = torch.cat([attention.repeat_interleave(k, 0), attention.new_ones(len(rows), width - 1)], dim=1)
-        later = model(
-            input_ids=tokens[:, :-1],
-            attention_mask=attention,
-            position_ids=lengths + torch.arange(width - 1, device=device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        logprobs = torch.cat([logprobs, torch.log_softmax(later.float(), dim=-1)], dim=1)
-    chosen = logprobs.gather(2, tokens.unsqueeze(2)).squeeze(2)
-    flat = torch.where(real, chosen, 0.0).sum(dim=1).tolist()
+    decoder = make_decoder(model, prompts, k if width > 1 else 1, width, dtype)
+    logits = decoder.logits if width > 1 else decoder.logits.repeat_interleave(k, 0)
+    chosen = []
+    for column in range(width):
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        chosen.append(logprobs.gather(1, tokens[:, column : column + 1]))
+        if column + 1 < width:
+            logits = decoder.step(tokens[:, column])
+    flat = torch.where(real, torch.cat(chosen, dim=1), 0.0).sum(dim=1).tolist()
     return [flat[i : i + k] for i in range(0, len(flat), k)]

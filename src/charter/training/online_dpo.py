@@ -135,4 +135,4 @@ def pair_slopes(
                          lengths[rejected])  # fmt: skip
     loss = LOSSES[settings.loss](pairs, torch.ones_like(pairs.chosen), settings.beta).mean()
     (slopes,) = torch.autograd.grad(loss, sequences)
-    return slopes, float(loss)
+    return slopes, loss.item()
