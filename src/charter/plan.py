@@ -282,9 +282,9 @@ class Load:
             self.memory["activations"] = (tokens * shape.layers * per_layer + scored * copies) * FLOAT
             return
         # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
-        per_layer = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
+        numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
         passing = tokens * (4 * shape.inner * self.width + 5 * shape.hidden * FLOAT)
-        kept = tokens * shape.layers * per_layer + min(scored, KEPT_ELEMENTS)
+        kept = tokens * shape.layers * numbers + min(scored, KEPT_ELEMENTS)
         self.memory["activations"] = kept * self.width
         self.memory["layer_at_hand"] = passing + 3 * BLOCK_ELEMENTS * FLOAT
 
