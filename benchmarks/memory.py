@@ -17,6 +17,8 @@ from pathlib import Path
 
 import workload
 
+MICRO = 512  # tokens: the more, the more of the peak is activations, which are the same for both
+
 
 def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -40,14 +42,14 @@ def one(kind: str, shape: str) -> None:
             for role in ("policy", "reward", "value"):
                 trunk.add_role(role, head=role != "policy")
             settings = PPOSettings(steps=2, prompts_per_step=16, samples_per_prompt=1, max_new_tokens=64, minibatches=1,
-                                   learning_rate=1e-6, tokens_per_micro_batch=1024, checkpoint_every=10,
+                                   learning_rate=1e-6, tokens_per_micro_batch=MICRO, checkpoint_every=10,
                                    lora=trunk.lora)  # fmt: skip
             prompts = [Prompt(messages=(Message(role="user", content=workload.text(p)),)) for p in workload.prompts(16)]
 
             def reward(rollout):  # type: ignore[no-untyped-def]
                 rows = [Tokens(p, row[m].tolist()) for p, row, m in zip(rollout.prompt_ids, rollout.ids, rollout.mask,
                                                                         strict=True)]  # fmt: skip
-                return score_rows(trunk, rows, 1024)
+                return score_rows(trunk, rows, MICRO)
 
             with Run(Path(place) / "run", quiet=True) as run, run.stage("ppo", {}, {}, []) as stage:
                 train_ppo(trunk, prompts, RewardSum({"reward": (1.0, reward)}), settings, stage)

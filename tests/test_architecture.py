@@ -42,8 +42,8 @@ SIDEWAYS = {
     ("summary", "stages"): "the report reads what the stages share; the type only",
 }
 DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: seeds only
-TORCH = {"seeds", "stages", "reward_sources", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary", "models", "training",
-         "evaluation.measure", "testbed"}  # fmt: skip
+TORCH = {"seeds", "stages", "reward_sources", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary", "models",
+         "training", "evaluation.measure", "testbed"}  # fmt: skip
 
 
 def module_name(file: Path) -> str:

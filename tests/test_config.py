@@ -164,3 +164,9 @@ def test_command_line_values_are_checked_like_a_recipe():
     assert as_settings({"epochs": 3}, RewardModelSettings, "reward train").epochs == 3
     with pytest.raises(InputError, match="field 'epochs': reward train: Input should be greater than 0"):
         as_settings({"epochs": 0}, RewardModelSettings, "reward train")
+
+
+def test_a_folder_of_the_name_does_not_hide_a_shipped_recipe(tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("demo").suffix == ".yaml"

@@ -589,11 +589,13 @@ def shipped(folder: str) -> Path:
 def find_recipe(name: str) -> Path:
     """A path as given, or the name of a shipped recipe. InputError lists the names."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     candidate = shipped("recipes") / f"{name}.yaml"
-    if candidate.exists():
+    if candidate.exists():  # even where a folder of that name lies here
         return candidate
+    if path.exists():
+        return path
     names = sorted(recipe.stem for recipe in shipped("recipes").glob("*.yaml"))
     raise InputError(f"no recipe {name!r}: give a YAML file or one of {', '.join(names)}")
 
