@@ -47,7 +47,7 @@ from charter.reward_sources import uses_reward_model
 from charter.stages import KINDS
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
-PROGRAM = 850e6  # bytes of Python, torch and transformers, the kernels that oneDNN compiles, and a heap that keeps its holes
+PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes
 EFFICIENCY = 0.4  # share of a bare matrix product's rate that a transformer reaches
 STEP_PER_LAYER = 0.25e-3  # seconds of Python and small operations per layer and decoding step
 TURNS = ("kv_cache", "activations", "merged_copy")
