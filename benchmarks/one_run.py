@@ -1,6 +1,8 @@
 """One timed run of one work by one tool; prints a JSON line. Called by speed.py, each time in a process of its own.
 
-python benchmarks/one_run.py {charter,trl} WORK {S,M}
+python benchmarks/one_run.py {charter,trl} WORK {S,M} [--profile]
+
+With --profile it prints torch's kernels by their own time instead.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -360,12 +363,15 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
 }
 
 
-def main(tool: str, work: str, shape: str) -> None:
+def main(tool: str, work: str, shape: str, profile: str = "") -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, torch.profiler.profile() if profile else nullcontext() as found:
         folder = workload.save_model(Path(place) / "model", shape)
         rate = WORKS[tool][work](folder, Path(place), max(STEPS.get(work, 1) // SLOW[shape], 1))
+    if profile:
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+        return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"tool": tool, "work": work, "model": shape, "rate": rate, "peak_mb": peak}))
 

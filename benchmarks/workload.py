@@ -1,5 +1,7 @@
 """Models and data of the speed comparison: two Llama shapes with random weights, dialogues of the lengths of hh-rlhf.
 
+python benchmarks/workload.py prints what one core reaches in products of these sizes.
+
 A token is a word (`w0` … `w4094`) and the end is `</s>`, so that both tools see the same ids whether they are given text or ids.
 """
 
@@ -79,3 +81,27 @@ def alike(lengths: list[int], per_batch: int, seed: int = 0) -> list[int]:
     batches = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
     np.random.default_rng(seed).shuffle(batches)
     return [i for batch in batches for i in batch]
+
+
+def product_rates(rows: int = 4096, inside: int = 256, out: int = 768, turns: int = 20) -> dict[str, float]:
+    """GFLOP/s of one core in bfloat16 and float32 products of a training step's shape; the best of the turns."""
+    import time
+
+    import torch
+
+    torch.set_num_threads(1)
+    found = {}
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        x, w = torch.randn(rows, inside).to(dtype), torch.randn(out, inside).to(dtype)
+        seconds = []
+        for _ in range(turns):
+            began = time.perf_counter()
+            x @ w.t()
+            seconds.append(time.perf_counter() - began)
+        found[name] = 2 * rows * inside * out / min(seconds) / 1e9
+    return found
+
+
+if __name__ == "__main__":
+    for name, rate in product_rates().items():
+        print(f"{name:10}{rate:>6.0f} GFLOP/s")

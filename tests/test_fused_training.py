@@ -87,7 +87,7 @@ def test_frozen_weights_get_no_gradient_and_the_reference_none_at_all():
     for key, parameter in trunk.adapters.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in own), key
     logprobs, _ = trunk.logprobs(REFERENCE, packed)
-    assert not logprobs.requires_grad or all(p.grad is None for p in trunk.model.parameters() if id(p) not in own)
+    assert not logprobs.requires_grad
 
 
 @pytest.mark.parametrize("lora", [True, False])

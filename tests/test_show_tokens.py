@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from charter.cli import run_command
 from charter.config import load_recipe
@@ -148,3 +149,18 @@ def test_the_command_prints_json(random_llama, write_recipe, capsys):
     assert run_command(["show-tokens", str(write_recipe(random_llama)), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["stages"][0]["rows"][0]) >= {"ids", "pieces", "mask", "reward_position"}
+
+
+def test_pairs_by_contrast_show_both_ways_of_asking_and_no_judge(model, write_recipe):
+    path = write_recipe(model)
+    values = yaml.safe_load(path.read_text())
+    contrast = {"positive": "Be kind.", "negative": "Be rude."}
+    values["feedback"] = {"prompts": 24, "max_new_tokens": 12, "contrast": contrast}
+    path.write_text(yaml.safe_dump(values))
+    rows = rows_of(first_batches(load_recipe(path)), "feedback")
+    tokenizer = load_tokenizer(str(model))
+    for name, words in contrast.items():
+        shown = [tokenizer.decode(chosen(row, "attention")) for row in rows if row["what"] == name]
+        assert shown
+        assert all(words in text for text in shown)
+    assert all("options" not in row for row in rows)

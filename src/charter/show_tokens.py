@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from charter.config import DPOSettings, Recipe, RolloutSettings, check_files
+from charter.config import ContrastSettings, DPOSettings, Recipe, RolloutSettings, check_files
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import respond, revise_batch
@@ -32,7 +32,7 @@ from charter.models.trunk import Trunk, load_trunk
 from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
 from charter.records import Message, Pair, Prompt, Response
 from charter.run import derive_seed
-from charter.stages import KINDS
+from charter.stages import KINDS, asked_for
 from charter.training.reward_model import pair_tokens
 from charter.training.rewards import last_token
 from charter.training.rollouts import collect, prompt_batch
@@ -87,14 +87,20 @@ def first_batches(recipe: Recipe) -> dict[str, Any]:
 
     revise, revised = revise_rows(recipe, trunk, constitution, few["red_team"])
     examples = [*revised, *helpful_answers(recipe, trunk, few["benign"])]
-    feedback, pairs = feedback_rows(recipe, trunk, constitution, few["red_team"])
+    if recipe.feedback.contrast is None:
+        asked = "Asked of the judge, in both orders: which option is the likelier next token? No loss."
+        feedback, pairs = feedback_rows(recipe, trunk, constitution, few["red_team"])
+    else:
+        asked = (
+            "Sampled from: each prompt in the way that asks for the chosen response, then for the rejected. No loss."
+        )
+        feedback, pairs = contrast_rows(recipe, recipe.feedback.contrast, trunk, few["red_team"])
     return {
         "model": recipe.model,
         "stages": [
             stage_of("revise", "Sampled from: an answer, then for each round a critique and a revision. No loss.", revise),
             stage_of("sft", "Trained on: the response carries the loss, the prompt is masked.", sft_rows(trunk, examples)),
-            stage_of("feedback", "Asked of the judge, in both orders: which option is the likelier next token? No loss.",
-                     feedback),
+            stage_of("feedback", asked, feedback),
             stage_of("reward_model", "Scored: the head reads one place of each row; chosen should score above rejected.",
                      reward_rows(trunk, pairs)),
             policy_stage(recipe, trunk, [p for kind in KINDS for p in by_kind[kind]], pairs),
@@ -212,6 +218,27 @@ def feedback_rows(
     pairs = pairs_of(verdicts, {p.id: p for p in prompts}, responses, calibration=settings.calibration)
     if not pairs and settings.labelled_pairs:
         pairs = list(read_pairs(Path(settings.labelled_pairs)).pairs)
+    return rows, pairs[:ROWS]
+
+
+def contrast_rows(
+    recipe: Recipe, contrast: ContrastSettings, trunk: Trunk, prompts: Sequence[Prompt]
+) -> tuple[list[Row], list[Pair]]:
+    """Each prompt as it is asked for the better and for the worse response, and the pairs that come of the two."""
+    sampler, rows, texts = LocalSampler(trunk, "sft"), [], []
+    for name, words in (("positive", contrast.positive), ("negative", contrast.negative)):
+        asked = [asked_for(prompt, words) for prompt in prompts]
+        rows += question_rows(trunk, name, [prompt.messages for prompt in asked])
+        groups = respond(
+            sampler, asked, seed=recipe.seed, what="feedback", k=1, temperature=recipe.feedback.temperature,
+            max_new_tokens=recipe.feedback.max_new_tokens,
+        )  # fmt: skip
+        texts.append([group[0].text for group in groups])
+    pairs = [
+        Pair(prompt=prompt, chosen=better, rejected=worse, group_id=prompt.id)
+        for prompt, better, worse in zip(prompts, *texts, strict=True)
+        if better != worse
+    ]
     return rows, pairs[:ROWS]
 
 

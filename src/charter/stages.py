@@ -111,8 +111,9 @@ class Work:
         return [gate for gate in self.gates if gate["stage"] == stage.name]
 
     def recall_gates(self, stage: Stage) -> None:
-        """Gates that a skipped stage passed when it ran."""
-        self.gates += stage.result.get("gates", [])
+        """Gates that a skipped stage met when it ran. GateError where one said no and is no longer overridden."""
+        for gate in stage.result.get("gates", []):
+            self.gate(stage, gate["name"], gate["passed"], gate["message"])
 
 
 def hash_of_principles(constitution: Constitution, *fields: str) -> str:

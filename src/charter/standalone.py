@@ -104,8 +104,7 @@ def rating_model_from_file(
                     [score_rows(trunk, rows, settings.tokens_per_micro_batch, role) for role in scorers.roles]
                 )
                 scale = rating_scale(train)
-                combined = raw.mean(dim=0) if settings.combine == "mean" else raw.amin(dim=0)
-                said = (combined * scale.std + scale.mean).tolist()
+                said = (scorers.together(raw) * scale.std + scale.mean).tolist()
                 stage.finish({**rating_errors(said, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
                               "excluded": loaded.excluded, "loss": settings.loss,
                               "trainable_share": trunk.trainable_share("reward")})  # fmt: skip

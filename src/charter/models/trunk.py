@@ -327,7 +327,11 @@ class Scorers:
         scaled = torch.stack([
             scale(row) if standardise else row - scale.mean for scale, row in zip(self.scales, raw, strict=True)
         ])  # fmt: skip
-        return scaled.mean(dim=0) if self.combine == "mean" else scaled.amin(dim=0)
+        return self.together(scaled)
+
+    def together(self, scores: Tensor) -> Tensor:
+        """The members' scores (members, N) as one: (N,)."""
+        return scores.mean(dim=0) if self.combine == "mean" else scores.amin(dim=0)
 
 
 def load_trunk(
