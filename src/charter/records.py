@@ -128,28 +128,66 @@ class Revision(Record):
     excluded: str | None = None
 
 
+RaterKind = Literal["human", "judge", "reward_model", "rule"]
+SetKind = Literal["rank", "pair", "redteam", "edit", "thumbs"]
+Direction = Literal["better", "more_harmless", "more_harmful"]
+Rank = Annotated[int, Field(ge=1)] | Literal["F"]
+
+
+class LabelSet(Record):
+    """What one rater is asked at one go: to rank, compare, edit or thumb the responses to one prompt.
+
+    ``target`` is how many raters are wanted; 1.3 gives 30 % of such sets a second one. ``role`` says what the answer is for:
+    ``practice`` is answered with feedback, ``quiz`` and ``gold`` have a known answer in ``gold``, a ``repeat`` shows a set
+    once more to who has seen it. ``propensity`` is the probability with which the set was chosen, ``arm`` by whom.
+    """
+
+    id: str = ""
+    prompt_id: str
+    kind: SetKind
+    response_ids: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    direction: Direction = "better"
+    target: Annotated[float, Field(gt=0)] = 1.0
+    role: Literal["work", "practice", "quiz", "gold", "repeat"] = "work"
+    gold: dict[str, Rank] | None = None
+    priority: float = 0.0
+    propensity: Annotated[float, Field(gt=0, le=1)] = 1.0
+    arm: Literal["random", "active"] = "random"
+    tags: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _identify(self) -> LabelSet:
+        if not self.id:
+            key = content_id(self.prompt_id, self.kind, sorted(self.response_ids), self.direction, self.role)
+            object.__setattr__(self, "id", key)
+        return self
+
+
 class Judgment(Record):
-    """One comparison by one rater, whoever it is: a person, an AI judge, a reward model or a rule.
+    """One judgment by one rater, whoever it is: a person, an AI judge, a reward model or a rule.
 
     ``order`` is the order in which the responses were shown. ``ranks`` gives 1 to the best, equal numbers to ties
-    and "F" to a response that is no answer at all; it is empty when there was no verdict, which is a third value
-    and never a tie. A judge that reads log-probabilities stores ``margin``, the swap-averaged logit (nats) for the
-    first of ``order`` over the second, and the two single-order logits it came from. ``hash`` chains over
-    ``prev_hash``, so that a changed or missing line shows.
+    and "F" to a response that is no answer at all (thumbs: 1 is up, "F" is down); it is empty when there was no verdict,
+    which is a third value and never a tie. ``direction`` is what was asked for: a rank of 1 under ``more_harmful`` is the
+    worst to train on. ``strength`` of a pair is -4 to -1 for the second of ``order`` and 1 to 4 for the first, never 0. A judge
+    that reads log-probabilities stores ``margin``, the swap-averaged logit (nats) for the first of ``order`` over the second,
+    and the two single-order logits it came from. ``supersedes`` names the judgment that this one replaces. ``hash`` chains
+    over ``prev_hash``, so that a changed or missing line shows.
     """
 
     id: str
     set_id: str
     prompt_id: str
     rater_id: str
-    rater_kind: Literal["human", "judge", "reward_model", "rule"]
-    order: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
+    rater_kind: RaterKind
+    direction: Direction = "better"
+    order: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     instructions_hash: str = ""
     principle: str | None = None
-    ranks: dict[str, int | Literal["F"]] = {}
+    ranks: dict[str, Rank] = {}
     margin: float | None = None
     margins_by_order: Annotated[tuple[float, float], Field(strict=False)] | None = None
-    strength: int | None = None
+    strength: Annotated[int, Field(ge=-4, le=4)] | None = None
     flags: dict[str, list[str]] = {}
     edit: dict[str, str] = {}
     comment: str = ""
