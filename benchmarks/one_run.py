@@ -336,7 +336,7 @@ def trl_sample(folder: Path, k: int) -> float:
     return sorted(rates[1:])[0]
 
 
-MICRO = int(os.environ.get("MICRO", "8192"))
+MICRO = int(os.environ.get("MICRO", "6144"))
 WORKS: dict[str, dict[str, Callable[..., float]]] = {
     "charter": {
         "sft": charter_sft,

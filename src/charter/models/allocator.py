@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
 
     And let oneDNN keep fewer compiled kernels: half a megabyte each, a thousand by default, one for every shape it meets.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc accepts

@@ -17,6 +17,7 @@ from charter.models.layout import left_pad, positions
 from charter.models.llama_weights import Block, inverse_rms, rotate_, weights_of
 
 GROWTH = 16  # columns by which the cache grows
+READ_TOKENS = 2048  # of prompts that are read together
 
 
 class FusedLlama:
@@ -37,24 +38,28 @@ class FusedLlama:
         self.layers = weights.blocks
         self.norm, self.embedding = weights.norm, weights.embedding
         self.lm_head = weights.lm_head
-        ids, attention = left_pad(prompts, self.device)
-        self.width, self.step_number = ids.shape[1], 0
-        place = positions(attention)
-        table = torch.arange(self.width + max_new_tokens, device=self.device)
-        self.cos, self.sin = weights.rope(table)  # (S, 1, D/2)
-        self.lengths = attention.sum(dim=1).repeat_interleave(k)  # (B,)
-        padded = bool((attention == 0).any())
-        least = torch.finfo(dtype).min
-        hidden_columns = torch.zeros(attention.shape, dtype=dtype, device=self.device).masked_fill_(
-            attention == 0, least
-        )
-        self.prompt_bias = hidden_columns if padded else None  # (P, T), added to scores of prompt columns
-        self.prompt_keys: list[Tensor] = []  # (P Hk, T, D) a layer
-        self.prompt_values: list[Tensor] = []
-        self.logits = self.prefill(ids, place).repeat_interleave(k, 0)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)  # (P,)
+        self.width, self.step_number = int(lengths.max()), 0
+        self.cos, self.sin = weights.rope(torch.arange(self.width + max_new_tokens, device=self.device))  # (S, 1, D/2)
+        self.lengths = lengths.repeat_interleave(k)  # (B,)
+        pads = torch.arange(self.width, device=self.device) < self.width - lengths.unsqueeze(1)
+        self.padded = bool(pads.any())
+        self.prompt_bias = torch.zeros(
+            pads.shape, dtype=dtype, device=self.device
+        )  # (P, T), added to scores of prompts
+        self.prompt_bias.masked_fill_(pads, torch.finfo(dtype).min)
+        # Columns of pads are hidden and zero, since garbage may be NaN.
+        shape = (len(prompts), self.kv_heads, self.width, self.head_dim)
+        self.prompt_keys, self.prompt_values = (
+            [torch.zeros(shape, dtype=dtype, device=self.device) for _ in self.layers] for _ in range(2)
+        )  # (P, Hk, T, D) a layer
+        self.logits = self.read(prompts).repeat_interleave(k, 0)
         none = torch.empty(len(prompts) * k * self.kv_heads, 0, self.head_dim, dtype=dtype, device=self.device)
-        self.keys, self.values = [none] * len(self.layers), [none] * len(self.layers)
+        self.keys, self.values = [none] * len(self.layers), [none] * len(self.layers)  # (P Hk K, C, D)
+        self.hidden = torch.empty(1, 0, dtype=dtype, device=self.device)  # (b or 1, C), added to scores of own columns
         self.shared = True  # the prompt's keys belong to the group and not yet to each row
+        if k == 1:
+            self.keep(torch.arange(len(prompts), device=self.device))
 
     def normed(self, x: Tensor) -> Tensor:
         return (x * inverse_rms(x, self.eps)).to(self.dtype)
@@ -62,114 +67,130 @@ class FusedLlama:
     def reserve(self, columns: int) -> None:
         """Room for so many columns of keys and values. bmm copies a cache that it does not read to its last column, so the cache
         grows by little at a time and the columns that are not yet written are hidden: zeros, since garbage may be NaN."""
-        have = self.keys[0].shape[1]
-        if have < columns:
+        if self.keys[0].shape[1] < columns:
             for caches in (self.keys, self.values):
                 for number, cache in enumerate(caches):
-                    caches[number] = F.pad(cache, (0, 0, 0, GROWTH))
+                    rows, have, width = cache.shape
+                    caches[number] = cache.new_empty(rows, have + GROWTH, width)
+                    caches[number][:, :have] = cache
+                    caches[number][:, have:] = 0
+            self.hidden = F.pad(self.hidden, (0, GROWTH), value=torch.finfo(self.dtype).min)
+        self.hidden[:, columns - 1] = 0
 
-    def heads_of(self, layer: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, Hq, D), keys and values (N, Hk, D) of rows x (N, H); cos, sin: (N, 1, D/2)."""
-        mixed = layer.qkv(self.normed(x)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
+    def rotated(self, layer: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries, keys and values (N, Hq + 2 Hk, D) of rows x (N, H), turned; cos, sin: (N, 1, D/2)."""
+        mixed = layer.qkv.few(self.normed(x)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
         rotate_(mixed[:, : self.heads + self.kv_heads], cos, sin)
-        return mixed[:, : self.heads], mixed[:, self.heads : -self.kv_heads], mixed[:, -self.kv_heads :]
+        return mixed
 
     def after_attention(self, layer: Block, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.out(attended)
-        gate, up = layer.gate_up(self.normed(x)).chunk(2, dim=-1)
-        return x + layer.down(F.silu(gate).mul_(up))
+        x = x + layer.out.few(attended)
+        gate, up = layer.gate_up.few(self.normed(x)).chunk(2, dim=-1)
+        return x.add_(layer.down.few(F.silu(gate).mul_(up)))
 
     def logits_of(self, x: Tensor) -> Tensor:
-        return self.lm_head((x * inverse_rms(x, self.eps) * self.norm).to(self.dtype))
+        return self.lm_head.few((x * inverse_rms(x, self.eps) * self.norm).to(self.dtype))
 
-    def prefill(self, ids: Tensor, place: Tensor) -> Tensor:
-        """Read the prompts (P, T); logits (P, V) of the first new token."""
+    def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read the prompts, those of like length together; logits (P, V) of the first new token."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        logits = torch.empty(len(prompts), self.lm_head.weight.shape[0], dtype=self.dtype, device=self.device)
+        while order:
+            n = max(1, READ_TOKENS // len(prompts[order[-1]]))
+            part, order = order[-n:], order[:-n]
+            logits[part] = self.prefill(*left_pad([prompts[i] for i in part], self.device), part)
+        return logits
+
+    def prefill(self, ids: Tensor, attention: Tensor, part: list[int]) -> Tensor:
+        """Read some prompts (p, t) whose places in the batch are ``part``; logits (p, V) of the first new token. The last layer
+        finishes only the last token."""
         p, t = ids.shape
-        cos, sin = (table[place.view(-1)] for table in (self.cos, self.sin))
-        causal = torch.full((t, t), torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device).triu(1)
-        bias = causal if self.prompt_bias is None else causal + self.prompt_bias.view(p, 1, 1, 1, t)
-        # Two least numbers add up to minus infinity, and a row of nothing but that to NaN: a pad sees itself.
-        bias = bias.clamp(min=torch.finfo(self.dtype).min)
+        cos, sin = (table[positions(attention).view(-1)] for table in (self.cos, self.sin))
+        least = torch.finfo(self.dtype).min
+        bias = torch.full((t, t), least, dtype=self.dtype, device=self.device).triu(1)
+        if bool((attention == 0).any()):
+            hidden = torch.zeros(p, 1, 1, 1, t, dtype=self.dtype, device=self.device)
+            hidden.masked_fill_(attention.view(p, 1, 1, 1, t) == 0, least)
+            # Two least numbers add up to minus infinity, and a row of nothing but that to NaN: a pad sees itself.
+            bias = (bias + hidden).clamp_(min=least)
         x = F.embedding(ids.view(-1), self.embedding)
-        for layer in self.layers:
-            query, key, value = self.heads_of(layer, x, cos, sin)
-            query = query.view(p, t, self.kv_heads, self.group, -1).permute(0, 2, 3, 1, 4)
+        for number, layer in enumerate(self.layers):
+            mixed = self.rotated(layer, x, cos, sin).view(p, t, -1, self.head_dim)
             key, value = (
-                y.view(p, t, self.kv_heads, -1).transpose(1, 2).reshape(p * self.kv_heads, t, -1) for y in (key, value)
+                mixed[:, :, self.heads + i * self.kv_heads :][:, :, : self.kv_heads].transpose(1, 2) for i in range(2)
             )
-            self.prompt_keys.append(key)
-            self.prompt_values.append(value)
-            scores = torch.bmm(query.reshape(p * self.kv_heads, self.group * t, -1), key.transpose(1, 2))
-            scores.view(p, self.kv_heads, self.group, t, t).add_(bias)
-            out = torch.bmm(torch.softmax(scores, dim=-1), value).view(p, self.heads, t, -1)
-            x = self.after_attention(layer, x, out.transpose(1, 2).reshape(p * t, -1))
-        return self.logits_of(x.view(p, t, -1)[:, -1])
+            self.prompt_keys[number][part, :, -t:] = key
+            self.prompt_values[number][part, :, -t:] = value
+            query = mixed[:, :, : self.heads]
+            if number == len(self.layers) - 1:
+                query, bias, x = query[:, -1:], bias[..., -1:, :], x.view(p, t, -1)[:, -1]
+            t_query = query.shape[1]
+            query = query.view(p, t_query, self.kv_heads, self.group, -1).permute(0, 2, 3, 1, 4)
+            scores = torch.bmm(
+                query.reshape(p * self.kv_heads, self.group * t_query, -1),
+                key.reshape(p * self.kv_heads, t, -1).transpose(1, 2),
+            )
+            scores.view(p, self.kv_heads, self.group, t_query, t).add_(bias)
+            out = torch.bmm(torch.softmax(scores, dim=-1), value.reshape(p * self.kv_heads, t, -1))
+            out = out.view(p, self.heads, t_query, -1).transpose(1, 2).reshape(p * t_query, -1)
+            x = self.after_attention(layer, x, out)
+        return self.logits_of(x)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Write one token (B,) to every row; logits (B, V) of the next."""
+        """Write one token (B,) to every row; logits (B, V) of the next. Caches and queries stand in the order prompt, key head,
+        sibling, so that the siblings' queries are one product with the keys of their prompt."""
         b, n = len(tokens), self.step_number
+        k = self.k if self.shared else 1
         place = self.lengths + n
         cos, sin = self.cos[place], self.sin[place]
         x = F.embedding(tokens, self.embedding)
         column = n if self.shared else self.width + n
         self.reserve(column + 1)
         for number, layer in enumerate(self.layers):
-            query, key, value = self.heads_of(layer, x, cos, sin)
+            mixed = self.rotated(layer, x, cos, sin).view(b // k, k, -1, self.head_dim)
             keys, values = self.keys[number], self.values[number]
-            keys[:, column] = key.reshape(b * self.kv_heads, -1)
-            values[:, column] = value.reshape(b * self.kv_heads, -1)
+            by_sibling = (b // k, self.kv_heads, k, self.head_dim)
+            for i, cache in enumerate((keys, values)):
+                new = mixed[:, :, self.heads + i * self.kv_heads :][:, :, : self.kv_heads]
+                cache[:, column].view(by_sibling).copy_(new.transpose(1, 2))
+            query = mixed[:, :, : self.heads].view(b // k, k, self.kv_heads, self.group, -1).transpose(1, 2)
             query = query.reshape(b * self.kv_heads, self.group, -1)
-            own = torch.bmm(query, keys.transpose(1, 2))
-            own[..., column + 1 :] = torch.finfo(self.dtype).min
+            scores = torch.bmm(query, keys.transpose(1, 2))
+            scores.view(len(self.hidden), -1, scores.shape[2]).add_(self.hidden.unsqueeze(1))
             if self.shared:
-                out = self.attend_shared(number, query, own, values)
-            else:
-                if self.prompt_bias is not None:
-                    own.view(b, self.kv_heads, self.group, -1)[..., : self.width].add_(
-                        self.prompt_bias.view(b, 1, 1, -1)
-                    )
-                out = torch.bmm(torch.softmax(own, dim=-1), values)
-            x = self.after_attention(layer, x, out.reshape(b, -1))
+                of_prompt = torch.bmm(
+                    query.reshape(-1, k * self.group, self.head_dim),
+                    self.prompt_keys[number].flatten(0, 1).transpose(1, 2),
+                )
+                if self.padded:
+                    of_prompt.view(b // k, -1, self.width).add_(self.prompt_bias.unsqueeze(1))
+                scores = torch.cat((of_prompt.view(len(query), self.group, -1), scores), dim=-1)
+            weights = torch.softmax(scores, dim=-1)
+            out = torch.bmm(weights[..., -keys.shape[1] :], values)
+            if self.shared:
+                to_prompt = weights[..., : self.width].reshape(-1, k * self.group, self.width)
+                out += torch.bmm(to_prompt, self.prompt_values[number].flatten(0, 1)).view(out.shape)
+            out = out.view(b // k, self.kv_heads, k, -1).transpose(1, 2).reshape(b, -1)
+            x = self.after_attention(layer, x, out)
         self.step_number += 1
         self.logits = self.logits_of(x)
         return self.logits
 
-    def attend_shared(self, number: int, query: Tensor, own: Tensor, values: Tensor) -> Tensor:
-        """Attention over the group's prompt and the row's own tokens: one product for the K queries of a group."""
-        keys, prompt_values = self.prompt_keys[number], self.prompt_values[number]
-        p, width = len(keys) // self.kv_heads, self.width
-
-        def by_group(rows: Tensor) -> Tensor:  # (B Hk, G, X) to (P Hk, K G, X)
-            shape = (p, self.k, self.kv_heads, self.group, rows.shape[-1])
-            return rows.view(shape).transpose(1, 2).reshape(p * self.kv_heads, self.k * self.group, -1)
-
-        def by_row(groups: Tensor) -> Tensor:
-            shape = (p, self.kv_heads, self.k, self.group, groups.shape[-1])
-            return groups.view(shape).transpose(1, 2).reshape(len(query), self.group, -1)
-
-        of_prompt = torch.bmm(by_group(query), keys.transpose(1, 2))
-        if self.prompt_bias is not None:
-            of_prompt.view(p, self.kv_heads * self.k * self.group, width).add_(self.prompt_bias.unsqueeze(1))
-        weights = torch.softmax(torch.cat((by_row(of_prompt), own), dim=-1), dim=-1)
-        out = torch.bmm(weights[..., width:], values)
-        return out + by_row(torch.bmm(by_group(weights[..., :width].contiguous()), prompt_values))
-
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows (b,) alone. From here each row has its prompt's keys to itself."""
-        places = (rows.unsqueeze(1) * self.kv_heads + torch.arange(self.kv_heads, device=self.device)).view(-1)
+        groups = rows // self.k if self.shared else rows
+        for number in range(len(self.layers)):
+            for cache, prompt in ((self.keys, self.prompt_keys), (self.values, self.prompt_values)):
+                if self.shared:
+                    own = cache[number].view(len(prompt[number]), self.kv_heads, self.k, -1, self.head_dim)
+                    written = own[groups, :, rows % self.k]  # (b, Hk, C, D)
+                    cache[number] = torch.cat((prompt[number][groups], written), dim=2).flatten(0, 1)
+                else:
+                    own = cache[number].view(-1, self.kv_heads, *cache[number].shape[1:])
+                    cache[number] = own[rows].flatten(0, 1)
         if self.shared:
-            groups = rows // self.k
-            of_prompt = (groups.unsqueeze(1) * self.kv_heads + torch.arange(self.kv_heads, device=self.device)).view(-1)
-            for number in range(len(self.layers)):
-                for cache, prompt in ((self.keys, self.prompt_keys), (self.values, self.prompt_values)):
-                    written = cache[number][places, : self.step_number]
-                    cache[number] = torch.cat((prompt[number][of_prompt], written), dim=1)
-            if self.prompt_bias is not None:
-                self.prompt_bias = self.prompt_bias[groups]
+            self.hidden = torch.cat((self.prompt_bias[groups], self.hidden.expand(len(rows), -1)), dim=1)
             self.prompt_keys, self.prompt_values, self.shared = [], [], False
         else:
-            for number in range(len(self.layers)):
-                self.keys[number], self.values[number] = self.keys[number][places], self.values[number][places]
-            if self.prompt_bias is not None:
-                self.prompt_bias = self.prompt_bias[rows]
+            self.hidden = self.hidden[rows]
         self.lengths = self.lengths[rows]

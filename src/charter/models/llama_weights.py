@@ -17,6 +17,9 @@ from torch import Tensor
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2"})
 STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
+FEW_ROWS = 256
+# CPUs without bfloat16 products take another path in torch, for which nothing is laid out.
+PACKS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 FUSED_BYTES = 4 * 2**30  # of a second copy of the weights; a larger model runs through its own code
 
 
@@ -68,6 +71,7 @@ class Matrix:
         weight = torch.cat([part.effective() * part.scale for part in parts])
         self.weight = (weight if gain is None else weight * gain).to(dtype)
         self.bias: Tensor | None = None
+        self.packed: Tensor | None = None
         if any(part.bias is not None for part in parts):
             biases = [
                 part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias * part.scale
@@ -77,6 +81,16 @@ class Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def few(self, x: Tensor) -> Tensor:
+        """The same for a decoder, which multiplies a few rows by each matrix over and over: on a CPU that multiplies bfloat16 the
+        matrix is laid out once as the product wants it (oneDNN does so in every product otherwise)."""
+        if len(x) > FEW_ROWS or x.dtype != torch.bfloat16 or not PACKS or x.device.type != "cpu":
+            return self(x)
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return found
 
     def parameters(self) -> Iterator[Tensor]:
         """Everything it was made of, in the order of ``gradients``."""
