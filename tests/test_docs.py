@@ -40,6 +40,7 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
         config.TrainingSettings,
         config.RolloutSettings,
         config.RLSettings,
+        config.ScorerSettings,
         config.RatingModelSettings,
     }
 

@@ -27,6 +27,7 @@ from charter.training.reward_model import (
     by_group,
     clip,
     pack_once,
+    pair_shares,
     reward_scores,
     score_pairs,
     score_rows,
@@ -276,7 +277,7 @@ def test_a_reward_model_learns_ratings(random_llama, stage, loss):
         for i in range(32)
         for verb, score in (("mend", 9.0), ("see", 6.0), ("burn", 3.0))
     ]
-    settings = RatingModelSettings(epochs=10, learning_rate=1e-2, pairs_per_step=16, loss=loss)
+    settings = RatingModelSettings(epochs=10, learning_rate=1e-2, ratings_per_step=16, loss=loss)
     scorers = train_rating_model(trunk, ratings, settings, stage)
     metrics = stage.metrics()
     assert metrics[-1]["loss"] < 0.25 * metrics[0]["loss"]
@@ -342,6 +343,32 @@ def test_pairs_of_one_prompt_are_one_element():
     groups = by_group(pairs())
     assert len(groups) == 8
     assert sorted(i for group in groups for i in group) == list(range(64))
+
+
+def test_pairs_or_rankings_weigh_the_same():
+    groups = ["a", "a", "b", "a"]
+    assert pair_shares(groups, "pairs").tolist() == [0.25] * 4
+    assert pair_shares(groups, "rankings").tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 2, 1 / 6])
+
+
+def test_rankings_weigh_the_same_in_any_micro_batches(random_llama, tmp_path):
+    texts = ["I mend it now.", "I see.", "I burn it down.", "No."]
+    rankings = [
+        Pair(prompt=PROMPTS[i], chosen=texts[a], rejected=texts[b], group_id=str(i))
+        for i in range(8)
+        for a in range(2 + i % 3)
+        for b in range(a)
+    ]
+    found = []
+    for tokens in (64, 8192):
+        settings = RewardModelSettings(
+            epochs=2, pairs_per_step=10, average="rankings", learning_rate=1e-2, tokens_per_micro_batch=tokens
+        )
+        with Run(tmp_path / str(tokens), quiet=True) as run, run.stage("rm", {}, {}, []) as stage:
+            train_reward_model(load_trunk(str(random_llama)), rankings, settings, stage)
+            found.append([row["loss"] for row in stage.metrics()])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[0][-1] < found[0][0]
 
 
 def test_clipping_drops_the_oldest_prompt_tokens_first():

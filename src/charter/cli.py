@@ -286,7 +286,10 @@ def reward_train(
     model: Annotated[str, typer.Option(help="Folder of the model to start from.")] = "package:charter.testbed/model",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 1,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of the schedule.")] = 3e-4,
-    pairs_per_step: Annotated[int, typer.Option(min=1, help="Pairs behind one optimizer step.")] = 32,
+    per_step: Annotated[
+        int, typer.Option("--per-step", "--pairs-per-step", min=1, help="Pairs or ratings behind one optimizer step.")
+    ] = 32,
+    average: Annotated[str, typer.Option(help="What weighs the same in a step: pairs or rankings.")] = "pairs",
     test_fraction: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the dialogues held out.")] = 0.25,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest dialogue; the oldest tokens go first.")] = 256,
     lora_rank: Annotated[int, typer.Option(min=0, help="0 trains all weights.")] = 0,
@@ -305,7 +308,7 @@ def reward_train(
     from charter.standalone import rating_model_from_file, reward_from_file
 
     values: dict[str, Any] = {
-        "epochs": epochs, "learning_rate": learning_rate, "pairs_per_step": pairs_per_step, "test_fraction": test_fraction,
+        "epochs": epochs, "learning_rate": learning_rate, "test_fraction": test_fraction,
         "lora": {"rank": lora_rank} if lora_rank else None, "ensemble": ensemble, "combine": combine,
     }  # fmt: skip
     if precision not in ("float32", "bfloat16"):
@@ -315,13 +318,20 @@ def reward_train(
         "quiet": quiet or as_json,
     }  # fmt: skip
     if loss != "bradley_terry":
-        settings = as_settings(values | {"loss": loss}, RatingModelSettings, "reward train")
+        if average != "pairs":
+            raise InputError(
+                f"--average {average} is about rankings, and --loss {loss} learns from ratings; leave it out"
+            )
+        settings = as_settings(
+            values | {"loss": loss, "ratings_per_step": per_step}, RatingModelSettings, "reward train"
+        )
         assert isinstance(settings, RatingModelSettings)
         metrics = rating_model_from_file(file, out, settings=settings, **options)
         words = (f"mean absolute error {metrics['mean_absolute_error']:.3f}{interval(metrics['ci'])} on {metrics['n']} held-out "
                  f"ratings; always saying the mean gets {metrics['baseline_mean']:.3f}")  # fmt: skip
     else:
-        pair_settings = as_settings(values, RewardModelSettings, "reward train")
+        more = {"pairs_per_step": per_step, "average": average}
+        pair_settings = as_settings(values | more, RewardModelSettings, "reward train")
         assert isinstance(pair_settings, RewardModelSettings)
         metrics = reward_from_file(file, out, settings=pair_settings, **options)
         words = (f"accuracy {metrics['accuracy']:.3f}{interval(metrics['ci'])} on {metrics['n']} held-out pairs; "

@@ -144,26 +144,24 @@ class FeedbackSettings(Settings):
         return self
 
 
-class RewardModelSettings(TrainingSettings):
+class ScorerSettings(TrainingSettings):
+    """What reward models share, whatever they learn from."""
+
     epochs: Positive = 2
-    """Passes over the pairs."""
+    """Passes over the pairs or ratings."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak; falls to zero by a half cosine after the warm-up."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises."""
-    pairs_per_step: Positive = 32
-    """Pairs behind one optimizer step; pairs of one prompt stay together."""
     test_fraction: Rate = 0.15
-    """Share of the prompts whose pairs measure accuracy and are not trained on."""
-    centering: NonNegative = 0.01
-    """Pulls the mean score of a pair to zero (coefficient of (s_w + s_l)²)."""
+    """Share of the prompts whose pairs or ratings measure and are not trained on."""
     ensemble: Positive = 1
     """Members, each an adapter and a head of its own on the one trunk; more than one needs `lora`."""
     combine: Literal["mean", "worst"] = "mean"
     """What an ensemble scores: the mean of its members, or the lowest of them."""
 
     @model_validator(mode="after")
-    def check_ensemble(self) -> RewardModelSettings:
+    def check_ensemble(self) -> ScorerSettings:
         """Whole copies of a model are no ensemble that fits a machine; one member has nothing to combine."""
         if self.ensemble > 1 and self.lora is None:
             raise ValueError("an ensemble is one of adapters; set lora too")
@@ -172,9 +170,20 @@ class RewardModelSettings(TrainingSettings):
         return self
 
 
-class RatingModelSettings(RewardModelSettings):
+class RewardModelSettings(ScorerSettings):
+    pairs_per_step: Positive = 32
+    """Pairs behind one optimizer step; pairs of one prompt stay together."""
+    average: Literal["pairs", "rankings"] = "pairs"
+    """What weighs the same in a step: every pair, or every ranking, whatever number of pairs it gives."""
+    centering: NonNegative = 0.01
+    """Pulls the mean score of a pair to zero (coefficient of (s_w + s_l)²)."""
+
+
+class RatingModelSettings(ScorerSettings):
     """A reward model from ratings of single responses."""
 
+    ratings_per_step: Positive = 32
+    """Ratings behind one optimizer step."""
     loss: Literal["squared", "absolute"] = "squared"
     """Distance between score and rating."""
 

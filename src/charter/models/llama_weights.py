@@ -19,7 +19,7 @@ LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2"})
 STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 FEW_ROWS = 256
 # CPUs without bfloat16 products take another path in torch, for which nothing is laid out.
-PACKS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+PACKS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
 FUSED_BYTES = 4 * 2**30  # of a second copy of the weights; a larger model runs through its own code
 
 

@@ -3,14 +3,16 @@ one, or an ensemble of adapters."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from charter.config import RatingModelSettings, RewardModelSettings
+from charter.config import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens
 from charter.models.trunk import Scorers, ScoreScale, Trunk
@@ -46,7 +48,14 @@ def by_group(pairs: Sequence[Pair]) -> list[list[int]]:
     return [list(group) for _, group in groupby(order, key=lambda i: pairs[i].group_id)]
 
 
-def members(settings: RewardModelSettings) -> tuple[str, ...]:
+def pair_shares(groups: Sequence[str], average: Literal["pairs", "rankings"]) -> Tensor:
+    """What each pair (N,) of a batch counts for in its loss, 1 in all: the same for every pair, or for every ranking."""
+    size = Counter(groups)
+    weights = torch.tensor([1.0 if average == "pairs" else 1 / size[group] for group in groups])
+    return weights / weights.sum()
+
+
+def members(settings: ScorerSettings) -> tuple[str, ...]:
     """The roles that are trained: ``reward``, and for an ensemble ``reward_2`` and so on."""
     return ("reward", *(f"reward_{i}" for i in range(2, settings.ensemble + 1)))
 
@@ -54,14 +63,16 @@ def members(settings: RewardModelSettings) -> tuple[str, ...]:
 def train_reward_model(
     trunk: Trunk, pairs: Sequence[Pair], settings: RewardModelSettings, stage: Stage, *, limit: int | None = None
 ) -> Scorers:
-    """Train role ``reward`` of the trunk on pairs, or all members of an ensemble. The loss is a mean over pairs, each weighing
-    the same. A response that stands in several pairs of a ranking goes through the model once (Ouyang et al. 2022, 3.5)."""
+    """Train role ``reward`` of the trunk on pairs, or all members of an ensemble. The loss is a mean over pairs, or a
+    mean over rankings of the mean over their pairs (Ouyang et al. 2022, eq. 1). A response that stands in several pairs of a
+    ranking goes through the model once (ibid., 3.5)."""
     rows = [pair_tokens(trunk, pair, limit) for pair in pairs]
     groups = by_group(pairs)
     lengths = [max(len(row) for row in both) for both in rows]
 
     def learn(role: str, batch: list[int]) -> tuple[float, float]:
         total = correct = 0.0
+        shares = pair_shares([pairs[i].group_id for i in batch], settings.average).to(trunk.device)
         for part in by_tokens(
             [lengths[i] for i in batch], settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
         ):
@@ -70,7 +81,7 @@ def train_reward_model(
             chosen, rejected = trunk.scores(role, packed)[places].chunk(2)
             weight = torch.tensor([pairs[i].weight for i in own], device=trunk.device)
             margin = torch.tensor([pairs[i].margin for i in own], device=trunk.device)
-            loss = bradley_terry_loss(chosen, rejected, weight, margin, settings.centering).sum() / len(batch)
+            loss = bradley_terry_loss(chosen, rejected, weight, margin, settings.centering) @ shares[part]
             torch.autograd.backward(loss)
             total += loss.item()
             correct += float((chosen > rejected).sum()) / len(batch)
@@ -102,13 +113,13 @@ def train_rating_model(
             total += loss.item()
         return (total,)
 
-    train_members(trunk, settings, stage, len(rows), settings.pairs_per_step, learn, ("loss",))
+    train_members(trunk, settings, stage, len(rows), settings.ratings_per_step, learn, ("loss",))
     return scaled(trunk, settings, rows[:: max(1, len(rows) // (2 * SCALE_ROWS))])
 
 
 def train_members(
     trunk: Trunk,
-    settings: RewardModelSettings,
+    settings: ScorerSettings,
     stage: Stage,
     n: int,
     per_step: int,
@@ -168,7 +179,7 @@ def rating_scale(ratings: Sequence[Rating]) -> ScoreScale:
     return ScoreScale(float(values.mean()), max(float(values.std()), 1e-6))
 
 
-def scaled(trunk: Trunk, settings: RewardModelSettings, rows: Sequence[Tokens]) -> Scorers:
+def scaled(trunk: Trunk, settings: ScorerSettings, rows: Sequence[Tokens]) -> Scorers:
     """The trained roles with the scale of each: mean and standard deviation of its scores of ``rows``."""
     roles = members(settings)
     scales = []
