@@ -124,11 +124,9 @@ def test_sft(scene):
     agree(trunk, sft_loss(logprobs, packed.mask), trainer.model, trainer.compute_loss(trainer.model, inputs))
 
 
-@pytest.mark.parametrize("margin", [False, True])
-def test_reward_model(scene, margin):
-    trunk, peer, _, tokenizer, place = scene
-    data = Dataset.from_list([{"chosen": "a b", "rejected": "a c"}] * 2)
-    shape = copy.deepcopy(peer.config)
+def with_head(trunk, shape):
+    """Role ``policy`` as a classifier of transformers with one label and the same head."""
+    shape = copy.deepcopy(shape)
     shape.num_labels, shape.pad_token_id = 1, 1
     classifier = AutoModelForSequenceClassification.from_config(shape)
     classifier.model.load_state_dict(trunk.copies["policy"].model.state_dict())
@@ -136,6 +134,14 @@ def test_reward_model(scene, margin):
     with torch.no_grad():
         classifier.score.weight.copy_(head)
         trunk.heads["policy"].weight.copy_(head)
+    return classifier
+
+
+@pytest.mark.parametrize("margin", [False, True])
+def test_reward_model(scene, margin):
+    trunk, peer, _, tokenizer, place = scene
+    data = Dataset.from_list([{"chosen": "a b", "rejected": "a c"}] * 2)
+    classifier = with_head(trunk, peer.config)
     config = RewardConfig(output_dir=str(place), center_rewards_coefficient=0.01, max_length=None, **QUIET)
     trainer = RewardTrainer(model=classifier, args=config, train_dataset=data, processing_class=tokenizer)
     inputs = padded([*CHOSEN, *REJECTED])
@@ -316,4 +322,72 @@ def test_thirty_steps_of_dpo_follow_one_curve(scene):
     policy = trunk.copies["policy"]
     a, b = both_curves(ours, theirs, optimizer_of(policy.parameters()), optimizer_of(trainer.model.parameters()))
     assert a[-1] < 0.7 * a[0]
+    assert a == pytest.approx(b, abs=STEPS_AGREE)
+
+
+def test_thirty_steps_of_the_reward_model_follow_one_curve(scene):
+    trunk, peer, _, tokenizer, place = scene
+    data = Dataset.from_list([{"chosen": "a b", "rejected": "a c"}] * 2)
+    config = RewardConfig(output_dir=str(place), center_rewards_coefficient=0.01, max_length=None, **QUIET)
+    trainer = RewardTrainer(
+        model=with_head(trunk, peer.config), args=config, train_dataset=data, processing_class=tokenizer
+    )
+
+    def rows_of(batch):
+        return [chosen for chosen, _ in batch] + [rejected for _, rejected in batch]
+
+    def ours(batch):
+        chosen, rejected = trunk.scores("policy", trunk.pack(rows_of(batch))).chunk(2)
+        return bradley_terry_loss(chosen, rejected, 1.0, 0.0, centering=0.01).mean()
+
+    def theirs(batch):
+        inputs = padded(rows_of(batch))
+        inputs.pop("completion_mask")
+        return trainer.compute_loss(trainer.model, inputs)
+
+    a, b = both_curves(
+        ours, theirs, optimizer_of(trunk.parameters("policy").values()), optimizer_of(trainer.model.parameters())
+    )
+    assert a[-1] < 0.7 * a[0]
+    assert a == pytest.approx(b, abs=STEPS_AGREE)
+
+
+def test_thirty_steps_of_grpo_follow_one_curve(scene):
+    """Groups of a right and a wrong response, sampled by the reference: ratios grow, are clipped, and the KL pulls back."""
+    trunk, peer, _, tokenizer, place = scene
+    data = Dataset.from_list([{"prompt": "a"}] * 8)
+    config = GRPOConfig(output_dir=str(place), loss_type="grpo", beta=0.1, num_generations=2, per_device_train_batch_size=8,
+                        max_completion_length=8, epsilon=0.2, **QUIET)  # fmt: skip
+    trainer = GRPOTrainer(
+        model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    estimator = "weighted_k3" if config.use_bias_correction_kl else "forward_kl"
+    advantages = group_advantages(torch.tensor([[1.0, 0.0]] * 4), scale_by_std=True).view(-1)
+
+    def rows_of(batch):
+        return [row for both in batch for row in both]
+
+    def ours(batch):
+        packed = trunk.pack(rows_of(batch))
+        mask = packed.mask
+        with torch.no_grad():
+            reference, _ = trunk.logprobs(REFERENCE, packed)
+        logprobs, _ = trunk.logprobs("policy", packed)
+        weights = token_weights(mask, "response", n_tokens=int(mask.sum()), n_responses=8, max_new_tokens=8)
+        loss, _ = clipped_policy_loss(logprobs, reference, advantages.unsqueeze(1), mask, 0.2, weights=weights)
+        return loss + 0.1 * (kl_penalty(logprobs, reference, reference, mask, estimator) * weights).sum()
+
+    def theirs(batch):
+        packed = trunk.pack(rows_of(batch))
+        with torch.no_grad():
+            reference, _ = trunk.logprobs(REFERENCE, packed)
+        inputs = split(rows_of(batch)) | {"advantages": advantages, "old_per_token_logps": reference,
+                                          "ref_per_token_logps": reference, "num_items_in_batch": packed.mask.sum()}  # fmt: skip
+        return trainer.compute_loss(trainer.model, inputs)
+
+    a, b = both_curves(
+        ours, theirs, optimizer_of(trunk.parameters("policy").values()), optimizer_of(trainer.model.parameters())
+    )
+    assert a[-1] < a[0] - 0.1
     assert a == pytest.approx(b, abs=STEPS_AGREE)
