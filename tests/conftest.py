@@ -53,22 +53,42 @@ def save_tokenizer(folder: Path, *, pad_is_eos: bool = False, template: bool = T
     return len(fast)
 
 
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+GROUPED = {**SMALL, "num_attention_heads": 4, "head_dim": 8}
+NEOX = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+# Name: the class in transformers and its configuration. Windows are shorter than the rows, so that they matter.
+DECODERS: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("Llama", {**SMALL, "tie_word_embeddings": True}),
+    "llama3": ("Llama", {**GROUPED, "tie_word_embeddings": False, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}}),
+    "mistral": ("Mistral", {**GROUPED, "sliding_window": 8}),
+    "qwen2": ("Qwen2", {**SMALL, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {**GROUPED, "tie_word_embeddings": True}),
+    "gemma": ("Gemma", GROUPED),
+    "gemma2": ("Gemma2", {**GROUPED, "sliding_window": 8}),
+    "gemma3": ("Gemma3", {**GROUPED, "sliding_window": 8}),
+    "phi": ("Phi", SMALL),
+    "phi3": ("Phi3", SMALL),
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}),
+    "gpt_neox": ("GPTNeoX", NEOX),
+}  # fmt: skip
+
+
 def save_random_model(folder: Path, architecture: str, **tokenizer_settings: bool) -> Path:
     """A random causal LM of the named architecture with its tokenizer."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
     vocab = save_tokenizer(folder, **tokenizer_settings)
     torch.manual_seed(0)
-    ends = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 2, "vocab_size": vocab, "max_position_embeddings": 512, **ends}  # fmt: skip
-    if architecture == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=vocab, n_positions=512, **ends))
-    elif architecture == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**small, tie_word_embeddings=True))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**small, tie_word_embeddings=True))
-    model.save_pretrained(folder)
+    name, shape = DECODERS[architecture]
+    text = "Text" if name == "Gemma3" else ""
+    config = getattr(transformers, f"{name}{text}Config")(
+        vocab_size=vocab, bos_token_id=None, eos_token_id=0, pad_token_id=1, **shape
+    )
+    kind = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
+    getattr(transformers, kind)(config).save_pretrained(folder)
     return folder
 
 
