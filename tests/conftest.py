@@ -74,6 +74,14 @@ DECODERS: dict[str, tuple[str, dict[str, object]]] = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}),
     "gpt_neox": ("GPTNeoX", NEOX),
 }  # fmt: skip
+T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 1}
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, object]]] = {
+    "t5": ("T5", {**T5, "tie_word_embeddings": True}),
+    "flan_t5": ("T5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": ("Bart", {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+                      "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+                      "max_position_embeddings": 256, "decoder_start_token_id": 0, "forced_bos_token_id": 2}),
+}  # fmt: skip
 
 
 def save_random_model(folder: Path, architecture: str, **tokenizer_settings: bool) -> Path:
@@ -82,12 +90,13 @@ def save_random_model(folder: Path, architecture: str, **tokenizer_settings: boo
 
     vocab = save_tokenizer(folder, **tokenizer_settings)
     torch.manual_seed(0)
-    name, shape = DECODERS[architecture]
+    name, shape = (DECODERS | ENCODER_DECODERS)[architecture]
     text = "Text" if name == "Gemma3" else ""
     config = getattr(transformers, f"{name}{text}Config")(
         vocab_size=vocab, bos_token_id=None, eos_token_id=0, pad_token_id=1, **shape
     )
-    kind = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
+    kind = f"{name}ForCausalLM" if architecture in DECODERS else f"{name}ForConditionalGeneration"
+    kind = {"GPT2": "GPT2LMHeadModel"}.get(name, kind)
     getattr(transformers, kind)(config).save_pretrained(folder)
     return folder
 

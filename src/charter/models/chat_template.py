@@ -23,8 +23,12 @@ TRANSCRIPT_TEMPLATE = (
 )
 
 
-def prepare_tokenizer(tokenizer: Any) -> Any:
-    """Give a tokenizer what the rest relies on: an end token, a pad token, a chat template.
+# For encoder-decoders that carry none: the encoder reads the conversation as it stands, closed by its own special tokens.
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message.content }}{{ '' if loop.last else '\\n' }}{% endfor %}"
+
+
+def prepare_tokenizer(tokenizer: Any, *, plain: bool = False) -> Any:
+    """Give a tokenizer what the rest relies on: an end token, a pad token, a chat template (``plain``: that of an encoder).
 
     A missing pad token becomes the end token; that is safe because no mask here is ever made by comparing ids with
     the pad id. InputError where there is no end token at all: a response could then never end.
@@ -34,7 +38,7 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
-        tokenizer.chat_template = TRANSCRIPT_TEMPLATE
+        tokenizer.chat_template = PLAIN_TEMPLATE if plain else TRANSCRIPT_TEMPLATE
     return tokenizer
 
 
@@ -43,6 +47,8 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     text = tokenizer.apply_chat_template(
         [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
     )
+    if tokenizer.chat_template == PLAIN_TEMPLATE:
+        return list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     bos = tokenizer.bos_token_id
     # A base model's own tokenizer would have begun with BOS; a chat template that writes it itself must not get two.

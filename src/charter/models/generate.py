@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charter.errors import InputError
+from charter.models.encoder_decoder import EncoderDecoder, is_encoder_decoder
 from charter.models.fused_llama import FusedLlama
 from charter.models.layout import left_pad, positions
 from charter.models.llama_weights import FUSED_BYTES, is_llama_like
@@ -91,6 +92,8 @@ def make_decoder(
     """The fused page where it fits the model and a second copy of the weights fits the memory, the model itself elsewhere."""
     if is_fused(model, dtype):
         return FusedLlama(model, prompts, k, max_new_tokens, dtype)
+    if is_encoder_decoder(model):
+        return EncoderDecoder(model, prompts, k)
     return TransformersDecoder(model, prompts, k)
 
 

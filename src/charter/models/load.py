@@ -54,12 +54,23 @@ def check_folder(path: str) -> None:
         raise InputError("holds no *.safetensors weights", file=path)
 
 
+def reads_apart(path: str) -> bool:
+    """Whether the model of a folder is an encoder-decoder. InputError where its configuration does not load."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "is_encoder_decoder", False))
+    except Exception as error:
+        raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
+
+
 def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model's folder with what the rest relies on (see ``prepare_tokenizer``)."""
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers():
-            return prepare_tokenizer(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+            return prepare_tokenizer(AutoTokenizer.from_pretrained(path, trust_remote_code=False), plain=reads_apart(path))
     except InputError as error:
         raise InputError(str(error), file=path) from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,8 +16,12 @@ KEPT_ELEMENTS = 2**25  # up to so many are kept for the backward pass: 64 MB in 
 
 def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
     """Vocabulary logits (N, V) of hidden states (N, H), with the caps and scales that some architectures put on them."""
-    logits: Tensor = model.get_output_embeddings()(hidden)
     config = model.config.get_text_config()
+    if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+        hidden = hidden * config.d_model**-0.5
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    if (bias := getattr(model, "final_logits_bias", None)) is not None:  # BART
+        logits = logits + bias
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
     if (scaling := getattr(config, "logits_scaling", None)) is not None:
@@ -31,6 +35,8 @@ def is_plain_projection(model: Any) -> bool:
     """Whether logits are one product with one matrix: no bias, adapter, cap or scale."""
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
+    if getattr(config, "scale_decoder_outputs", False) or hasattr(model, "final_logits_bias"):
+        return False
     shaped = any(
         getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
     )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from charter.config import LoRASettings
 from charter.errors import InputError
 from charter.models.attention import NAME
+from charter.models.encoder_decoder import hidden_in_line, is_encoder_decoder
 from charter.models.fused_training import hidden_states
 from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import load_model, save_model
@@ -85,7 +86,7 @@ class Trunk:
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             target_modules="all-linear",
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if is_encoder_decoder(self.model) else "CAUSAL_LM",
             fan_in_fan_out=conv1d,
         )
         if self.adapters is None:
@@ -151,6 +152,8 @@ class Trunk:
         """Whether the model gives a line of packed rows what it gives each row alone: tried out, not believed."""
         config = self.model.config.get_text_config()
         windows = getattr(config, "layer_types", None) or []
+        if is_encoder_decoder(self.model):
+            return False
         if self.model.config._attn_implementation != NAME or any(kind != "full_attention" for kind in windows):
             return False
         if getattr(config, "sliding_window", None) is not None and not windows:
@@ -177,6 +180,8 @@ class Trunk:
             return self._line(model, packed, packed=self.packs)[rows]
 
     def _line(self, model: Any, batch: Packed, *, packed: bool) -> Tensor:
+        if is_encoder_decoder(model):
+            return hidden_in_line(model, batch).float()
         if packed:
             token = LAYOUT.set(batch.layout)
             try:
@@ -338,8 +343,9 @@ def load_trunk(
     path: str, *, device: str = "cpu", lora: LoRASettings | None = None, precision: str = "float32", seed: int = 0
 ) -> Trunk:
     """The model of a folder as a trunk without roles: it can already serve as reference."""
-    from charter.models.load import check_folder, load_tokenizer
+    from charter.models.load import check_folder, load_tokenizer, reads_apart
 
     check_folder(path)
+    model = load_model(path, device, kind="AutoModelForSeq2SeqLM" if reads_apart(path) else "AutoModelForCausalLM")
     tokenizer = load_tokenizer(path)
-    return Trunk(load_model(path, device), tokenizer, lora=lora, precision=precision, seed=seed)
+    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed)
