@@ -8,7 +8,6 @@ path, so that it is itself a function of the feedback.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,11 @@ def export_feedback(
                 "holds no judgments.jsonl; name a folder of feedback, a run, or a file of pairs", file=source
             )
         source = pairs
-    manifest: dict[str, Any] = {"charter": charter.__version__, "format": format, "filters": asdict(selection)}
+    manifest: dict[str, Any] = {
+        "charter": charter.__version__,
+        "format": format,
+        "filters": TypeAdapter(Selection).dump_python(selection, mode="json"),
+    }
     manifest["filters"]["ratings"] = None if ratings is None else sha256_of(ratings)
     if judgments is None:
         described = _export_pairs(source, out, format, selection)
