@@ -130,6 +130,8 @@ class JudgmentFile(RecordFile[Judgment]):
         if record.hash != judgment_hash(record):
             raise InputError("was changed after it was written: its hash is not that of its fields", file=self.path,
                              line=number, field="hash")  # fmt: skip
+        if len(set(record.order)) < len(record.order):
+            raise InputError("names a response twice", file=self.path, line=number, field="order")
         for response in record.ranks:
             if response not in record.order:
                 raise InputError(f"ranks response {response!r}, which is not in its order", file=self.path, line=number,

@@ -106,6 +106,8 @@ def _ranking(row: Row, prompt: Any, answers: dict[str, Answer], field: str, rate
     for key in order:
         if key not in answers:
             raise row.bad(f"names {key!r}, which is none of the responses", f"{field}.order")
+    if len(set(order)) < len(order):
+        raise row.bad("names a response twice", f"{field}.order")
     ranks: list[Rank | None] = []
     for value in given:
         plain = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
