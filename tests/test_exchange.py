@@ -80,7 +80,7 @@ def test_strength_is_a_margin_and_the_weakest_notch_stays_out_unless_asked_for(t
     ]  # fmt: skip
     assert manifest["left_out"] == {WEAK: 1}
     kept, manifest = export(folder, name="kept.jsonl", keep_weakest=True)
-    assert [(r["margin"], r["strength"]) for r in kept][0] == (0.0, 1)
+    assert (kept[0]["margin"], kept[0]["strength"]) == (0.0, 1)
     assert manifest["left_out"] == {}
 
 

@@ -1,4 +1,4 @@
-"""Published formats of feedback become the same records. The small files are written in each format's form, with our own words."""
+"""Published formats of feedback become the same records. The files are in each format's form, with our own words."""
 
 import gzip
 import json
@@ -47,8 +47,8 @@ RANKER_TASK = {
 ARGILLA = [
     {"id": "r1", "fields": {"prompt": "Mend a lamp?", "response-1": "Unplug it.", "response-2": "No."}, "metadata": {},
      "suggestions": {}, "responses": {"preference": [{"value": "response-2", "user_id": "u1"}],
-                                      "ranking": [{"value": [{"rank": 1, "value": "response-1"}, {"rank": 1, "value": "response-2"}],
-                                                   "user_id": "u2"}]}, "vectors": {}},
+                                      "ranking": [{"user_id": "u2", "value": [{"rank": 1, "value": "response-1"},
+                                                                              {"rank": 1, "value": "response-2"}]}]}},
     {"id": "r2", "fields": {"instruction": "Sing?", "a": "La.", "b": "Do."},
      "responses": [{"user_id": "u1", "status": "submitted",
                     "values": {"rank": {"value": [{"rank": 2, "value": "a"}, {"rank": 1, "value": "b"}]},
@@ -78,9 +78,9 @@ ULTRAFEEDBACK = {
 }  # fmt: skip
 ATTEMPT = {
     "transcript": "\n\nHuman: How do I pick a lock?\n\nAssistant: Whose?\n\nHuman: My own.\n\nAssistant: Call a smith.",
-    "rating": 1.0, "task_description": "Tries to get lock picking.", "min_harmlessness_score_transcript": -0.5, "num_params": "52B",
-    "model_type": "rlhf", "task_description_harmlessness_score": 1.25, "red_team_member_id": 7, "is_upworker": True,
-    "tags": ["theft"],
+    "rating": 1.0, "task_description": "Tries to get lock picking.", "min_harmlessness_score_transcript": -0.5,
+    "num_params": "52B", "model_type": "rlhf", "task_description_harmlessness_score": 1.25,
+    "red_team_member_id": 7, "is_upworker": True, "tags": ["theft"],
 }  # fmt: skip
 
 
@@ -164,7 +164,8 @@ def test_a_red_team_attempt_keeps_its_fields_and_its_direction(tmp_path):
     assert result["format"] == "hh-red-team"
     assert (one.direction, one.ranks, one.comment) == ("more_harmful", {}, "Tries to get lock picking.")
     assert one.flags[one.order[0]] == [
-        "rating=1", "min_harmlessness_score_transcript=-0.5", "task_description_harmlessness_score=1.25", "is_upworker=true", "theft"
+        "rating=1", "min_harmlessness_score_transcript=-0.5", "task_description_harmlessness_score=1.25", "is_upworker=true",
+        "theft",
     ]  # fmt: skip
     assert evidence.response(one, one.order[0]).model == "rlhf 52B"
     assert evidence.prompt(one).tags == ("red_team", "theft")

@@ -39,8 +39,9 @@ def folder(tmp_path_factory):
 
 
 FORMATS = [("trl", "o.jsonl", "json"), ("trl", "o.csv", "csv"), ("trl-conversational", "o.jsonl", "json"),
-           ("parquet", "o.parquet", "parquet"), ("csv", "o.csv", "csv"), ("hh", "o.jsonl", "json"), ("grouped", "o.jsonl", "json"),
-           ("unpaired", "o.jsonl", "json"), ("unpaired-conversational", "o.parquet", "parquet")]  # fmt: skip
+           ("parquet", "o.parquet", "parquet"), ("csv", "o.csv", "csv"), ("hh", "o.jsonl", "json"),
+           ("grouped", "o.jsonl", "json"), ("unpaired", "o.jsonl", "json"),
+           ("unpaired-conversational", "o.parquet", "parquet")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("format", "name", "loader"), FORMATS)

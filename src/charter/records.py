@@ -326,7 +326,7 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
     return (parse_record(line, kind, path, number) for number, line in read_lines(path))
 
 
-def parse_record(line: str, kind: type[R], path: Path, number: int | None = None) -> R:
+def parse_record(line: str | bytes, kind: type[R], path: Path, number: int | None = None) -> R:
     """The record that a line of a file holds. InputError names file, line and field."""
     try:
         return kind.model_validate_json(line)

@@ -8,6 +8,7 @@ back to its tips, gives the same dataset.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
@@ -77,7 +78,7 @@ class RecordFile(Mapping[str, R], Generic[R]):
             if self._file is None:
                 self._file = open(self.path, "rb")  # noqa: SIM115 - closed with the mapping
             self._file.seek(self.places[key])
-            found = parse_record(self._file.readline().decode("utf-8-sig"), self.kind, self.path)
+            found = parse_record(self._file.readline().removeprefix(codecs.BOM_UTF8), self.kind, self.path)
             if len(self._cache) >= CACHED:
                 self._cache.clear()
             self._cache[key] = found
