@@ -15,7 +15,24 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = "lamp door letter boat fence paint mend clean move river stone window garden bread kettle ladder".split()
+WORDS = [
+    "lamp",
+    "door",
+    "letter",
+    "boat",
+    "fence",
+    "paint",
+    "mend",
+    "clean",
+    "move",
+    "river",
+    "stone",
+    "window",
+    "garden",
+    "bread",
+    "kettle",
+    "ladder",
+]
 
 
 def write_pairs(path: Path, n: int) -> None:

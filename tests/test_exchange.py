@@ -89,6 +89,9 @@ def test_the_persons_rewrite_is_chosen_against_the_original(tmp_path):
     rows, _ = export(folder)
     assert [(r["chosen"], r["rejected"]) for r in rows] == [("<script>alert(1)</script>", "yes")]
     assert [r["label"] for r in export(folder, "unpaired", "u.jsonl")[0]] == [True, False]
+    again = write_folder(tmp_path / "two", [HI], [YES], [vote("01", (YES,), (2,), edit={YES.id: "Yes."})])
+    rows, _ = export(again, "unpaired", "v.jsonl")
+    assert [(r["completion"], r["label"]) for r in rows] == [("Yes.", True), ("yes", False)]
 
 
 def test_thumbs_and_f_are_single_rows_with_a_label(tmp_path):
@@ -117,7 +120,8 @@ def test_practice_and_gold_are_no_training_data(tmp_path):
             for role in ("work", "practice", "gold")]  # fmt: skip
     folder = folder_of(tmp_path, *(vote(f"0{n}", (YES, NO), (1, 2), set_id=one.id) for n, one in enumerate(sets)))
     write_jsonl(folder / "sets.jsonl", sets)
-    rows, manifest = export(folder)
+    merge_folders([folder], tmp_path / "merged")
+    rows, manifest = export(tmp_path / "merged")
     assert [row["group_id"] for row in rows] == ["work"]
     assert manifest["left_out"] == {"a set for gold": 1, "a set for practice": 1}
 

@@ -93,6 +93,7 @@ def test_turning_round_changes_the_sign_of_all_there_is():
     ("ranks", "direction", "expected"),
     [
         ((1,), "better", [("a", True)]),
+        ((2,), "better", []),  # what a person would rewrite, and did not
         (("F",), "better", [("a", False)]),
         ((1,), "more_harmful", [("a", False)]),
         (("F",), "more_harmful", []),  # not harmful; whether it is any good, nobody said

@@ -25,22 +25,25 @@ from charter.records import (
     Prompt,
     Response,
     parse_record,
-    read_jsonl,
     read_lines_with_offsets,
 )
 
 FILES = ("prompts.jsonl", "responses.jsonl", "judgments.jsonl")
+SETS = "sets.jsonl"  # what was asked; a folder of a label page has it, an imported one has not
 CACHED = 4096  # records; the responses to one prompt stand in many judgments that follow each other
 
 
-R = TypeVar("R", Prompt, Response, Judgment)
+R = TypeVar("R", Prompt, Response, LabelSet, Judgment)
 
 
-def same(one: Prompt | Response | Judgment, other: Prompt | Response | Judgment) -> bool:
+def same(one: Prompt | Response | LabelSet | Judgment, other: Prompt | Response | LabelSet | Judgment) -> bool:
     """Whether two records of one id can stand for each other. The id of a prompt is the hash of its messages, so that tags and
-    source may differ; of responses the text has to be the same, of judgments everything."""
+    source may differ; of responses the text has to be the same, of sets the question, of judgments everything."""
     if isinstance(one, Response) and isinstance(other, Response):
         return (one.prompt_id, one.text) == (other.prompt_id, other.text)
+    if isinstance(one, LabelSet) and isinstance(other, LabelSet):
+        asked = [(s.prompt_id, s.kind, sorted(s.response_ids), s.direction, s.role) for s in (one, other)]
+        return asked[0] == asked[1]
     return isinstance(one, Prompt) or one == other
 
 
@@ -199,17 +202,16 @@ class Evidence:
         self.judgments = JudgmentFile(judgments)
         self.prompts = RecordFile(in_run if not prompts.exists() and in_run.exists() else prompts, Prompt)
         self.responses = RecordFile(folder / "responses.jsonl", Response)
-        sets = folder / "sets.jsonl"
-        self.roles = (
-            {one.id: one.role for one in read_jsonl(sets, LabelSet) if one.role != "work"} if sets.exists() else {}
-        )
+        self.sets = RecordFile(folder / SETS, LabelSet) if (folder / SETS).exists() else None
+        self.roles = {one.id: one.role for one in (self.sets or {}).values() if one.role != "work"}
 
     def __enter__(self) -> Evidence:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self.judgments, self.prompts, self.responses):
-            file.close()
+        for file in (self.judgments, self.prompts, self.responses, self.sets):
+            if file is not None:
+                file.close()
 
     def prompt(self, judgment: Judgment) -> Prompt:
         """The prompt of a judgment. InputError where it is not in the file."""
@@ -286,6 +288,8 @@ def merge_folders(sources: Sequence[Path], out: Path) -> dict[str, int]:
             if judgments is None:
                 raise InputError("holds no judgments.jsonl", file=source)
             opened.append(stack.enter_context(Evidence(judgments)))
+        if sets := [evidence.sets for evidence in opened if evidence.sets is not None]:
+            _write_union(sets, folder / SETS)
         return {
             "prompts": _write_union([evidence.prompts for evidence in opened], folder / FILES[0]),
             "responses": _write_union([evidence.responses for evidence in opened], folder / FILES[1]),

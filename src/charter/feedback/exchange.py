@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 import charter
 from charter.errors import GateError, InputError
 from charter.feedback.containers import sha256_of, write_container
-from charter.feedback.evidence import FILES, Evidence, RecordFile, find_judgments, new_folder
+from charter.feedback.evidence import FILES, SETS, Evidence, RecordFile, find_judgments, new_folder
 from charter.feedback.layouts import LAYOUTS, NO_TRANSCRIPT, Layout
 from charter.feedback.pairs import number, read_pairs
 from charter.feedback.training_rows import (
@@ -219,10 +219,14 @@ def _write(out: Path, layout: Layout, rows: Iterator[Any], tally: Tally, source:
 
 def _write_raw(evidence: Evidence, out: Path, among: set[str] | None) -> dict[str, Any]:
     """All records, superseded and unjudged ones included, each file in the order of its ids."""
-    parts: tuple[RecordFile[Any], ...] = (evidence.prompts, evidence.responses, evidence.judgments)
+    parts: dict[str, RecordFile[Any]] = dict(
+        zip(FILES, (evidence.prompts, evidence.responses, evidence.judgments), strict=True)
+    )
+    if evidence.sets is not None:
+        parts[SETS] = evidence.sets
     counts = {}
     with new_folder(out) as folder:
-        for name, part in zip(FILES, parts, strict=True):
+        for name, part in parts.items():
             keys = sorted(part if among is None or part is not evidence.judgments else among)
             counts[name.removesuffix(".jsonl")] = len(keys)
             with open(folder / name, "w", encoding="utf-8", newline="\n") as file:

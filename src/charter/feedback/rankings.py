@@ -75,8 +75,8 @@ def ties(judgment: Judgment) -> list[tuple[str, str]]:
 def labels(judgment: Judgment) -> list[tuple[str, bool]]:
     """(response id, whether it is good) for training without pairs, in the order shown.
 
-    A thumb up is good, an F is bad wherever it was given; of a ranking those are good that beat another and lose to none, and
-    those bad that lose to another and beat none. What stands between says neither.
+    A thumb up (a single response of rank 1) is good, an F is bad wherever it was given; of a ranking those are good that beat
+    another and lose to none, and those bad that lose to another and beat none. What stands between says neither.
     """
     said = oriented(judgment)
     decided = wins(said)
@@ -86,7 +86,7 @@ def labels(judgment: Judgment) -> list[tuple[str, bool]]:
         rank = said.ranks.get(response)
         if rank == "F" or (response in down and response not in up):
             found.append((response, False))
-        elif (response in up and response not in down) or (rank is not None and len(said.order) == 1):
+        elif (response in up and response not in down) or (rank == 1 and len(said.order) == 1):
             found.append((response, True))
     return found
 

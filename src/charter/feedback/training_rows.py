@@ -244,7 +244,8 @@ def label_rows(
         if _too_weak(one, selection):
             tally.left_out[WEAK] += 1
             continue
-        texts = [(evidence.text(one, response), good) for response, good in labels(one)]
+        alone = [(response, good) for response, good in labels(one) if response not in one.edit]
+        texts = [(evidence.text(one, response), good) for response, good in alone]
         for row in _edits(evidence, one, tally):
             texts += [(row.chosen, True), (row.rejected, False)]
         tally.left_out[TIED] += not texts
