@@ -12,7 +12,6 @@ import os
 import random
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 WORDS = [
@@ -48,13 +47,14 @@ def write_pairs(path: Path, n: int) -> None:
 
 
 def measured(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak MiB of a charter command."""
-    started = time.perf_counter()
-    child = os.posix_spawn(sys.executable, [sys.executable, "-m", "charter.cli", *arguments], os.environ)
+    """Seconds of processor time and peak MiB of a charter command; other work on the machine does not count."""
+    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    command = [sys.executable, "-m", "charter.cli", *arguments]
+    child = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet)
     _, status, usage = os.wait4(child, 0)
     if status:
         raise SystemExit(f"charter {' '.join(arguments)} failed")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -68,12 +68,12 @@ def main() -> None:
             "import": ("import", f"{place}/pairs.jsonl", "--out", f"{place}/f"),
             "export trl": ("export", f"{place}/f", "--to", "trl", "--out", f"{place}/o.jsonl"),
             "export parquet": ("export", f"{place}/f", "--to", "parquet", "--out", f"{place}/o.parquet"),
-            "merge with itself": ("merge", f"{place}/f", f"{place}/f", "--out", f"{place}/m"),
+            "merge of two copies": ("merge", f"{place}/f", f"{place}/f", "--out", f"{place}/m"),
         }
-        rows = [(name, *measured(*arguments, "--json")) for name, arguments in steps.items()]
-    print(f"\n| {n} judgments | seconds | peak MiB |\n|---|---|---|")
-    for name, seconds, peak in rows:
-        print(f"| {name} | {seconds:.0f} | {peak:.0f} |")
+        print(f"| {n} judgments | seconds | peak MiB |\n|---|---|---|", flush=True)
+        for name, arguments in steps.items():
+            seconds, peak = measured(*arguments, "--json")
+            print(f"| {name} | {seconds:.0f} | {peak:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
