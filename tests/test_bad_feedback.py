@@ -160,6 +160,12 @@ IMPORTS = [
 EXPORTS = [
     Case("an unknown format to export to", "export f --to xml --out o.jsonl", ("xml", "trl"), raw()),
     Case("neither format nor manifest", "export f --out o.jsonl", ("--to", "--again"), raw()),
+    Case("a manifest and filters of one's own", "export f --again m.json --out o.jsonl --keep-weakest", ("--again", "filters"),
+         raw() | {"m.json": "{}"}),
+    Case("an export onto its source", "export f/judgments.jsonl --to trl --out f/judgments.jsonl",
+         ("f/judgments.jsonl", "source"), raw()),
+    Case("an export of a folder onto its judgments", "export f --to trl --out f/responses.jsonl", ("f/responses.jsonl", "source"),
+         raw()),
     Case("a suffix of another container", "export f --to parquet --out o.jsonl", ("o.jsonl", ".parquet"), raw()),
     Case("a calibration of zero", "export f --to trl --out o.jsonl --calibration 0", ("calibration",), raw()),
     Case("a sign of its own", "export f --to trl --out o.jsonl --more-harmful keep", ("more_harmful", "flip"), raw()),
@@ -179,6 +185,8 @@ EXPORTS = [
          raw(judgments="")),
     Case("nothing left to export", "export f --to trl --out o.jsonl --without-rater ann", ("nothing to export", "2 x rater ann"),
          raw()),
+    Case("a merge with a file of pairs", "merge f p.jsonl --out out.jsonl", ("p.jsonl", "line 1", "Judgment"),
+         raw() | {"p.jsonl": GOOD}),
     Case("a merge of nothing", "merge d f --out out", ("d", "judgments.jsonl"), raw() | {"d/x": ""}),
 ]  # fmt: skip
 

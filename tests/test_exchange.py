@@ -391,6 +391,10 @@ def test_two_machines_are_merged_in_any_order_into_the_same_bytes(tmp_path, caps
         content = (tmp_path / "ab" / name).read_bytes()
         assert content == (tmp_path / "ba" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
     assert [one.id for one in read_judgments(tmp_path / "ab/judgments.jsonl")] == ["01", "02", "04"]
+    (other / "prompts.jsonl").unlink()  # judgments alone need no texts
+    files = [str(other / "judgments.jsonl"), str(own / "judgments.jsonl")]
+    assert run_command(["merge", *files, "--out", str(tmp_path / "alone.jsonl")]) == 0
+    assert (tmp_path / "alone.jsonl").read_bytes() == (tmp_path / "ab/judgments.jsonl").read_bytes()
 
 
 def test_a_judgment_that_differs_between_two_machines_is_a_conflict(tmp_path, capsys):
@@ -399,6 +403,8 @@ def test_a_judgment_that_differs_between_two_machines_is_a_conflict(tmp_path, ca
     assert run_command(["merge", str(own), str(other), "--out", str(tmp_path / "ab")]) == 2
     said = capsys.readouterr().err
     assert f"{other / 'judgments.jsonl'}: judgment 01 differs from that of {own / 'judgments.jsonl'}" in said
+    assert run_command(["merge", str(own), str(other), "--out", str(tmp_path / "ab.jsonl")]) == 2
+    assert "judgment 01 differs" in capsys.readouterr().err
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b"]
 
 

@@ -417,6 +417,8 @@ def export_command(
         "rater_kinds": tuple(rater_kind or ()), "without_raters": tuple(without_rater or ()), "keep_weakest": keep_weakest,
         "more_harmful": more_harmful, "soft": soft_labels, "calibration": calibration,
     })  # fmt: skip
+    if again and selection != selection_of({}):
+        raise InputError("--again takes its filters from the manifest; leave the others out")
     if again:
         result = export_again(source, out, again, ratings=ratings)
     else:
@@ -455,13 +457,16 @@ def import_command(
 @app.command()
 def merge(
     sources: Annotated[list[Path], typer.Argument(help="Folders of feedback, or their judgments.jsonl.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the union.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New folder for the union, or a .jsonl file for judgments alone.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Unite the feedback of several machines; any order gives the same bytes, and a changed record is an error."""
-    from charter.feedback.evidence import merge_folders
+    from charter.feedback.evidence import merge_folders, merge_judgments
 
-    result: dict[str, Any] = {**merge_folders(sources, out), "out": str(out)}
+    unite = merge_judgments if out.suffix == ".jsonl" else merge_folders
+    result: dict[str, Any] = {**unite(sources, out), "out": str(out)}
     show(result, as_json, f"{result['judgments']} judgments of {len(sources)} sources: {out}")
 
 

@@ -24,6 +24,7 @@ from charter.records import (
     LabelSet,
     Prompt,
     Response,
+    atomic_path,
     parse_record,
     read_lines_with_offsets,
 )
@@ -297,6 +298,16 @@ def merge_folders(sources: Sequence[Path], out: Path) -> dict[str, int]:
                 [evidence.judgments for evidence in opened], folder / FILES[2], lambda one: held_by(one, opened)
             ),
         }
+
+
+def merge_judgments(sources: Sequence[Path], out: Path) -> dict[str, int]:
+    """Merge files of judgments (or those of folders) into one file, without prompts and responses; how many it holds."""
+    with ExitStack() as stack, atomic_path(out) as temporary:
+        opened = []
+        for source in sources:
+            opened.append(JudgmentFile(find_judgments(source) or source))
+            stack.callback(opened[-1].close)
+        return {"judgments": _write_union(opened, temporary)}
 
 
 def held_by(judgment: Judgment, opened: Sequence[Evidence]) -> None:

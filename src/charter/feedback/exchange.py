@@ -55,6 +55,10 @@ def export_feedback(
     used, names responses that are missing, mixes signs, or holds nothing to export.
     """
     check_format(format, out)
+    place = source if source.is_dir() else source.parent
+    own = (source, *(place / folder / name for folder in ("", "feedback", "prompts") for name in FILES))
+    if out.exists() and any(file.exists() and out.samefile(file) for file in own):
+        raise InputError("is a file of the source; name another --out", file=out)
     if (selection.soft == "ratings") != (ratings is not None):
         raise InputError("--soft-labels ratings and --ratings FILE belong together")
     judgments = find_judgments(source)
