@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from charter.cli import run_command
 from charter.errors import GateError, InputError
-from charter.feedback.evidence import Evidence, merge_folders
+from charter.feedback.evidence import Evidence
 from charter.feedback.exchange import export_again, export_feedback, manifest_path
 from charter.feedback.imports.files import import_feedback
 from charter.feedback.judgments import chain, read_judgments, ulid
 from charter.feedback.layouts import NO_TRANSCRIPT
+from charter.feedback.merging import merge_folders
 from charter.feedback.pairs import read_pairs
 from charter.feedback.training_rows import (
     CONTRADICTION,

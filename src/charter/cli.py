@@ -463,7 +463,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Unite the feedback of several machines; any order gives the same bytes, and a changed record is an error."""
-    from charter.feedback.evidence import merge_folders, merge_judgments
+    from charter.feedback.merging import merge_folders, merge_judgments
 
     unite = merge_judgments if out.suffix == ".jsonl" else merge_folders
     result: dict[str, Any] = {**unite(sources, out), "out": str(out)}

@@ -10,12 +10,13 @@ from typing import Any, get_args
 
 from charter.errors import InputError
 from charter.feedback.containers import dataset_folder_rows, sha256_of
-from charter.feedback.evidence import FILES, find_judgments, merge_folders, new_folder
+from charter.feedback.evidence import FILES, find_judgments, new_folder
 from charter.feedback.imports.arena import read_arena
 from charter.feedback.imports.dialogues import read_open_assistant, read_red_team
 from charter.feedback.imports.tables import read_grouped, read_label_rows, read_pair_rows
 from charter.feedback.imports.tools import read_argilla, read_label_studio, read_ultrafeedback
 from charter.feedback.imports.votes import Rater, Vote, records_of
+from charter.feedback.merging import merge_folders
 from charter.prompts import Row, read_rows
 from charter.records import RaterKind
 
