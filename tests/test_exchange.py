@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from charter.cli import run_command
 from charter.errors import GateError, InputError
 from charter.feedback.evidence import Evidence
-from charter.feedback.exchange import export_again, export_feedback, manifest_path
+from charter.feedback.exchange import export_again, export_feedback, manifest_path, read_scores
 from charter.feedback.imports.files import import_feedback
 from charter.feedback.judgments import chain, read_judgments, ulid
 from charter.feedback.layouts import NO_TRANSCRIPT
@@ -179,6 +179,8 @@ def test_a_ratings_file_gives_the_probability(tmp_path):
     export_again(folder, tmp_path / "again.jsonl", manifest_path(out), ratings=ratings)
     with pytest.raises(InputError, match="name it with --ratings"):
         export_again(folder, tmp_path / "again.jsonl", manifest_path(out))
+    ratings.write_text(f"prompt,response,rating,low,high\n{HI.id},{YES.id},-1.0,-2,0\n{HI.id},{NO.id},0.5,0,1\n")
+    assert read_scores(ratings) == {YES.id: -1.0, NO.id: 0.5}
     ratings.write_text(f"response_id,score\n{YES.id},-1.0\n")
     with pytest.raises(InputError, match=f"no rating of response '{NO.id}'"):
         export_feedback(folder, out, "trl", Selection(soft="ratings"), ratings=ratings)
