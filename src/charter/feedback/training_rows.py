@@ -37,6 +37,7 @@ HARMFUL = "asked for the more harmful response"
 TIED = "a tie"
 SPLIT = "raters split evenly"
 OPPOSED = "an edit under more_harmful"
+EDITED = "an edit, which is no ranking"
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,14 @@ def group_rows(
     evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None
 ) -> Iterator[GroupRow]:
     """A row for each prompt, with all its responses that were judged and what each rater said of them."""
-    chosen = selected(evidence, selection, tally, among)
-    for _, judgments in groupby((one for one in chosen if one.has_verdict), key=lambda one: one.prompt_id):
+
+    def ranked() -> Iterator[Judgment]:
+        for one in selected(evidence, selection, tally, among):
+            tally.left_out[EDITED] += len(one.edit)
+            if one.has_verdict:
+                yield one
+
+    for _, judgments in groupby(ranked(), key=lambda one: one.prompt_id):
         rankings = tuple(judgments)
         keys = dict.fromkeys(response for one in rankings for response in one.order)
         found = [evidence.response(rankings[0], key) for key in keys]
