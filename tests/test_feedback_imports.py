@@ -171,6 +171,11 @@ def test_a_red_team_attempt_keeps_its_fields_and_its_direction(tmp_path):
     assert evidence.prompt(one).tags == ("red_team", "theft")
     assert len(evidence.prompt(one).messages) == 3
     assert said(evidence) == [("member-7", [("Call a smith.", None)])]
+    with pytest.raises(InputError, match="1 x no verdict"):  # an attempt prefers nothing
+        export_feedback(tmp_path / "from-red.jsonl.gz", tmp_path / "pairs.jsonl", "trl", Selection())
+    manifest = export_feedback(tmp_path / "from-red.jsonl.gz", tmp_path / "out.jsonl", "hh-red-team", Selection())
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == ATTEMPT  # and so it goes out in the fields it came in
+    assert manifest["raters"] == [{"id": "member-7", "kind": "human", "judgments": 1}]
 
 
 ARENA_55K = (

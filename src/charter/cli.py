@@ -391,7 +391,8 @@ def export_command(
     to: Annotated[
         str,
         typer.Option(
-            help="trl, trl-conversational, unpaired, unpaired-conversational, hh, grouped, csv, parquet, datasets or raw."
+            help="trl, trl-conversational, unpaired, unpaired-conversational, hh, hh-red-team, grouped, csv, parquet, datasets "
+            "or raw."
         ),
     ] = "",
     again: Annotated[Path | None, typer.Option(help="A manifest: make its dataset anew, byte for byte.")] = None,

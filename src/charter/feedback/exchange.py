@@ -23,6 +23,7 @@ from charter.feedback.training_rows import (
     Selection,
     Tally,
     aggregated_rows,
+    attempt_rows,
     group_rows,
     label_rows,
     labels_of_pairs,
@@ -184,7 +185,8 @@ def _export_evidence(
     elif selection.soft != "judgment":
         raise InputError(f"--soft-labels {selection.soft} makes pairs; {format} holds what each rater said")
     else:
-        rows = (label_rows if layout.kind == "labels" else group_rows)(evidence, selection, tally, among)
+        views = {"labels": label_rows, "groups": group_rows, "attempts": attempt_rows}
+        rows = views[layout.kind](evidence, selection, tally, among)
     count = _write(out, layout, rows, tally, str(evidence.judgments.path))
     return {"source": {"kind": "judgments"}, "rows": count, **tally.summary()}
 
@@ -192,7 +194,7 @@ def _export_evidence(
 def _export_pairs(source: Path, out: Path, format: str, selection: Selection) -> dict[str, Any]:
     if selection != Selection():
         raise InputError("is a file of pairs; filters and soft labels need the judgments behind them", file=source)
-    if format == RAW or LAYOUTS[format].kind == "groups":
+    if format == RAW or LAYOUTS[format].kind in ("groups", "attempts"):
         raise InputError(f"is a file of pairs; {format} needs the judgments behind them", file=source)
     found = read_pairs(source)
     tally, layout = Tally(), LAYOUTS[format]

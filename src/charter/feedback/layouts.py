@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from charter.feedback.rankings import notches, soft_label, wins
-from charter.feedback.training_rows import GroupRow, LabelRow, PairRow
+from charter.feedback.training_rows import AttemptRow, GroupRow, LabelRow, PairRow
 from charter.prompts import is_transcript, messages_in_json, parse_transcript, prompt_text
 from charter.records import Judgment, Message, Prompt
 
-Kind = Literal["pairs", "labels", "groups"]
+Kind = Literal["pairs", "labels", "groups", "attempts"]
 Cells = dict[str, Any]
 NO_TRANSCRIPT = (
     "cannot be told apart as text (a system message, or a turn inside a turn); a conversational format keeps it"
@@ -24,6 +24,8 @@ NO_TRANSCRIPT = (
 
 PAIR_EXTRAS = {"weight": "float", "margin": "float", "strength": "int", "principle": "text", "group_id": "text",
                "judgment_id": "text", "rater_id": "text", "rater_kind": "text"}  # fmt: skip
+ATTEMPT_NUMBERS = ("rating", "min_harmlessness_score_transcript", "task_description_harmlessness_score")
+ATTEMPT_MEMBER = "member-"  # what stands before a member's number in its rater id
 LABEL_EXTRAS = {name: PAIR_EXTRAS[name] for name in ("principle", "group_id", "judgment_id", "rater_id", "rater_kind")}
 
 
@@ -138,6 +140,26 @@ def _ranking(one: Judgment) -> Cells:
     }
 
 
+def _attempt(row: AttemptRow) -> Cells | None:
+    """The fields of the published red-team attempts, those that are known."""
+    text = transcript((*row.prompt.messages, Message(role="assistant", content=row.text)))
+    if text is None:
+        return None
+    cells: Cells = {"transcript": text, "task_description": row.task, "tags": []}
+    for flag in row.flags:
+        name, equals, value = flag.partition("=")
+        if equals and name in ATTEMPT_NUMBERS:
+            cells[name] = float(value)
+        elif equals and name == "is_upworker":
+            cells[name] = value == "true"
+        else:
+            cells["tags"].append(flag)
+    kind, _, size = row.model.rpartition(" ")
+    cells |= {"model_type": kind or row.model, "num_params": size if kind else ""}
+    member = row.rater_id.removeprefix(ATTEMPT_MEMBER)
+    return cells | {"red_team_member_id": int(member) if member.isdecimal() else row.rater_id}
+
+
 _TEXT_PAIR = {"prompt": "text", "chosen": "text", "rejected": "text"} | PAIR_EXTRAS
 _MESSAGES_PAIR = {"prompt": "messages", "chosen": "messages", "rejected": "messages"} | PAIR_EXTRAS
 LAYOUTS: dict[str, Layout] = {
@@ -153,6 +175,7 @@ LAYOUTS: dict[str, Layout] = {
     "hh": Layout("pairs", {"chosen": "text", "rejected": "text"}, _hh_pair),
     "grouped": Layout("groups", {"prompt": "messages", "responses": "json", "rankings": "json", "group_id": "text"}, _grouped,
                       (".jsonl",)),
+    "hh-red-team": Layout("attempts", {}, _attempt, (".jsonl",)),
     "csv": Layout("pairs", _TEXT_PAIR, _table_pair, (".csv",)),
     "parquet": Layout("pairs", _MESSAGES_PAIR, _conversational_pair, (".parquet",)),
     "datasets": Layout("pairs", _MESSAGES_PAIR, _conversational_pair, ("",)),

@@ -37,6 +37,7 @@ HARMFUL = "asked for the more harmful response"
 TIED = "a tie"
 SPLIT = "raters split evenly"
 OPPOSED = "an edit under more_harmful"
+NO_ATTEMPT = "no attempt with a rating"
 EDITED = "an edit, which is no ranking"
 
 
@@ -120,6 +121,45 @@ class GroupRow:
     rankings: tuple[Judgment, ...]
 
 
+@dataclass(frozen=True)
+class AttemptRow:
+    """A red-team dialogue with what is known of it: ``flags`` are its tags and its numbers as ``name=value``."""
+
+    prompt: Prompt
+    text: str
+    model: str
+    rater_id: str
+    task: str
+    flags: tuple[str, ...]
+
+
+def _by_whom(
+    evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None
+) -> Iterator[Judgment]:
+    """The current judgments of the raters that are asked for, on sets that are work, in the order of the datasets."""
+    n = len(evidence.judgments) if among is None else len(among)
+    current = 0
+    for one in evidence.judgments.in_order(among):
+        current += 1
+        if role := evidence.roles.get(one.set_id):
+            tally.left_out[f"a set for {role}"] += 1
+        elif selection.rater_kinds and one.rater_kind not in selection.rater_kinds:
+            tally.left_out[f"rater kind {one.rater_kind}"] += 1
+        elif one.rater_id in selection.without_raters:
+            tally.left_out[f"rater {one.rater_id}"] += 1
+        else:
+            yield one
+    if n > current:
+        tally.left_out[SUPERSEDED] += n - current
+
+
+def _count(one: Judgment, tally: Tally) -> None:
+    tally.judgments += 1
+    tally.raters[one.rater_id, one.rater_kind] += 1
+    if one.instructions_hash:
+        tally.instructions.add(one.instructions_hash)
+
+
 def selected(
     evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None
 ) -> Iterator[Judgment]:
@@ -127,19 +167,10 @@ def selected(
 
     InputError where both signs are there and ``selection`` does not say what to do.
     """
-    n = len(evidence.judgments) if among is None else len(among)
     signs: dict[bool, str] = {}
-    current = 0
-    for one in evidence.judgments.in_order(among):
-        current += 1
+    for one in _by_whom(evidence, selection, tally, among):
         harmful = one.direction == "more_harmful"
-        if role := evidence.roles.get(one.set_id):
-            tally.left_out[f"a set for {role}"] += 1
-        elif selection.rater_kinds and one.rater_kind not in selection.rater_kinds:
-            tally.left_out[f"rater kind {one.rater_kind}"] += 1
-        elif one.rater_id in selection.without_raters:
-            tally.left_out[f"rater {one.rater_id}"] += 1
-        elif harmful and selection.more_harmful == "leave-out":
+        if harmful and selection.more_harmful == "leave-out":
             tally.left_out[HARMFUL] += 1
         elif not one.has_verdict and not one.edit:
             tally.left_out[NO_VERDICT] += 1
@@ -155,14 +186,9 @@ def selected(
                 continue
             if harmful and one.edit:
                 tally.left_out[OPPOSED] += 1
-            tally.judgments += 1
+            _count(one, tally)
             tally.flipped += harmful
-            tally.raters[one.rater_id, one.rater_kind] += 1
-            if one.instructions_hash:
-                tally.instructions.add(one.instructions_hash)
             yield oriented(one)
-    if n > current:
-        tally.left_out[SUPERSEDED] += n - current
 
 
 def pair_rows(
@@ -270,6 +296,20 @@ def group_rows(
         keys = dict.fromkeys(response for one in rankings for response in one.order)
         found = [evidence.response(rankings[0], key) for key in keys]
         yield GroupRow(evidence.prompt(rankings[0]), tuple((r.id, r.model, r.text) for r in found), rankings)
+
+
+def attempt_rows(
+    evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None
+) -> Iterator[AttemptRow]:
+    """A row for each judgment of a single dialogue that has a rating among its flags, as red-team attempts have."""
+    for one in _by_whom(evidence, selection, tally, among):
+        flags = one.flags.get(one.order[0], [])
+        if len(one.order) != 1 or not any(flag.startswith("rating=") for flag in flags):
+            tally.left_out[NO_ATTEMPT] += 1
+            continue
+        _count(one, tally)
+        response = evidence.response(one, one.order[0])
+        yield AttemptRow(evidence.prompt(one), response.text, response.model, one.rater_id, one.comment, tuple(flags))
 
 
 def rows_of_pairs(pairs: Iterable[Pair]) -> Iterator[PairRow]:

@@ -16,6 +16,7 @@ from charter.feedback.imports.votes import (
     prompt_in,
     text_in,
 )
+from charter.feedback.layouts import ATTEMPT_MEMBER, ATTEMPT_NUMBERS
 from charter.feedback.pairs import number
 from charter.prompts import Row, parse_transcript
 from charter.records import Message, Rank
@@ -46,7 +47,7 @@ def read_red_team(rows: Iterable[Row], rater: Rater) -> Iterator[Vote | str]:
         if rating is None or not 0 <= rating <= 4:
             raise row.bad(f"is {row.values.get('rating')!r}; a rating is a number from 0 to 4", "rating")
         flags = [f"rating={rating:g}"]
-        for name in ("min_harmlessness_score_transcript", "task_description_harmlessness_score"):
+        for name in ATTEMPT_NUMBERS[1:]:
             if (score := number(row, name)) is not None:
                 flags.append(f"{name}={score!r}")
         if isinstance(upworker := row.values.get("is_upworker"), bool):
@@ -58,7 +59,7 @@ def read_red_team(rows: Iterable[Row], rater: Rater) -> Iterator[Vote | str]:
             prompt=prompt_in(row, messages[:-1], "transcript", source="hh-red-team", tags=("red_team", *tags)),
             answers=(Answer(messages[-1].content, " ".join(filter(None, model)) or "unknown"),),
             ranks=(None,),
-            rater=Rater(f"member-{member}", "human") if member else rater,
+            rater=Rater(ATTEMPT_MEMBER + member if member.isdecimal() else member, "human") if member else rater,
             kind="redteam",
             direction="more_harmful",
             flags=(*flags, *tags),
