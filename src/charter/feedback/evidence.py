@@ -32,7 +32,6 @@ FILES = ("prompts.jsonl", "responses.jsonl", "judgments.jsonl")
 SETS = "sets.jsonl"  # what was asked; a folder of a label page has it, an imported one has not
 CACHED = 4096  # records; the responses to one prompt stand in many judgments that follow each other
 
-
 R = TypeVar("R", Prompt, Response, LabelSet, Judgment)
 
 
@@ -59,15 +58,17 @@ class RecordFile(Mapping[str, R], Generic[R]):
         self.places: dict[str, int] = {}
         self._cache: dict[str, R] = {}
         self._file: BinaryIO | None = None
-        for number, place, line in read_lines_with_offsets(path):
-            self.add(parse_record(line, kind, path, number), place, number)
+        try:
+            for number, place, line in read_lines_with_offsets(path):
+                self.add(parse_record(line, kind, path, number), place, number)
+        finally:
+            self.close()  # a record that came twice was looked up
 
     def add(self, record: R, place: int, number: int) -> None:
         """Note where a record stands. The first one of an id counts; a later one has to be the same."""
         if record.id not in self.places:
             self.places[record.id] = place
         elif not same(self[record.id], record):
-            self.close()
             raise InputError(f"{self.kind.__name__.lower()} {record.id!r} is there twice, and the two differ",
                              file=self.path, line=number, field="id")  # fmt: skip
 
