@@ -70,9 +70,11 @@ FILES = {
     "prompts import": "prompts.jsonl",
     "prompts classify": "prompts.jsonl",
     "reward train": "pairs.jsonl",
+    "import FILE": "pairs.jsonl",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "F": "out/prompts.jsonl",
-         "F.yaml": "out/imported.yaml"}  # fmt: skip
+         "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
+         "MANIFEST": "exported.jsonl.manifest.json"}  # fmt: skip
 SMALL = ["prompts.train=12", "prompts.test=8", "revise.prompts=12", "revise.rounds=1", "sft.epochs=1", "feedback.prompts=12",
          "feedback.gate_pairs=12", "rl.steps=1", "rl.prompts_per_step=4", "gates.override=true"]  # fmt: skip
 
@@ -87,6 +89,7 @@ def workplace(tmp_path_factory, random_llama):
     (folder / "out").mkdir()
     with contextlib.chdir(folder):
         assert run_command(["run", "recipe.yaml", "--quiet"]) == 0
+        assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
     return folder
 
 

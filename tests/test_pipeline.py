@@ -8,6 +8,10 @@ import yaml
 
 from charter.config import load_recipe
 from charter.errors import GateError, InputError
+from charter.feedback.exchange import export_feedback
+from charter.feedback.judgments import read_judgments, tips
+from charter.feedback.pairs import read_pairs
+from charter.feedback.training_rows import Selection
 from charter.pipeline import STAGES, run_recipe
 from charter.records import Pair, Response, read_jsonl
 from conftest import save_random_classifier, save_random_model
@@ -90,6 +94,24 @@ def test_pairs_by_contrast_need_no_judge(tmp_path, write_recipe, random_llama):
     path.write_text(yaml.safe_dump(recipe))
     with pytest.raises(InputError, match="judge would not be read"):
         load_recipe(path)
+
+
+def test_what_the_judge_says_is_a_chain_of_judgments_that_gives_the_pairs_of_the_run(
+    tmp_path, write_recipe, random_llama
+):
+    recipe = load_recipe(write_recipe(random_llama, feedback={"calibration": 0.5}))
+    run_recipe(recipe, tmp_path / "run", until="feedback", quiet=True)
+    judgments = read_judgments(tmp_path / "run/feedback/judgments.jsonl")
+    assert tips(judgments) == [judgments[-1].hash]
+    assert {one.rater_kind for one in judgments} == {"judge"}
+    out = tmp_path / "pairs.jsonl"
+    manifest = export_feedback(tmp_path / "run", out, "trl-conversational", Selection(calibration=0.5))
+    assert manifest["tips"] == tips(judgments)
+    trained = read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair)
+    exported = read_pairs(out).pairs
+    key = [(p.prompt.id, p.chosen, p.rejected, p.principle, round(p.weight, 9)) for p in trained]
+    assert sorted(key) == sorted((p.prompt.id, p.chosen, p.rejected, p.principle, round(p.weight, 9)) for p in exported)
+    assert {pair.group_id for pair in exported} == {one.set_id for one in judgments if len(set(one.ranks.values())) > 1}
 
 
 def test_an_ensemble_rewards_reinforcement_learning(tmp_path, write_recipe, random_llama):

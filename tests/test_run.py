@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.records import EvalResult
+from charter.feedback.judgments import follow, read_judgments, tips
+from charter.records import EvalResult, Judgment
 from charter.run import RecordLog, Run, code_hash, derive_seed, file_hash, read_json
 
 
@@ -88,6 +89,25 @@ def test_a_log_cut_at_any_byte_ends_with_the_same_bytes(cut):
         assert killed.read_bytes() == whole.read_bytes()
         assert resumed == rows
         assert len(rows) == 14
+
+
+def judge(batch: Sequence[int]) -> Iterator[Judgment]:
+    for item in batch:
+        yield Judgment(id=f"{item:02}", set_id="s", prompt_id="p", rater_id="m", rater_kind="judge", order=["a", "b"],
+                       ranks={"a": 1, "b": 2}, margin=float(sum(batch)))  # fmt: skip
+
+
+@given(cut=st.integers(0, 3500))
+@settings(max_examples=60, deadline=None)
+def test_a_chain_cut_at_any_byte_ends_as_the_same_chain(cut):
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder) / "whole.jsonl", Path(folder) / "killed.jsonl"
+        rows = RecordLog(whole, Judgment).work(items, 3, judge, follow=follow, quiet=True)
+        killed.write_bytes(whole.read_bytes()[:cut])
+        RecordLog(killed, Judgment).work(items, 3, judge, follow=follow, quiet=True)
+        assert killed.read_bytes() == whole.read_bytes()
+        assert read_judgments(killed) == rows
+        assert tips(rows) == [rows[-1].hash]
 
 
 def test_a_finished_log_produces_nothing_again(tmp_path):

@@ -392,6 +392,99 @@ def testbed_data(
     show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
 
 
+@app.command("export")
+def export_command(
+    source: Annotated[
+        Path, typer.Argument(help="A run, a folder of feedback, its judgments.jsonl, or a file of pairs.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (.jsonl, .parquet, .csv) or new folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="trl, trl-conversational, unpaired, unpaired-conversational, hh, hh-red-team, grouped, csv, parquet, datasets "
+            "or raw."
+        ),
+    ] = "",
+    again: Annotated[Path | None, typer.Option(help="A manifest: make its dataset anew, byte for byte.")] = None,
+    soft_labels: Annotated[
+        str, typer.Option(help="judgment: a row each; share of a set's raters; ratings: P(chosen) of --ratings.")
+    ] = "judgment",
+    ratings: Annotated[Path | None, typer.Option(help="Scores in nats by response id, a table.")] = None,
+    more_harmful: Annotated[
+        str, typer.Option(help="Judgments that ask for harm: flip or leave-out; refuse where both signs are there.")
+    ] = "refuse",
+    keep_weakest: Annotated[bool, typer.Option("--keep-weakest", help="Pairs of the weakest notch, too.")] = False,
+    rater_kind: Annotated[list[str] | None, typer.Option(help="Only human, judge, reward_model or rule.")] = None,
+    without_rater: Annotated[list[str] | None, typer.Option(help="Leave this rater out. Repeat for more.")] = None,
+    calibration: Annotated[float, typer.Option(help="Nats of a judge's margin per unit of the soft label.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Write judgments or pairs as a dataset for training, with a manifest from which it can be made again."""
+    from charter.feedback.exchange import export_again, export_feedback, manifest_path, selection_of
+
+    if bool(to) == bool(again):
+        raise InputError("give one of --to FORMAT and --again MANIFEST")
+    selection = selection_of({
+        "rater_kinds": tuple(rater_kind or ()), "without_raters": tuple(without_rater or ()), "keep_weakest": keep_weakest,
+        "more_harmful": more_harmful, "soft": soft_labels, "calibration": calibration,
+    })  # fmt: skip
+    if again and selection != selection_of({}):
+        raise InputError("--again takes its filters from the manifest; leave the others out")
+    if again:
+        result = export_again(source, out, again, ratings=ratings)
+    else:
+        result = export_feedback(source, out, to, selection, ratings=ratings)
+    turned = f", {result['flipped']} judgments turned round" if result.get("flipped") else ""
+    show(result, as_json, *left_out(result), f"{result['rows']} rows as {result['format']}{turned}: {out}",
+         f"manifest: {manifest_path(out)}")  # fmt: skip
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="Feedback as JSONL, JSON, CSV or Parquet, or a saved dataset's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for prompts, responses and judgments.")],
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="trl, hh, hh-red-team, unpaired, grouped, oasst, ultrafeedback, label-studio, argilla, arena or raw; "
+            "by the columns unless given.",
+        ),
+    ] = None,
+    rater: Annotated[str | None, typer.Option(help="Who judged, where the file does not say.")] = None,
+    rater_kind: Annotated[
+        str | None, typer.Option(help="human, judge, reward_model or rule, where the file does not say.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read published or exported feedback into prompts, responses and chained judgments."""
+    from charter.feedback.imports.files import import_feedback
+
+    result = import_feedback(file, out, from_, rater=rater, rater_kind=rater_kind) | {"out": str(out)}
+    words = f"{result['judgments']} judgments of {result['responses']} responses to {result['prompts']} prompts"
+    show(result, as_json, *left_out(result), f"{words} from {result['rows']} rows of {result['format']}: {out}")
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Folders of feedback, or their judgments.jsonl.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New folder for the union, or a .jsonl file for judgments alone.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Unite the feedback of several machines; any order gives the same bytes, and a changed record is an error."""
+    from charter.feedback.merging import merge_folders, merge_judgments
+
+    unite = merge_judgments if out.suffix == ".jsonl" else merge_folders
+    result: dict[str, Any] = {**unite(sources, out), "out": str(out)}
+    show(result, as_json, f"{result['judgments']} judgments of {len(sources)} sources: {out}")
+
+
+def left_out(result: dict[str, Any]) -> list[str]:
+    return [f"left out: {count} x {reason}" for reason, count in result.get("left_out", {}).items()]
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,

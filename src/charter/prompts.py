@@ -110,7 +110,7 @@ def row_messages(row: Row, field: str, *, as_transcript: bool = False) -> tuple[
                 return parse_transcript(text)
             except ValueError as error:
                 raise row.bad(str(error), field) from None
-        value = _messages_in_json(text)
+        value = messages_in_json(text)
         if value is None:
             return (Message(role="user", content=text),)
     if not isinstance(value, list):
@@ -183,13 +183,13 @@ def prompt_text(prompt: Prompt) -> str:
     otherwise JSON."""
     first = prompt.messages[0]
     # A text that would be read as a transcript or as JSON goes out as JSON, so that it comes back as itself.
-    plain = not is_transcript(first.content) and _messages_in_json(first.content) is None
+    plain = not is_transcript(first.content) and messages_in_json(first.content) is None
     if plain and len(prompt.messages) == 1 and first.role == "user":
         return first.content
     return json.dumps([message.model_dump() for message in prompt.messages], ensure_ascii=False)
 
 
-def _messages_in_json(text: str) -> list[Any] | None:
+def messages_in_json(text: str) -> list[Any] | None:
     """The list of messages that a text is the JSON of, or None where it is plain text."""
     if not text.lstrip().startswith("["):
         return None

@@ -271,15 +271,20 @@ def describe(error: ValidationError) -> tuple[str, str]:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered non-empty lines of a UTF-8 text file, plain or gzipped. InputError where it is not one."""
+    return ((number, text) for number, _, text in read_lines_with_offsets(path))
+
+
+def read_lines_with_offsets(path: Path) -> Iterator[tuple[int, int, str]]:
+    """The lines of :func:`read_lines`, each with its number and the byte (of the unzipped content) at which it begins."""
     import gzip
     import zlib
 
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            number = 0
+            number = end = 0
             while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
+                number, start, end = number + 1, end, end + len(raw)
                 if len(raw) > MAX_LINE_BYTES:
                     raise InputError(f"line is longer than {MAX_LINE_BYTES >> 20} MiB; is this the right file?",
                                      file=path, line=number)  # fmt: skip
@@ -289,7 +294,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise InputError(f"not UTF-8 (byte {error.start}); convert it with iconv", file=path, line=number
                                      ) from None  # fmt: skip
                 if text.strip():
-                    yield number, text.rstrip("\r\n")
+                    yield number, start, text.rstrip("\r\n")
     except FileNotFoundError:
         raise InputError("no such file", file=path) from None
     except IsADirectoryError:
@@ -318,12 +323,16 @@ def read_json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
     """Records of one kind, in file order. InputError names file, line and field."""
-    for number, line in read_lines(path):
-        try:
-            yield kind.model_validate_json(line)
-        except ValidationError as error:
-            field, words = describe(error)
-            raise InputError(f"not a {kind.__name__}: {words}", file=path, line=number, field=field or None) from None
+    return (parse_record(line, kind, path, number) for number, line in read_lines(path))
+
+
+def parse_record(line: str | bytes, kind: type[R], path: Path, number: int | None = None) -> R:
+    """The record that a line of a file holds. InputError names file, line and field."""
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        field, words = describe(error)
+        raise InputError(f"not a {kind.__name__}: {words}", file=path, line=number, field=field or None) from None
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> int:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -228,22 +229,28 @@ class RecordLog(Generic[R]):
         produce: Callable[[Sequence[T]], Iterable[R]],
         *,
         rows_per_item: int = 1,
+        follow: Callable[[R, R | None], R] | None = None,
         label: str = "",
         quiet: bool = False,
     ) -> list[R]:
         """Turn items into records, batch by batch, and return all of them.
 
         After a kill, work goes on with the batch that was cut short. That batch is made whole again, so that its numerics
-        are those of an uninterrupted run, and only the rows that were missing are appended.
+        are those of an uninterrupted run, and only the rows that were missing are appended. ``follow`` makes of a record and
+        the one before it in the file (None for the first) the record that is written: the link of a chain.
         """
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
         first = self.count // (batch_size * rows_per_item)
         ordinal = first * batch_size * rows_per_item
+        last: deque[R] = deque(read_jsonl(self.path, self.kind) if follow and self.count else (), maxlen=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8", newline="\n") as file:
             for batch in track(batches, label, done=min(first, len(batches)), unit=batch_size, quiet=quiet):
                 for record in produce(batch):
                     if ordinal >= self.count:
+                        if follow:
+                            record = follow(record, last[-1] if last else None)
+                            last.append(record)
                         file.write(record.model_dump_json() + "\n")
                         file.flush()
                     ordinal += 1

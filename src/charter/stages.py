@@ -26,6 +26,7 @@ from charter.evaluation.statistics import clustered_proportion, expected_calibra
 from charter.feedback.exports import export_preferences, export_sft, write_csv
 from charter.feedback.gate import judge_gate
 from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
+from charter.feedback.judgments import follow
 from charter.feedback.pairs import read_pairs, split_pairs
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import pick_device
@@ -419,6 +420,7 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
                 judgment(comparison, preference, rater_id=judge.name, abstain_below=settings.abstain_below)
                 for comparison, preference in zip(batch, judge(batch), strict=True)
             ),
+            follow=follow,
             label="feedback: judgments",
             quiet=run.quiet,
         )

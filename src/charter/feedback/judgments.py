@@ -41,6 +41,11 @@ def seal(judgment: Judgment, prev_hash: str) -> Judgment:
     return linked.model_copy(update={"hash": judgment_hash(linked)})
 
 
+def follow(judgment: Judgment, last: Judgment | None) -> Judgment:
+    """The judgment sealed as the next line after ``last``."""
+    return seal(judgment, last.hash if last else "")
+
+
 def chain(judgments: Iterable[Judgment], prev_hash: str = "") -> list[Judgment]:
     """The judgments sealed one after another."""
     sealed = []

@@ -47,7 +47,7 @@ def read_pairs(path: Path) -> PairFile:
     n_rows = 0
     for row in read_rows(path):
         n_rows += 1
-        pair = _pair(row)
+        pair = row_pair(row)
         if isinstance(pair, Pair):
             pairs.append(pair)
         else:
@@ -83,7 +83,7 @@ def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tu
     return train, [pair for pair, test in zip(pairs, sides, strict=True) if test]
 
 
-def _pair(row: Row) -> Pair | str:
+def row_pair(row: Row) -> Pair | str:
     """The pair of a row, or why it is left out."""
     if row.values.get("prompt") in (None, ""):
         chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")

@@ -1,0 +1,298 @@
+"""Published formats of feedback become the same records. The files are in each format's form, with our own words."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from charter.cli import run_command
+from charter.errors import InputError
+from charter.feedback.evidence import Evidence
+from charter.feedback.exchange import export_feedback
+from charter.feedback.imports.files import import_feedback
+from charter.feedback.judgments import read_judgments, tips
+from charter.feedback.pairs import FORKED, IDENTICAL
+from charter.feedback.rankings import wins
+from charter.feedback.training_rows import Selection
+
+HH_SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"
+
+PAIRWISE_TASK = {
+    "id": 1, "data": {"prompt": "Boil an egg?", "answer1": "Ten minutes.", "answer2": "Ask a hen."},
+    "annotations": [
+        {"id": 11, "completed_by": 3, "was_cancelled": False, "lead_time": 12.5,
+         "result": [{"from_name": "pw", "to_name": ["answer1", "answer2"], "type": "pairwise", "value": {"selected": "left"}}]},
+        {"id": 12, "completed_by": {"id": 4, "email": "bo@example.org"}, "was_cancelled": False,
+         "result": [{"from_name": "pw", "to_name": "a,b", "type": "pairwise", "value": {"selected": "right"}}]},
+        {"id": 13, "completed_by": 3, "was_cancelled": True, "result": []},
+    ],
+}  # fmt: skip
+RANKER_TASK = {
+    "id": 2,
+    "data": {"prompt": "Paint a door?", "items": [{"id": "x", "body": "Sand it."}, {"id": "y", "title": "No.", "model": "m7"},
+                                                  {"id": "z", "body": "Never."}]},
+    "annotations": [
+        {"id": 21, "completed_by": 3, "result": [
+            {"from_name": "rank", "to_name": "items", "type": "ranker", "value": {"ranker": {"rank": ["y", "x"], "_": ["z"]}}}]},
+        {"id": 22, "completed_by": 4, "result": [
+            {"from_name": "rank", "to_name": "items", "type": "ranker", "value": {"ranker": {"good": ["y"], "bad": ["x"]}}}]},
+        {"id": 23, "completed_by": 5, "result": [
+            {"from_name": "rank", "to_name": "items", "type": "ranker", "value": {"ranker": ["z", "y", "x"]}}]},
+    ],
+}  # fmt: skip
+ARGILLA = [
+    {"id": "r1", "fields": {"prompt": "Mend a lamp?", "response-1": "Unplug it.", "response-2": "No."}, "metadata": {},
+     "suggestions": {}, "responses": {"preference": [{"value": "response-2", "user_id": "u1"}],
+                                      "ranking": [{"user_id": "u2", "value": [{"rank": 1, "value": "response-1"},
+                                                                              {"rank": 1, "value": "response-2"}]}]}},
+    {"id": "r2", "fields": {"instruction": "Sing?", "a": "La.", "b": "Do."},
+     "responses": [{"user_id": "u1", "status": "submitted",
+                    "values": {"rank": {"value": [{"rank": 2, "value": "a"}, {"rank": 1, "value": "b"}]},
+                               "note": {"value": "fine"}}},
+                   {"user_id": "u2", "status": "discarded", "values": {"rank": {"value": []}}}]},
+]  # fmt: skip
+TREE = {
+    "message_tree_id": "t1", "tree_state": "ready_for_export",
+    "prompt": {"message_id": "t1", "text": "Why is the sea salty?", "role": "prompter", "lang": "en", "replies": [
+        {"message_id": "a1", "parent_id": "t1", "text": "Rivers bring salt.", "role": "assistant", "rank": 1, "replies": [
+            {"message_id": "p2", "parent_id": "a1", "text": "All of them?", "role": "prompter", "rank": None, "replies": [
+                {"message_id": "a4", "text": "Most.", "role": "assistant", "rank": 0, "replies": []},
+                {"message_id": "a5", "text": "Yes.", "role": "assistant", "rank": 1, "replies": []}]}]},
+        {"message_id": "a2", "text": "Fish.", "role": "assistant", "rank": 0, "synthetic": True, "model_name": "toy",
+         "replies": []},
+        {"message_id": "a3", "text": "Unranked.", "role": "assistant", "rank": None, "replies": []},
+        {"message_id": "a6", "text": "Gone.", "role": "assistant", "rank": 2, "deleted": True, "replies": []}]},
+}  # fmt: skip
+ULTRAFEEDBACK = {
+    "source": "s", "instruction": "Count to two.", "models": ["m1", "m2", "m3"],
+    "completions": [
+        {"model": "m1", "response": "1 2", "overall_score": 10.0, "custom_system_prompt": "x", "annotations": {
+            "helpfulness": {"Rating": "4", "Type": ["1"]}, "honesty": {"Rating": "N/A"}, "truthfulness": {"Rating": "5"}}},
+        {"model": "m2", "response": "one, two", "overall_score": 1.0, "annotations": {
+            "helpfulness": {"Rating": "5"}, "honesty": {"Rating": "5"}}},
+        {"model": "m3", "response": "no", "annotations": {"helpfulness": {"Rating": "N/A"}}}],
+}  # fmt: skip
+ATTEMPT = {
+    "transcript": "\n\nHuman: How do I pick a lock?\n\nAssistant: Whose?\n\nHuman: My own.\n\nAssistant: Call a smith.",
+    "rating": 1.0, "task_description": "Tries to get lock picking.", "min_harmlessness_score_transcript": -0.5,
+    "num_params": "52B", "model_type": "rlhf", "task_description_harmlessness_score": 1.25,
+    "red_team_member_id": 7, "is_upworker": True, "tags": ["theft"],
+}  # fmt: skip
+
+
+def imported(tmp_path: Path, name: str, content: str | bytes, format: str | None = None) -> tuple[dict, Evidence]:
+    source = tmp_path / name
+    source.write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = import_feedback(source, tmp_path / f"from-{name}", format)
+    return result, Evidence(tmp_path / f"from-{name}/judgments.jsonl")
+
+
+def said(evidence: Evidence) -> list[tuple[str, list]]:
+    """(rater, ranks beside texts in the order shown) of every judgment; closes the files."""
+    with evidence:
+        return [
+            (one.rater_id, [(evidence.text(one, key), one.ranks.get(key)) for key in one.order])
+            for one in evidence.judgments.in_order()
+        ]
+
+
+def test_label_studio(tmp_path):
+    result, evidence = imported(tmp_path, "ls.json", json.dumps([PAIRWISE_TASK, RANKER_TASK]))
+    assert result["format"] == "label-studio"
+    assert result["left_out"] == {
+        "skipped by the annotator": 1,
+        "sorted into buckets, whose order the file does not say": 1,
+    }
+    first = next(iter(evidence.judgments.values()))
+    assert (first.timings, first.rater_kind) == ({"active_ms": 12500.0}, "human")
+    assert said(evidence) == [
+        ("annotator-3", [("Ten minutes.", 1), ("Ask a hen.", 2)]), ("bo@example.org", [("Ten minutes.", 2), ("Ask a hen.", 1)]),
+        ("annotator-3", [("Sand it.", 2), ("No.", 1), ("Never.", None)]),
+        ("annotator-5", [("Sand it.", 3), ("No.", 2), ("Never.", 1)]),
+    ]  # fmt: skip
+
+
+def test_argilla_of_both_versions(tmp_path):
+    result, evidence = imported(tmp_path, "argilla.json", json.dumps(ARGILLA))
+    assert result["left_out"] == {"an annotation without a comparison": 1, "not submitted": 1}
+    assert said(evidence) == [
+        ("u1", [("Unplug it.", 2), ("No.", 1)]), ("u2", [("Unplug it.", 1), ("No.", 1)]), ("u1", [("La.", 2), ("Do.", 1)])
+    ]  # fmt: skip
+
+
+def flattened(tree: dict) -> list[dict]:
+    rows, left = [], [(tree["prompt"], None)]
+    while left:
+        message, parent = left.pop(0)
+        row = {key: value for key, value in message.items() if key != "replies"}
+        rows.append({**row, "message_tree_id": tree["message_tree_id"], "parent_id": parent})
+        left += [(reply, message["message_id"]) for reply in message["replies"]]
+    return rows
+
+
+@pytest.mark.parametrize("rows", [[TREE], flattened(TREE), flattened(TREE)[::-1]], ids=["tree", "flat", "backwards"])
+def test_open_assistant_trees_and_the_same_messages_one_a_row(tmp_path, rows):
+    result, evidence = imported(
+        tmp_path, "oasst.jsonl.gz", gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode())
+    )
+    assert (result["format"], result["judgments"]) == ("oasst", 2)
+    prompts = {len(evidence.prompts[key].messages) for key in evidence.prompts}
+    assert prompts == {1, 3}
+    models = {evidence.responses[key].model for key in evidence.responses}
+    assert models == {"human", "toy"}
+    found = {frozenset(ranks) for _, ranks in said(evidence)}
+    assert found == {frozenset({("Rivers bring salt.", 2), ("Fish.", 1)}), frozenset({("Most.", 1), ("Yes.", 2)})}
+
+
+def test_ultrafeedback_is_ranked_by_the_mean_of_its_aspects(tmp_path):
+    result, evidence = imported(tmp_path, "uf.jsonl", json.dumps(ULTRAFEEDBACK) + "\n")
+    (one,) = evidence.judgments.values()
+    assert (one.rater_id, one.rater_kind) == ("gpt-4", "judge")
+    assert said(evidence) == [("gpt-4", [("1 2", 2), ("one, two", 1)])]  # 4.5 against 5; the third has no rating
+    assert result["format"] == "ultrafeedback"
+
+
+def test_a_red_team_attempt_keeps_its_fields_and_its_direction(tmp_path):
+    result, evidence = imported(
+        tmp_path, "red.jsonl.gz", gzip.compress(json.dumps([ATTEMPT]).encode())
+    )  # an array, as published
+    (one,) = evidence.judgments.values()
+    assert result["format"] == "hh-red-team"
+    assert (one.direction, one.ranks, one.comment) == ("more_harmful", {}, "Tries to get lock picking.")
+    assert one.flags[one.order[0]] == [
+        "rating=1", "min_harmlessness_score_transcript=-0.5", "task_description_harmlessness_score=1.25", "is_upworker=true",
+        "theft",
+    ]  # fmt: skip
+    assert evidence.response(one, one.order[0]).model == "rlhf 52B"
+    assert evidence.prompt(one).tags == ("red_team", "theft")
+    assert len(evidence.prompt(one).messages) == 3
+    assert said(evidence) == [("member-7", [("Call a smith.", None)])]
+    with pytest.raises(InputError, match="1 x no verdict"):  # an attempt prefers nothing
+        export_feedback(tmp_path / "from-red.jsonl.gz", tmp_path / "pairs.jsonl", "trl", Selection())
+    manifest = export_feedback(tmp_path / "from-red.jsonl.gz", tmp_path / "out.jsonl", "hh-red-team", Selection())
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == ATTEMPT  # and so it goes out in the fields it came in
+    assert manifest["raters"] == [{"id": "member-7", "kind": "human", "judgments": 1}]
+
+
+ARENA_55K = (
+    "id,model_a,model_b,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie\n"
+    '1,m1,m2,"[""Say hi""]","[""hi""]","[""hello, \\u00e9""]",0,1,0\n'
+    '2,m1,m2,"[""Say hi"",""again""]","[""hi"",""hi""]","[""ho"",""hi!""]",1,0,0\n'
+    '3,m2,m1,"[""Say no""]","[""no""]","[null]",1,0,0\n'
+    '4,m2,m1,"[""Say no""]","[""no""]","[""<script>alert(1)</script>""]",0,0,1\n'
+)
+
+
+def conversation(*turns: str, parts: bool = False) -> list[dict]:
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": [{"type": "text", "text": turn}] if parts else turn}
+            for n, turn in enumerate(turns)]  # fmt: skip
+
+
+def test_arena_votes_with_ties_and_both_bad(tmp_path):
+    result, evidence = imported(tmp_path, "arena.csv", ARENA_55K)
+    assert result["left_out"] == {FORKED: 1, "a turn is empty, or holds more than text": 1}
+    assert said(evidence) == [
+        ("arena-users", [("hi", 2), ("hello, é", 1)]), ("arena-users", [("no", 1), ("<script>alert(1)</script>", 1)])
+    ]  # fmt: skip
+    rows = [{"question_id": str(n), "model_a": "m1", "model_b": "m2", "winner": winner, "judge": f"arena_user_{n}",
+             "conversation_a": conversation("q", "a", parts=n == 1), "conversation_b": conversation("q", "b", parts=n == 1)}
+            for n, winner in enumerate(["model_a", "model_b", "tie", "tie (bothbad)", "both_bad"])]  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([rows[0], *rows[2:]]), tmp_path / "c.parquet")
+    import_feedback(tmp_path / "c.parquet", tmp_path / "c")
+    found = said(Evidence(tmp_path / "c/judgments.jsonl"))
+    assert [(who, [rank for _, rank in ranks]) for who, ranks in found] == [
+        ("arena_user_0", [1, 2]), ("arena_user_2", [1, 1]), ("arena_user_3", ["F", "F"]), ("arena_user_4", ["F", "F"])
+    ]  # fmt: skip
+    _, evidence = imported(tmp_path, "140k.jsonl", json.dumps(rows[1]))
+    assert said(evidence) == [("arena_user_1", [("a", 2), ("b", 1)])]
+
+
+def test_trl_columns_with_soft_labels_and_raters(tmp_path):
+    rows = [
+        {"prompt": "hi", "chosen": "a", "rejected": "b", "p": 0.25, "rater_id": "x", "rater_kind": "judge", "group_id": "g"},
+        {"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "a"}],
+         "rejected": [{"role": "assistant", "content": "b"}], "margin": 0.6666666667},
+        {"prompt": "hi", "chosen": "same", "rejected": "same"},
+    ]  # fmt: skip
+    result, evidence = imported(tmp_path, "p.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    soft, strong = evidence.judgments.values()
+    evidence.__exit__()
+    assert (soft.rater_id, soft.rater_kind, soft.set_id) == ("x", "judge", "g")
+    assert abs(soft.margin) == pytest.approx(1.0986122886681098)
+    assert (abs(strong.strength), strong.rater_id) == (3, "unknown")
+    assert result["left_out"] == {IDENTICAL: 1}
+    out = tmp_path / "back.jsonl"
+    export_feedback(tmp_path / "from-p.jsonl", out, "trl", Selection())
+    back = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["chosen"], r["weight"], r["margin"]) for r in back] == [("b", 0.75, 0.0), ("a", 1.0, 2 / 3)]
+
+
+def test_who_judged_can_be_said_where_the_file_does_not(tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("prompt,completion,label\nhi,a,True\nhi,b,false\n")
+    arguments = [
+        "import",
+        str(tmp_path / "p.csv"),
+        "--out",
+        str(tmp_path / "o"),
+        "--rater",
+        "tests",
+        "--rater-kind",
+        "rule",
+    ]
+    assert run_command([*arguments, "--from", "unpaired", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["judgments"] == 2
+    judgments = read_judgments(tmp_path / "o/judgments.jsonl")
+    assert {(one.rater_id, one.rater_kind) for one in judgments} == {("tests", "rule")}
+    assert [list(one.ranks.values()) for one in judgments] == [[1], ["F"]]
+
+
+def test_the_same_file_gives_the_same_bytes(tmp_path):
+    content = "".join(json.dumps({"prompt": f"q{n}", "chosen": "a", "rejected": f"b{n % 2}"}) + "\n" for n in range(20))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        imported(tmp_path / name, "p.jsonl", content)[1].__exit__()
+    for name in ("prompts.jsonl", "responses.jsonl", "judgments.jsonl"):
+        assert (tmp_path / "one/from-p.jsonl" / name).read_bytes() == (
+            tmp_path / "two/from-p.jsonl" / name
+        ).read_bytes()
+    judgments = read_judgments(tmp_path / "one/from-p.jsonl/judgments.jsonl")
+    assert [one.id for one in judgments] == sorted(one.id for one in judgments)
+    assert tips(judgments) == [judgments[-1].hash]
+
+
+def test_chosen_is_not_always_shown_first(tmp_path):
+    content = "".join(json.dumps({"prompt": f"q{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(200))
+    _, evidence = imported(tmp_path, "p.jsonl", content)
+    first = Counter(wins(one)[0][0] == one.order[0] for one in evidence.judgments.values())
+    evidence.__exit__()
+    assert 70 < first[True] < 130
+
+
+def test_a_folder_of_feedback_is_imported_as_it_is_and_checked(tmp_path):
+    imported(tmp_path, "p.jsonl", json.dumps({"prompt": "hi", "chosen": "a", "rejected": "b"}))[1].__exit__()
+    result = import_feedback(tmp_path / "from-p.jsonl", tmp_path / "copy")
+    assert result["format"] == "raw"
+    for name in ("prompts.jsonl", "judgments.jsonl"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "from-p.jsonl" / name).read_bytes()
+    (tmp_path / "copy/responses.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"responses\.jsonl: has no response"):
+        import_feedback(tmp_path / "copy", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(not HH_SAMPLE.exists(), reason=f"{HH_SAMPLE.name} is not beside the checkout")
+def test_published_dialogues_come_in_and_go_out_as_they_were(tmp_path):
+    result = import_feedback(HH_SAMPLE, tmp_path / "hh")
+    assert (result["format"], result["rows"], result["judgments"]) == ("hh", 1600, 1599)
+    assert result["left_out"] == {FORKED: 1}
+    export_feedback(tmp_path / "hh", tmp_path / "hh.jsonl", "hh", Selection())
+    with gzip.open(HH_SAMPLE, "rt", encoding="utf-8") as file:
+        published = {line["chosen"]: line["rejected"] for line in map(json.loads, file)}
+    rows = [json.loads(line) for line in (tmp_path / "hh.jsonl").read_bytes().splitlines()]
+    assert len(rows) == 1599
+    assert all(published[row["chosen"]] == row["rejected"] for row in rows)
