@@ -96,5 +96,4 @@ def hidden_in_line(model: Any, packed: Packed) -> Tensor:
                     of_response.unsqueeze(1)), dim=1)  # fmt: skip
     states = written.gather(1, at.unsqueeze(2).expand(*at.shape, written.shape[2]))
     line: Tensor = written.new_zeros(len(packed.ids), written.shape[2])
-    line = line.index_put((places[real],), states[real])
-    return line
+    return line.index_put_((places[real],), states[real])

@@ -70,7 +70,9 @@ def load_tokenizer(path: str) -> Any:
 
     try:
         with quiet_transformers():
-            return prepare_tokenizer(AutoTokenizer.from_pretrained(path, trust_remote_code=False), plain=reads_apart(path))
+            return prepare_tokenizer(
+                AutoTokenizer.from_pretrained(path, trust_remote_code=False), plain=reads_apart(path)
+            )
     except InputError as error:
         raise InputError(str(error), file=path) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
