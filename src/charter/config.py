@@ -506,7 +506,9 @@ class Recipe(Settings):
         used = {key: name.removeprefix(ENDPOINT) for key, name in self.samplers().items() if name.startswith(ENDPOINT)}
         for key, name in used.items():
             if name not in self.endpoints:
-                known = f"the endpoints are {', '.join(self.endpoints)}" if self.endpoints else "describe it in endpoints"
+                known = (
+                    f"the endpoints are {', '.join(self.endpoints)}" if self.endpoints else "describe it in endpoints"
+                )
                 raise ValueError(f"{key} names the endpoint {name!r}, which is not there; {known}")
         for name in self.endpoints:
             if not ENDPOINT_NAME.fullmatch(name):

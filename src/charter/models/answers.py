@@ -23,12 +23,12 @@ class BadAnswer(ValueError):
 @dataclass(frozen=True)
 class Answer:
     """One answer. first: the likeliest first tokens with their log-probabilities (nats), None where the server gave none.
-    tokens: read and written, as the server counted them; None where it did not."""
+    tokens: read and written, as the server counted them, or by estimate where it did not."""
 
     text: str
     finish_reason: FinishReason
     first: tuple[tuple[str, float], ...] | None
-    tokens: tuple[int, int] | None
+    tokens: tuple[int, int]
     model: str = ""
 
 
@@ -86,8 +86,9 @@ class _Text(_Part):
     model: str = ""
 
 
-def read_answer(raw: bytes, api: Literal["chat", "completions"]) -> Answer:
-    """The first choice of a response body. BadAnswer where it is not one, cut off in the middle included."""
+def read_answer(raw: bytes, api: Literal["chat", "completions"], estimate: tuple[int, int]) -> Answer:
+    """The first choice of a response body; ``estimate`` stands for tokens that the server did not count. BadAnswer where it is
+    not one, cut off in the middle included."""
     try:
         if api == "chat":
             chat = _Chat.model_validate_json(raw)
@@ -105,8 +106,10 @@ def read_answer(raw: bytes, api: Literal["chat", "completions"]) -> Answer:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise BadAnswer(f"{place + ': ' if place else ''}{problem['msg']}"[:200]) from None
-    finish: FinishReason = "content_filter" if reason == "content_filter" else "length" if reason == "length" else "stop"
-    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else None
+    finish: FinishReason = (
+        "content_filter" if reason == "content_filter" else "length" if reason == "length" else "stop"
+    )
+    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else estimate
     return Answer(storable(text), finish, first, tokens, storable(model))
 
 
@@ -160,6 +163,6 @@ def as_answer(found: Mapping[str, Any]) -> Answer:
         str(found["text"]),
         found["finish_reason"],
         None if first is None else tuple((str(token), float(logprob)) for token, logprob in first),
-        None if tokens is None else (int(tokens[0]), int(tokens[1])),
+        (int(tokens[0]), int(tokens[1])),
         str(found["model"]),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class EndpointSampler:
             for conversation, own in zip(conversations, seeds, strict=True)
             for seed in own
         ]
-        answers = iter(self._ask(bodies))
+        answers = iter(self.client.ask(bodies))
         return [[as_sample(next(answers), self.settings.api) for _ in own] for own in seeds]
 
     def option_logprobs(
@@ -66,7 +66,7 @@ class EndpointSampler:
         start = len(found)
         rest, choices = conversations[start:], options[start:]
         if self.gives_logprobs:
-            answers = self._ask([self._reading(conversation) for conversation in rest])
+            answers = self.client.ask([self._reading(conversation) for conversation in rest])
             found += [self._read(answer, own) for answer, own in zip(answers, choices, strict=True)]
         elif rest:
             found += self._written(rest, choices)
@@ -78,7 +78,7 @@ class EndpointSampler:
     def _try(self, conversation: Conversation, options: Sequence[str]) -> list[float]:
         """The first choice, by which the server shows whether it gives log-probabilities."""
         try:
-            answer = self._ask([self._reading(conversation)])[0]
+            answer = self.client.ask([self._reading(conversation)])[0]
         except Refused as error:
             if error.status not in (400, 404, 422, 501) or "logprob" not in error.message.lower():
                 raise
@@ -104,7 +104,7 @@ class EndpointSampler:
             for conversation, own in zip(conversations, options, strict=True)
         ]
         rows = []
-        for answer, own in zip(self._ask(bodies), options, strict=True):
+        for answer, own in zip(self.client.ask(bodies), options, strict=True):
             chosen = None if answer.finish_reason == "content_filter" else written_choice(answer.text, own)
             lead = [0.0 if i == chosen else -self.settings.text_margin for i in range(len(own))]
             rows.append([NO_VERDICT] * len(own) if chosen is None else lead)
@@ -123,27 +123,6 @@ class EndpointSampler:
         if self.settings.api == "chat":
             return body | {"logprobs": True, "top_logprobs": self.settings.top_logprobs or 20}
         return body | {"logprobs": self.settings.top_logprobs or 5}
-
-    def _ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """``Client.ask``, with a request that the server's filter refuses as an answer that it withheld."""
-        try:
-            return self.client.ask(bodies)
-        except Refused as error:
-            if not filtered(error):
-                raise
-        return [self._ask_one(body) for body in bodies]
-
-    def _ask_one(self, body: Mapping[str, Any]) -> Answer:
-        try:
-            return self.client.ask([body])[0]
-        except Refused as error:
-            if not filtered(error):
-                raise
-            return Answer("", "content_filter", None, None)
-
-
-def filtered(error: Refused) -> bool:
-    return error.status in (400, 403) and error.code in ("content_filter", "content_policy_violation")
 
 
 def as_sample(answer: Answer, api: str) -> Sample:
@@ -166,17 +145,23 @@ def read_choice(first: Sequence[tuple[str, float]], options: Sequence[str]) -> l
 
     A token stands for an option that it spells, ornament left aside, or that it alone of the options begins.
     """
-    mass = [0.0] * len(options)
+    mass: list[list[float]] = [[] for _ in options]
     for token, logprob in first:
         text = token.strip(ORNAMENT)
         same = [i for i, option in enumerate(options) if option == text]
         begun = [i for i, option in enumerate(options) if text and option.startswith(text)]
         for i in same or (begun if len(begun) == 1 else []):
-            mass[i] += math.exp(logprob)
+            mass[i].append(logprob)
     if not any(mass):
         return [NO_VERDICT] * len(options)
     least = min(logprob for _, logprob in first)
-    return [math.log(share) if share else least for share in mass]
+    return [sum_of(own) if own else least for own in mass]
+
+
+def sum_of(logprobs: Sequence[float]) -> float:
+    """log of the sum of the probabilities."""
+    top = max(logprobs)
+    return top + math.log(sum(math.exp(one - top) for one in logprobs))
 
 
 def written_choice(text: str, options: Sequence[str]) -> int | None:
