@@ -29,6 +29,7 @@ PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 FILTERED = ("content_filter", "content_policy_violation")  # the server withholds an answer, and would again
 KEPT = "what was answered is kept, and the same command goes on from here"
+STRANGER_RETRIES = 2
 MAX_ANSWER_BYTES = 8 * 2**20
 
 
@@ -113,7 +114,7 @@ class Client:
         while True:
             await self._wait_for_turn()
             await self._reserve(estimate)
-            wait, charged = None, True
+            wait, charged, last = None, True, self.settings.retries
             try:
                 async with asyncio.timeout(self.settings.timeout):
                     status, headers, raw = await self._post(http, content)
@@ -139,12 +140,15 @@ class Client:
                 ) from None
             except (httpx.HTTPError, httpx.StreamError) as error:
                 problem = f"{type(error).__name__}: {self._clean(str(error)) or 'the connection broke off'}"
-                charged = not isinstance(error, httpx.ConnectError)
+                if isinstance(error, httpx.ConnectError):
+                    charged = False
+                    if not self.account.requests:  # nothing was ever heard from there: more likely wrong than busy
+                        problem, last = f"{problem}; is the server running?", min(last, STRANGER_RETRIES)
             finally:
                 await self._release(estimate)
             if charged:
                 self.account.broke_off(estimate)
-            if attempt == self.settings.retries:
+            if attempt >= last:
                 raise InputError(f"{self._who()} fails after {attempt + 1} tries: {problem}; {KEPT}")
             await self._set_back(wait, attempt, content)
             attempt += 1

@@ -228,7 +228,8 @@ class Serving:
                 logprobs = None
                 if asked.logprobs is not None:
                     token = token_text(self.tokenizer, drawn.id)
-                    logprobs = columns([token], [drawn.logprob], [self.named(drawn.likeliest)], begin[number])
+                    tops = dict([(token, drawn.logprob), *reversed(self.named(drawn.likeliest))])
+                    logprobs = columns([token], [drawn.logprob], [tops], begin[number])
                     begin[number] += len(token)
                 one = {"index": number, "text": new, "logprobs": logprobs, "finish_reason": choices[number].finish}
                 yield {**head, "choices": [one]}
@@ -255,13 +256,20 @@ class Serving:
     def columns(self, one: Choice, prompt: Sequence[int], scored: Scored | None) -> dict[str, Any]:
         ids = [drawn.id for drawn in one.drawn]
         logprobs: list[float | None] = [drawn.logprob for drawn in one.drawn]
-        likeliest: list[Any] = [self.named(drawn.likeliest) for drawn in one.drawn]
+        likeliest: list[Likeliest] = [drawn.likeliest for drawn in one.drawn]
         if scored is not None:
-            ids = [*prompt, *ids]
-            logprobs = [None, *scored.logprobs, *logprobs]
-            likeliest = [None, *(self.named(own) for own in scored.likeliest), *likeliest]
+            ids, logprobs = [*prompt, *ids], [None, *scored.logprobs, *logprobs]
+            likeliest = [(), *scored.likeliest, *likeliest]
         pieces = Pieces(self.tokenizer)
-        return columns([pieces.add(token) for token in ids], logprobs, likeliest, 0)
+        texts = [pieces.add(token) for token in ids]
+        # The token itself is always among the alternatives, whether it is one of the likeliest or not.
+        tops = [
+            None
+            if logprob is None
+            else dict([(token_text(self.tokenizer, token), logprob), *reversed(self.named(own))])
+            for token, logprob, own in zip(ids, logprobs, likeliest, strict=True)
+        ]
+        return columns(texts, logprobs, tops, 0)
 
     # -- tokens --------------------------------------------------------------------------------------------------------
 

@@ -163,12 +163,16 @@ def place(token: str, logprob: float, likeliest: Sequence[tuple[str, float]]) ->
 
 
 def columns(
-    tokens: Sequence[str], logprobs: Sequence[float | None], likeliest: Sequence[Any], begin: int
+    tokens: Sequence[str], logprobs: Sequence[float | None], tops: Sequence[dict[str, float] | None], begin: int
 ) -> dict[str, Any]:
     """The log-probabilities of a completion, ``begin`` characters after the beginning of its text."""
     offsets, at = [], begin
     for token in tokens:
         offsets.append(at)
         at += len(token)
-    tops = [None if own is None else dict(reversed(own)) for own in likeliest]  # of two of one name the likelier stays
-    return {"tokens": list(tokens), "token_logprobs": list(logprobs), "top_logprobs": tops, "text_offset": offsets}
+    return {
+        "tokens": list(tokens),
+        "token_logprobs": list(logprobs),
+        "top_logprobs": list(tops),
+        "text_offset": offsets,
+    }
