@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,15 +25,17 @@ class Account:
         self.used: Tokens = (0, 0)
         self.unanswered: Tokens = (0, 0)
         self.reserved: list[Tokens] = []
+        self.longer = 1.0  # how many times longer than estimated a text turned out, at most
 
     def estimate(self, body: Mapping[str, Any]) -> Tokens:
-        """Tokens that a request can take."""
+        """Tokens that a request can take, going by what earlier ones took."""
         texts = [str(body["prompt"])] if "prompt" in body else [str(m["content"]) for m in body["messages"]]
         read = sum(len(text.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE for text in texts)
-        return read, int(body[self.settings.length_key])
+        return math.ceil(read * self.longer), int(body[self.settings.length_key])
 
-    def count(self, answer: Answer) -> None:
+    def count(self, body: Mapping[str, Any], answer: Answer) -> None:
         self.requests += 1
+        self.longer *= max(1.0, answer.tokens[0] / max(self.estimate(body)[0], 1))
         self.used = total(self.used, answer.tokens)
 
     def broke_off(self, estimate: Tokens) -> None:

@@ -90,14 +90,18 @@ def read_answer(raw: bytes, api: Literal["chat", "completions"], estimate: tuple
     """The first choice of a response body; ``estimate`` stands for tokens that the server did not count. BadAnswer where it is
     not one, cut off in the middle included."""
     try:
+        said = storable(json.loads(raw))
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"not valid JSON: {error}"[:200]) from None
+    try:
         if api == "chat":
-            chat = _Chat.model_validate_json(raw)
+            chat = _Chat.model_validate(said)
             choice = chat.choices[0]
             text, found = choice.message.content or "", choice.logprobs and choice.logprobs.content
             first = tuple((t.token, t.logprob) for t in found[0].top_logprobs or found[:1]) if found else None
             usage, model, reason = chat.usage, chat.model, choice.finish_reason
         else:
-            whole = _Text.model_validate_json(raw)
+            whole = _Text.model_validate(said)
             own = whole.choices[0]
             tops = own.logprobs and own.logprobs.top_logprobs
             text, first = own.text, tuple(tops[0].items()) if tops and tops[0] else None
@@ -110,12 +114,19 @@ def read_answer(raw: bytes, api: Literal["chat", "completions"], estimate: tuple
         "content_filter" if reason == "content_filter" else "length" if reason == "length" else "stop"
     )
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else estimate
-    return Answer(storable(text), finish, first, tokens, storable(model))
+    return Answer(text, finish, first, tokens, model)
 
 
-def storable(text: str) -> str:
-    """Text as a record may hold it: NUL characters and halves of surrogate pairs become the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
+def storable(value: Any) -> Any:
+    """A JSON value with its texts as a record may hold them: NUL characters and halves of surrogate pairs become the replacement
+    character."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(key): storable(one) for key, one in value.items()}
+    return value
 
 
 class AnswerCache:
@@ -141,13 +152,13 @@ class AnswerCache:
     def put(self, request: Mapping[str, Any], answer: Answer) -> None:
         write_text(self.path(request), canonical({"request": request, "answer": asdict(answer)}) + "\n")
 
-    def answers(self, url: str, model: str) -> Iterator[Answer]:
-        """Every answer of this model that the folder holds: what was paid for."""
+    def answers(self, url: str, model: str) -> Iterator[tuple[dict[str, Any], Answer]]:
+        """Every request body to this model that the folder holds, and its answer: what was paid for."""
         for file in sorted(self.folder.glob("*/*.json")):
             try:
                 found = json.loads(file.read_text(encoding="utf-8"))
                 if (found["request"]["url"], found["request"]["model"]) == (url, model):
-                    yield as_answer(found["answer"])
+                    yield dict(found["request"]["body"]), as_answer(found["answer"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,9 +52,10 @@ class Client:
         self.key = read_key(settings.api_key_env, f"endpoints.{name}.api_key_env") if settings.api_key_env else None
         self.cache = AnswerCache(cache)
         self.account = Account(settings)
-        for answer in self.cache.answers(self.url, settings.model):
-            self.account.count(answer)
+        for body, answer in self.cache.answers(self.url, settings.model):
+            self.account.count(body, answer)
         self.not_before = 0.0
+        self.tls: ssl.SSLContext | None = None
 
     def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """The answers to requests, in their order; equal requests are one. InputError where the server does not answer or says
@@ -100,7 +102,12 @@ class Client:
         if self.key:
             headers["authorization"] = f"Bearer {self.key}"
         limits = httpx.Limits(max_connections=n, max_keepalive_connections=n)
-        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=self.settings.timeout) as http:
+        if self.tls is None:  # reading the machine's certificates takes a while; without https it is left out
+            secure = self.url.startswith("https:")
+            self.tls = httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        async with httpx.AsyncClient(
+            headers=headers, limits=limits, timeout=self.settings.timeout, verify=self.tls
+        ) as http:
             await asyncio.gather(*(work(http) for _ in range(n)))
         if failures:
             raise failures[0]
@@ -191,7 +198,7 @@ class Client:
 
     def _keep(self, request: Mapping[str, Any], answer: Answer) -> None:
         self.cache.put(request, answer)
-        self.account.count(answer)
+        self.account.count(request["body"], answer)
 
     async def _reserve(self, estimate: Tokens) -> None:
         """Room in the budget for a request; waits for those under way, which may turn out smaller than they could be."""
@@ -283,4 +290,4 @@ def said(raw: bytes) -> str:
 
 def one_line(text: str) -> str:
     """Foreign text fit for a message: one line, printable, not long."""
-    return "".join(c if c.isprintable() else " " for c in storable(text))[:200].strip()
+    return "".join(c if c.isprintable() else " " for c in str(storable(text)))[:200].strip()

@@ -368,21 +368,21 @@ class Guard:
                 )
         if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip() != "application/json":
             raise ApiError(415, "send JSON, with Content-Type: application/json")
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > MAX_BODY:
-            raise ApiError(413, f"the request is larger than {MAX_BODY >> 20} MiB")
 
     async def whole(self, receive: Receive) -> bytes:
-        body = bytearray()
+        """The body. One that is too large is read on for a while and not kept: a client that is still sending hears nothing."""
+        body, size = bytearray(), 0
         while True:
             message = await receive()
-            if message["type"] == "http.disconnect":
-                return bytes(body)
-            body += message.get("body", b"")
-            if len(body) > MAX_BODY:
-                raise ApiError(413, f"the request is larger than {MAX_BODY >> 20} MiB")
-            if not message.get("more_body"):
-                return bytes(body)
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= MAX_BODY:
+                body += part
+            if message["type"] == "http.disconnect" or not message.get("more_body") or size > 16 * MAX_BODY:
+                break
+        if size > MAX_BODY:
+            raise ApiError(413, f"the request is larger than {MAX_BODY >> 20} MiB")
+        return bytes(body)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -140,11 +140,13 @@ def score(model: Any, ids: Sequence[int], top: int) -> Scored:
 
 
 class Engine:
-    """The thread that owns the model. ``max_rows`` are decoded at once, in at most ``max_groups`` groups; the rest waits."""
+    """The thread that owns the model. ``max_rows`` are decoded at once, in at most ``max_groups`` groups; the rest waits. More groups
+    make newcomers wait less and batches smaller (benchmarks/serving.py)."""
 
-    def __init__(self, trunk: Trunk, *, max_rows: int = 64, max_groups: int = 4) -> None:
+    def __init__(self, trunk: Trunk, *, max_rows: int = 64, max_groups: int = 2) -> None:
         self.trunk, self.max_rows, self.max_groups = trunk, max_rows, max_groups
         self.waiting: deque[Job] = deque()
+        self.groups: list[Group] = []
         self.changed = threading.Condition()
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="charter-engine", daemon=True)
@@ -162,31 +164,30 @@ class Engine:
             self.changed.notify()
         self.thread.join()
 
-    def _take(self, groups: Sequence[Group]) -> list[Job]:
+    def _take(self) -> list[Job]:
         """The jobs to begin now; waits for one where nothing is being written."""
         with self.changed:
-            while not groups and not self.waiting and not self.closed:
+            while not self.groups and not self.waiting and not self.closed:
                 self.changed.wait()
-            room = self.max_rows - sum(len(group.jobs) for group in groups)
+            room = self.max_rows - sum(len(group.jobs) for group in self.groups)
             taken: list[Job] = []
-            while self.waiting and len(taken) < room and len(groups) < self.max_groups:
+            while self.waiting and len(taken) < room and len(self.groups) < self.max_groups:
                 job = self.waiting.popleft()
                 if not job.cancelled:
                     taken.append(job)
             return taken
 
     def _run(self) -> None:
-        groups: list[Group] = []
         eos = self.trunk.tokenizer.eos_token_id
         with torch.inference_mode(), self.trunk.as_role(REFERENCE) as model:
             while not self.closed:
-                fresh = self._take(groups)
+                fresh = self._take()
                 for job in (job for job in fresh if not job.max_new_tokens):
                     self._guarded([job], lambda job=job: job.emit(score(model, job.prompt, job.top)))  # type: ignore[misc]
                 if writing := [job for job in fresh if job.max_new_tokens]:
                     group = self._guarded(writing, lambda jobs=writing: Group(model, jobs, eos, self.trunk.dtype))  # type: ignore[misc]
-                    groups += [group] if group is not None else []
-                groups = [group for group in groups if self._guarded(group.jobs, group.step)]
+                    self.groups += [group] if group is not None else []
+                self.groups = [group for group in self.groups if self._guarded(group.jobs, group.step)]
 
     def _guarded(self, jobs: Sequence[Job], work: Callable[[], Any]) -> Any:
         """What the work returns; None where it failed, which its jobs are told and nobody else suffers from."""

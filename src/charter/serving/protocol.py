@@ -141,9 +141,9 @@ def read_request(raw: bytes, kind: type[R]) -> R:
         field, words = describe(error)
         if error.errors()[0]["type"] == "extra_forbidden":
             words = f"unknown or unsupported field {field!r}"
-        raise ApiError(
-            400, f"{field}: {words}" if field and field not in words else words, param=field or None
-        ) from None
+        elif field:
+            words = f"{field}: {words}"
+        raise ApiError(400, words, param=field or None) from None
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------------
