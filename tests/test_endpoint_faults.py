@@ -268,6 +268,11 @@ def test_the_key_goes_into_the_header_and_nowhere_else(tmp_path, monkeypatch):
         said = there.generate([question("?")], [[1]], temperature=1.0, max_new_tokens=4)
         assert server.headers[0]["authorization"] == f"Bearer {SECRET}"
         assert said[0][0].text == "your key is [key]"
+        with (
+            serving(lambda _, h, __: h.reply(200, json.dumps({"error": SECRET}).encode())) as upset,
+            pytest.raises(InputError, match=r"cannot be read: choices: Field required \(\[key\]\)"),
+        ):
+            sampler(upset.url, tmp_path, retries=0).option_logprobs([question("?")], [("A", "B")])
         assert SECRET not in "".join(file.read_text() for file in tmp_path.rglob("*.json"))
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(InputError, match=r"endpoints\.judge\.api_key_env.*TEST_KEY is not set"):

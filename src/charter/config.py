@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from charter.errors import InputError
 
@@ -56,7 +56,7 @@ class TrainingSettings(Settings):
 class EndpointSettings(Settings):
     """A model behind a server that speaks OpenAI's protocol: asked for texts and choices, never trained."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$")]
+    url: str
     """Where the server answers, up to and with `/v1`; without a user name, a key or a query."""
     model: Annotated[str, Field(min_length=1)]
     """The model's name there."""
@@ -94,6 +94,14 @@ class EndpointSettings(Settings):
     """Stop before more money than this has been spent; needs both prices."""
     cache: str | None = None
     """Folder of the answers, to be shared between runs; `endpoints/NAME` in the run folder unless given."""
+
+    @field_validator("url")
+    @classmethod
+    def check_address(cls, url: str) -> str:
+        """An address and nothing secret in it."""
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+            raise ValueError("write it as https://HOST/v1, without a user name, a key or a query")
+        return url
 
     @model_validator(mode="after")
     def check_that_options_are_read(self) -> EndpointSettings:

@@ -29,14 +29,12 @@ class Account:
 
     def estimate(self, body: Mapping[str, Any]) -> Tokens:
         """Tokens that a request can take, going by what earlier ones took."""
-        texts = [str(body["prompt"])] if "prompt" in body else [str(m["content"]) for m in body["messages"]]
-        read = sum(len(text.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE for text in texts)
-        return math.ceil(read * self.longer), int(body[self.settings.length_key])
+        return math.ceil(tokens_of(body) * self.longer), int(body[self.settings.length_key])
 
     def count(self, body: Mapping[str, Any], answer: Answer) -> None:
         self.requests += 1
-        self.longer *= max(1.0, answer.tokens[0] / max(self.estimate(body)[0], 1))
         self.used = total(self.used, answer.tokens)
+        self.longer = max(self.longer, answer.tokens[0] / max(tokens_of(body), 1))
 
     def broke_off(self, estimate: Tokens) -> None:
         self.unanswered = total(self.unanswered, estimate)
@@ -70,6 +68,12 @@ class Account:
             "repeated": self.repeated, "input_tokens": self.used[0], "output_tokens": self.used[1],
             "unanswered_tokens": sum(self.unanswered), "money": self.money(self.used),
         }  # fmt: skip
+
+
+def tokens_of(body: Mapping[str, Any]) -> int:
+    """Tokens that a request reads, by the length of its texts."""
+    texts = [body["prompt"]] if "prompt" in body else [message["content"] for message in body.get("messages", [])]
+    return sum(len(str(text).encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE for text in texts)
 
 
 def total(*tokens: Tokens) -> Tokens:

@@ -13,6 +13,7 @@ import os
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +122,12 @@ class Client:
         while True:
             await self._wait_for_turn()
             await self._reserve(estimate)
-            wait, charged, last = None, True, self.settings.retries
+            wait, charged, last, raw = None, True, self.settings.retries, b""
             try:
                 async with asyncio.timeout(self.settings.timeout):
                     status, headers, raw = await self._post(http, content)
                 if status == 200:
-                    answer = read_answer(raw, self.settings.api, estimate)
+                    answer = self._struck(read_answer(raw, self.settings.api, estimate))
                     self._keep(request, answer)
                     self._hold_back(headers, sum(estimate))
                     return answer
@@ -136,9 +137,9 @@ class Client:
                     return answer
                 if status not in PASSING or error_code(raw) == "insufficient_quota":
                     raise self._refusal(status, raw)
-                problem, wait, charged = f"status {status}{said(raw)}", asked_wait(headers), False
+                problem, wait, charged = f"status {status}{self._said(raw)}", asked_wait(headers), False
             except BadAnswer as error:
-                problem = f"an answer that cannot be read ({error})"
+                problem = f"an answer that cannot be read: {error}{self._said(raw)}"
             except (TimeoutError, httpx.TimeoutException):
                 problem = f"no whole answer within {self.settings.timeout:g} s"
             except httpx.InvalidURL as error:
@@ -162,15 +163,14 @@ class Client:
             self.account.repeated += 1
 
     async def _post(self, http: httpx2.AsyncClient, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body, the key struck out wherever the server repeats it."""
+        """Status, headers and body."""
         async with http.stream("POST", self.url, content=content) as response:
             raw = bytearray()
             async for part in response.aiter_bytes():
                 raw += part
                 if len(raw) > MAX_ANSWER_BYTES:
                     raise BadAnswer(f"longer than {MAX_ANSWER_BYTES >> 20} MiB")
-        body = bytes(raw)
-        return response.status_code, response.headers, body.replace(self.key.encode(), b"[key]") if self.key else body
+        return response.status_code, response.headers, bytes(raw)
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -223,7 +223,19 @@ class Client:
         return f"the endpoint {self.name!r} ({self.settings.url})"
 
     def _clean(self, text: str) -> str:
-        return one_line(text.replace(self.key, "[key]") if self.key else text)
+        return one_line(self._strike(text))
+
+    def _strike(self, text: str) -> str:
+        """The text without the key, which a server may repeat."""
+        return text.replace(self.key, "[key]") if self.key else text
+
+    def _struck(self, answer: Answer) -> Answer:
+        return replace(answer, text=self._strike(answer.text), model=self._strike(answer.model))
+
+    def _said(self, raw: bytes) -> str:
+        """What a server says of its error, as an addition to a sentence."""
+        message = self._clean(error_message(raw))
+        return f" ({message})" if message else ""
 
     def _refusal(self, status: int, raw: bytes) -> Refused:
         code = error_code(raw)
@@ -233,7 +245,7 @@ class Client:
             403: f"; the key is read from {self.settings.api_key_env}" if self.settings.api_key_env else "",
             404: f"; is {self.settings.model!r} its name there, and does url end with /v1?",
         }.get(status, "; url must be the address itself" if 300 <= status < 400 else "")  # fmt: skip
-        words = f"{self._who()} refuses the request: status {status}{said(raw)}{hint}"
+        words = f"{self._who()} refuses the request: status {status}{self._said(raw)}{hint}"
         return Refused(words, status=status, code=code, message=error_message(raw))
 
 
@@ -279,13 +291,7 @@ def error_code(raw: bytes) -> str:
 
 
 def error_message(raw: bytes) -> str:
-    return one_line(str(error_of(raw).get("message") or ""))
-
-
-def said(raw: bytes) -> str:
-    """What a server says of its error, as an addition to a sentence."""
-    message = error_message(raw)
-    return f" ({message})" if message else ""
+    return str(error_of(raw).get("message") or "")
 
 
 def one_line(text: str) -> str:

@@ -140,8 +140,8 @@ def score(model: Any, ids: Sequence[int], top: int) -> Scored:
 
 
 class Engine:
-    """The thread that owns the model. ``max_rows`` are decoded at once, in at most ``max_groups`` groups; the rest waits. More groups
-    make newcomers wait less and batches smaller (benchmarks/serving.py)."""
+    """The thread that owns the model. ``max_rows`` are decoded at once, in at most ``max_groups`` groups; the rest waits.
+    More groups make newcomers wait less and batches smaller (benchmarks/serving.py)."""
 
     def __init__(self, trunk: Trunk, *, max_rows: int = 64, max_groups: int = 2) -> None:
         self.trunk, self.max_rows, self.max_groups = trunk, max_rows, max_groups
