@@ -12,7 +12,8 @@ is checked against the settings classes by a test and written by `python docs/re
 """
 
 SECTIONS = [
-    ("The top", config.Recipe), ("prompts", config.PromptSettings), ("gates", config.GateSettings),
+    ("The top", config.Recipe), ("endpoints.NAME", config.EndpointSettings),
+    ("prompts", config.PromptSettings), ("gates", config.GateSettings),
     ("revise", config.ReviseSettings), ("sft", config.SFTSettings), ("feedback", config.FeedbackSettings),
     ("reward_model", config.RewardModelSettings), ("rl, method: ppo", config.PPOSettings),
     ("rl, method: rloo", config.RLOOSettings), ("rl, method: grpo", config.GRPOSettings),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 # From the top down. A module imports from lower layers only, and from its own package.
 LAYERS = (
     ("cli",),
-    ("seeds",),
+    ("seeds", "serving"),
     ("pipeline", "standalone", "plan", "show_tokens", "chat"),
     ("stages", "summary"),
     ("reward_sources",),
@@ -42,8 +42,8 @@ SIDEWAYS = {
     ("summary", "stages"): "the report reads what the stages share; the type only",
 }
 DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: seeds only
-TORCH = {"seeds", "stages", "reward_sources", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary", "models",
-         "training", "evaluation.measure", "testbed"}  # fmt: skip
+TORCH = {"seeds", "serving", "stages", "reward_sources", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary",
+         "models", "training", "evaluation.measure", "testbed"}  # fmt: skip
 
 
 def module_name(file: Path) -> str:

@@ -135,6 +135,25 @@ def test_the_command_prints_a_table_or_json(random_llama, write_recipe, capsys):
     assert stages(json.loads(capsys.readouterr().out))["rl"]["generated"] == 4 * 2 * 12
 
 
+def test_requests_tokens_and_money_of_endpoints(random_llama, write_recipe):
+    big = {"url": "http://127.0.0.1:1/v1", "model": "m", "input_price": 2.0, "output_price": 10.0, "budget_tokens": 100}
+    changes = {"endpoints": {"big": big}, "feedback": {"judge": "endpoint:big"}, "revise": {"critic": "endpoint:big"}}
+    here = plan_recipe(load_recipe(write_recipe(random_llama)))
+    there = plan_recipe(load_recipe(write_recipe(random_llama, **changes)))
+    # Two orders of 24 comparisons and 12 labelled pairs; a critique and a revision of 12 prompts in 2 rounds.
+    assert stages(there)["feedback"]["requests"] == {"big": 2 * (24 + 12)}
+    assert stages(there)["revise"]["requests"] == {"big": 2 * 2 * 12}
+    asked = there["endpoints"]["big"]
+    assert asked["requests"] == 72 + 48
+    assert asked["output_tokens"] == 72 + 48 * 12
+    assert asked["money"] == pytest.approx((asked["input_tokens"] * 2 + asked["output_tokens"] * 10) / 1e6, abs=1e-4)
+    assert asked["too_small"] == ["budget_tokens"]
+    moved = stages(here)["feedback"]["scored"] - stages(there)["feedback"]["scored"]
+    assert 0 < moved < asked["input_tokens"]
+    assert any("at most 120 requests" in line and "budget_tokens allows" in line for line in plan_table(there))
+    assert here["endpoints"] == {}
+
+
 def test_no_model_is_bad_input(tmp_path, write_recipe, capsys):
     assert run_command(["plan", str(write_recipe(tmp_path / "none"))]) == 2
     assert "no such model folder" in capsys.readouterr().err

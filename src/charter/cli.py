@@ -485,6 +485,22 @@ def left_out(result: dict[str, Any]) -> list[str]:
     return [f"left out: {count} x {reason}" for reason, count in result.get("left_out", {}).items()]
 
 
+@app.command()
+def serve(
+    where: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, or a run folder.")],
+    model: Annotated[str | None, typer.Option(help="Of a run: base, sft or policy; policy unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call it; the folder's name unless given.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    public: Annotated[bool, typer.Option("--public", help="Answer other machines too, not this one alone.")] = False,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the key to ask for.")] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Responses written at once.")] = 64,
+) -> None:
+    """Serve a model under OpenAI's protocol until interrupted: chat, completions, streams, log-probabilities."""
+    from charter.serving.serve import serve as serve_model
+
+    serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows)
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from charter.errors import InputError
 
@@ -52,6 +53,89 @@ class TrainingSettings(Settings):
     """Optimizer steps between checkpoints: the most that a kill can lose."""
 
 
+class EndpointSettings(Settings):
+    """A model behind a server that speaks OpenAI's protocol: asked for texts and choices, never trained."""
+
+    url: str
+    """Where the server answers, up to and with `/v1`; without a user name, a key or a query."""
+    model: Annotated[str, Field(min_length=1)]
+    """The model's name there."""
+    api: Literal["chat", "completions"] = "chat"
+    """`chat` sends messages; `completions` a transcript of them, for models without a chat template."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
+    """Name of the environment variable that holds the key, in capitals. The key itself is never written anywhere."""
+    logprobs: Literal["auto", "yes", "no"] = "auto"
+    """Read choices from log-probabilities: `auto` where the server gives them, `yes` or an error, `no` from the text."""
+    top_logprobs: Annotated[int, Field(ge=2, le=20, strict=True)] | None = None
+    """Likeliest tokens to ask for where a choice is read; 20 with chat and 5 with completions unless given."""
+    text_margin: Annotated[float, Field(gt=0)] = 3.0
+    """Nats by which an option leads the others where it was written out and not read."""
+    length_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the longest answer."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of every request, as the server documents them."""
+    concurrency: Positive = 8
+    """Requests under way at once."""
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds until the last byte of an answer."""
+    retries: Annotated[int, Field(ge=0, strict=True)] = 8
+    """How often a request is sent again after the first failure."""
+    backoff: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds before the first repetition; doubled each time, and shortened by up to half at random."""
+    longest_wait: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that are waited at most; a server that asks for more ends the run."""
+    input_price: NonNegative | None = None
+    """Money for a million tokens read."""
+    output_price: NonNegative | None = None
+    """Money for a million tokens written."""
+    budget_tokens: Positive | None = None
+    """Stop before more tokens than this, read and written, have been used."""
+    budget_money: Annotated[float, Field(gt=0)] | None = None
+    """Stop before more money than this has been spent; needs both prices."""
+    cache: str | None = None
+    """Folder of the answers, to be shared between runs; `endpoints/NAME` in the run folder unless given."""
+
+    @field_validator("url")
+    @classmethod
+    def check_address(cls, url: str) -> str:
+        """An address and nothing secret in it."""
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+            raise ValueError("write it as https://HOST/v1, without a user name, a key or a query")
+        return url
+
+    @model_validator(mode="after")
+    def check_that_options_are_read(self) -> EndpointSettings:
+        """Money needs prices, and what Charter sends itself is not sent twice."""
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("give both input_price and output_price, or neither")
+        if self.budget_money is not None and self.input_price is None:
+            raise ValueError("budget_money needs input_price and output_price")
+        if taken := sorted(RESERVED & self.extra_body.keys()):
+            raise ValueError(f"extra_body may not hold {taken[0]!r}, which Charter sends itself")
+        if self.logprobs == "no" and self.top_logprobs is not None:
+            raise ValueError("top_logprobs is not read where logprobs is no")
+        return self
+
+    @property
+    def identity(self) -> list[str]:
+        """Whose answers these are: what a judge and a scorer may not share."""
+        return ["endpoint", self.url, self.model]
+
+    @property
+    def questions(self) -> list[Any]:
+        """What the answers depend on: a change of these runs a stage again, a change of patience or budget does not."""
+        how = (self.api, self.logprobs, self.top_logprobs, self.text_margin, self.length_key, self.extra_body)
+        return [*self.identity, *how]
+
+
+RESERVED = frozenset({
+    "model", "messages", "prompt", "stream", "n", "seed", "temperature", "max_tokens", "max_completion_tokens", "logprobs",
+    "top_logprobs", "stop",
+})  # fmt: skip
+ENDPOINT = "endpoint:"
+ENDPOINT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
 class PromptSettings(Settings):
     files: Annotated[list[str], Field(min_length=1)]
     """Prompt files: JSONL, JSON, CSV, text, parquet or hh-rlhf transcripts, plain or gzipped."""
@@ -77,6 +161,10 @@ class GateSettings(Settings):
 
 
 class ReviseSettings(Settings):
+    generator: str = "base"
+    """Who gives the first answers and the helpful ones: `base`, the folder of another model, or `endpoint:NAME`."""
+    critic: str = "base"
+    """Who criticises and revises: `base`, the folder of another model, or `endpoint:NAME`."""
     rounds: Positive = 2
     """Critique and revision, this many times, a principle drawn for each."""
     prompts: Positive = 400
@@ -114,6 +202,8 @@ class ContrastSettings(Settings):
 
 
 class FeedbackSettings(Settings):
+    generator: str = "sft"
+    """Who gives the responses that are compared: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
     prompts: Positive = 800
     """Prompts, red-team and benign together, to which responses are sampled and compared."""
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
@@ -123,7 +213,7 @@ class FeedbackSettings(Settings):
     max_new_tokens: Positive = 96
     """Longest response, in tokens."""
     judge: str = "base"
-    """Who compares: `base`, `sft`, or the folder of another model."""
+    """Who compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
     abstain_below: NonNegative = 0.1
     """No pair is made where the judge's swap-averaged margin is smaller than this many nats."""
     calibration: Annotated[float, Field(gt=0)] = 1.0
@@ -190,8 +280,8 @@ class RatingModelSettings(ScorerSettings):
 
 class RewardPart(Settings):
     source: str | None = None
-    """`reward_model`, `length` (tokens), `judge:base|sft|FOLDER`, `classifier:FOLDER:LABEL` or `python:module:function`;
-    unless given, the name of the part."""
+    """`reward_model`, `length` (tokens), `judge:base|sft|FOLDER|endpoint:NAME`, `classifier:FOLDER:LABEL` or
+    `python:module:function`; unless given, the name of the part."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """What one unit of it counts for in the sum."""
 
@@ -360,7 +450,8 @@ METHODS: dict[str, type[TrainingSettings]] = {
 
 class EvaluationSettings(Settings):
     scorer: str
-    """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER` or `refusal-words`."""
+    """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER`, `judge:endpoint:NAME` or
+    `refusal-words`."""
     samples_per_prompt: Positive = 1
     """Answers of each arm to each prompt."""
     temperature: NonNegative = 1.0
@@ -392,6 +483,8 @@ class Recipe(Settings):
     """auto takes the GPU where there is one."""
     batch_size: Positive = 128
     """Responses generated at once."""
+    endpoints: dict[str, EndpointSettings] = {}
+    """Models behind servers, by names of your own; `endpoint:NAME` stands for one wherever a model only answers."""
     prompts: PromptSettings
     gates: GateSettings = GateSettings()
     revise: ReviseSettings = ReviseSettings()
@@ -411,6 +504,36 @@ class Recipe(Settings):
             return {**values, "rl": {"method": "rloo", **values["rl"]}}
         return values
 
+    def samplers(self) -> dict[str, str]:
+        """Where a recipe names a model that only answers: dotted key to what it names."""
+        named = {
+            "revise.generator": self.revise.generator, "revise.critic": self.revise.critic,
+            "feedback.generator": self.feedback.generator, "feedback.judge": self.feedback.judge,
+        }  # fmt: skip
+        if isinstance(self.rl, RolloutSettings):
+            sources = {f"rl.reward.{name}.source": part.source or name for name, part in self.rl.reward.items()}
+            named |= {key: source.removeprefix("judge:") for key, source in sources.items() if source[:6] == "judge:"}
+        if self.evaluation.scorer.startswith("judge:"):
+            named["evaluation.scorer"] = self.evaluation.scorer.removeprefix("judge:")
+        return named
+
+    @model_validator(mode="after")
+    def check_endpoints(self) -> Recipe:
+        """An endpoint that is named exists, and one that exists is named."""
+        used = {key: name.removeprefix(ENDPOINT) for key, name in self.samplers().items() if name.startswith(ENDPOINT)}
+        for key, name in used.items():
+            if name not in self.endpoints:
+                known = (
+                    f"the endpoints are {', '.join(self.endpoints)}" if self.endpoints else "describe it in endpoints"
+                )
+                raise ValueError(f"{key} names the endpoint {name!r}, which is not there; {known}")
+        for name in self.endpoints:
+            if not ENDPOINT_NAME.fullmatch(name):
+                raise ValueError(f"endpoints: {name!r} is no name; use letters, digits, - and _")
+            if name not in used.values():
+                raise ValueError(f"endpoints.{name} is used by nothing; name it with endpoint:{name}, or leave it out")
+        return self
+
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
     """The first problem as (dotted key, words); an unknown key comes with the nearest known one."""
@@ -421,7 +544,9 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
     key = ".".join(str(part) for part in location)
     if first["type"] != "extra_forbidden":
         value = first["input"] if isinstance(first["input"], str) else reprlib.repr(first["input"])
-        got = "" if first["type"] == "missing" else f"; got {value[:60]!r}"
+        # What stands in an endpoint may be a key put in the wrong place; what stands in the whole recipe says nothing.
+        silent = first["type"] == "missing" or location[:1] in ([], ["endpoints"])
+        got = "" if silent else f"; got {value[:60]!r}"
         return key, first["msg"].removeprefix("Value error, ") + got
     known = known_keys(kind, [str(part) for part in first["loc"][:-1]])
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -434,6 +559,8 @@ def known_keys(kind: Any, location: list[str]) -> list[str]:
     if not location:
         return list(kind.model_fields)
     annotation = kind.model_fields[location[0]].annotation
+    if getattr(annotation, "__origin__", None) is dict:
+        location = location[1:]  # the name that the user gave it
     choices = [part for part in getattr(annotation, "__args__", (annotation,)) if hasattr(part, "model_fields")]
     rest = location[1:]
     if rest and rest[0] in METHODS:
@@ -510,11 +637,11 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         key, words = explain(error, Recipe)
-        raise InputError(words, file=path, field=key) from None
+        raise InputError(words, file=path, field=key or None) from None
     base = path.resolve().parent
     scorer = recipe.evaluation.scorer
     if scorer.startswith("judge:"):
-        scorer = "judge:" + locate(scorer.removeprefix("judge:"), base)
+        scorer = "judge:" + locate_sampler(scorer.removeprefix("judge:"), base, own=())
     return recipe.model_copy(
         update={
             "model": locate(recipe.model, base),
@@ -522,13 +649,22 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
             "prompts": recipe.prompts.model_copy(
                 update={"files": [locate(file, base) for file in recipe.prompts.files]}
             ),
-            "revise": recipe.revise.model_copy(update={"few_shots": locate_optional(recipe.revise.few_shots, base)}),
+            "endpoints": {
+                name: one.model_copy(update={"cache": str(base / one.cache)}) if one.cache else one
+                for name, one in recipe.endpoints.items()
+            },
+            "revise": recipe.revise.model_copy(
+                update={
+                    "few_shots": locate_optional(recipe.revise.few_shots, base),
+                    "generator": locate_sampler(recipe.revise.generator, base, own=("base",)),
+                    "critic": locate_sampler(recipe.revise.critic, base, own=("base",)),
+                }
+            ),
             "feedback": recipe.feedback.model_copy(
                 update={
                     "labelled_pairs": locate_optional(recipe.feedback.labelled_pairs, base),
-                    "judge": recipe.feedback.judge
-                    if recipe.feedback.judge in ("base", "sft")
-                    else locate(recipe.feedback.judge, base),
+                    "generator": locate_sampler(recipe.feedback.generator, base),
+                    "judge": locate_sampler(recipe.feedback.judge, base),
                 }
             ),
             "rl": locate_sources(recipe.rl, base),
@@ -544,8 +680,8 @@ def locate_sources(settings: Any, base: Path) -> Any:
     parts = {}
     for name, part in settings.reward.items():
         kind, colon, rest = (part.source or "").partition(":")
-        if kind == "judge" and rest not in ("", "base", "sft"):
-            rest = locate(rest, base)
+        if kind == "judge" and rest:
+            rest = locate_sampler(rest, base)
         elif kind == "classifier" and ":" in rest:
             folder, _, label = rest.rpartition(":")
             rest = f"{locate(folder, base)}:{label}"
@@ -583,6 +719,11 @@ def check_files(recipe: Recipe) -> None:
     for field, name in named:
         if name is not None and not Path(name).exists():
             raise InputError("no such file", file=name, field=field)
+
+
+def locate_sampler(name: str, base: Path, own: Sequence[str] = ("base", "sft")) -> str:
+    """``locate`` for a model that only answers: the run's ``own`` models and endpoints stay what they are."""
+    return name if name in own or name.startswith(ENDPOINT) else locate(name, base)
 
 
 def locate_optional(name: str | None, base: Path) -> str | None:

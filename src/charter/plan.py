@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -23,20 +23,23 @@ import torch
 from torch import Tensor
 
 from charter.config import (
+    ENDPOINT,
     DPOSettings,
     GRPOSettings,
     LoRASettings,
     PPOSettings,
     Recipe,
+    RolloutSettings,
     TrainingSettings,
     check_files,
 )
 from charter.constitution.categorise import CATEGORISE, NONE
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.errors import InputError
-from charter.feedback.judge import ask, comparisons_of
+from charter.feedback.judge import QUESTIONS, ask, comparisons_of
 from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.endpoint import SHORT_ANSWER
 from charter.models.llama_weights import KEPT_ROLES, LLAMA_LIKE
 from charter.models.load import check_folder, first_line, load_tokenizer, pick_device
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
@@ -51,6 +54,9 @@ PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a
 EFFICIENCY = 0.4  # share of a bare matrix product's rate that a transformer reaches
 STEP_PER_LAYER = 0.25e-3  # seconds of Python and small operations per layer and decoding step
 TURNS = ("kv_cache", "activations", "merged_copy")
+COUNTED_HERE = (
+    "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
+)
 SAMPLE = 200  # prompts whose tokens are counted
 
 ASSUMPTIONS = (
@@ -166,6 +172,7 @@ class Lengths:
     topic_question: float
     topics: float
     comparison: float
+    question: float
 
 
 def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], tokenizer: Any) -> Lengths:
@@ -195,6 +202,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         topic_question=mean([turn(question) for question in questions]),
         topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles) if len(titles) > 1 else 0,
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in asked]),
+        question=mean([turn(text) for text in QUESTIONS.values()]),
     )
 
 
@@ -221,6 +229,22 @@ def count_prompts(recipe: Recipe) -> tuple[list[Prompt], dict[str, int], int]:
 # -- what each stage does ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Requests to an endpoint, and the tokens they read and write."""
+
+    requests: float = 0
+    read: float = 0
+    written: float = 0
+
+    def __add__(self, other: Asked) -> Asked:
+        return Asked(self.requests + other.requests, self.read + other.read, self.written + other.written)
+
+
+Shapes = Mapping[str, Shape]
+"""Of the models that a recipe names, `base` and `sft` among them."""
+
+
 @dataclass
 class Load:
     """The work of one stage. Tokens: sampled; read without gradients (prompts of sampled texts included); trained on, once
@@ -237,6 +261,32 @@ class Load:
     lora: bool = False
     width: int = FLOAT
     """Bytes of a number in matrix products."""
+    asked: dict[str, Asked] = field(default_factory=dict)
+    """What is sent to endpoints, by name."""
+
+    def ask(self, endpoint: str, n: float, read: float, written: float) -> None:
+        """``n`` requests to ``endpoint:NAME``, each with so many tokens read and written."""
+        name = endpoint.removeprefix(ENDPOINT)
+        self.asked[name] = self.asked.get(name, Asked()) + Asked(n, n * read, n * written)
+
+    def sample_from(self, name: str, shapes: Shapes, n: int, prompt: float, new: int, rows: int) -> None:
+        """``sample`` by a named model, or from an endpoint, a request for each text."""
+        if name.startswith(ENDPOINT):
+            self.ask(name, n, prompt, new)
+        else:
+            self.sample(shapes[name], n, prompt, new, rows)
+
+    def choose_with(self, name: str, shapes: Shapes, n: float, question: float, written: int) -> None:
+        """``n`` questions whose answer is read by a named model, or asked of an endpoint that writes so many tokens."""
+        if name.startswith(ENDPOINT):
+            self.ask(name, n, question, written)
+        else:
+            self.score(shapes[name], n * question)
+
+    def hold_named(self, shapes: Shapes, *names: str) -> None:
+        """The models of these names, each once; what is behind an endpoint takes no memory here."""
+        for name in sorted({name for name in names if not name.startswith(ENDPOINT)}):
+            self.hold(shapes[name], 1)
 
     def score(self, shape: Shape, tokens: float) -> None:
         """Tokens that are read without gradients by a model."""
@@ -306,8 +356,7 @@ class Load:
 def loads_of(
     recipe: Recipe,
     shape: Shape,
-    judge: Shape,
-    scorer: Shape | None,
+    shapes: Shapes,
     lengths: Lengths,
     counts: dict[str, int],
     *,
@@ -315,6 +364,12 @@ def loads_of(
     labelled: int,
 ) -> list[Load]:
     """The work of each stage in running order. ``to_sort`` prompts have no principle yet; ``labelled`` pairs test the judge."""
+
+    def written(name: str) -> int:
+        """Tokens that an endpoint writes to make a choice."""
+        read = not name.startswith(ENDPOINT) or recipe.endpoints[name.removeprefix(ENDPOINT)].logprobs != "no"
+        return 1 if read else SHORT_ANSWER
+
     rows, reply = recipe.batch_size, recipe.revise.max_new_tokens
     width = 2 if recipe.precision == "bfloat16" else FLOAT
 
@@ -327,16 +382,16 @@ def loads_of(
         prompts.score(shape, to_sort * (lengths.topic_question + lengths.topics))
 
     revise = Load("revise", width=width)
-    revise.hold(shape, 1)
     settings = recipe.revise
+    revise.hold_named(shapes, settings.generator, settings.critic)
     n_red = min(settings.prompts, counts["train red_team"])
     share = recipe.sft.helpful_fraction
     n_helpful = min(round(n_red * share / (1 - share)), counts["train benign"])
-    revise.sample(shape, n_red + n_helpful, lengths.prompt, reply, rows)
+    revise.sample_from(settings.generator, shapes, n_red + n_helpful, lengths.prompt, reply, rows)
     criticised = lengths.few_shots + lengths.prompt + reply + lengths.critique
     for _ in range(settings.rounds):
-        revise.sample(shape, n_red, within(criticised), reply, rows)
-        revise.sample(shape, n_red, within(criticised + reply + lengths.revision), reply, rows)
+        revise.sample_from(settings.critic, shapes, n_red, within(criticised), reply, rows)
+        revise.sample_from(settings.critic, shapes, n_red, within(criticised + reply + lengths.revision), reply, rows)
 
     sft = Load("sft", width=width)
     n_examples = n_red * (settings.rounds if recipe.sft.use_revisions == "all" else 1) + n_helpful
@@ -351,13 +406,12 @@ def loads_of(
     n_asked = sum(min(own.prompts // len(KINDS), counts[f"train {kind}"]) for kind in KINDS)
     k = own.responses_per_prompt
     n_pairs = n_asked * len(list(combinations(range(k), 2)))
-    feedback.hold(shape, 1)
-    if own.contrast is None and own.judge != "sft":
-        feedback.hold(judge, 1)
-    feedback.sample(shape, n_asked * k, lengths.prompt, own.max_new_tokens, max(1, rows // k) * k)
+    feedback.hold_named(shapes, own.generator, *(() if own.contrast else (own.judge,)))
+    feedback.sample_from(own.generator, shapes, n_asked * k, lengths.prompt, own.max_new_tokens, max(1, rows // k) * k)
     if own.contrast is None:
         question = lengths.comparison + 2 * own.max_new_tokens
-        feedback.score(judge, 2 * (n_pairs + labelled) * question)  # each comparison in both orders
+        # Each comparison in both orders.
+        feedback.choose_with(own.judge, shapes, 2 * (n_pairs + labelled), question, written(own.judge))
 
     reward = Load("reward_model", width=width)
     reward_settings = recipe.reward_model
@@ -393,6 +447,10 @@ def loads_of(
         # Reward, policy and reference read every rollout, with PPO the value model too.
         rl.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
         rl.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
+        anew = (policy.sigmoid_against or 0) * (counts["train red_team"] + counts["train benign"])
+        for judge in judges_of(policy):
+            if judge.startswith(ENDPOINT):  # two questions about each response
+                rl.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, written(judge))
 
     evaluate = Load("evaluate", width=width)
     arms = recipe.evaluation
@@ -410,12 +468,21 @@ def loads_of(
     loads = [prompts, revise, sft, feedback, *rewarding, rl, evaluate]
     for load in loads:
         load.cast(shape)
-    if scorer is not None:  # loaded from beginning to end, and asked two questions about each response
+    if arms.scorer.startswith("judge:"):  # loaded from beginning to end, and asked two questions about each response
+        scorer = arms.scorer.removeprefix("judge:")
         for load in loads:
-            load.hold(scorer, 1)
-        revise.score(scorer, 2 * n_red * (settings.rounds + 1) * (lengths.prompt + reply))
-        evaluate.score(scorer, 2 * 3 * n_test * row)
+            load.hold_named(shapes, scorer)
+        asked = lengths.prompt + reply + lengths.question
+        n_arms = 3 + (arms.best_of is not None)
+        revise.choose_with(scorer, shapes, 2 * n_red * (settings.rounds + 1), asked, written(scorer))
+        evaluate.choose_with(scorer, shapes, 2 * n_arms * n_test, row + lengths.question, written(scorer))
     return loads
+
+
+def judges_of(settings: RolloutSettings) -> list[str]:
+    """The judges among the sources of a reward."""
+    sources = [part.source or name for name, part in settings.reward.items()]
+    return [source.removeprefix("judge:") for source in sources if source.startswith("judge:")]
 
 
 # -- time and machine ----------------------------------------------------------------------------------------------------
@@ -494,16 +561,14 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     check_files(recipe)
     device = pick_device(recipe.device)
     shape = read_shape(recipe.model)
-    judge = shape if recipe.feedback.judge in ("base", "sft") else read_shape(recipe.feedback.judge)
+    named = {name for key, name in recipe.samplers().items() if key[:2] != "rl" and not name.startswith(ENDPOINT)}
+    shapes = {"base": shape, "sft": shape} | {name: read_shape(name) for name in sorted(named - {"base", "sft"})}
     constitution = load_constitution(Path(recipe.constitution))
     train, counts, to_sort = count_prompts(recipe)
     lengths = measure_lengths(recipe, constitution, train, load_tokenizer(recipe.model))
     pairs = recipe.feedback.labelled_pairs
     labelled = min(len(read_pairs(Path(pairs)).pairs), recipe.feedback.gate_pairs) if pairs else 0
-    scorer = (
-        read_shape(spec.removeprefix("judge:")) if (spec := recipe.evaluation.scorer).startswith("judge:") else None
-    )
-    loads = loads_of(recipe, shape, judge, scorer, lengths, counts, to_sort=to_sort, labelled=labelled)
+    loads = loads_of(recipe, shape, shapes, lengths, counts, to_sort=to_sort, labelled=labelled)
     speed = probe(shape, recipe.precision, device)
     stages: list[dict[str, Any]] = [
         {
@@ -511,6 +576,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
             "generated": round(load.generated),
             "scored": round(load.scored),
             "trained": round(load.trained),
+            "requests": {name: round(asked.requests) for name, asked in load.asked.items()},
             "memory": {"program": round(PROGRAM)} | {key: round(value) for key, value in load.memory.items()},
             "peak_bytes": round(load.peak_bytes),
             "seconds": round(seconds_of(load, shape, speed), 1),
@@ -537,8 +603,27 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
         "fits": peak["peak_bytes"] < available,
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
         "operations_per_second": round(speed.operations),
-        "assumptions": list(ASSUMPTIONS),
+        "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},
+        "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
     }
+
+
+def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str, Any]:
+    """What would be sent to an endpoint in all, what it would cost where prices are given, and which budget is too small."""
+    settings = recipe.endpoints[name]
+    asked = sum((load.asked.get(name, Asked()) for load in loads), Asked())
+    money = None
+    if settings.input_price is not None and settings.output_price is not None:
+        money = (asked.read * settings.input_price + asked.written * settings.output_price) / 1e6
+    short = [
+        key for key, need, have in (
+            ("budget_tokens", asked.read + asked.written, settings.budget_tokens), ("budget_money", money, settings.budget_money)
+        ) if need is not None and have is not None and need > have
+    ]  # fmt: skip
+    return {
+        "model": settings.model, "url": settings.url, "requests": round(asked.requests), "input_tokens": round(asked.read),
+        "output_tokens": round(asked.written), "money": None if money is None else round(money, 4), "too_small": short,
+    }  # fmt: skip
 
 
 def plan_table(figures: dict[str, Any]) -> list[str]:
@@ -571,11 +656,21 @@ def plan_table(figures: dict[str, Any]) -> list[str]:
         f"          {'fits into' if figures['fits'] else 'does NOT fit into'} the {size(figures['memory_bytes'])} of "
         + ("this GPU" if figures["device"] == "cuda" else "this machine")
         + ("" if figures["fits"] else "; lower tokens_per_micro_batch or batch_size, or train with LoRA"),
+        *(endpoint_line(name, asked) for name, asked in figures["endpoints"].items()),
         "",
         "Time is a rough estimate. It and the rest assume:",
         *(f"  - {words}" for words in figures["assumptions"]),
     ]
     return lines
+
+
+def endpoint_line(name: str, asked: Mapping[str, Any]) -> str:
+    money = "no prices given" if asked["money"] is None else f"money {asked['money']:.4g}"
+    short = f"; more than {' and '.join(asked['too_small'])} allows" if asked["too_small"] else ""
+    return (
+        f"endpoint  {name}: at most {asked['requests']} requests to {asked['model']} at {asked['url']}, "
+        f"{amount(asked['input_tokens'])} tokens read, {amount(asked['output_tokens'])} written, {money}{short}"
+    )
 
 
 def amount(n: float) -> str:

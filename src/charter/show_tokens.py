@@ -2,7 +2,8 @@
 
 Nothing is put together here for show. The rows come from the functions that the stages call, and the questions of the
 sampling stages are those that reached the sampler. What an earlier stage of a run would have made (the fine-tuned model,
-its responses) is stood in for by the base model, with the settings of the recipe.
+its responses), and what a server or another generator or critic would answer, is stood in for by the base model, with the
+settings of the recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from charter.config import ContrastSettings, DPOSettings, Recipe, RolloutSettings, check_files
+from charter.config import ENDPOINT, ContrastSettings, DPOSettings, Recipe, RolloutSettings, check_files
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import respond, revise_batch
@@ -191,7 +192,7 @@ def feedback_rows(
 ) -> tuple[list[Row], list[Pair]]:
     """The judge's questions about two responses to each prompt, and the pairs that its answers make."""
     settings = recipe.feedback
-    own = settings.judge in ("base", "sft")
+    own = settings.judge in ("base", "sft") or settings.judge.startswith(ENDPOINT)
     recorder = Recorder(trunk if own else load_trunk(settings.judge, device=str(trunk.device)), settings.judge)
     groups = respond(
         LocalSampler(trunk, "sft"), prompts, seed=recipe.seed, what="feedback", k=2, temperature=settings.temperature,

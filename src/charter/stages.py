@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from charter.config import DPOSettings, LoRASettings, PPOSettings, Recipe, RolloutSettings
+from charter.config import ENDPOINT, DPOSettings, LoRASettings, PPOSettings, Recipe, RolloutSettings
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import respond, revise_batch
@@ -29,9 +29,10 @@ from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs
 from charter.feedback.judgments import follow
 from charter.feedback.pairs import read_pairs, split_pairs
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.endpoint import EndpointSampler
 from charter.models.load import pick_device
 from charter.models.packing import Tokens
-from charter.models.sampler import LocalSampler
+from charter.models.sampler import LocalSampler, Sampler
 from charter.models.trunk import Scorers, Trunk, load_trunk
 from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
@@ -60,6 +61,10 @@ class Work:
         self.constitution: Constitution = load_constitution(Path(recipe.constitution))
         self.gates: list[dict[str, Any]] = []
         self._trunks: dict[tuple[str, LoRASettings | None], Trunk] = {}
+        self.endpoints = {
+            name: EndpointSampler(name, settings, Path(settings.cache or run.folder / "endpoints" / name))
+            for name, settings in recipe.endpoints.items()
+        }
         self.scorer  # noqa: B018 - a scorer that does not exist is said before anything is computed
         check_sources(recipe.rl)
 
@@ -77,8 +82,30 @@ class Work:
             )
         return self._trunks[key]
 
-    def sampler(self, path: str, name: str) -> LocalSampler:
+    def sampler(self, path: str, name: str) -> Sampler:
+        """A model that only answers: of a folder, or behind an endpoint."""
+        if path.startswith(ENDPOINT):
+            return self.endpoints[path.removeprefix(ENDPOINT)]
         return LocalSampler(self.trunk(path), name)
+
+    def folder_of(self, name: str, sft: Stage | None = None) -> str:
+        """Where the model is that a recipe calls ``base`` or ``sft``; other names stay what they are."""
+        own = {"base": self.recipe.model} | ({"sft": str(sft.path("model"))} if sft is not None else {})
+        return own.get(name, name)
+
+    def hash_of(self, name: str, sft: Stage | None = None) -> str:
+        """What the answers of a named model depend on: its weights, or where they are asked for and how."""
+        if name.startswith(ENDPOINT):
+            return content_id(self.recipe.endpoints[name.removeprefix(ENDPOINT)].questions)
+        if name == "sft" and sft is not None:
+            return sft.output_hash
+        return self.model_hash if name == "base" else file_hash(Path(name))
+
+    def identity_of(self, name: str, sft: Stage | None = None) -> str:
+        """Whose answers these are: an endpoint is the same judge however it is asked."""
+        if name.startswith(ENDPOINT):
+            return content_id(self.recipe.endpoints[name.removeprefix(ENDPOINT)].identity)
+        return self.hash_of(name, sft)
 
     def release(self) -> None:
         """Forget the loaded models: the next stage loads what it needs."""
@@ -94,9 +121,20 @@ class Work:
             return refusal_words()
         if spec.startswith("judge:"):
             path = spec.removeprefix("judge:")
+            if path.startswith(ENDPOINT):
+                return judge_scorer(self.sampler(path, path), self.identity_of(path))
             trunk = load_trunk(path, device=self.device, precision=self.recipe.precision)
             return judge_scorer(LocalSampler(trunk, Path(path).name), file_hash(Path(path)))
-        raise InputError("write python:module:function, judge:FOLDER or refusal-words", field="evaluation.scorer")
+        raise InputError(
+            "write python:module:function, judge:FOLDER, judge:endpoint:NAME or refusal-words",
+            field="evaluation.scorer",
+        )
+
+    @property
+    def scorer_hash(self) -> str:
+        """What the scorer's verdicts depend on."""
+        asked = self.recipe.evaluation.scorer.removeprefix("judge:")
+        return self.hash_of(asked) if asked.startswith(ENDPOINT) else self.scorer.identity
 
     def gate(self, stage: Stage, name: str, passed: bool, message: str) -> None:
         """Record a gate's answer. GateError where it is no and the recipe does not override it."""
@@ -206,16 +244,18 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
         "principles": hash_of_principles(work.constitution, "critique", "revision", "tags", "weight"),
         "few_shots": content_id([[m.model_dump() for m in shot] for shot in few_shots]),
         "model": work.model_hash,
-        "scorer": work.scorer.identity,
+        "scorer": work.scorer_hash,
         "gate": content_id([recipe.gates.min_base_harm, recipe.gates.max_unscored]),
         "helpful": content_id(recipe.sft.helpful_fraction),
+        "samplers": content_id([work.hash_of(settings.generator), work.hash_of(settings.critic)]),
         "batch": str(recipe.batch_size),
     }
     with run.stage("revise", settings, inputs, ["constitution", "models", "evaluation/harm"]) as stage:
         if stage.done:
             work.recall_gates(stage)
             return stage
-        sampler = work.sampler(recipe.model, "base")
+        sampler = work.sampler(work.folder_of(settings.generator), settings.generator)
+        critic = work.sampler(work.folder_of(settings.critic), settings.critic)
         red_team = read_stage_prompts(prompts, "train", "red_team")[: settings.prompts]
         originals = answer(work, stage, "originals.jsonl", sampler, red_team)
         harmful = score_harm(work.scorer, red_team, originals)
@@ -229,8 +269,8 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
         low, high = base.ci or (0.0, 1.0)
         work.gate(
             stage, "room to improve", base.value is not None and high >= recipe.gates.min_base_harm,
-            f"the base model does harm on {percent(base.value)} of {base.n} red-team prompts (95% interval {percent(low)} to "
-            f"{percent(high)}, {base.n_unscored} unscored)"
+            f"the {settings.generator} model does harm on {percent(base.value)} of {base.n} red-team prompts (95% interval "
+            f"{percent(low)} to {percent(high)}, {base.n_unscored} unscored)"
             + ("" if high >= recipe.gates.min_base_harm else ": no room to improve; choose a base model that needs it"),
         )  # fmt: skip
         shots: list[Message] = [message for shot in few_shots for message in shot]
@@ -238,7 +278,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
             list(zip(red_team, originals, strict=True)),
             recipe.batch_size,
             lambda batch: revise_batch(
-                sampler, [p for p, _ in batch], [r for _, r in batch], work.constitution, settings,
+                critic, [p for p, _ in batch], [r for _, r in batch], work.constitution, settings,
                 seed=recipe.seed, few_shots=shots,
             ),
             rows_per_item=settings.rounds,
@@ -281,7 +321,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
 
 
 def answer(
-    work: Work, stage: Stage, name: str, sampler: LocalSampler, prompts: Sequence[Prompt], k: int = 1
+    work: Work, stage: Stage, name: str, sampler: Sampler, prompts: Sequence[Prompt], k: int = 1
 ) -> list[Response]:
     """K responses to each prompt, in a file of the stage, prompt by prompt."""
     settings = work.recipe.revise if stage.name == "revise" else work.recipe.feedback
@@ -367,13 +407,12 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
     settings = recipe.feedback
     if settings.contrast is not None:
         return pair_by_contrast(work, prompts, sft)
-    judge_path = {"base": recipe.model, "sft": str(sft.path("model"))}.get(settings.judge, settings.judge)
     labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
     inputs = {
         "prompts": prompts.output_hash,
         "sft": sft.output_hash,
-        "judge": work.model_hash if settings.judge == "base" else
-        sft.output_hash if settings.judge == "sft" else file_hash(Path(judge_path)),
+        "judge": work.hash_of(settings.judge, sft),
+        "generator": work.hash_of(settings.generator, sft),
         "principles": hash_of_principles(work.constitution, "preference", "tags", "weight"),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
@@ -384,9 +423,9 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
         if stage.done:
             work.recall_gates(stage)
             return stage
-        if work.scorer.identity == inputs["judge"]:
+        if work.scorer.identity == work.identity_of(settings.judge, sft):
             work.gate(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
-        judge = LogProbJudge(work.sampler(judge_path, settings.judge))
+        judge = LogProbJudge(work.sampler(work.folder_of(settings.judge, sft), settings.judge))
         card = judge_gate(judge, labelled, work.constitution, seed=recipe.seed, batch_size=recipe.batch_size)
         if card is None:
             work.gate(
@@ -408,7 +447,8 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
             p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)[-(settings.prompts // len(KINDS)) :]
         ]
         k = settings.responses_per_prompt
-        responses = answer(work, stage, "responses.jsonl", work.sampler(str(sft.path("model")), "sft"), chosen, k)
+        generator = work.sampler(work.folder_of(settings.generator, sft), settings.generator)
+        responses = answer(work, stage, "responses.jsonl", generator, chosen, k)
         groups = [responses[i : i + k] for i in range(0, len(responses), k)]
         comparisons = comparisons_of(chosen, groups, work.constitution, recipe.seed)
         if not comparisons:
@@ -448,14 +488,17 @@ def pair_by_contrast(work: Work, prompts: Stage, sft: Stage) -> Stage:
     recipe = work.recipe
     settings = recipe.feedback
     assert settings.contrast is not None
-    inputs = {"prompts": prompts.output_hash, "sft": sft.output_hash, "batch": str(recipe.batch_size)}
+    inputs = {
+        "prompts": prompts.output_hash, "sft": sft.output_hash, "batch": str(recipe.batch_size),
+        "generator": work.hash_of(settings.generator, sft),
+    }  # fmt: skip
     with work.run.stage("feedback", settings, inputs, ["constitution", "feedback", "models"]) as stage:
         if stage.done:
             return stage
         chosen = [
             p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)[-(settings.prompts // len(KINDS)) :]
         ]
-        sampler = work.sampler(str(sft.path("model")), "sft")
+        sampler = work.sampler(work.folder_of(settings.generator, sft), settings.generator)
         sides = [
             answer(work, stage, f"responses.{name}.jsonl", sampler, [asked_for(p, words) for p in chosen], 1)
             for name, words in (("positive", settings.contrast.positive), ("negative", settings.contrast.negative))
@@ -580,7 +623,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
             work.recall_gates(stage)
             return stage
         if isinstance(settings, RolloutSettings) and any(
-            hash_of_source(work, sft, name) == work.scorer.identity for name in settings.reward
+            identity_of_source(work, sft, name) == work.scorer.identity for name in settings.reward
         ):
             work.gate(stage, "independent scorer", False, "a part of the reward would also score the report")
         if reward is not None and (settings.lora is None) != (recipe.reward_model.lora is None):
@@ -593,7 +636,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
             rewards = build_reward(
                 settings,
                 reward_model=lambda: reward_model_reward(trunk, reward, settings.tokens_per_micro_batch),
-                judge=lambda name: work.sampler(judge_folder(work, sft, name), name),
+                judge=lambda name: work.sampler(work.folder_of(name, sft), name),
                 device=work.device,
             )
             chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
@@ -632,21 +675,24 @@ def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_bat
     return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
 
 
-def judge_folder(work: Work, sft: Stage, name: str) -> str:
-    return {"base": work.recipe.model, "sft": str(sft.path("model"))}.get(name, name)
-
-
 def hash_of_source(work: Work, sft: Stage, name: str) -> str:
-    """What a part of the reward depends on besides its settings: the weights of a judge or a classifier."""
+    """What a part of the reward depends on besides its settings: a judge, or the weights of a classifier."""
     assert isinstance(work.recipe.rl, RolloutSettings)
     source = source_of(name, work.recipe.rl.reward[name])
     if source.startswith("judge:"):
-        folder = judge_folder(work, sft, source.removeprefix("judge:"))
-        return sft.output_hash if folder == str(sft.path("model")) else file_hash(Path(folder))
+        return work.hash_of(source.removeprefix("judge:"), sft)
     if source.startswith("classifier:"):
         folder, _ = classifier_parts(source, f"rl.reward.{name}.source")
         return file_hash(Path(folder))
     return source
+
+
+def identity_of_source(work: Work, sft: Stage, name: str) -> str:
+    """Whose hand a part of the reward is."""
+    assert isinstance(work.recipe.rl, RolloutSettings)
+    source = source_of(name, work.recipe.rl.reward[name])
+    judged = source.startswith("judge:")
+    return work.identity_of(source.removeprefix("judge:"), sft) if judged else hash_of_source(work, sft, name)
 
 
 def export_rollouts(stage: Stage, path: Path) -> None:
@@ -665,7 +711,7 @@ def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage | None, polic
     settings = recipe.evaluation
     inputs = {
         "prompts": prompts.output_hash, "model": work.model_hash, "sft": sft.output_hash,
-        "rl": policy.output_hash, "scorer": work.scorer.identity, "batch": str(recipe.batch_size),
+        "rl": policy.output_hash, "scorer": work.scorer_hash, "batch": str(recipe.batch_size),
     }  # fmt: skip
     if settings.best_of is not None:
         if reward is None:

@@ -52,6 +52,7 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "reward_model": reward_model or None,
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
+        "endpoints": {name: endpoint.client.account.figures() for name, endpoint in work.endpoints.items()},
         "curves": {name: stages[name].metrics() for name in ("sft", "reward_model", "rl") if name in stages},
         "gates": work.gates,
         "alarms": alarms(stages),
@@ -69,6 +70,11 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
 def alarms(stages: dict[str, Any]) -> list[dict[str, Any]]:
     """Signs that a number of the run is not what it seems, from the step logs."""
     found = []
+    feedback = stages["feedback"].result if "feedback" in stages else {}
+    asked, answered = feedback.get("comparisons", 0), feedback.get("verdicts", 0)
+    if asked and feedback.get("judge") and answered < asked:
+        words = f"the judge gave no verdict on {asked - answered} of {asked} comparisons; none of them is trained on"
+        found.append({"detector": "no verdict", "value": 1 - answered / asked, "threshold": 0.0, "message": words})
     rl = stages["rl"].metrics() if "rl" in stages else []
     if rl and "kl" in rl[0]:  # methods that sample; what breaks an invariant has already stopped the run
         if rl[-1]["missing_eos"] > 0.2:
@@ -85,6 +91,15 @@ def alarms(stages: dict[str, Any]) -> list[dict[str, Any]]:
                           "threshold": 1.5 * mean(early, "response_tokens"),
                           "message": "responses grew by more than half: see whether the reward pays for length"})  # fmt: skip
     return found
+
+
+def endpoint_words(used: dict[str, Any]) -> str:
+    """What an endpoint was used for, in one line."""
+    money = "" if used["money"] is None else f", money {used['money']:.4g}"
+    return (
+        f"{used['model']} at {used['url']}: {used['requests']} answers, {used['input_tokens']} tokens read, "
+        f"{used['output_tokens']} written{money}; {used['cached']} taken from disk, {used['repeated']} sent again"
+    )
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:
@@ -111,5 +126,9 @@ def provenance(work: Work) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": work.device,
         "threads": torch.get_num_threads(),
+        **{
+            f"endpoint {name}": endpoint_words(endpoint.client.account.figures())
+            for name, endpoint in work.endpoints.items()
+        },
         "command": " ".join(Path(part).name if i == 0 else part for i, part in enumerate(sys.argv)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
 from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution
@@ -33,6 +34,6 @@ def categorise(prompts: Sequence[Prompt], constitution: Constitution, sampler: S
     found = list(prompts)
     for i, row in zip(open_places, logprobs, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
-        if best < len(topics):
+        if best < len(topics) and math.isfinite(row[best]):
             found[i] = prompts[i].model_copy(update={"principle": topics[best].id})
     return found

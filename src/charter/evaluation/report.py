@@ -18,6 +18,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
     gates: [{name, passed, overridden, message, numbers}], alarms: [{detector, value, threshold, message}]
+    endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
     samples: [{prompt, tags, principle, responses: {arm: text}, harmful: {arm: bool | None}}]
     stages: [{name, wall_s, skipped}], provenance: {...}
 """

@@ -47,14 +47,19 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     text = tokenizer.apply_chat_template(
         [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
     )
+    return encode_text(tokenizer, text)
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text as it stands, without a chat template: how a base model reads a document. Special tokens spelled out in it
+    are control tokens, since whoever writes the whole text also writes its template."""
     if tokenizer.chat_template == PLAIN_TEMPLATE:
         return list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     bos = tokenizer.bos_token_id
     # A base model's own tokenizer would have begun with BOS; a chat template that writes it itself must not get two.
-    if bos is not None and getattr(tokenizer, "add_bos_token", False) and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    return list(ids)
+    begin = bos is not None and getattr(tokenizer, "add_bos_token", False) and ids[:1] != [bos]
+    return [bos, *ids] if begin else list(ids)
 
 
 def encode_response(tokenizer: Any, text: str, *, end: bool = True) -> list[int]:

@@ -1,0 +1,199 @@
+"""One model, many requests: rows that arrived together are decoded together, and groups of them take turns step by step.
+
+A thread of its own owns the model. Requests that wait are read as one group; a group that arrives while others are being written
+does not wait for their end, it joins the round of steps. A response is drawn from its own seed as in ``models.generate``, so
+what else is being served does not change it, up to the last bits of a product whose shape differs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from charter.models.generate import make_decoder, pick
+from charter.models.trunk import REFERENCE, Trunk
+
+Likeliest = tuple[tuple[int, float], ...]
+"""Token ids with their log-probabilities (nats), the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token of a response. logprob: nats, at temperature 1 whatever the response is drawn at; finish: why it is the last."""
+
+    id: int
+    logprob: float
+    likeliest: Likeliest
+    finish: Literal["stop", "length"] | None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The work on a request failed."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prompt's own tokens under the model: log-probability and likeliest tokens at each place but the first."""
+
+    logprobs: tuple[float, ...]
+    likeliest: tuple[Likeliest, ...]
+
+
+@dataclass(eq=False)
+class Job:
+    """A response to be written, or, with ``max_new_tokens`` 0, a prompt to be scored. ``emit`` is called from the engine's thread
+    with every token, with a score, or with what went wrong; nothing comes after ``cancelled`` is set."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    emit: Callable[[Drawn | Scored | Broken], None]
+    seed: int = 0
+    temperature: float = 1.0
+    top: int = 0
+    cancelled: bool = field(default=False, init=False)
+
+
+class Group:
+    """Prompts that were read together, and their rows."""
+
+    def __init__(self, model: Any, jobs: Sequence[Job], eos_id: int, dtype: torch.dtype) -> None:
+        longest = max(job.max_new_tokens for job in jobs)
+        self.jobs, self.eos_id, self.step_number = list(jobs), eos_id, 0
+        self.decoder = make_decoder(model, [job.prompt for job in jobs], 1, longest, dtype)
+        self.logits = self.decoder.logits
+        device = self.logits.device
+        self.uniforms = torch.zeros(len(jobs), longest, dtype=torch.float64)
+        for row, job in enumerate(jobs):
+            drawn = np.random.default_rng(job.seed).random(job.max_new_tokens)
+            self.uniforms[row, : job.max_new_tokens] = torch.from_numpy(drawn)
+        self.uniforms = self.uniforms.to(device)
+        self.temperature = torch.tensor([job.temperature for job in jobs], device=device)
+
+    def step(self) -> bool:
+        """One token for every row; whether any row goes on."""
+        choice = choose(self.logits, self.uniforms[:, self.step_number], self.temperature)
+        self.step_number += 1
+        logprobs = torch.log_softmax(self.logits.float(), dim=-1)
+        own = logprobs.gather(1, choice.unsqueeze(1)).squeeze(1).tolist()
+        likeliest = most(logprobs, [job.top for job in self.jobs])
+        on = []
+        for row, (job, token) in enumerate(zip(self.jobs, choice.tolist(), strict=True)):
+            if job.cancelled:
+                continue
+            last = self.step_number == job.max_new_tokens
+            finish: Literal["stop", "length"] | None = "stop" if token == self.eos_id else "length" if last else None
+            job.emit(Drawn(token, own[row], likeliest[row], finish))
+            if finish is None:
+                on.append(row)
+        if not on:
+            return False
+        if len(on) < len(self.jobs):
+            keep = torch.tensor(on, device=choice.device)
+            self.decoder.keep(keep)
+            self.jobs = [self.jobs[row] for row in on]
+            choice, self.uniforms, self.temperature = choice[keep], self.uniforms[keep], self.temperature[keep]
+        self.logits = self.decoder.step(choice)
+        return True
+
+
+def choose(logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
+    """Tokens (B,) of logits (B, V), each row at its own temperature (B,); 0 takes the likeliest."""
+    greedy = temperature == 0
+    if bool(greedy.all()):
+        return logits.float().argmax(dim=-1)
+    scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(1)
+    drawn, _ = pick(scaled, uniform, 1.0)
+    return torch.where(greedy, logits.float().argmax(dim=-1), drawn)
+
+
+def most(logprobs: Tensor, tops: Sequence[int]) -> list[Likeliest]:
+    """The likeliest tokens of each row of log-probabilities (B, V), as many as each row wants."""
+    if not any(tops):
+        return [()] * len(tops)
+    values, ids = logprobs.topk(min(max(tops), logprobs.shape[1]), dim=-1)
+    rows = zip(ids.tolist(), values.tolist(), tops, strict=True)
+    return [tuple(zip(own[:top], found[:top], strict=True)) for own, found, top in rows]
+
+
+@torch.inference_mode()
+def score(model: Any, ids: Sequence[int], top: int) -> Scored:
+    """The log-probabilities of a text's own tokens, each after those before it."""
+    tokens = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    output = model(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        position_ids=torch.arange(len(ids), device=tokens.device).unsqueeze(0),
+    )
+    logprobs = torch.log_softmax(output.logits[0, :-1].float(), dim=-1)
+    own = logprobs.gather(1, tokens[0, 1:].unsqueeze(1)).squeeze(1).tolist()
+    return Scored(tuple(own), tuple(most(logprobs, [top] * len(own))))
+
+
+class Engine:
+    """The thread that owns the model. ``max_rows`` are decoded at once, in at most ``max_groups`` groups; the rest waits.
+    More groups make newcomers wait less and batches smaller (benchmarks/serving.py)."""
+
+    def __init__(self, trunk: Trunk, *, max_rows: int = 64, max_groups: int = 2) -> None:
+        self.trunk, self.max_rows, self.max_groups = trunk, max_rows, max_groups
+        self.waiting: deque[Job] = deque()
+        self.groups: list[Group] = []
+        self.changed = threading.Condition()
+        self.closed = False
+        self.thread = threading.Thread(target=self._run, name="charter-engine", daemon=True)
+        self.thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        with self.changed:
+            self.waiting.extend(jobs)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Stop after the step that is under way."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        self.thread.join()
+
+    def _take(self) -> list[Job]:
+        """The jobs to begin now; waits for one where nothing is being written."""
+        with self.changed:
+            while not self.groups and not self.waiting and not self.closed:
+                self.changed.wait()
+            room = self.max_rows - sum(len(group.jobs) for group in self.groups)
+            taken: list[Job] = []
+            while self.waiting and len(taken) < room and len(self.groups) < self.max_groups:
+                job = self.waiting.popleft()
+                if not job.cancelled:
+                    taken.append(job)
+            return taken
+
+    def _run(self) -> None:
+        eos = self.trunk.tokenizer.eos_token_id
+        with torch.inference_mode(), self.trunk.as_role(REFERENCE) as model:
+            while not self.closed:
+                fresh = self._take()
+                for job in (job for job in fresh if not job.max_new_tokens):
+                    self._guarded([job], lambda job=job: job.emit(score(model, job.prompt, job.top)))  # type: ignore[misc]
+                if writing := [job for job in fresh if job.max_new_tokens]:
+                    group = self._guarded(writing, lambda jobs=writing: Group(model, jobs, eos, self.trunk.dtype))  # type: ignore[misc]
+                    self.groups += [group] if group is not None else []
+                self.groups = [group for group in self.groups if self._guarded(group.jobs, group.step)]
+
+    def _guarded(self, jobs: Sequence[Job], work: Callable[[], Any]) -> Any:
+        """What the work returns; None where it failed, which its jobs are told and nobody else suffers from."""
+        try:
+            return work()
+        except Exception as error:  # a model's forward pass raises whatever its libraries raise; the server goes on
+            for job in jobs:
+                job.emit(Broken(f"{type(error).__name__}: {error}"[:200]))
+            return None

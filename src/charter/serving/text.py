@@ -1,0 +1,81 @@
+"""Tokens back to text while they come: pieces that are never taken back, and stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from charter.models.chat_template import decode_response
+
+HALF = "\ufffd"  # what a token that ends in the middle of a character decodes to
+
+
+class Pieces:
+    """The text that each token adds. A token in the middle of a character adds nothing; the one that completes it adds it all."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.begin = self.end = (
+            0  # tokens before ``end`` are told; those from ``begin`` on are decoded again with what follows
+        )
+
+    def add(self, token: int) -> str:
+        self.ids.append(token)
+        whole = self._decode(len(self.ids))
+        return "" if whole.endswith(HALF) else self._told(whole)
+
+    def rest(self) -> str:
+        """What is left at the end: half a character."""
+        return self._told(self._decode(len(self.ids)))
+
+    def _told(self, whole: str) -> str:
+        new = whole[len(self._decode(self.end)) :]
+        self.begin, self.end = self.end, len(self.ids)
+        return new
+
+    def _decode(self, end: int) -> str:
+        # A token that ends a response is decoded as text here: whoever writes a response keeps it away.
+        ids = self.ids[self.begin : end]
+        return str(decode_response(self.tokenizer, [*ids, self.tokenizer.eos_token_id])) if ids else ""
+
+
+class Writer:
+    """The text of a response, up to the first stop string. ``stopped`` once one was met."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self.pieces, self.stop = Pieces(tokenizer), [one for one in stop if one]
+        self.text = ""
+        self.sent = 0
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """What may be sent now: what no stop string can still begin in."""
+        return self._advance(self.pieces.add(token), last=False)
+
+    def finish(self) -> str:
+        """What is left."""
+        return "" if self.stopped else self._advance(self.pieces.rest(), last=True)
+
+    def _advance(self, piece: str, *, last: bool) -> str:
+        if self.stopped:
+            return ""
+        self.text += piece
+        places = [place for one in self.stop if (place := self.text.find(one, self.sent)) >= 0]
+        if places:
+            self.text, self.stopped = self.text[: min(places)], True
+        end = len(self.text) if last or self.stopped else len(self.text) - self._held()
+        new, self.sent = self.text[self.sent : end], max(end, self.sent)
+        return new
+
+    def _held(self) -> int:
+        """Characters at the end with which a stop string begins."""
+        return max(
+            (n for one in self.stop for n in range(1, len(one)) if self.text.endswith(one[:n])),
+            default=0,
+        )
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A single token as text, control tokens by their name."""
+    return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
