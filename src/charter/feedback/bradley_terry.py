@@ -22,6 +22,7 @@ from scipy.sparse.linalg import splu
 
 from charter.feedback.comparisons import Comparisons, Floats, Ints
 
+AVERAGE = 1e6  # precision with which the mean β of the comparisons is 1
 STRENGTH_SD, BETA_SD, GAMMA_SD, TIE_SD = 1.0, 0.5, 0.5, 2.0
 MIN_VOTES = 20  # a rater with fewer comparisons shares β and γ with all others of that kind
 STEPS = 200
@@ -83,6 +84,12 @@ class Fit:
     def log_tie(self) -> float:
         return float(self.theta[self.cells.n_items]) if self.ties else -np.inf
 
+    @cached_property
+    def share(self) -> Floats:
+        """(R,) part of the comparisons that each effect answers for."""
+        votes = np.bincount(self.cells.rater, weights=self.cells.tally.sum(axis=1), minlength=self.cells.n_raters)
+        return np.asarray(votes / votes.sum())
+
     @property
     def first_effect(self) -> int:
         """Where β begins in θ."""
@@ -140,11 +147,16 @@ class Fit:
         return mean, np.array(sd) ** -2.0
 
     @cached_property
+    def excess(self) -> float:
+        """How much the mean β of the comparisons is above 1."""
+        return float(self.share @ self.beta) - 1 if self.cells.n_raters else 0.0
+
+    @cached_property
     def objective(self) -> float:
         """Log-likelihood plus log prior, nats, up to a constant."""
         mean, precision = self.prior
         logs = np.log(np.where(self.cells.tally > 0, np.maximum(self.probabilities, 1e-300), 1.0))
-        likelihood = float((self.cells.tally * logs).sum())
+        likelihood = float((self.cells.tally * logs).sum()) - 0.5 * AVERAGE * self.excess**2
         return likelihood - 0.5 * float(precision @ (self.theta - mean) ** 2)
 
     @cached_property
@@ -164,6 +176,8 @@ class Fit:
             found += np.bincount(column, weights=value * by_d, minlength=len(found))
         if self.ties:
             found[self.cells.n_items] += by_tie.sum()
+        if self.cells.n_raters:
+            found[self.first_effect : self.first_effect + self.cells.n_raters] -= AVERAGE * self.excess * self.share
         return found
 
     def information(self, *, expected: bool = False) -> Any:
@@ -180,6 +194,10 @@ class Fit:
             both = -0.5 * total * lead * p[:, 1]
             found += [entry for i, u in terms for entry in ((i, at, both * u), (at, i, both * u))]
             found.append((at, at, total * p[:, 1] * (1 - p[:, 1])))
+        if c.n_raters:
+            own = self.first_effect + np.arange(c.n_raters)
+            rows, columns = (part.ravel() for part in np.meshgrid(own, own))
+            found.append((rows, columns, AVERAGE * np.outer(self.share, self.share).ravel()))
         if c.n_raters and not expected:
             own, by_d = self.first_effect + c.rater, self.scores[0]
             found += [(c.x, own, -by_d), (own, c.x, -by_d), (c.y, own, by_d), (own, c.y, by_d)]
@@ -188,35 +206,15 @@ class Fit:
     @cached_property
     def solver(self) -> Any:
         """The factorised information at the optimum; ``solve`` takes (p,) or (p, k)."""
-        return splu(self.information(), permc_spec="MMD_AT_PLUS_A")
+        return factorised(self.information())
 
     # -- what follows from it --------------------------------------------------------------------------------------------
 
     @cached_property
-    def scale(self) -> float:
-        """Mean β over the comparisons: what one unit of s is worth to an average vote. 1 without rater effects."""
-        return float(self.share @ self.beta) if self.cells.n_raters else 1.0
-
-    @cached_property
-    def share(self) -> Floats:
-        """(R,) part of the comparisons that each effect answers for."""
-        votes = np.bincount(self.cells.rater, weights=self.cells.tally.sum(axis=1), minlength=self.cells.n_raters)
-        return np.asarray(votes / votes.sum())
-
-    @cached_property
-    def ratings(self) -> Floats:
-        """(n,) strengths in log-odds of an average vote, mean 0."""
-        return self.strengths * self.scale
-
-    @cached_property
     def ratings_by_theta(self) -> Floats:
-        """∂ratings/∂θ: (n, p), the mean of the ratings held at 0."""
-        c = self.cells
-        found = np.zeros((c.n_items, len(self.theta)))
-        found[:, : c.n_items] = self.scale * (np.eye(c.n_items) - 1 / c.n_items)
-        if c.n_raters:
-            found[:, self.first_effect : self.first_effect + c.n_raters] = np.outer(self.strengths, self.share)
-        return found
+        """∂s/∂θ: (n, p), the mean of s held at 0."""
+        n = self.cells.n_items
+        return np.pad(np.eye(n) - 1 / n, ((0, 0), (0, len(self.theta) - n)))
 
     def cluster_scores(self, comparisons: Comparisons, clusters: Ints) -> Any:
         """Sum of the scores of the comparisons of each cluster, sparse (G, p); ``clusters``: (N,) numbers from 0."""
@@ -231,6 +229,12 @@ class Fit:
             at = np.full(shape[0], self.cells.n_items)
             found = found + sparse.coo_array((summed, (np.arange(shape[0]), at)), shape=found.shape)
         return sparse.csr_array(found)
+
+
+def factorised(matrix: Any) -> Any:
+    """LU factors of a positive definite sparse matrix in its own order: items of different prompts do not touch, and the few
+    parameters that touch everything stand last, so that elimination fills next to nothing."""
+    return splu(matrix, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def _added_up(entries: list[tuple[Ints, Ints, Floats]], size: int) -> Any:
@@ -255,7 +259,7 @@ def fit(cells: Cells, start: Floats | None = None) -> Fit:
     now = Fit(cells, start, ties, 0)
     for number in range(1, STEPS + 1):
         # The expected information is positive definite everywhere; with the observed one the steps may end in a saddle.
-        step = splu(now.information(expected=True), permc_spec="MMD_AT_PLUS_A").solve(now.gradient)
+        step = factorised(now.information(expected=True)).solve(now.gradient)
         gain = float(now.gradient @ step)  # twice what a quadratic objective would gain
         if gain < 1e-8:  # the square of the distance to the optimum in standard errors
             break
@@ -266,6 +270,22 @@ def fit(cells: Cells, start: Floats | None = None) -> Fit:
                 return now
         now = tried
     return now
+
+
+def fit_near(found: Fit, cells: Cells) -> Fit:
+    """The fit of cells that differ a little from those of ``found``, by steps that reuse its factorised information."""
+    if bool(cells.tally[:, 1].any()) != found.ties:
+        return fit(cells)
+    now = Fit(cells, found.theta, found.ties, 0)
+    before = np.inf
+    while True:
+        step = found.solver.solve(now.gradient)
+        gain = float(now.gradient @ step)
+        if 0 <= gain < 1e-8:
+            return now
+        if not 0 <= gain < before / 4:  # too far away for that
+            return fit(cells, now.theta if now.steps else found.theta)
+        before, now = gain, Fit(cells, now.theta + step, found.ties, now.steps + 1)
 
 
 def without(cells: Cells, comparisons: Comparisons, dropped: Any) -> Cells:

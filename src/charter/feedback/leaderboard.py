@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse, stats
 
-from charter.feedback.bradley_terry import Fit, cells_of, fit, rater_effects, without
+from charter.feedback.bradley_terry import Fit, cells_of, fit, fit_near, rater_effects, without
 from charter.feedback.comparisons import Comparisons, Floats, Ints
 
 ELO = 400 / np.log(10)  # points for one unit of log-odds
@@ -61,11 +61,12 @@ def covariance(found: Fit, comparisons: Comparisons, by_theta: Any) -> Covarianc
     n_prompts, n_raters = int(prompt.max()) + 1, int(rater.max()) + 1
     if n_prompts < 2:
         return Covariance(None, posterior, 0, "posterior")
-    robust = _meat(found, comparisons, prompt, u)
     if n_raters < TWO_WAY_FROM:
-        return Covariance(robust, posterior, n_prompts - 1, "clustered by prompt")
+        return Covariance(_meat(found, comparisons, prompt, u), posterior, n_prompts - 1, "clustered by prompt")
     _, both = np.unique(prompt * n_raters + rater, return_inverse=True)
-    robust = robust + _meat(found, comparisons, rater, u) - _meat(found, comparisons, both, u)
+    robust = _meat(found, comparisons, rater, u)
+    if both.max() + 1 > n_prompts:  # otherwise every prompt had one rater, and its clusters add what they take away
+        robust = robust + _meat(found, comparisons, prompt, u) - _meat(found, comparisons, both, u)
     values, vectors = np.linalg.eigh(robust)  # the difference of covariances need not be one
     robust = (vectors * np.maximum(values, 0)) @ vectors.T
     return Covariance(robust, posterior, min(n_prompts, n_raters) - 1, "clustered by prompt and by rater")
@@ -94,7 +95,7 @@ class Flip:
 def votes_to_flip(found: Fit, comparisons: Comparisons) -> Flip | None:
     """How few ballots decide who is first: those with the largest influence are dropped (the approximation of Broderick et al. 2020,
     arXiv:2011.14999; for arenas Huang et al. 2025) and the fit is made anew, until another is first. An upper bound. None where half the ballots would not do."""
-    ratings = found.ratings
+    ratings = found.strengths
     order = np.argsort(-ratings, kind="stable")
     c, cells = comparisons, found.cells
     n_ballots = len(np.unique(c.ballot))
@@ -122,13 +123,11 @@ def votes_to_flip(found: Fit, comparisons: Comparisons) -> Flip | None:
 
 
 def _fewest(found: Fit, comparisons: Comparisons, place: Ints, guess: int, most: int, top: int, rival: int) -> int | None:
-    """The smallest number of first places to drop after which the rival is ahead, searched outwards from ``guess``."""
+    """The smallest number of first places to drop after which the rival is ahead (to 2 %), searched outwards from ``guess``."""
 
     def flipped(drop: int) -> bool:
-        changed = without(found.cells, comparisons, np.flatnonzero(place < drop))
-        ties = bool(changed.tally[:, 1].any())
-        again = fit(changed, found.theta if ties == found.ties else None)
-        return bool(again.ratings[rival] > again.ratings[top])
+        again = fit_near(found, without(found.cells, comparisons, np.flatnonzero(place < drop)))
+        return bool(again.strengths[rival] > again.strengths[top])
 
     if most < 1:
         return None
@@ -137,7 +136,7 @@ def _fewest(found: Fit, comparisons: Comparisons, place: Ints, guess: int, most:
         if high >= most:
             return None
         low, high = high, min(most, high + max(1, high // 4))
-    while high - low > 1:
+    while high - low > max(1, high // 50):
         middle = max((low + high) // 2, high - max(1, high // 8))
         if flipped(middle):
             high = middle
@@ -175,8 +174,8 @@ def leaderboard(comparisons: Comparisons, *, equal_raters: bool = False, live: b
     effect = None if equal_raters else rater_effects(comparisons)
     found = fit(cells_of(comparisons, effect))
     spread = covariance(found, comparisons, found.ratings_by_theta)
-    order = np.argsort(-found.ratings, kind="stable")
-    ratings = found.ratings[order]
+    order = np.argsort(-found.strengths, kind="stable")
+    ratings = found.strengths[order]
     n = len(order)
     between = np.ix_(order, order)
     # Šidák 1967: intervals at this level hold all n − 1 differences of a model at once, however they depend on each other.
