@@ -201,7 +201,7 @@ class Fit:
         if c.n_raters and not expected:
             own, by_d = self.first_effect + c.rater, self.scores[0]
             found += [(c.x, own, -by_d), (own, c.x, -by_d), (c.y, own, by_d), (own, c.y, by_d)]
-        return _added_up(found, len(self.theta))
+        return added_up(found, len(self.theta))
 
     @cached_property
     def solver(self) -> Any:
@@ -237,7 +237,7 @@ def factorised(matrix: Any) -> Any:
     return splu(matrix, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
-def _added_up(entries: list[tuple[Ints, Ints, Floats]], size: int) -> Any:
+def added_up(entries: list[tuple[Ints, Ints, Floats]], size: int) -> Any:
     """The (size, size) sparse matrix with these (row, column, value) entries, those of one place summed."""
     if size > DENSE:
         rows, columns, values = (np.concatenate(part) for part in zip(*entries, strict=True))
