@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -38,7 +38,8 @@ class Votes:
     Per ranked response (E,): ``ranked_in`` (ballot), ``ranked`` (response), ``rank`` (0 is "F"). Per pair (N,): ``x`` < ``y`` (responses),
     ``outcome`` 1 where x was said to be more of what was asked for, −1 where y, 0 for a tie; ``shown`` 1 where x stood first, −1 where y, 0 where
     both orders were asked or nobody knows; ``ballot``; ``count`` (how often, 1 unless a table counts).
-    ``said`` counts what was read and what was left out. ``single`` (N', 5) holds what a judge read in each single order.
+    ``said`` counts what was read and what was left out. ``flags``: name to (E,), whether the ranked response was flagged so. ``single``:
+    columns x, y, outcome, shown, ballot of what judges read in each single order.
     """
 
     raters: tuple[str, ...]
@@ -63,7 +64,8 @@ class Votes:
     ballot: Ints
     count: Floats
     said: dict[str, int]
-    single: Ints | None = None  # columns x, y, outcome, shown, ballot
+    flags: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    single: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     entries: list[tuple[int, int, int]] = []
     pairs: list[tuple[int, int, int, int, int]] = []
     single: list[tuple[int, int, int, int, int]] = []
+    flagged: set[tuple[int, int, str]] = set()
     standing = current(judgments)
     said = Counter(superseded=len(judgments) - len(standing))
     for judgment in standing:
@@ -165,6 +168,7 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
             strength = -strength
         ballots.append((who, prompts(judgment.prompt_id), QUESTIONS[judgment.direction], seconds_of(judgment.timings), strength,
                         len(shown)))  # fmt: skip
+        flagged |= {(ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number}
         entries += [(ballot, number[one], rank if isinstance(rank, int) else FAILED) for one, rank in judgment.ranks.items()]
         read = judgment.margins_by_order
         for a, b, outcome in pair_outcomes(judgment.ranks, shown):
@@ -184,7 +188,9 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
         raters.names, tuple(kinds[i] for i in range(len(raters.names))), prompts.names, tuple(names), written.names, model_of,
         who.astype(np.int64), prompt.astype(np.int64), question.astype(np.int64), seconds, strengths.astype(np.int64),
         size.astype(np.int64), *(column.astype(np.int64) for column in (inside, ranked, rank, x, y, outcome, side, ballot_of)),
-        np.ones(len(x)), dict(said), _rows(single, 5) if single else None,
+        np.ones(len(x)), dict(said),
+        {flag: np.array([(ballot, one, flag) in flagged for ballot, one, _ in entries], dtype=bool)
+         for flag in sorted({flag for _, _, flag in flagged})}, _rows(single, 5) if single else None,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ TOLERANCE = 0.005  # the largest change of β, γ, η in a round that ends the f
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 SD_RANGE = (0.1, 10.0)
+MANY = 30  # prompts of a rater, from which on the sandwich stands alone
 OTHERS = 12  # ballots of others that a ballot is held against; more would hardly sharpen the prediction
 
 
@@ -269,7 +270,7 @@ def _slopes(task: Task, predicted: Floats, log_tie: float, beta: Floats, gamma: 
 def _standard_errors(
     task: Task, prompt: Ints, predicted: Floats, log_tie: float, beta: Floats, gamma: Floats
 ) -> tuple[Floats, Floats]:
-    """Of β and γ (R,): the sandwich over the prompts of each rater, and where that is narrower the posterior."""
+    """Of β and γ (R,): the sandwich over the prompts of each rater; with few prompts no narrower than the posterior."""
     by_d, _, information = _curves(task, predicted, log_tie, beta, gamma)
     cluster, of = np.unique(task.rater * (prompt.max() + 1) + prompt, return_inverse=True)
     rater = cluster // (prompt.max() + 1)
@@ -279,5 +280,6 @@ def _standard_errors(
     n = np.bincount(rater, minlength=len(beta)).astype(float)
     inverse = np.linalg.inv(information)
     robust = inverse @ meat @ inverse * (n / np.maximum(n - 1, 1))[:, None, None]
-    found = np.sqrt(np.maximum(np.diagonal(robust, axis1=1, axis2=2), np.diagonal(inverse, axis1=1, axis2=2)))
+    robust, posterior = (np.diagonal(part, axis1=1, axis2=2) for part in (robust, inverse))
+    found = np.sqrt(np.where((n < MANY)[:, None], np.maximum(robust, posterior), robust))
     return found[:, 0], found[:, 1]
