@@ -382,6 +382,46 @@ def testbed_data(
     show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
 
 
+VoteFile = Annotated[
+    Path, typer.Argument(help="Votes: judgments.jsonl, a run folder, or a table with model_a, model_b and winner.")
+]
+ResponseFile = Annotated[
+    Path | None, typer.Option(help="responses.jsonl or its folder; by default the file beside the judgments.")
+]
+VotesOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for JSON, CSV and a picture.")]
+
+
+@app.command()
+def ratings(
+    file: VoteFile,
+    of: Annotated[str, typer.Option(help="Rate models or single responses.")] = "models",
+    responses: ResponseFile = None,
+    equal_raters: Annotated[bool, typer.Option("--equal-raters", help="Every rater counts the same.")] = False,
+    out: VotesOut = None,
+    as_json: Json = False,
+) -> None:
+    """Rate models or responses from votes: Bradley-Terry with ties, intervals by prompt, rank sets, votes that decide the top."""
+    if of not in ("models", "responses"):
+        raise InputError(f"--of {of!r}: models or responses")
+    from charter.feedback.reports import ratings_report, write_ratings
+    from charter.feedback.vote_files import read_votes
+
+    result, lines = ratings_report(read_votes(file, responses, models=of == "models"), of, equal_raters=equal_raters)
+    files = write_ratings(result, out) if out else []
+    show(result, as_json, *lines, *(f"written: {path}" for path in files))
+
+
+@app.command()
+def agreement(file: VoteFile, out: VotesOut = None, as_json: Json = False) -> None:
+    """How far raters agree, with intervals, beside published figures, and a line for each rater, person or judge."""
+    from charter.feedback.reports import agreement_report, write_agreement
+    from charter.feedback.vote_files import read_votes
+
+    result, lines = agreement_report(read_votes(file))
+    files = write_agreement(result, out) if out else []
+    show(result, as_json, *lines, *(f"written: {path}" for path in files))
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
