@@ -422,6 +422,29 @@ def agreement(file: VoteFile, out: VotesOut = None, as_json: Json = False) -> No
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 
 
+@app.command()
+def raters(
+    file: VoteFile,
+    reward: Annotated[Path, typer.Option(help="A trained reward model: a run folder or what reward train made.")],
+    model: Annotated[str | None, typer.Option(help="The model that the reward model was trained from.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="prompts.jsonl or its folder.")] = None,
+    responses: ResponseFile = None,
+    out: VotesOut = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Noise or taste: does a head of a rater's own, on a reward model's features, predict votes that it has not seen?"""
+    from charter.config import locate
+    from charter.feedback.reports import taste_report, write_tastes
+    from charter.standalone import tastes_from_files
+
+    base = locate(model, Path.cwd()) if model else None
+    found, votes = tastes_from_files(file, reward, model=base, prompts=prompts, responses=responses, seed=seed)
+    result, lines = taste_report(found, votes)
+    files = write_tastes(result, out) if out else []
+    show(result, as_json, *lines, *(f"written: {path}" for path in files))
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,

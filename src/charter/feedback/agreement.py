@@ -79,7 +79,9 @@ def krippendorff(totals: Floats, values: Floats, metric: str) -> Floats:
     elif metric == "interval":
         distance = (values[:, None] - values[None, :]) ** 2
     else:
-        upto = np.cumsum(marginal, axis=-1) - marginal / 2  # ranks up to the middle of a value, so differences count those between
+        upto = (
+            np.cumsum(marginal, axis=-1) - marginal / 2
+        )  # ranks up to the middle of a value, so differences count those between
         distance = (upto[..., :, None] - upto[..., None, :]) ** 2
     observed = (coincidences * distance).sum(axis=(-2, -1))
     expected = (marginal[..., :, None] * marginal[..., None, :] * distance).sum(axis=(-2, -1))
@@ -100,7 +102,9 @@ def kendall_w(ranks: Floats) -> float:
     """Concordance W of m raters' ranks (m, n) of the same n things, corrected for ties (Kendall 1948); NaN where all are tied."""
     m, n = ranks.shape
     ranked = stats.rankdata(ranks, axis=1)
-    tied = sum(float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1] for row in ranked))
+    tied = sum(
+        float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1] for row in ranked)
+    )
     spread = ((ranked.sum(axis=0) - m * (n + 1) / 2) ** 2).sum()
     most = m**2 * (n**3 - n) - m * tied
     return float(12 * spread / most) if most > 0 else np.nan
@@ -120,7 +124,11 @@ class Table:
         units, place, number = np.unique(unit[first], return_index=True, return_inverse=True)
         values, which = np.unique(value[first], return_inverse=True)
         counts = np.bincount(number * len(values) + which, minlength=len(units) * len(values))
-        return cls(values, counts.reshape(-1, len(values)).astype(float), np.unique(prompt[first][place], return_inverse=True)[1])
+        return cls(
+            values,
+            counts.reshape(-1, len(values)).astype(float),
+            np.unique(prompt[first][place], return_inverse=True)[1],
+        )
 
     def by_prompt(self, per_unit: Floats) -> Floats:
         """(G, k) sums of a (U, k) array."""
@@ -134,7 +142,9 @@ class Table:
         v = len(self.values)
         both = (self.counts[:, :, None] * (self.counts[:, None, :] - np.eye(v))).reshape(-1, v * v)
         sums = self.by_prompt(np.where(several[:, None], both / np.maximum(total - 1, 1)[:, None], 0))
-        return jackknife(name, sums, lambda totals: krippendorff(totals, self.values, metric), int(several.sum()), unit, (-1, 1))
+        return jackknife(
+            name, sums, lambda totals: krippendorff(totals, self.values, metric), int(several.sum()), unit, (-1, 1)
+        )
 
     def agreeing(self, name: str, unit: str, keep: Any = slice(None)) -> Figure:
         """Of the pairs of raters on one unit, the share that gave the same of the values ``keep``."""
@@ -189,7 +199,10 @@ def agreement(votes: Votes) -> list[Figure]:
     for name, held in marks.items():
         if held.any():
             table = Table.of(unit, rater, held.astype(float), prompt)
-            figures += [table.ac1(f"AC1 of {name}", "responses"), table.alpha(f"alpha of {name}", "nominal", "responses")]
+            figures += [
+                table.ac1(f"AC1 of {name}", "responses"),
+                table.alpha(f"alpha of {name}", "nominal", "responses"),
+            ]
     if not any(figure.n for figure in figures):
         raise InputError("no two raters judged the same responses; agreement needs some overlap")
     return figures

@@ -115,7 +115,9 @@ class Fit:
     @cached_property
     def probabilities(self) -> Floats:
         """(C, 3): x wins, tie, y wins."""
-        logits = np.stack([self.differences / 2, np.full(len(self.cells.x), self.log_tie), -self.differences / 2], axis=1)
+        logits = np.stack(
+            [self.differences / 2, np.full(len(self.cells.x), self.log_tie), -self.differences / 2], axis=1
+        )
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
@@ -127,7 +129,12 @@ class Fit:
             ones = np.ones(len(c.x))
             return [(c.x, ones), (c.y, -ones)]
         scale, own = self.beta[c.rater], self.first_effect + c.rater
-        return [(c.x, scale), (c.y, -scale), (own, self.strengths[c.x] - self.strengths[c.y]), (own + c.n_raters, c.shown)]
+        return [
+            (c.x, scale),
+            (c.y, -scale),
+            (own, self.strengths[c.x] - self.strengths[c.y]),
+            (own + c.n_raters, c.shown),
+        ]
 
     @cached_property
     def gradient_of_d(self) -> Any:
@@ -264,7 +271,9 @@ def fit(cells: Cells, start: Floats | None = None) -> Fit:
         if gain < 1e-8:  # the square of the distance to the optimum in standard errors
             break
         length = 1.0
-        while (tried := Fit(cells, now.theta + length * step, ties, number)).objective < now.objective + 1e-4 * length * gain:
+        while (
+            tried := Fit(cells, now.theta + length * step, ties, number)
+        ).objective < now.objective + 1e-4 * length * gain:
             length /= 2
             if length < 1e-8:
                 return now

@@ -158,7 +158,9 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
             said["no verdict"] += 1
             continue
         if unknown := set(judgment.ranks) - set(judgment.order):
-            raise InputError(f"ranks {min(unknown)!r}, which is not in order", file=f"judgment {judgment.id}", field="ranks")
+            raise InputError(
+                f"ranks {min(unknown)!r}, which is not in order", file=f"judgment {judgment.id}", field="ranks"
+            )
         ballot, who = len(ballots), raters(judgment.rater_id)
         kinds[who] = judgment.rater_kind
         place = {one: i for i, one in enumerate(judgment.order)}
@@ -168,8 +170,12 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
             strength = -strength
         ballots.append((who, prompts(judgment.prompt_id), QUESTIONS[judgment.direction], seconds_of(judgment.timings), strength,
                         len(shown)))  # fmt: skip
-        flagged |= {(ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number}
-        entries += [(ballot, number[one], rank if isinstance(rank, int) else FAILED) for one, rank in judgment.ranks.items()]
+        flagged |= {
+            (ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number
+        }
+        entries += [
+            (ballot, number[one], rank if isinstance(rank, int) else FAILED) for one, rank in judgment.ranks.items()
+        ]
         read = judgment.margins_by_order
         for a, b, outcome in pair_outcomes(judgment.ranks, shown):
             left = 1 if place[a] < place[b] else -1

@@ -37,7 +37,9 @@ class Covariance:
 
     def reach_of_differences(self, level: float = 0.95) -> Floats:
         """Half the width of the interval of each difference (k, k)."""
-        return self._reach(_of_differences(self.posterior), None if self.robust is None else _of_differences(self.robust), level)
+        return self._reach(
+            _of_differences(self.posterior), None if self.robust is None else _of_differences(self.robust), level
+        )
 
     def _reach(self, posterior: Floats, robust: Floats | None, level: float) -> Floats:
         tail = (1 + level) / 2
@@ -122,7 +124,9 @@ def votes_to_flip(found: Fit, comparisons: Comparisons) -> Flip | None:
     return best
 
 
-def _fewest(found: Fit, comparisons: Comparisons, place: Ints, guess: int, most: int, top: int, rival: int) -> int | None:
+def _fewest(
+    found: Fit, comparisons: Comparisons, place: Ints, guess: int, most: int, top: int, rival: int
+) -> int | None:
     """The smallest number of first places to drop after which the rival is ahead (to 2 %), searched outwards from ``guess``."""
 
     def flipped(drop: int) -> bool:
@@ -222,5 +226,3 @@ def elo(comparisons: Comparisons) -> Floats:
     found = np.full(len(c.items), MIDDLE)
     found[scores.index.to_numpy(dtype=np.int64)] = scores.to_numpy()
     return found
-
-

@@ -163,7 +163,11 @@ def _spread(comparisons: Comparisons, ties: bool) -> tuple[float, float]:
         if pairs:
             reach = means(SD_RANGE[0], log_tie)[0], means(SD_RANGE[1], log_tie)[0]
             target = float(np.clip(agreed, *reach))
-            sd = float(optimize.brentq(lambda value: means(value, log_tie)[0] - target, *SD_RANGE)) if reach[0] < target < reach[1] else SD_RANGE[int(target >= reach[1])]
+            sd = (
+                float(optimize.brentq(lambda value: means(value, log_tie)[0] - target, *SD_RANGE))
+                if reach[0] < target < reach[1]
+                else SD_RANGE[int(target >= reach[1])]
+            )
         if not ties:
             break
         log_tie = float(optimize.brentq(lambda value: means(sd, value)[1] - np.clip(tied, 1e-4, 0.98), -15, 15))
@@ -189,7 +193,9 @@ def fit_raters(comparisons: Comparisons, *, equal_raters: bool = False) -> Rater
         if told.any():
             s, columns = _strengths(others, s, sd, log_tie, beta, gamma)
             variance = _variance(columns, others.place, x, y)
-            predicted = np.where(told, (s[x] - s[y]) / np.sqrt(1 + np.pi / 8 * variance), 0)  # MacKay 1992: the mean over s
+            predicted = np.where(
+                told, (s[x] - s[y]) / np.sqrt(1 + np.pi / 8 * variance), 0
+            )  # MacKay 1992: the mean over s
         before = np.concatenate([beta, gamma, [log_tie if ties else 0.0]])
         log_tie = _tie_step(own, beta[c.rater] * predicted + gamma[c.rater] * own.shown, log_tie) if ties else log_tie
         slope, offset = _slopes(own, predicted, log_tie, beta, gamma)
@@ -218,7 +224,9 @@ def _strengths(
     for _ in range(50):
         by_d, curve, _, _ = moments(b * (s[task.x] - s[task.y]) + g, log_tie, task.tally)
         weight, pull = b**2 * curve, b * by_d
-        gradient = np.bincount(task.x, weights=pull, minlength=n) - np.bincount(task.y, weights=pull, minlength=n) - s / sd**2
+        gradient = (
+            np.bincount(task.x, weights=pull, minlength=n) - np.bincount(task.y, weights=pull, minlength=n) - s / sd**2
+        )
         solver = factorised(added_up([
             (every, every, np.full(n, sd**-2.0)), (task.x, task.x, weight), (task.y, task.y, weight),
             (task.x, task.y, -weight), (task.y, task.x, -weight),

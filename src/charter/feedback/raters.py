@@ -56,7 +56,9 @@ def rater_lines(votes: Votes, found: RaterModel | None = None) -> list[RaterLine
     raw = comparisons_of(votes, raw=True)
     agrees, n_agrees = _with_majority(votes, raw)
     repeats, n_repeats = _repeats(votes, raw)
-    pairs, ties = (np.bincount(raw.rater, weights=raw.count * held, minlength=n) for held in (np.ones(len(raw)), raw.outcome == 0))
+    pairs, ties = (
+        np.bincount(raw.rater, weights=raw.count * held, minlength=n) for held in (np.ones(len(raw)), raw.outcome == 0)
+    )
     who = votes.rater[votes.ranked_in]
     ranked, failed = (np.bincount(who, weights=held, minlength=n) for held in (np.ones(len(who)), votes.rank == FAILED))
     lines = []
@@ -71,7 +73,9 @@ def rater_lines(votes: Votes, found: RaterModel | None = None) -> list[RaterLine
 
         beta, gamma = float(found.beta[i]), float(found.gamma[i])
         errors = float(found.beta_se[i]), float(found.gamma_se[i])
-        words = _words(gamma, interval(beta, errors[0], at_once), interval(gamma, errors[1], at_once), int(found.overlap[i]), floor)
+        words = _words(
+            gamma, interval(beta, errors[0], at_once), interval(gamma, errors[1], at_once), int(found.overlap[i]), floor
+        )
         times = votes.seconds[(votes.rater == i) & np.isfinite(votes.seconds)]
         lines.append(RaterLine(
             rater, votes.kinds[i], int(ballots[i]), int(found.overlap[i]), beta, interval(beta, errors[0]), gamma,

@@ -15,6 +15,7 @@ from charter.feedback.agreement import ANCHORS, Figure, agreement
 from charter.feedback.comparisons import Votes, comparisons_of, single_orders
 from charter.feedback.exports import write_csv
 from charter.feedback.leaderboard import Leaderboard, leaderboard
+from charter.feedback.personal import NONE, OWN, SHARED, UNKNOWN, Taste
 from charter.feedback.rater_model import fit_raters
 from charter.feedback.raters import RaterLine, rater_lines
 from charter.feedback.response_ratings import PromptRatings, rate_responses
@@ -81,7 +82,9 @@ def _board_json(board: Leaderboard) -> dict[str, Any]:
 
 def _board_lines(board: Leaderboard) -> list[str]:
     width = max(8, *(len(plain(model)) for model in board.models))
-    lines = [f"{'rank':>7}  {'model':{width}} {'rating':>7}  {'95 % interval':>15} {'won':>9} {'tied':>9} {'lost':>9} {'Elo (live)':>11}"]
+    lines = [
+        f"{'rank':>7}  {'model':{width}} {'rating':>7}  {'95 % interval':>15} {'won':>9} {'tied':>9} {'lost':>9} {'Elo (live)':>11}"
+    ]
     for i, model in enumerate(board.models[:SHOWN]):
         best, worst = board.ranks[i]
         low, high = board.ratings[i] - board.reach[i], board.ratings[i] + board.reach[i]
@@ -95,7 +98,9 @@ def _board_lines(board: Leaderboard) -> list[str]:
     lines.append(f"intervals {board.method}; ranks: all that are compatible with them"
                  + (f"; {board.effects} rater effects" if board.effects else ""))  # fmt: skip
     if board.parts > 1:
-        lines.append(f"the models fall into {board.parts} groups that no comparison joins: ratings across them rest on the prior alone")
+        lines.append(
+            f"the models fall into {board.parts} groups that no comparison joins: ratings across them rest on the prior alone"
+        )
     if board.gap is not None:
         first, second = plain(board.models[0]), plain(board.models[1])
         gap, reach = board.gap
@@ -105,7 +110,9 @@ def _board_lines(board: Leaderboard) -> list[str]:
         lines.append(words)
     if board.flip is not None:
         rival, drop = board.flip
-        lines.append(f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {plain(rival)} would be ahead of {plain(board.models[0])}")
+        lines.append(
+            f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {plain(rival)} would be ahead of {plain(board.models[0])}"
+        )
     elif len(board.models) > 1:
         lines.append("votes that decide the top: dropping up to half of the judgments does not change it")
     return lines
@@ -114,7 +121,13 @@ def _board_lines(board: Leaderboard) -> list[str]:
 def _prompt_json(one: PromptRatings) -> dict[str, Any]:
     rows = [{"response": response, "rating": float(rating), "ci": [float(rating - reach), float(rating + reach)], "ranks": list(ranks)}
             for response, rating, reach, ranks in zip(one.responses, one.ratings, one.reach, one.ranks, strict=True)]  # fmt: skip
-    return {"prompt": one.prompt, "votes": one.votes, "p_best": one.p_best, "contested": one.contested, "responses": rows}
+    return {
+        "prompt": one.prompt,
+        "votes": one.votes,
+        "p_best": one.p_best,
+        "contested": one.contested,
+        "responses": rows,
+    }
 
 
 def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
@@ -129,7 +142,9 @@ def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
     if len(rated) > SHOWN // 4:
         lines.append(f"… and {len(rated) - SHOWN // 4:,} more prompts (--json, --out)")
     contested = sum(one.contested for one in rated)
-    lines.append(f"{contested:,} of {len(rated):,} prompts contested: the best is better than the next with a probability below .75; ratings in log-odds")
+    lines.append(
+        f"{contested:,} of {len(rated):,} prompts contested: the best is better than the next with a probability below .75; ratings in log-odds"
+    )
     return lines
 
 
@@ -164,7 +179,58 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
         lines.append(f"{plain(line.rater):{width}} {line.kind:12} {line.votes:6,} {line.beta:6.2f} {beta:14} {line.gamma:6.2f} {gamma:14} {_percent(line.agrees):>6} "
                      f"{_percent(line.tie_rate):>5} {_percent(line.failed_rate):>5} {'–' if line.seconds is None else f'{line.seconds:.0f}':>6} "
                      f"{_percent(line.repeats):>7} {', '.join(line.words)}".rstrip())  # fmt: skip
-    return [*lines, "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first."]
+    return [
+        *lines,
+        "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first.",
+    ]
+
+
+def taste_report(found: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
+    """The tastes of raters as (JSON, lines)."""
+    width = max(5, *(len(plain(one.rater)) for one in found))
+    lines = [counted(votes), f"{'rater':{width}} {'votes':>6}  {'own head':19} {'pooled head':19} {'gain, nats a vote':22} verdict"]
+    for one in sorted(found, key=lambda one: (one.own is None, one.own)):
+        own, pooled = (_with_interval(*pair, ".2f") for pair in ((one.own, one.own_ci), (one.pooled, one.pooled_ci)))
+        lines.append(f"{plain(one.rater):{width}} {one.votes:6,}  {own:19} {pooled:19} {_with_interval(one.gain, one.gain_ci, '.3f'):22} {one.word}")
+    lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
+    return {"said": votes.said, "raters": [asdict(one) for one in found]}, lines
+
+
+def _with_interval(value: float | None, ci: Sequence[float] | None, form: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:{form}}" + (f" [{ci[0]:{form}}, {ci[1]:{form}}]" if ci else "")
+
+
+def write_tastes(result: Mapping[str, Any], out: Path) -> list[Path]:
+    """tastes.json, and tastes.png: how well each rater's own head predicts it, over how well the pooled one does."""
+    write_json(out / "tastes.json", result)
+    rows = [row for row in result["raters"] if row["own"] is not None]
+
+    def paint(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
+        for level in (axes.axhline, axes.axvline):
+            level(0.5, color=INK, linewidth=0.8)
+        for row in rows:
+            (left, right), (low, high) = row["pooled_ci"], row["own_ci"]
+            axes.plot([left, right], [row["own"]] * 2, color=FAINT, linewidth=1)
+            axes.plot([row["pooled"]] * 2, [low, high], color=FAINT, linewidth=1)
+        for word, colour in WORD_COLOURS.items():
+            chosen = [row for row in rows if row["word"] == word]
+            axes.plot([row["pooled"] for row in chosen], [row["own"] for row in chosen], "o", color=colour, markersize=5, label=word)
+        for row in rows:
+            axes.annotate(plain(row["rater"], 16), (row["pooled"], row["own"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        ends = [end for row in rows for end in (*row["own_ci"], *row["pooled_ci"])] or [0.0, 1.0]
+        axes.set_xlim(min(ends) - 0.02, max(ends) + 0.02)
+        axes.set_ylim(min(ends) - 0.02, max(ends) + 0.02)
+        axes.set_ylabel("votes predicted by the rater's own head")
+        axes.legend(frameon=False, loc="lower right")
+
+    _draw(out / "tastes.png", paint, "votes predicted by the pooled head", 18)
+    return [out / "tastes.json", out / "tastes.png"]
+
+
+WORD_COLOURS = {SHARED: MARK, OWN: "#059669", NONE: "#dc2626", UNKNOWN: "#6b7280"}
 
 
 def _percent(value: float | None) -> str:
@@ -235,5 +301,3 @@ def _draw(path: Path, paint: Callable[[Axes], Any], label: str, rows: int) -> No
         axes.set_xlabel(label)
         with atomic_path(path) as temporary:
             picture.savefig(temporary, format="png", metadata={"Software": None})
-
-

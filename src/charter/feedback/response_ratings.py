@@ -36,7 +36,9 @@ class PromptRatings:
         return self.p_best is not None and self.p_best < CONTESTED
 
 
-def rate_responses(comparisons: Comparisons, prompts: tuple[str, ...], found: RaterModel | None = None) -> list[PromptRatings]:
+def rate_responses(
+    comparisons: Comparisons, prompts: tuple[str, ...], found: RaterModel | None = None
+) -> list[PromptRatings]:
     """Ratings of the responses of every prompt with a comparison, in the order of ``prompts``; ``found`` where it is known already."""
     found = found or fit_raters(comparisons)
     ballots = np.unique(np.stack([comparisons.prompt, comparisons.ballot]), axis=1)[0]

@@ -73,7 +73,9 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
     known = {one.id: one.model for one in read_jsonl(source, Response)}
     missing = next((one for judgment in judgments for one in judgment.order if one not in known), None)
     if models and missing is not None:
-        raise InputError(f"does not hold response {missing!r}, which {place} judges; give the file with all of them", file=source)
+        raise InputError(
+            f"does not hold response {missing!r}, which {place} judges; give the file with all of them", file=source
+        )
     return votes_of(judgments, known)
 
 
@@ -108,7 +110,9 @@ def votes_of_rows(rows: Iterable[Row], path: Path) -> Votes:
         a_field, b_field, prompt_field, rater_field = names
         if a_field is None or b_field is None:
             columns = ", ".join(map(str, row.values)) or "none"
-            raise row.bad(f"no models; give columns model_a, model_b and winner, or our judgments (columns here: {columns})")
+            raise row.bad(
+                f"no models; give columns model_a, model_b and winner, or our judgments (columns here: {columns})"
+            )
         a, b = _name(row, a_field), _name(row, b_field)
         counted = _counts(row)
         if counted is None:
@@ -163,7 +167,9 @@ def _as_votes(
     turned = a > b
     x, y = np.where(turned, b, a), np.where(turned, a, b)
     side = np.where(turned, -1, 1)
-    ranks = np.stack([np.where(bad, 0, np.where(outcome == -1, 2, 1)), np.where(bad, 0, np.where(outcome == 1, 2, 1))], axis=1)
+    ranks = np.stack(
+        [np.where(bad, 0, np.where(outcome == -1, 2, 1)), np.where(bad, 0, np.where(outcome == 1, 2, 1))], axis=1
+    )
     pairs = np.flatnonzero(~bad)
     return Votes(
         raters, kinds, prompts, responses, models, model_of, rater, prompt, np.zeros(len(a), dtype=np.int64), seconds,
