@@ -168,9 +168,9 @@ class Table:
 
 
 def question_units(votes: Votes, raw: Comparisons) -> Ints:
-    """(N,) a number for each pair of responses under each question: what was asked under more_harmful is another unit."""
-    key = (votes.question[raw.ballot] * len(raw.items) + raw.x) * len(raw.items) + raw.y
-    return np.asarray(np.unique(key, return_inverse=True)[1])
+    """(N,) a number for each pair of responses to a prompt under each question: what was asked under more_harmful is another unit."""
+    key = np.stack([votes.question[raw.ballot], raw.prompt, raw.x, raw.y])
+    return np.asarray(np.unique(key, axis=1, return_inverse=True)[1])
 
 
 def agreement(votes: Votes) -> list[Figure]:
@@ -194,7 +194,8 @@ def agreement(votes: Votes) -> list[Figure]:
         table = Table.of(unit, raw.rater[pairs], votes.strength[raw.ballot[pairs]].astype(float), raw.prompt[pairs])
         figures.append(table.alpha("alpha of the strength", "ordinal", "pairs of responses"))
     rater, prompt = votes.rater[votes.ranked_in], votes.prompt[votes.ranked_in]
-    unit = votes.question[votes.ranked_in] * len(votes.responses) + votes.ranked
+    key = np.stack([votes.question[votes.ranked_in], prompt, votes.ranked])
+    unit = np.unique(key, axis=1, return_inverse=True)[1]
     marks = {"F": votes.rank == FAILED, **{f"flag {flag}": held for flag, held in votes.flags.items()}}
     for name, held in marks.items():
         if held.any():

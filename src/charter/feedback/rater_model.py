@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize, special
 
+from charter.errors import InputError
 from charter.feedback.bradley_terry import BETA_SD, GAMMA_SD, TIE_SD, added_up, factorised
 from charter.feedback.comparisons import Comparisons, Floats, Ints
 
@@ -47,8 +48,11 @@ class Blocks:
 
     @classmethod
     def of(cls, comparisons: Comparisons) -> Blocks:
+        """InputError where an item was compared under several prompts."""
         owner = np.full(len(comparisons.items), -1)
         owner[comparisons.x] = owner[comparisons.y] = comparisons.prompt
+        if (owner[comparisons.x] != comparisons.prompt).any() or (owner[comparisons.y] != comparisons.prompt).any():
+            raise InputError("the votes name no prompts, so nobody knows which response is meant; add a column prompt_id, or rate models")
         members = np.argsort(owner, kind="stable")
         members = members[owner[members] >= 0]
         prompts, start, size = np.unique(owner[members], return_index=True, return_counts=True)
