@@ -52,7 +52,8 @@ def test_alpha_of_balanced_pairs_is_twice_the_agreement_less_one():
 
 
 def test_kendall_w_by_hand():
-    """Three raters, four things, column sums 4, 6, 8, 12: S = 35, W = 12·35 / (9·60) = 0.778; ties are taken out of the most that S can be."""
+    """Three raters, four things, column sums 4, 6, 8, 12: S = 35, W = 12·35 / (9·60) = 0.778; ties are taken out of the most
+    that S can be."""
     assert kendall_w(np.array([[1, 2, 3, 4], [2, 1, 3, 4], [1, 3, 2, 4]])) == pytest.approx(12 * 35 / 540)
     assert kendall_w(np.array([[1, 2, 3], [1, 2, 3]])) == 1
     assert kendall_w(np.array([[1, 1, 2], [1, 1, 2]])) == 1
@@ -65,7 +66,8 @@ def test_two_raters_kendall_w_is_the_mean_rank_correlation():
 
 
 def test_ac1_by_hand():
-    """Two raters, 100 responses: both F on 1, neither on 90, one of them on 9. π = .055, chance 2 π (1 − π) = .10395, AC1 = .89957."""
+    """Two raters, 100 responses: both F on 1, neither on 90, one of them on 9. π = .055, chance 2 π (1 − π) = .10395, AC1 =
+    .89957."""
     unit = np.repeat(np.arange(100), 2)
     value = np.zeros(200)
     value[:2] = 1
@@ -84,8 +86,16 @@ def test_the_jackknife_of_a_mean_is_the_t_interval():
 
 def vote(rater: str, prompt: str, ranks: dict, **fields) -> Judgment:
     order = fields.pop("order", tuple(ranks))
-    return Judgment(id=f"{rater}-{prompt}-{len(fields)}-{fields.get('set_id', '')}", set_id=fields.pop("set_id", prompt), prompt_id=prompt,
-                    rater_id=rater, rater_kind="human", order=order, ranks=ranks, **fields)  # fmt: skip
+    return Judgment(
+        id=f"{rater}-{prompt}-{len(fields)}-{fields.get('set_id', '')}",
+        set_id=fields.pop("set_id", prompt),
+        prompt_id=prompt,
+        rater_id=rater,
+        rater_kind="human",
+        order=order,
+        ranks=ranks,
+        **fields,
+    )
 
 
 def figures(judgments) -> dict:
@@ -113,7 +123,11 @@ def test_a_side_of_the_screen_is_no_agreement():
 
 
 def test_the_raw_answer_counts_and_questions_are_not_mixed():
-    harmful = [vote(who, f"p{i}", {f"a{i}": 1, f"b{i}": 2}, direction="more_harmful") for i in range(3) for who in ("ann", "bob")]
+    harmful = [
+        vote(who, f"p{i}", {f"a{i}": 1, f"b{i}": 2}, direction="more_harmful")
+        for i in range(3)
+        for who in ("ann", "bob")
+    ]
     assert figures(harmful)["pair agreement"].value == 1
     mixed = [harmful[0], vote("bob", "p0", {"a0": 1, "b0": 2})]
     with pytest.raises(InputError, match="no two raters"):
@@ -121,14 +135,22 @@ def test_the_raw_answer_counts_and_questions_are_not_mixed():
 
 
 def test_a_vote_of_one_rater_says_nothing():
-    found = figures([vote("ann", "p", {"a": 1, "b": 2}), vote("bob", "p", {"a": 1, "b": 2}), vote("ann", "q", {"c": 1, "d": 2})])
+    found = figures(
+        [vote("ann", "p", {"a": 1, "b": 2}), vote("bob", "p", {"a": 1, "b": 2}), vote("ann", "q", {"c": 1, "d": 2})]
+    )
     assert found["pair agreement"].n == 1
     assert found["pair agreement"].ci is None
 
 
 def test_concordance_of_whole_rankings_only():
     ranks = {"a": 1, "b": 2, "c": "F"}
-    found = figures([vote("ann", "p", ranks), vote("bob", "p", ranks | {"c": 3}), vote("cy", "p", {"a": 2, "b": 1}, order=("a", "b", "c"))])
+    found = figures(
+        [
+            vote("ann", "p", ranks),
+            vote("bob", "p", ranks | {"c": 3}),
+            vote("cy", "p", {"a": 2, "b": 1}, order=("a", "b", "c")),
+        ]
+    )
     w = found["Kendall's W, mean over sets"]
     assert (w.value, w.n) == (1, 1)
 

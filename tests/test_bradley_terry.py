@@ -59,7 +59,9 @@ def test_without_ties_it_is_choix():
 def test_with_ties_it_is_newman():
     s, votes = drawn(8, 40_000, log_tie=-0.5)
     words = {1: evalica.Winner.X, 0: evalica.Winner.Draw, -1: evalica.Winner.Y}
-    peer = evalica.newman(votes.x.tolist(), votes.y.tolist(), [words[o] for o in votes.outcome.tolist()], tolerance=1e-10, limit=1000)
+    peer = evalica.newman(
+        votes.x.tolist(), votes.y.tolist(), [words[o] for o in votes.outcome.tolist()], tolerance=1e-10, limit=1000
+    )
     peer_s = np.log(peer.scores.sort_index().to_numpy())
     found = fit(cells_of(votes))
     assert found.strengths == pytest.approx(peer_s - peer_s.mean(), abs=0.02)
@@ -106,7 +108,9 @@ def test_derivatives_are_those_of_the_objective():
     theta = np.random.default_rng(0).normal(size=4 + 1 + 6)
     here = Fit(cells, theta, True, 0)
     steps = 1e-5 * np.eye(len(theta))
-    slopes = [(Fit(cells, theta + h, True, 0).objective - Fit(cells, theta - h, True, 0).objective) / 2e-5 for h in steps]
+    slopes = [
+        (Fit(cells, theta + h, True, 0).objective - Fit(cells, theta - h, True, 0).objective) / 2e-5 for h in steps
+    ]
     assert here.gradient == pytest.approx(np.array(slopes), rel=1e-4, abs=1e-2)
     curves = [(Fit(cells, theta + h, True, 0).gradient - Fit(cells, theta - h, True, 0).gradient) / 2e-5 for h in steps]
     assert -here.information().toarray() == pytest.approx(np.array(curves), rel=1e-4, abs=1e-2)

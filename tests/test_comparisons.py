@@ -113,7 +113,9 @@ def test_the_words_for_a_winner(tmp_path, winner, outcome):
 
 def test_both_bad_is_f_for_both_and_no_pair(tmp_path):
     row = {"model_a": "a", "model_b": "b", "prompt": "p"}
-    votes = read_votes(table(tmp_path, [row | {"winner": "tie (bothbad)"}, row | {"winner": "b"}, row | {"winner": None}]))
+    votes = read_votes(
+        table(tmp_path, [row | {"winner": "tie (bothbad)"}, row | {"winner": "b"}, row | {"winner": None}])
+    )
     assert votes.outcome.tolist() == [-1]
     assert votes.rank.tolist() == [0, 0, 2, 1]
     assert votes.said == {"no verdict": 1, "judgments": 2, "both bad": 1}

@@ -16,8 +16,8 @@ TRUTH = np.array([1.0, 0.6, 0.2, -0.2, -0.6, -1.0])
 
 
 def rankings(rng, prompts: int, spread: float, *, labelers: int = 3, pool: int = 3, taste: float = 0.0, k: int = 4):
-    """Rankings of k of 6 models by some of a pool of labelers; models are better or worse at single prompts (``spread``) and labelers have
-    tastes. Gumbel noise: a pair of a ranking follows Bradley-Terry."""
+    """Rankings of k of 6 models by some of a pool of labelers; models are better or worse at single prompts (``spread``) and
+    labelers have tastes. Gumbel noise: a pair of a ranking follows Bradley-Terry."""
     quality = TRUTH + spread * rng.normal(size=(prompts, 6))
     liking = taste * rng.normal(size=(pool, 6))
     chosen = np.argsort(rng.random((prompts, 6)), axis=1)[:, :k]
@@ -30,8 +30,18 @@ def rankings(rng, prompts: int, spread: float, *, labelers: int = 3, pool: int =
             columns.append((np.minimum(a, b), np.maximum(a, b), np.where(a < b, better, -better), who, np.arange(prompts),
                             np.arange(prompts) + prompts * labeler))  # fmt: skip
     x, y, outcome, rater, prompt, ballot = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Comparisons(tuple("abcdef"), tuple(map(str, range(pool))), x, y, outcome, np.zeros(len(x), dtype=np.int64), rater, prompt, ballot,
-                       np.ones(len(x)))  # fmt: skip
+    return Comparisons(
+        tuple("abcdef"),
+        tuple(map(str, range(pool))),
+        x,
+        y,
+        outcome,
+        np.zeros(len(x), dtype=np.int64),
+        rater,
+        prompt,
+        ballot,
+        np.ones(len(x)),
+    )
 
 
 def coverage(repeats: int, effects: bool = False, **how) -> tuple[float, float]:
@@ -126,7 +136,16 @@ def test_posterior_intervals_of_responses_cover(sd):
         seen = s + rng.gumbel(size=(prompts, k))
         for i, j in combinations(range(k), 2):
             every = np.arange(prompts)
-            columns.append((every * k + i, every * k + j, np.where(seen[:, i] > seen[:, j], 1, -1), who, every, every + number * prompts))
+            columns.append(
+                (
+                    every * k + i,
+                    every * k + j,
+                    np.where(seen[:, i] > seen[:, j], 1, -1),
+                    who,
+                    every,
+                    every + number * prompts,
+                )
+            )
     x, y, outcome, rater, prompt, ballot = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     votes = Comparisons(tuple(f"{i:05}" for i in range(prompts * k)), tuple(map(str, range(20))), x, y, outcome,
                         np.zeros(len(x), dtype=np.int64), rater, prompt, ballot, np.ones(len(x)))  # fmt: skip

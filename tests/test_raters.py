@@ -28,11 +28,18 @@ def campaign(seed: int, *, raters: int = 20, prompts: int = 500, k: int = 4, eac
                 seen[order] += np.linspace(1.6, -1.6, k)
             ranks = (-seen).argsort().argsort() + 1
             names = [f"{prompt}-{i}" for i in range(k)]
-            found.append(Judgment(
-                id=f"{prompt}-{rater}", set_id=f"s{prompt}", prompt_id=f"p{prompt}", rater_id=rater,
-                rater_kind="judge" if rater == "r19" else "human", order=tuple(names[i] for i in order),
-                ranks={name: int(rank) for name, rank in zip(names, ranks, strict=True)}, timings={"active_ms": 20_000.0 + 1000 * int(number)},
-            ))  # fmt: skip
+            found.append(
+                Judgment(
+                    id=f"{prompt}-{rater}",
+                    set_id=f"s{prompt}",
+                    prompt_id=f"p{prompt}",
+                    rater_id=rater,
+                    rater_kind="judge" if rater == "r19" else "human",
+                    order=tuple(names[i] for i in order),
+                    ranks={name: int(rank) for name, rank in zip(names, ranks, strict=True)},
+                    timings={"active_ms": 20_000.0 + 1000 * int(number)},
+                )
+            )
     return found
 
 
@@ -60,7 +67,16 @@ def test_one_rater_s_votes_do_not_explain_themselves():
         for i in range(k):
             for j in range(i + 1, k):
                 every = np.arange(prompts)
-                columns.append((every * k + i, every * k + j, np.where(seen[:, i] > seen[:, j], 1, -1), who, every, every + number * prompts))
+                columns.append(
+                    (
+                        every * k + i,
+                        every * k + j,
+                        np.where(seen[:, i] > seen[:, j], 1, -1),
+                        who,
+                        every,
+                        every + number * prompts,
+                    )
+                )
     x, y, outcome, rater, prompt, ballot = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     found = fit_raters(Comparisons(tuple(map(str, range(prompts * k))), tuple(map(str, range(20))), x, y, outcome,
                                    np.zeros(len(x), dtype=np.int64), rater, prompt, ballot, np.ones(len(x))))  # fmt: skip
@@ -80,10 +96,25 @@ def test_a_judge_s_liking_for_a_position_is_read_from_its_single_orders():
             margin = quality + float(rng.logistic())
             ids = (f"{prompt}-a", f"{prompt}-b")
             ranks = {ids[0]: 1 if margin > 0 else 2, ids[1]: 2 if margin > 0 else 1}
-            fields = {"rater_kind": "judge", "margin": margin, "margins_by_order": (margin + 1.5, margin - 1.5)} if who == "judge" else {}
-            judgments.append(Judgment(**{"id": f"{prompt}-{who}", "set_id": f"s{prompt}", "prompt_id": f"p{prompt}", "rater_id": who,
-                                         "rater_kind": "human", "order": ids if rng.random() < 0.5 else ids[::-1], "ranks": ranks} | (
-                                             fields | {"order": ids} if fields else {})))  # fmt: skip
+            fields = (
+                {"rater_kind": "judge", "margin": margin, "margins_by_order": (margin + 1.5, margin - 1.5)}
+                if who == "judge"
+                else {}
+            )
+            judgments.append(
+                Judgment(
+                    **{
+                        "id": f"{prompt}-{who}",
+                        "set_id": f"s{prompt}",
+                        "prompt_id": f"p{prompt}",
+                        "rater_id": who,
+                        "rater_kind": "human",
+                        "order": ids if rng.random() < 0.5 else ids[::-1],
+                        "ranks": ranks,
+                    }
+                    | (fields | {"order": ids} if fields else {})
+                )
+            )
     lines = {line.rater: line for line in rater_lines(votes_of(judgments))}
     assert lines["judge"].words == ("likes the first",)
     assert lines["ann"].words == lines["bob"].words == ()
@@ -92,7 +123,15 @@ def test_a_judge_s_liking_for_a_position_is_read_from_its_single_orders():
 def test_repeats_ties_and_failures_are_counted():
     ranks = {"a": 1, "b": 1, "c": "F"}
     judgments = [
-        Judgment(id=str(i), set_id=f"s{i}", prompt_id="p", rater_id=who, rater_kind="human", order=("a", "b", "c"), ranks=given)
+        Judgment(
+            id=str(i),
+            set_id=f"s{i}",
+            prompt_id="p",
+            rater_id=who,
+            rater_kind="human",
+            order=("a", "b", "c"),
+            ranks=given,
+        )
         for i, (who, given) in enumerate([("ann", ranks), ("ann", ranks | {"b": 2}), ("bob", {"a": 1, "b": 2, "c": 3})])
     ]
     ann, bob = sorted(rater_lines(votes_of(judgments)), key=lambda line: line.rater)
@@ -102,8 +141,18 @@ def test_repeats_ties_and_failures_are_counted():
 
 
 def test_without_overlap_nothing_is_said_of_a_rater():
-    judgments = [Judgment(id=f"{i}", set_id=f"s{i}", prompt_id=f"p{i}", rater_id="ab"[i % 2], rater_kind="human", order=(f"{i}x", f"{i}y"),
-                          ranks={f"{i}x": 1, f"{i}y": 2}) for i in range(40)]  # fmt: skip
+    judgments = [
+        Judgment(
+            id=f"{i}",
+            set_id=f"s{i}",
+            prompt_id=f"p{i}",
+            rater_id="ab"[i % 2],
+            rater_kind="human",
+            order=(f"{i}x", f"{i}y"),
+            ranks={f"{i}x": 1, f"{i}y": 2},
+        )
+        for i in range(40)
+    ]
     for line in rater_lines(votes_of(judgments)):
         assert line.words == ("no overlap with others",)
         assert line.beta == pytest.approx(1, abs=1e-6)
@@ -112,7 +161,9 @@ def test_without_overlap_nothing_is_said_of_a_rater():
 # -- taste ---------------------------------------------------------------------------------------------------------------
 
 
-def taste_votes(seed: int, votes: int = 200, d: int = 16, prompts: int = 500, k: int = 4) -> tuple[Comparisons, np.ndarray]:
+def taste_votes(
+    seed: int, votes: int = 200, d: int = 16, prompts: int = 500, k: int = 4
+) -> tuple[Comparisons, np.ndarray]:
     """20 raters: r00–r02 at random, r03–r05 by a direction of their own, the others by a shared one."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(prompts * k, d))
@@ -128,8 +179,18 @@ def taste_votes(seed: int, votes: int = 200, d: int = 16, prompts: int = 500, k:
     p = 1 / (1 + np.exp(-((features[x] - features[y]) * direction).sum(axis=1)))
     outcome = np.where(rng.random(len(rater)) < p, 1, -1)
     every = np.arange(len(rater))
-    return Comparisons(tuple(map(str, range(prompts * k))), tuple(f"r{i:02}" for i in range(20)), x, y, outcome, np.zeros(len(rater), dtype=np.int64),
-                       rater, prompt, every, np.ones(len(rater))), features  # fmt: skip
+    return Comparisons(
+        tuple(map(str, range(prompts * k))),
+        tuple(f"r{i:02}" for i in range(20)),
+        x,
+        y,
+        outcome,
+        np.zeros(len(rater), dtype=np.int64),
+        rater,
+        prompt,
+        every,
+        np.ones(len(rater)),
+    ), features
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -162,5 +223,21 @@ def test_features_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="rows of features"):
         tastes(votes, features[:5])
     with pytest.raises(InputError, match="every vote is a tie"):
-        tastes(comparisons_of(votes_of([Judgment(id="1", set_id="s", prompt_id="p", rater_id="a", rater_kind="human", order=("x", "y"),
-                                                 ranks={"x": 1, "y": 1})])), np.zeros((2, 3)))  # fmt: skip
+        tastes(
+            comparisons_of(
+                votes_of(
+                    [
+                        Judgment(
+                            id="1",
+                            set_id="s",
+                            prompt_id="p",
+                            rater_id="a",
+                            rater_kind="human",
+                            order=("x", "y"),
+                            ranks={"x": 1, "y": 1},
+                        )
+                    ]
+                )
+            ),
+            np.zeros((2, 3)),
+        )

@@ -140,27 +140,47 @@ def rating_errors(said: Sequence[float], ratings: Sequence[Rating], mean: float)
 def response_features(
     reward: Path, model: str | None, prompts: Mapping[str, Prompt], responses: Sequence[Response], *, limit: int = 512
 ) -> NDArray[np.float64]:
-    """The last hidden state (N, H) of a trained reward model at the end of each response: what its head scores, before the head.
+    """The last hidden state (N, H) of a trained reward model at the end of each response: what its head scores, before the
+    head.
 
-    ``reward``: a run folder, the folder that `charter reward train` made, or one with reward_model.json. ``model``: the model it was trained
-    from; for a run that is its fine-tuned model. InputError where the reward model or a response's prompt is missing.
+    ``reward``: a run folder, the folder that `charter reward train` made, or one with reward_model.json. ``model``: the model
+    it was trained from; for a run that is its fine-tuned model. InputError where the reward model or a response's prompt is
+    missing.
     """
-    folder = next((reward / part for part in ("", "reward_model/model", "train/model") if (reward / part / "reward_model.json").is_file()), None)
+    folder = next(
+        (
+            reward / part
+            for part in ("", "reward_model/model", "train/model")
+            if (reward / part / "reward_model.json").is_file()
+        ),
+        None,
+    )
     if folder is None:
-        raise InputError("holds no reward model (reward_model.json); give a run folder or what charter reward train made", file=reward)
+        raise InputError(
+            "holds no reward model (reward_model.json); give a run folder or what charter reward train made",
+            file=reward,
+        )
     if model is None:
         of_run = reward / "sft" / "model"
         model = str(of_run) if of_run.is_dir() else locate("package:charter.testbed/model", Path.cwd())
     missing = next((one for one in responses if one.prompt_id not in prompts), None)
     if missing is not None:
-        raise InputError(f"no prompt {missing.prompt_id!r} for response {missing.id!r}; give the file with all prompts as --prompts")
+        raise InputError(
+            f"no prompt {missing.prompt_id!r} for response {missing.id!r}; give the file with all prompts as --prompts"
+        )
     card = read_json(folder / "reward_model.json")
     lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
     trunk = load_trunk(model, device=pick_device("auto"), lora=lora)
     scorers = trunk.load_scorers(folder)
     room = min(limit, context_length(trunk.model) or limit)
     rows = [
-        clip(Tokens(encode_prompt(trunk.tokenizer, prompts[one.prompt_id].messages), encode_response(trunk.tokenizer, one.text)), room)
+        clip(
+            Tokens(
+                encode_prompt(trunk.tokenizer, prompts[one.prompt_id].messages),
+                encode_response(trunk.tokenizer, one.text),
+            ),
+            room,
+        )
         for one in responses
     ]
     found = np.zeros((len(rows), trunk.model.config.get_text_config().hidden_size))
@@ -174,8 +194,9 @@ def response_features(
 def tastes_from_files(
     file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int
 ) -> tuple[list[Taste], Votes]:
-    """The taste of every rater of a file of judgments, on features from ``reward``. Where prompts and responses are not given they are
-    looked for beside the judgments, then in the folder of the reward model where that is a run. InputError says what is missing."""
+    """The taste of every rater of a file of judgments, on features from ``reward``. Where prompts and responses are not given
+    they are looked for beside the judgments, then in the folder of the reward model where that is a run. InputError says what
+    is missing."""
     place = find(file, "judgments.jsonl")
     response_file = find(responses, "responses.jsonl") if responses else _first(
         "responses.jsonl", [place.parent, reward / "feedback"], "--responses")  # fmt: skip
@@ -184,7 +205,10 @@ def tastes_from_files(
     votes = read_votes(place, response_file, models=True)
     by_id = {one.id: one for one in read_jsonl(response_file, Response)}
     features = response_features(
-        reward, model, {one.id: one for one in read_jsonl(prompt_file, Prompt)}, [by_id[name] for name in votes.responses]
+        reward,
+        model,
+        {one.id: one for one in read_jsonl(prompt_file, Prompt)},
+        [by_id[name] for name in votes.responses],
     )
     return tastes(comparisons_of(votes), features, seed=seed), votes
 

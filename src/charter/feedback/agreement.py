@@ -1,9 +1,9 @@
 """How far raters agree: shares of agreeing pairs, Krippendorff's alpha, Kendall's W, and Gwet's AC1 for flags.
 
 Every figure is a function of sums over prompts, and its interval that of the jackknife that leaves out one prompt at a time
-(Efron and Stein 1981; t at G − 1 degrees of freedom): what several raters say of several pairs of one prompt is not independent.
-A pair that one rater alone has judged says nothing about agreement and is left out. Nothing here is a gate: 73 % of agreeing pairs is
-among the best that is published and is an alpha of about 0.46.
+(Efron and Stein 1981; t at G − 1 degrees of freedom): what several raters say of several pairs of one prompt is not
+independent. A pair that one rater alone has judged says nothing about agreement and is left out. Nothing here is a gate: 73 %
+of agreeing pairs is among the best that is published and is an alpha of about 0.46.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ANCHORS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure with its 95 % interval (None where fewer than two prompts tell), over ``n`` of ``unit`` in ``n_prompts`` prompts; the value is
-    None where nothing was judged twice or nothing varies."""
+    """A measure with its 95 % interval (None where fewer than two prompts tell), over ``n`` of ``unit`` in ``n_prompts``
+    prompts; the value is None where nothing was judged twice or nothing varies."""
 
     name: str
     value: float | None
@@ -68,8 +68,8 @@ def share(totals: Floats) -> Floats:
 
 
 def krippendorff(totals: Floats, values: Floats, metric: str) -> Floats:
-    """Alpha of coincidence matrices (…, V·V) of V ``values``: 1 − observed over expected disagreement (Krippendorff 2018, ch. 12). ``metric``:
-    nominal, ordinal or interval. NaN where nothing varies."""
+    """Alpha of coincidence matrices (…, V·V) of V ``values``: 1 − observed over expected disagreement (Krippendorff 2018, ch.
+    12). ``metric``: nominal, ordinal or interval. NaN where nothing varies."""
     v = len(values)
     coincidences = totals.reshape(*totals.shape[:-1], v, v)
     marginal = coincidences.sum(axis=-1)
@@ -90,8 +90,8 @@ def krippendorff(totals: Floats, values: Floats, metric: str) -> Floats:
 
 
 def gwet(totals: Floats) -> Floats:
-    """AC1 of two categories (Gwet 2008, Br. J. Math. Stat. Psychol. 61:29) from totals (…, 4): agreement and number of the units that several
-    rated, share of yes and number of all units."""
+    """AC1 of two categories (Gwet 2008, Br. J. Math. Stat. Psychol. 61:29) from totals (…, 4): agreement and number of the
+    units that several rated, share of yes and number of all units."""
     with np.errstate(invalid="ignore", divide="ignore"):
         agreed, yes = totals[..., 0] / totals[..., 1], totals[..., 2] / totals[..., 3]
         chance = 2 * yes * (1 - yes)
@@ -168,7 +168,8 @@ class Table:
 
 
 def question_units(votes: Votes, raw: Comparisons) -> Ints:
-    """(N,) a number for each pair of responses to a prompt under each question: what was asked under more_harmful is another unit."""
+    """(N,) a number for each pair of responses to a prompt under each question: what was asked under more_harmful is another
+    unit."""
     key = np.stack([votes.question[raw.ballot], raw.prompt, raw.x, raw.y])
     return np.asarray(np.unique(key, axis=1, return_inverse=True)[1])
 

@@ -1,13 +1,14 @@
 """Bradley-Terry ratings with ties and rater effects, by one regularised maximum-likelihood fit.
 
-For rater r comparing x with y, d = β_r (s_x − s_y) + γ_r z with z = 1 where x was shown first and −1 where y was, and the logits of
-(x wins, tie, y wins) are (d/2, η, −d/2) (Davidson 1970, J. Am. Stat. Assoc. 65:317, with η = ln ν; β_r is the judge-aware
-discrimination of arXiv:2601.21817, γ_r the advantage of the first place of Davidson and Beaver 1977). Priors: s ~ N(0, 1), β_r ~ N(1, 0.5²), γ_r ~ N(0, 0.5²),
-η ~ N(0, 2²): they keep the undefeated, the disconnected and the all-tied finite and fade as votes come in. Where nothing is tied
-η is left out (−∞), and where no rater has effects β = 1 and γ = 0: then this is Bradley-Terry with a ridge.
+For rater r comparing x with y, d = β_r (s_x − s_y) + γ_r z with z = 1 where x was shown first and −1 where y was, and the
+logits of (x wins, tie, y wins) are (d/2, η, −d/2) (Davidson 1970, J. Am. Stat. Assoc. 65:317, with η = ln ν; β_r is the
+judge-aware discrimination of arXiv:2601.21817, γ_r the advantage of the first place of Davidson and Beaver 1977). Priors: s ~
+N(0, 1), β_r ~ N(1, 0.5²), γ_r ~ N(0, 0.5²), η ~ N(0, 2²): they keep the undefeated, the disconnected and the all-tied finite
+and fade as votes come in. Where nothing is tied η is left out (−∞), and where no rater has effects β = 1 and γ = 0: then this
+is Bradley-Terry with a ridge.
 
-Comparisons that agree in x, y, rater and order are one cell, so a million votes cost what a few thousand do. s, η, β, γ stand in this order
-in one parameter vector θ of p numbers. C cells, N comparisons, n items, R raters with effects.
+Comparisons that agree in x, y, rater and order are one cell, so a million votes cost what a few thousand do. s, η, β, γ stand
+in this order in one parameter vector θ of p numbers. C cells, N comparisons, n items, R raters with effects.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ DENSE = 1000  # parameters up to which a matrix is added up in full
 
 @dataclass(frozen=True)
 class Cells:
-    """Comparisons added up. ``x``, ``y``, ``rater`` (effect, −1 for none), ``shown``: (C,). ``tally``: (C, 3) counts of x wins, ties, y
-    wins. ``of``: (N,) the cell of each comparison."""
+    """Comparisons added up. ``x``, ``y``, ``rater`` (effect, −1 for none), ``shown``: (C,). ``tally``: (C, 3) counts of x
+    wins, ties, y wins. ``of``: (N,) the cell of each comparison."""
 
     n_items: int
     n_raters: int
@@ -52,7 +53,9 @@ def cells_of(comparisons: Comparisons, effect: Ints | None = None) -> Cells:
     key = ((rater + 1) * 3 + shown + 1) * n * n + c.x * n + c.y
     keys, of = np.unique(key, return_inverse=True)
     rest, pair = np.divmod(keys, n * n)
-    tally = np.bincount(of * 3 + 1 - c.outcome, weights=c.count, minlength=3 * len(keys)).reshape(-1, 3)
+    tally: Floats = (
+        np.bincount(of * 3 + 1 - c.outcome, weights=c.count, minlength=3 * len(keys)).reshape(-1, 3).astype(np.float64)
+    )
     return Cells(n, 0 if effect is None else int(effect.max()) + 1, pair // n, pair % n, rest // 3 - 1,
                  (rest % 3 - 1).astype(np.float64), tally, of)  # fmt: skip
 
@@ -69,7 +72,8 @@ def rater_effects(comparisons: Comparisons, minimum: int = MIN_VOTES) -> Ints | 
 
 @dataclass(frozen=True)
 class Fit:
-    """The most probable parameters ``theta`` (p,) given cells: ``strengths`` s (n,), ``log_tie`` η, ``beta`` (R,), ``gamma`` (R,)."""
+    """The most probable parameters ``theta`` (p,) given cells: ``strengths`` s (n,), ``log_tie`` η, ``beta`` (R,), ``gamma``
+    (R,)."""
 
     cells: Cells
     theta: Floats
@@ -119,7 +123,7 @@ class Fit:
             [self.differences / 2, np.full(len(self.cells.x), self.log_tie), -self.differences / 2], axis=1
         )
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
     @cached_property
     def terms_of_d(self) -> list[tuple[Ints, Floats]]:
@@ -188,7 +192,8 @@ class Fit:
         return found
 
     def information(self, *, expected: bool = False) -> Any:
-        """Minus the second derivatives of ``objective``, sparse (p, p); ``expected``: without the term that vanishes on average."""
+        """Minus the second derivatives of ``objective``, sparse (p, p); ``expected``: without the term that vanishes on
+        average."""
         c, p, terms = self.cells, self.probabilities, self.terms_of_d
         total = c.tally.sum(axis=1)
         lead = p[:, 0] - p[:, 2]

@@ -32,14 +32,15 @@ FAILED = 0  # the rank of a response marked "F"
 class Votes:
     """What raters said, J ballots (one judgment each), E ranked responses, N pairs.
 
-    Names: ``raters`` with their ``kinds``, ``prompts``, ``responses``, ``models``. model_of: (responses,) the model that wrote
-    each, −1 where nobody says. Per ballot (J,): ``rater``, ``prompt``, ``question`` (0 better, 1 more_harmless, 2 more_harmful),
-    ``seconds`` (NaN where not measured), ``strength`` (for the first name over the second, 0 where not asked), ``size`` (responses shown).
-    Per ranked response (E,): ``ranked_in`` (ballot), ``ranked`` (response), ``rank`` (0 is "F"). Per pair (N,): ``x`` < ``y`` (responses),
-    ``outcome`` 1 where x was said to be more of what was asked for, −1 where y, 0 for a tie; ``shown`` 1 where x stood first, −1 where y, 0 where
-    both orders were asked or nobody knows; ``ballot``; ``count`` (how often, 1 unless a table counts).
-    ``said`` counts what was read and what was left out. ``flags``: name to (E,), whether the ranked response was flagged so. ``single``:
-    columns x, y, outcome, shown, ballot of what judges read in each single order.
+    Names: ``raters`` with their ``kinds``, ``prompts``, ``responses``, ``models``. model_of: (responses,) the model that
+    wrote each, −1 where nobody says. Per ballot (J,): ``rater``, ``prompt``, ``question`` (0 better, 1 more_harmless, 2
+    more_harmful), ``seconds`` (NaN where not measured), ``strength`` (for the first name over the second, 0 where not asked),
+    ``size`` (responses shown). Per ranked response (E,): ``ranked_in`` (ballot), ``ranked`` (response), ``rank`` (0 is "F").
+    Per pair (N,): ``x`` < ``y`` (responses), ``outcome`` 1 where x was said to be more of what was asked for, −1 where y, 0
+    for a tie; ``shown`` 1 where x stood first, −1 where y, 0 where both orders were asked or nobody knows; ``ballot``;
+    ``count`` (how often, 1 unless a table counts). ``said`` counts what was read and what was left out. ``flags``: name to
+    (E,), whether the ranked response was flagged so. ``single``: columns x, y, outcome, shown, ballot of what judges read in
+    each single order.
     """
 
     raters: tuple[str, ...]
@@ -127,7 +128,8 @@ def pair_outcomes(ranks: Mapping[str, int | str], shown: Iterable[str]) -> list[
 
 
 def seconds_of(timings: Mapping[str, float]) -> float:
-    """Seconds that a judgment took: ``seconds``, or ``active_ms``, or ``t_submit`` less ``t_shown`` (ms); NaN where none is there."""
+    """Seconds that a judgment took: ``seconds``, or ``active_ms``, or ``t_submit`` less ``t_shown`` (ms); NaN where none is
+    there."""
     if "seconds" in timings:
         return timings["seconds"]
     if "active_ms" in timings:
@@ -146,7 +148,8 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     names = sorted({one for judgment in judgments for one in judgment.order})
     number = {name: i for i, name in enumerate(names)}
     kinds: dict[int, str] = {}
-    ballots: list[tuple[int, int, int, float, int, int]] = []
+    ballots: list[tuple[int, int, int, int, int]] = []
+    times: list[float] = []
     entries: list[tuple[int, int, int]] = []
     pairs: list[tuple[int, int, int, int, int]] = []
     single: list[tuple[int, int, int, int, int]] = []
@@ -168,8 +171,8 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
         strength = judgment.strength or 0
         if len(shown) == 2 and place[shown[0]] == 1:
             strength = -strength
-        ballots.append((who, prompts(judgment.prompt_id), QUESTIONS[judgment.direction], seconds_of(judgment.timings), strength,
-                        len(shown)))  # fmt: skip
+        ballots.append((who, prompts(judgment.prompt_id), QUESTIONS[judgment.direction], strength, len(shown)))
+        times.append(seconds_of(judgment.timings))
         flagged |= {
             (ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number
         }
@@ -185,18 +188,20 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
                 single += [(number[a], number[b], left * sign(margin), left * side, ballot)
                            for margin, side in zip(read, (1, -1), strict=True)]  # fmt: skip
     said["judgments"] = len(ballots)
-    who, prompt, question, seconds, strengths, size = _columns(ballots, 6)
-    inside, ranked, rank = _columns(entries, 3)
-    x, y, outcome, side, ballot_of = _columns(pairs, 5)
+    seconds = np.array(times, dtype=np.float64)
+    who, prompt, question, strengths, size = _rows(ballots, 5).T
+    inside, ranked, rank = _rows(entries, 3).T
+    x, y, outcome, side, ballot_of = _rows(pairs, 5).T
     written = Numbers()
     model_of = np.array([written(models[one]) if models and one in models else -1 for one in names], dtype=np.int64)
+    flags = {
+        name: np.array([(ballot, one, name) in flagged for ballot, one, _ in entries], dtype=bool)
+        for name in sorted({name for _, _, name in flagged})
+    }
     return Votes(
         raters.names, tuple(kinds[i] for i in range(len(raters.names))), prompts.names, tuple(names), written.names, model_of,
-        who.astype(np.int64), prompt.astype(np.int64), question.astype(np.int64), seconds, strengths.astype(np.int64),
-        size.astype(np.int64), *(column.astype(np.int64) for column in (inside, ranked, rank, x, y, outcome, side, ballot_of)),
-        np.ones(len(x)), dict(said),
-        {flag: np.array([(ballot, one, flag) in flagged for ballot, one, _ in entries], dtype=bool)
-         for flag in sorted({flag for _, _, flag in flagged})}, _rows(single, 5) if single else None,
+        who, prompt, question, seconds, strengths, size, inside, ranked, rank, x, y, outcome, side, ballot_of, np.ones(len(x)),
+        dict(said), flags, _rows(single, 5) if single else None,
     )  # fmt: skip
 
 
@@ -204,18 +209,16 @@ def sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def _columns(rows: list[Any], width: int) -> Floats:
-    return np.array(rows, dtype=np.float64).reshape(-1, width).T
-
-
 def _rows(rows: list[Any], width: int) -> Ints:
     return np.array(rows, dtype=np.int64).reshape(-1, width)
 
 
 def comparisons_of(votes: Votes, of: str = "responses", *, raw: bool = False) -> Comparisons:
-    """The votes as comparisons of ``responses`` or of the ``models`` that wrote them, where two responses of one model say nothing.
+    """The votes as comparisons of ``responses`` or of the ``models`` that wrote them, where two responses of one model say
+    nothing.
 
-    What was said under ``more_harmful`` is turned round, so that outcome 1 is the better one; with ``raw`` it stays as it was said.
+    What was said under ``more_harmful`` is turned round, so that outcome 1 is the better one; with ``raw`` it stays as it was
+    said.
     """
     x, y, outcome, shown = votes.x, votes.y, votes.outcome, votes.shown
     if not raw:
@@ -250,4 +253,5 @@ def single_orders(votes: Votes) -> Comparisons:
     rest = whole.take(~split)
     halves = (x, y, outcome, shown, votes.rater[ballot], votes.prompt[ballot], ballot, np.full(len(x), 0.5))
     names = ("x", "y", "outcome", "shown", "rater", "prompt", "ballot", "count")
-    return replace(rest, **{n: np.concatenate([getattr(rest, n), new]) for n, new in zip(names, halves, strict=True)})
+    joined: dict[str, Any] = {n: np.concatenate([getattr(rest, n), new]) for n, new in zip(names, halves, strict=True)}
+    return replace(rest, **joined)

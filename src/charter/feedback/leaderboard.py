@@ -1,8 +1,9 @@
 """Ratings of models: intervals clustered by prompt, the ranks that are compatible with them, and what would flip the top.
 
-Pairs from one ranking are not independent, nor are rankings of one prompt: the covariance is the sandwich H⁻¹JH⁻¹ with J summed
-over prompts (Liang and Zeger 1986, Biometrika 73:13), from ten raters on two-way over prompts and raters (Cameron, Gelbach and Miller
-2011, J. Bus. Econ. Stat. 29:238). Where a model has too few votes for that, its interval is no narrower than the posterior's, H⁻¹.
+Pairs from one ranking are not independent, nor are rankings of one prompt: the covariance is the sandwich H⁻¹JH⁻¹ with J
+summed over prompts (Liang and Zeger 1986, Biometrika 73:13), from ten raters on two-way over prompts and raters (Cameron,
+Gelbach and Miller 2011, J. Bus. Econ. Stat. 29:238). Where a model has too few votes for that, its interval is no narrower
+than the posterior's, H⁻¹.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse, stats
+from scipy.sparse import csgraph
 
 from charter.feedback.bradley_terry import Fit, cells_of, fit, fit_near, rater_effects, without
 from charter.feedback.comparisons import Comparisons, Floats, Ints
@@ -95,8 +97,9 @@ class Flip:
 
 
 def votes_to_flip(found: Fit, comparisons: Comparisons) -> Flip | None:
-    """How few ballots decide who is first: those with the largest influence are dropped (the approximation of Broderick et al. 2020,
-    arXiv:2011.14999; for arenas Huang et al. 2025) and the fit is made anew, until another is first. An upper bound. None where half the ballots would not do."""
+    """How few ballots decide who is first: those with the largest influence are dropped (the approximation of Broderick et
+    al. 2020, arXiv:2011.14999; for arenas Huang et al. 2025) and the fit is made anew, until another is first. An upper
+    bound. None where half the ballots would not do."""
     ratings = found.strengths
     order = np.argsort(-ratings, kind="stable")
     c, cells = comparisons, found.cells
@@ -153,9 +156,9 @@ def _fewest(
 class Leaderboard:
     """Models from the best to the worst, in points (mean 1000, 400 for odds of ten to one in an average vote).
 
-    ``ratings``, ``reach`` (half an interval of 95 %): (n,); ``ranks``: the set of ranks of each as (best, worst), all at once at 95 % for each
-    model. ``played``: (n, 4) comparisons won, tied, lost, and all. ``separate``: how many times the votes so far would tell the first two
-    apart, 1 where they are. ``parts``: groups of models that no comparison joins.
+    ``ratings``, ``reach`` (half an interval of 95 %): (n,); ``ranks``: the set of ranks of each as (best, worst), all at once
+    at 95 % for each model. ``played``: (n, 4) comparisons won, tied, lost, and all. ``separate``: how many times the votes so
+    far would tell the first two apart, 1 where they are. ``parts``: groups of models that no comparison joins.
     """
 
     models: tuple[str, ...]
@@ -174,7 +177,8 @@ class Leaderboard:
 
 
 def leaderboard(comparisons: Comparisons, *, equal_raters: bool = False, live: bool = True) -> Leaderboard:
-    """Rate the items of ``comparisons``. With ``equal_raters`` nobody's votes count more than another's; without ``live`` no Elo."""
+    """Rate the items of ``comparisons``. With ``equal_raters`` nobody's votes count more than another's; without ``live`` no
+    Elo."""
     effect = None if equal_raters else rater_effects(comparisons)
     found = fit(cells_of(comparisons, effect))
     spread = covariance(found, comparisons, found.ratings_by_theta)
@@ -212,12 +216,13 @@ def components(comparisons: Comparisons) -> int:
     """Into how many groups the items fall that no comparison joins."""
     n, c = len(comparisons.items), comparisons
     graph = sparse.coo_array((np.ones(len(c)), (c.x, c.y)), shape=(n, n))
-    return int(sparse.csgraph.connected_components(graph, directed=False, return_labels=False))
+    count, _ = csgraph.connected_components(graph, directed=False)
+    return int(count)
 
 
 def elo(comparisons: Comparisons) -> Floats:
-    """Elo (n,) in the order of the file, K 4 from 1000, as Chatbot Arena kept it: a ticker for the eye. Another order of the same votes gives
-    other numbers, so nothing is concluded from it."""
+    """Elo (n,) in the order of the file, K 4 from 1000, as Chatbot Arena kept it: a ticker for the eye. Another order of the
+    same votes gives other numbers, so nothing is concluded from it."""
     import evalica
 
     c = comparisons

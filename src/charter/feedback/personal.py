@@ -1,9 +1,10 @@
 """Noise or taste: a head of its own for every rater on frozen features of the responses.
 
-The pooled head w predicts everybody's votes, P(x wins) = σ(wᵀ(φ_x − φ_y)); a rater's own is b_r w + v_r with a ridge on v_r, so that few votes
-stay near the pooled taste (after Poddar et al. 2024 and Bose et al. 2025: a shared basis, a small vector a person). Every vote is predicted by
-heads that have not seen its prompt. A rater whose own head predicts better than the pooled one has another taste; one whom no head predicts
-better than a coin has none, or is careless. Filtering by agreement alone would remove both.
+The pooled head w predicts everybody's votes, P(x wins) = σ(wᵀ(φ_x − φ_y)); a rater's own is b_r w + v_r with a ridge on v_r,
+so that few votes stay near the pooled taste (after Poddar et al. 2024 and Bose et al. 2025: a shared basis, a small vector a
+person). Every vote is predicted by heads that have not seen its prompt. A rater whose own head predicts better than the
+pooled one has another taste; one whom no head predicts better than a coin has none, or is careless. Filtering by agreement
+alone would remove both.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ SHARED, OWN, NONE, UNKNOWN = "shared taste", "own taste", "no taste found", "too
 
 @dataclass(frozen=True)
 class Taste:
-    """One rater, on ``votes`` decided votes none of which its head has seen. ``own``, ``pooled``: share that the head predicts, with 95 %
-    intervals clustered by prompt; ``gain``: nats a vote by which the own head predicts better than the pooled one at the rater's scale, paired. ``word``: shared taste, own taste (the gain is
-    above 0), no taste found (the own head no better than a coin and surely far from the middle rater's), too few votes; the intervals behind
-    it hold for all raters at once."""
+    """One rater, on ``votes`` decided votes none of which its head has seen. ``own``, ``pooled``: share that the head
+    predicts, with 95 % intervals clustered by prompt; ``gain``: nats a vote by which the own head predicts better than the
+    pooled one at the rater's scale, paired. ``word``: shared taste, own taste (the gain is above 0), no taste found (the own
+    head no better than a coin and surely far from the middle rater's), too few votes; the intervals behind it hold for all
+    raters at once."""
 
     rater: str
     votes: int
@@ -48,8 +50,8 @@ class Taste:
 
 
 def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list[Taste]:
-    """Every rater's taste. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError where features are not
-    finite, ValueError where rows are missing."""
+    """Every rater's taste. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError where
+    features are not finite, ValueError where rows are missing."""
     if features.shape[0] != len(comparisons.items):
         raise ValueError(f"{features.shape[0]} rows of features for {len(comparisons.items)} items")
     if not np.isfinite(features).all():
@@ -64,11 +66,14 @@ def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list
     for k in range(FOLDS):
         test, check = fold == k, fold == (k + 1) % FOLDS
         fit = ~(test | check)
-        ridge = min(RIDGES, key=lambda value: _loss(_heads(z, win, c.rater, fit, check, value)[0], win[check]))  # noqa: B023
+        ridge = min(RIDGES, key=lambda value: _loss(_heads(z, win, c.rater, fit, check, value)[0], win[check]))
         own[test], scaled[test], pooled[test] = _heads(z, win, c.rater, ~test, test, ridge)
     right = [(prediction > 0) == (win == 1) for prediction in (own, pooled)]
     losses = [np.logaddexp(0, np.where(win == 1, -prediction, prediction)) for prediction in (own, scaled)]
-    found = [_taste(c, i, [r[c.rater == i] for r in right], [loss[c.rater == i] for loss in losses]) for i in range(len(c.raters))]
+    found = [
+        _taste(c, i, [r[c.rater == i] for r in right], [loss[c.rater == i] for loss in losses])
+        for i in range(len(c.raters))
+    ]
     known = [one[0].own for one in found if one[0].own is not None]
     middle = float(np.median(known)) if known else 1.0
     return [_with_word(taste, strict, middle) for taste, strict in found]
@@ -108,8 +113,9 @@ def _logistic(z: Floats, win: Floats, offset: Floats, ridge: float) -> Floats:
 
 
 def _heads(z: Floats, win: Floats, rater: Ints, fit: Ints, test: Ints, ridge: float) -> tuple[Floats, Floats, Floats]:
-    """Logits for the rows ``test`` of the own heads, of the pooled head at the scale of each rater (or else a rater who is only more
-    decided than others would look like one of another taste), and of the pooled head itself; fitted on the rows ``fit`` (masks)."""
+    """Logits for the rows ``test`` of the own heads, of the pooled head at the scale of each rater (or else a rater who is
+    only more decided than others would look like one of another taste), and of the pooled head itself; fitted on the rows
+    ``fit`` (masks)."""
     pooled = z @ _logistic(z[fit], win[fit], np.zeros(int(fit.sum())), RIDGE)
     scaled, own = pooled.copy(), pooled.copy()
     for i in np.unique(rater[test]):

@@ -1,15 +1,17 @@
 """How reliable each rater is, when nobody knows the right answers: every rater is held against what the others say.
 
-The model is that of :mod:`charter.feedback.bradley_terry` with responses as items. A response has few votes, so its strength s ~ N(0, σ²) is not
-fitted along with the raters: fitted along, the votes of one rater can explain themselves, and that rater looks perfect or reversed
-(docs/LOG.md). Instead, for each ballot, the posterior of s from the ballots of the *other* raters on the same prompt predicts it, and
-β_r, γ_r are the slope and the offset of a rater's votes on those predictions; with them the posteriors are computed anew, until nothing
-changes. σ is the spread at which an average vote follows the predictions with slope 1, so that strengths are log-odds of an average
-vote. The pairs of one ranking of K responses count 2/K each, K − 1 in all: a ranking is K − 1 choices (Plackett 1975).
+The model is that of :mod:`charter.feedback.bradley_terry` with responses as items. A response has few votes, so its strength
+s ~ N(0, σ²) is not fitted along with the raters: fitted along, the votes of one rater can explain themselves, and that rater
+looks perfect or reversed (docs/LOG.md). Instead, for each ballot, the posterior of s from the ballots of the *other* raters
+on the same prompt predicts it, and β_r, γ_r are the slope and the offset of a rater's votes on those predictions; with them
+the posteriors are computed anew, until nothing changes. σ is the spread at which an average vote follows the predictions with
+slope 1, so that strengths are log-odds of an average vote. The pairs of one ranking of K responses count 2/K each, K − 1 in
+all: a ranking is K − 1 choices (Plackett 1975).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,8 +40,8 @@ def per_choice(comparisons: Comparisons) -> Comparisons:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Items by prompt. ``members``: the compared items, those of a prompt together; ``start`` of each prompt among them; ``place``
-    (items,) the number of an item within its prompt; ``prompts``: the prompt of each block."""
+    """Items by prompt. ``members``: the compared items, those of a prompt together; ``start`` of each prompt among them;
+    ``place`` (items,) the number of an item within its prompt; ``prompts``: the prompt of each block."""
 
     members: Ints
     start: Ints
@@ -52,7 +54,9 @@ class Blocks:
         owner = np.full(len(comparisons.items), -1)
         owner[comparisons.x] = owner[comparisons.y] = comparisons.prompt
         if (owner[comparisons.x] != comparisons.prompt).any() or (owner[comparisons.y] != comparisons.prompt).any():
-            raise InputError("the votes name no prompts, so nobody knows which response is meant; add a column prompt_id, or rate models")
+            raise InputError(
+                "the votes name no prompts, so nobody knows which response is meant; add a column prompt_id, or rate models"
+            )
         members = np.argsort(owner, kind="stable")
         members = members[owner[members] >= 0]
         prompts, start, size = np.unique(owner[members], return_index=True, return_counts=True)
@@ -67,9 +71,10 @@ class Blocks:
 
 @dataclass(frozen=True)
 class RaterModel:
-    """What was estimated: ``strengths`` (n,) posterior means in log-odds of an average vote, ``columns`` (n, K) their covariance with the k-th
-    response of the same prompt, ``sd`` σ, ``log_tie`` η (−∞ without ties). Per rater (raters,): ``beta``, ``gamma``, their standard errors,
-    clustered by prompt, ``beta_se``, ``gamma_se``, and ``overlap``, the prompts that others judged too."""
+    """What was estimated: ``strengths`` (n,) posterior means in log-odds of an average vote, ``columns`` (n, K) their
+    covariance with the k-th response of the same prompt, ``sd`` σ, ``log_tie`` η (−∞ without ties). Per rater (raters,):
+    ``beta``, ``gamma``, their standard errors, clustered by prompt, ``beta_se``, ``gamma_se``, and ``overlap``, the prompts
+    that others judged too."""
 
     strengths: Floats
     columns: Floats
@@ -85,8 +90,8 @@ class RaterModel:
 
 
 def moments(d: Floats, log_tie: float, tally: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Of log-likelihoods with difference ``d`` (…, C) and counts (C, 3): derivative by d, minus the second derivative, derivative by η,
-    minus the second derivative by η."""
+    """Of log-likelihoods with difference ``d`` (…, C) and counts (C, 3): derivative by d, minus the second derivative,
+    derivative by η, minus the second derivative by η."""
     win, lose = np.exp(d / 2), np.exp(-d / 2)
     tie = np.exp(log_tie)
     total = win + tie + lose
@@ -116,8 +121,8 @@ def tally_of(comparisons: Comparisons) -> Floats:
 
 
 def against_others(comparisons: Comparisons, blocks: Blocks) -> tuple[Task, Ints, Ints]:
-    """For every ballot a block of its own with the votes that other raters cast on the same prompt; and the items (N,) of x and y in the
-    block of each comparison's own ballot."""
+    """For every ballot a block of its own with the votes that other raters cast on the same prompt; and the items (N,) of x
+    and y in the block of each comparison's own ballot."""
     c = comparisons
     order = np.argsort(c.ballot, kind="stable")
     ballots, first, size = np.unique(c.ballot[order], return_index=True, return_counts=True)
@@ -138,14 +143,23 @@ def against_others(comparisons: Comparisons, blocks: Blocks) -> tuple[Task, Ints
     base = np.repeat(a, size[b]) * width
     place = np.searchsorted(ballots, c.ballot) * width
     n = len(ballots) * width
-    task = Task(n, base + blocks.place[c.x[rows]], base + blocks.place[c.y[rows]], c.rater[rows], c.shown[rows].astype(np.float64),
-                tally_of(c)[rows], np.arange(n), np.tile(np.arange(width), len(ballots)))  # fmt: skip
+    task = Task(
+        n,
+        base + blocks.place[c.x[rows]],
+        base + blocks.place[c.y[rows]],
+        c.rater[rows],
+        c.shown[rows].astype(np.float64),
+        tally_of(c)[rows],
+        np.arange(n),
+        np.tile(np.arange(width), len(ballots)),
+    )
     return task, place + blocks.place[c.x], place + blocks.place[c.y]
 
 
 def _spread(comparisons: Comparisons, ties: bool) -> tuple[float, float]:
-    """σ and η at which two raters agree, and tie, as often as they do: with d ~ N(0, 2σ²) and p the probabilities of one vote, the mean of
-    (p_x − p_y)² is that of the product of two raters' outcomes. (1, η) where no two raters judged the same."""
+    """σ and η at which two raters agree, and tie, as often as they do: with d ~ N(0, 2σ²) and p the probabilities of one
+    vote, the mean of (p_x − p_y)² is that of the product of two raters' outcomes. (1, η) where no two raters judged the
+    same."""
     c = comparisons
     key = (c.prompt * len(c.items) + c.x) * len(c.items) + c.y
     _, unit = np.unique(key, return_inverse=True)
@@ -165,17 +179,18 @@ def _spread(comparisons: Comparisons, ties: bool) -> tuple[float, float]:
     sd, log_tie = 1.0, 0.0 if ties else -np.inf
     for _ in range(10):
         if pairs:
-            reach = means(SD_RANGE[0], log_tie)[0], means(SD_RANGE[1], log_tie)[0]
-            target = float(np.clip(agreed, *reach))
-            sd = (
-                float(optimize.brentq(lambda value: means(value, log_tie)[0] - target, *SD_RANGE))
-                if reach[0] < target < reach[1]
-                else SD_RANGE[int(target >= reach[1])]
-            )
+            least, most = (means(end, log_tie)[0] for end in SD_RANGE)
+            sd = SD_RANGE[0] if agreed <= least else SD_RANGE[1]
+            if least < agreed < most:
+                sd = _root(lambda value, eta: means(value, eta)[0] - agreed, SD_RANGE, log_tie)
         if not ties:
             break
-        log_tie = float(optimize.brentq(lambda value: means(sd, value)[1] - np.clip(tied, 1e-4, 0.98), -15, 15))
+        log_tie = _root(lambda eta, value: means(value, eta)[1] - min(max(tied, 1e-4), 0.98), (-15.0, 15.0), sd)
     return sd, log_tie
+
+
+def _root(function: Callable[[float, float], float], between: tuple[float, float], fixed: float) -> float:
+    return float(optimize.brentq(function, *between, args=(fixed,)))
 
 
 def fit_raters(comparisons: Comparisons, *, equal_raters: bool = False) -> RaterModel:
@@ -192,8 +207,8 @@ def fit_raters(comparisons: Comparisons, *, equal_raters: bool = False) -> Rater
     s, columns = np.zeros(others.n_items), np.zeros((0, 0))
     told = np.isin(np.arange(others.n_items), np.concatenate([others.x, others.y]))
     told = told[x] | told[y]  # the comparisons of which others have said something
-    number, predicted = 0, np.zeros(len(c))
-    for number in range(1, ROUNDS + 1):
+    predicted, rounds = np.zeros(len(c)), 0
+    for rounds in range(1, ROUNDS + 1):  # noqa: B007 - said below
         if told.any():
             s, columns = _strengths(others, s, sd, log_tie, beta, gamma)
             variance = _variance(columns, others.place, x, y)
@@ -211,7 +226,7 @@ def fit_raters(comparisons: Comparisons, *, equal_raters: bool = False) -> Rater
     errors = _standard_errors(own, c.prompt, predicted, log_tie, beta, gamma)
     s, columns = _strengths(own, np.zeros(own.n_items), sd, log_tie, beta, gamma)
     seen = np.unique(np.stack([c.rater, c.prompt])[:, told], axis=1)[0]
-    return RaterModel(s, columns, blocks, sd, log_tie, beta, gamma, *errors, np.bincount(seen, minlength=n), number)
+    return RaterModel(s, columns, blocks, sd, log_tie, beta, gamma, *errors, np.bincount(seen, minlength=n), rounds)
 
 
 def _variance(columns: Floats, place: Ints, x: Ints, y: Ints) -> Floats:
@@ -254,7 +269,8 @@ def _tie_step(task: Task, d: Floats, log_tie: float) -> float:
 def _curves(
     task: Task, predicted: Floats, log_tie: float, beta: Floats, gamma: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Derivatives (N,) of each vote by d, and of each rater the gradient (R, 2) by β, γ and the information (R, 2, 2), with the prior."""
+    """Derivatives (N,) of each vote by d, and of each rater the gradient (R, 2) by β, γ and the information (R, 2, 2), with
+    the prior."""
     r, z = task.rater, task.shown
     by_d, curve, _, _ = moments(beta[r] * predicted + gamma[r] * z, log_tie, task.tally)
 

@@ -1,8 +1,8 @@
 """A line for each rater, whoever it is: how far its votes follow the others', a liking for the first place, ties, F, time.
 
-Words come from intervals that hold for all raters at once (Šidák 1967), so that among many good raters none is called bad by chance.
-They are a reason to look, not to remove: a filter in an export removes, and a rater of another taste is another thing than a bad one
-(:mod:`charter.feedback.personal`).
+Words come from intervals that hold for all raters at once (Šidák 1967), so that among many good raters none is called bad by
+chance. They are a reason to look, not to remove: a filter in an export removes, and a rater of another taste is another thing
+than a bad one (:mod:`charter.feedback.personal`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ LEANS = 0.1  # nats that γ has to exceed for sure: the first place wins 52 % of
 
 @dataclass(frozen=True)
 class RaterLine:
-    """One rater. ``beta``: slope of its votes on what the others say, 1 for an average vote, 0 for a coin, negative for reversed. ``gamma``:
-    nats for what is shown first. ``agrees``: share of its decided pairs that go with the majority of the others, ``n_agrees`` of them.
-    ``tie_rate`` of its pairs, ``failed_rate`` of its responses, ``seconds`` per vote (median). ``repeats``: share of pairs judged twice that
-    got the same answer, of ``n_repeats``. ``overlap``: prompts others judged too. Intervals at 95 %."""
+    """One rater. ``beta``: slope of its votes on what the others say, 1 for an average vote, 0 for a coin, negative for
+    reversed. ``gamma``: nats for what is shown first. ``agrees``: share of its decided pairs that go with the majority of the
+    others, ``n_agrees`` of them. ``tie_rate`` of its pairs, ``failed_rate`` of its responses, ``seconds`` per vote (median).
+    ``repeats``: share of pairs judged twice that got the same answer, of ``n_repeats``. ``overlap``: prompts others judged
+    too. Intervals at 95 %."""
 
     rater: str
     kind: str
@@ -74,7 +75,7 @@ def rater_lines(votes: Votes, found: RaterModel | None = None) -> list[RaterLine
         beta, gamma = float(found.beta[i]), float(found.gamma[i])
         errors = float(found.beta_se[i]), float(found.gamma_se[i])
         words = _words(
-            gamma, interval(beta, errors[0], at_once), interval(gamma, errors[1], at_once), int(found.overlap[i]), floor
+            interval(beta, errors[0], at_once), interval(gamma, errors[1], at_once), int(found.overlap[i]), floor
         )
         times = votes.seconds[(votes.rater == i) & np.isfinite(votes.seconds)]
         lines.append(RaterLine(

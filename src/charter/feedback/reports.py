@@ -1,4 +1,5 @@
-"""What the commands about votes print, return as JSON and draw. Names from files are untrusted text: never markup, never control characters."""
+"""What the commands about votes print, return as JSON and draw. Names from files are untrusted text: never markup, never
+control characters."""
 
 from __future__ import annotations
 
@@ -56,8 +57,12 @@ QUESTION_NAMES = ("better", "more_harmless", "more_harmful")
 def counted(votes: Votes, same_model: int = 0) -> str:
     """What was read and what was left out, in words."""
     n, raters, prompts = votes.said.get("judgments", 0), len(votes.raters), len(votes.prompts)
-    left = {"without verdict": votes.said.get("no verdict", 0), "superseded": votes.said.get("superseded", 0),
-            "both bad": votes.said.get("both bad", 0), "pairs of one model": same_model + votes.said.get("same model", 0)}  # fmt: skip
+    left = {
+        "without verdict": votes.said.get("no verdict", 0),
+        "superseded": votes.said.get("superseded", 0),
+        "both bad": votes.said.get("both bad", 0),
+        "pairs of one model": same_model + votes.said.get("same model", 0),
+    }
     words = [f"{count:,} {what}" for what, count in left.items() if count]
     return (f"{n:,} judgments by {raters:,} rater{'s' * (raters != 1)} on {prompts:,} prompt{'s' * (prompts != 1)}"
             + (f"; left out: {', '.join(words)}" if words else ""))  # fmt: skip
@@ -72,12 +77,18 @@ def _board_json(board: Leaderboard) -> dict[str, Any]:
             zip(board.models, board.ratings, board.reach, board.ranks, board.played, strict=True))
     ]  # fmt: skip
     return {
-        "models": rows, "unit": "points; 400 are odds of ten to one", "method": board.method, "groups": board.parts,
-        "rater_effects": board.effects, "tie_odds": board.tie_odds,
-        "gap": None if board.gap is None else {"value": board.gap[0], "ci": [board.gap[0] - board.gap[1], board.gap[0] + board.gap[1]]},
+        "models": rows,
+        "unit": "points; 400 are odds of ten to one",
+        "method": board.method,
+        "groups": board.parts,
+        "rater_effects": board.effects,
+        "tie_odds": board.tie_odds,
+        "gap": None
+        if board.gap is None
+        else {"value": board.gap[0], "ci": [board.gap[0] - board.gap[1], board.gap[0] + board.gap[1]]},
         "separate_times": board.separate,
         "flip": None if board.flip is None else {"model": board.flip[0], "dropped_judgments": board.flip[1]},
-    }  # fmt: skip
+    }
 
 
 def _board_lines(board: Leaderboard) -> list[str]:
@@ -91,12 +102,16 @@ def _board_lines(board: Leaderboard) -> list[str]:
         won, tied, lost, _ = board.played[i]
         elo = "–" if board.elo is None else f"{board.elo[i]:.0f}"
         ranks = f"{best}" if best == worst else f"{best}–{worst}"
-        lines.append(f"{ranks:>7}  {plain(model):{width}} {board.ratings[i]:7.0f}  {f'[{low:.0f}, {high:.0f}]':>15} {won:9,.0f} {tied:9,.0f} "
-                     f"{lost:9,.0f} {elo:>11}")  # fmt: skip
+        lines.append(
+            f"{ranks:>7}  {plain(model):{width}} {board.ratings[i]:7.0f}  {f'[{low:.0f}, {high:.0f}]':>15} {won:9,.0f} {tied:9,.0f} "
+            f"{lost:9,.0f} {elo:>11}"
+        )
     if len(board.models) > SHOWN:
         lines.append(f"… and {len(board.models) - SHOWN} more (--json, --out)")
-    lines.append(f"intervals {board.method}; ranks: all that are compatible with them"
-                 + (f"; {board.effects} rater effects" if board.effects else ""))  # fmt: skip
+    lines.append(
+        f"intervals {board.method}; ranks: all that are compatible with them"
+        + (f"; {board.effects} rater effects" if board.effects else "")
+    )
     if board.parts > 1:
         lines.append(
             f"the models fall into {board.parts} groups that no comparison joins: ratings across them rest on the prior alone"
@@ -119,8 +134,15 @@ def _board_lines(board: Leaderboard) -> list[str]:
 
 
 def _prompt_json(one: PromptRatings) -> dict[str, Any]:
-    rows = [{"response": response, "rating": float(rating), "ci": [float(rating - reach), float(rating + reach)], "ranks": list(ranks)}
-            for response, rating, reach, ranks in zip(one.responses, one.ratings, one.reach, one.ranks, strict=True)]  # fmt: skip
+    rows = [
+        {
+            "response": response,
+            "rating": float(rating),
+            "ci": [float(rating - reach), float(rating + reach)],
+            "ranks": list(ranks),
+        }
+        for response, rating, reach, ranks in zip(one.responses, one.ratings, one.reach, one.ranks, strict=True)
+    ]
     return {
         "prompt": one.prompt,
         "votes": one.votes,
@@ -137,8 +159,10 @@ def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
             best, worst = one.ranks[i]
             low, high = one.ratings[i] - one.reach[i], one.ratings[i] + one.reach[i]
             state = " contested" if i == 0 and one.contested else ""
-            lines.append(f"{plain(one.prompt, 18) if i == 0 else '':18} {plain(response, 18):18} {f'{best}–{worst}':>6} {one.ratings[i]:7.2f}  "
-                         f"[{low:.2f}, {high:.2f}]{state}")  # fmt: skip
+            lines.append(
+                f"{plain(one.prompt, 18) if i == 0 else '':18} {plain(response, 18):18} {f'{best}–{worst}':>6} {one.ratings[i]:7.2f}  "
+                f"[{low:.2f}, {high:.2f}]{state}"
+            )
     if len(rated) > SHOWN // 4:
         lines.append(f"… and {len(rated) - SHOWN // 4:,} more prompts (--json, --out)")
     contested = sum(one.contested for one in rated)
@@ -172,13 +196,17 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
     if not raters:
         return []
     width = max(5, *(len(plain(line.rater)) for line in raters))
-    lines = [f"{'rater':{width}} {'kind':12} {'votes':>6} {'β':>6} {'95 %':14} {'γ':>6} {'95 %':14} {'agrees':>6} {'ties':>5} {'F':>5} {'s/vote':>6} "
-             f"{'repeats':>7}"]  # fmt: skip
+    lines = [
+        f"{'rater':{width}} {'kind':12} {'votes':>6} {'β':>6} {'95 %':14} {'γ':>6} {'95 %':14} {'agrees':>6} {'ties':>5} {'F':>5} {'s/vote':>6} "
+        f"{'repeats':>7}"
+    ]
     for line in raters:
         beta, gamma = (f"[{low:.2f}, {high:.2f}]" for low, high in (line.beta_ci, line.gamma_ci))
-        lines.append(f"{plain(line.rater):{width}} {line.kind:12} {line.votes:6,} {line.beta:6.2f} {beta:14} {line.gamma:6.2f} {gamma:14} {_percent(line.agrees):>6} "
-                     f"{_percent(line.tie_rate):>5} {_percent(line.failed_rate):>5} {'–' if line.seconds is None else f'{line.seconds:.0f}':>6} "
-                     f"{_percent(line.repeats):>7} {', '.join(line.words)}".rstrip())  # fmt: skip
+        lines.append(
+            f"{plain(line.rater):{width}} {line.kind:12} {line.votes:6,} {line.beta:6.2f} {beta:14} {line.gamma:6.2f} {gamma:14} {_percent(line.agrees):>6} "
+            f"{_percent(line.tie_rate):>5} {_percent(line.failed_rate):>5} {'–' if line.seconds is None else f'{line.seconds:.0f}':>6} "
+            f"{_percent(line.repeats):>7} {', '.join(line.words)}".rstrip()
+        )
     return [
         *lines,
         "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first.",
@@ -188,11 +216,18 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
 def taste_report(found: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
     """The tastes of raters as (JSON, lines)."""
     width = max(5, *(len(plain(one.rater)) for one in found))
-    lines = [counted(votes), f"{'rater':{width}} {'votes':>6}  {'own head':19} {'pooled head':19} {'gain, nats a vote':22} verdict"]
+    lines = [
+        counted(votes),
+        f"{'rater':{width}} {'votes':>6}  {'own head':19} {'pooled head':19} {'gain, nats a vote':22} verdict",
+    ]
     for one in sorted(found, key=lambda one: (one.own is None, one.own)):
         own, pooled = (_with_interval(*pair, ".2f") for pair in ((one.own, one.own_ci), (one.pooled, one.pooled_ci)))
-        lines.append(f"{plain(one.rater):{width}} {one.votes:6,}  {own:19} {pooled:19} {_with_interval(one.gain, one.gain_ci, '.3f'):22} {one.word}")
-    lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
+        lines.append(
+            f"{plain(one.rater):{width}} {one.votes:6,}  {own:19} {pooled:19} {_with_interval(one.gain, one.gain_ci, '.3f'):22} {one.word}"
+        )
+    lines.append(
+        "shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad"
+    )
     return {"said": votes.said, "raters": [asdict(one) for one in found]}, lines
 
 
@@ -217,9 +252,22 @@ def write_tastes(result: Mapping[str, Any], out: Path) -> list[Path]:
             axes.plot([row["pooled"]] * 2, [low, high], color=FAINT, linewidth=1)
         for word, colour in WORD_COLOURS.items():
             chosen = [row for row in rows if row["word"] == word]
-            axes.plot([row["pooled"] for row in chosen], [row["own"] for row in chosen], "o", color=colour, markersize=5, label=word)
+            axes.plot(
+                [row["pooled"] for row in chosen],
+                [row["own"] for row in chosen],
+                "o",
+                color=colour,
+                markersize=5,
+                label=word,
+            )
         for row in rows:
-            axes.annotate(plain(row["rater"], 16), (row["pooled"], row["own"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                plain(row["rater"], 16),
+                (row["pooled"], row["own"]),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=7,
+            )
         ends = [end for row in rows for end in (*row["own_ci"], *row["pooled_ci"])] or [0.0, 1.0]
         axes.set_xlim(min(ends) - 0.02, max(ends) + 0.02)
         axes.set_ylim(min(ends) - 0.02, max(ends) + 0.02)
@@ -269,8 +317,14 @@ def write_agreement(result: Mapping[str, Any], out: Path) -> list[Path]:
     if not raters:
         return [out / "agreement.json"]
     columns = [name for name in raters[0] if not name.endswith("_ci") and name != "words"]
-    write_csv(out / "raters.csv", (*columns, "beta_low", "beta_high", "gamma_low", "gamma_high", "words"),
-              ([*(row[name] for name in columns), *row["beta_ci"], *row["gamma_ci"], "; ".join(row["words"])] for row in raters))  # fmt: skip
+    write_csv(
+        out / "raters.csv",
+        (*columns, "beta_low", "beta_high", "gamma_low", "gamma_high", "words"),
+        (
+            [*(row[name] for name in columns), *row["beta_ci"], *row["gamma_ci"], "; ".join(row["words"])]
+            for row in raters
+        ),
+    )
     shown = [(row["rater"], row["beta"], row["beta_ci"]) for row in reversed(raters[:SHOWN])]
     _draw(out / "raters.png", lambda axes: (_dots(axes, shown), axes.axvline(0, color=INK, linewidth=0.8)),
           "β: 1 an average vote, 0 a coin (95 % interval)", len(shown))  # fmt: skip
@@ -290,9 +344,20 @@ def _draw(path: Path, paint: Callable[[Axes], Any], label: str, rows: int) -> No
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Picture
 
-    style: Any = {"text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
-                  "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True, "text.color": INK,
-                  "ytick.major.size": 0, "xtick.major.size": 0}  # fmt: skip
+    style: Any = {
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": FAINT,
+        "axes.grid": True,
+        "grid.color": FAINT,
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "text.color": INK,
+        "ytick.major.size": 0,
+        "xtick.major.size": 0,
+    }
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         picture = Picture(figsize=(6.4, max(2.0, 0.24 * rows + 0.9)), layout="constrained", dpi=144)

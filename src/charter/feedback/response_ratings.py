@@ -19,9 +19,10 @@ CONTESTED = 0.75  # of the best against the next: below this nobody should call 
 
 @dataclass(frozen=True)
 class PromptRatings:
-    """The responses of one prompt from the best to the worst: ``ratings`` in log-odds of an average vote (mean 0 over the prompt), half
-    an interval of 95 % for each, the ranks compatible with the intervals of the differences, ``p_best`` the posterior probability that
-    the first is better than the second (None with one response); ``contested`` where that is below 0.75. ``votes``: ballots."""
+    """The responses of one prompt from the best to the worst: ``ratings`` in log-odds of an average vote (mean 0 over the
+    prompt), half an interval of 95 % for each, the ranks compatible with the intervals of the differences, ``p_best`` the
+    posterior probability that the first is better than the second (None with one response); ``contested`` where that is below
+    0.75. ``votes``: ballots."""
 
     prompt: str
     responses: tuple[str, ...]
@@ -39,7 +40,8 @@ class PromptRatings:
 def rate_responses(
     comparisons: Comparisons, prompts: tuple[str, ...], found: RaterModel | None = None
 ) -> list[PromptRatings]:
-    """Ratings of the responses of every prompt with a comparison, in the order of ``prompts``; ``found`` where it is known already."""
+    """Ratings of the responses of every prompt with a comparison, in the order of ``prompts``; ``found`` where it is known
+    already."""
     found = found or fit_raters(comparisons)
     ballots = np.unique(np.stack([comparisons.prompt, comparisons.ballot]), axis=1)[0]
     votes = np.bincount(ballots, minlength=len(prompts))

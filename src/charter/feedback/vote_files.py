@@ -67,8 +67,10 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
     source = find(responses, "responses.jsonl") if responses is not None else beside if beside.is_file() else None
     if source is None:
         if models:
-            raise InputError("judgments name responses and not models; give --responses FILE (there is no responses.jsonl beside)",
-                             file=place)  # fmt: skip
+            raise InputError(
+                "judgments name responses and not models; give --responses FILE (there is no responses.jsonl beside)",
+                file=place,
+            )
         return votes_of(judgments)
     known = {one.id: one.model for one in read_jsonl(source, Response)}
     missing = next((one for judgment in judgments for one in judgment.order if one not in known), None)
@@ -89,11 +91,11 @@ def _holds_judgments(path: Path) -> bool:
 def read_table(path: Path) -> Votes:
     """Votes of a table (JSONL, JSON, CSV, Parquet), a row a comparison: ``model_a``, ``model_b`` and ``winner``.
 
-    ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; where it is empty there is no
-    verdict. Instead there may be ``winner_model_a``, ``winner_model_b``, ``winner_tie`` (one of them 1), or counts ``wins_a``, ``wins_b``,
-    ``ties``. Optional: a prompt (``prompt_id``, ``question_id`` or ``prompt``) and a rater (``rater_id``, ``rater``, ``labeler``, ``annotator`` or
-    ``judge``), with ``rater_kind`` and ``seconds``. Model a is taken to have stood first. "Both bad" is an F for both and no pair.
-    InputError names file, line and field.
+    ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; where it is empty there
+    is no verdict. Instead there may be ``winner_model_a``, ``winner_model_b``, ``winner_tie`` (one of them 1), or counts
+    ``wins_a``, ``wins_b``, ``ties``. Optional: a prompt (``prompt_id``, ``question_id`` or ``prompt``) and a rater
+    (``rater_id``, ``rater``, ``labeler``, ``annotator`` or ``judge``), with ``rater_kind`` and ``seconds``. Model a is taken
+    to have stood first. "Both bad" is an F for both and no pair. InputError names file, line and field.
     """
     return votes_of_rows(read_rows(path), path)
 
