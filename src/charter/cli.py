@@ -403,7 +403,8 @@ def ratings(
     """Rate models or responses from votes: Bradley-Terry with ties, intervals by prompt, rank sets, votes that decide the top."""
     if of not in ("models", "responses"):
         raise InputError(f"--of {of!r}: models or responses")
-    from charter.feedback.reports import ratings_report, write_ratings
+    from charter.feedback.report_files import write_ratings
+    from charter.feedback.reports import ratings_report
     from charter.feedback.vote_files import read_votes
 
     result, lines = ratings_report(read_votes(file, responses, models=of == "models"), of, equal_raters=equal_raters)
@@ -414,7 +415,8 @@ def ratings(
 @app.command()
 def agreement(file: VoteFile, out: VotesOut = None, as_json: Json = False) -> None:
     """How far raters agree, with intervals, beside published figures, and a line for each rater, person or judge."""
-    from charter.feedback.reports import agreement_report, write_agreement
+    from charter.feedback.report_files import write_agreement
+    from charter.feedback.reports import agreement_report
     from charter.feedback.vote_files import read_votes
 
     result, lines = agreement_report(read_votes(file))
@@ -435,7 +437,8 @@ def raters(
 ) -> None:
     """Noise or taste: does a head of a rater's own, on a reward model's features, predict votes that it has not seen?"""
     from charter.config import locate
-    from charter.feedback.reports import taste_report, write_tastes
+    from charter.feedback.report_files import write_tastes
+    from charter.feedback.reports import taste_report
     from charter.standalone import tastes_from_files
 
     base = locate(model, Path.cwd()) if model else None

@@ -275,7 +275,7 @@ def _curves(
     by_d, curve, _, _ = moments(beta[r] * predicted + gamma[r] * z, log_tie, task.tally)
 
     def summed(values: Floats) -> Floats:
-        return np.bincount(r, weights=values, minlength=len(beta))
+        return np.bincount(r, weights=values, minlength=len(beta)).astype(np.float64)
 
     gradient = [summed(by_d * predicted) - (beta - 1) / BETA_SD**2, summed(by_d * z) - gamma / GAMMA_SD**2]
     cross = summed(curve * predicted * z)

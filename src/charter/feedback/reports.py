@@ -1,32 +1,23 @@
-"""What the commands about votes print, return as JSON and draw. Names from files are untrusted text: never markup, never
-control characters."""
+"""What the commands about votes print and return as JSON. Names from files are untrusted: printable, on one line."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from charter.errors import InputError
 from charter.feedback.agreement import ANCHORS, Figure, agreement
 from charter.feedback.comparisons import Votes, comparisons_of, single_orders
-from charter.feedback.exports import write_csv
 from charter.feedback.leaderboard import Leaderboard, leaderboard
-from charter.feedback.personal import NONE, OWN, SHARED, UNKNOWN, Taste
+from charter.feedback.personal import Taste
 from charter.feedback.rater_model import fit_raters
 from charter.feedback.raters import RaterLine, rater_lines
 from charter.feedback.response_ratings import PromptRatings, rate_responses
-from charter.records import atomic_path, write_json
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SHOWN = 40  # rows of a table on the terminal
-INK, MARK, FAINT = "#1f2937", "#2563eb", "#d1d5db"
 
 
 def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tuple[dict[str, Any], list[str]]:
@@ -92,20 +83,24 @@ def _board_json(board: Leaderboard) -> dict[str, Any]:
 
 
 def _board_lines(board: Leaderboard) -> list[str]:
-    width = max(8, *(len(plain(model)) for model in board.models))
-    lines = [
-        f"{'rank':>7}  {'model':{width}} {'rating':>7}  {'95 % interval':>15} {'won':>9} {'tied':>9} {'lost':>9} {'Elo (live)':>11}"
-    ]
+    rows = [["rank", "model", "rating", "95 % interval", "won", "tied", "lost", "Elo (live)"]]
     for i, model in enumerate(board.models[:SHOWN]):
-        best, worst = board.ranks[i]
         low, high = board.ratings[i] - board.reach[i], board.ratings[i] + board.reach[i]
-        won, tied, lost, _ = board.played[i]
+        won, tied, lost, _ = (f"{count:,.0f}" for count in board.played[i])
         elo = "–" if board.elo is None else f"{board.elo[i]:.0f}"
-        ranks = f"{best}" if best == worst else f"{best}–{worst}"
-        lines.append(
-            f"{ranks:>7}  {plain(model):{width}} {board.ratings[i]:7.0f}  {f'[{low:.0f}, {high:.0f}]':>15} {won:9,.0f} {tied:9,.0f} "
-            f"{lost:9,.0f} {elo:>11}"
+        rows.append(
+            [
+                _ranks(board.ranks[i]),
+                plain(model),
+                f"{board.ratings[i]:.0f}",
+                f"[{low:.0f}, {high:.0f}]",
+                won,
+                tied,
+                lost,
+                elo,
+            ]
         )
+    lines = table(rows, left=1)
     if len(board.models) > SHOWN:
         lines.append(f"… and {len(board.models) - SHOWN} more (--json, --out)")
     lines.append(
@@ -125,8 +120,9 @@ def _board_lines(board: Leaderboard) -> list[str]:
         lines.append(words)
     if board.flip is not None:
         rival, drop = board.flip
+        first, second = plain(board.models[0]), plain(rival)
         lines.append(
-            f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {plain(rival)} would be ahead of {plain(board.models[0])}"
+            f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {second} would be ahead of {first}"
         )
     elif len(board.models) > 1:
         lines.append("votes that decide the top: dropping up to half of the judgments does not change it")
@@ -153,23 +149,46 @@ def _prompt_json(one: PromptRatings) -> dict[str, Any]:
 
 
 def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
-    lines = [f"{'prompt':18} {'response':18} {'ranks':>6} {'rating':>7}  95 % interval"]
+    rows = [["prompt", "response", "ranks", "rating", "95 % interval", ""]]
     for one in rated[: SHOWN // 4]:
         for i, response in enumerate(one.responses):
-            best, worst = one.ranks[i]
             low, high = one.ratings[i] - one.reach[i], one.ratings[i] + one.reach[i]
-            state = " contested" if i == 0 and one.contested else ""
-            lines.append(
-                f"{plain(one.prompt, 18) if i == 0 else '':18} {plain(response, 18):18} {f'{best}–{worst}':>6} {one.ratings[i]:7.2f}  "
-                f"[{low:.2f}, {high:.2f}]{state}"
+            state = "contested" if i == 0 and one.contested else ""
+            name = plain(one.prompt, 18) if i == 0 else ""
+            rows.append(
+                [
+                    name,
+                    plain(response, 18),
+                    _ranks(one.ranks[i]),
+                    f"{one.ratings[i]:.2f}",
+                    f"[{low:.2f}, {high:.2f}]",
+                    state,
+                ]
             )
+    lines = table(rows, left=1)
     if len(rated) > SHOWN // 4:
         lines.append(f"… and {len(rated) - SHOWN // 4:,} more prompts (--json, --out)")
     contested = sum(one.contested for one in rated)
     lines.append(
-        f"{contested:,} of {len(rated):,} prompts contested: the best is better than the next with a probability below .75; ratings in log-odds"
+        f"{contested:,} of {len(rated):,} prompts contested: the first is better than the next with P < .75; ratings in log-odds"
     )
     return lines
+
+
+def _ranks(ranks: tuple[int, int]) -> str:
+    return f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]}–{ranks[1]}"
+
+
+def table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Rows as aligned lines: the columns up to number ``left`` and the last one to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if place <= left or place == len(row) - 1 else f"{cell:>{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def agreement_report(votes: Votes) -> tuple[dict[str, Any], list[str]]:
@@ -195,36 +214,26 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
     """The raters as lines, the least reliable first."""
     if not raters:
         return []
-    width = max(5, *(len(plain(line.rater)) for line in raters))
-    lines = [
-        f"{'rater':{width}} {'kind':12} {'votes':>6} {'β':>6} {'95 %':14} {'γ':>6} {'95 %':14} {'agrees':>6} {'ties':>5} {'F':>5} {'s/vote':>6} "
-        f"{'repeats':>7}"
-    ]
+    rows = [["rater", "kind", "votes", "β", "95 %", "γ", "95 %", "agrees", "ties", "F", "s/vote", "repeats", ""]]
     for line in raters:
         beta, gamma = (f"[{low:.2f}, {high:.2f}]" for low, high in (line.beta_ci, line.gamma_ci))
-        lines.append(
-            f"{plain(line.rater):{width}} {line.kind:12} {line.votes:6,} {line.beta:6.2f} {beta:14} {line.gamma:6.2f} {gamma:14} {_percent(line.agrees):>6} "
-            f"{_percent(line.tie_rate):>5} {_percent(line.failed_rate):>5} {'–' if line.seconds is None else f'{line.seconds:.0f}':>6} "
-            f"{_percent(line.repeats):>7} {', '.join(line.words)}".rstrip()
-        )
-    return [
-        *lines,
-        "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first.",
-    ]
+        rates = [_percent(rate) for rate in (line.agrees, line.tie_rate, line.failed_rate)]
+        seconds = "–" if line.seconds is None else f"{line.seconds:.0f}"
+        rows.append([plain(line.rater), line.kind, f"{line.votes:,}", f"{line.beta:.2f}", beta, f"{line.gamma:.2f}", gamma, *rates, seconds,
+                     _percent(line.repeats), ", ".join(line.words)])  # fmt: skip
+    explained = "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first."
+    return [*table(rows, left=1), explained]
 
 
 def taste_report(found: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
     """The tastes of raters as (JSON, lines)."""
-    width = max(5, *(len(plain(one.rater)) for one in found))
-    lines = [
-        counted(votes),
-        f"{'rater':{width}} {'votes':>6}  {'own head':19} {'pooled head':19} {'gain, nats a vote':22} verdict",
-    ]
+    rows = [["rater", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
     for one in sorted(found, key=lambda one: (one.own is None, one.own)):
         own, pooled = (_with_interval(*pair, ".2f") for pair in ((one.own, one.own_ci), (one.pooled, one.pooled_ci)))
-        lines.append(
-            f"{plain(one.rater):{width}} {one.votes:6,}  {own:19} {pooled:19} {_with_interval(one.gain, one.gain_ci, '.3f'):22} {one.word}"
+        rows.append(
+            [plain(one.rater), f"{one.votes:,}", own, pooled, _with_interval(one.gain, one.gain_ci, ".3f"), one.word]
         )
+    lines = [counted(votes), *table(rows, left=0)]
     lines.append(
         "shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad"
     )
@@ -237,50 +246,6 @@ def _with_interval(value: float | None, ci: Sequence[float] | None, form: str) -
     return f"{value:{form}}" + (f" [{ci[0]:{form}}, {ci[1]:{form}}]" if ci else "")
 
 
-def write_tastes(result: Mapping[str, Any], out: Path) -> list[Path]:
-    """tastes.json, and tastes.png: how well each rater's own head predicts it, over how well the pooled one does."""
-    write_json(out / "tastes.json", result)
-    rows = [row for row in result["raters"] if row["own"] is not None]
-
-    def paint(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
-        for level in (axes.axhline, axes.axvline):
-            level(0.5, color=INK, linewidth=0.8)
-        for row in rows:
-            (left, right), (low, high) = row["pooled_ci"], row["own_ci"]
-            axes.plot([left, right], [row["own"]] * 2, color=FAINT, linewidth=1)
-            axes.plot([row["pooled"]] * 2, [low, high], color=FAINT, linewidth=1)
-        for word, colour in WORD_COLOURS.items():
-            chosen = [row for row in rows if row["word"] == word]
-            axes.plot(
-                [row["pooled"] for row in chosen],
-                [row["own"] for row in chosen],
-                "o",
-                color=colour,
-                markersize=5,
-                label=word,
-            )
-        for row in rows:
-            axes.annotate(
-                plain(row["rater"], 16),
-                (row["pooled"], row["own"]),
-                xytext=(4, 3),
-                textcoords="offset points",
-                fontsize=7,
-            )
-        ends = [end for row in rows for end in (*row["own_ci"], *row["pooled_ci"])] or [0.0, 1.0]
-        axes.set_xlim(min(ends) - 0.02, max(ends) + 0.02)
-        axes.set_ylim(min(ends) - 0.02, max(ends) + 0.02)
-        axes.set_ylabel("votes predicted by the rater's own head")
-        axes.legend(frameon=False, loc="lower right")
-
-    _draw(out / "tastes.png", paint, "votes predicted by the pooled head", 18)
-    return [out / "tastes.json", out / "tastes.png"]
-
-
-WORD_COLOURS = {SHARED: MARK, OWN: "#059669", NONE: "#dc2626", UNKNOWN: "#6b7280"}
-
-
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f}%"
 
@@ -289,80 +254,3 @@ def plain(text: str, length: int = 32) -> str:
     """A name from a file for a terminal or an axis: printable, on one line, not too long."""
     shown = "".join(c if c.isprintable() else "?" for c in text)
     return shown if len(shown) <= length else shown[: length - 1] + "…"
-
-
-# -- files ---------------------------------------------------------------------------------------------------------------
-
-
-def write_ratings(result: Mapping[str, Any], out: Path) -> list[Path]:
-    """ratings.json and ratings.csv, and for models the picture ratings.png."""
-    write_json(out / "ratings.json", result)
-    if result["of"] == "models":
-        rows = result["models"]
-        write_csv(out / "ratings.csv", ("model", "rating", "low", "high", "best_rank", "worst_rank", "comparisons"),
-                  ([row["model"], row["rating"], *row["ci"], *row["ranks"], row["comparisons"]] for row in rows))  # fmt: skip
-        _draw(out / "ratings.png", lambda axes: _dots(axes, [(row["model"], row["rating"], row["ci"]) for row in rows[:SHOWN]]),
-              "rating, points (95 % interval)", min(len(rows), SHOWN))  # fmt: skip
-        return [out / name for name in ("ratings.json", "ratings.csv", "ratings.png")]
-    write_csv(out / "ratings.csv", ("prompt", "response", "rating", "low", "high", "best_rank", "worst_rank", "p_best"),
-              ([one["prompt"], row["response"], row["rating"], *row["ci"], *row["ranks"], one["p_best"]]
-               for one in result["prompts_rated"] for row in one["responses"]))  # fmt: skip
-    return [out / "ratings.json", out / "ratings.csv"]
-
-
-def write_agreement(result: Mapping[str, Any], out: Path) -> list[Path]:
-    """agreement.json, and the raters as raters.csv and raters.png."""
-    write_json(out / "agreement.json", result)
-    raters = result["raters"]
-    if not raters:
-        return [out / "agreement.json"]
-    columns = [name for name in raters[0] if not name.endswith("_ci") and name != "words"]
-    write_csv(
-        out / "raters.csv",
-        (*columns, "beta_low", "beta_high", "gamma_low", "gamma_high", "words"),
-        (
-            [*(row[name] for name in columns), *row["beta_ci"], *row["gamma_ci"], "; ".join(row["words"])]
-            for row in raters
-        ),
-    )
-    shown = [(row["rater"], row["beta"], row["beta_ci"]) for row in reversed(raters[:SHOWN])]
-    _draw(out / "raters.png", lambda axes: (_dots(axes, shown), axes.axvline(0, color=INK, linewidth=0.8)),
-          "β: 1 an average vote, 0 a coin (95 % interval)", len(shown))  # fmt: skip
-    return [out / name for name in ("agreement.json", "raters.csv", "raters.png")]
-
-
-def _dots(axes: Axes, rows: Sequence[tuple[str, float, Sequence[float]]]) -> None:
-    """A dot and its interval a row, the first on top."""
-    for place, (_, value, (low, high)) in enumerate(rows):
-        axes.plot([low, high], [place, place], color=MARK, linewidth=1.5, solid_capstyle="round")
-        axes.plot([value], [place], "o", color=MARK, markersize=4)
-    axes.set_yticks(range(len(rows)), [plain(name, 28) for name, _, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-
-
-def _draw(path: Path, paint: Callable[[Axes], Any], label: str, rows: int) -> None:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure as Picture
-
-    style: Any = {
-        "text.parse_math": False,
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": FAINT,
-        "axes.grid": True,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-        "text.color": INK,
-        "ytick.major.size": 0,
-        "xtick.major.size": 0,
-    }
-    with rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        picture = Picture(figsize=(6.4, max(2.0, 0.24 * rows + 0.9)), layout="constrained", dpi=144)
-        axes = picture.add_subplot()
-        paint(axes)
-        axes.set_xlabel(label)
-        with atomic_path(path) as temporary:
-            picture.savefig(temporary, format="png", metadata={"Software": None})
