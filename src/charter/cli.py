@@ -435,7 +435,7 @@ def raters(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Noise or taste: does a head of a rater's own, on a reward model's features, predict votes that it has not seen?"""
+    """Tell noise from taste: whether a head of a rater's own, on a reward model's features, predicts votes it has not seen."""
     from charter.config import locate
     from charter.feedback.report_files import write_tastes
     from charter.feedback.reports import taste_report

@@ -219,8 +219,21 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
         beta, gamma = (f"[{low:.2f}, {high:.2f}]" for low, high in (line.beta_ci, line.gamma_ci))
         rates = [_percent(rate) for rate in (line.agrees, line.tie_rate, line.failed_rate)]
         seconds = "–" if line.seconds is None else f"{line.seconds:.0f}"
-        rows.append([plain(line.rater), line.kind, f"{line.votes:,}", f"{line.beta:.2f}", beta, f"{line.gamma:.2f}", gamma, *rates, seconds,
-                     _percent(line.repeats), ", ".join(line.words)])  # fmt: skip
+        rows.append(
+            [
+                plain(line.rater),
+                line.kind,
+                f"{line.votes:,}",
+                f"{line.beta:.2f}",
+                beta,
+                f"{line.gamma:.2f}",
+                gamma,
+                *rates,
+                seconds,
+                _percent(line.repeats),
+                ", ".join(line.words),
+            ]
+        )
     explained = "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first."
     return [*table(rows, left=1), explained]
 
