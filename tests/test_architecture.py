@@ -37,6 +37,11 @@ SIDEWAYS = {
     ("feedback.judge", "constitution.constitution"): "a judge compares under a drawn principle",
     ("feedback.gate", "constitution.constitution"): "the gate asks the judge under the constitution of the run",
     ("feedback.gate", "evaluation.statistics"): "a judge is trusted by an interval, not by a rate",
+    (
+        "feedback.personal",
+        "evaluation.statistics",
+    ): "a head of a rater's own is told from the pooled one by a paired interval",
+    ("feedback.raters", "evaluation.statistics"): "a rater's rate of ties has Wilson's interval like any other share",
     ("evaluation.harm", "feedback.judge"): "a model that scores is asked as a model that judges",
     ("evaluation.measure", "training.batches"): "arms are scored in the same batches that training uses",
     ("summary", "stages"): "the report reads what the stages share; the type only",

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 
 from charter import config
 from charter.cli import run_command
+from charter.feedback.judgments import chain
+from charter.records import Judgment, Response, read_jsonl, write_jsonl
 from charter.testbed.train import PRESETS
 from conftest import write_tiny_recipe
 
@@ -71,6 +74,9 @@ FILES = {
     "prompts classify": "prompts.jsonl",
     "reward train": "pairs.jsonl",
     "import FILE": "pairs.jsonl",
+    "ratings FILE": "votes",
+    "agreement FILE": "votes",
+    "raters FILE": "votes",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "F": "out/prompts.jsonl",
          "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
@@ -87,10 +93,37 @@ def workplace(tmp_path_factory, random_llama):
     (folder / "my.yaml").write_text((folder / "recipe.yaml").read_text())
     (folder / "published.json").write_text(json.dumps(["Choose the response that is less harmful."]))
     (folder / "out").mkdir()
+    (folder / "votes").mkdir()
     with contextlib.chdir(folder):
         assert run_command(["run", "recipe.yaml", "--quiet"]) == 0
         assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
+
+    shutil.copy(folder / "runs/recipe/feedback/responses.jsonl", folder / "votes")
+    write_votes(folder / "votes")
     return folder
+
+
+def write_votes(folder):
+    """Two raters who like long answers, on the responses in the folder: judgments.jsonl."""
+    responses = {one.id: one for one in read_jsonl(folder / "responses.jsonl", Response)}
+    by_prompt = {}
+    for one in responses.values():
+        by_prompt.setdefault(one.prompt_id, []).append(one)
+    # The run's responses are of one model; every other one is called another's.
+    named = [
+        one.model_copy(update={"model": f"model-{i % 2}"})
+        for group in by_prompt.values()
+        for i, one in enumerate(group)
+    ]
+    write_jsonl(folder / "responses.jsonl", named)
+    votes = []
+    for prompt, group in by_prompt.items():
+        order = sorted(group, key=lambda one: -len(one.text))
+        for rater in ("ann", "bob"):
+            ranks = {one.id: number for number, one in enumerate(order, start=1)}
+            votes.append(Judgment(id=f"{prompt}-{rater}", set_id=prompt, prompt_id=prompt, rater_id=rater, rater_kind="human",
+                                  order=tuple(one.id for one in group), ranks=ranks))  # fmt: skip
+    write_jsonl(folder / "judgments.jsonl", chain(votes))
 
 
 def at_size_of_seconds(line: str) -> list[str]:

@@ -501,6 +501,72 @@ def serve(
     serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows)
 
 
+VoteFile = Annotated[
+    Path, typer.Argument(help="Votes: judgments.jsonl, a run folder, or a table with model_a, model_b and winner.")
+]
+ResponseFile = Annotated[
+    Path | None, typer.Option(help="responses.jsonl or its folder; by default the file beside the judgments.")
+]
+VotesOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for JSON, CSV and a picture.")]
+
+
+@app.command()
+def ratings(
+    file: VoteFile,
+    of: Annotated[str, typer.Option(help="Rate models or single responses.")] = "models",
+    responses: ResponseFile = None,
+    equal_raters: Annotated[bool, typer.Option("--equal-raters", help="Every rater counts the same.")] = False,
+    out: VotesOut = None,
+    as_json: Json = False,
+) -> None:
+    """Rate models or responses from votes: Bradley-Terry with ties, intervals by prompt, rank sets, votes that decide the top."""
+    if of not in ("models", "responses"):
+        raise InputError(f"--of {of!r}: models or responses")
+    from charter.feedback.report_files import write_ratings
+    from charter.feedback.reports import ratings_report
+    from charter.feedback.vote_files import read_votes
+
+    result, lines = ratings_report(read_votes(file, responses, models=of == "models"), of, equal_raters=equal_raters)
+    files = write_ratings(result, out) if out else []
+    show(result, as_json, *lines, *(f"written: {path}" for path in files))
+
+
+@app.command()
+def agreement(file: VoteFile, out: VotesOut = None, as_json: Json = False) -> None:
+    """How far raters agree, with intervals, beside published figures, and a line for each rater, person or judge."""
+    from charter.feedback.report_files import write_agreement
+    from charter.feedback.reports import agreement_report
+    from charter.feedback.vote_files import read_votes
+
+    result, lines = agreement_report(read_votes(file))
+    files = write_agreement(result, out) if out else []
+    show(result, as_json, *lines, *(f"written: {path}" for path in files))
+
+
+@app.command()
+def raters(
+    file: VoteFile,
+    reward: Annotated[Path, typer.Option(help="A trained reward model: a run folder or what reward train made.")],
+    model: Annotated[str | None, typer.Option(help="The model that the reward model was trained from.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="prompts.jsonl or its folder.")] = None,
+    responses: ResponseFile = None,
+    out: VotesOut = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Tell noise from taste: whether a head of a rater's own, on a reward model's features, predicts votes it has not seen."""
+    from charter.config import locate
+    from charter.feedback.report_files import write_tastes
+    from charter.feedback.reports import taste_report
+    from charter.standalone import tastes_from_files
+
+    base = locate(model, Path.cwd()) if model else None
+    found, votes = tastes_from_files(file, reward, model=base, prompts=prompts, responses=responses, seed=seed)
+    result, lines = taste_report(found, votes)
+    files = write_tastes(result, out) if out else []
+    show(result, as_json, *lines, *(f"written: {path}" for path in files))
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from charter.config import RatingModelSettings, RewardModelSettings
+from charter.config import LoRASettings, RatingModelSettings, RewardModelSettings, locate
 from charter.errors import InputError
 from charter.evaluation.statistics import mean_interval, paired_difference, spearman
+from charter.feedback.comparisons import Votes, comparisons_of
 from charter.feedback.pairs import read_pairs, split_pairs
+from charter.feedback.personal import Taste, tastes
 from charter.feedback.ratings import read_ratings, split_ratings
+from charter.feedback.vote_files import find, read_votes
+from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.generate import context_length
 from charter.models.load import pick_device
+from charter.models.packing import Tokens
 from charter.models.trunk import load_trunk
-from charter.records import Rating, content_id, write_json
-from charter.run import Run, file_hash
+from charter.records import Prompt, Rating, Response, content_id, read_jsonl, write_json
+from charter.run import Run, file_hash, read_json
 from charter.stages import reward_accuracy
+from charter.training.batches import by_tokens
 from charter.training.reward_model import (
+    clip,
     rating_scale,
     rating_tokens,
     score_rows,
     train_rating_model,
     train_reward_model,
 )
+
+TOKENS = 4096  # in one forward pass, where nothing is trained
 
 
 def reward_from_file(
@@ -124,6 +135,89 @@ def rating_errors(said: Sequence[float], ratings: Sequence[Rating], mean: float)
         "baseline_mean": sum(baseline) / len(baseline), "change_from_baseline": gain.difference,
         "change_from_baseline_ci": gain.ci, "spearman": spearman(said, [rating.score for rating in ratings]),
     }  # fmt: skip
+
+
+def response_features(
+    reward: Path, model: str | None, prompts: Mapping[str, Prompt], responses: Sequence[Response], *, limit: int = 512
+) -> NDArray[np.float64]:
+    """The last hidden state (N, H) of a trained reward model at the end of each response: what its head scores, before the
+    head.
+
+    ``reward``: a run folder, the folder that `charter reward train` made, or one with reward_model.json. ``model``: the model
+    it was trained from; for a run that is its fine-tuned model. InputError where the reward model or a response's prompt is
+    missing.
+    """
+    folder = next(
+        (
+            reward / part
+            for part in ("", "reward_model/model", "train/model")
+            if (reward / part / "reward_model.json").is_file()
+        ),
+        None,
+    )
+    if folder is None:
+        raise InputError(
+            "holds no reward model (reward_model.json); give a run folder or what charter reward train made",
+            file=reward,
+        )
+    if model is None:
+        of_run = reward / "sft" / "model"
+        model = str(of_run) if of_run.is_dir() else locate("package:charter.testbed/model", Path.cwd())
+    missing = next((one for one in responses if one.prompt_id not in prompts), None)
+    if missing is not None:
+        raise InputError(
+            f"no prompt {missing.prompt_id!r} for response {missing.id!r}; give the file with all prompts as --prompts"
+        )
+    card = read_json(folder / "reward_model.json")
+    lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
+    trunk = load_trunk(model, device=pick_device("auto"), lora=lora)
+    scorers = trunk.load_scorers(folder)
+    room = min(limit, context_length(trunk.model) or limit)
+    rows = [
+        clip(
+            Tokens(
+                encode_prompt(trunk.tokenizer, prompts[one.prompt_id].messages),
+                encode_response(trunk.tokenizer, one.text),
+            ),
+            room,
+        )
+        for one in responses
+    ]
+    found = np.zeros((len(rows), trunk.model.config.get_text_config().hidden_size))
+    with torch.no_grad(), trunk.as_role(scorers.roles[0]) as role:
+        for group in by_tokens([len(row) for row in rows], TOKENS, [tuple(row.prompt) for row in rows]):
+            packed = trunk.pack([rows[i] for i in group])
+            found[group] = trunk.hidden(role, packed, packed.last).double().cpu().numpy()
+    return found
+
+
+def tastes_from_files(
+    file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int
+) -> tuple[list[Taste], Votes]:
+    """The taste of every rater of a file of judgments, on features from ``reward``. Where prompts and responses are not given
+    they are looked for beside the judgments, then in the folder of the reward model where that is a run. InputError says what
+    is missing."""
+    place = find(file, "judgments.jsonl")
+    response_file = find(responses, "responses.jsonl") if responses else _first(
+        "responses.jsonl", [place.parent, reward / "feedback"], "--responses")  # fmt: skip
+    prompt_file = find(prompts, "prompts.jsonl") if prompts else _first(
+        "prompts.jsonl", [place.parent, place.parent.parent / "prompts", reward / "prompts"], "--prompts")  # fmt: skip
+    votes = read_votes(place, response_file, models=True)
+    by_id = {one.id: one for one in read_jsonl(response_file, Response)}
+    features = response_features(
+        reward,
+        model,
+        {one.id: one for one in read_jsonl(prompt_file, Prompt)},
+        [by_id[name] for name in votes.responses],
+    )
+    return tastes(comparisons_of(votes), features, seed=seed), votes
+
+
+def _first(name: str, folders: Sequence[Path], option: str) -> Path:
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"no {name} beside it nor in the run; name it with {option}", file=folders[0])
 
 
 def check_sides(file: Path, what: str, n: int, train: int, test: int) -> None:

@@ -1,0 +1,198 @@
+"""Judgments become pairs by one rule, oriented by name; tables come in with the words that people use."""
+
+import json
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charter.errors import InputError
+from charter.feedback.comparisons import comparisons_of, pair_outcomes, seconds_of, single_orders, votes_of
+from charter.feedback.judgments import chain
+from charter.feedback.vote_files import read_votes
+from charter.records import Generation, Judgment, Response, write_jsonl
+
+
+def vote(key: str, ranks: dict, **fields) -> Judgment:
+    given = {"set_id": "s", "prompt_id": "p", "rater_id": "ann", "rater_kind": "human", "order": tuple(ranks)}
+    return Judgment(id=key, ranks=ranks, **(given | fields))
+
+
+def test_the_worked_example_gives_three_pairs():
+    assert pair_outcomes({"a": 2, "b": 1, "c": 3}, "abc") == [("a", "b", -1), ("a", "c", 1), ("b", "c", 1)]
+
+
+RANK = st.one_of(st.integers(1, 4), st.just("F"), st.none())
+
+
+@given(st.dictionaries(st.sampled_from("abcdefg"), RANK, min_size=2))
+def test_pairs_follow_the_rule(shown):
+    """Lower wins, equal ties, ranked beats F and unranked, nothing between those that are neither."""
+    ranks = {one: rank for one, rank in shown.items() if rank is not None}
+    expected = []
+    for a, b in combinations(shown, 2):
+        first, second = ranks.get(a), ranks.get(b)
+        if isinstance(first, int) and isinstance(second, int):
+            expected.append((a, b, (first < second) - (first > second)))
+        elif isinstance(first, int) or isinstance(second, int):
+            expected.append((a, b, 1 if isinstance(first, int) else -1))
+    assert pair_outcomes(ranks, shown) == expected
+
+
+def test_pairs_are_oriented_by_name_and_remember_the_side():
+    left = votes_of([vote("1", {"b": 1, "a": 2})])
+    right = votes_of([vote("1", {"a": 2, "b": 1})])
+    for votes, shown in ((left, -1), (right, 1)):
+        assert (votes.x.tolist(), votes.y.tolist(), votes.outcome.tolist()) == ([0], [1], [-1])
+        assert votes.shown.tolist() == [shown]
+
+
+def test_what_is_superseded_or_without_verdict_is_counted_and_not_scored():
+    votes = votes_of([vote("1", {"a": 1, "b": 2}), vote("2", {"a": 2, "b": 1}, supersedes="1"),
+                      vote("3", {}, order=("a", "b"))])  # fmt: skip
+    assert votes.said == {"superseded": 1, "no verdict": 1, "judgments": 1}
+    assert votes.outcome.tolist() == [-1]
+
+
+def test_more_harmful_is_turned_round_for_ratings_and_not_for_agreement():
+    votes = votes_of([vote("1", {"a": 1, "b": 2}, direction="more_harmful")])
+    assert comparisons_of(votes).outcome.tolist() == [-1]
+    assert comparisons_of(votes, raw=True).outcome.tolist() == [1]
+
+
+def test_responses_become_models_and_two_of_one_model_say_nothing():
+    votes = votes_of([vote("1", {"a": 1, "b": 2, "c": 3})], {"a": "new", "b": "old", "c": "old"})
+    found = comparisons_of(votes, "models")
+    assert found.items == ("new", "old")
+    assert (found.x.tolist(), found.y.tolist(), found.outcome.tolist(), found.same_model) == ([0, 0], [1, 1], [1, 1], 1)
+
+
+def test_strength_is_for_the_first_name_whatever_side_it_stood_on():
+    assert votes_of([vote("1", {"a": 1, "b": 2}, strength=3)]).strength.tolist() == [3]
+    assert votes_of([vote("1", {"b": 2, "a": 1}, strength=-3)]).strength.tolist() == [3]
+
+
+def test_a_judge_asked_in_both_orders_is_two_halves():
+    """It said yes to whatever stood first: +1 nat for a under A, −0.5 under B."""
+    votes = votes_of([vote("1", {"a": 1, "b": 2}, rater_kind="judge", margin=0.25, margins_by_order=(1.0, -0.5))])
+    assert votes.shown.tolist() == [0]
+    halves = single_orders(votes)
+    assert halves.count.tolist() == [0.5, 0.5]
+    assert sorted(zip(halves.shown.tolist(), halves.outcome.tolist(), strict=True)) == [(-1, -1), (1, 1)]
+
+
+def test_a_rank_of_what_was_not_shown_is_refused():
+    with pytest.raises(InputError, match="judgment 1, field 'ranks': ranks 'z'"):
+        votes_of([vote("1", {"a": 1, "z": 2}, order=("a", "b"))])
+
+
+def test_seconds_come_from_whichever_timing_is_there():
+    assert seconds_of({"active_ms": 1500.0, "t_shown": 0.0, "t_submit": 9000.0}) == 1.5
+    assert seconds_of({"t_shown": 1000.0, "t_submit": 9000.0}) == 8
+    assert math.isnan(seconds_of({}))
+
+
+def table(tmp_path, rows: list[dict], name: str = "votes.jsonl"):
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("winner", "outcome"),
+    [("model_a", 1), ("A", 1), ("leftvote", 1), ("gpt", 1), ("model_b", -1), ("tie", 0), ("Draw", 0), (2, -1)],
+)
+def test_the_words_for_a_winner(tmp_path, winner, outcome):
+    votes = read_votes(table(tmp_path, [{"model_a": "gpt", "model_b": "llama", "winner": winner}]))
+    assert votes.models == ("gpt", "llama")
+    assert votes.outcome.tolist() == [outcome]
+
+
+def test_both_bad_is_f_for_both_and_no_pair(tmp_path):
+    row = {"model_a": "a", "model_b": "b", "prompt": "p"}
+    votes = read_votes(
+        table(tmp_path, [row | {"winner": "tie (bothbad)"}, row | {"winner": "b"}, row | {"winner": None}])
+    )
+    assert votes.outcome.tolist() == [-1]
+    assert votes.rank.tolist() == [0, 0, 2, 1]
+    assert votes.said == {"no verdict": 1, "judgments": 2, "both bad": 1}
+
+
+def test_counts_and_columns_of_ones(tmp_path):
+    counted = tmp_path / "counts.csv"
+    counted.write_text("model_a,model_b,wins_a,wins_b,ties\nx,y,7,3,2\n")
+    votes = read_votes(counted)
+    assert sorted(zip(votes.outcome.tolist(), votes.count.tolist(), strict=True)) == [(-1, 3), (0, 2), (1, 7)]
+    hot = tmp_path / "hot.csv"
+    hot.write_text("model_a,model_b,winner_model_a,winner_model_b,winner_tie\nx,y,0,0,1\ny,x,1,0,0\n")
+    assert read_votes(hot).outcome.tolist() == [0, -1]
+
+
+def test_a_table_without_prompts_takes_every_row_for_one(tmp_path):
+    rows = [{"model_a": "a", "model_b": "b", "winner": "a"}] * 3
+    assert len(read_votes(table(tmp_path, rows)).prompts) == 3
+    votes = read_votes(table(tmp_path, [row | {"prompt_id": 5, "rater": "ann"} for row in rows]))
+    assert (len(votes.prompts), votes.raters, len(votes.responses)) == (1, ("ann",), 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"model_a": "a", "model_b": "b", "winner": "c"}, "line 2, field 'winner': is 'c'; write a, b, tie"),
+        ({"model_a": "a", "model_b": "b"}, "line 2, field 'winner': is missing"),
+        ({"model_a": "", "model_b": "b", "winner": "a"}, "line 2, field 'model_a': is empty"),
+        ({"model_a": "a", "winner": "a"}, "line 2, field 'model_b': is missing"),
+        ({"model_a": "a", "model_b": "b", "winner": "a", "rater_kind": "robot"}, "field 'rater_kind': is 'robot'"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, words):
+    good = {"model_a": "a", "model_b": "b", "winner": "a"}
+    if "rater_kind" in row:
+        good = row | {"rater_kind": "human", "rater": "ann"}
+        row = row | {"rater": "bob"}
+    with pytest.raises(InputError) as error:
+        read_votes(table(tmp_path, [good, row]))
+    assert words in str(error.value)
+
+
+def test_a_file_without_models_says_what_it_wants(tmp_path):
+    with pytest.raises(InputError, match="model_a, model_b and winner"):
+        read_votes(table(tmp_path, [{"question": "?"}]))
+
+
+def answer(id: str, model: str) -> Response:
+    return Response(id=id, prompt_id="p", model=model, text="t", finish_reason="stop",
+                    generation=Generation(seed=0, temperature=1.0))  # fmt: skip
+
+
+def test_models_come_from_the_responses_beside_the_judgments(tmp_path):
+    write_jsonl(tmp_path / "judgments.jsonl", chain([vote("1", {"a": 1, "b": 2})]))
+    with pytest.raises(InputError, match="give --responses FILE"):
+        read_votes(tmp_path / "judgments.jsonl", models=True)
+    write_jsonl(tmp_path / "responses.jsonl", [answer("a", "new")])
+    with pytest.raises(InputError, match="does not hold response 'b'"):
+        read_votes(tmp_path, models=True)
+    write_jsonl(tmp_path / "responses.jsonl", [answer("a", "new"), answer("b", "old")])
+    assert read_votes(tmp_path, models=True).models == ("new", "old")
+
+
+def test_judgments_of_a_run_are_not_chained_and_are_read_all_the_same(tmp_path):
+    (tmp_path / "feedback").mkdir()
+    write_jsonl(tmp_path / "feedback" / "judgments.jsonl", [vote("1", {"a": 1, "b": 2}), vote("2", {"a": 1, "b": 1})])
+    assert read_votes(tmp_path).outcome.tolist() == [1, 0]
+
+
+def test_a_chain_that_was_changed_is_refused(tmp_path):
+    first, second = chain([vote("1", {"a": 1, "b": 2}), vote("2", {"a": 1, "b": 2})])
+    write_jsonl(tmp_path / "judgments.jsonl", [first, second.model_copy(update={"ranks": {"a": 2, "b": 1}})])
+    with pytest.raises(InputError, match="was changed"):
+        read_votes(tmp_path)
+
+
+def test_flags_are_kept_with_the_responses_they_are_for():
+    votes = votes_of([vote("1", {"a": 1, "b": "F"}, flags={"b": ["spam"]})])
+    assert votes.flags["spam"].tolist() == [False, True]
+    assert np.array_equal(votes.rank, [1, 0])
