@@ -95,6 +95,9 @@ def run(
     out: Out = None,
     set_: Sets = None,
     until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluate",
+    feedback: Annotated[
+        str | None, typer.Option(help="Who compares: judge, human or mixed; short for --set feedback.raters=WHO.")
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")
     ] = 1,
@@ -102,13 +105,14 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
+    set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
     if seeds == 1:
         run_until(recipe, out, set_, until, as_json, quiet)
         return
     from charter.config import check_files, find_recipe, load_recipe
 
     path = find_recipe(recipe)
-    loaded = load_recipe(path, set_ or ())
+    loaded = load_recipe(path, set_)
     check_files(loaded)
     from charter.seeds import run_seeds, table
 

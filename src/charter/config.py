@@ -204,6 +204,10 @@ class ContrastSettings(Settings):
 class FeedbackSettings(Settings):
     generator: str = "sft"
     """Who gives the responses that are compared: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
+    raters: Literal["judge", "human", "mixed"] = "judge"
+    """Who compares: the judge; people, on the page of `charter label RUN`; or the judge, with people checking some prompts."""
+    human_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """With `mixed`: share of the prompts that people are asked about; there their votes replace the judge's."""
     prompts: Positive = 800
     """Prompts, red-team and benign together, to which responses are sampled and compared."""
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
@@ -227,10 +231,16 @@ class FeedbackSettings(Settings):
 
     @model_validator(mode="after")
     def check_that_options_are_read(self) -> FeedbackSettings:
-        """Pairs by contrast are judged by nobody."""
-        unread = {"responses_per_prompt", "judge", "abstain_below", "calibration", "labelled_pairs", "gate_pairs"}
+        """Pairs by contrast are judged by nobody, and people need no judge."""
+        unread = {"responses_per_prompt", "raters", "human_share", "judge", "abstain_below", "calibration", "labelled_pairs",
+                  "gate_pairs"}  # fmt: skip
         if self.contrast is not None and (given := sorted(unread & self.model_fields_set)):
             raise ValueError(f"contrast makes pairs without a judge, so {given[0]} would not be read; leave it out")
+        if self.raters != "mixed" and "human_share" in self.model_fields_set:
+            raise ValueError("human_share is about raters: mixed; leave it out")
+        unread = {"judge", "abstain_below", "calibration"}
+        if self.raters == "human" and (given := sorted(unread & self.model_fields_set)):
+            raise ValueError(f"with raters: human no judge is asked, so {given[0]} would not be read; leave it out")
         return self
 
 

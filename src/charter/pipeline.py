@@ -16,7 +16,7 @@ from charter.run import Run
 from charter.stages import (
     Work,
     evaluate,
-    label_with_ai,
+    gather_feedback,
     prepare_prompts,
     revise_answers,
     train_policy,
@@ -60,7 +60,7 @@ def stages_in_order(work: Work, until: str) -> Any:
     yield sft
     if until == "sft":
         return
-    feedback = label_with_ai(work, prompts, sft)
+    feedback = gather_feedback(work, prompts, sft)
     yield feedback
     if until == "feedback":
         return

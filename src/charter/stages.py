@@ -28,6 +28,7 @@ from charter.feedback.gate import judge_gate
 from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.feedback.judgments import follow
 from charter.feedback.pairs import read_pairs, split_pairs
+from charter.feedback.people import FOLDER, TO_LABEL, Votes, agreement_with_people, sample_for_people, with_people
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.endpoint import EndpointSampler
 from charter.models.load import pick_device
@@ -398,20 +399,21 @@ def train_supervised(work: Work, prompts: Stage, revise: Stage) -> Stage:
 # -- AI feedback ---------------------------------------------------------------------------------------------------------
 
 
-def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
-    """K responses of the fine-tuned model per prompt, compared by the judge under drawn principles: judgments, then pairs.
+def gather_feedback(work: Work, prompts: Stage, sft: Stage) -> Stage:
+    """K responses per prompt, compared by the judge under drawn principles, by people, or by both: judgments, then pairs.
 
-    One gate, before any label: the judge must beat chance on pairs whose answer is known.
+    Gates: before any label the judge must beat chance on pairs whose answer is known; people must have answered.
     """
     recipe, run = work.recipe, work.run
     settings = recipe.feedback
     if settings.contrast is not None:
         return pair_by_contrast(work, prompts, sft)
+    judged = settings.raters != "human"
     labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
     inputs = {
         "prompts": prompts.output_hash,
         "sft": sft.output_hash,
-        "judge": work.hash_of(settings.judge, sft),
+        "judge": work.hash_of(settings.judge, sft) if judged else "",
         "generator": work.hash_of(settings.generator, sft),
         "principles": hash_of_principles(work.constitution, "preference", "tags", "weight"),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
@@ -423,26 +425,8 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
         if stage.done:
             work.recall_gates(stage)
             return stage
-        if work.scorer.identity == work.identity_of(settings.judge, sft):
-            work.gate(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
-        judge = LogProbJudge(work.sampler(work.folder_of(settings.judge, sft), settings.judge))
-        card = judge_gate(judge, labelled, work.constitution, seed=recipe.seed, batch_size=recipe.batch_size)
-        if card is None:
-            work.gate(
-                stage,
-                "judge beats chance",
-                False,
-                "no labelled pairs to test the judge on; set feedback.labelled_pairs",
-            )
-        else:
-            floor = recipe.gates.min_judge_accuracy
-            good = card["ci"] is not None and card["ci"][0] > floor
-            interval = f"{percent(card['ci'][0])} to {percent(card['ci'][1])}" if card["ci"] else "not estimable"
-            work.gate(
-                stage, "judge beats chance", good,
-                f"the judge is right on {percent(card['accuracy'])} of {card['n']} labelled pairs (95% interval {interval})"
-                + ("" if good else f", not clearly above {percent(floor)}: these labels are noise"),
-            )  # fmt: skip
+        judge = LogProbJudge(work.sampler(work.folder_of(settings.judge, sft), settings.judge)) if judged else None
+        card = None if judge is None else gate_judge(work, stage, sft, judge, labelled)
         chosen = [
             p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)[-(settings.prompts // len(KINDS)) :]
         ]
@@ -450,36 +434,83 @@ def label_with_ai(work: Work, prompts: Stage, sft: Stage) -> Stage:
         generator = work.sampler(work.folder_of(settings.generator, sft), settings.generator)
         responses = answer(work, stage, "responses.jsonl", generator, chosen, k)
         groups = [responses[i : i + k] for i in range(0, len(responses), k)]
-        comparisons = comparisons_of(chosen, groups, work.constitution, recipe.seed)
-        if not comparisons:
-            raise InputError("no principle with a preference text applies to these prompts", file=recipe.constitution)
-        judgments = stage.rows("judgments.jsonl", Judgment).work(
-            comparisons,
-            recipe.batch_size,
-            lambda batch: (
-                judgment(comparison, preference, rater_id=judge.name, abstain_below=settings.abstain_below)
-                for comparison, preference in zip(batch, judge(batch), strict=True)
-            ),
-            follow=follow,
-            label="feedback: judgments",
-            quiet=run.quiet,
-        )
-        pairs = pairs_of(
-            judgments,
-            {p.id: p for p in chosen},
-            {r.id: r for r in responses},
-            calibration=settings.calibration,
-        )
+        pairs: list[Pair] = []
+        result: dict[str, Any] = {}
+        judgments: list[Judgment] = []
+        if judge is not None:
+            judgments = judge_groups(work, stage, judge, chosen, groups)
+            by_id = {p.id: p for p in chosen}
+            pairs = pairs_of(judgments, by_id, {r.id: r for r in responses}, calibration=settings.calibration)
+            verdicts = sum(j.has_verdict for j in judgments)
+            result = {"comparisons": len(judgments), "verdicts": verdicts, "ties": verdicts - len(pairs), "judge": card}
+        if settings.raters != "judge":
+            votes = ask_people(work, stage, groups)
+            result |= {"votes": len(votes.judgments), "people": len({one.rater_id for one in votes.judgments})}
+            if card is not None:
+                card["people"] = agreement_with_people(judgments, votes.judgments)
+            pairs = with_people(pairs, votes)
         if len({pair.group_id for pair in pairs}) < 4:
-            raise GateError(f"the judge preferred a response in only {len(pairs)} comparisons: too few to train on")
+            raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
         write_jsonl(stage.path("pairs.jsonl"), pairs)
         export_preferences(run.folder / "preferences.csv", pairs)
-        verdicts = [j for j in judgments if j.has_verdict]
-        stage.finish(
-            {"comparisons": len(judgments), "verdicts": len(verdicts), "pairs": len(pairs),
-             "ties": len(verdicts) - len(pairs), "judge": card, "gates": work.gates_of(stage)}
-        )  # fmt: skip
+        stage.finish({**result, "pairs": len(pairs), "gates": work.gates_of(stage)})
     return stage
+
+
+def gate_judge(work: Work, stage: Stage, sft: Stage, judge: LogProbJudge, labelled: Sequence[Pair]) -> Any:
+    """The judge's card on pairs whose answer is known, None where there are none; the gates on what it says."""
+    recipe = work.recipe
+    if work.scorer.identity == work.identity_of(recipe.feedback.judge, sft):
+        work.gate(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
+    card = judge_gate(judge, labelled, work.constitution, seed=recipe.seed, batch_size=recipe.batch_size)
+    if card is None:
+        words = "no labelled pairs to test the judge on; set feedback.labelled_pairs"
+        work.gate(stage, "judge beats chance", False, words)
+        return None
+    floor = recipe.gates.min_judge_accuracy
+    good = card["ci"] is not None and card["ci"][0] > floor
+    interval = f"{percent(card['ci'][0])} to {percent(card['ci'][1])}" if card["ci"] else "not estimable"
+    work.gate(
+        stage, "judge beats chance", good,
+        f"the judge is right on {percent(card['accuracy'])} of {card['n']} labelled pairs (95% interval {interval})"
+        + ("" if good else f", not clearly above {percent(floor)}: these labels are noise"),
+    )  # fmt: skip
+    return card
+
+
+def judge_groups(
+    work: Work, stage: Stage, judge: LogProbJudge, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
+) -> list[Judgment]:
+    """The judge's chained judgments of every pair of the responses to each prompt, in judgments.jsonl of the stage."""
+    recipe = work.recipe
+    comparisons = comparisons_of(prompts, groups, work.constitution, recipe.seed)
+    if not comparisons:
+        raise InputError("no principle with a preference text applies to these prompts", file=recipe.constitution)
+    return stage.rows("judgments.jsonl", Judgment).work(
+        comparisons,
+        recipe.batch_size,
+        lambda batch: (
+            judgment(comparison, preference, rater_id=judge.name, abstain_below=recipe.feedback.abstain_below)
+            for comparison, preference in zip(batch, judge(batch), strict=True)
+        ),
+        follow=follow,
+        label="feedback: judgments",
+        quiet=work.run.quiet,
+    )
+
+
+def ask_people(work: Work, stage: Stage, groups: Sequence[Sequence[Response]]) -> Votes:
+    """What people said of the responses that they are asked about. GateError with the page's command while some are open."""
+    settings, folder = work.recipe.feedback, work.run.folder
+    share = settings.human_share if settings.raters == "mixed" else 1.0
+    asked = sample_for_people(groups, share, work.recipe.seed)
+    write_jsonl(stage.path(TO_LABEL), (one for group in asked for one in group))
+    votes = Votes(folder / FOLDER, asked)
+    words = f"people have compared the answers to {len(asked) - votes.open} of {len(asked)} prompts"
+    if votes.open:
+        words += f", {votes.open} are open: `charter label {folder}` opens the page, and the same command as now goes on after it"
+    work.gate(stage, "people have answered", not votes.open, words)
+    return votes
 
 
 def pair_by_contrast(work: Work, prompts: Stage, sft: Stage) -> Stage:

@@ -578,6 +578,12 @@ def _judge(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
         ("Chose the same position twice", number_text(judge.get("same_position_share"), True)),
         ("Gave a verdict at all", number_text(judge.get("verdict_rate"), True)),
     ]
+    people = judge.get("people")
+    if isinstance(people, Mapping):
+        ci = _interval(people)
+        between = "" if ci is None else f" [{number_text(ci[0], True)}, {number_text(ci[1], True)}]"
+        facts.append(("Prefers what people prefer", f"{number_text(people.get('agreement'), True)}{between}, "
+                      f"{people.get('n')} votes on pairs of {people.get('prompts')} prompts"))  # fmt: skip
     chart = _reliability(panels, f"Calibration of {_label(judge.get('id'), 40)}", _rows(judge, "reliability"))
     return {
         "id": judge.get("id"),

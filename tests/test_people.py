@@ -1,0 +1,144 @@
+"""A run whose responses are compared by people, or by a judge that people check."""
+
+import json
+import shutil
+
+import pytest
+
+from charter.cli import run_command
+from charter.feedback.judgments import chain, ulid
+from charter.feedback.people import TO_LABEL, Votes, agreement_with_people, sample_for_people
+from charter.records import Generation, Judgment, LabelSet, Prompt, Response, read_jsonl, write_jsonl
+
+
+def response(prompt: str, text: str, seed: int = 0) -> Response:
+    return Response(prompt_id=prompt, model="sft", text=text, finish_reason="stop",
+                    generation=Generation(seed=seed, temperature=1.0))  # fmt: skip
+
+
+def vote(one: LabelSet, ranks: dict, rater: str = "ann") -> Judgment:
+    return Judgment(id=ulid(), set_id=one.id, prompt_id=one.prompt_id, rater_id=rater, rater_kind="human",
+                    order=one.response_ids, ranks=ranks)  # fmt: skip
+
+
+def label_everything(run_folder, *, but: int = 0, raters=("ann",)):
+    """What the label page leaves behind when people prefer the longer answer: all sets answered ``but`` some."""
+    asked = list(read_jsonl(run_folder / "feedback" / TO_LABEL, Response))
+    groups: dict[str, list[Response]] = {}
+    for one in asked:
+        groups.setdefault(one.prompt_id, []).append(one)
+    sets = [LabelSet(prompt_id=p, kind="rank", response_ids=[r.id for r in group]) for p, group in groups.items()]
+    votes = []
+    for one in sets[: len(sets) - but]:
+        texts = {r.id: r.text for r in groups[one.prompt_id]}
+        order = sorted({len(text) for text in texts.values()}, reverse=True)
+        votes += [vote(one, {key: order.index(len(text)) + 1 for key, text in texts.items()}, who) for who in raters]
+    folder = run_folder / "label"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(run_folder / "prompts/prompts.jsonl", folder / "prompts.jsonl")
+    write_jsonl(folder / "responses.jsonl", asked)
+    write_jsonl(folder / "sets.jsonl", sets)
+    write_jsonl(folder / "judgments.jsonl", chain(votes))
+    return sets
+
+
+SMALL = ["prompts.train=60", "prompts.test=4", "revise.prompts=40", "feedback.prompts=24", "sft.epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory):
+    """A small run on the testbed as far as the fine-tuned model."""
+    folder = tmp_path_factory.mktemp("people") / "run"
+    sets = [word for one in SMALL for word in ("--set", one)]
+    assert run_command(["run", "smoke", "--out", str(folder), "--quiet", "--until", "sft", *sets]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(fine_tuned, tmp_path, capsys):
+    shutil.copytree(fine_tuned, tmp_path / "run")
+
+    def command(*more: str) -> tuple[int, str]:
+        sets = [word for one in SMALL for word in ("--set", one)]
+        code = run_command(["run", "smoke", "--out", str(tmp_path / "run"), "--quiet", *sets, *more])
+        return code, "".join(capsys.readouterr())
+
+    return command
+
+
+def test_a_run_waits_for_people_and_goes_on_with_their_votes(run, tmp_path):
+    people = ("--feedback", "human", "--until", "reward_model")
+    code, words = run(*people)
+    assert code == 1, words
+    assert f"`charter label {tmp_path / 'run'}`" in words
+    n = len({one.prompt_id for one in read_jsonl(tmp_path / "run/feedback" / TO_LABEL, Response)})
+    assert f"0 of {n} prompts" in words
+    assert f"{n} are open" in words
+    label_everything(tmp_path / "run", but=2)
+    code, words = run(*people)
+    assert code == 1
+    assert "2 are open" in words
+    label_everything(tmp_path / "run")
+    code, words = run(*people)
+    assert code == 0, words
+    pairs = [json.loads(line) for line in (tmp_path / "run/feedback/pairs.jsonl").read_text().splitlines()]
+    assert all(len(pair["chosen"]) > len(pair["rejected"]) for pair in pairs)
+    assert 4 <= len(pairs) <= n
+    assert not (tmp_path / "run/feedback/judgments.jsonl").exists()
+
+
+def test_people_check_a_judge_and_replace_it_where_they_spoke(run, tmp_path):
+    mixed = ("--feedback", "mixed", "--set", "feedback.human_share=0.5", "--until", "reward_model")
+    code, words = run(*mixed)
+    assert code == 1
+    assert "`charter label" in words
+    asked = {one.prompt_id for one in label_everything(tmp_path / "run", raters=("ann", "bob"))}
+    code, words = run(*mixed)
+    assert code == 0, words
+    pairs = [json.loads(line) for line in (tmp_path / "run/feedback/pairs.jsonl").read_text().splitlines()]
+    for pair in pairs:
+        by_people = pair["prompt"]["id"] in asked
+        assert (pair["principle"] is None) == by_people
+        assert not by_people or len(pair["chosen"]) > len(pair["rejected"])
+    assert any(pair["principle"] for pair in pairs)
+    people = json.loads((tmp_path / "run/report.json").read_text())["judges"][0]["people"]
+    assert people["n"] + people["undecided"] == 2 * sum(pair["prompt"]["id"] in asked for pair in pairs)
+    low, high = people["ci"]
+    assert low < people["agreement"] < high
+    assert "Prefers what people prefer" in (tmp_path / "run/report.html").read_text()
+
+
+def test_agreement_counts_every_person_once_for_each_pair():
+    one, other = LabelSet(prompt_id="p", kind="pair", response_ids=["a", "b"]), LabelSet(
+        prompt_id="q", kind="pair", response_ids=["c", "d"]
+    )  # fmt: skip
+    judge = [vote(one, {"a": 1, "b": 2}), vote(other, {"c": 1, "d": 1})]
+    people = [vote(one, {"a": 1, "b": 2}), vote(one, {"a": 2, "b": 1}, "bob"), vote(one, {"a": 1, "b": "F"}, "cid"),
+              vote(other, {"c": 1, "d": 2}), vote(one, {"a": 1, "b": 1}, "dan")]  # fmt: skip
+    found = agreement_with_people(judge, people)
+    assert (found["agreement"], found["n"], found["undecided"]) == (pytest.approx(2 / 3), 3, 1)
+
+
+def test_people_are_asked_about_a_share_of_what_differs():
+    groups = [[response(str(i), "same"), response(str(i), "same" if i % 2 else "other", 1)] for i in range(40)]
+    asked = sample_for_people(groups, 0.25, seed=0)
+    assert len(asked) == 5
+    assert all(len({one.text for one in group}) == 2 for group in asked)
+    assert asked == sample_for_people(groups, 0.25, seed=0) != sample_for_people(groups, 0.25, seed=1)
+    assert len(sample_for_people(groups, 1.0, seed=0)) == 20
+    assert sample_for_people(groups, 0.001, seed=0)
+
+
+def test_sets_of_an_earlier_run_do_not_count(tmp_path):
+    prompt = Prompt.ask("How?")
+    old, new = ([response(prompt.id, f"{age} {i}", i) for i in range(2)] for age in ("old", "new"))
+    asked = [LabelSet(prompt_id=prompt.id, kind="rank", response_ids=[r.id for r in group]) for group in (old, new)]
+    write_jsonl(tmp_path / "prompts.jsonl", [prompt])
+    write_jsonl(tmp_path / "responses.jsonl", old + new)
+    write_jsonl(tmp_path / "sets.jsonl", asked)
+    write_jsonl(tmp_path / "judgments.jsonl", chain([vote(asked[0], {old[0].id: 1, old[1].id: 2})]))
+    assert Votes(tmp_path, [new]).open == 1
+    assert Votes(tmp_path, [old]).open == 0
+    assert Votes(tmp_path / "nothing", [old]).open == 1
+    (pair,) = Votes(tmp_path, [old]).pairs()
+    assert (pair.chosen, pair.rejected, pair.weight) == ("old 0", "old 1", 1.0)
