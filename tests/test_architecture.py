@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("cli",),
     ("seeds",),
-    ("pipeline", "standalone", "plan", "show_tokens", "chat"),
+    ("pipeline", "standalone", "plan", "show_tokens", "chat", "web"),
     ("stages", "summary"),
     ("reward_sources",),
     ("constitution", "feedback", "training", "evaluation", "testbed"),
