@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -91,6 +91,15 @@ class Visitor:
     opt_out: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Link:
+    """An invite link that opens."""
+
+    id: int
+    rater_id: str
+    role: Role
+
+
 def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -128,8 +137,8 @@ class Access:
             db.execute(t.invites.update().where(t.invites.c.id == invite_id).values(revoked=True))
             db.execute(t.sessions.delete().where(t.sessions.c.invite_id == invite_id))
 
-    def look_up(self, token: str, now: float) -> sa.Row[Any]:
-        """(id, rater_id, role) of a link. Refused where it is unknown, revoked or too old."""
+    def look_up(self, token: str, now: float) -> Link:
+        """The link of a token. Refused where it is unknown, revoked or too old."""
         with self.store.read() as db:
             found = db.execute(
                 sa.select(t.invites.c.id, t.invites.c.rater_id, t.invites.c.role, t.invites.c.expires, t.invites.c.revoked)
@@ -137,7 +146,7 @@ class Access:
             ).first()  # fmt: skip
         if found is None or found.revoked or found.expires <= now:
             raise Refused(403, "This link does not open anything (any more). Ask the person who sent it for a new one.")
-        return found
+        return Link(found.id, found.rater_id, found.role)
 
     def join(self, token: str, now: float) -> str:
         """The token of a new session. Refused as in :meth:`look_up`."""
@@ -158,13 +167,14 @@ class Access:
         """Who a session token belongs to; None where the session is unknown or over, or its link was revoked."""
         key = token_hash(session)
         with self.store.read() as db:
-            row = db.execute(VISITOR, {"key": key, "now": now}).first()
-        if row is None or row.role not in ROLES:
+            row = VISITOR.first(db, key=key, now=now)
+        if row is None or row[1] not in ROLES:
             return None
-        return Visitor(row.rater_id, row.role, key, row.form_token, row.read, row.quiz, tuple(json.loads(row.opt_out)))
+        rater_id, role, form_token, read, quiz, opt_out = row
+        return Visitor(rater_id, role, key, form_token, read, quiz, tuple(json.loads(opt_out)))
 
 
-VISITOR = (
+VISITOR = t.Query(
     sa.select(t.invites.c.rater_id, t.invites.c.role, t.sessions.c.form_token, t.raters.c.read, t.raters.c.quiz,
               t.raters.c.opt_out)
     .select_from(t.sessions.join(t.invites, t.invites.c.id == t.sessions.c.invite_id)

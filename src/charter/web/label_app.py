@@ -218,8 +218,8 @@ def show_set(
     warnings = [site.settings.warnings[tag] for tag in one.tags if tag in site.settings.warnings]
     return site.page(
         "label.html", visitor, status=422 if problem else status, handout=handout, mode=mode, problem=problem, was=was,
-        question=site.question(one.kind, one.direction), warnings=warnings, progress=site.progress(), own=site.own_progress(visitor.rater_id),
-        draft=handout.draft,
+        question=site.question(one.kind, one.direction), warnings=warnings, progress=site.progress(),
+        own=site.own_progress(visitor.rater_id), draft=handout.draft,
     )  # fmt: skip
 
 

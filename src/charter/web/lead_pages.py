@@ -48,7 +48,7 @@ def figures_of(site: Site) -> Figures:
 def overview(request: Request, visitor: Watcher) -> WebResponse:
     site = site_of(request)
     with site.store.read() as db:
-        versions = dict(db.execute(sa.select(t.raters.c.id, t.raters.c.read)).tuples().all())
+        versions = {row.id: row.read for row in db.execute(sa.select(t.raters.c.id, t.raters.c.read))}
     return site.page(
         "lead.html", visitor, progress=site.progress(), figures=figures_of(site), versions=versions,
         hash=site.instructions()[0], mirror_problem=str(site.mirror.failed or ""),

@@ -29,6 +29,9 @@ KINDS: dict[str, tuple[sa.Table, type[Record]]] = {
 }
 
 
+GATHER_S = 0.2  # votes of so long go to the disk together
+
+
 class Mirror:
     """The files of one project folder, written by this process alone."""
 
@@ -47,13 +50,15 @@ class Mirror:
         self.written = dict.fromkeys(KINDS, 0)
         self.failed: OSError | None = None
         self._due = threading.Event()
-        self._stopped = False
+        self._stop = threading.Event()
+        self._in_step = False
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
 
     def start(self) -> None:
         """Bring files and database together, then follow the votes. InputError names the line that does not fit."""
         for name, (table, kind) in KINDS.items():
             self._read_back(self.folder / name, table, kind)
+        self._in_step = True
         self.flush()
         self._thread.start()
 
@@ -63,12 +68,15 @@ class Mirror:
 
     def close(self) -> None:
         """Write what is left and let go of the folder."""
-        self._stopped = True
+        self._stop.set()
         self._due.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.flush()
-        self.lock.close()
+        try:
+            if self._in_step:  # after a start that failed, nothing is known of what the files hold
+                self.flush()
+        finally:
+            self.lock.close()
 
     def flush(self) -> None:
         """Append every record that the files do not have yet."""
@@ -82,8 +90,9 @@ class Mirror:
                 self.written[name] = rows[-1].seq
 
     def _follow(self) -> None:
-        while not self._stopped:
+        while not self._stop.is_set():
             self._due.wait()
+            self._stop.wait(GATHER_S)
             self._due.clear()
             try:
                 self.flush()

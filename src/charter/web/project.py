@@ -27,7 +27,7 @@ MAX_RANKED = 9  # a key for each rank
 
 
 class RedTeamSettings(Settings):
-    models: Annotated[list[str], Field(min_length=1, default_factory=lambda: ["package:charter.testbed/model"])]
+    models: list[str] = Field(default_factory=lambda: ["package:charter.testbed/model"], min_length=1)
     """Folders of the models that answer; each candidate comes from one of them, drawn anew every turn."""
     turns: Positive = 4
     """Turns of a dialogue at most."""
@@ -87,7 +87,7 @@ class LabelSettings(Settings):
     """Share of a person's sets that are gold, while there are some left."""
     repeat_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Share of a person's sets that they have answered before, to see whether they say the same."""
-    warnings: Annotated[dict[str, str], Field(default_factory=dict)]
+    warnings: dict[str, str] = Field(default_factory=dict)
     """Tag of a prompt to the words of its content warning; such texts are blurred until asked for, and can be opted out of."""
     database: str | None = None
     """postgresql://HOST/NAME; SQLite in the folder unless given. The password belongs in PGPASSWORD or ~/.pgpass."""

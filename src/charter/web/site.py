@@ -77,7 +77,7 @@ class Site:
         self.samplers, self.public, self.clock = list(samplers), public, clock
         self.access = Access(store)
         self.limit = RateLimit(per_second=20, burst=60)  # of a session
-        self.door = RateLimit(per_second=1, burst=30)  # of an address without a session
+        self.door = RateLimit(per_second=2, burst=200)  # of an address without a session
         self.generation = RateLimit(per_second=0.5, burst=6)  # of a session, for live answers of a model
         self.sampling = threading.Lock()
         self.retrain = Retrain(project.folder, self.settings.retrain)
@@ -158,23 +158,15 @@ class Site:
         return self.keep(f"own {rater_id}", 3.0, lambda: self._own_progress(rater_id))  # type: ignore[no-any-return]
 
     def _own_progress(self, rater_id: str) -> dict[str, Any]:
-        mine = t.judgments.c.rater_id == rater_id
         with self.store.read() as db:
-            votes, pairs, ties = db.execute(
-                sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(t.judgments.c.n_pairs), 0),
-                          sa.func.coalesce(sa.func.sum(t.judgments.c.n_ties), 0))
-                .where(mine, t.judgments.c.current, t.judgments.c.action == "vote")
-            ).one()  # fmt: skip
-            recent = db.execute(
-                sa.select(t.judgments.c.created, t.judgments.c.seconds)
-                .where(mine).order_by(t.judgments.c.seq.desc()).limit(200)
-            ).all()  # fmt: skip
-        seconds = [row.seconds for row in recent[:50] if row.seconds]
+            votes, pairs, ties = OWN_SUMS.first(db, me=rater_id)
+            recent = OWN_RECENT.run(db, me=rater_id).fetchall()
+        seconds = [row[1] for row in recent[:50] if row[1]]
         start = end = self.clock()
-        for row in recent:
-            if start - row.created > PAUSE_S:
+        for created, _ in recent:
+            if start - created > PAUSE_S:
                 break
-            start = row.created
+            start = created
         return {
             "votes": votes, "median_s": statistics.median(seconds) if seconds else None,
             "tie_share": ties / pairs if pairs else None, "minutes": (end - start) / 60,
@@ -187,6 +179,20 @@ class Site:
     def page(self, name: str, visitor: Visitor | None, *, status: int = 200, **values: Any) -> HTMLResponse:
         html = self.templates.get_template(name).render(visitor=visitor, **values)
         return HTMLResponse(html, status_code=status)
+
+
+ME = sa.bindparam("me", type_=sa.String)
+OWN_SUMS = t.Query(
+    sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(t.judgments.c.n_pairs), 0),
+              sa.func.coalesce(sa.func.sum(t.judgments.c.n_ties), 0))
+    .where(t.judgments.c.rater_id == ME, t.judgments.c.current, t.judgments.c.action == "vote")
+)  # fmt: skip
+OWN_RECENT = t.Query(
+    sa.select(t.judgments.c.created, t.judgments.c.seconds)
+    .where(t.judgments.c.rater_id == ME)
+    .order_by(t.judgments.c.seq.desc())
+    .limit(100)
+)
 
 
 def duration(seconds: float | None) -> str:

@@ -82,7 +82,8 @@ class Store:
     def __init__(self, engine: sa.Engine, settings: LabelSettings) -> None:
         self.engine, self.settings = engine, settings
         self.reader = engine.execution_options(read=True)
-        self.parts = lru_cache(maxsize=4096)(self._parts)
+        self.taken_twice = t.integrity_error(engine)
+        self.parts = lru_cache(maxsize=8192)(self._parts)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -167,7 +168,7 @@ class Store:
                     if set_id is None:
                         return None
                     order, shown, draft = self._shown(db, set_id, rater_id, now)
-            except sa.exc.IntegrityError:
+            except self.taken_twice:
                 continue  # two tabs of one person took two slots of one set at once; one of them asks again
             return self._handout(set_id, order, shown, draft)
         return None
@@ -176,19 +177,12 @@ class Store:
         self, db: sa.Connection, set_id: str, rater_id: str, now: float
     ) -> tuple[Sequence[str], float, dict[str, str]]:
         """Order, time and draft of a set that this rater holds; the first time an order is dealt and kept."""
-        same = (t.drafts.c.set_id == t.handouts.c.set_id) & (t.drafts.c.rater_id == t.handouts.c.rater_id)
-        row = db.execute(
-            sa.select(t.handouts.c.order, t.handouts.c.shown, t.drafts.c.form)
-            .select_from(t.handouts.outerjoin(t.drafts, same))
-            .where(t.handouts.c.set_id == set_id, t.handouts.c.rater_id == rater_id)
-        ).first()
+        row = SHOWN.first(db, key=set_id, me=rater_id)
         if row is not None:
-            return json.loads(row.order), row.shown, json.loads(row.form or "{}")
-        record = db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == set_id))
-        before = db.scalar(sa.select(sa.func.count()).where(t.handouts.c.set_id == set_id)) or 0
-        ids = LabelSet.model_validate_json(record or "").response_ids
-        order = balanced_order(ids, before, self.settings.seed)
-        db.execute(t.handouts.insert().values(set_id=set_id, rater_id=rater_id, order=json.dumps(order), shown=now))
+            return json.loads(row[0]), row[1], json.loads(row[2] or "{}")
+        record, before = TO_SHOW.first(db, key=set_id)
+        order = balanced_order(LabelSet.model_validate_json(record).response_ids, before, self.settings.seed)
+        SHOW.run(db, set_id=set_id, rater_id=rater_id, order=json.dumps(order), shown=now)
         return order, now, {}
 
     def _handout(self, set_id: str, order: Sequence[str], shown: float, draft: dict[str, str]) -> Handout:
@@ -196,24 +190,21 @@ class Store:
         return Handout(one, prompt, tuple(responses[key] for key in order), shown, draft)
 
     def _take(self, db: sa.Connection, rater_id: str, now: float, until: float, opt_out: tuple[str, ...]) -> str | None:
-        own = (
-            sa.select(t.slots.c.id)
-            .where(t.slots.c.rater_id == rater_id, t.slots.c.state == "open")
-            .order_by(t.slots.c.lease_until.desc())
-            .limit(1)
-        )
-        if db.scalar(own) is None:
+        mixed_in = self.settings.gold is not None or self.settings.repeat_share > 0
+        if mixed_in and HELD.first(db, me=rater_id) is None:
             drawn = self._gold_or_repeat(db, rater_id, until, opt_out)
             if drawn is not None:
                 return drawn
-        values = {"me": rater_id, "now": now, "until": until} | ({"out": list(opt_out)} if opt_out else {})
-        taken = db.scalar(take_statement(bool(opt_out)), values)
-        return None if taken is None else str(taken)
+        if opt_out:
+            values = {"me": rater_id, "now": now, "until": until, "out": list(opt_out)}
+            return db.scalar(take_statement(with_opt_out=True), values)
+        taken: str | None = TAKE.value(db, me=rater_id, now=now, until=until)
+        return taken
 
     def _gold_or_repeat(self, db: sa.Connection, rater_id: str, until: float, opt_out: tuple[str, ...]) -> str | None:
         """The gold set or the repeat whose turn it is by a draw, its slot made and leased; None where it is nobody's turn."""
         settings = self.settings
-        count = db.scalar(sa.select(sa.func.count()).where(t.handouts.c.rater_id == rater_id)) or 0
+        count = HANDED_OUT.value(db, me=rater_id)
         draw = derive_seed(settings.seed, "mixed in", rater_id, count) % 10**9 / 10**9
         gold = settings.gold_share if settings.gold is not None else 0.0
         if draw < gold:
@@ -264,14 +255,10 @@ class Store:
     def handed(self, rater_id: str, set_id: str) -> Handout:
         """A set that this rater was shown. NotHandedOut where it was not."""
         with self.read() as db:
-            row = db.execute(
-                sa.select(t.handouts.c.order, t.handouts.c.shown).where(
-                    t.handouts.c.set_id == set_id, t.handouts.c.rater_id == rater_id
-                )
-            ).first()
+            row = SHOWN.first(db, key=set_id, me=rater_id)
         if row is None:
             raise NotHandedOut(set_id)
-        return self._handout(set_id, json.loads(row.order), row.shown, {})
+        return self._handout(set_id, json.loads(row[0]), row[1], json.loads(row[2] or "{}"))
 
     # -- votes -----------------------------------------------------------------------------------------------------------
 
@@ -284,41 +271,36 @@ class Store:
         "extra" where the lease ran out and somebody else has the slot: the vote counts beyond what was asked for. "already"
         where the rater has a vote on the set, so that a form that is sent twice counts once.
         """
-        set_id = handout.set.id
-        mine = (t.slots.c.set_id == set_id) & (t.slots.c.rater_id == rater_id)
+        set_id, role = handout.set.id, handout.set.role
+        state = "done" if action == "vote" else "skipped"
         with self.write() as db:
             tip = self._tip(db)  # first, so that on PostgreSQL votes are chained one after another
-            slot = db.execute(sa.select(t.slots).where(mine)).first()
-            if slot is not None and slot.state != "open":
+            slot = FINISH.first(db, key=set_id, me=rater_id, state_now=state)
+            if slot is None and SEEN.first(db, key=set_id, me=rater_id) is not None:
                 return "already"
-            state = "done" if action == "vote" else "skipped"
             if slot is None:
-                db.execute(t.slots.insert().values(set_id=set_id, role=handout.set.role, priority=0.0, position=0.0,
-                                                   state=state, extra=True, rater_id=rater_id))  # fmt: skip
-            else:
-                freed = action == "skip" and slot.role == "work" and not slot.extra
-                if freed:  # someone else is asked instead
-                    db.execute(t.slots.insert().values(set_id=set_id, role="work", priority=slot.priority,
-                                                       position=slot.position, state="open", extra=False))  # fmt: skip
-                db.execute(
-                    t.slots.update().where(t.slots.c.id == slot.id).values(state=state, extra=slot.extra or freed)
-                )
+                db.execute(t.slots.insert().values(set_id=set_id, role=role, priority=0.0, position=0.0, state=state,
+                                                   extra=True, rater_id=rater_id))  # fmt: skip
+            elif action == "skip" and role == "work" and not slot[3]:  # someone else is asked instead
+                db.execute(t.slots.update().where(t.slots.c.id == slot[0]).values(extra=True))
+                db.execute(t.slots.insert().values(set_id=set_id, role="work", priority=slot[1], position=slot[2],
+                                                   state="open", extra=False))  # fmt: skip
             self._append(db, tip, rater_id, handout, answer, now, action, instructions_hash)
-            db.execute(t.drafts.delete().where(t.drafts.c.set_id == set_id, t.drafts.c.rater_id == rater_id))
+            if handout.draft:
+                db.execute(t.drafts.delete().where(t.drafts.c.set_id == set_id, t.drafts.c.rater_id == rater_id))
             return "extra" if slot is None else "stored"
 
     def _tip(self, db: sa.Connection) -> str:
-        return str(db.scalar(sa.select(t.meta.c.value).where(t.meta.c.key == "tip").with_for_update()))
+        return str(TIP.value(db))
 
     def _append(
         self, db: sa.Connection, tip: str, rater_id: str, handout: Handout, answer: Answer, now: float, action: str,
         instructions_hash: str,
     ) -> Judgment:  # fmt: skip
         one = handout.set
-        mine = (t.judgments.c.set_id == one.id) & (t.judgments.c.rater_id == rater_id) & t.judgments.c.current
-        before = db.scalar(sa.select(t.judgments.c.id).where(mine))
+        before = BEFORE.value(db, key=one.id, me=rater_id)
         if before is not None:
-            db.execute(t.judgments.update().where(mine).values(current=False))
+            db.execute(t.judgments.update().where(t.judgments.c.id == before).values(current=False))
         judgment = seal(
             Judgment(
                 id=ulid(int(now * 1000)),
@@ -340,11 +322,10 @@ class Store:
             tip,
         )
         n_pairs, n_ties = pairs_and_ties(answer.ranks)
-        db.execute(t.judgments.insert().values(
-            id=judgment.id, set_id=one.id, rater_id=rater_id, action=action, current=True, created=now,
-            seconds=answer.timings.get("active_s"), n_pairs=n_pairs, n_ties=n_ties, record=judgment.model_dump_json(),
-        ))  # fmt: skip
-        db.execute(t.meta.update().where(t.meta.c.key == "tip").values(value=judgment.hash))
+        APPEND.run(db, id=judgment.id, set_id=one.id, rater_id=rater_id, action=action, current=True, created=now,
+                   seconds=answer.timings.get("active_s"), n_pairs=n_pairs, n_ties=n_ties,
+                   record=judgment.model_dump_json())  # fmt: skip
+        NEW_TIP.run(db, tip=judgment.hash)
         return judgment
 
     def undo(self, rater_id: str, now: float, *, instructions_hash: str) -> str | None:
@@ -430,8 +411,7 @@ def form_of(judgment: Judgment) -> dict[str, str]:
     return form
 
 
-@lru_cache(maxsize=2)
-def take_statement(with_opt_out: bool) -> sa.Update:
+def take_statement(*, with_opt_out: bool) -> sa.Update:
     """The one statement that gives out a slot: that of mine which is still open, else the first one that is free or whose
     lease has run out, of a set that I have no slot of. Parameters me, now, until, out."""
     me, now = sa.bindparam("me", type_=sa.String), sa.bindparam("now", type_=sa.Float)
@@ -482,3 +462,36 @@ def add_records(db: sa.Connection, table: sa.Table, records: Iterable[R]) -> lis
     if rows:
         db.execute(table.insert(), rows)
     return list(given.values())
+
+
+KEY, ME = sa.bindparam("key", type_=sa.String), sa.bindparam("me", type_=sa.String)
+TAKE = t.Query(take_statement(with_opt_out=False))
+HELD = t.Query(sa.select(t.slots.c.id).where(t.slots.c.rater_id == ME, t.slots.c.state == "open").limit(1))
+HANDED_OUT = t.Query(sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.rater_id == ME))
+SHOWN = t.Query(
+    sa.select(t.handouts.c.order, t.handouts.c.shown, t.drafts.c.form)
+    .select_from(t.handouts.outerjoin(t.drafts, (t.drafts.c.set_id == t.handouts.c.set_id)
+                                      & (t.drafts.c.rater_id == t.handouts.c.rater_id)))
+    .where(t.handouts.c.set_id == KEY, t.handouts.c.rater_id == ME)
+)  # fmt: skip
+TO_SHOW = t.Query(
+    sa.select(
+        t.sets.c.record,
+        sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.set_id == KEY).scalar_subquery(),
+    ).where(t.sets.c.id == KEY)
+)
+SHOW = t.Query(t.handouts.insert(), "set_id", "rater_id", "order", "shown")
+FINISH = t.Query(
+    t.slots.update()
+    .where(t.slots.c.set_id == KEY, t.slots.c.rater_id == ME, t.slots.c.state == "open")
+    .values(state=sa.bindparam("state_now", type_=sa.String))
+    .returning(t.slots.c.id, t.slots.c.priority, t.slots.c.position, t.slots.c.extra)
+)
+SEEN = t.Query(sa.select(t.slots.c.id).where(t.slots.c.set_id == KEY, t.slots.c.rater_id == ME))
+TIP = t.Query(sa.select(t.meta.c.value).where(t.meta.c.key == "tip").with_for_update())
+NEW_TIP = t.Query(t.meta.update().where(t.meta.c.key == "tip").values(value=sa.bindparam("tip", type_=sa.Text)))
+BEFORE = t.Query(
+    sa.select(t.judgments.c.id).where(t.judgments.c.set_id == KEY, t.judgments.c.rater_id == ME, t.judgments.c.current)
+)
+APPEND = t.Query(t.judgments.insert(), "id", "set_id", "rater_id", "action", "current", "created", "seconds", "n_pairs",
+                 "n_ties", "record")  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, event
+from sqlalchemy.dialects import sqlite
 
 from charter.errors import InputError
 
@@ -193,3 +194,40 @@ def begin_sqlite(connection: sa.Connection) -> None:
         return  # every statement by itself
     # A transaction that reads first and writes later can fail half-way in SQLite; one that begins as a writer cannot.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+class Query:
+    """A statement that is asked on every request: compiled once for each database, and then run by the driver alone.
+
+    That is several times faster than building and compiling it anew. Parameters are given by name; rows come as tuples.
+    Errors are the driver's own (:func:`integrity_error`).
+    """
+
+    def __init__(self, statement: sa.ClauseElement, *columns: str) -> None:
+        self.statement, self.columns = statement, columns or None
+        self.compiled: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def run(self, db: sa.Connection, **values: Any) -> Any:
+        """The driver's cursor."""
+        if db.dialect.name not in self.compiled:
+            own = sqlite.dialect(paramstyle="named") if db.dialect.name == "sqlite" else db.dialect
+            made = self.statement.compile(dialect=own, column_keys=self.columns)
+            fixed = {key: value for key, value in made.params.items() if value is not None}
+            self.compiled[db.dialect.name] = str(made), fixed
+        sql, fixed = self.compiled[db.dialect.name]
+        return db.connection.driver_connection.execute(sql, fixed | values)  # type: ignore[union-attr]
+
+    def first(self, db: sa.Connection, **values: Any) -> Any:
+        """The first row, or None."""
+        return self.run(db, **values).fetchone()
+
+    def value(self, db: sa.Connection, **values: Any) -> Any:
+        """The first column of the first row, or None."""
+        row = self.run(db, **values).fetchone()
+        return None if row is None else row[0]
+
+
+def integrity_error(db: sa.Engine) -> type[Exception]:
+    """What the driver raises where a row breaks a rule of its table."""
+    found: type[Exception] = db.dialect.loaded_dbapi.IntegrityError  # type: ignore[union-attr]
+    return found
