@@ -42,7 +42,9 @@ class Client:
         self.reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
-    async def send(self, method: str, path: str, form: dict[str, str] | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
+    async def send(
+        self, method: str, path: str, form: dict[str, str] | None = None
+    ) -> tuple[int, dict[bytes, bytes], bytes]:
         """One request and its answer; ConnectionError where the server is gone."""
         from urllib.parse import urlencode
 
@@ -70,7 +72,9 @@ class Client:
             self.cookie = headers[b"set-cookie"].split(b";")[0].decode()
         return int(lines[0].split()[1]), headers, found
 
-    async def insist(self, method: str, path: str, form: dict[str, str] | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
+    async def insist(
+        self, method: str, path: str, form: dict[str, str] | None = None
+    ) -> tuple[int, dict[bytes, bytes], bytes]:
         """The same, asked again until the server is back."""
         while True:
             try:
@@ -104,7 +108,18 @@ async def label(client: Client, rater: str, acknowledged: dict[tuple[str, str], 
 
 def start(folder: Path, port: int, table: Path) -> tuple[subprocess.Popen[str], str]:
     """The server and the owner's link, once it answers."""
-    command = [sys.executable, "-m", "charter.cli", "label", str(table), "--out", str(folder), "--port", str(port), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "charter.cli",
+        "label",
+        str(table),
+        "--out",
+        str(folder),
+        "--port",
+        str(port),
+        "--json",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     SERVERS.append(server)
     assert server.stdout is not None
@@ -154,7 +169,9 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     started = time.perf_counter()
     work = asyncio.gather(*(label(client, who, acknowledged, latencies, extras) for who, client in clients.items()))
     kills, total = 0, arguments.sets * arguments.overlap
-    moments = sorted(random.uniform(0.02, 0.9) * total for _ in range(arguments.kills))  # in votes, so that all fall under load
+    moments = sorted(
+        random.uniform(0.02, 0.9) * total for _ in range(arguments.kills)
+    )  # in votes, so that all fall under load
     for moment in moments:
         while len(acknowledged) < moment and not work.done():
             await asyncio.sleep(random.uniform(0.0, 0.02))
@@ -193,7 +210,11 @@ def check(project: Path, arguments: argparse.Namespace, acknowledged: dict[tuple
     with sqlite3.connect(project / "labels.db") as db:
         stored = {(rater, key): json.loads(record)["ranks"] for rater, key, record in
                   db.execute("select rater_id, set_id, record from judgment where current and action = 'vote'")}  # fmt: skip
-        twice = len(list(db.execute("select 1 from slot group by set_id, rater_id having rater_id is not null and count(*) > 1")))
+        twice = len(
+            list(
+                db.execute("select 1 from slot group by set_id, rater_id having rater_id is not null and count(*) > 1")
+            )
+        )
         done = list(db.execute("select set_id, count(*) from slot where state = 'done' and not extra group by set_id"))
     chain = read_judgments(project / "judgments.jsonl")
     in_file = {(one.rater_id, one.set_id): one.ranks for one in chain}
@@ -225,7 +246,9 @@ def main() -> None:
         finally:
             SERVERS[-1].kill()
     print(json.dumps(result | {"cores": len(os.sched_getaffinity(0))}, indent=1))
-    if any(result[name] for name in ("lost_in_database", "lost_in_file", "slots_voted_twice", "sets_twice_to_one_person")):
+    if any(
+        result[name] for name in ("lost_in_database", "lost_in_file", "slots_voted_twice", "sets_twice_to_one_person")
+    ):
         raise SystemExit(1)
 
 

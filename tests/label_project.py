@@ -19,7 +19,9 @@ HOSTILE = "<script>alert(1)</script> **bold** [x](https://evil.example) ![p](htt
 
 
 def write_table(path: Path, n: int, k: int = 3, **columns: object) -> Path:
-    rows = [{"prompt": f"Question {i}?", "responses": [f"Answer {i}.{j}" for j in range(k)], **columns} for i in range(n)]
+    rows = [
+        {"prompt": f"Question {i}?", "responses": [f"Answer {i}.{j}" for j in range(k)], **columns} for i in range(n)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

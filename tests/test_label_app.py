@@ -131,7 +131,9 @@ def test_undo_skip_and_draft(world):
 
 def test_hostile_text_stays_text(tmp_path, open_world):
     table = tmp_path / "t.jsonl"
-    table.write_text(json.dumps({"prompt": HOSTILE, "responses": [HOSTILE, "long " * 3000, "\u05e9\u05dc\u05d5\u05dd 你好"]}) + "\n")
+    table.write_text(
+        json.dumps({"prompt": HOSTILE, "responses": [HOSTILE, "long " * 3000, "\u05e9\u05dc\u05d5\u05dd 你好"]}) + "\n"
+    )
     from charter.web.project import open_project
 
     world = open_world(open_project(table))
@@ -165,7 +167,9 @@ def test_every_page_loads_from_this_server_alone_and_names_no_model(tmp_path, op
             policy = answer.headers["content-security-policy"]
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
-            assert not re.search(r"<script(?! type=\"module\" src=\"/static)|<style|\son\w+=|\sstyle=", answer.text), path
+            assert not re.search(r"<script(?! type=\"module\" src=\"/static)|<style|\son\w+=|\sstyle=", answer.text), (
+                path
+            )
 
 
 # -- who may do what -----------------------------------------------------------------------------------------------------
@@ -231,7 +235,12 @@ def world_invite(world, who):
 
 @pytest.mark.parametrize(
     "headers",
-    [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "null"}],
+    [
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "null"},
+    ],
     ids=str,
 )
 def test_no_form_is_accepted_from_another_site(world, headers):
@@ -497,6 +506,7 @@ def test_the_lead_sees_agreement_raters_and_contested_sets(world):
             keys = sorted(responses(page))
             ranks = dict(zip(keys, (1, 2, 3)[::order], strict=True))
             send(who, "/vote", page, **{f"rank:{key}": str(value) for key, value in ranks.items()}, active_s="12")
+    world.site.cached.clear()  # figures are kept for some seconds
     page = lead.get("/lead").text
     assert re.search(r"Agreement</dt><dd>0 % <small>of 9</small>", page)
     assert ann.who in page

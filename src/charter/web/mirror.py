@@ -49,6 +49,7 @@ class Mirror:
             cut_torn_line(folder / name)
         self.written = dict.fromkeys(KINDS, 0)
         self.failed: OSError | None = None
+        self._writing = threading.Lock()
         self._due = threading.Event()
         self._stop = threading.Event()
         self._in_step = False
