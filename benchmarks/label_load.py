@@ -4,8 +4,8 @@
     taskset -c 1 python benchmarks/label_load.py --kills 20
 
 Clients and server share the cores they are given. A request's latency is what a client waits for it, the client's own time
-included. Afterwards the database and the file are compared with what the clients were told: every vote that was acknowledged must be in
-both, no slot may be voted twice, nobody may have a set twice, and the chain of hashes must verify.
+included. Afterwards the database and the file are compared with what the clients were told: every vote that was acknowledged must
+be in both, no slot may be voted twice, nobody may have a set twice, and the chain of hashes must verify.
 """
 
 from __future__ import annotations
@@ -169,9 +169,8 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     started = time.perf_counter()
     work = asyncio.gather(*(label(client, who, acknowledged, latencies, extras) for who, client in clients.items()))
     kills, total = 0, arguments.sets * arguments.overlap
-    moments = sorted(
-        random.uniform(0.02, 0.9) * total for _ in range(arguments.kills)
-    )  # in votes, so that all fall under load
+    # Counted in votes, so that every kill falls under load.
+    moments = sorted(random.uniform(0.02, 0.9) * total for _ in range(arguments.kills))
     for moment in moments:
         while len(acknowledged) < moment and not work.done():
             await asyncio.sleep(random.uniform(0.0, 0.02))

@@ -52,7 +52,7 @@ class World:
 
 
 @pytest.fixture
-def open_world(tmp_path):
+def open_world():
     with ExitStack() as stack:
         yield lambda project, samplers=(): World(stack.enter_context(open_site(project, samplers)))
 
@@ -456,11 +456,11 @@ class Parrot:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def generate(self, conversations, seeds, *, temperature, max_new_tokens):
+    def generate(self, conversations, seeds, **_):
         return [[Sample(f"{self.name} {talk[-1].content} {seed}", "stop") for seed in own]
                 for talk, own in zip(conversations, seeds, strict=True)]  # fmt: skip
 
-    def option_logprobs(self, conversations, options):
+    def option_logprobs(self, *_):
         raise AssertionError("nobody asks a red-team model to choose")
 
 
@@ -528,4 +528,6 @@ def test_labelers_never_see_the_votes_of_others(world):
 
 
 def test_the_roles_of_the_pages_are_what_the_docs_say():
-    assert (LABELS, WATCHES, LEADS) == ({"owner", "lead", "labeler"}, {"owner", "lead", "viewer"}, {"owner", "lead"})
+    assert LABELS == {"owner", "lead", "labeler"}
+    assert WATCHES == {"owner", "lead", "viewer"}
+    assert LEADS == {"owner", "lead"}

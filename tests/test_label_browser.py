@@ -191,7 +191,7 @@ def test_without_javascript_every_form_works(tmp_path, browser):
         context.close()
 
 
-def test_votes_survive_a_killed_server(tmp_path):
+def test_votes_survive_a_killed_server():
     """The benchmark at a small size: two kills under eight clients."""
     place = os.path.join(os.path.dirname(__file__), "../benchmarks/label_load.py")
     command = [sys.executable, place, "--clients", "8", "--sets", "60", "--overlap", "2", "--kills", "2"]

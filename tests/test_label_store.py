@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import sqlalchemy as sa
@@ -179,7 +180,7 @@ def test_a_skipped_set_goes_to_someone_else_and_undo_gets_it_back(make_store):
     assert slots(store) == {("done", False): 1, ("done", True): 1}
 
 
-def test_tags_that_a_person_opted_out_of_are_not_given_to_them(make_store, tmp_path):
+def test_tags_that_a_person_opted_out_of_are_not_given_to_them(make_store):
     store = make_store(n=2)
     with store.write() as db:
         one = db.scalar(sa.select(t.sets.c.id).limit(1))
@@ -346,7 +347,7 @@ def test_orders_are_balanced(k, seed):
     assert all(sorted(row) == ids for row in rows)
     places = Counter((key, place) for row in rows for place, key in enumerate(row))
     assert set(places.values()) == {len(rows) // k}
-    followed = Counter(pair for row in rows for pair in zip(row, row[1:], strict=False))
+    followed = Counter(pair for row in rows for pair in pairwise(row))
     assert k == 1 or set(followed.values()) == {len(rows) // k}
     assert balanced_order(ids[::-1], 0, seed) == rows[0]
 

@@ -396,7 +396,7 @@ def label(
     private_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Open the page on which people rank, compare, edit or red-team answers; prints the owner's link, serves until Ctrl-C ends."""
+    """Open the page on which people rank, compare, edit or red-team answers; prints the owner's link; Ctrl-C ends."""
     if (certificate is None) != (private_key is None):
         raise InputError("give --certificate and --private-key together")
     for file in (certificate, private_key):
