@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlencode
 
 from charter.feedback.judgments import read_judgments
 
@@ -32,6 +33,9 @@ TOKEN = re.compile(rb'name="form_token" value="([^"]+)"')
 SET = re.compile(rb'name="set_id" value="([^"]+)"')
 RANK = re.compile(rb'data-response="([^"]+)"')
 SERVERS: list[subprocess.Popen[str]] = []
+
+
+Reply = tuple[int, dict[bytes, bytes], bytes]
 
 
 class Client:
@@ -42,12 +46,8 @@ class Client:
         self.reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
-    async def send(
-        self, method: str, path: str, form: dict[str, str] | None = None
-    ) -> tuple[int, dict[bytes, bytes], bytes]:
+    async def send(self, method: str, path: str, form: dict[str, str] | None = None) -> Reply:
         """One request and its answer; ConnectionError where the server is gone."""
-        from urllib.parse import urlencode
-
         body = urlencode(form or {}).encode()
         head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\ncookie: {self.cookie}\r\n"
         if method == "POST":
@@ -72,9 +72,7 @@ class Client:
             self.cookie = headers[b"set-cookie"].split(b";")[0].decode()
         return int(lines[0].split()[1]), headers, found
 
-    async def insist(
-        self, method: str, path: str, form: dict[str, str] | None = None
-    ) -> tuple[int, dict[bytes, bytes], bytes]:
+    async def insist(self, method: str, path: str, form: dict[str, str] | None = None) -> Reply:
         """The same, asked again until the server is back."""
         while True:
             try:
@@ -83,8 +81,10 @@ class Client:
                 await asyncio.sleep(0.05)
 
 
-async def label(client: Client, rater: str, acknowledged: dict[tuple[str, str], dict[str, int]], latencies: dict[str, list[float]],
-                extras: list[str]) -> None:  # fmt: skip
+async def label(
+    client: Client, rater: str, acknowledged: dict[tuple[str, str], dict[str, int]], latencies: dict[str, list[float]],
+    extras: list[str],
+) -> None:  # fmt: skip
     """Vote until there is nothing left; note what was acknowledged and how long each request took."""
     while True:
         before = time.perf_counter()

@@ -6,6 +6,7 @@ known of it, with a chance of 10, 15 or 25 % to say the opposite. The reward mod
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -34,12 +35,12 @@ N_PAIRS = 400
 RANKED = {
     "prompt": "My tomato seedlings are tall and thin and keep falling over. What am I doing wrong?",
     "responses": [
-        "They are reaching for light. Move them to your brightest window, or put a lamp **5 to 10 cm** above them for 14 hours a day. "
-        "When you pot them on, set them deep: the buried stem grows roots.",
-        "Tomatoes are a popular plant in many gardens around the world. There are many kinds of tomatoes, for example cherry "
-        "tomatoes. Plants need water, light and soil.",
-        "Too little light, most likely.\n\n1. More light, closer to the plants\n2. Cooler nights, about 16 °C\n3. A fan, or a hand "
-        "that brushes them once a day: moving stems grow stronger",
+        "They are reaching for light. Move them to your brightest window, or put a lamp **5 to 10 cm** above them for 14 "
+        "hours a day. When you pot them on, set them deep: the buried stem grows roots.",
+        "Tomatoes are a popular plant in many gardens around the world. There are many kinds of tomatoes, for example "
+        "cherry tomatoes. Plants need water, light and soil.",
+        "Too little light, most likely.\n\n1. More light, closer to the plants\n2. Cooler nights, about 16 °C\n"
+        "3. A fan, or a hand that brushes them once a day: moving stems grow stronger",
     ],
 }
 
@@ -92,8 +93,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, sync_playwright() as play:
         folder = Path(place)
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-
-        import json
 
         (folder / "a.jsonl").write_text(json.dumps(RANKED) + "\n" + json.dumps(RANKED | {"prompt": "Second"}) + "\n")
         (folder / "a").mkdir()

@@ -14,10 +14,11 @@ from starlette.testclient import TestClient
 
 from charter.feedback.judgments import current, read_judgments
 from charter.models.sampler import Sample
-from charter.records import Judgment
+from charter.records import Generation, Judgment, LabelSet, Prompt, Response
 from charter.web import tables as t
 from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, Refused
 from charter.web.label_app import label_app
+from charter.web.retrain import pairs_of_votes
 from charter.web.serve import open_site
 from label_project import HOSTILE, known, make_project, write_table
 
@@ -527,7 +528,52 @@ def test_labelers_never_see_the_votes_of_others(world):
         send(bob, "/vote", page, **rank(page, 1, 2, 3))
 
 
+def test_the_page_trains_a_reward_model_and_shows_its_curve(tmp_path, open_world, random_llama):
+    retrain = {"model": str(random_llama), "epochs": 1}
+    world = open_world(make_project(tmp_path, n=16, k=2, kind="pair", retrain=retrain))
+    owner, ann = world.person("owner", read=False), world.person()
+    page = owner.get("/lead/model").text
+    assert "a training needs at least 8" in send(owner, "/lead/train", page).text
+    for number in range(16):
+        page = ann.get("/label").text
+        send(ann, "/vote", page, strength=str(1 + number % 4))  # the weakest notch trains nothing
+    world.site.cached.clear()
+    send(owner, "/lead/train", owner.get("/lead/model").text)
+    assert "is running already" in send(owner, "/lead/train", owner.get("/lead/model").text).text
+    world.site.retrain.thread.join()
+    page = owner.get("/lead/model").text
+    assert "Training 001: done" in page
+    assert page.count("<circle") == 3
+    result = json.loads((tmp_path / "p/retrain/001/result.json").read_text())
+    assert result["pairs"] == 12
+    assert [point["n_test"] for point in result["points"]] == [result["test_pairs"]] * 3
+    assert set(result["points"][-1]["by_margin"]) <= {"1.00", "0.67", "0.33"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "direction", "edit", "expected"),
+    [
+        ({"a": 2, "b": 1, "c": 3}, "better", {}, {("b", "a"), ("a", "c"), ("b", "c")}),
+        ({"a": 2, "b": 1, "c": 3}, "more_harmful", {}, {("a", "b"), ("c", "a"), ("c", "b")}),
+        ({"a": 1, "b": "F", "c": "F"}, "better", {}, {("a", "b"), ("a", "c")}),
+        ({"a": 1, "b": 1}, "better", {}, {("a", "c"), ("b", "c")}),
+        ({"a": 2}, "better", {"a": "new"}, {("new", "a")}),
+    ],
+)
+def test_votes_become_pairs(ranks, direction, edit, expected):
+    order = ("a",) if edit else ("a", "b", "c")
+    prompt = Prompt.ask("?")
+    kind = "edit" if edit else "rank"
+    asked = LabelSet(prompt_id=prompt.id, kind=kind, response_ids=order, direction=direction)
+    one = Judgment(id="1", set_id=asked.id, prompt_id=prompt.id, rater_id="ann", rater_kind="human", order=order, ranks=ranks,
+                   direction=direction, edit=edit)  # fmt: skip
+    texts = {key: Response(id=key, prompt_id=prompt.id, model="m", text=key, finish_reason="stop",
+                           generation=Generation(seed=0, temperature=0.0)) for key in order}  # fmt: skip
+    pairs = pairs_of_votes([one], {asked.id: asked}, {prompt.id: prompt}, texts)
+    assert {(pair.chosen, pair.rejected) for pair in pairs} == expected
+
+
 def test_the_roles_of_the_pages_are_what_the_docs_say():
-    assert LABELS == {"owner", "lead", "labeler"}
-    assert WATCHES == {"owner", "lead", "viewer"}
-    assert LEADS == {"owner", "lead"}
+    assert {"owner", "lead", "labeler"} == LABELS
+    assert {"owner", "lead", "viewer"} == WATCHES
+    assert {"owner", "lead"} == LEADS

@@ -102,7 +102,7 @@ class Retrain:
             file = self.place / f"pairs-{round(100 * share)}.jsonl"
             write_jsonl(file, [*own, *test])
             steps.append({"file": str(file), "n": len(own), "fraction": n_test / (n_test + len(groups))})
-        result: dict[str, Any] = {"state": "running", "pairs": len(pairs), "test_pairs": len(test), "points": [],
+        result: dict[str, Any] = {"state": "running", "pairs": len(pairs), "test_pairs": len(test), "points": [], "words": "",
                                   "ceiling": dict(ceiling)}  # fmt: skip
         write_json(self.place / "result.json", result)
         self.thread = threading.Thread(target=self._train, args=(self.place, steps, result), daemon=True)

@@ -197,7 +197,8 @@ class Store:
                 return drawn
         if opt_out:
             values = {"me": rater_id, "now": now, "until": until, "out": list(opt_out)}
-            return db.scalar(take_statement(with_opt_out=True), values)
+            found: str | None = db.scalar(take_statement(with_opt_out=True), values)
+            return found
         taken: str | None = TAKE.value(db, me=rater_id, now=now, until=until)
         return taken
 

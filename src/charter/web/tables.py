@@ -229,5 +229,5 @@ class Query:
 
 def integrity_error(db: sa.Engine) -> type[Exception]:
     """What the driver raises where a row breaks a rule of its table."""
-    found: type[Exception] = db.dialect.loaded_dbapi.IntegrityError  # type: ignore[union-attr]
+    found: type[Exception] = db.dialect.loaded_dbapi.IntegrityError
     return found
