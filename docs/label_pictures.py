@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import yaml
@@ -22,6 +23,7 @@ from playwright.sync_api import Page, sync_playwright
 from charter.feedback.pairs import read_pairs
 from charter.records import write_jsonl
 from charter.testbed.data import write_data
+from charter.web import tables as t
 from charter.web.label_app import label_app
 from charter.web.project import open_project
 from charter.web.serve import open_site
@@ -46,22 +48,29 @@ RANKED = {
 
 
 def vote(site: Site, known: dict[frozenset[str], str]) -> None:
-    """The three people label everything; their clock runs faster than ours."""
-    now = time.time() - 3 * 3600
-    for rater, wrong in TEAM.items():
-        draw = random.Random(rater)
-        clock = now
-        while (handout := site.store.claim(rater, clock)) is not None:
-            shown = {one.id: one.text for one in handout.responses}
-            better = next(key for key in shown if shown[key] == known[frozenset(shown.values())])
-            if draw.random() < wrong:
-                better = next(key for key in shown if key != better)
-            strength = draw.choice([2, 3, 3, 4]) * (1 if better == handout.order[0] else -1)
-            seconds = draw.lognormvariate(3.2, 0.4)
-            clock += seconds
-            ranks: dict[str, int | str] = {key: 1 if key == better else 2 for key in shown}
-            answer = Answer(ranks, strength, timings={"active_s": round(seconds, 1)})  # type: ignore[arg-type]
-            site.store.vote(rater, handout, answer, clock, instructions_hash=site.instructions()[0])
+    """The three people label everything, each at their own pace; their clocks run faster than ours."""
+    clocks = dict.fromkeys(TEAM, time.time() - 2 * 3600)
+    draws = {rater: random.Random(rater) for rater in TEAM}
+    version = site.instructions()[0]
+    with site.store.write() as db:
+        db.execute(t.raters.insert(), [{"id": rater, "created": clocks[rater], "read": version} for rater in TEAM])
+    while clocks:
+        rater = min(clocks, key=clocks.__getitem__)
+        draw = draws[rater]
+        handout = site.store.claim(rater, clocks[rater])
+        if handout is None:
+            del clocks[rater]
+            continue
+        shown = {one.id: one.text for one in handout.responses}
+        better = next(key for key in shown if shown[key] == known[frozenset(shown.values())])
+        if draw.random() < TEAM[rater]:
+            better = next(key for key in shown if key != better)
+        strength = draw.choice([2, 3, 3, 4]) * (1 if better == handout.order[0] else -1)
+        seconds = draw.lognormvariate(3.2, 0.4)
+        clocks[rater] += seconds
+        ranks: dict[str, Any] = {key: 1 if key == better else 2 for key in shown}
+        answer = Answer(ranks, strength, timings={"active_s": round(seconds, 1)})
+        site.store.vote(rater, handout, answer, clocks[rater], instructions_hash=version)
     site.mirror.wake()
 
 

@@ -125,7 +125,7 @@ class Retrain:
             result["points"].append(
                 {"n": step["n"], "accuracy": metrics["accuracy"], "ci": metrics["ci"], "n_test": metrics["n"],
                  "shorter_wins": metrics["baseline_shorter_wins"], "by_margin": metrics.get("by_margin", {}),
-                 "model": metrics["model"]}
+                 "model": str(Path(metrics["model"]).relative_to(self.folder.parent))}
             )  # fmt: skip
             done = number + 1 == len(steps)
             write_json(place / "result.json", result | {"state": "done" if done else "running"})
