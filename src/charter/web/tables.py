@@ -72,7 +72,7 @@ slots = Table(
     Column("lease_until", Float),
     UniqueConstraint("set_id", "rater_id"),  # nobody gets the same set twice
 )
-Index("slot_to_give", slots.c.state, slots.c.priority, slots.c.position)
+Index("slot_to_give", slots.c.state, slots.c.priority.desc(), slots.c.position, slots.c.id)  # read in order, no sorting
 Index("slot_of_rater", slots.c.rater_id, slots.c.state)
 
 handouts = Table(
