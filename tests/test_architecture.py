@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("cli",),
     ("seeds", "serving"),
-    ("pipeline", "standalone", "plan", "show_tokens", "chat"),
+    ("pipeline", "standalone", "plan", "show_tokens", "chat", "web"),
     ("stages", "summary"),
     ("reward_sources",),
     ("constitution", "feedback", "training", "evaluation", "testbed"),
@@ -41,6 +41,7 @@ SIDEWAYS = {
         "feedback.personal",
         "evaluation.statistics",
     ): "a head of a rater's own is told from the pooled one by a paired interval",
+    ("feedback.people", "evaluation.statistics"): "agreement with people is a share with an interval, like any other",
     ("feedback.raters", "evaluation.statistics"): "a rater's rate of ties has Wilson's interval like any other share",
     ("evaluation.harm", "feedback.judge"): "a model that scores is asked as a model that judges",
     ("evaluation.measure", "training.batches"): "arms are scored in the same batches that training uses",

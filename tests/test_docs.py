@@ -152,6 +152,8 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
         )
     if "../shared/" in line or "hh-prompts" in line:
         pytest.skip("works on published data that is not part of this repository")
+    if line.startswith("charter label "):
+        pytest.skip("serves until it is interrupted; tests/test_label_browser.py starts it")
     assert run_command(at_size_of_seconds(line)) == 0
 
 

@@ -571,6 +571,56 @@ def raters(
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 
 
+@app.command()
+def label(
+    place: Annotated[Path, typer.Argument(help="A label project's folder, a run folder, or a table of responses.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Project folder; RUN/label or FILE-label.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any port that is free.")] = 8765,
+    public: Annotated[
+        str | None, typer.Option(help="Be reachable from elsewhere under this name, over https: label.example.org.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="PEM file; without it a proxy in front speaks https.")
+    ] = None,
+    private_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Open the page on which people rank, compare, edit or red-team answers; prints the owner's link; Ctrl-C ends."""
+    if (certificate is None) != (private_key is None):
+        raise InputError("give --certificate and --private-key together")
+    for file in (certificate, private_key):
+        if file is not None and not file.is_file():
+            raise InputError("no such file", file=file)
+    if certificate is not None and public is None:
+        raise InputError("--certificate is for --public NAME; on this machine alone the page needs none")
+    try:
+        from charter.web.serve import serve
+    except ModuleNotFoundError as error:
+        raise InputError(f"the label page needs {error.name}; pip install 'charter-align[web]'") from None
+    from charter.web.project import open_project
+
+    project = open_project(place, out)
+    samplers: list[Any] = []
+    if project.settings.kind == "redteam":
+        from charter.models.load import pick_device
+        from charter.models.sampler import LocalSampler
+        from charter.models.trunk import load_trunk
+
+        for model in project.settings.redteam.models:
+            samplers.append(LocalSampler(load_trunk(model, device=pick_device("auto")), Path(model).name))
+    items = project.items
+    work = sum(one.role == "work" for one in items.sets.values())
+
+    def say(link: str) -> None:
+        counts = {"link": link, "folder": str(project.folder), "sets": work, "left_out": items.left_out}
+        few = f", {items.left_out} prompts left out for too few responses" if items.left_out else ""
+        show(counts, as_json, f"{work} sets of kind {project.settings.kind}{few}: {project.folder}",
+             f"your link, good for a day: {link}")  # fmt: skip
+        sys.stdout.flush()
+
+    serve(project, samplers, port=port, public=public, certificate=certificate, private_key=private_key, say=say)
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,

@@ -602,12 +602,21 @@ def reward_accuracy(
         )
         for kind in sorted(set(kinds))
     }
+    margins = [f"{pair.margin:.2f}" for pair in pairs]
+    by_margin = {
+        margin: mean_with_interval(
+            [r for r, own in zip(right, margins, strict=True) if own == margin],
+            [c for c, own in zip(clusters, margins, strict=True) if own == margin],
+        )
+        for margin in sorted(set(margins))
+    }
     return {
         **accuracy, "n_clusters": len(set(clusters)), "baseline_shorter_wins": baseline["accuracy"],
         "baseline_shorter_wins_ci": baseline["ci"],
         "baseline_longer_wins": None if baseline["accuracy"] is None else 1 - baseline["accuracy"],
         "gain_over_shorter": gain.difference, "gain_over_shorter_ci": gain.ci,
         "ece": calibration.ece, "reliability": [dict(row) for row in calibration.rows], "groups": groups,
+        "by_margin": by_margin if len(by_margin) > 1 else {},
     }  # fmt: skip
 
 

@@ -1,0 +1,146 @@
+"""What the lead sees of the votes while they come in: agreement, the table of raters, contested sets.
+
+Plain counting, without a model: shares and how many comparisons stand behind them. This is the one place where the figures
+of the lead's pages are made.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from charter.records import Judgment, LabelSet, Rank
+from charter.web.answers import agreement_with, relation
+
+
+@dataclass
+class Count:
+    """Hits of trials; ``share`` is None where there was no trial."""
+
+    hits: float = 0.0
+    n: int = 0
+
+    def add(self, hit: float) -> None:
+        self.hits += hit
+        self.n += 1
+
+    @property
+    def share(self) -> float | None:
+        return self.hits / self.n if self.n else None
+
+
+@dataclass
+class RaterFigures:
+    """One rater's row. Shares are of pairs (ties), of responses (F) and of comparisons with other raters (agreement)."""
+
+    rater_id: str
+    votes: int = 0
+    skips: int = 0
+    ties: Count = field(default_factory=Count)
+    nonsense: Count = field(default_factory=Count)
+    agreement: Count = field(default_factory=Count)
+    gold: Count = field(default_factory=Count)
+    repeats: Count = field(default_factory=Count)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median_s(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+@dataclass
+class Figures:
+    agreement: Count = field(default_factory=Count)
+    """Comparisons of two raters on two responses of a set, ties included, on which they say the same."""
+    without_ties: Count = field(default_factory=Count)
+    """The same where neither rater said tie."""
+    raters: list[RaterFigures] = field(default_factory=list)
+    contested: list[tuple[LabelSet, list[Judgment], float]] = field(default_factory=list)
+    """Sets on which raters contradict each other, with the share of their comparisons that do, the most first."""
+    skipped: list[tuple[LabelSet, list[Judgment]]] = field(default_factory=list)
+
+
+def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) -> Figures:
+    """Figures of the judgments that nothing superseded."""
+    figures = Figures()
+    rows: dict[str, RaterFigures] = {}
+    by_set: dict[str, list[Judgment]] = defaultdict(list)
+    first: dict[tuple[str, str, frozenset[str]], Judgment] = {}
+    repeats: list[Judgment] = []
+    skipped: dict[str, list[Judgment]] = defaultdict(list)
+    for one in judgments:
+        asked = sets.get(one.set_id)
+        if asked is None:
+            continue
+        marks = one.flags.get(one.set_id, [])
+        if "withdrawn" in marks:
+            continue
+        row = rows.setdefault(one.rater_id, RaterFigures(one.rater_id))
+        if not one.has_verdict:
+            row.skips += 1
+            skipped[one.set_id].append(one)
+            continue
+        row.votes += 1
+        for rank in one.ranks.values():
+            row.nonsense.add(rank == "F")
+        for a, b in combinations(sorted(one.ranks), 2):
+            if "F" not in (one.ranks[a], one.ranks[b]):
+                row.ties.add(one.ranks[a] == one.ranks[b])
+        if (seconds := one.timings.get("active_s")) is not None:
+            row.seconds.append(seconds)
+        if asked.role == "gold" and asked.gold:
+            row.gold.add(agreement_with(one.ranks, asked.gold))
+        elif asked.role == "repeat":
+            repeats.append(one)
+        elif asked.role == "work":
+            by_set[one.set_id].append(one)
+            first[one.rater_id, one.prompt_id, frozenset(one.order)] = one
+    for one in repeats:
+        if (before := first.get((one.rater_id, one.prompt_id, frozenset(one.order)))) is not None:
+            rows[one.rater_id].repeats.add(agreement_with(one.ranks, before.ranks))
+    for set_id, votes in by_set.items():
+        against = Count()
+        for one, other in combinations(votes, 2):
+            for same, tie, opposite in compared(one.ranks, other.ranks, one.order):
+                figures.agreement.add(same)
+                rows[one.rater_id].agreement.add(same)
+                rows[other.rater_id].agreement.add(same)
+                if not tie:
+                    figures.without_ties.add(same)
+                against.add(opposite)
+        if against.hits:
+            figures.contested.append((sets[set_id], votes, against.share or 0.0))
+    figures.contested.sort(key=lambda row: (-row[2], row[0].id))
+    figures.skipped = [(sets[key], who) for key, who in skipped.items()]
+    figures.raters = sorted(rows.values(), key=lambda row: (-row.votes, row.rater_id))
+    return figures
+
+
+def compared(one: Mapping[str, Rank], other: Mapping[str, Rank], ids: Sequence[str]) -> list[tuple[bool, bool, bool]]:
+    """For each two responses: whether two raters say the same of them, whether either says tie, whether they say opposites.
+    A single response is compared by its mark."""
+    if len(ids) == 1:
+        same = one.get(ids[0]) == other.get(ids[0])
+        return [(same, False, not same)]
+    found = []
+    for a, b in combinations(ids, 2):
+        x, y = relation(one, a, b), relation(other, a, b)
+        found.append((x == y, 0 in (x, y), x * y < 0))
+    return found
+
+
+def as_rows(figures: Figures) -> list[dict[str, Any]]:
+    """The table of raters as plain values, for its CSV."""
+    return [
+        {
+            "rater": row.rater_id, "votes": row.votes, "skips": row.skips, "tie_share": row.ties.share,
+            "nonsense_share": row.nonsense.share, "median_seconds": row.median_s, "agreement": row.agreement.share,
+            "agreement_n": row.agreement.n, "gold": row.gold.share, "gold_n": row.gold.n, "repeats": row.repeats.share,
+            "repeats_n": row.repeats.n,
+        }
+        for row in figures.raters
+    ]  # fmt: skip

@@ -1,0 +1,311 @@
+"""The label site: its routes, and the pages of those who label.
+
+The pages of labelers are answered in the event loop, one short transaction after another: with SQLite there is one writer at a
+time anyway, and so requests are served in the order in which they came. Pages of the lead, which read everything, and the
+answers of a model run in threads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import sqlalchemy as sa
+from fastapi import Depends, FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from charter.errors import InputError
+from charter.records import LabelSet
+from charter.web import lead_pages, red_team
+from charter.web import tables as t
+from charter.web.access import COOKIE, DAY, LABELS, ROLES, SESSION_DAYS, Refused, Visitor, check_origin
+from charter.web.answers import SKIP_REASONS, BadAnswer, agreement_with, read_answer, text_of
+from charter.web.site import Guard, Site, allow, site_of, to
+from charter.web.store import Answer, Handout, NotHandedOut, balanced_order
+from charter.web.texts import instructions_html
+
+Anyone = Annotated[Visitor, Depends(allow(frozenset(ROLES)))]
+Labeler = Annotated[Visitor, Depends(allow(LABELS))]
+
+
+def label_app(site: Site) -> FastAPI:
+    """The site as an ASGI application. It has no schema page: that would load scripts from elsewhere."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.site = site
+    app.add_middleware(Guard, site=site)
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    pages: tuple[tuple[str, str, Callable[..., Any]], ...] = (*ROUTES, *red_team.ROUTES, *lead_pages.ROUTES)
+    for path, method, handler in pages:
+        app.add_api_route(path, handler, methods=[method], include_in_schema=False, response_model=None)
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(HTTPException, not_found)
+    app.add_exception_handler(InputError, broken_file)
+    return app
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return site_of(request).page("refused.html", None, status=error.status, words=str(error))
+
+
+async def not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = "There is no such page." if error.status_code in (404, 405) else str(error.detail)
+    return site_of(request).page("refused.html", None, status=error.status_code, words=words)
+
+
+async def broken_file(request: Request, error: Exception) -> Response:
+    """A file of the project was made unusable while the page is open."""
+    return site_of(request).page("refused.html", None, status=500, words=f"The project needs its owner: {error}")
+
+
+async def home(request: Request, visitor: Anyone) -> Response:
+    return to("/lead" if visitor.role in ("owner", "lead", "viewer") else "/label")
+
+
+# -- the door ------------------------------------------------------------------------------------------------------------
+
+
+async def join_page(request: Request, token: str) -> Response:
+    site = site_of(request)
+    site.door.check(request.client.host if request.client else "")
+    invite = site.access.look_up(token, site.clock())
+    return site.page("join.html", None, token=token, invite=invite)
+
+
+async def join(request: Request, token: str) -> Response:
+    site = site_of(request)
+    site.door.check(request.client.host if request.client else "")
+    check_origin(request.headers)
+    session = site.access.join(token, site.clock())
+    response = to("/")
+    response.set_cookie(COOKIE, session, max_age=int(SESSION_DAYS * DAY), httponly=True, samesite="lax",
+                        secure=site.public is not None)  # fmt: skip
+    return response
+
+
+async def leave(request: Request, visitor: Anyone) -> Response:
+    site = site_of(request)
+    site.access.leave(visitor)
+    response = site.page("refused.html", None, words="You have left. The link that you were sent lets you in again.")
+    response.delete_cookie(COOKIE)
+    return response
+
+
+# -- instructions, practice, quiz ----------------------------------------------------------------------------------------
+
+
+def next_step(site: Site, visitor: Visitor) -> str | None:
+    """The page that comes before any work: unread instructions, then practice, then the quiz; None where all is done."""
+    if visitor.read != site.instructions()[0]:
+        return "/instructions"
+    if not any(site.lessons.values()):
+        return None
+    if next_lesson(site, visitor, "practice") is not None:
+        return "/practice"
+    return "/quiz" if site.lessons["quiz"] and visitor.quiz != "passed" else None
+
+
+def next_lesson(site: Site, visitor: Visitor, role: Literal["practice", "quiz"]) -> Handout | None:
+    with site.store.read() as db:
+        done = set(db.scalars(sa.select(t.lessons.c.set_id).where(t.lessons.c.rater_id == visitor.rater_id)))
+    left = [one for one in site.lessons[role] if one.id not in done]
+    return lesson_handout(site, left[0]) if left else None
+
+
+def lesson_handout(site: Site, one: LabelSet) -> Handout:
+    found, prompt, responses = site.store.parts(one.id)
+    order = balanced_order(found.response_ids, 0, site.settings.seed)
+    return Handout(found, prompt, tuple(responses[key] for key in order), site.clock())
+
+
+async def instructions_page(request: Request, visitor: Labeler) -> Response:
+    site = site_of(request)
+    key, text = site.instructions()
+    return site.page(
+        "instructions.html", visitor, html=instructions_html(text), hash=key, read=visitor.read == key,
+        changed=bool(visitor.read) and visitor.read != key,
+    )  # fmt: skip
+
+
+async def instructions_read(request: Request, visitor: Labeler) -> Response:
+    site, form = site_of(request), request.state.form
+    tags = [tag for tag in site.settings.warnings if form.get(f"without:{tag}")]
+    if form.get("hash") != site.instructions()[0]:  # changed while they were being read
+        return to("/instructions")
+    with site.store.write() as db:
+        db.execute(
+            t.raters.update().where(t.raters.c.id == visitor.rater_id)
+            .values(read=form["hash"], opt_out=json.dumps(tags))
+        )  # fmt: skip
+    return to("/label")
+
+
+async def lesson_page(request: Request, visitor: Labeler) -> Response:
+    return show_lesson(site_of(request), visitor, lesson_of(request))
+
+
+def lesson_of(request: Request) -> Literal["practice", "quiz"]:
+    return "practice" if request.url.path == "/practice" else "quiz"
+
+
+def show_lesson(
+    site: Site,
+    visitor: Visitor,
+    role: Literal["practice", "quiz"],
+    problem: str = "",
+    draft: dict[str, str] | None = None,
+) -> Response:
+    handout = next_lesson(site, visitor, role)
+    if handout is None:
+        if role == "quiz" and site.lessons["quiz"]:
+            return site.page("quiz_result.html", visitor, passed=visitor.quiz == "passed")
+        return to("/label")
+    if draft is not None:
+        handout = Handout(handout.set, handout.prompt, handout.responses, handout.shown, draft)
+    return show_set(site, visitor, handout, role, problem=problem)
+
+
+async def lesson_answer(request: Request, visitor: Labeler) -> Response:
+    site, role, form = site_of(request), lesson_of(request), request.state.form
+    one = next((one for one in site.lessons[role] if one.id == form.get("set_id")), None)
+    if one is None:
+        return to(f"/{role}")
+    handout = lesson_handout(site, one)
+    try:
+        answer = read_answer(form, handout, site.settings)
+    except BadAnswer as error:
+        return show_lesson(site, visitor, role, str(error), form)
+    assert one.gold is not None
+    score = agreement_with(answer.ranks, one.gold)
+    mine = (t.lessons.c.set_id == one.id) & (t.lessons.c.rater_id == visitor.rater_id)
+    with site.store.write() as db:
+        if db.scalar(sa.select(t.lessons.c.score).where(mine)) is None:  # the first answer counts
+            db.execute(t.lessons.insert().values(set_id=one.id, rater_id=visitor.rater_id, role=role, score=score,
+                                                 answer=json.dumps(answer.ranks), created=site.clock()))  # fmt: skip
+        if role == "quiz":
+            scores = list(
+                db.scalars(
+                    sa.select(t.lessons.c.score).where(
+                        t.lessons.c.rater_id == visitor.rater_id, t.lessons.c.role == "quiz"
+                    )
+                )
+            )
+            if len(scores) == len(site.lessons["quiz"]):
+                passed = sum(scores) / len(scores) >= site.settings.quiz_pass_mark
+                db.execute(
+                    t.raters.update().where(t.raters.c.id == visitor.rater_id)
+                    .values(quiz="passed" if passed else "failed")
+                )  # fmt: skip
+    if role == "quiz":
+        return to("/quiz")
+    return site.page("lesson.html", visitor, handout=handout, answer=answer.ranks, score=score,
+                     why=site.project.items.why.get(one.id, ""))  # fmt: skip
+
+
+# -- the work ------------------------------------------------------------------------------------------------------------
+
+
+def show_set(
+    site: Site, visitor: Visitor, handout: Handout, mode: Literal["work", "practice", "quiz"], *, problem: str = "",
+    was: str = "", status: int = 200,
+) -> Response:  # fmt: skip
+    one = handout.set
+    warnings = [site.settings.warnings[tag] for tag in one.tags if tag in site.settings.warnings]
+    return site.page(
+        "label.html", visitor, status=422 if problem else status, handout=handout, mode=mode, problem=problem, was=was,
+        question=site.question(one.kind, one.direction), warnings=warnings, progress=site.progress(),
+        own=site.own_progress(visitor.rater_id), draft=handout.draft,
+    )  # fmt: skip
+
+
+async def label_page(request: Request, visitor: Labeler) -> Response:
+    site = site_of(request)
+    if (step := next_step(site, visitor)) is not None:
+        return to(step)
+    if site.settings.kind == "redteam":
+        return to("/redteam")
+    was = request.query_params.get("was", "")
+    handout = site.store.claim(visitor.rater_id, site.clock(), visitor.opt_out)
+    if handout is None:
+        return site.page(
+            "done.html", visitor, progress=site.progress(), own=site.own_progress(visitor.rater_id), was=was
+        )
+    return show_set(site, visitor, handout, "work", was=was)
+
+
+async def vote(request: Request, visitor: Labeler) -> Response:
+    site, form = site_of(request), request.state.form
+    handout = handed(site, visitor, form)
+    try:
+        answer = read_answer(form, handout, site.settings)
+    except BadAnswer as error:
+        with_draft = Handout(handout.set, handout.prompt, handout.responses, handout.shown, form)
+        return show_set(site, visitor, with_draft, "work", problem=str(error))
+    stored = site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read)
+    site.mirror.wake()
+    return to(f"/label?was={stored}")
+
+
+async def skip(request: Request, visitor: Labeler) -> Response:
+    site, form = site_of(request), request.state.form
+    handout = handed(site, visitor, form)
+    reason = form.get("reason", "")
+    try:
+        if reason not in SKIP_REASONS:
+            raise BadAnswer("Say why you skip this set.")
+        comment = text_of(form, "comment", 2000).strip()
+    except BadAnswer as error:
+        with_draft = Handout(handout.set, handout.prompt, handout.responses, handout.shown, form)
+        return show_set(site, visitor, with_draft, "work", problem=str(error))
+    answer = Answer({}, flags={handout.set.id: ["skipped", reason]}, comment=comment)
+    site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read, action="skip")
+    site.mirror.wake()
+    return to("/label?was=skipped")
+
+
+def handed(site: Site, visitor: Visitor, form: dict[str, str]) -> Handout:
+    try:
+        return site.store.handed(visitor.rater_id, form.get("set_id", ""))
+    except NotHandedOut:
+        raise Refused(403, "This set was not given to you.") from None
+
+
+async def undo(request: Request, visitor: Labeler) -> Response:
+    site = site_of(request)
+    found = site.store.undo(visitor.rater_id, site.clock(), instructions_hash=visitor.read)
+    site.mirror.wake()
+    return to("/label?was=undone" if found else "/label?was=nothing-to-undo")
+
+
+async def draft(request: Request, visitor: Labeler) -> Response:
+    site, form = site_of(request), request.state.form
+    kept: dict[str, Any] = {key: value for key, value in form.items() if key != "set_id"}
+    try:
+        site.store.save_draft(visitor.rater_id, form.get("set_id", ""), kept)
+    except NotHandedOut:
+        raise Refused(403, "This set was not given to you.") from None
+    return Response(status_code=204)
+
+
+ROUTES = (
+    ("/", "GET", home),
+    ("/join/{token}", "GET", join_page),
+    ("/join/{token}", "POST", join),
+    ("/leave", "POST", leave),
+    ("/instructions", "GET", instructions_page),
+    ("/instructions", "POST", instructions_read),
+    ("/practice", "GET", lesson_page),
+    ("/practice", "POST", lesson_answer),
+    ("/quiz", "GET", lesson_page),
+    ("/quiz", "POST", lesson_answer),
+    ("/label", "GET", label_page),
+    ("/vote", "POST", vote),
+    ("/skip", "POST", skip),
+    ("/undo", "POST", undo),
+    ("/draft", "POST", draft),
+)

@@ -1,0 +1,203 @@
+"""Red-team dialogues: the person writes, two candidates answer each turn, the chosen one continues (Bai et al. 2022, 2.1).
+
+Both candidates are shown at once, when both are there, so that speed does not tell one model from the other. Each turn is a
+set of its own with its vote; what the person says of the whole dialogue goes to ``dialogues.jsonl``, in the fields of the
+red-team attempts of anthropics/hh-rlhf.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response as WebResponse
+
+from charter.errors import InputError
+from charter.records import Generation, LabelSet, Message, Prompt, Response, write_text
+from charter.run import derive_seed
+from charter.web import tables as t
+from charter.web.access import LABELS, Visitor
+from charter.web.answers import BadAnswer, read_answer, text_of
+from charter.web.site import Site, allow, site_of, to
+from charter.web.store import Handout
+
+Labeler = Annotated[Visitor, Depends(allow(LABELS))]
+MAX_TURN = 4000  # characters
+RATINGS = ("not at all", "a little", "somewhat", "mostly", "completely")  # 0 to 4, as in hh-rlhf
+
+
+async def dialogue_page(request: Request, visitor: Labeler) -> WebResponse:
+    site = site_of(request)
+    if visitor.read != site.instructions()[0]:
+        return to("/instructions")
+    return show(site, visitor)
+
+
+def show(site: Site, visitor: Visitor, problem: str = "", written: str = "") -> WebResponse:
+    found, n_done = open_dialogue(site, visitor)
+    state = found[1] if found else None
+    handout = waiting(state) if state and state["waiting"] else None
+    return site.page(
+        "red_team.html", visitor, status=422 if problem else 200, state=state, handout=handout, problem=problem,
+        written=written, n_done=n_done, left=site.settings.redteam.dialogues - n_done, ratings=RATINGS,
+        question=site.question("redteam", site.settings.asked),
+        turns=0 if state is None else sum(m["role"] == "assistant" for m in state["messages"]),
+    )  # fmt: skip
+
+
+def open_dialogue(site: Site, visitor: Visitor) -> tuple[tuple[int, dict[str, Any]] | None, int]:
+    """This person's unfinished dialogue as (id, state), and how many they finished."""
+    with site.store.read() as db:
+        rows = db.execute(
+            sa.select(t.dialogues.c.id, t.dialogues.c.state, t.dialogues.c.open).where(
+                t.dialogues.c.rater_id == visitor.rater_id
+            )
+        ).all()
+    unfinished = [(row.id, json.loads(row.state)) for row in rows if row.open]
+    return (unfinished[0] if unfinished else None), sum(not row.open for row in rows)
+
+
+def waiting(state: dict[str, Any]) -> Handout:
+    """The two candidates that wait for a choice."""
+    turn = state["waiting"]
+    one = LabelSet.model_validate(turn["set"])
+    prompt = Prompt.model_validate(turn["prompt"])
+    return Handout(one, prompt, tuple(Response.model_validate(r) for r in turn["responses"]), turn["shown"])
+
+
+def save(site: Site, key: int, state: dict[str, Any], *, is_open: bool = True) -> None:
+    with site.store.write() as db:
+        db.execute(
+            t.dialogues.update().where(t.dialogues.c.id == key).values(state=json.dumps(state), open=is_open)
+        )  # fmt: skip
+
+
+async def say(request: Request, visitor: Labeler) -> WebResponse:
+    """The person's turn: two candidates are sampled and wait for the choice."""
+    site = site_of(request)
+    written = request.state.form.get("text", "")
+    found, n_done = open_dialogue(site, visitor)
+    settings = site.settings.redteam
+    try:
+        text = text_of(request.state.form, "text", MAX_TURN).strip()
+        if not text:
+            raise BadAnswer("Write something first.")
+        if found is None and n_done >= settings.dialogues:
+            raise BadAnswer("You have done all your dialogues.")
+    except BadAnswer as error:
+        return show(site, visitor, str(error), written)
+    if found is None:
+        fresh: dict[str, Any] = {"messages": [], "waiting": None, "started": site.clock()}
+        with site.store.write() as db:
+            row = db.execute(t.dialogues.insert().values(rater_id=visitor.rater_id, state=json.dumps(fresh), open=True))
+        found = int((row.inserted_primary_key or (0,))[0]), fresh
+    key, state = found
+    if state["waiting"] is not None or sum(m["role"] == "assistant" for m in state["messages"]) >= settings.turns:
+        return to("/redteam")
+    site.generation.check(visitor.session)
+    messages = [Message.model_validate(m) for m in state["messages"]] + [Message(role="user", content=text)]
+    prompt = Prompt(messages=tuple(messages), source="red team", tags=("red_team",))
+    try:
+        responses = await run_in_threadpool(candidates, site, prompt, key)
+    except InputError as error:
+        return show(site, visitor, f"The dialogue does not fit the model any more ({error}). End it here.", written)
+    state["messages"] = [m.model_dump() for m in messages]
+    if responses[0].text == responses[1].text:  # nothing to choose between
+        state["messages"].append({"role": "assistant", "content": responses[0].text})
+    else:
+        one = LabelSet(prompt_id=prompt.id, kind="redteam", response_ids=tuple(r.id for r in responses),
+                       direction=site.settings.asked, tags=("red_team",))  # fmt: skip
+        state["waiting"] = {"set": one.model_dump(), "prompt": prompt.model_dump(), "shown": site.clock(),
+                            "responses": [r.model_dump() for r in responses]}  # fmt: skip
+    save(site, key, state)
+    return to("/redteam")
+
+
+def candidates(site: Site, prompt: Prompt, dialogue: int) -> list[Response]:
+    """Two answers, each from a model and in a place by a draw; a second one that says the same is drawn anew, three times."""
+    settings = site.settings.redteam
+    found: list[Response] = []
+    for number in range(5):
+        seed = derive_seed(site.settings.seed, "red team", dialogue, prompt.id, number)
+        sampler = site.samplers[derive_seed(seed, "model") % len(site.samplers)]
+        with site.sampling:  # a model of this process answers one at a time
+            sample = sampler.generate([prompt.messages], [[seed]], temperature=settings.temperature,
+                                      max_new_tokens=settings.max_new_tokens)[0][0]  # fmt: skip
+        text = sample.text.replace("\x00", "")
+        one = Response(prompt_id=prompt.id, model=sampler.name, text=text, finish_reason=sample.finish_reason,
+                       generation=Generation(seed=seed, temperature=settings.temperature))  # fmt: skip
+        if len(found) == 1 and one.text == found[0].text and number < 4:
+            continue
+        found.append(one)
+        if len(found) == 2:
+            break
+    return found if derive_seed(dialogue, prompt.id, "side") % 2 else found[::-1]
+
+
+async def choose(request: Request, visitor: Labeler) -> WebResponse:
+    """The vote on the two candidates; the dialogue goes on from the chosen one."""
+    site, form = site_of(request), request.state.form
+    found, _ = open_dialogue(site, visitor)
+    if found is None or found[1]["waiting"] is None or found[1]["waiting"]["set"]["id"] != form.get("set_id"):
+        return to("/redteam")
+    key, state = found
+    handout = waiting(state)
+    try:
+        answer = read_answer(form, handout, site.settings)
+    except BadAnswer as error:
+        return show(site, visitor, str(error))
+    site.store.vote_on_turn(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read)
+    site.mirror.wake()
+    ranks = answer.ranks
+    first, second = handout.responses
+    goes_on = second if ranks[first.id] == "F" or (ranks[second.id] == 1 and ranks[first.id] != 1) else first
+    state["messages"].append({"role": "assistant", "content": goes_on.text})
+    state["waiting"] = None
+    save(site, key, state)
+    return to("/redteam")
+
+
+async def end(request: Request, visitor: Labeler) -> WebResponse:
+    """The person ends the dialogue and says what it was about and how far it got."""
+    site, form = site_of(request), request.state.form
+    found, _ = open_dialogue(site, visitor)
+    if found is None:
+        return to("/redteam")
+    key, state = found
+    try:
+        if form.get("rating") not in ("0", "1", "2", "3", "4"):
+            raise BadAnswer("Say how far the model went along.")
+        about = text_of(form, "about", 500).strip()
+    except BadAnswer as error:
+        return show(site, visitor, str(error))
+    tags = [tag.strip() for tag in form.get("tags", "").split(",") if tag.strip()][:10]
+    state |= {"rating": int(form["rating"]), "about": about, "tags": [tag[:50] for tag in tags], "waiting": None}
+    save(site, key, state, is_open=False)
+    write_dialogues(site)
+    return to("/redteam")
+
+
+def write_dialogues(site: Site) -> None:
+    """Every finished dialogue, one JSON object a line."""
+    with site.store.read() as db:
+        rows = db.execute(sa.select(t.dialogues).where(~t.dialogues.c.open).order_by(t.dialogues.c.id)).all()
+    lines = []
+    for row in rows:
+        state = json.loads(row.state)
+        names = {"user": "Human", "assistant": "Assistant"}
+        transcript = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in state["messages"])
+        record = {"transcript": transcript, "rating": state["rating"], "task_description": state["about"],
+                  "red_team_member_id": row.rater_id, "tags": state["tags"]}  # fmt: skip
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_text(site.project.folder / "dialogues.jsonl", "".join(lines))
+
+
+ROUTES = (
+    ("/redteam", "GET", dialogue_page),
+    ("/redteam/say", "POST", say),
+    ("/redteam/choose", "POST", choose),
+    ("/redteam/end", "POST", end),
+)

@@ -1,0 +1,138 @@
+"""A reward model on what is labelled so far, trained beside the page by `charter reward train`.
+
+The prompts are split once; a quarter, a half and all of the training prompts are learned from and measured on the same
+held-out ones. That is the learning curve, and its last point comes with the accuracy for each strength of preference.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from charter.errors import InputError
+from charter.feedback.pairs import split_pairs
+from charter.records import Judgment, LabelSet, Pair, Prompt, Response, write_json, write_jsonl
+from charter.run import read_json
+from charter.web.answers import relation
+from charter.web.project import RetrainSettings
+
+MARGINS = {1: 0.0, 2: 1 / 3, 3: 2 / 3, 4: 1.0}  # Touvron et al. 2023 (Llama 2), section 3.2.2
+SHARES = (0.25, 0.5, 1.0)
+LEAST_PROMPTS = 8
+
+
+def pairs_of_votes(
+    judgments: Sequence[Judgment], sets: Mapping[str, LabelSet], prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+) -> list[Pair]:  # fmt: skip
+    """Training pairs of people's answers to the work: the better response is chosen, a rewrite against its original.
+
+    F loses to every rank, two F are no pair, and a tie is none; the weakest notch of strength is left out. Under
+    ``more_harmful`` the sign is turned. Pairs of one prompt share their group.
+    """
+    found = []
+    for one in judgments:
+        asked = sets.get(one.set_id)
+        if asked is None or asked.role not in ("work", "gold") or not one.has_verdict or abs(one.strength or 4) == 1:
+            continue
+        texts = {key: responses[key].text for key in one.order}
+        ranks = dict(one.ranks)
+        for key, text in one.edit.items():
+            texts[f"edit of {key}"], ranks[f"edit of {key}"] = text, 1
+        sign = -1 if one.direction == "more_harmful" else 1
+        for a, b in combinations(texts, 2):
+            better = sign * relation(ranks, a, b)
+            if not better or texts[a] == texts[b]:
+                continue
+            chosen, rejected = (a, b) if better > 0 else (b, a)
+            found.append(Pair(prompt=prompts[one.prompt_id], chosen=texts[chosen], rejected=texts[rejected],
+                              margin=MARGINS[abs(one.strength)] if one.strength else 0.0,
+                              group_id=one.prompt_id))  # fmt: skip
+    return found
+
+
+class Retrain:
+    """The trainings of one project, each in a folder of its own; one runs at a time."""
+
+    def __init__(self, folder: Path, settings: RetrainSettings) -> None:
+        self.folder, self.settings = folder / "retrain", settings
+        self.thread: threading.Thread | None = None
+        self.process: subprocess.Popen[str] | None = None
+        self.stopped = False
+
+    @property
+    def running(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Results so far, the newest first; one that was cut off is said to be so."""
+        found = []
+        for place in sorted(self.folder.glob("[0-9]*"), reverse=True):
+            result = read_json(place / "result.json")
+            if isinstance(result, dict):
+                cut = result["state"] == "running" and not (self.running and place == self.place)
+                found.append(result | {"name": place.name, "state": "cut off" if cut else result["state"]})
+        return found
+
+    def start(self, pairs: Sequence[Pair], ceiling: Mapping[str, Any]) -> None:
+        """Begin a training in the background. InputError where there is too little to learn from, or one runs already."""
+        if self.running:
+            raise InputError("a training is running already; wait for it")
+        prompts = {pair.group_id for pair in pairs}
+        if len(prompts) < LEAST_PROMPTS:
+            raise InputError(f"preferences on {len(prompts)} prompts so far; a training needs at least {LEAST_PROMPTS}")
+        numbers = [int(place.name) for place in self.folder.glob("[0-9]*") if place.name.isdigit()]
+        self.place = self.folder / f"{max(numbers, default=0) + 1:03}"
+        train, test = split_pairs(pairs, test_fraction=self.settings.test_fraction, seed=0)
+        order = list(dict.fromkeys(pair.group_id for pair in train))
+        if not test or len(order) < 4:
+            raise InputError("too few prompts are left to train on or to measure on; label more, or change "
+                             "retrain.test_fraction")  # fmt: skip
+        n_test = len({pair.group_id for pair in test})
+        steps = []
+        for share in SHARES:
+            groups = set(order[: max(2, round(share * len(order)))])
+            own = [pair for pair in train if pair.group_id in groups]
+            file = self.place / f"pairs-{round(100 * share)}.jsonl"
+            write_jsonl(file, [*own, *test])
+            steps.append({"file": str(file), "n": len(own), "fraction": n_test / (n_test + len(groups))})
+        result: dict[str, Any] = {"state": "running", "pairs": len(pairs), "test_pairs": len(test), "points": [], "words": "",
+                                  "ceiling": dict(ceiling)}  # fmt: skip
+        write_json(self.place / "result.json", result)
+        self.thread = threading.Thread(target=self._train, args=(self.place, steps, result), daemon=True)
+        self.thread.start()
+
+    def _train(self, place: Path, steps: list[dict[str, Any]], result: dict[str, Any]) -> None:
+        for number, step in enumerate(steps):
+            command = [
+                sys.executable, "-m", "charter.cli", "reward", "train", step["file"], "--out", str(place / f"model-{number}"),
+                "--model", self.settings.model, "--epochs", str(self.settings.epochs), "--test-fraction",
+                str(step["fraction"]), "--json",
+            ]  # fmt: skip
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            said, complaint = self.process.communicate()
+            if self.process.returncode:
+                words = complaint.strip().splitlines()[-1:] or ["the training was stopped"]
+                write_json(place / "result.json", result | {"state": "failed", "words": words[0][:500]})
+                return
+            metrics = json.loads(said)
+            result["points"].append(
+                {"n": step["n"], "accuracy": metrics["accuracy"], "ci": metrics["ci"], "n_test": metrics["n"],
+                 "shorter_wins": metrics["baseline_shorter_wins"], "by_margin": metrics.get("by_margin", {}),
+                 "model": str(Path(metrics["model"]).relative_to(self.folder.parent))}
+            )  # fmt: skip
+            done = number + 1 == len(steps)
+            write_json(place / "result.json", result | {"state": "done" if done else "running"})
+
+    def close(self) -> None:
+        """End a training that is running; its page says that it was cut off."""
+        if self.running and self.process is not None:
+            self.process.terminate()
+        if self.thread is not None:
+            self.thread.join(timeout=10)

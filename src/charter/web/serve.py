@@ -1,0 +1,74 @@
+"""Open a project's page: bring the database up to date, bind, print the owner's link, serve until interrupted."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charter.errors import InputError
+from charter.web.label_app import label_app
+from charter.web.mirror import Mirror
+from charter.web.project import Project
+from charter.web.site import Site
+from charter.web.store import Store
+from charter.web.tables import open_database
+
+if TYPE_CHECKING:
+    from charter.models.sampler import Sampler
+
+OWNER_DAYS = 1.0  # of the printed link; every start prints a new one
+
+
+@contextmanager
+def open_site(project: Project, samplers: Sequence[Sampler] = (), *, public: str | None = None) -> Iterator[Site]:
+    """The project with its database and files in step, let go of at the end. InputError where they do not fit together."""
+    project.folder.mkdir(parents=True, exist_ok=True)
+    engine = open_database(project.database)
+    try:
+        store = Store(engine, project.settings)
+        mirror = Mirror(store, project.folder)
+        try:
+            store.take_in(project.items)
+            mirror.start()
+            site = Site(project, store, mirror, samplers, public=public)
+            site.instructions()
+            yield site
+            site.retrain.close()
+        finally:
+            mirror.close()
+    finally:
+        engine.dispose()
+
+
+def serve(
+    project: Project, samplers: Sequence[Sampler], *, port: int, public: str | None, certificate: Path | None,
+    private_key: Path | None, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Serve until interrupted; ``say`` is called with the owner's link once the page answers there.
+
+    It binds to 127.0.0.1, or with ``public``, the name that people's browsers see, to every address. InputError where the
+    port is taken.
+    """
+    import uvicorn
+
+    with open_site(project, samplers, public=public) as site, socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind(("0.0.0.0" if public else "127.0.0.1", port))
+        except OSError as error:
+            raise InputError(f"--port {port}: {error.strerror}; give another one, or 0 for any that is free") from None
+        door.listen(128)
+        token = site.access.owner_link(site.clock(), days=OWNER_DAYS)
+        place = f"https://{public}" if public else f"http://127.0.0.1:{door.getsockname()[1]}"
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        config = uvicorn.Config(
+            label_app(site), log_config=None, access_log=False, server_header=False, lifespan="off",
+            ssl_certfile=certificate, ssl_keyfile=private_key,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        say(f"{place}/join/{token}")
+        server.run(sockets=[door])

@@ -1,0 +1,498 @@
+"""Slots, leases and votes: who is given which set, and what they said.
+
+All state is in the database, so a second process or a restart loses nothing. A vote and the end of its slot are one
+transaction; the judgment is sealed to the chain in it. The queries are short enough to run where the requests are answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+
+from charter.feedback.judgments import seal, ulid
+from charter.records import Judgment, LabelSet, Prompt, Rank, Record, Response
+from charter.run import derive_seed
+from charter.web import tables as t
+from charter.web.project import Items, LabelSettings, wanted_slots
+
+REPEAT_GAP = 5  # so many other sets lie between a set and its repeat, or it would be answered from memory
+Stored = Literal["stored", "extra", "already"]
+
+
+class NotHandedOut(Exception):
+    """A vote on a set that this rater was never shown."""
+
+
+@dataclass(frozen=True)
+class Handout:
+    """A set as one person sees it: ``order`` is that of the responses on the page."""
+
+    set: LabelSet
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    shown: float
+    draft: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(response.id for response in self.responses)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person said of one set, checked. ``ranks`` empty is no verdict."""
+
+    ranks: dict[str, Rank]
+    strength: int | None = None
+    edit: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, list[str]] = field(default_factory=dict)
+    comment: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def balanced_order(ids: Sequence[str], number: int, seed: int) -> tuple[str, ...]:
+    """The ``number``-th row of a Williams design over the ids: in K rows (2K for odd K) every response stands in every place
+    equally often, and follows every other one equally often. The design begins at a draw from the ids and ``seed``."""
+    k = len(ids)
+    start = derive_seed(seed, "order", *sorted(ids))
+    base = sorted(ids, key=lambda one: derive_seed(seed, "order", one))
+    row = (start + number) % (k if k % 2 == 0 else 2 * k)
+    zigzag = [(i + 1) // 2 if i % 2 else (k - i // 2) % k for i in range(k)]  # 0, 1, K-1, 2, K-2, …
+    order = tuple(base[(place + row) % k] for place in zigzag)
+    return order if row < k else order[::-1]
+
+
+def pairs_and_ties(ranks: Mapping[str, Rank]) -> tuple[int, int]:
+    """Pairs that a ranking orders or ties, and how many of them are ties; two nonsense responses are no pair."""
+    numbers = [rank for rank in ranks.values() if rank != "F"]
+    n = len(numbers)
+    ties = sum(numbers[i] == numbers[j] for i in range(n) for j in range(i))
+    return n * (n - 1) // 2 + n * (len(ranks) - n), ties
+
+
+class Store:
+    """The database of one project."""
+
+    def __init__(self, engine: sa.Engine, settings: LabelSettings) -> None:
+        self.engine, self.settings = engine, settings
+        self.reader = engine.execution_options(read=True)
+        self.taken_twice = t.integrity_error(engine)
+        self.parts = lru_cache(maxsize=8192)(self._parts)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection whose statements each see the database as it is."""
+        with self.reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction; on SQLite it is the only writer from its start."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    # -- what is to be labelled ------------------------------------------------------------------------------------------
+
+    def take_in(self, items: Items) -> None:
+        """Add what is new, and make the slots of each set as many as the overlap asks for. Votes are never touched."""
+        settings = self.settings
+        with self.write() as db:
+            add_records(db, t.prompts, items.prompts.values())
+            add_records(db, t.responses, items.responses.values())
+            self.add_sets(db, items.sets.values())
+            work = [one for one in items.sets.values() if one.role == "work"]
+            have: dict[str, list[sa.Row[Any]]] = {}
+            for row in db.execute(sa.select(t.slots).where(t.slots.c.role == "work", ~t.slots.c.extra)):
+                have.setdefault(row.set_id, []).append(row)
+            wanted = wanted_slots(work, settings.overlap, settings.seed)
+            order = sorted(work, key=lambda one: derive_seed(settings.seed, "position", one.id))
+            new, too_many = [], []
+            for position, one in enumerate(order):
+                rows = [row for row in have.get(one.id, ()) if row.state != "skipped"]
+                free = [row.id for row in rows if row.rater_id is None]
+                missing = wanted[one.id] - len(rows)
+                new += [
+                    {"set_id": one.id, "role": "work", "priority": one.priority, "position": float(position),
+                     "state": "open", "extra": False}
+                    for _ in range(missing)
+                ]  # fmt: skip
+                too_many += free[: max(0, -missing)]
+            gone = have.keys() - wanted.keys()  # left out since: what nobody has seen is not handed out any more
+            too_many += [row.id for key in gone for row in have[key] if row.rater_id is None]
+            if new:
+                db.execute(t.slots.insert(), new)
+            for start in range(0, len(too_many), 500):
+                db.execute(t.slots.delete().where(t.slots.c.id.in_(too_many[start : start + 500])))
+
+    def add_sets(self, db: sa.Connection, sets: Iterable[LabelSet]) -> None:
+        new = add_records(db, t.sets, sets)
+        tags = [{"set_id": one.id, "tag": tag} for one in new for tag in set(one.tags)]
+        if tags:
+            db.execute(t.set_tags.insert(), tags)
+
+    def _parts(self, set_id: str) -> tuple[LabelSet, Prompt, dict[str, Response]]:
+        """A set, its prompt and its responses by id. KeyError where there is no such set. They never change."""
+        with self.read() as db:
+            found = db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == set_id))
+            if found is None:
+                raise KeyError(set_id)
+            one = LabelSet.model_validate_json(found)
+            prompt = db.scalar(sa.select(t.prompts.c.record).where(t.prompts.c.id == one.prompt_id))
+            rows = db.scalars(sa.select(t.responses.c.record).where(t.responses.c.id.in_(one.response_ids)))
+            responses = [Response.model_validate_json(row) for row in rows]
+        return one, Prompt.model_validate_json(prompt or ""), {response.id: response for response in responses}
+
+    def sets_of(self, role: str) -> list[LabelSet]:
+        with self.read() as db:
+            rows = db.scalars(sa.select(t.sets.c.record).where(t.sets.c.role == role).order_by(t.sets.c.seq))
+            return [LabelSet.model_validate_json(row) for row in rows]
+
+    # -- leases ----------------------------------------------------------------------------------------------------------
+
+    def claim(self, rater_id: str, now: float, opt_out: Sequence[str] = ()) -> Handout | None:
+        """The set that this rater has and has not answered, or else the next one; None where there is none left.
+
+        One statement takes the slot, so that two people never hold the same; the lease lasts ``lease_minutes`` from now.
+        """
+        until = now + 60 * self.settings.lease_minutes
+        for _ in range(5):
+            try:
+                with self.write() as db:
+                    set_id = self._take(db, rater_id, now, until, tuple(opt_out))
+                    if set_id is None:
+                        return None
+                    order, shown, draft = self._shown(db, set_id, rater_id, now)
+            except self.taken_twice:
+                continue  # two tabs of one person took two slots of one set at once; one of them asks again
+            return self._handout(set_id, order, shown, draft)
+        return None
+
+    def _shown(
+        self, db: sa.Connection, set_id: str, rater_id: str, now: float
+    ) -> tuple[Sequence[str], float, dict[str, str]]:
+        """Order, time and draft of a set that this rater holds; the first time an order is dealt and kept."""
+        row = SHOWN.first(db, key=set_id, me=rater_id)
+        if row is not None:
+            return json.loads(row[0]), row[1], json.loads(row[2] or "{}")
+        record, before = TO_SHOW.first(db, key=set_id)
+        order = balanced_order(LabelSet.model_validate_json(record).response_ids, before, self.settings.seed)
+        SHOW.run(db, set_id=set_id, rater_id=rater_id, order=json.dumps(order), shown=now)
+        return order, now, {}
+
+    def _handout(self, set_id: str, order: Sequence[str], shown: float, draft: dict[str, str]) -> Handout:
+        one, prompt, responses = self.parts(set_id)
+        return Handout(one, prompt, tuple(responses[key] for key in order), shown, draft)
+
+    def _take(self, db: sa.Connection, rater_id: str, now: float, until: float, opt_out: tuple[str, ...]) -> str | None:
+        mixed_in = self.settings.gold is not None or self.settings.repeat_share > 0
+        if mixed_in and HELD.first(db, me=rater_id) is None:
+            drawn = self._gold_or_repeat(db, rater_id, until, opt_out)
+            if drawn is not None:
+                return drawn
+        if opt_out:
+            values = {"me": rater_id, "now": now, "until": until, "out": list(opt_out)}
+            found: str | None = db.scalar(take_statement(with_opt_out=True), values)
+            return found
+        taken: str | None = TAKE.value(db, me=rater_id, now=now, until=until)
+        return taken
+
+    def _gold_or_repeat(self, db: sa.Connection, rater_id: str, until: float, opt_out: tuple[str, ...]) -> str | None:
+        """The gold set or the repeat whose turn it is by a draw, its slot made and leased; None where it is nobody's turn."""
+        settings = self.settings
+        count = HANDED_OUT.value(db, me=rater_id)
+        draw = derive_seed(settings.seed, "mixed in", rater_id, count) % 10**9 / 10**9
+        gold = settings.gold_share if settings.gold is not None else 0.0
+        if draw < gold:
+            mine = sa.select(t.slots.c.set_id).where(t.slots.c.rater_id == rater_id)
+            unseen = (
+                sa.select(t.sets.c.id)
+                .where(t.sets.c.role == "gold", t.sets.c.id.not_in(mine))
+                .order_by(t.sets.c.seq)
+                .limit(1)
+            )
+            if opt_out:
+                tagged = sa.select(t.set_tags.c.set_id).where(t.set_tags.c.tag.in_(opt_out))
+                unseen = unseen.where(t.sets.c.id.not_in(tagged))
+            set_id = db.scalar(unseen)
+            role = "gold"
+        elif draw < gold + settings.repeat_share:
+            set_id = self._repeat(db, rater_id)
+            role = "repeat"
+        else:
+            return None
+        if set_id is None:
+            return None
+        db.execute(t.slots.insert().values(set_id=set_id, role=role, priority=0.0, position=0.0, state="open",
+                                           extra=False, rater_id=rater_id, lease_until=until))  # fmt: skip
+        return str(set_id)
+
+    def _repeat(self, db: sa.Connection, rater_id: str) -> str | None:
+        """A repeat of the earliest set that this rater answered long enough ago and was not asked again."""
+        mine = t.judgments.alias("mine")
+        rows = db.execute(
+            sa.select(t.sets.c.record)
+            .join(mine, mine.c.set_id == t.sets.c.id)
+            .where(mine.c.rater_id == rater_id, mine.c.current, mine.c.action == "vote", t.sets.c.role == "work")
+            .order_by(mine.c.seq)
+        ).scalars()
+        answered = [LabelSet.model_validate_json(row) for row in rows]
+        for one in answered[: max(0, len(answered) - REPEAT_GAP)]:
+            repeat = LabelSet(**one.model_dump(exclude={"id", "role"}), role="repeat")
+            seen = db.scalar(
+                sa.select(t.slots.c.id).where(t.slots.c.set_id == repeat.id, t.slots.c.rater_id == rater_id)
+            )
+            if seen is None:
+                self._tip(db)
+                self.add_sets(db, [repeat])
+                return repeat.id
+        return None
+
+    def handed(self, rater_id: str, set_id: str) -> Handout:
+        """A set that this rater was shown. NotHandedOut where it was not."""
+        with self.read() as db:
+            row = SHOWN.first(db, key=set_id, me=rater_id)
+        if row is None:
+            raise NotHandedOut(set_id)
+        return self._handout(set_id, json.loads(row[0]), row[1], json.loads(row[2] or "{}"))
+
+    # -- votes -----------------------------------------------------------------------------------------------------------
+
+    def vote(
+        self, rater_id: str, handout: Handout, answer: Answer, now: float, *, instructions_hash: str,
+        action: Literal["vote", "skip"] = "vote",
+    ) -> Stored:  # fmt: skip
+        """Store an answer, or with ``skip`` that there is none and why; the set is not given to this rater again.
+
+        "extra" where the lease ran out and somebody else has the slot: the vote counts beyond what was asked for. "already"
+        where the rater has a vote on the set, so that a form that is sent twice counts once.
+        """
+        set_id, role = handout.set.id, handout.set.role
+        state = "done" if action == "vote" else "skipped"
+        with self.write() as db:
+            tip = self._tip(db)  # first, so that on PostgreSQL votes are chained one after another
+            slot = FINISH.first(db, key=set_id, me=rater_id, state_now=state)
+            if slot is None and SEEN.first(db, key=set_id, me=rater_id) is not None:
+                return "already"
+            if slot is None:
+                db.execute(t.slots.insert().values(set_id=set_id, role=role, priority=0.0, position=0.0, state=state,
+                                                   extra=True, rater_id=rater_id))  # fmt: skip
+            elif action == "skip" and role == "work" and not slot[3]:  # someone else is asked instead
+                db.execute(t.slots.update().where(t.slots.c.id == slot[0]).values(extra=True))
+                db.execute(t.slots.insert().values(set_id=set_id, role="work", priority=slot[1], position=slot[2],
+                                                   state="open", extra=False))  # fmt: skip
+            self._append(db, tip, rater_id, handout, answer, now, action, instructions_hash)
+            if handout.draft:
+                db.execute(t.drafts.delete().where(t.drafts.c.set_id == set_id, t.drafts.c.rater_id == rater_id))
+            return "extra" if slot is None else "stored"
+
+    def _tip(self, db: sa.Connection) -> str:
+        return str(TIP.value(db))
+
+    def _append(
+        self, db: sa.Connection, tip: str, rater_id: str, handout: Handout, answer: Answer, now: float, action: str,
+        instructions_hash: str,
+    ) -> Judgment:  # fmt: skip
+        one = handout.set
+        before = BEFORE.value(db, key=one.id, me=rater_id)
+        if before is not None:
+            db.execute(t.judgments.update().where(t.judgments.c.id == before).values(current=False))
+        judgment = seal(
+            Judgment(
+                id=ulid(int(now * 1000)),
+                set_id=one.id,
+                prompt_id=one.prompt_id,
+                rater_id=rater_id,
+                rater_kind="human",
+                direction=one.direction,
+                order=handout.order,
+                instructions_hash=instructions_hash,
+                ranks=answer.ranks,
+                strength=answer.strength,
+                flags=answer.flags,
+                edit=answer.edit,
+                comment=answer.comment,
+                timings={"shown": handout.shown, "submitted": now, **answer.timings},
+                supersedes=before,
+            ),
+            tip,
+        )
+        n_pairs, n_ties = pairs_and_ties(answer.ranks)
+        APPEND.run(db, id=judgment.id, set_id=one.id, rater_id=rater_id, action=action, current=True, created=now,
+                   seconds=answer.timings.get("active_s"), n_pairs=n_pairs, n_ties=n_ties,
+                   record=judgment.model_dump_json())  # fmt: skip
+        NEW_TIP.run(db, tip=judgment.hash)
+        return judgment
+
+    def undo(self, rater_id: str, now: float, *, instructions_hash: str) -> str | None:
+        """Take back this rater's last answer of the last ``undo_minutes`` and lease the set to them again; its id, or None
+        where there is none. The chain keeps the answer, and after it a line without verdict that supersedes it."""
+        with self.write() as db:
+            tip = self._tip(db)
+            last = db.execute(
+                sa.select(t.judgments.c.record, t.judgments.c.action)
+                .where(t.judgments.c.rater_id == rater_id, t.judgments.c.current, t.judgments.c.action != "withdrawn",
+                       t.judgments.c.created >= now - 60 * self.settings.undo_minutes)
+                .order_by(t.judgments.c.seq.desc()).limit(1)
+            ).first()  # fmt: skip
+            if last is None:
+                return None
+            judgment = Judgment.model_validate_json(last.record)
+            mine = (t.slots.c.set_id == judgment.set_id) & (t.slots.c.rater_id == rater_id)
+            slot = db.execute(sa.select(t.slots.c.id, t.slots.c.state).where(mine)).first()
+            one = LabelSet.model_validate_json(
+                db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == judgment.set_id)) or ""
+            )
+            if slot is None or one.kind == "redteam":  # a dialogue has gone on from the chosen candidate
+                return None
+            if slot.state == "skipped" and one.role == "work":  # the slot that was freed, if nobody took it
+                free = (
+                    sa.select(t.slots.c.id)
+                    .where(t.slots.c.set_id == one.id, t.slots.c.state == "open", t.slots.c.rater_id.is_(None))
+                    .limit(1)
+                    .with_for_update(skip_locked=True)
+                )
+                found = db.scalar(free)
+                if found is not None:
+                    db.execute(t.slots.delete().where(t.slots.c.id == found))
+                    db.execute(t.slots.update().where(t.slots.c.id == slot.id).values(extra=False))
+            until = now + 60 * self.settings.lease_minutes
+            db.execute(t.slots.update().where(t.slots.c.id == slot.id).values(state="open", lease_until=until))
+            handout = Handout(one, self.parts(one.id)[1], tuple(self.parts(one.id)[2][k] for k in judgment.order),
+                              judgment.timings.get("shown", now))  # fmt: skip
+            self._append(db, tip, rater_id, handout, Answer({}, flags={one.id: ["withdrawn"]}), now, "withdrawn",
+                         instructions_hash)  # fmt: skip
+            if last.action == "vote":
+                self._save_draft(db, rater_id, one.id, form_of(judgment))
+            return one.id
+
+    def save_draft(self, rater_id: str, set_id: str, form: Mapping[str, str]) -> None:
+        """Keep the fields of an unfinished form. NotHandedOut where the set was never shown to this rater."""
+        self.handed(rater_id, set_id)
+        with self.write() as db:
+            self._save_draft(db, rater_id, set_id, form)
+
+    def _save_draft(self, db: sa.Connection, rater_id: str, set_id: str, form: Mapping[str, str]) -> None:
+        mine = (t.drafts.c.set_id == set_id) & (t.drafts.c.rater_id == rater_id)
+        db.execute(t.drafts.delete().where(mine))
+        db.execute(t.drafts.insert().values(set_id=set_id, rater_id=rater_id, form=json.dumps(dict(form))))
+
+    # -- dialogues -------------------------------------------------------------------------------------------------------
+
+    def vote_on_turn(
+        self, rater_id: str, handout: Handout, answer: Answer, now: float, *, instructions_hash: str
+    ) -> Stored:
+        """Store a turn of a red-team dialogue and the vote on its two candidates at once."""
+        one = handout.set
+        with self.write() as db:
+            tip = self._tip(db)
+            if db.scalar(sa.select(t.slots.c.id).where(t.slots.c.set_id == one.id, t.slots.c.rater_id == rater_id)):
+                return "already"
+            add_records(db, t.prompts, [handout.prompt])
+            add_records(db, t.responses, handout.responses)
+            self.add_sets(db, [one])
+            db.execute(t.slots.insert().values(set_id=one.id, role="work", priority=0.0, position=0.0, state="done",
+                                               extra=False, rater_id=rater_id))  # fmt: skip
+            self._append(db, tip, rater_id, handout, answer, now, "vote", instructions_hash)
+        return "stored"
+
+
+def form_of(judgment: Judgment) -> dict[str, str]:
+    """The fields of the label page's form that give this judgment."""
+    form = {f"rank:{key}": str(rank) for key, rank in judgment.ranks.items()}
+    form |= {f"edit:{key}": text for key, text in judgment.edit.items()}
+    if judgment.strength is not None:  # 1 … 8 from the far left notch
+        form["strength"] = str(5 - judgment.strength if judgment.strength > 0 else 4 - judgment.strength)
+    form["comment"] = judgment.comment
+    return form
+
+
+def take_statement(*, with_opt_out: bool) -> sa.Update:
+    """The one statement that gives out a slot: that of mine which is still open, else the first one that is free or whose
+    lease has run out, of a set that I have no slot of. Parameters me, now, until, out."""
+    me, now = sa.bindparam("me", type_=sa.String), sa.bindparam("now", type_=sa.Float)
+    slot, other = t.slots.alias("candidate"), t.slots.alias("other")
+    own = (
+        sa.select(slot.c.id)
+        .where(slot.c.rater_id == me, slot.c.state == "open")
+        .order_by(slot.c.lease_until.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    free = (
+        sa.select(slot.c.id)
+        .where(
+            slot.c.state == "open",
+            slot.c.role == "work",
+            ~slot.c.extra,
+            slot.c.rater_id.is_(None) | (slot.c.lease_until < now),
+            ~sa.exists().where(other.c.set_id == slot.c.set_id, other.c.rater_id == me),
+        )
+        .order_by(slot.c.priority.desc(), slot.c.position, slot.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if with_opt_out:
+        out: sa.BindParameter[Any] = sa.bindparam("out", expanding=True)
+        free = free.where(~sa.exists().where(t.set_tags.c.set_id == slot.c.set_id, t.set_tags.c.tag.in_(out)))
+    return (
+        t.slots.update()
+        .where(t.slots.c.id == sa.func.coalesce(own, free.scalar_subquery()))
+        .values(rater_id=me, lease_until=sa.bindparam("until", type_=sa.Float))
+        .returning(t.slots.c.set_id)
+    )
+
+
+R = TypeVar("R", bound=Record)
+
+
+def add_records(db: sa.Connection, table: sa.Table, records: Iterable[R]) -> list[R]:
+    """Insert the records whose ids are new, in the given order; those that were."""
+    given: dict[str, R] = {record.id: record for record in records}  # type: ignore[attr-defined]
+    ids = list(given)
+    for start in range(0, len(ids), 500):
+        for key in db.scalars(sa.select(table.c.id).where(table.c.id.in_(ids[start : start + 500]))):
+            del given[key]
+    own = [column.name for column in table.columns if column.name not in ("seq", "record")]
+    rows = [{name: getattr(one, name) for name in own} | {"record": one.model_dump_json()} for one in given.values()]
+    if rows:
+        db.execute(table.insert(), rows)
+    return list(given.values())
+
+
+KEY, ME = sa.bindparam("key", type_=sa.String), sa.bindparam("me", type_=sa.String)
+TAKE = t.Query(take_statement(with_opt_out=False))
+HELD = t.Query(sa.select(t.slots.c.id).where(t.slots.c.rater_id == ME, t.slots.c.state == "open").limit(1))
+HANDED_OUT = t.Query(sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.rater_id == ME))
+SHOWN = t.Query(
+    sa.select(t.handouts.c.order, t.handouts.c.shown, t.drafts.c.form)
+    .select_from(t.handouts.outerjoin(t.drafts, (t.drafts.c.set_id == t.handouts.c.set_id)
+                                      & (t.drafts.c.rater_id == t.handouts.c.rater_id)))
+    .where(t.handouts.c.set_id == KEY, t.handouts.c.rater_id == ME)
+)  # fmt: skip
+TO_SHOW = t.Query(
+    sa.select(
+        t.sets.c.record,
+        sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.set_id == KEY).scalar_subquery(),
+    ).where(t.sets.c.id == KEY)
+)
+SHOW = t.Query(t.handouts.insert(), "set_id", "rater_id", "order", "shown")
+FINISH = t.Query(
+    t.slots.update()
+    .where(t.slots.c.set_id == KEY, t.slots.c.rater_id == ME, t.slots.c.state == "open")
+    .values(state=sa.bindparam("state_now", type_=sa.String))
+    .returning(t.slots.c.id, t.slots.c.priority, t.slots.c.position, t.slots.c.extra)
+)
+SEEN = t.Query(sa.select(t.slots.c.id).where(t.slots.c.set_id == KEY, t.slots.c.rater_id == ME))
+TIP = t.Query(sa.select(t.meta.c.value).where(t.meta.c.key == "tip").with_for_update())
+NEW_TIP = t.Query(t.meta.update().where(t.meta.c.key == "tip").values(value=sa.bindparam("tip", type_=sa.Text)))
+BEFORE = t.Query(
+    sa.select(t.judgments.c.id).where(t.judgments.c.set_id == KEY, t.judgments.c.rater_id == ME, t.judgments.c.current)
+)
+APPEND = t.Query(t.judgments.insert(), "id", "set_id", "rater_id", "action", "current", "created", "seconds", "n_pairs",
+                 "n_ties", "record")  # fmt: skip

@@ -1,0 +1,579 @@
+"""The label site through its forms: what a browser without JavaScript does, and what somebody does who should not."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from contextlib import ExitStack
+
+import pytest
+import sqlalchemy as sa
+import yaml
+from starlette.testclient import TestClient
+
+from charter.feedback.judgments import current, read_judgments
+from charter.models.sampler import Sample
+from charter.records import Generation, Judgment, LabelSet, Prompt, Response
+from charter.web import tables as t
+from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, Refused
+from charter.web.label_app import label_app
+from charter.web.retrain import pairs_of_votes
+from charter.web.serve import open_site
+from label_project import HOSTILE, known, make_project, write_table
+
+HOME = "http://127.0.0.1"
+SAME_SITE = {"origin": HOME, "sec-fetch-site": "same-origin"}
+
+
+class World:
+    """A site whose clock stands still until it is moved, and browsers of people in any role."""
+
+    def __init__(self, site) -> None:
+        self.site, self.now = site, 4_000_000_000.0
+        site.clock = lambda: self.now
+        self.app = label_app(site)
+
+    def stranger(self) -> TestClient:
+        return TestClient(self.app, base_url=HOME, follow_redirects=True)
+
+    def person(self, role: str = "labeler", *, read: bool = True) -> TestClient:
+        client = self.stranger()
+        token, client.who = self.site.access.invite(role, self.now)
+        client.link = f"/join/{token}"
+        assert client.post(client.link).status_code == 200
+        if read and role != "viewer":
+            send(client, "/instructions", client.get("/instructions").text)
+        return client
+
+    def judgments(self) -> list[Judgment]:
+        self.site.mirror.flush()
+        file = self.site.project.folder / "judgments.jsonl"
+        return read_judgments(file) if file.exists() else []
+
+
+@pytest.fixture
+def open_world():
+    with ExitStack() as stack:
+        yield lambda project, samplers=(): World(stack.enter_context(open_site(project, samplers)))
+
+
+@pytest.fixture
+def world(tmp_path, open_world):
+    return open_world(make_project(tmp_path, n=3, overlap=2))
+
+
+def field(page: str, name: str) -> str:
+    return html.unescape(re.search(rf'name="{name}" value="([^"]*)"', page)[1])
+
+
+def responses(page: str) -> list[str]:
+    return re.findall(r'data-response="([^"]+)"', page)
+
+
+def send(client, path, page, **fields):
+    """Send the form of a page, with more fields."""
+    form = {name: field(page, name) for name in ("form_token", "set_id", "hash") if f'name="{name}"' in page}
+    return client.post(path, data=form | fields, headers=SAME_SITE)
+
+
+def rank(page: str, *ranks: object) -> dict[str, str]:
+    return {f"rank:{key}": str(value) for key, value in zip(responses(page), ranks, strict=True)}
+
+
+def test_a_rank_a_tie_and_nonsense_become_a_judgment(world):
+    ann = world.person()
+    page = ann.get("/label").text
+    shown = responses(page)
+    world.now += 40
+    after = send(ann, "/vote", page, **rank(page, 2, 1, "F"), comment="ok", active_s="31.5", first_input_s="nonsense")
+    assert "Saved." in after.text
+    assert set(responses(after.text)).isdisjoint(shown)
+    (one,) = world.judgments()
+    assert one.ranks == {shown[0]: 2, shown[1]: 1, shown[2]: "F"}
+    assert list(one.order) == shown
+    assert one.timings == {"shown": 4_000_000_000.0, "submitted": 4_000_000_040.0, "active_s": 31.5}
+    assert (one.rater_id, one.comment, one.rater_kind) == (ann.who, "ok", "human")
+    assert one.instructions_hash == world.site.instructions()[0]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [((1, 2, ""), "Answer C has no rank yet"), ((1, 2, 4), "is no rank"), ((1, 1, 2), "Ties are not allowed"),
+     ((1, 2, "<b>"), "&lt;b&gt;"), ((1, 2, -1), "is no rank")],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_said_and_what_was_entered_stays(tmp_path, open_world, ranks, words):
+    world = open_world(make_project(tmp_path, ties="forbid"))
+    ann = world.person()
+    page = ann.get("/label").text
+    answer = send(ann, "/vote", page, **rank(page, *ranks), comment="my comment")
+    assert answer.status_code == 422
+    assert words in answer.text
+    assert "my comment" in answer.text
+    assert not world.judgments()
+
+
+def test_undo_skip_and_draft(world):
+    ann = world.person()
+    first = ann.get("/label").text
+    send(ann, "/vote", first, **rank(first, 1, 2, 3))
+    again = send(ann, "/undo", first)
+    assert "Taken back" in again.text
+    assert field(again.text, "set_id") == field(first, "set_id")
+    assert len(re.findall(r"checked", again.text)) == 3
+    send(ann, "/draft", first, **rank(first, 3, 3, 3), comment="half a thought")
+    assert "half a thought" in ann.get("/label").text
+    skipped = send(ann, "/skip", first, reason="knowledge", comment="")
+    assert "Skipped." in skipped.text
+    assert send(ann, "/skip", skipped.text, reason="because").status_code == 422
+    last = current(world.judgments())[-1]
+    assert (last.ranks, last.flags) == ({}, {field(first, "set_id"): ["skipped", "knowledge"]})
+
+
+def test_hostile_text_stays_text(tmp_path, open_world):
+    table = tmp_path / "t.jsonl"
+    table.write_text(
+        json.dumps({"prompt": HOSTILE, "responses": [HOSTILE, "long " * 3000, "\u05e9\u05dc\u05d5\u05dd 你好"]}) + "\n"
+    )
+    from charter.web.project import open_project
+
+    world = open_world(open_project(table))
+    page = world.person().get("/label").text
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<strong>bold</strong>" in page
+    assert "\u202e" not in page
+    assert "你好" in page
+    assert "Show the other 12,000 characters" in page
+    addresses = re.findall(r'(?:href|src|action)="([^"]*)"', page)
+    assert all(address.startswith(("/", "#")) for address in addresses)
+    assert "<img" not in page
+
+
+def test_every_page_loads_from_this_server_alone_and_names_no_model(tmp_path, open_world):
+    rows = [{"prompt": f"P {i}?", "responses": [{"text": f"a{i}", "model": "SECRET-1"}, {"text": f"b{i}", "model": "SECRET-2"}]}
+            for i in range(3)]  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from charter.web.project import open_project
+
+    world = open_world(open_project(tmp_path / "t.jsonl"))
+    owner = world.person("owner")
+    page = owner.get("/label").text
+    send(owner, "/vote", page, **rank(page, 1, 2))
+    for path, method, _ in routes(world.app):
+        if method == "GET" and "{" not in path:
+            answer = owner.get(path)
+            assert "SECRET" not in answer.text
+            assert not re.findall(r'(?:href|src|action)="(?:https?:)?//', answer.text), path
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert not re.search(r"<script(?! type=\"module\" src=\"/static)|<style|\son\w+=|\sstyle=", answer.text), (
+                path
+            )
+
+
+# -- who may do what -----------------------------------------------------------------------------------------------------
+
+OPEN_TO_ALL = {("/join/{token}", "GET"), ("/join/{token}", "POST")}
+
+
+def routes(app):
+    """(path, method, roles) of every route; roles None where nobody is asked."""
+    for route in app.routes:
+        if not hasattr(route, "dependant"):
+            assert route.path == "/static"
+            continue
+        checks = [one.call.roles for one in route.dependant.dependencies if hasattr(one.call, "roles")]
+        for method in route.methods:
+            yield route.path, method, checks[0] if checks else None
+
+
+@pytest.mark.parametrize("who", ["stranger", "forged", "expired", "revoked", *ROLES])
+def test_every_route_is_for_its_roles_alone(world, who):
+    client = world.stranger()
+    if who in ROLES:
+        client = world.person(who)
+    elif who == "forged":
+        client.cookies.set(COOKIE, "x" * 43)
+    elif who == "expired":
+        client = world.person("owner")
+        world.now += 31 * DAY
+    elif who == "revoked":
+        client = world.person("owner")
+        world.site.access.revoke(int(world_invite(world, client.who)))
+    client.follow_redirects = False
+    seen = set()
+    for path, method, roles in routes(world.app):
+        if roles is None:
+            assert (path, method) in OPEN_TO_ALL
+            continue
+        seen.add((path, method))
+        if path == "/leave" and who in roles:
+            continue  # would end the session that the others are asked with
+        world.site.limit.buckets.clear()
+        world.site.door.buckets.clear()
+        if who in ROLES:
+            page = client.get("/instructions" if who != "viewer" else "/lead").text
+            form = {"form_token": field(page, "form_token")}
+        else:
+            form = {}
+        answer = client.request(method, path, data=form if method == "POST" else None, headers=SAME_SITE)
+        if who not in ROLES:
+            assert answer.status_code == 401, (path, method)
+        elif who not in roles:
+            assert answer.status_code == 403, (path, method)
+            assert "is not for the role" in answer.text
+        else:
+            assert "is not for the role" not in answer.text
+    assert len(seen) >= 25
+
+
+def world_invite(world, who):
+    with world.site.store.read() as db:
+        return db.scalar(sa.select(t.invites.c.id).where(t.invites.c.rater_id == who))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "null"},
+    ],
+    ids=str,
+)
+def test_no_form_is_accepted_from_another_site(world, headers):
+    owner = world.person("owner")
+    token = field(owner.get("/lead").text, "form_token")
+    for path, method, _ in routes(world.app):
+        if method == "POST":
+            answer = owner.post(path.replace("{token}", owner.link[6:]), data={"form_token": token}, headers=headers)
+            assert answer.status_code == 403, path
+            assert "another site" in answer.text
+
+
+def test_no_form_is_accepted_without_the_token_of_its_session(world):
+    owner, other = world.person("owner"), world.person("owner")
+    for token in ("", "x", field(other.get("/lead").text, "form_token")):
+        for path, method, roles in routes(world.app):
+            if method == "POST" and roles is not None:
+                assert owner.post(path, data={"form_token": token}, headers=SAME_SITE).status_code == 403, path
+
+
+def test_links_end_with_their_time_and_when_they_are_revoked(world):
+    owner, ann = world.person("owner"), world.person()
+    people = owner.get("/lead/people").text
+    send(owner, "/lead/revoke", people, id=str(world_invite(world, ann.who)))
+    assert ann.get("/label").status_code == 401
+    assert world.stranger().post(ann.link).status_code == 403
+    made = send(owner, "/lead/invite", people, role="labeler", days="2").text
+    link = html.unescape(re.search(r'value="http://127.0.0.1(/join/[^"]+)"', made)[1])
+    assert world.stranger().get(link).status_code == 200
+    world.now += 2 * DAY
+    assert world.stranger().post(link).status_code == 403
+    assert world.stranger().get("/join/nonsense").status_code == 403
+    with world.site.store.read() as db:
+        stored = repr(db.execute(sa.select(t.invites)).all()) + repr(db.execute(sa.select(t.sessions)).all())
+    assert link[6:] not in stored
+    assert ann.link[6:] not in stored
+
+
+def test_a_lead_cannot_make_leads_or_revoke_them(world):
+    lead, other = world.person("lead"), world.person("lead")
+    page = lead.get("/lead/people").text
+    assert send(lead, "/lead/invite", page, role="lead", days="2").status_code == 403
+    assert send(lead, "/lead/invite", page, role="owner", days="2").status_code == 403
+    assert send(lead, "/lead/revoke", page, id=str(world_invite(world, other.who))).status_code == 403
+    assert send(lead, "/lead/invite", page, role="labeler", days="x").status_code == 422
+
+
+def test_a_vote_on_a_set_of_somebody_else_is_refused(tmp_path, open_world):
+    world = open_world(make_project(tmp_path, n=3))
+    ann, bob = world.person(), world.person()
+    page, other = ann.get("/label").text, bob.get("/label").text
+    assert field(page, "set_id") != field(other, "set_id")
+    stolen = {"form_token": field(other, "form_token"), "set_id": field(page, "set_id")} | rank(page, 1, 2, 3)
+    for path in ("/vote", "/skip", "/draft"):
+        assert bob.post(path, data=stolen, headers=SAME_SITE).status_code == 403
+    assert not world.judgments()
+
+
+def test_the_server_goes_by_its_name_alone_and_takes_no_large_bodies(world):
+    client = world.stranger()
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 421
+    assert client.get("/", headers={"host": "localhost:9"}).status_code == 401
+    owner = world.person("owner")
+    assert owner.post("/lead/instructions", data={"text": "x" * 2**20}).status_code == 413
+    assert client.get("/static/../site.py").status_code == 404
+    assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 404
+
+
+def test_a_bucket_empties_and_fills_again():
+    limit = RateLimit(per_second=2, burst=3)
+    for _ in range(3):
+        limit.check("a", 0.0)
+    with pytest.raises(Refused) as error:
+        limit.check("a", 0.1)
+    assert error.value.status == 429
+    limit.check("b", 0.1)
+    limit.check("a", 0.6)
+
+
+# -- instructions, practice, quiz ----------------------------------------------------------------------------------------
+
+
+def test_changed_instructions_are_read_again_and_votes_keep_their_version(world):
+    owner, ann = world.person("owner"), world.person()
+    page = ann.get("/label").text
+    send(ann, "/vote", page, **rank(page, 1, 2, 3))
+    world.now += 1
+    send(owner, "/lead/instructions", owner.get("/lead/instructions").text, text="# New\n\nBe **kind**.\n")
+    page = ann.get("/label").text
+    assert "The instructions have changed" in page
+    assert "<strong>kind</strong>" in page
+    page = send(ann, "/instructions", page).text
+    send(ann, "/vote", page, **rank(page, 1, 2, 3))
+    first, second = (one.instructions_hash for one in world.judgments())
+    assert first != second
+    versions = owner.get("/lead/instructions").text
+    assert first[:8] in versions
+    assert second[:8] in versions
+    assert "+Be **kind**." in versions
+
+
+def test_practice_gives_feedback_and_the_quiz_opens_the_door(tmp_path, open_world):
+    (tmp_path / "p").mkdir()
+    known(tmp_path / "p/practice.jsonl", 1, [1, 2, "F"], "Practice")
+    known(tmp_path / "p/quiz.jsonl", 2, [2, 1, 3], "Quiz")
+    world = open_world(make_project(tmp_path, practice="practice.jsonl", quiz="quiz.jsonl"))
+    owner, ann = world.person("owner"), world.person()
+    page = ann.get("/label").text
+    assert "Practice 0?" in page
+    feedback = send(ann, "/practice", page, **rank(page, 1, 1, 1)).text
+    assert "Because of 0." in feedback
+    for _ in range(2):  # all wrong
+        page = ann.get("/label").text
+        assert "Quiz" in page
+        result = send(ann, "/quiz", page, **rank(page, 1, 1, 1))
+    assert "Not passed" in result.text
+    assert "Not passed" in ann.get("/label").text
+    send(owner, "/lead/quiz-again", owner.get("/lead/people").text, who=ann.who)
+    for _ in range(2):
+        page = ann.get("/label").text
+        gold = world.site.store.parts(field(page, "set_id"))[0].gold
+        result = send(ann, "/quiz", page, **{f"rank:{key}": str(gold[key]) for key in responses(page)})
+    assert "Passed" in result.text
+    assert "Question" in ann.get("/label").text
+    assert not world.judgments()
+
+
+def test_warned_texts_are_covered_and_can_be_left_to_others(tmp_path, open_world):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text(yaml.safe_dump({"warnings": {"violence": "violence"}, "overlap": 2}))
+    from charter.web.project import open_project
+
+    world = open_world(open_project(write_table(tmp_path / "t.jsonl", 1, tags=["violence"]), tmp_path / "p"))
+    page = world.person().get("/label").text
+    assert "Content warning:" in page
+    assert 'id="reveal"' in page
+    bob = world.person(read=False)
+    send(bob, "/instructions", bob.get("/instructions").text, **{"without:violence": "1"})
+    assert "nothing left for you" in bob.get("/label").text
+
+
+# -- the other kinds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "ranks", "strength"),
+    [
+        ({}, {"strength": "1"}, (1, 2), 4),
+        ({}, {"strength": "4"}, (1, 2), 1),
+        ({}, {"strength": "8"}, (2, 1), -4),
+        ({}, {"F": 0}, ("F", 1), None),
+        ({}, {"F": 0, "F2": 1}, ("F", "F"), None),
+        ({"strength": False}, {"strength": "8"}, (2, 1), None),
+        ({"strength": False}, {"strength": "tie"}, (1, 1), None),
+        ({}, {"strength": "tie"}, None, None),
+        ({}, {"strength": "9"}, None, None),
+        ({}, {}, None, None),
+    ],
+)
+def test_pairs_are_forced_choices_with_a_strength(tmp_path, open_world, settings, fields, ranks, strength):
+    world = open_world(make_project(tmp_path, kind="pair", k=2, **settings))
+    ann = world.person()
+    page = ann.get("/label").text
+    a, b = responses(page)
+    form = {f"rank:{(a, b)[value]}" if key[0] == "F" else key: "F" if key[0] == "F" else value
+            for key, value in fields.items()}  # fmt: skip
+    answer = send(ann, "/vote", page, **form)
+    if ranks is None:
+        assert answer.status_code == 422
+        return
+    (one,) = world.judgments()
+    assert (one.ranks, one.strength) == ({a: ranks[0], b: ranks[1]}, strength)
+
+
+def test_three_responses_make_three_pairs(tmp_path):
+    assert len(make_project(tmp_path, n=2, k=3, kind="pair").items.sets) == 6
+
+
+@pytest.mark.parametrize(
+    ("form", "rank_given", "edit"),
+    [({"edit": "Better."}, 2, "Better."), ({"rank": "1"}, 1, None), ({"rank": "F"}, "F", None),
+     ({"rank": "F", "edit": "Better."}, "F", "Better."), ({}, None, None), ({"edit": " "}, None, None)],
+)  # fmt: skip
+def test_an_edit_keeps_the_rewrite_beside_the_original(tmp_path, open_world, form, rank_given, edit):
+    world = open_world(make_project(tmp_path, kind="edit", n=1, k=1))
+    ann = world.person()
+    page = ann.get("/label").text
+    (key,) = responses(page)
+    text = world.site.store.parts(field(page, "set_id"))[2][key].text
+    fields = {f"edit:{key}": form.get("edit", text)} | ({f"rank:{key}": form["rank"]} if "rank" in form else {})
+    answer = send(ann, "/vote", page, **fields)
+    if rank_given is None:
+        assert answer.status_code == 422
+        return
+    (one,) = world.judgments()
+    assert one.ranks == {key: rank_given}
+    assert one.edit == ({key: edit} if edit else {})
+
+
+def test_thumbs(tmp_path, open_world):
+    world = open_world(make_project(tmp_path, kind="thumbs", n=1, k=2))
+    ann = world.person()
+    for given in ("1", "F"):
+        page = ann.get("/label").text
+        assert send(ann, "/vote", page).status_code == 422
+        send(ann, "/vote", page, **rank(page, given))
+    assert [list(one.ranks.values()) for one in world.judgments()] == [[1], ["F"]]
+
+
+class Parrot:
+    """A sampler that says its name, the last turn and the seed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def generate(self, conversations, seeds, **_):
+        return [[Sample(f"{self.name} {talk[-1].content} {seed}", "stop") for seed in own]
+                for talk, own in zip(conversations, seeds, strict=True)]  # fmt: skip
+
+    def option_logprobs(self, *_):
+        raise AssertionError("nobody asks a red-team model to choose")
+
+
+def test_a_red_team_dialogue_goes_on_from_the_chosen_answer(tmp_path, open_world):
+    from charter.web.project import open_project
+
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text("kind: redteam\nredteam: {turns: 2, dialogues: 1}\n")
+    world = open_world(open_project(tmp_path / "p"), [Parrot("one"), Parrot("two")])
+    ann = world.person()
+    page = ann.get("/label").text
+    assert send(ann, "/redteam/say", page, text=" ").status_code == 422
+    for turn in range(2):
+        page = send(ann, "/redteam/say", page, text=f"attack {turn}").text
+        assert "most harmless" in page or "more harmless" in page
+        assert send(ann, "/redteam/choose", page).status_code == 422
+        page = send(ann, "/redteam/choose", page, strength="8").text
+    assert 'name="text"' not in page
+    assert send(ann, "/redteam/end", page).status_code == 422
+    page = send(ann, "/redteam/end", page, rating="3", about="to break it", tags="insults, other").text
+    assert "You have finished" in page
+    first, second = world.judgments()
+    assert first.direction == "more_harmless"
+    assert first.strength == -4
+    _, prompt, answers = world.site.store.parts(second.set_id)
+    assert prompt.messages[1].content == world.site.store.parts(first.set_id)[2][first.order[1]].text
+    assert all(one.text.split()[1:3] == ["attack", "1"] for one in answers.values())
+    (line,) = (tmp_path / "p/dialogues.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert row["transcript"].startswith("\n\nHuman: attack 0\n\nAssistant: ")
+    assert (row["rating"], row["task_description"], row["tags"]) == (3, "to break it", ["insults", "other"])
+    assert open_project(tmp_path / "p").items.sets == {}  # a second start makes no work of the dialogues
+
+
+# -- what the lead sees --------------------------------------------------------------------------------------------------
+
+
+def test_the_lead_sees_agreement_raters_and_contested_sets(world):
+    lead, ann, bob = world.person("lead", read=False), world.person(), world.person()
+    for who, order in ((ann, 1), (bob, -1)):
+        for _ in range(3):
+            page = who.get("/label").text
+            keys = sorted(responses(page))
+            ranks = dict(zip(keys, (1, 2, 3)[::order], strict=True))
+            send(who, "/vote", page, **{f"rank:{key}": str(value) for key, value in ranks.items()}, active_s="12")
+    world.site.cached.clear()  # figures are kept for some seconds
+    page = lead.get("/lead").text
+    assert re.search(r"Agreement</dt><dd>0 % <small>of 9</small>", page)
+    assert ann.who in page
+    assert "3 sets on which people contradict" in lead.get("/lead/contested").text
+    rows = lead.get("/lead/raters.csv").text.splitlines()
+    assert rows[0].startswith("rater,votes,skips")
+    assert len(rows) == 3
+
+
+def test_labelers_never_see_the_votes_of_others(world):
+    ann, bob = world.person(), world.person()
+    page = ann.get("/label").text
+    send(ann, "/vote", page, **rank(page, 1, 2, 3), comment="ann was here")
+    for _ in range(3):
+        page = bob.get("/label").text
+        assert "ann was here" not in page
+        assert ann.who not in page
+        send(bob, "/vote", page, **rank(page, 1, 2, 3))
+
+
+def test_the_page_trains_a_reward_model_and_shows_its_curve(tmp_path, open_world, random_llama):
+    retrain = {"model": str(random_llama), "epochs": 1}
+    world = open_world(make_project(tmp_path, n=16, k=2, kind="pair", retrain=retrain))
+    owner, ann = world.person("owner", read=False), world.person()
+    page = owner.get("/lead/model").text
+    assert "a training needs at least 8" in send(owner, "/lead/train", page).text
+    for number in range(16):
+        page = ann.get("/label").text
+        send(ann, "/vote", page, strength=str(1 + number % 4))  # the weakest notch trains nothing
+    world.site.cached.clear()
+    send(owner, "/lead/train", owner.get("/lead/model").text)
+    assert "is running already" in send(owner, "/lead/train", owner.get("/lead/model").text).text
+    world.site.retrain.thread.join()
+    page = owner.get("/lead/model").text
+    assert "Training 001: done" in page
+    assert page.count("<circle") == 3
+    result = json.loads((tmp_path / "p/retrain/001/result.json").read_text())
+    assert result["pairs"] == 12
+    assert [point["n_test"] for point in result["points"]] == [result["test_pairs"]] * 3
+    assert set(result["points"][-1]["by_margin"]) <= {"1.00", "0.67", "0.33"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "direction", "edit", "expected"),
+    [
+        ({"a": 2, "b": 1, "c": 3}, "better", {}, {("b", "a"), ("a", "c"), ("b", "c")}),
+        ({"a": 2, "b": 1, "c": 3}, "more_harmful", {}, {("a", "b"), ("c", "a"), ("c", "b")}),
+        ({"a": 1, "b": "F", "c": "F"}, "better", {}, {("a", "b"), ("a", "c")}),
+        ({"a": 1, "b": 1}, "better", {}, {("a", "c"), ("b", "c")}),
+        ({"a": 2}, "better", {"a": "new"}, {("new", "a")}),
+    ],
+)
+def test_votes_become_pairs(ranks, direction, edit, expected):
+    order = ("a",) if edit else ("a", "b", "c")
+    prompt = Prompt.ask("?")
+    kind = "edit" if edit else "rank"
+    asked = LabelSet(prompt_id=prompt.id, kind=kind, response_ids=order, direction=direction)
+    one = Judgment(id="1", set_id=asked.id, prompt_id=prompt.id, rater_id="ann", rater_kind="human", order=order, ranks=ranks,
+                   direction=direction, edit=edit)  # fmt: skip
+    texts = {key: Response(id=key, prompt_id=prompt.id, model="m", text=key, finish_reason="stop",
+                           generation=Generation(seed=0, temperature=0.0)) for key in order}  # fmt: skip
+    pairs = pairs_of_votes([one], {asked.id: asked}, {prompt.id: prompt}, texts)
+    assert {(pair.chosen, pair.rejected) for pair in pairs} == expected
+
+
+def test_the_roles_of_the_pages_are_what_the_docs_say():
+    assert {"owner", "lead", "labeler"} == LABELS
+    assert {"owner", "lead", "viewer"} == WATCHES
+    assert {"owner", "lead"} == LEADS

@@ -1,0 +1,201 @@
+"""A person's path through the label page in a real browser, by keyboard; what axe says of each page; a killed server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+import yaml
+
+from charter.feedback.judgments import current, read_judgments
+from charter.web.label_app import label_app
+from charter.web.project import open_project
+from charter.web.serve import open_site
+from label_project import known, write_table
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium; apt-get install chromium"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@contextmanager
+def served(project):
+    """A site on a free port of this machine, in a thread; (site, address)."""
+    import uvicorn
+
+    with open_site(project) as site:
+        config = uvicorn.Config(label_app(site), port=0, log_config=None, access_log=False, lifespan="off")
+        ready = threading.Event()
+
+        class Ready(uvicorn.Server):
+            async def startup(self, sockets=None):
+                await super().startup(sockets)
+                ready.set()
+
+        server = Ready(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        ready.wait()
+        yield site, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def serious(page) -> list[str]:
+    """What axe finds that breaks WCAG 2.2 A or AA and is serious or critical."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    found = Axe().run(page, options=options).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+def test_a_persons_path_by_keyboard(tmp_path, browser):
+    (tmp_path / "p").mkdir()
+    known(tmp_path / "p/practice.jsonl", 1, [1, 2, "F"], "Practice")
+    settings = {"practice": "practice.jsonl", "repeat_share": 0.0, "title": "Helpful answers"}
+    (tmp_path / "p/label.yaml").write_text(yaml.safe_dump(settings))
+    with served(open_project(write_table(tmp_path / "t.jsonl", 6), tmp_path / "p")) as (site, home):
+        token, who = site.access.invite("labeler", site.clock())
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(10_000)
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+
+        def look() -> str:
+            assert serious(page) == []
+            return page.inner_text("main")
+
+        page.goto(f"{home}/join/{token}")
+        assert who in look()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/instructions")
+        assert "When to use F" in look()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/practice")
+        assert "Practice 0?" in look()
+        for key in ("1", "2", "f", "Enter"):
+            page.keyboard.press(key)
+        page.wait_for_selector(".compare")
+        assert "Because of 0." in look()
+        page.keyboard.press("Enter")
+
+        def shown() -> tuple[str, list[str]]:
+            page.wait_for_selector("#answer[data-mode=work]")
+            ids = page.eval_on_selector_all(".card", "all => all.map(one => one.dataset.response)")
+            return page.get_attribute("#answer [name=set_id]", "value"), ids
+
+        def send(*keys: str) -> tuple[str, list[str]]:
+            before = shown()
+            for key in keys:
+                page.keyboard.press(key)
+            with page.expect_navigation():
+                page.keyboard.press("Enter")
+            return before
+
+        first = send("1", "2", "3")
+        look()
+        second = send(
+            "3", "j", "1", "2"
+        )  # the mark goes to the next answer without a rank: B is passed over, then last
+        third = send("2", "1", "3")
+        with page.expect_navigation():
+            page.keyboard.press("u")
+        assert shown()[0] == third[0]
+        assert page.inner_text("#summary") == "A 2 · B 1 · C 3"
+        send("j", "1")
+        skipped = shown()
+        page.keyboard.press("s")
+        page.keyboard.press("ArrowDown")
+        look()
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        assert "Skipped." in page.inner_text("main")
+        tied = shown()
+        page.keyboard.press("1")
+        page.keyboard.press("1")
+        assert page.inner_text("#live") == "Answer B: rank 1, tied with A."
+        page.keyboard.press("2")
+        page.keyboard.press("p")
+        assert page.is_checked("#plain")
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        nonsense = send("f", "f", "1")
+        page.wait_for_selector("h1:has-text('Done')")
+        look()
+        page.close()
+    assert problems == []
+    assert all(url.startswith(home) for url in asked)
+    last = {one.set_id: one for one in current(read_judgments(tmp_path / "p/judgments.jsonl"))}
+    assert last[first[0]].ranks == dict(zip(first[1], (1, 2, 3), strict=True))
+    assert last[second[0]].ranks == dict(zip(second[1], (3, 2, 1), strict=True))
+    assert last[third[0]].ranks == dict(zip(third[1], (2, 1, 3), strict=True))
+    assert last[skipped[0]].flags == {skipped[0]: ["skipped", "knowledge"]}
+    assert last[tied[0]].ranks == dict(zip(tied[1], (1, 1, 2), strict=True))
+    assert last[nonsense[0]].ranks == dict(zip(nonsense[1], ("F", "F", 1), strict=True))
+    assert len(last) == 6
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
+def test_pages_fit_and_pass_axe_in_both_schemes(tmp_path, browser, scheme, width):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text(yaml.safe_dump({"kind": "pair", "warnings": {"x": "violence"}}))
+    with served(open_project(write_table(tmp_path / "t.jsonl", 2, 2, tags=["x"]), tmp_path / "p")) as (site, home):
+        page = browser.new_page(viewport={"width": width, "height": 780}, color_scheme=scheme)
+        page.goto(f"{home}/join/{site.access.invite('owner', site.clock())[0]}")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/lead")
+        page.goto(f"{home}/instructions")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/label")
+        for path in ("/label", "/lead", "/lead/people", "/lead/contested", "/lead/instructions", "/lead/model"):
+            page.goto(home + path)
+            assert serious(page) == [], path
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        page.close()
+
+
+def test_without_javascript_every_form_works(tmp_path, browser):
+    with served(open_project(write_table(tmp_path / "t.jsonl", 1), tmp_path / "p")) as (site, home):
+        context = browser.new_context(java_script_enabled=False)
+        page = context.new_page()
+        page.goto(f"{home}/join/{site.access.invite('labeler', site.clock())[0]}")
+        page.click("text=Go in")
+        page.click("text=I have read this")
+        for card, rank in zip(page.query_selector_all(".card"), ("1", "F", "2"), strict=True):
+            card.query_selector(f"input[value='{rank}']").check(force=True)
+        page.click("text=Send")
+        assert "Done" in page.inner_text("h1")
+        page.click("text=Undo")
+        assert len(page.query_selector_all(".card input:checked")) == 3
+        context.close()
+
+
+def test_votes_survive_a_killed_server():
+    """The benchmark at a small size: two kills under eight clients."""
+    place = os.path.join(os.path.dirname(__file__), "../benchmarks/label_load.py")
+    command = [sys.executable, place, "--clients", "8", "--sets", "60", "--overlap", "2", "--kills", "2"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    assert '"votes_acknowledged": 120' in found.stdout
+    assert '"kills": 2' in found.stdout

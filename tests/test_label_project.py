@@ -1,0 +1,114 @@
+"""What `charter label` reads: tables, records, runs, settings; and what it says of those it cannot use, exit code 2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from charter.cli import run_command
+from charter.records import Generation, Prompt, Response, write_jsonl
+from charter.web.project import open_project, read_settings
+from charter.web.serve import open_site
+from label_project import write_table
+
+
+def table(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_tables_of_every_form_give_the_same_sets(tmp_path):
+    forms = {
+        "list.jsonl": json.dumps({"prompt": "Q?", "responses": ["a", "b"]}),
+        "objects.jsonl": json.dumps(
+            {"prompt": "Q?", "responses": [{"text": "a", "model": "m"}, {"text": "b", "model": "n"}]}
+        ),
+        "rows.csv": "prompt,response,model\nQ?,a,m\nQ?,b,n\n",
+        "cell.csv": 'prompt,responses\nQ?,"[""a"", ""b""]"\n',
+        "pair.jsonl": json.dumps({"prompt": "Q?", "chosen": "a", "rejected": "b"}),
+        "messages.jsonl": json.dumps({"messages": [{"role": "user", "content": "Q?"}], "responses": ["a", "b", "b"]}),
+    }
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text)
+        items = open_project(tmp_path / name).items
+        (one,) = items.sets.values()
+        assert items.prompts[one.prompt_id].last_turn == "Q?"
+        assert sorted(items.responses[key].text for key in one.response_ids) == ["a", "b"]
+
+
+def test_a_run_is_labelled_in_a_folder_of_its_own(tmp_path):
+    prompt = Prompt.ask("Q?", tags=("red_team",))
+    answers = [Response(prompt_id=prompt.id, model="sft", text=text, finish_reason="stop",
+                        generation=Generation(seed=i, temperature=1.0)) for i, text in enumerate("abc")]  # fmt: skip
+    write_jsonl(tmp_path / "run/prompts/prompts.jsonl", [prompt])
+    write_jsonl(tmp_path / "run/feedback/responses.jsonl", answers)
+    project = open_project(tmp_path / "run")
+    assert project.folder == tmp_path / "run/label"
+    (one,) = project.items.sets.values()
+    assert one.response_ids == tuple(answer.id for answer in answers)
+    assert one.tags == ("red_team",)
+    with open_site(project):
+        pass
+    again = open_project(tmp_path / "run/label")  # the folder alone is enough from then on
+    assert again.items.sets == project.items.sets
+
+
+def test_known_answers_make_no_work_at_the_next_start(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text("gold: gold.jsonl\n")
+    table(tmp_path / "p/gold.jsonl", {"prompt": "G?", "responses": ["a", "b"], "ranks": [1, "F"]})
+    project = open_project(write_table(tmp_path / "t.jsonl", 3), tmp_path / "p")
+    with open_site(project):
+        pass
+    assert open_project(tmp_path / "p").items.sets == project.items.sets
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "words"),
+    [
+        ("overlapp: 2", [], "did you mean 'overlap'?"),
+        ("overlap: 0.5", [], "greater than or equal to 1"),
+        ("kind: ranking", [], "'kind'"),
+        ("redteam: {turn: 2}", [], "did you mean 'turns'?"),
+        ("kind: edit\ngold: g.jsonl", [], "gold has known ranks"),
+        ("gold: missing.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}], "missing.jsonl"),
+        ("instructions: missing.md", [{"prompt": "Q", "responses": ["a", "b"]}], "no such file"),
+        ("database: mysql://x/y", [{"prompt": "Q", "responses": ["a", "b"]}], "only SQLite and PostgreSQL"),
+        ("", [], "holds no response"),
+        ("", [{"prompt": "Q", "responses": ["a"]}], "nothing to label"),
+        ("", [{"prompt": "Q", "responses": ["a", "a"]}], "nothing to label"),
+        ("", [{"prompt": "Q", "responses": "a"}], "is not a JSON list"),
+        ("", [{"prompt": "Q", "responses": [1, 2]}], "responses.0"),
+        ("", [{"prompt": "Q", "responses": ["a", " "]}], "line 1, field 'responses.1'"),
+        ("", [{"prompt": "Q", "responses": ["a", "b\x00"]}], "NUL"),
+        ("", [{"question": "Q", "responses": ["a", "b"]}], "no prompt"),
+        ("", [{"prompt": "Q", "responses": list("abcdefghij")}], "at most 9"),
+        ("", [{"prompt_id": "x", "text": "a", "generation": {}}], "its prompts are missing"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_nothing_is_written(tmp_path, capsys, settings, rows, words):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text(settings or "{}")
+    file = table(tmp_path / "t.jsonl", *rows)
+    assert run_command(["label", str(file), "--out", str(tmp_path / "p"), "--port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert [one.name for one in (tmp_path / "p").iterdir()] == ["label.yaml"]
+
+
+@pytest.mark.parametrize("ranks", [[1], [1, 0], [1, "G"], "x", None, [1, 2, 3]])
+def test_known_answers_need_a_rank_for_each_response(tmp_path, capsys, ranks):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text("gold: gold.jsonl\n")
+    table(tmp_path / "p/gold.jsonl", {"prompt": "G?", "responses": ["a", "b"], "ranks": ranks})
+    file = write_table(tmp_path / "t.jsonl", 1)
+    assert run_command(["label", str(file), "--out", str(tmp_path / "p")]) == 2
+    assert "line 1, field 'ranks'" in capsys.readouterr().err
+
+
+def test_settings_that_ship_in_the_docs_are_read(tmp_path):
+    assert read_settings(tmp_path / "label.yaml").overlap == 1.0
+    (tmp_path / "label.yaml").write_text("kind: redteam\n")
+    assert read_settings(tmp_path / "label.yaml").asked == "more_harmless"

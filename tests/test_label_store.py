@@ -1,0 +1,365 @@
+"""Slots, leases and votes: nobody gets a set twice, no two people the same slot, no vote is lost. On both databases."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charter.errors import InputError
+from charter.feedback.judgments import current, merge, read_judgments
+from charter.records import LabelSet, write_jsonl
+from charter.web import tables as t
+from charter.web.mirror import Mirror
+from charter.web.project import wanted_slots
+from charter.web.store import Answer, NotHandedOut, Store, balanced_order, pairs_and_ties
+from charter.web.tables import open_database
+from label_project import database, known, make_project
+
+LEASE_S = 30 * 60
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def make_store(request, tmp_path):
+    """Stores of small projects; all that a test makes share one database, as after a restart."""
+    with database(request.param, tmp_path) as url:
+        engines = []
+
+        def make(**settings) -> Store:
+            project = make_project(tmp_path, **settings)
+            engines.append(open_database(url))
+            store = Store(engines[-1], project.settings)
+            store.take_in(project.items)
+            return store
+
+        yield make
+        for engine in engines:
+            engine.dispose()
+
+
+def ranked(handout, *, best=0) -> Answer:
+    return Answer({key: 1 if place == best else 2 for place, key in enumerate(handout.order)})
+
+
+def label_all(store: Store, rater: str, now: float = 0.0) -> list[str]:
+    """Votes until there is nothing left; the ids of the sets."""
+    found = []
+    while (handout := store.claim(rater, now)) is not None:
+        assert store.vote(rater, handout, ranked(handout), now, instructions_hash="v") == "stored"
+        found.append(handout.set.id)
+        now += 1
+    return found
+
+
+def slots(store: Store) -> Counter:
+    with store.read() as db:
+        return Counter(tuple(row) for row in db.execute(sa.select(t.slots.c.state, t.slots.c.extra)))
+
+
+def records(store: Store, column=t.judgments.c.record):
+    with store.read() as db:
+        return list(db.scalars(sa.select(column).order_by(t.judgments.c.seq)))
+
+
+def test_everyone_gets_every_set_once_and_slots_run_out(make_store):
+    store = make_store(n=4, overlap=2)
+    first = label_all(store, "ann")
+    assert sorted(first) == sorted(set(first))
+    assert len(first) == 4
+    assert len(label_all(store, "bob")) == 4
+    assert label_all(store, "cat") == []
+    assert slots(store) == {("done", False): 8}
+
+
+def test_a_fractional_overlap_gives_that_share_a_second_rater(make_store):
+    store = make_store(n=10, overlap=1.3)
+    assert len(label_all(store, "ann")) == 10
+    assert len(label_all(store, "bob")) == 3
+
+
+def test_an_unanswered_set_is_there_again_after_the_tab_was_closed(make_store):
+    store = make_store(n=4)
+    handout = store.claim("ann", 0.0)
+    store.save_draft("ann", handout.set.id, {"rank:x": "2"})
+    again = store.claim("ann", 60.0)
+    assert (again.set.id, again.order, again.shown) == (handout.set.id, handout.order, 0.0)
+    assert again.draft == {"rank:x": "2"}
+    assert store.claim("bob", 60.0).set.id != handout.set.id
+
+
+def test_an_expired_lease_is_given_on_and_the_late_vote_is_kept_as_extra(make_store):
+    store = make_store(n=1)
+    late = store.claim("ann", 0.0)
+    assert store.claim("bob", LEASE_S - 1) is None
+    handout = store.claim("bob", LEASE_S + 1)
+    assert handout.set.id == late.set.id
+    assert store.vote("ann", late, ranked(late), LEASE_S + 2, instructions_hash="v") == "extra"
+    assert store.vote("bob", handout, ranked(handout), LEASE_S + 3, instructions_hash="v") == "stored"
+    assert slots(store) == {("done", False): 1, ("done", True): 1}
+    assert len(records(store)) == 2
+    assert store.claim("ann", LEASE_S + 4) is None
+
+
+def test_a_vote_that_comes_late_but_in_time_for_its_slot_is_no_extra(make_store):
+    store = make_store(n=1)
+    handout = store.claim("ann", 0.0)
+    assert store.vote("ann", handout, ranked(handout), LEASE_S * 3, instructions_hash="v") == "stored"
+
+
+def test_a_form_sent_twice_counts_once(make_store):
+    store = make_store(n=2)
+    handout = store.claim("ann", 0.0)
+    assert store.vote("ann", handout, ranked(handout), 1.0, instructions_hash="v") == "stored"
+    assert store.vote("ann", handout, ranked(handout, best=1), 2.0, instructions_hash="v") == "already"
+    assert len(records(store)) == 1
+
+
+def test_only_what_was_handed_out_can_be_voted_on(make_store):
+    store = make_store(n=2)
+    handout = store.claim("ann", 0.0)
+    with pytest.raises(NotHandedOut):
+        store.handed("bob", handout.set.id)
+    with pytest.raises(NotHandedOut):
+        store.save_draft("bob", handout.set.id, {})
+
+
+def test_undo_keeps_the_line_and_supersedes_it(make_store):
+    store = make_store(n=2)
+    handout = store.claim("ann", 0.0)
+    store.vote("ann", handout, ranked(handout), 1.0, instructions_hash="v")
+    store.claim("ann", 2.0)  # the next one is on the screen already
+    assert store.undo("ann", 3.0, instructions_hash="v") == handout.set.id
+    assert store.undo("bob", 3.0, instructions_hash="v") is None
+    again = store.claim("ann", 4.0)
+    assert again.set.id == handout.set.id
+    assert again.draft[f"rank:{handout.order[0]}"] == "1"
+    store.vote("ann", again, ranked(again, best=2), 5.0, instructions_hash="v")
+    first, taken_back, second = (json.loads(row) for row in records(store))
+    assert taken_back["supersedes"] == first["id"]
+    assert taken_back["ranks"] == {}
+    assert second["supersedes"] == taken_back["id"]
+    assert [one.ranks for one in current(map(load, records(store)))] == [ranked(again, best=2).ranks]
+    assert len(label_all(store, "ann", 6.0)) == 1
+
+
+def load(row):
+    from charter.records import Judgment
+
+    return Judgment.model_validate_json(row)
+
+
+def test_undo_ends_after_its_time_and_goes_back_one_by_one(make_store):
+    store = make_store(n=3)
+    done = label_all(store, "ann")
+    assert store.undo("ann", 5.0, instructions_hash="v") == done[-1]
+    assert store.undo("ann", 6.0, instructions_hash="v") == done[-2]
+    assert store.undo("ann", 601.0, instructions_hash="v") is None
+
+
+def test_a_skipped_set_goes_to_someone_else_and_undo_gets_it_back(make_store):
+    store = make_store(n=1)
+    handout = store.claim("ann", 0.0)
+    answer = Answer({}, flags={handout.set.id: ["skipped", "unclear"]})
+    store.vote("ann", handout, answer, 1.0, instructions_hash="v", action="skip")
+    assert store.claim("ann", 2.0) is None
+    assert slots(store) == {("open", False): 1, ("skipped", True): 1}
+    assert store.undo("ann", 3.0, instructions_hash="v") == handout.set.id
+    assert store.claim("ann", 4.0).set.id == handout.set.id
+    assert slots(store) == {("open", False): 1}
+    store.vote("ann", handout, answer, 5.0, instructions_hash="v", action="skip")
+    assert len(label_all(store, "bob")) == 1
+    store.undo("ann", 6.0, instructions_hash="v")  # bob has the slot: ann's vote is one more than was asked for
+    again = store.claim("ann", 7.0)
+    assert store.vote("ann", again, ranked(again), 8.0, instructions_hash="v") == "stored"
+    assert slots(store) == {("done", False): 1, ("done", True): 1}
+
+
+def test_tags_that_a_person_opted_out_of_are_not_given_to_them(make_store):
+    store = make_store(n=2)
+    with store.write() as db:
+        one = db.scalar(sa.select(t.sets.c.id).limit(1))
+        db.execute(t.set_tags.insert().values(set_id=one, tag="violence"))
+    found = store.claim("ann", 0.0, ("violence", "other"))
+    assert found.set.id != one
+    store.vote("ann", found, ranked(found), 1.0, instructions_hash="v")
+    assert store.claim("ann", 2.0, ("violence",)) is None
+    assert store.claim("ann", 2.0).set.id == one
+
+
+def test_gold_and_repeats_are_mixed_in_and_cost_no_slot(make_store, tmp_path):
+    (tmp_path / "p").mkdir()
+    known(tmp_path / "p/gold.jsonl", 3, [1, 2, "F"], "Gold")
+    store = make_store(n=40, gold="gold.jsonl", gold_share=0.2, repeat_share=0.2)
+    done = label_all(store, "ann")
+    roles = Counter(store.parts(key)[0].role for key in done)
+    assert roles["work"] == 40
+    assert roles["gold"] == 3
+    assert 3 <= roles["repeat"] <= 20
+    work = {frozenset(store.parts(key)[0].response_ids): place for place, key in enumerate(done)
+            if store.parts(key)[0].role == "work"}  # fmt: skip
+    for place, key in enumerate(done):
+        if (one := store.parts(key)[0]).role == "repeat":
+            assert place - work[frozenset(one.response_ids)] > 5
+
+
+def test_more_overlap_later_opens_slots_and_less_takes_free_ones_away(make_store):
+    store = make_store(n=4)
+    label_all(store, "ann")
+    store = make_store(n=4, overlap=3)
+    assert slots(store) == {("done", False): 4, ("open", False): 8}
+    store.claim("bob", 0.0)
+    assert slots(make_store(n=4, overlap=1)) == {("done", False): 4, ("open", False): 1}
+    assert slots(make_store(n=6, overlap=1)) == {("done", False): 4, ("open", False): 3}
+
+
+def test_many_at_once_never_hold_the_same_slot(make_store):
+    store = make_store(n=30, overlap=2)
+    held: list[tuple[str, str]] = []
+    results: list[str] = []
+
+    def work(rater: str) -> None:
+        now = 0.0
+        while (handout := store.claim(rater, now)) is not None:
+            held.append((rater, handout.set.id))
+            results.append(store.vote(rater, handout, ranked(handout), now, instructions_hash="v"))
+
+    threads = [threading.Thread(target=work, args=(f"r{i}",)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == ["stored"] * 60
+    assert len(set(held)) == 60
+    assert set(Counter(key for _, key in held).values()) == {2}
+    hashes = [json.loads(row) for row in records(store)]
+    assert [row["prev_hash"] for row in hashes] == ["", *(row["hash"] for row in hashes[:-1])]
+
+
+# -- the files beside the database ---------------------------------------------------------------------------------------
+
+
+def test_the_files_follow_and_verify(make_store, tmp_path):
+    store = make_store(n=3)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    label_all(store, "ann")
+    mirror.close()
+    assert [one.model_dump_json() for one in read_judgments(tmp_path / "p/judgments.jsonl")] == records(store)
+    assert len((tmp_path / "p/responses.jsonl").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize("cut", [1, 5, 400])
+def test_a_torn_or_shorter_file_is_made_whole_at_the_next_start(make_store, tmp_path, cut):
+    store = make_store(n=3)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    label_all(store, "ann")
+    mirror.close()
+    file = tmp_path / "p/judgments.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    mirror.close()
+    assert file.read_bytes() == whole
+
+
+def test_a_folder_without_its_database_goes_on_where_the_files_stop(make_store, tmp_path):
+    store = make_store(n=3, overlap=2)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    label_all(store, "ann")
+    mirror.close()
+    with store.write() as db:
+        for table in (t.judgments, t.slots, t.handouts, t.sets, t.prompts, t.responses):
+            db.execute(table.delete())
+        db.execute(t.meta.update().where(t.meta.c.key == "tip").values(value=""))
+    store = make_store(n=3, overlap=2)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    assert label_all(store, "ann") == []
+    assert len(label_all(store, "bob")) == 3
+    mirror.close()
+    assert len(read_judgments(tmp_path / "p/judgments.jsonl")) == 6
+
+
+def test_judgments_merged_from_another_machine_are_read_in(tmp_path):
+    machines = []
+    for rater in ("ann", "bob"):
+        folder = tmp_path / rater
+        folder.mkdir()
+        project = make_project(folder, n=3, overlap=2)
+        store = Store(open_database(project.database), project.settings)
+        store.take_in(project.items)
+        mirror = Mirror(store, project.folder)
+        mirror.start()
+        label_all(store, rater)
+        mirror.close()
+        machines.append((store, project))
+    both = merge(*(read_judgments(project.folder / "judgments.jsonl") for _, project in machines))
+    for store, project in machines:
+        write_jsonl(project.folder / "judgments.jsonl", both)
+        mirror = Mirror(store, project.folder)
+        mirror.start()
+        assert slots(store) == {("done", False): 6}
+        assert label_all(store, "ann") == label_all(store, "bob") == []
+        mirror.close()
+        assert read_judgments(project.folder / "judgments.jsonl") == both
+        store.engine.dispose()
+
+
+def test_a_changed_line_stops_the_start_with_its_number(make_store, tmp_path):
+    store = make_store(n=3)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    label_all(store, "ann")
+    mirror.close()
+    file = tmp_path / "p/judgments.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(lines[0] + lines[1].replace('"rater_id":"ann"', '"rater_id":"eve"') + lines[2])
+    mirror = Mirror(store, tmp_path / "p")
+    with pytest.raises(InputError, match="line 2"):
+        mirror.start()
+    mirror.lock.close()
+
+
+def test_one_folder_has_one_page(make_store, tmp_path):
+    store = make_store(n=3)
+    mirror = Mirror(store, tmp_path / "p")
+    with pytest.raises(InputError, match="another charter label"):
+        Mirror(store, tmp_path / "p")
+    mirror.lock.close()
+
+
+# -- what needs no database ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 9), st.integers(0, 10**6))
+def test_orders_are_balanced(k, seed):
+    ids = [f"r{i}" for i in range(k)]
+    rows = [balanced_order(ids, number, seed) for number in range(k if k % 2 == 0 else 2 * k)]
+    assert all(sorted(row) == ids for row in rows)
+    places = Counter((key, place) for row in rows for place, key in enumerate(row))
+    assert set(places.values()) == {len(rows) // k}
+    followed = Counter(pair for row in rows for pair in pairwise(row))
+    assert k == 1 or set(followed.values()) == {len(rows) // k}
+    assert balanced_order(ids[::-1], 0, seed) == rows[0]
+
+
+@given(st.integers(1, 60), st.floats(1, 5))
+def test_slots_add_up_to_the_overlap(n, overlap):
+    work = [LabelSet(prompt_id=f"p{i}", kind="thumbs", response_ids=("r",)) for i in range(n)]
+    wanted = wanted_slots(work, overlap, 0)
+    assert set(wanted.values()) <= {int(overlap), int(overlap) + 1}
+    assert abs(sum(wanted.values()) - overlap * n) <= 0.5 + 1e-9
+
+
+def test_pairs_and_ties_of_a_ranking():
+    assert pairs_and_ties({"a": 1, "b": 1, "c": 2, "d": "F", "e": "F"}) == (3 + 6, 1)
+    assert pairs_and_ties({"a": "F"}) == (0, 0)
