@@ -128,10 +128,11 @@ def pair_outcomes(ranks: Mapping[str, int | str], shown: Iterable[str]) -> list[
 
 
 def seconds_of(timings: Mapping[str, float]) -> float:
-    """Seconds that a judgment took: ``seconds``, or ``active_ms``, or ``t_submit`` less ``t_shown`` (ms); NaN where none is
-    there."""
-    if "seconds" in timings:
-        return timings["seconds"]
+    """Seconds that a judgment took: ``active_s`` or ``seconds``, or ``active_ms``, or ``t_submit`` less ``t_shown`` (ms); NaN
+    where none is there."""
+    for name in ("active_s", "seconds"):
+        if name in timings:
+            return timings[name]
     if "active_ms" in timings:
         return timings["active_ms"] / 1000
     if "t_submit" in timings and "t_shown" in timings:

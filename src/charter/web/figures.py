@@ -1,7 +1,7 @@
 """What the lead sees of the votes while they come in: agreement, the table of raters, contested sets.
 
-Plain counting, without a model: shares and how many comparisons stand behind them. This is the one place where the figures
-of the lead's pages are made.
+Counting comes first: shares and how many comparisons stand behind them. Where several people judged the same responses, the
+figures of `charter agreement` stand beside them. This is the one place where the figures of the lead's pages are made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from charter.errors import InputError
+from charter.feedback.agreement import Figure, agreement
+from charter.feedback.comparisons import single_orders, votes_of
+from charter.feedback.rater_model import fit_raters
+from charter.feedback.raters import RaterLine, rater_lines
 from charter.records import Judgment, LabelSet, Rank
 from charter.web.answers import agreement_with, relation
 
@@ -62,6 +67,10 @@ class Figures:
     contested: list[tuple[LabelSet, list[Judgment], float]] = field(default_factory=list)
     """Sets on which raters contradict each other, with the share of their comparisons that do, the most first."""
     skipped: list[tuple[LabelSet, list[Judgment]]] = field(default_factory=list)
+    measured: list[Figure] = field(default_factory=list)
+    """Agreement with intervals clustered by prompt; empty while nobody judged what another judged."""
+    lines: dict[str, RaterLine] = field(default_factory=dict)
+    """Each rater's β and γ with intervals."""
 
 
 def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) -> Figures:
@@ -116,8 +125,21 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
             figures.contested.append((sets[set_id], votes, against.share or 0.0))
     figures.contested.sort(key=lambda row: (-row[2], row[0].id))
     figures.skipped = [(sets[key], who) for key, who in skipped.items()]
+    figures.measured, figures.lines = measured(by_set)
     figures.raters = sorted(rows.values(), key=lambda row: (-row.votes, row.rater_id))
     return figures
+
+
+def measured(by_set: Mapping[str, Sequence[Judgment]]) -> tuple[list[Figure], dict[str, RaterLine]]:
+    """Agreement and raters of the sets that several people answered, each rater's β and γ estimated from all votes."""
+    votes = votes_of([one for votes in by_set.values() for one in votes])
+    try:
+        found = agreement(votes)
+    except InputError:  # one rater, or no set that two of them judged
+        return [], {}
+    if not len(votes.x):
+        return found, {}
+    return found, {line.rater: line for line in rater_lines(votes, fit_raters(single_orders(votes)))}
 
 
 def compared(one: Mapping[str, Rank], other: Mapping[str, Rank], ids: Sequence[str]) -> list[tuple[bool, bool, bool]]:
@@ -140,7 +162,17 @@ def as_rows(figures: Figures) -> list[dict[str, Any]]:
             "rater": row.rater_id, "votes": row.votes, "skips": row.skips, "tie_share": row.ties.share,
             "nonsense_share": row.nonsense.share, "median_seconds": row.median_s, "agreement": row.agreement.share,
             "agreement_n": row.agreement.n, "gold": row.gold.share, "gold_n": row.gold.n, "repeats": row.repeats.share,
-            "repeats_n": row.repeats.n,
+            "repeats_n": row.repeats.n, **line_values(figures.lines.get(row.rater_id)),
         }
         for row in figures.raters
     ]  # fmt: skip
+
+
+def line_values(line: RaterLine | None) -> dict[str, Any]:
+    """β and γ of a rater with their intervals; empty cells where there is no overlap with others."""
+    if line is None or line.overlap < 2:
+        return dict.fromkeys(("beta", "beta_low", "beta_high", "gamma", "gamma_low", "gamma_high", "words"))
+    return {
+        "beta": line.beta, "beta_low": line.beta_ci[0], "beta_high": line.beta_ci[1], "gamma": line.gamma,
+        "gamma_low": line.gamma_ci[0], "gamma_high": line.gamma_ci[1], "words": ", ".join(line.words),
+    }  # fmt: skip

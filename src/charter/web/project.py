@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from charter.config import NonNegative, Positive, Settings, Share, explain, locate, read_yaml
 from charter.errors import InputError
+from charter.feedback.people import FOLDER, TO_LABEL
 from charter.prompts import PROMPT_COLUMNS, TRANSCRIPT_COLUMNS, Row, read_rows, row_messages, row_prompt
 from charter.records import Direction, Generation, LabelSet, Prompt, Response, SetKind, read_jsonl
 from charter.run import derive_seed
@@ -167,12 +168,15 @@ def text_hash(text: str) -> str:
 def open_project(place: Path, out: Path | None = None) -> Project:
     """Read what ``charter label`` was given: a project folder, a run folder, or a table of responses.
 
-    A run is labelled in RUN/label, a table in the folder of its name beside it, or either in ``out``. Nothing is written.
+    A run is labelled in RUN/label: what it asks people, or all its responses where it asks nobody. A table is labelled in the
+    folder of its name beside it, and either in ``out`` where that is given. Nothing is written.
     InputError with file, line and field where something cannot be used.
     """
     if place.is_dir():
-        responses = place / "feedback/responses.jsonl"
-        folder = out or (place / "label" if responses.is_file() else place)
+        responses = place / "feedback" / TO_LABEL
+        if not responses.is_file():
+            responses = place / "feedback/responses.jsonl"
+        folder = out or (place / FOLDER if responses.is_file() else place)
     else:
         responses = place
         bare = place.with_suffix("") if place.suffix == ".gz" else place

@@ -11,18 +11,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
 from charter.feedback.pairs import split_pairs
+from charter.feedback.rankings import MARGINS, WEAKEST, notches, wins
 from charter.records import Judgment, LabelSet, Pair, Prompt, Response, write_json, write_jsonl
 from charter.run import read_json
-from charter.web.answers import relation
 from charter.web.project import RetrainSettings
 
-MARGINS = {1: 0.0, 2: 1 / 3, 3: 2 / 3, 4: 1.0}  # Touvron et al. 2023 (Llama 2), section 3.2.2
 SHARES = (0.25, 0.5, 1.0)
 LEAST_PROMPTS = 8
 
@@ -31,29 +29,21 @@ def pairs_of_votes(
     judgments: Sequence[Judgment], sets: Mapping[str, LabelSet], prompts: Mapping[str, Prompt],
     responses: Mapping[str, Response],
 ) -> list[Pair]:  # fmt: skip
-    """Training pairs of people's answers to the work: the better response is chosen, a rewrite against its original.
-
-    F loses to every rank, two F are no pair, and a tie is none; the weakest notch of strength is left out. Under
-    ``more_harmful`` the sign is turned. Pairs of one prompt share their group.
-    """
+    """Training pairs of people's answers to the work by the rules of :mod:`charter.feedback.rankings`, and rewrites against
+    their originals; the weakest notch of strength is left out. Pairs of one prompt share their group."""
     found = []
     for one in judgments:
         asked = sets.get(one.set_id)
-        if asked is None or asked.role not in ("work", "gold") or not one.has_verdict or abs(one.strength or 4) == 1:
+        if asked is None or asked.role != "work" or notches(one) == WEAKEST:
             continue
-        texts = {key: responses[key].text for key in one.order}
-        ranks = dict(one.ranks)
-        for key, text in one.edit.items():
-            texts[f"edit of {key}"], ranks[f"edit of {key}"] = text, 1
-        sign = -1 if one.direction == "more_harmful" else 1
-        for a, b in combinations(texts, 2):
-            better = sign * relation(ranks, a, b)
-            if not better or texts[a] == texts[b]:
-                continue
-            chosen, rejected = (a, b) if better > 0 else (b, a)
-            found.append(Pair(prompt=prompts[one.prompt_id], chosen=texts[chosen], rejected=texts[rejected],
-                              margin=MARGINS[abs(one.strength)] if one.strength else 0.0,
-                              group_id=one.prompt_id))  # fmt: skip
+        said = [(responses[chosen].text, responses[rejected].text) for chosen, rejected in wins(one)]
+        if one.direction != "more_harmful":
+            said += [(text, responses[key].text) for key, text in one.edit.items()]
+        found += [
+            Pair(prompt=prompts[one.prompt_id], chosen=chosen, rejected=rejected, margin=MARGINS.get(notches(one), 0.0),
+                 group_id=one.prompt_id)
+            for chosen, rejected in said if chosen != rejected
+        ]  # fmt: skip
     return found
 
 
