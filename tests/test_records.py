@@ -180,7 +180,7 @@ def test_a_gzipped_file_reads_like_a_plain_one(tmp_path):
     assert list(read_jsonl(path, Prompt)) == [Prompt.ask("你好")]
 
 
-WHOLE = gzip.compress(b'{"text": "hello"}\n' * 1000)
+WHOLE = gzip.compress(b'{"text": "hello"}\n' * 1000, mtime=0)
 
 
 @pytest.mark.parametrize(
