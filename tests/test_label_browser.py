@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
+from charter.cli import run_command
 from charter.feedback.judgments import current, read_judgments
 from charter.web.label_app import label_app
 from charter.web.project import open_project
@@ -67,7 +69,7 @@ def serious(page) -> list[str]:
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
 
 
-def test_a_persons_path_by_keyboard(tmp_path, browser):
+def test_a_persons_path_by_keyboard_to_a_reward_model(tmp_path, browser, random_llama):
     (tmp_path / "p").mkdir()
     known(tmp_path / "p/practice.jsonl", 1, [1, 2, "F"], "Practice")
     settings = {"practice": "practice.jsonl", "repeat_share": 0.0, "title": "Helpful answers"}
@@ -154,6 +156,14 @@ def test_a_persons_path_by_keyboard(tmp_path, browser):
     assert last[tied[0]].ranks == dict(zip(tied[1], (1, 1, 2), strict=True))
     assert last[nonsense[0]].ranks == dict(zip(nonsense[1], ("F", "F", 1), strict=True))
     assert len(last) == 6
+
+    pairs, out = str(tmp_path / "pairs.jsonl"), str(tmp_path / "reward")
+    assert run_command(["export", str(tmp_path / "p"), "--to", "trl", "--out", pairs]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 + 3 + 3 + 2 + 2  # a tie of two and two F are no pair
+    train = ["reward", "train", pairs, "--out", out, "--model", str(random_llama), "--test-fraction", "0.4", "--quiet"]
+    assert run_command(train) == 0
+    assert (tmp_path / "reward/metrics.json").exists()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
