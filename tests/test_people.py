@@ -4,11 +4,15 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from charter.cli import run_command
 from charter.feedback.judgments import chain, ulid
 from charter.feedback.people import TO_LABEL, Votes, agreement_with_people, sample_for_people
 from charter.records import Generation, Judgment, LabelSet, Prompt, Response, read_jsonl, write_jsonl
+from charter.web.project import open_project
+from charter.web.serve import open_site
+from charter.web.store import Answer
 
 
 def response(prompt: str, text: str, seed: int = 0) -> Response:
@@ -21,25 +25,21 @@ def vote(one: LabelSet, ranks: dict, rater: str = "ann") -> Judgment:
                     order=one.response_ids, ranks=ranks)  # fmt: skip
 
 
-def label_everything(run_folder, *, but: int = 0, raters=("ann",)):
-    """What the label page leaves behind when people prefer the longer answer: all sets answered ``but`` some."""
-    asked = list(read_jsonl(run_folder / "feedback" / TO_LABEL, Response))
-    groups: dict[str, list[Response]] = {}
-    for one in asked:
-        groups.setdefault(one.prompt_id, []).append(one)
-    sets = [LabelSet(prompt_id=p, kind="rank", response_ids=[r.id for r in group]) for p, group in groups.items()]
-    votes = []
-    for one in sets[: len(sets) - but]:
-        texts = {r.id: r.text for r in groups[one.prompt_id]}
-        order = sorted({len(text) for text in texts.values()}, reverse=True)
-        votes += [vote(one, {key: order.index(len(text)) + 1 for key, text in texts.items()}, who) for who in raters]
-    folder = run_folder / "label"
-    folder.mkdir(exist_ok=True)
-    shutil.copy(run_folder / "prompts/prompts.jsonl", folder / "prompts.jsonl")
-    write_jsonl(folder / "responses.jsonl", asked)
-    write_jsonl(folder / "sets.jsonl", sets)
-    write_jsonl(folder / "judgments.jsonl", chain(votes))
-    return sets
+def label_everything(run_folder, *, but: int = 0, raters=("ann",)) -> list[LabelSet]:
+    """People answer on the label page of a run, preferring the longer answer: all sets ``but`` some."""
+    (run_folder / "label").mkdir(exist_ok=True)
+    (run_folder / "label/label.yaml").write_text(yaml.safe_dump({"overlap": len(raters), "repeat_share": 0.0}))
+    project = open_project(run_folder)
+    with open_site(project) as site:
+        for who in raters:
+            left = len(project.items.sets) - but
+            while left and (handout := site.store.claim(who, 0.0)) is not None:
+                lengths = {key: len(project.items.responses[key].text) for key in handout.order}
+                best = sorted(set(lengths.values()), reverse=True)
+                ranks = {key: best.index(length) + 1 for key, length in lengths.items()}
+                assert site.store.vote(who, handout, Answer(ranks), 1.0, instructions_hash="v") == "stored"
+                left -= 1
+    return list(project.items.sets.values())
 
 
 SMALL = ["prompts.train=60", "prompts.test=4", "revise.prompts=40", "feedback.prompts=24", "sft.epochs=2"]
@@ -78,12 +78,13 @@ def test_a_run_waits_for_people_and_goes_on_with_their_votes(run, tmp_path):
     code, words = run(*people)
     assert code == 1
     assert "2 are open" in words
-    label_everything(tmp_path / "run")
+    asked = label_everything(tmp_path / "run")
     code, words = run(*people)
     assert code == 0, words
     pairs = [json.loads(line) for line in (tmp_path / "run/feedback/pairs.jsonl").read_text().splitlines()]
     assert all(len(pair["chosen"]) > len(pair["rejected"]) for pair in pairs)
     assert 4 <= len(pairs) <= n
+    assert {pair["group_id"] for pair in pairs} <= {one.id for one in asked}
     assert not (tmp_path / "run/feedback/judgments.jsonl").exists()
 
 
