@@ -46,7 +46,7 @@ def test_an_architecture_goes_all_the_way(folder, tmp_path, lora):
         sft = load_trunk(str(folder), lora=lora)
         with run.stage("reward_model", {}, {}, []) as stage:
             pairs = [Pair(prompt=p, chosen="No.", rejected=f"Yes {i}.", group_id=p.id) for i, p in enumerate(PROMPTS)]
-            settings = RewardModelSettings(epochs=4, learning_rate=1e-2, pairs_per_step=4)
+            settings = RewardModelSettings(epochs=8, learning_rate=1e-2, pairs_per_step=4)
             scorers = train_reward_model(sft, pairs, settings, stage)
             assert stage.metrics()[-1]["loss"] < stage.metrics()[0]["loss"]
         with run.stage("rl", {}, {}, []) as stage:

@@ -406,9 +406,10 @@ def loads_of(
     n_asked = sum(min(own.prompts // len(KINDS), counts[f"train {kind}"]) for kind in KINDS)
     k = own.responses_per_prompt
     n_pairs = n_asked * len(list(combinations(range(k), 2)))
-    feedback.hold_named(shapes, own.generator, *(() if own.contrast else (own.judge,)))
+    judged = own.contrast is None and own.raters != "human"
+    feedback.hold_named(shapes, own.generator, *((own.judge,) if judged else ()))
     feedback.sample_from(own.generator, shapes, n_asked * k, lengths.prompt, own.max_new_tokens, max(1, rows // k) * k)
-    if own.contrast is None:
+    if judged:
         question = lengths.comparison + 2 * own.max_new_tokens
         # Each comparison in both orders.
         feedback.choose_with(own.judge, shapes, 2 * (n_pairs + labelled), question, written(own.judge))

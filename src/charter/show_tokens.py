@@ -90,6 +90,8 @@ def first_batches(recipe: Recipe) -> dict[str, Any]:
     examples = [*revised, *helpful_answers(recipe, trunk, few["benign"])]
     if recipe.feedback.contrast is None:
         asked = "Asked of the judge, in both orders: which option is the likelier next token? No loss."
+        if recipe.feedback.raters == "human":
+            asked = "People compare these responses; here the base model stands in for them and is asked in both orders. No loss."
         feedback, pairs = feedback_rows(recipe, trunk, constitution, few["red_team"])
     else:
         asked = (

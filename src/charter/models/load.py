@@ -55,9 +55,12 @@ def check_folder(path: str) -> None:
 
 
 def reads_apart(path: str) -> bool:
-    """Whether the model of a folder is an encoder-decoder. InputError where its configuration does not load."""
+    """Whether the model of a folder is an encoder-decoder; a folder that holds a tokenizer alone is none. InputError where its
+    configuration does not load."""
     from transformers import AutoConfig
 
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        return False
     try:
         return bool(getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "is_encoder_decoder", False))
     except Exception as error:
