@@ -101,6 +101,51 @@ def save_random_model(folder: Path, architecture: str, **tokenizer_settings: boo
     return folder
 
 
+NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "max_position_embeddings": 64}  # fmt: skip
+ENCODERS: dict[str, tuple[str, dict[str, object]]] = {
+    "bert": ("Bert", NARROW),
+    "roberta": ("Roberta", {**NARROW, "type_vocab_size": 1, "max_position_embeddings": 66}),
+    "distilbert": ("DistilBert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64}),
+    "deberta": ("DebertaV2", {**NARROW, "type_vocab_size": 0, "relative_attention": True, "position_biased_input": False,
+                              "pos_att_type": ["c2p", "p2c"]}),
+}  # fmt: skip
+
+
+def save_wordpiece_tokenizer(folder: Path) -> int:
+    """A WordPiece tokenizer as BERT's: [CLS] first, [SEP] after each text, no end-of-sequence token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(HARMFUL + BENIGN, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def save_random_encoder(folder: Path, architecture: str) -> Path:
+    """A random encoder as it is published, under a head for masked words, with a WordPiece tokenizer."""
+    import transformers
+
+    vocab = save_wordpiece_tokenizer(folder)
+    torch.manual_seed(0)
+    name, shape = ENCODERS[architecture]
+    config = getattr(transformers, f"{name}Config")(vocab_size=vocab, pad_token_id=0, **shape)
+    getattr(transformers, f"{name}ForMaskedLM")(config).save_pretrained(folder)
+    return folder
+
+
 def save_random_classifier(folder: Path, labels: tuple[str, ...] = ("kind", "unkind")) -> Path:
     """A random DistilBERT classifier with its own tokenizer and named labels."""
     from transformers import DistilBertConfig, DistilBertForSequenceClassification

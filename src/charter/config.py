@@ -271,6 +271,8 @@ class ScorerSettings(TrainingSettings):
 
 
 class RewardModelSettings(ScorerSettings):
+    model: str | None = None
+    """Folder of the model that it starts from, an encoder or of another family if you like; the fine-tuned one unless given."""
     pairs_per_step: Positive = 32
     """Pairs behind one optimizer step; pairs of one prompt stay together."""
     average: Literal["pairs", "rankings"] = "pairs"
@@ -676,6 +678,9 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
                     "generator": locate_sampler(recipe.feedback.generator, base),
                     "judge": locate_sampler(recipe.feedback.judge, base),
                 }
+            ),
+            "reward_model": recipe.reward_model.model_copy(
+                update={"model": locate_optional(recipe.reward_model.model, base)}
             ),
             "rl": locate_sources(recipe.rl, base),
             "evaluation": recipe.evaluation.model_copy(update={"scorer": scorer}),

@@ -418,11 +418,12 @@ def loads_of(
     reward_settings = recipe.reward_model
     row = lengths.prompt + own.max_new_tokens + 1
     n_train = round(n_pairs * (1 - reward_settings.test_fraction))
-    reward.hold(shape, 1)
-    reward.train(shape, reward_settings.lora, roles=reward_settings.ensemble)
-    reward.activate(shape, reward_settings, row, 0, copies=0)
-    reward.learn(shape, reward_settings.ensemble * reward_settings.epochs * n_train * 2 * row)
-    reward.score(shape, reward_settings.ensemble * (n_pairs + labelled) * 2 * row)
+    scored_by = shapes[reward_settings.model or "sft"]
+    reward.hold(scored_by, 1)
+    reward.train(scored_by, reward_settings.lora, roles=reward_settings.ensemble)
+    reward.activate(scored_by, reward_settings, row, 0, copies=0)
+    reward.learn(scored_by, reward_settings.ensemble * reward_settings.epochs * n_train * 2 * row)
+    reward.score(scored_by, reward_settings.ensemble * (n_pairs + labelled) * 2 * row)
 
     rl = Load("rl", width=width)
     policy = recipe.rl
@@ -440,7 +441,9 @@ def loads_of(
         epochs = policy.epochs if isinstance(policy, (PPOSettings, GRPOSettings)) else 1
         rl.train(shape, policy.lora, roles=2 if ppo else 1)
         if uses_reward_model(policy):  # only read
-            rl.memory["weights"] += (shape.adapter(policy.lora) or shape.parameters) * FLOAT
+            if reward_settings.model is not None:
+                rl.hold(scored_by, 1)
+            rl.memory["weights"] += (scored_by.adapter(reward_settings.lora) or scored_by.parameters) * FLOAT
         rl.activate(shape, policy, row, policy.max_new_tokens, copies=5)
         if ppo:  # policy and value hold their activations until one backward pass through both
             rl.memory["activations"] *= 2
@@ -563,6 +566,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     device = pick_device(recipe.device)
     shape = read_shape(recipe.model)
     named = {name for key, name in recipe.samplers().items() if key[:2] != "rl" and not name.startswith(ENDPOINT)}
+    named |= {recipe.reward_model.model} if recipe.reward_model.model else set()
     shapes = {"base": shape, "sft": shape} | {name: read_shape(name) for name in sorted(named - {"base", "sft"})}
     constitution = load_constitution(Path(recipe.constitution))
     train, counts, to_sort = count_prompts(recipe)

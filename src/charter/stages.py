@@ -43,7 +43,7 @@ from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
 from charter.training.online_dpo import train_online_dpo
 from charter.training.ppo import train_ppo
-from charter.training.reward_model import reward_scores, score_pairs, train_reward_model
+from charter.training.reward_model import clip, reward_scores, score_pairs, train_reward_model
 from charter.training.rewards import RewardShape, RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward, reference_rewards
@@ -74,12 +74,17 @@ class Work:
         path = Path(self.recipe.model)
         return file_hash(path) if path.exists() else content_id(self.recipe.model)
 
-    def trunk(self, path: str, lora: LoRASettings | None = None) -> Trunk:
-        """The model of a folder without roles of its own; loaded once per stage."""
+    def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True) -> Trunk:
+        """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``."""
         key = (path, lora)
         if key not in self._trunks:
             self._trunks[key] = load_trunk(
-                path, device=self.device, lora=lora, precision=self.recipe.precision, seed=self.recipe.seed
+                path,
+                device=self.device,
+                lora=lora,
+                precision=self.recipe.precision,
+                seed=self.recipe.seed,
+                writes=writes,
             )
         return self._trunks[key]
 
@@ -562,22 +567,31 @@ def train_reward(work: Work, sft: Stage, feedback: Stage) -> Stage:
     """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it."""
     recipe = work.recipe
     settings = recipe.reward_model
-    inputs = {"feedback": feedback.output_hash, "sft": sft.output_hash, "precision": recipe.precision}
+    inputs = {
+        "feedback": feedback.output_hash, "precision": recipe.precision,
+        "sft": sft.output_hash if settings.model is None else work.hash_of(settings.model),
+    }  # fmt: skip
     with work.run.stage("reward_model", settings, inputs, ["models", "training", "evaluation/statistics"]) as stage:
         if stage.done:
             return stage
         pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
         train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=recipe.seed)
-        trunk = work.trunk(str(sft.path("model")), settings.lora)
-        scorers = train_reward_model(trunk, train, settings, stage)
+        trunk = reward_trunk(work, sft)
+        scorers = train_reward_model(trunk, train, settings, stage, limit=trunk.room)
         trunk.save_scorers(scorers, stage.path("model"))
-        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch)
+        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, trunk.room)
         labelled = recipe.feedback.labelled_pairs
         if labelled:
             known = read_pairs(Path(labelled)).pairs[: recipe.feedback.gate_pairs]
-            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch)
+            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, trunk.room)
         stage.finish({**result, "train_pairs": len(train), "trainable_share": trunk.trainable_share("reward")})
     return stage
+
+
+def reward_trunk(work: Work, sft: Stage) -> Trunk:
+    """The trunk that the reward model is trained on: the fine-tuned model, or one of its own."""
+    settings = work.recipe.reward_model
+    return work.trunk(settings.model or str(sft.path("model")), settings.lora, writes=False)
 
 
 def reward_accuracy(
@@ -666,7 +680,8 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
             identity_of_source(work, sft, name) == work.scorer.identity for name in settings.reward
         ):
             work.gate(stage, "independent scorer", False, "a part of the reward would also score the report")
-        if reward is not None and (settings.lora is None) != (recipe.reward_model.lora is None):
+        shared = reward is not None and recipe.reward_model.model is None  # one trunk for policy and reward model
+        if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
         trunk = work.trunk(str(sft.path("model")), settings.lora)
         trunk.add_role("policy")
@@ -675,14 +690,16 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
         else:
             rewards = build_reward(
                 settings,
-                reward_model=lambda: reward_model_reward(trunk, reward, settings.tokens_per_micro_batch),
+                reward_model=lambda: reward_model_reward(
+                    trunk if shared else reward_trunk(work, sft), reward, settings.tokens_per_micro_batch
+                ),
                 judge=lambda name: work.sampler(work.folder_of(name, sft), name),
                 device=work.device,
             )
             chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
             rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
             if isinstance(settings, PPOSettings):
-                trunk.add_role("value", head=True, start_from="reward" if reward is not None else None)
+                trunk.add_role("value", head=True, start_from="reward" if shared else None)
             ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
             export_rollouts(stage, work.run.folder / "rl_log.csv")
         trunk.save_language_model("policy", stage.path("model"))
@@ -710,7 +727,7 @@ def shape_of(
 
 
 def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_batch: int) -> RewardModelReward:
-    """The trained reward model as role ``reward`` of the trunk."""
+    """The trained reward model as role ``reward`` of its trunk."""
     assert reward is not None, "the pipeline trains a reward model where a recipe uses one"
     return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
 
@@ -829,11 +846,12 @@ def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequenc
         quiet=work.run.quiet,
     )  # fmt: skip
     trunk = load_trunk(
-        str(sft.path("model")), device=work.device, lora=recipe.reward_model.lora, precision=recipe.precision
-    )
+        recipe.reward_model.model or str(sft.path("model")), device=work.device, lora=recipe.reward_model.lora,
+        precision=recipe.precision, writes=False,
+    )  # fmt: skip
     scorers = trunk.load_scorers(reward.path("model"))
     by_prompt = [p for p in test for _ in range(n * k)]
-    rows = [Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, r.text))
+    rows = [clip(Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, r.text)), trunk.room)
             for p, r in zip(by_prompt, responses, strict=True)]  # fmt: skip
     scores = reward_scores(trunk, scorers, rows, recipe.reward_model.tokens_per_micro_batch)
     best = scores.view(-1, n).argmax(dim=1).tolist()
@@ -841,5 +859,6 @@ def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequenc
     asked = [p for p in test for _ in range(k)]
     verdicts = work.scorer.score(asked, [r.text for r in chosen])
     bound = {"kl_from_sft_bound": [math.log(n) - (n - 1) / n] * len(chosen)}
-    tokens = [len(rows[i * n + j].response) for i, j in enumerate(best)]
+    own = work.trunk(str(sft.path("model"))).tokenizer  # of those who wrote, whoever scored
+    tokens = [len(encode_response(own, one.text)) for one in chosen]
     return Arm(BEST_OF, asked, chosen, verdicts, work.scorer.name, bound, tokens)

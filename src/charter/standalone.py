@@ -19,7 +19,6 @@ from charter.feedback.personal import Taste, tastes
 from charter.feedback.ratings import read_ratings, split_ratings
 from charter.feedback.vote_files import find, read_votes
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.generate import context_length
 from charter.models.load import pick_device
 from charter.models.packing import Tokens
 from charter.models.trunk import load_trunk
@@ -64,8 +63,10 @@ def reward_from_file(
         with run.stage("train", settings, inputs, ["models", "training", "feedback/pairs"]) as stage:
             if not stage.done:
                 device = pick_device("auto")
-                trunk = load_trunk(model, device=device, lora=settings.lora, precision=precision, seed=seed)
-                room = min(limit, context_length(trunk.model) or limit)
+                trunk = load_trunk(
+                    model, device=device, lora=settings.lora, precision=precision, seed=seed, writes=False
+                )
+                room = min(limit, trunk.room or limit)
                 scorers = train_reward_model(trunk, train, settings, stage, limit=room)
                 trunk.save_scorers(scorers, stage.path("model"))
                 result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room)
@@ -105,9 +106,9 @@ def rating_model_from_file(
         with run.stage("train", settings, inputs, ["models", "training", "feedback/ratings"]) as stage:
             if not stage.done:
                 trunk = load_trunk(
-                    model, device=pick_device("auto"), lora=settings.lora, precision=precision, seed=seed
+                    model, device=pick_device("auto"), lora=settings.lora, precision=precision, seed=seed, writes=False
                 )
-                room = min(limit, context_length(trunk.model) or limit)
+                room = min(limit, trunk.room or limit)
                 scorers = train_rating_model(trunk, train, settings, stage, limit=room)
                 trunk.save_scorers(scorers, stage.path("model"))
                 rows = [rating_tokens(trunk, rating, room) for rating in test]
@@ -170,9 +171,9 @@ def response_features(
         )
     card = read_json(folder / "reward_model.json")
     lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
-    trunk = load_trunk(model, device=pick_device("auto"), lora=lora)
+    trunk = load_trunk(model, device=pick_device("auto"), lora=lora, writes=False)
     scorers = trunk.load_scorers(folder)
-    room = min(limit, context_length(trunk.model) or limit)
+    room = min(limit, trunk.room or limit)
     rows = [
         clip(
             Tokens(

@@ -25,20 +25,24 @@ TRANSCRIPT_TEMPLATE = (
 
 # For encoder-decoders that carry none: the encoder reads the conversation as it stands, closed by its own special tokens.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message.content }}{{ '' if loop.last else '\\n' }}{% endfor %}"
+# For encoders that read the response too: the same, without the first token, which the model puts before the whole row.
+PAIR_TEMPLATE = PLAIN_TEMPLATE + "{# and then the response #}"
 
 
-def prepare_tokenizer(tokenizer: Any, *, plain: bool = False) -> Any:
-    """Give a tokenizer what the rest relies on: an end token, a pad token, a chat template (``plain``: that of an encoder).
+def prepare_tokenizer(tokenizer: Any, *, template: str = TRANSCRIPT_TEMPLATE) -> Any:
+    """Give a tokenizer what the rest relies on: an end token, a pad token, a chat template (``template`` where it has none).
 
     A missing pad token becomes the end token; that is safe because no mask here is ever made by comparing ids with
     the pad id. InputError where there is no end token at all: a response could then never end.
     """
+    if tokenizer.eos_token_id is None and template == PAIR_TEMPLATE:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE if plain else TRANSCRIPT_TEMPLATE
+        tokenizer.chat_template = template
     return tokenizer
 
 
@@ -55,6 +59,8 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     are control tokens, since whoever writes the whole text also writes its template."""
     if tokenizer.chat_template == PLAIN_TEMPLATE:
         return list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+    if tokenizer.chat_template == PAIR_TEMPLATE:
+        return [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], tokenizer.eos_token_id]
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     bos = tokenizer.bos_token_id
     # A base model's own tokenizer would have begun with BOS; a chat template that writes it itself must not get two.

@@ -6,14 +6,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from charter.errors import InputError
 from charter.models.allocator import keep_freed_memory
 from charter.models.attention import use_fast_attention
-from charter.models.chat_template import prepare_tokenizer
+from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, prepare_tokenizer
+from charter.models.encoder import ENCODERS, POOLED
 
 
 @contextlib.contextmanager
@@ -54,17 +55,34 @@ def check_folder(path: str) -> None:
         raise InputError("holds no *.safetensors weights", file=path)
 
 
-def reads_apart(path: str) -> bool:
-    """Whether the model of a folder is an encoder-decoder; a folder that holds a tokenizer alone is none. InputError where its
+def kind_of(path: str) -> Literal["decoder", "encoder", "encoder-decoder"]:
+    """What the model of a folder is; a folder that holds a tokenizer alone counts as a decoder's. InputError where its
     configuration does not load."""
     from transformers import AutoConfig
 
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        return False
+        return "decoder"
     try:
-        return bool(getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "is_encoder_decoder", False))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    return "encoder" if config.model_type in ENCODERS else "decoder"
+
+
+TEMPLATES = {"decoder": TRANSCRIPT_TEMPLATE, "encoder-decoder": PLAIN_TEMPLATE, "encoder": PAIR_TEMPLATE}
+
+
+def load_base(path: str, device: str = "cpu") -> Any:
+    """A model without a task's head, by what it is: one that writes with its vocabulary, an encoder without."""
+    kind = kind_of(path)
+    if kind == "encoder":
+        from transformers import AutoConfig
+
+        pooled = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED
+        return load_model(path, device, kind="AutoModel", **({"add_pooling_layer": False} if pooled else {}))
+    return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM")
 
 
 def load_tokenizer(path: str) -> Any:
@@ -74,7 +92,7 @@ def load_tokenizer(path: str) -> Any:
     try:
         with quiet_transformers():
             return prepare_tokenizer(
-                AutoTokenizer.from_pretrained(path, trust_remote_code=False), plain=reads_apart(path)
+                AutoTokenizer.from_pretrained(path, trust_remote_code=False), template=TEMPLATES[kind_of(path)]
             )
     except InputError as error:
         raise InputError(str(error), file=path) from None

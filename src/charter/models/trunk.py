@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from charter.config import LoRASettings
 from charter.errors import InputError
 from charter.models.attention import NAME
+from charter.models.encoder import first_in_line, is_encoder, row_limit
 from charter.models.encoder_decoder import hidden_in_line, is_encoder_decoder
 from charter.models.fused_training import hidden_states
+from charter.models.generate import context_length
 from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
-from charter.models.load import load_model, save_model
+from charter.models.load import save_model
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.packing import LAYOUT, Packed, Tokens, pack
 from charter.records import write_json
@@ -86,7 +88,11 @@ class Trunk:
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             target_modules="all-linear",
-            task_type="SEQ_2_SEQ_LM" if is_encoder_decoder(self.model) else "CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM"
+            if is_encoder_decoder(self.model)
+            else "FEATURE_EXTRACTION"
+            if is_encoder(self.model)
+            else "CAUSAL_LM",
             fan_in_fan_out=conv1d,
         )
         if self.adapters is None:
@@ -105,7 +111,9 @@ class Trunk:
         """The trainable parameters of a role by name, its head included."""
         if self.lora is None:
             found = dict(self.copies[role].named_parameters())
-            if role in self.heads:  # the output projection of a scorer never sees a gradient
+            if role in self.heads and not is_encoder(
+                self.model
+            ):  # the output projection of a scorer never sees a gradient
                 output = self.copies[role].get_output_embeddings().weight
                 tied = output is self.copies[role].get_input_embeddings().weight
                 found = {key: value for key, value in found.items() if tied or value is not output}
@@ -147,12 +155,17 @@ class Trunk:
         """Rows as one line for this trunk; prompts that are equal are read once where that is exact for its model."""
         return pack(rows, self.device, share=self.packs)
 
+    @property
+    def room(self) -> int | None:
+        """Most tokens of a row, prompt and response together; None where the model names no limit."""
+        return row_limit(self.model) if is_encoder(self.model) else context_length(self.model)
+
     @cached_property
     def packs(self) -> bool:
         """Whether the model gives a line of packed rows what it gives each row alone: tried out, not believed."""
         config = self.model.config.get_text_config()
         windows = getattr(config, "layer_types", None) or []
-        if is_encoder_decoder(self.model):
+        if is_encoder_decoder(self.model) or is_encoder(self.model):
             return False
         if self.model.config._attn_implementation != NAME or any(kind != "full_attention" for kind in windows):
             return False
@@ -182,6 +195,8 @@ class Trunk:
     def _line(self, model: Any, batch: Packed, *, packed: bool) -> Tensor:
         if is_encoder_decoder(model):
             return hidden_in_line(model, batch).float()
+        if is_encoder(model):
+            return first_in_line(model, batch, self.tokenizer.cls_token_id).float()
         if packed:
             token = LAYOUT.set(batch.layout)
             try:
@@ -340,12 +355,22 @@ class Scorers:
 
 
 def load_trunk(
-    path: str, *, device: str = "cpu", lora: LoRASettings | None = None, precision: str = "float32", seed: int = 0
+    path: str,
+    *,
+    device: str = "cpu",
+    lora: LoRASettings | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+    writes: bool = True,
 ) -> Trunk:
-    """The model of a folder as a trunk without roles: it can already serve as reference."""
-    from charter.models.load import check_folder, load_tokenizer, reads_apart
+    """The model of a folder as a trunk without roles: it can already serve as reference. ``writes``: it has to; without, an
+    encoder is welcome too, for a reward model. InputError where it is not."""
+    from charter.models.load import check_folder, load_base, load_tokenizer
 
     check_folder(path)
-    model = load_model(path, device, kind="AutoModelForSeq2SeqLM" if reads_apart(path) else "AutoModelForCausalLM")
+    model = load_base(path, device)
+    if writes and is_encoder(model):
+        raise InputError("is an encoder, which scores and does not write; it can be a reward model (reward_model.model) or a "
+                         "classifier", file=path)  # fmt: skip
     tokenizer = load_tokenizer(path)
     return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed)

@@ -18,7 +18,7 @@ from charter.models.trunk import REFERENCE, Scorers, Trunk
 from charter.records import Prompt, Rollout
 from charter.run import Stage, derive_seed
 from charter.training.batches import by_tokens
-from charter.training.reward_model import reward_scores
+from charter.training.reward_model import clip, reward_scores
 from charter.training.rewards import RewardSum
 
 
@@ -99,7 +99,7 @@ class RewardModelReward:
     def __call__(self, rollout: Rollout) -> Tensor:
         tokenizer = self.trunk.tokenizer
         rows = [
-            Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text))
+            clip(Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text)), self.trunk.room)
             for prompt, text in zip(rollout.prompts, rollout.texts, strict=True)
         ]
         return reward_scores(self.trunk, self.scorers, rows, self.tokens_per_micro_batch).to(self.trunk.device)

@@ -1,0 +1,106 @@
+"""Encoders as reward models: trained on pairs, read back, used on another model's texts, refused where one must write."""
+
+import json
+
+import pytest
+import torch
+
+from charter.cli import run_command
+from charter.config import LoRASettings, RewardModelSettings
+from charter.errors import InputError
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.packing import Tokens
+from charter.models.trunk import load_trunk
+from charter.records import Pair, Prompt
+from charter.training.reward_model import clip, reward_scores, train_reward_model
+from conftest import ENCODERS, HARMFUL, save_random_classifier, save_random_encoder
+
+PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]
+
+
+@pytest.fixture(scope="module", params=sorted(ENCODERS))
+def folder(request, tmp_path_factory):
+    return save_random_encoder(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def rows_of(trunk) -> list[Tokens]:
+    return [
+        Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, text))
+        for p in PROMPTS
+        for text in ("No, I mend the door.", "Yes.")
+    ]
+
+
+@pytest.mark.parametrize("lora", [None, LoRASettings(rank=4)], ids=["full", "lora"])
+def test_an_encoder_learns_to_score_and_is_read_back(folder, stage, tmp_path, lora):
+    trunk = load_trunk(str(folder), lora=lora, writes=False)
+    pairs = [Pair(prompt=p, chosen="No, I mend.", rejected=f"Yes {i}.", group_id=p.id) for i, p in enumerate(PROMPTS)]
+    settings = RewardModelSettings(epochs=8, learning_rate=1e-2, pairs_per_step=4)
+    scorers = train_reward_model(trunk, pairs, settings, stage, limit=trunk.room)
+    assert stage.metrics()[-1]["loss"] < stage.metrics()[0]["loss"]
+    trunk.save_scorers(scorers, tmp_path / "saved")
+    other = load_trunk(str(folder), lora=lora, writes=False)
+    again = reward_scores(other, other.load_scorers(tmp_path / "saved"), rows_of(other), 4096)
+    torch.testing.assert_close(again, reward_scores(trunk, scorers, rows_of(trunk), 4096), rtol=0, atol=1e-6)
+
+
+def test_a_row_is_what_the_model_itself_would_read(folder):
+    trunk = load_trunk(str(folder), writes=False)
+    trunk.add_role("reward", head=True)
+    torch.nn.init.normal_(trunk.heads["reward"].weight)
+    tokenizer, encoder = trunk.tokenizer, trunk.copies["reward"]
+    expected = []
+    for p in PROMPTS:
+        for text in ("No, I mend the door.", "Yes."):
+            types = getattr(encoder.config, "type_vocab_size", 0) > 1
+            inputs = tokenizer(p.last_turn, text, return_tensors="pt", return_token_type_ids=types)
+            expected.append(trunk.heads["reward"](encoder(**inputs).last_hidden_state[:, 0]).item())
+    found = trunk.scores("reward", trunk.pack(rows_of(trunk))).tolist()
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_long_rows_keep_the_first_token_and_the_response(folder):
+    trunk = load_trunk(str(folder), writes=False)
+    trunk.add_role("reward", head=True)
+    torch.nn.init.normal_(trunk.heads["reward"].weight)
+    row = clip(Tokens([7] * 100, [8, 9, 3]), trunk.room)
+    assert len(row) == trunk.room
+    assert torch.isfinite(trunk.scores("reward", trunk.pack([row]))).all()
+
+
+def test_an_encoder_that_should_write_is_refused(folder):
+    with pytest.raises(InputError, match="scores and does not write"):
+        load_trunk(str(folder))
+
+
+def test_three_families_of_tokenizers_meet_in_one_run(write_recipe, random_llama, tmp_path):
+    """A policy on byte-level BPE, a reward model on WordPiece, a classifier with a tokenizer of its own."""
+    bert = save_random_encoder(tmp_path / "bert", "bert")
+    kind = save_random_classifier(tmp_path / "kind")
+    recipe = write_recipe(
+        random_llama,
+        reward_model={"model": str(bert)},
+        rl={"reward": {"reward_model": {}, "kind": {"source": f"classifier:{kind}:kind", "weight": 0.5}}},
+        evaluation={"best_of": 2},
+    )
+    assert run_command(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    assert all({"reward/kind", "reward/reward_model"} <= row.keys() for row in rows)
+    assert (tmp_path / "run/reward_model/model/reward_model.json").exists()
+
+
+def test_reward_train_takes_an_encoder(folder, tmp_path):
+    rows = [{"prompt": text, "chosen": f"No, {text}", "rejected": "Yes."} for text in HARMFUL[:12]]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "reward",
+        "train",
+        str(tmp_path / "p.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(folder),
+        "--quiet",
+    ]
+    assert run_command(words) == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 3
