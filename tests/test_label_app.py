@@ -189,6 +189,13 @@ def routes(app):
             yield route.path, method, checks[0] if checks else None
 
 
+def test_a_session_ends_with_its_link(world):
+    token, _ = world.site.access.invite("labeler", world.now, days=1.0)
+    session = world.site.access.join(token, world.now)
+    assert world.site.access.visitor(session, world.now + 0.9 * DAY) is not None
+    assert world.site.access.visitor(session, world.now + 1.1 * DAY) is None
+
+
 @pytest.mark.parametrize("who", ["stranger", "forged", "expired", "revoked", *ROLES])
 def test_every_route_is_for_its_roles_alone(world, who):
     client = world.stranger()

@@ -7,10 +7,12 @@ import json
 import pytest
 
 from charter.cli import run_command
+from charter.errors import InputError
 from charter.records import Generation, Prompt, Response, write_jsonl
+from charter.web.answers import agreement_with
 from charter.web.project import open_project, read_settings
 from charter.web.serve import open_site
-from label_project import write_table
+from label_project import make_project, write_table
 
 
 def table(path, *rows):
@@ -112,3 +114,33 @@ def test_settings_that_ship_in_the_docs_are_read(tmp_path):
     assert read_settings(tmp_path / "label.yaml").overlap == 1.0
     (tmp_path / "label.yaml").write_text("kind: redteam\n")
     assert read_settings(tmp_path / "label.yaml").asked == "more_harmless"
+
+
+def test_answers_that_were_sampled_anew_take_the_place_of_the_old_ones(tmp_path):
+    first = make_project(tmp_path, n=2, k=3)
+    with open_site(first):
+        pass
+    (tmp_path / "t.jsonl").write_text('{"prompt": "Question 0?", "responses": ["New 0.", "New 1."]}\n')
+    (one,) = open_project(tmp_path / "t.jsonl", tmp_path / "p").items.sets.values()
+    assert len(one.response_ids) == 2
+    assert not set(one.response_ids) & set(first.items.responses)
+
+
+@pytest.mark.parametrize("kind", ["thumbs", "edit"])
+def test_a_thumb_for_harm_is_refused(tmp_path, kind):
+    with pytest.raises(InputError, match="asks how good an answer is"):
+        make_project(tmp_path, kind=kind, direction="more_harmful")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "gold", "share"),
+    [
+        ({"a": "F", "b": "F", "c": "F"}, {"a": "F", "b": "F", "c": "F"}, 1.0),
+        ({"a": 1, "b": 1, "c": 1}, {"a": "F", "b": "F", "c": "F"}, 0.0),
+        ({"a": 1, "b": "F", "c": "F"}, {"a": 1, "b": "F", "c": "F"}, 1.0),
+        ({"a": 1, "b": 2, "c": "F"}, {"a": 1, "b": "F", "c": "F"}, 2 / 3),
+        ({"a": "F"}, {"a": 1}, 0.0),
+    ],
+)
+def test_two_answers_that_are_none_are_no_tie(ranks, gold, share):
+    assert agreement_with(ranks, gold) == pytest.approx(share)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from charter.errors import InputError
 from charter.feedback.judgments import current, merge, read_judgments
-from charter.records import LabelSet, write_jsonl
+from charter.records import Judgment, LabelSet, write_jsonl
 from charter.web import tables as t
 from charter.web.mirror import Mirror
 from charter.web.project import wanted_slots
@@ -206,6 +206,11 @@ def test_gold_and_repeats_are_mixed_in_and_cost_no_slot(make_store, tmp_path):
     for place, key in enumerate(done):
         if (one := store.parts(key)[0]).role == "repeat":
             assert place - work[frozenset(one.response_ids)] > 5
+    orders = {one.set_id: one.order for one in map(Judgment.model_validate_json, records(store))}
+    for key in done:  # a liking for a place would look like constancy
+        if (one := store.parts(key)[0]).role == "repeat":
+            first = next(k for k in done if k != key and set(orders[k]) == set(orders[key]))
+            assert orders[key] == orders[first][::-1]
 
 
 def test_more_overlap_later_opens_slots_and_less_takes_free_ones_away(make_store):

@@ -98,6 +98,7 @@ class Link:
     id: int
     rater_id: str
     role: Role
+    expires: float
 
 
 def token_hash(token: str) -> str:
@@ -146,17 +147,20 @@ class Access:
             ).first()  # fmt: skip
         if found is None or found.revoked or found.expires <= now:
             raise Refused(403, "This link does not open anything (any more). Ask the person who sent it for a new one.")
-        return Link(found.id, found.rater_id, found.role)
+        return Link(found.id, found.rater_id, found.role, found.expires)
 
     def join(self, token: str, now: float) -> str:
-        """The token of a new session. Refused as in :meth:`look_up`."""
+        """The token of a new session, which ends with its link; the owner, whose link is for a day, stays in. Refused as in
+        :meth:`look_up`."""
         invite = self.look_up(token, now)
+        until = now + DAY * SESSION_DAYS
+        until = until if invite.role == "owner" else min(until, invite.expires)
         session = secrets.token_urlsafe(32)
         with self.store.write() as db:
             db.execute(t.sessions.delete().where(t.sessions.c.expires <= now))
             db.execute(t.sessions.insert().values(token_hash=token_hash(session), invite_id=invite.id,
                                                   form_token=secrets.token_urlsafe(32),
-                                                  expires=now + DAY * SESSION_DAYS))  # fmt: skip
+                                                  expires=until))  # fmt: skip
         return session
 
     def leave(self, visitor: Visitor) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from charter.records import Rank, clean_text
 from charter.web.project import LabelSettings
 from charter.web.store import Answer, Handout, pairs_and_ties
+from charter.web.texts import visible
 
 MAX_COMMENT, MAX_EDIT = 2000, 100_000
 NOTCHES = (4, 3, 2, 1, -1, -2, -3, -4)  # from the far left to the far right; positive is for the first shown
@@ -42,7 +43,7 @@ def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettin
             raise BadAnswer("Choose thumbs up or thumbs down.")
         return Answer({response: 1 if given == "1" else "F"}, comment=comment, timings=timings)
     edit = text_of(form, f"edit:{response}", MAX_EDIT)
-    rewritten = bool(edit.strip()) and edit != handout.responses[0].text.replace("\r\n", "\n")
+    rewritten = bool(edit.strip()) and edit != visible(handout.responses[0].text)  # as the page showed it
     if given == "1":
         return Answer({response: 1}, comment=comment, timings=timings)
     if not rewritten and given != "F":
@@ -122,15 +123,18 @@ def timings_of(form: Mapping[str, str]) -> dict[str, float]:
 
 
 def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank]) -> float:
-    """Share of the pairs of responses that are ordered as in the known answer; for a single response, whether it is equal."""
+    """Share of the pairs of responses that are ordered as in the known answer, pairs that neither orders left out; for a single
+    response, and where no pair is left, the share of responses with the same mark."""
     keys = sorted(gold)
-    if len(keys) == 1:
-        return float(ranks.get(keys[0]) == gold[keys[0]])
-    pairs = [(a, b) for i, a in enumerate(keys) for b in keys[i + 1 :]]
-    return sum(relation(ranks, a, b) == relation(gold, a, b) for a, b in pairs) / len(pairs)
+    pairs = [(relation(ranks, a, b), relation(gold, a, b)) for i, a in enumerate(keys) for b in keys[i + 1 :]]
+    asked = [(x, y) for x, y in pairs if x is not None or y is not None]
+    if not asked:
+        return sum((ranks.get(key) == "F") == (gold[key] == "F") for key in keys) / len(keys)
+    return sum(x == y for x, y in asked) / len(asked)
 
 
-def relation(ranks: Mapping[str, Rank], a: str, b: str) -> int:
-    """1 where ``a`` is ranked better than ``b``, -1 where worse, 0 where neither. F is below every rank, no rank below F."""
-    places = [math.inf if r is None else 1e9 if r == "F" else float(r) for r in (ranks.get(a), ranks.get(b))]
-    return (places[0] < places[1]) - (places[0] > places[1])
+def relation(ranks: Mapping[str, Rank], a: str, b: str) -> int | None:
+    """1 where ``a`` is ranked better than ``b``, -1 where worse, 0 for a tie. None where nothing is said of the two: neither has
+    a rank (two F among them). F and no rank are both below every rank."""
+    places = [float(r) if isinstance(r, int) else math.inf for r in (ranks.get(a), ranks.get(b))]
+    return None if places == [math.inf, math.inf] else (places[0] < places[1]) - (places[0] > places[1])

@@ -143,7 +143,7 @@ def measured(by_set: Mapping[str, Sequence[Judgment]]) -> tuple[list[Figure], di
 
 
 def compared(one: Mapping[str, Rank], other: Mapping[str, Rank], ids: Sequence[str]) -> list[tuple[bool, bool, bool]]:
-    """For each two responses: whether two raters say the same of them, whether either says tie, whether they say opposites.
+    """For each two responses that both raters order: whether they say the same, whether either says tie, whether opposites.
     A single response is compared by its mark."""
     if len(ids) == 1:
         same = one.get(ids[0]) == other.get(ids[0])
@@ -151,7 +151,8 @@ def compared(one: Mapping[str, Rank], other: Mapping[str, Rank], ids: Sequence[s
     found = []
     for a, b in combinations(ids, 2):
         x, y = relation(one, a, b), relation(other, a, b)
-        found.append((x == y, 0 in (x, y), x * y < 0))
+        if x is not None and y is not None:
+            found.append((x == y, 0 in (x, y), x * y < 0))
     return found
 
 

@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[sa.Table, type[Record]]] = {
 }
 
 
+RETRY_S = 5.0  # after a write that failed
 GATHER_S = 0.2  # votes of so long go to the disk together
 
 
@@ -48,7 +49,7 @@ class Mirror:
         for name in KINDS:
             cut_torn_line(folder / name)
         self.written = dict.fromkeys(KINDS, 0)
-        self.failed: OSError | None = None
+        self.failed: Exception | None = None
         self._writing = threading.Lock()
         self._due = threading.Event()
         self._stop = threading.Event()
@@ -98,8 +99,12 @@ class Mirror:
             try:
                 self.flush()
                 self.failed = None
-            except OSError as error:  # a full disk: the votes are in the database and are written at the next chance
+            except (
+                Exception
+            ) as error:  # a full disk, a lost database: the votes are stored and are written at the next chance
                 self.failed = error
+                self._due.set()
+                self._stop.wait(RETRY_S)
 
     def _read_back(self, path: Path, table: sa.Table, kind: type[Record]) -> None:
         """Take what only the file has into the database, and put at its end what only the database has."""

@@ -107,6 +107,15 @@ class LabelSettings(Settings):
             raise ValueError(f"partial is about rankings, and kind is {self.kind}")
         return self
 
+    @model_validator(mode="after")
+    def check_direction(self) -> LabelSettings:
+        """A thumb or a rewrite for harm has no meaning that anything could be trained on."""
+        if self.kind in ("thumbs", "edit") and self.direction not in (None, "better"):
+            raise ValueError(
+                f"direction is {self.direction}, and kind {self.kind} asks how good an answer is; leave it out"
+            )
+        return self
+
     @property
     def asked(self) -> Direction:
         """The direction, where it is not given that of the kind."""
@@ -183,10 +192,11 @@ def open_project(place: Path, out: Path | None = None) -> Project:
         folder = out or bare.with_name(f"{bare.with_suffix('').name}-label")
     settings = read_settings(folder / "label.yaml")
     items = Items()
-    if responses.is_file() or not place.is_dir():
-        read_responses(responses, items)
     own = folder / "responses.jsonl"
-    if own.is_file() and own != responses:
+    if responses.is_file() or not place.is_dir():
+        # What is asked stands there and nowhere else: the folder may remember answers that were sampled anew since.
+        read_responses(responses, items)
+    elif own.is_file():
         first = next(iter(read_rows(own)), None)
         if first is not None and "prompt_id" not in first.values:
             raise InputError(f"is a table, not the responses of a project; charter label {own} makes a project of it",

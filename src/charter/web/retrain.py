@@ -55,6 +55,7 @@ class Retrain:
         self.thread: threading.Thread | None = None
         self.process: subprocess.Popen[str] | None = None
         self.stopped = False
+        self.lock = threading.Lock()
 
     @property
     def running(self) -> bool:
@@ -72,6 +73,10 @@ class Retrain:
 
     def start(self, pairs: Sequence[Pair], ceiling: Mapping[str, Any]) -> None:
         """Begin a training in the background. InputError where there is too little to learn from, or one runs already."""
+        with self.lock:  # two people may press the button at once
+            self._start(pairs, ceiling)
+
+    def _start(self, pairs: Sequence[Pair], ceiling: Mapping[str, Any]) -> None:
         if self.running:
             raise InputError("a training is running already; wait for it")
         prompts = {pair.group_id for pair in pairs}
@@ -105,6 +110,8 @@ class Retrain:
                 "--model", self.settings.model, "--epochs", str(self.settings.epochs), "--test-fraction",
                 str(step["fraction"]), "--json",
             ]  # fmt: skip
+            if self.stopped:
+                return
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             said, complaint = self.process.communicate()
             if self.process.returncode:
@@ -122,6 +129,7 @@ class Retrain:
 
     def close(self) -> None:
         """End a training that is running; its page says that it was cut off."""
+        self.stopped = True
         if self.running and self.process is not None:
             self.process.terminate()
         if self.thread is not None:

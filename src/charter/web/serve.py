@@ -35,9 +35,11 @@ def open_site(project: Project, samplers: Sequence[Sampler] = (), *, public: str
             store.take_in(project.items)
             mirror.start()
             site = Site(project, store, mirror, samplers, public=public)
-            site.instructions()
-            yield site
-            site.retrain.close()
+            try:
+                site.instructions()
+                yield site
+            finally:
+                site.retrain.close()
         finally:
             mirror.close()
     finally:

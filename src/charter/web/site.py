@@ -174,7 +174,7 @@ class Site:
 
     def question(self, kind: SetKind, direction: Direction) -> str:
         """The line above the answers."""
-        return self.settings.question or QUESTIONS.get((kind, direction)) or QUESTIONS[kind, "better"]
+        return self.settings.question or QUESTIONS[kind, direction]
 
     def page(self, name: str, visitor: Visitor | None, *, status: int = 200, **values: Any) -> HTMLResponse:
         html = self.templates.get_template(name).render(visitor=visitor, **values)

@@ -181,9 +181,20 @@ class Store:
         if row is not None:
             return json.loads(row[0]), row[1], json.loads(row[2] or "{}")
         record, before = TO_SHOW.first(db, key=set_id)
-        order = balanced_order(LabelSet.model_validate_json(record).response_ids, before, self.settings.seed)
+        one = LabelSet.model_validate_json(record)
+        order = balanced_order(one.response_ids, before, self.settings.seed)
+        if one.role == "repeat":  # in another order than at first, or a liking for a place would look like constancy
+            order = self._other_way_round(db, one, rater_id) or order
         SHOW.run(db, set_id=set_id, rater_id=rater_id, order=json.dumps(order), shown=now)
         return order, now, {}
+
+    def _other_way_round(self, db: sa.Connection, one: LabelSet, rater_id: str) -> tuple[str, ...] | None:
+        """The order in which the rater saw these responses before, reversed."""
+        rows = db.scalars(sa.select(t.handouts.c.order).where(t.handouts.c.rater_id == rater_id))
+        for order in map(json.loads, rows):
+            if sorted(order) == sorted(one.response_ids):
+                return tuple(reversed(order))
+        return None
 
     def _handout(self, set_id: str, order: Sequence[str], shown: float, draft: dict[str, str]) -> Handout:
         one, prompt, responses = self.parts(set_id)
