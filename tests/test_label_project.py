@@ -12,7 +12,7 @@ from charter.records import Generation, Prompt, Response, write_jsonl
 from charter.web.answers import agreement_with
 from charter.web.project import open_project, read_settings
 from charter.web.serve import open_site
-from label_project import make_project, write_table
+from label_project import known, make_project, write_table
 
 
 def table(path, *rows):
@@ -144,3 +144,14 @@ def test_a_thumb_for_harm_is_refused(tmp_path, kind):
 )
 def test_two_answers_that_are_none_are_no_tie(ranks, gold, share):
     assert agreement_with(ranks, gold) == pytest.approx(share)
+
+
+def test_a_corrected_known_answer_counts_and_a_quiz_that_is_taken_out_asks_nobody(tmp_path):
+    (tmp_path / "p").mkdir()
+    for ranks in ([2, 1, 3], [1, 2, 3]):
+        known(tmp_path / "p/quiz.jsonl", 1, ranks)
+        with open_site(make_project(tmp_path, quiz="quiz.jsonl")) as site:
+            (one,) = site.lessons["quiz"]
+            assert [site.store.parts(one.id)[0].gold[key] for key in one.response_ids] == ranks
+    with open_site(make_project(tmp_path)) as site:
+        assert site.lessons["quiz"] == []

@@ -81,7 +81,8 @@ class Site:
         self.generation = RateLimit(per_second=0.5, burst=6)  # of a session, for live answers of a model
         self.sampling = threading.Lock()
         self.retrain = Retrain(project.folder, self.settings.retrain)
-        self.lessons = {role: store.sets_of(role) for role in ("practice", "quiz")}
+        given = project.items.sets.values()  # as the files are now: a quiz that was taken out asks nobody
+        self.lessons = {role: [one for one in given if one.role == role] for role in ("practice", "quiz")}
         self.cached: dict[str, tuple[float, Any]] = {}
         self.templates = Environment(
             loader=PackageLoader("charter.web"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,

@@ -106,6 +106,9 @@ class Store:
             add_records(db, t.prompts, items.prompts.values())
             add_records(db, t.responses, items.responses.values())
             self.add_sets(db, items.sets.values())
+            for one in items.sets.values():
+                if one.gold is not None:  # a known answer may have been corrected since
+                    db.execute(t.sets.update().where(t.sets.c.id == one.id).values(record=one.model_dump_json()))
             work = [one for one in items.sets.values() if one.role == "work"]
             have: dict[str, list[sa.Row[Any]]] = {}
             for row in db.execute(sa.select(t.slots).where(t.slots.c.role == "work", ~t.slots.c.extra)):
@@ -147,11 +150,6 @@ class Store:
             rows = db.scalars(sa.select(t.responses.c.record).where(t.responses.c.id.in_(one.response_ids)))
             responses = [Response.model_validate_json(row) for row in rows]
         return one, Prompt.model_validate_json(prompt or ""), {response.id: response for response in responses}
-
-    def sets_of(self, role: str) -> list[LabelSet]:
-        with self.read() as db:
-            rows = db.scalars(sa.select(t.sets.c.record).where(t.sets.c.role == role).order_by(t.sets.c.seq))
-            return [LabelSet.model_validate_json(row) for row in rows]
 
     # -- leases ----------------------------------------------------------------------------------------------------------
 
