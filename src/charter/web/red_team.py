@@ -68,11 +68,15 @@ def waiting(state: dict[str, Any]) -> Handout:
     return Handout(one, prompt, tuple(Response.model_validate(r) for r in turn["responses"]), turn["shown"])
 
 
-def save(site: Site, key: int, state: dict[str, Any], *, is_open: bool = True) -> None:
+def save(site: Site, key: int, before: str, state: dict[str, Any], *, is_open: bool = True) -> None:
+    """Store a dialogue where it is still open and as it was read (``before``, JSON): while a model wrote an answer the person may
+    have ended the dialogue or gone on in another tab, and what they did there stands."""
     with site.store.write() as db:
         db.execute(
-            t.dialogues.update().where(t.dialogues.c.id == key).values(state=json.dumps(state), open=is_open)
-        )  # fmt: skip
+            t.dialogues.update()
+            .where(t.dialogues.c.id == key, t.dialogues.c.open, t.dialogues.c.state == before)
+            .values(state=json.dumps(state), open=is_open)
+        )
 
 
 async def say(request: Request, visitor: Labeler) -> WebResponse:
@@ -95,6 +99,7 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
             row = db.execute(t.dialogues.insert().values(rater_id=visitor.rater_id, state=json.dumps(fresh), open=True))
         found = int((row.inserted_primary_key or (0,))[0]), fresh
     key, state = found
+    before = json.dumps(state)
     if state["waiting"] is not None or sum(m["role"] == "assistant" for m in state["messages"]) >= settings.turns:
         return to("/redteam")
     site.generation.check(visitor.session)
@@ -112,7 +117,7 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
                        direction=site.settings.asked, tags=("red_team",))  # fmt: skip
         state["waiting"] = {"set": one.model_dump(), "prompt": prompt.model_dump(), "shown": site.clock(),
                             "responses": [r.model_dump() for r in responses]}  # fmt: skip
-    save(site, key, state)
+    save(site, key, before, state)
     return to("/redteam")
 
 
@@ -144,6 +149,7 @@ async def choose(request: Request, visitor: Labeler) -> WebResponse:
     if found is None or found[1]["waiting"] is None or found[1]["waiting"]["set"]["id"] != form.get("set_id"):
         return to("/redteam")
     key, state = found
+    before = json.dumps(state)
     handout = waiting(state)
     try:
         answer = read_answer(form, handout, site.settings)
@@ -156,7 +162,7 @@ async def choose(request: Request, visitor: Labeler) -> WebResponse:
     goes_on = second if ranks[first.id] == "F" or (ranks[second.id] == 1 and ranks[first.id] != 1) else first
     state["messages"].append({"role": "assistant", "content": goes_on.text})
     state["waiting"] = None
-    save(site, key, state)
+    save(site, key, before, state)
     return to("/redteam")
 
 
@@ -167,6 +173,7 @@ async def end(request: Request, visitor: Labeler) -> WebResponse:
     if found is None:
         return to("/redteam")
     key, state = found
+    before = json.dumps(state)
     try:
         if form.get("rating") not in ("0", "1", "2", "3", "4"):
             raise BadAnswer("Say how far the model went along.")
@@ -175,13 +182,13 @@ async def end(request: Request, visitor: Labeler) -> WebResponse:
         return show(site, visitor, str(error))
     tags = [tag.strip() for tag in form.get("tags", "").split(",") if tag.strip()][:10]
     state |= {"rating": int(form["rating"]), "about": about, "tags": [tag[:50] for tag in tags], "waiting": None}
-    save(site, key, state, is_open=False)
+    save(site, key, before, state, is_open=False)
     write_dialogues(site)
     return to("/redteam")
 
 
 def write_dialogues(site: Site) -> None:
-    """Every finished dialogue, one JSON object a line."""
+    """Every finished dialogue, one JSON object a line; those of a folder whose database was lost stay where they are."""
     with site.store.read() as db:
         rows = db.execute(sa.select(t.dialogues).where(~t.dialogues.c.open).order_by(t.dialogues.c.id)).all()
     lines = []
@@ -192,7 +199,10 @@ def write_dialogues(site: Site) -> None:
         record = {"transcript": transcript, "rating": state["rating"], "task_description": state["about"],
                   "red_team_member_id": row.rater_id, "tags": state["tags"]}  # fmt: skip
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    write_text(site.project.folder / "dialogues.jsonl", "".join(lines))
+    file = site.project.folder / "dialogues.jsonl"
+    kept = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    known = set(kept)
+    write_text(file, "".join([*kept, *(line for line in lines if line not in known)]))
 
 
 ROUTES = (
