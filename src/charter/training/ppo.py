@@ -26,6 +26,7 @@ from charter.training.rollouts import (
     over_rollout,
     policy_pass,
     prompt_batch,
+    value_pass,
 )
 from charter.training.watch import Watch
 
@@ -75,7 +76,8 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
 
         # Credit.
         rewards = at_last_token(scores, rollout.mask) - kl_controller.coef * kl
-        values = over_rollout(rollout, cuts, lambda packed: trunk.values("value", packed))
+        critic = value_pass(trunk, rollout, cuts)
+        values = critic.values  # (B, T)
         advantages, returns = gae(rewards, values, rollout.mask, settings.gamma, settings.gae_lambda)
         if settings.whiten_advantages != "none":
             advantages = whiten(advantages, rollout.mask, unbiased=settings.whiten_advantages == "unbiased")
@@ -93,7 +95,7 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
                 for cut in minibatch:
                     mask = cut.packed.mask
                     new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
-                    new_values = trunk.values("value", cut.packed)
+                    new_values = critic.of(trunk, cut)
                     policy_loss, stats = clipped_policy_loss(
                         new_logprobs,
                         cut.of(logprobs),

@@ -181,6 +181,30 @@ def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temp
     return PolicyPass(whole, (logprobs, entropies))
 
 
+@dataclass
+class ValuePass:
+    """What the critic expects before each token of a rollout (B, T), before its first update; a batch that is one micro-batch
+    keeps its graph, as in ``PolicyPass``."""
+
+    values: Tensor
+    kept: Tensor | None
+
+    def of(self, trunk: Trunk, cut: MicroBatch) -> Tensor:
+        """Values (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
+        if self.kept is not None:
+            found, self.kept = self.kept, None
+            return found
+        return trunk.values("value", cut.packed)
+
+
+def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> ValuePass:
+    """Read a rollout with the critic."""
+    if len(cuts) > 1:
+        return ValuePass(over_rollout(rollout, cuts, lambda packed: trunk.values("value", packed)), None)
+    values = trunk.values("value", cuts[0].packed)
+    return ValuePass(over_rollout(rollout, cuts, lambda _: values.detach()), values)
+
+
 def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:
     """What every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
     response_kl = kl.sum(dim=1)
