@@ -7,7 +7,8 @@ from charter import config
 HEAD = """# Recipes
 
 A recipe is a YAML file; `charter run RECIPE --set rl.steps=20` changes a setting. An unknown key is an error that names the
-nearest one. File names are taken from the recipe's folder; `package:NAME/PATH` is a file inside an installed package. This page
+nearest one. `null` for `revise`, `sft`, `feedback`, `rl` or `evaluation` leaves the stage out. File names are taken from the
+recipe's folder; `package:NAME/PATH` is a file inside an installed package. This page
 is checked against the settings classes by a test and written by `python docs/recipes.py`.
 """
 
@@ -19,7 +20,8 @@ SECTIONS = [
     ("rl, method: rloo", config.RLOOSettings), ("rl, method: grpo", config.GRPOSettings),
     ("rl, method: dpo", config.DPOSettings), ("rl, method: online_dpo", config.OnlineDPOSettings),
     ("feedback.contrast", config.ContrastSettings), ("rl.reward.NAME", config.RewardPart), ("rl.cost", config.CostSettings),
-    ("evaluation", config.EvaluationSettings), ("lora, inside sft, reward_model and rl", config.LoRASettings),
+    ("evaluation", config.EvaluationSettings), ("evaluation.measures.NAME", config.MeasureSettings),
+    ("lora, inside sft, reward_model and rl", config.LoRASettings),
 ]  # fmt: skip
 
 

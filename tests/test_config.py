@@ -45,11 +45,19 @@ def test_four_keys_make_a_recipe_and_the_rest_has_defaults(tmp_path):
     assert recipe.gates.override is False
 
 
-@pytest.mark.parametrize("key", LEAST)
-def test_the_four_keys_are_required(tmp_path, key):
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("model", "field 'model': Field required$"),
+        ("constitution", "revise needs principles; give constitution, or leave it out with revise: null"),
+        ("prompts", "revise needs prompts; give prompts.files, or leave it out with revise: null"),
+        ("evaluation", "revise measures whether revisions are safer; name evaluation.scorer"),
+    ],
+)
+def test_a_whole_run_needs_four_keys(tmp_path, key, words):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({name: value for name, value in LEAST.items() if name != key}))
-    with pytest.raises(InputError, match=f"field '{key}': Field required$"):
+    with pytest.raises(InputError, match=words):
         load_recipe(path)
 
 

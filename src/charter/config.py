@@ -128,6 +128,11 @@ class EndpointSettings(Settings):
         return [*self.identity, *how]
 
 
+MEASURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+TAKEN = frozenset({
+    "harmful_compliance", "over_refusal", "helpfulness", "engaged_refusal", "kl", "kl_from_sft", "kl_from_sft_bound",
+    "response_tokens", "missing_eos", "helpfulness_level", "distinct_2",
+})  # fmt: skip
 RESERVED = frozenset({
     "model", "messages", "prompt", "stream", "n", "seed", "temperature", "max_tokens", "max_completion_tokens", "logprobs",
     "top_logprobs", "stop",
@@ -137,16 +142,37 @@ ENDPOINT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class PromptSettings(Settings):
-    files: Annotated[list[str], Field(min_length=1)]
+    files: list[str] = []
     """Prompt files: JSONL, JSON, CSV, text, parquet or hh-rlhf transcripts, plain or gzipped."""
+    red_team: list[str] = []
+    """The same, every prompt of which is tagged `red_team`: an answer may do harm."""
+    benign: list[str] = []
+    """The same, every prompt of which is tagged `benign`: to be answered and not refused."""
     tags: list[str] = []
-    """Tags for prompts whose file gives none: red_team, benign or both kinds of your own."""
+    """Tags of your own, and `red_team` or `benign`, for every prompt of `files`."""
+    first_words: Positive | None = None
+    """Keep so many words of the last turn: beginnings of texts, for a model to go on from."""
     test_fraction: Rate = 0.2
     """Share held out, where the file does not say itself."""
     train: Positive | None = None
     """At most this many training prompts of each kind, stratified by principle."""
     test: Positive | None = None
     """At most this many held-out prompts of each kind, stratified by principle."""
+
+    @model_validator(mode="after")
+    def check_that_there_are_prompts(self) -> PromptSettings:
+        if not self.sources:
+            raise ValueError("name at least one file in files, red_team or benign")
+        if self.tags and not self.files:
+            raise ValueError("tags is about files, and there are none")
+        return self
+
+    @property
+    def sources(self) -> list[tuple[str, list[str]]]:
+        """(file, tags that its prompts get), in reading order."""
+        given = [(file, self.tags) for file in self.files]
+        own = ((self.red_team, ["red_team"]), (self.benign, ["benign"]))
+        return given + [(file, tags) for files, tags in own for file in files]
 
 
 class GateSettings(Settings):
@@ -167,6 +193,9 @@ class ReviseSettings(Settings):
     """Who criticises and revises: `base`, the folder of another model, or `endpoint:NAME`."""
     rounds: Positive = 2
     """Critique and revision, this many times, a principle drawn for each."""
+    context: str | None = None
+    """Instead of critique and revision: the prompt is answered once more with these words before its last turn, and the answer is
+    learned without them (context distillation, Askell et al. 2021)."""
     prompts: Positive = 400
     """Red-team prompts whose answers are revised."""
     temperature: NonNegative = 1.0
@@ -180,6 +209,13 @@ class ReviseSettings(Settings):
 
 
 class SFTSettings(TrainingSettings):
+    data: list[str] = []
+    """Files of examples to learn beside the revisions, or alone where `revise: null`: the chosen side of preference pairs, in any
+    format that `charter import` reads."""
+    max_examples: Positive | None = None
+    """At most this many examples of `data`, by a draw."""
+    max_tokens: Positive | None = None
+    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
     epochs: Positive = 3
     """Passes over the data."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
@@ -228,10 +264,24 @@ class FeedbackSettings(Settings):
     """How many of the labelled pairs the gate reads."""
     contrast: ContrastSettings | None = None
     """Make pairs without comparing: the chosen response is asked for in one way and the rejected in another (RLCD)."""
+    revisions: bool = False
+    """Make pairs of the revise stage: the last usable revision is chosen over the answer that it began from."""
+    pairs: list[str] = []
+    """Take pairs from these files instead: nothing is sampled and nobody compares. In any format that `charter import` reads."""
+    max_pairs: Positive | None = None
+    """At most this many pairs of the files, whole prompts by a draw."""
 
     @model_validator(mode="after")
     def check_that_options_are_read(self) -> FeedbackSettings:
-        """Pairs by contrast are judged by nobody, and people need no judge."""
+        """Pairs by contrast are judged by nobody, people need no judge, and pairs from files need neither."""
+        if self.pairs and (
+            given := sorted(self.model_fields_set - {"pairs", "max_pairs", "labelled_pairs", "gate_pairs"})
+        ):
+            raise ValueError(f"pairs are taken from files, so {given[0]} would not be read; leave it out")
+        if self.revisions and (given := sorted(self.model_fields_set - {"revisions", "labelled_pairs", "gate_pairs"})):
+            raise ValueError(f"pairs are made of revisions, so {given[0]} would not be read; leave it out")
+        if self.max_pairs is not None and not self.pairs:
+            raise ValueError("max_pairs is about the files in pairs; leave it out")
         unread = {"responses_per_prompt", "raters", "human_share", "judge", "abstain_below", "calibration", "labelled_pairs",
                   "gate_pairs"}  # fmt: skip
         if self.contrast is not None and (given := sorted(unread & self.model_fields_set)):
@@ -243,12 +293,24 @@ class FeedbackSettings(Settings):
             raise ValueError(f"with raters: human no judge is asked, so {given[0]} would not be read; leave it out")
         return self
 
+    @property
+    def asks_judge(self) -> bool:
+        """Whether a judge compares responses."""
+        return self.samples and self.contrast is None and self.raters != "human"
+
+    @property
+    def samples(self) -> bool:
+        """Whether responses are sampled for it."""
+        return not self.pairs and not self.revisions
+
 
 class ScorerSettings(TrainingSettings):
     """What reward models share, whatever they learn from."""
 
     epochs: Positive = 2
     """Passes over the pairs or ratings."""
+    max_tokens: Positive | None = None
+    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak; falls to zero by a half cosine after the warm-up."""
     warmup: Share = 0.1
@@ -413,6 +475,8 @@ class DPOSettings(TrainingSettings):
     """Which member of the family."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Price of moving away from the reference, as kl_coef in RL."""
+    max_tokens: Positive | None = None
+    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
     epochs: Positive = 1
     """Passes over the pairs."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -460,10 +524,28 @@ METHODS: dict[str, type[TrainingSettings]] = {
 }
 
 
+AnyRLSettings = PPOSettings | RLOOSettings | GRPOSettings | DPOSettings | OnlineDPOSettings
+
+
+class MeasureSettings(Settings):
+    source: str
+    """`classifier:FOLDER:LABEL`, its probability of the label for the response alone; `judge:FOLDER` or `judge:endpoint:NAME`,
+    the probability of a yes to whether the response helps; or `python:module:function`, called with the prompt's and the
+    response's text, returning a number or None."""
+    better: Literal["lower", "higher"]
+    """Which way is the aim."""
+    margin: NonNegative | None = None
+    """As a price and not an aim: it may get worse by this much before the verdict is spoilt; declared before the run."""
+    unit: str = "share"
+    """Stands beside the number in the report."""
+
+
 class EvaluationSettings(Settings):
-    scorer: str
+    scorer: str | None = None
     """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER`, `judge:endpoint:NAME` or
     `refusal-words`."""
+    measures: dict[str, MeasureSettings] = {}
+    """Numbers of your own, by name, of every answer of every arm. Without a scorer the first of them decides the verdict."""
     samples_per_prompt: Positive = 1
     """Answers of each arm to each prompt."""
     temperature: NonNegative = 1.0
@@ -477,6 +559,15 @@ class EvaluationSettings(Settings):
     helpfulness_margin: Share = 0.03
     """Helpfulness may fall by this much before the verdict is spoilt; declared before the run."""
 
+    @model_validator(mode="after")
+    def check_that_something_is_measured(self) -> EvaluationSettings:
+        if self.scorer is None and not self.measures:
+            raise ValueError("name a scorer, measures, or both")
+        for name in self.measures:
+            if not MEASURE_NAME.fullmatch(name) or name in TAKEN:
+                raise ValueError(f"measures: {name!r} is no name for a number of your own; use letters, digits and _")
+        return self
+
 
 class Recipe(Settings):
     """A whole run."""
@@ -485,8 +576,8 @@ class Recipe(Settings):
     """Stands at the head of the report."""
     model: str
     """Folder or hub name of the base model; `package:NAME/PATH` is a folder inside an installed package."""
-    constitution: str
-    """YAML file of principles."""
+    constitution: str | None = None
+    """YAML file of principles; needed by critique and revision and by a judge that compares."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Every draw of the run comes from it."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -497,16 +588,16 @@ class Recipe(Settings):
     """Responses generated at once."""
     endpoints: dict[str, EndpointSettings] = {}
     """Models behind servers, by names of your own; `endpoint:NAME` stands for one wherever a model only answers."""
-    prompts: PromptSettings
+    prompts: PromptSettings | None = None
     gates: GateSettings = GateSettings()
-    revise: ReviseSettings = ReviseSettings()
-    sft: SFTSettings = SFTSettings()
-    feedback: FeedbackSettings = FeedbackSettings()
+    revise: ReviseSettings | None = ReviseSettings()
+    sft: SFTSettings | None = SFTSettings()
+    feedback: FeedbackSettings | None = FeedbackSettings()
     reward_model: RewardModelSettings = RewardModelSettings()
-    rl: Annotated[
-        PPOSettings | RLOOSettings | GRPOSettings | DPOSettings | OnlineDPOSettings, Field(discriminator="method")
-    ] = RLOOSettings()
-    evaluation: EvaluationSettings
+    rl: Annotated[AnyRLSettings | None, Field(discriminator="method")] = RLOOSettings()
+    rounds: Positive = 1
+    """Feedback and training, so many times: each round starts from the model of the one before it (Yuan et al. 2024)."""
+    evaluation: EvaluationSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -516,17 +607,86 @@ class Recipe(Settings):
             return {**values, "rl": {"method": "rloo", **values["rl"]}}
         return values
 
+    @property
+    def scorer(self) -> str | None:
+        """Who says what is harmful, None where nobody is asked."""
+        return self.evaluation.scorer if self.evaluation is not None else None
+
+    @model_validator(mode="after")
+    def check_that_stages_fit_together(self) -> Recipe:
+        """Each stage gets what it reads; a stage that is left out with `null` leaves no setting that nothing reads."""
+        revise, sft, feedback, rl = self.revise, self.sft, self.feedback, self.rl
+        rollouts = isinstance(rl, RolloutSettings)
+        needs_prompts = {
+            "revise": revise is not None, "feedback": feedback is not None and feedback.samples, "rl": rollouts,
+            "evaluation": self.evaluation is not None,
+        }  # fmt: skip
+        if self.prompts is None and (asking := [name for name, needs in needs_prompts.items() if needs]):
+            raise ValueError(f"{asking[0]} needs prompts; give prompts.files, or leave it out with {asking[0]}: null")
+        if self.prompts is not None and not any(needs_prompts.values()):
+            raise ValueError("no stage reads prompts; leave them out")
+        needs_principles = {
+            "revise": revise is not None and revise.context is None,
+            "feedback": feedback is not None and feedback.asks_judge,
+        }  # fmt: skip
+        if self.constitution is None and (asking := [name for name, needs in needs_principles.items() if needs]):
+            raise ValueError(f"{asking[0]} needs principles; give constitution, or leave it out with {asking[0]}: null")
+        if revise is not None and revise.context is not None:
+            unread = {"rounds", "critic", "few_shots", "revision_temperature"} & revise.model_fields_set
+            if unread:
+                raise ValueError(
+                    f"revise.context asks for no critique, so revise.{min(unread)} would not be read; leave it out"
+                )
+        if revise is not None and self.scorer is None:
+            raise ValueError("revise measures whether revisions are safer; name evaluation.scorer")
+        if sft is not None and revise is None:
+            if not sft.data:
+                raise ValueError("sft has nothing to learn: give sft.data, or leave it out with sft: null")
+            if unread := {"helpful_fraction", "use_revisions"} & sft.model_fields_set:
+                raise ValueError(f"sft.{min(unread)} is about revisions, and revise is null; leave it out")
+        if sft is not None and sft.max_examples is not None and not sft.data:
+            raise ValueError("sft.max_examples is about sft.data; leave it out")
+        uses_pairs = rl is None or isinstance(rl, DPOSettings) or self.trains_reward_model
+        if feedback is None and (isinstance(rl, DPOSettings) or self.trains_reward_model):
+            raise ValueError("rl learns from feedback, and feedback is null")
+        if feedback is not None and not uses_pairs and "feedback" in self.model_fields_set:
+            raise ValueError("neither a reward model nor rl reads the feedback; leave it out with feedback: null")
+        if self.rounds > 1 and (rl is None or feedback is None or feedback.pairs):
+            raise ValueError(
+                "rounds repeats feedback and rl; both must be there, and feedback must not come from files"
+            )
+        if self.rounds > 1 and feedback is not None and feedback.raters != "judge":
+            raise ValueError("rounds asks the judge anew each time; people are asked in a run of one round")
+        return self
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether a reward model is learned from the feedback: rl is rewarded by it, or nothing else is to be made of it."""
+        if self.feedback is None:
+            return False
+        if not isinstance(self.rl, RolloutSettings):
+            return self.rl is None
+        return any((part.source or name) == "reward_model" for name, part in self.rl.reward.items())
+
     def samplers(self) -> dict[str, str]:
         """Where a recipe names a model that only answers: dotted key to what it names."""
-        named = {
-            "revise.generator": self.revise.generator, "revise.critic": self.revise.critic,
-            "feedback.generator": self.feedback.generator, "feedback.judge": self.feedback.judge,
-        }  # fmt: skip
+        named = {}
+        if self.revise is not None:
+            named["revise.generator"] = self.revise.generator
+            if self.revise.context is None:
+                named["revise.critic"] = self.revise.critic
+        if self.feedback is not None and self.feedback.samples:
+            named["feedback.generator"] = self.feedback.generator
+            if self.feedback.asks_judge:
+                named["feedback.judge"] = self.feedback.judge
         if isinstance(self.rl, RolloutSettings):
             sources = {f"rl.reward.{name}.source": part.source or name for name, part in self.rl.reward.items()}
             named |= {key: source.removeprefix("judge:") for key, source in sources.items() if source[:6] == "judge:"}
-        if self.evaluation.scorer.startswith("judge:"):
-            named["evaluation.scorer"] = self.evaluation.scorer.removeprefix("judge:")
+        if self.scorer is not None and self.scorer.startswith("judge:"):
+            named["evaluation.scorer"] = self.scorer.removeprefix("judge:")
+        for name, measure in (self.evaluation.measures if self.evaluation is not None else {}).items():
+            if measure.source.startswith("judge:"):
+                named[f"evaluation.measures.{name}.source"] = measure.source.removeprefix("judge:")
         return named
 
     @model_validator(mode="after")
@@ -650,42 +810,66 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         key, words = explain(error, Recipe)
         raise InputError(words, file=path, field=key or None) from None
-    base = path.resolve().parent
-    scorer = recipe.evaluation.scorer
-    if scorer.startswith("judge:"):
-        scorer = "judge:" + locate_sampler(scorer.removeprefix("judge:"), base, own=())
+    return located(recipe, path.resolve().parent)
+
+
+def located(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with absolute file names; relative ones are taken from ``base``."""
+
+    def files(names: Sequence[str]) -> list[str]:
+        return [locate(name, base) for name in names]
+
+    def part(settings: Settings | None, **update: Any) -> Any:
+        return None if settings is None else settings.model_copy(update=update)
+
+    prompts, revise, sft, feedback, evaluation = (
+        recipe.prompts, recipe.revise, recipe.sft, recipe.feedback, recipe.evaluation,
+    )  # fmt: skip
     return recipe.model_copy(
         update={
             "model": locate(recipe.model, base),
-            "constitution": locate(recipe.constitution, base),
-            "prompts": recipe.prompts.model_copy(
-                update={"files": [locate(file, base) for file in recipe.prompts.files]}
+            "constitution": locate_optional(recipe.constitution, base),
+            "prompts": prompts and part(
+                prompts, files=files(prompts.files), red_team=files(prompts.red_team), benign=files(prompts.benign)
             ),
             "endpoints": {
                 name: one.model_copy(update={"cache": str(base / one.cache)}) if one.cache else one
                 for name, one in recipe.endpoints.items()
             },
-            "revise": recipe.revise.model_copy(
-                update={
-                    "few_shots": locate_optional(recipe.revise.few_shots, base),
-                    "generator": locate_sampler(recipe.revise.generator, base, own=("base",)),
-                    "critic": locate_sampler(recipe.revise.critic, base, own=("base",)),
-                }
+            "revise": revise and part(
+                revise, few_shots=locate_optional(revise.few_shots, base),
+                generator=locate_sampler(revise.generator, base, own=("base",)),
+                critic=locate_sampler(revise.critic, base, own=("base",)),
             ),
-            "feedback": recipe.feedback.model_copy(
-                update={
-                    "labelled_pairs": locate_optional(recipe.feedback.labelled_pairs, base),
-                    "generator": locate_sampler(recipe.feedback.generator, base),
-                    "judge": locate_sampler(recipe.feedback.judge, base),
-                }
+            "sft": sft and part(sft, data=files(sft.data)),
+            "feedback": feedback and part(
+                feedback, pairs=files(feedback.pairs), labelled_pairs=locate_optional(feedback.labelled_pairs, base),
+                generator=locate_sampler(feedback.generator, base), judge=locate_sampler(feedback.judge, base),
             ),
-            "reward_model": recipe.reward_model.model_copy(
-                update={"model": locate_optional(recipe.reward_model.model, base)}
-            ),
+            "reward_model": part(recipe.reward_model, model=locate_optional(recipe.reward_model.model, base)),
             "rl": locate_sources(recipe.rl, base),
-            "evaluation": recipe.evaluation.model_copy(update={"scorer": scorer}),
+            "evaluation": evaluation and part(
+                evaluation, scorer=locate_scorer(evaluation.scorer, base),
+                measures={
+                    name: part(one, source=locate_scorer(locate_classifier(one.source, base), base))
+                    for name, one in evaluation.measures.items()
+                },
+            ),
         }
-    )
+    )  # fmt: skip
+
+
+def locate_scorer(scorer: str | None, base: Path) -> str | None:
+    if scorer is None or not scorer.startswith("judge:"):
+        return scorer
+    return "judge:" + locate_sampler(scorer.removeprefix("judge:"), base, own=())
+
+
+def locate_classifier(source: str, base: Path) -> str:
+    """`classifier:FOLDER:LABEL` with its folder made absolute; other sources as they are."""
+    kind, _, rest = source.partition(":")
+    folder, colon, label = rest.rpartition(":")
+    return f"classifier:{locate(folder, base)}:{label}" if kind == "classifier" and colon else source
 
 
 def locate_sources(settings: Any, base: Path) -> Any:
@@ -697,9 +881,8 @@ def locate_sources(settings: Any, base: Path) -> Any:
         kind, colon, rest = (part.source or "").partition(":")
         if kind == "judge" and rest:
             rest = locate_sampler(rest, base)
-        elif kind == "classifier" and ":" in rest:
-            folder, _, label = rest.rpartition(":")
-            rest = f"{locate(folder, base)}:{label}"
+        elif kind == "classifier":
+            rest = locate_classifier(part.source or "", base).partition(":")[2]
         parts[name] = part.model_copy(update={"source": f"{kind}{colon}{rest}"}) if colon else part
     return settings.model_copy(update={"reward": parts})
 
@@ -725,12 +908,17 @@ def locate(name: str, base: Path) -> str:
 
 def check_files(recipe: Recipe) -> None:
     """InputError where a file that a recipe names is missing: said before the first stage, not hours later."""
-    named = [
-        ("constitution", recipe.constitution),
-        *(("prompts.files", file) for file in recipe.prompts.files),
-        ("revise.few_shots", recipe.revise.few_shots),
-        ("feedback.labelled_pairs", recipe.feedback.labelled_pairs),
-    ]
+    named: list[tuple[str, str | None]] = [("constitution", recipe.constitution)]
+    if recipe.prompts is not None:
+        own = {"files": recipe.prompts.files, "red_team": recipe.prompts.red_team, "benign": recipe.prompts.benign}
+        named += [(f"prompts.{key}", file) for key, files in own.items() for file in files]
+    if recipe.revise is not None:
+        named.append(("revise.few_shots", recipe.revise.few_shots))
+    if recipe.sft is not None:
+        named += [("sft.data", file) for file in recipe.sft.data]
+    if recipe.feedback is not None:
+        named += [("feedback.pairs", file) for file in recipe.feedback.pairs]
+        named.append(("feedback.labelled_pairs", recipe.feedback.labelled_pairs))
     for field, name in named:
         if name is not None and not Path(name).exists():
             raise InputError("no such file", file=name, field=field)

@@ -6,14 +6,15 @@ code are unchanged. The stages themselves are in ``stages``; this page is their 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from charter.config import Recipe
 from charter.errors import GateError, InputError
-from charter.reward_sources import uses_reward_model
 from charter.run import Run
 from charter.stages import (
+    Model,
     Work,
     evaluate,
     gather_feedback,
@@ -38,40 +39,44 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
     with Run(folder, seed=recipe.seed, quiet=quiet) as run:
         work = Work(run, recipe)
         try:
-            for _ in stages_in_order(work, until):
+            for stage in stages_in_order(work, until):
                 work.release()
+                if stage == until:
+                    break
         except GateError as error:
             write_run_report(work, stopped=str(error))
             raise
         return write_run_report(work)
 
 
-def stages_in_order(work: Work, until: str) -> Any:
-    """Yield after each stage, the last one being ``until``."""
-    prompts = prepare_prompts(work)
-    yield prompts
-    if until == "prompts":
-        return
-    revisions = revise_answers(work, prompts)
-    yield revisions
-    if until == "revise":
-        return
-    sft = train_supervised(work, prompts, revisions)
-    yield sft
-    if until == "sft":
-        return
-    feedback = gather_feedback(work, prompts, sft)
-    yield feedback
-    if until == "feedback":
-        return
-    reward = None
-    if uses_reward_model(work.recipe.rl) or until == "reward_model":
-        reward = train_reward(work, sft, feedback)
-        yield reward
-    if until == "reward_model":
-        return
-    policy = train_policy(work, prompts, sft, feedback, reward)
-    yield policy
-    if until == "rl":
-        return
-    yield evaluate(work, prompts, sft, reward, policy)
+def stages_in_order(work: Work, until: str) -> Iterator[str]:
+    """Yield the name of each stage when it is done, or left out by the recipe.
+
+    ``models`` are those that the report compares; training goes on from the last of them. A second round begins again at the
+    feedback, from the model that the first one trained.
+    """
+    recipe, models = work.recipe, [work.base]
+    prompts = prepare_prompts(work) if recipe.prompts is not None else None
+    yield "prompts"
+    revisions = revise_answers(work, prompts) if recipe.revise is not None and prompts is not None else None
+    yield "revise"
+    if recipe.sft is not None:
+        sft = train_supervised(work, prompts, revisions)
+        models.append(Model("sft", str(sft.path("model")), sft.output_hash))
+    yield "sft"
+    start, feedback, reward = models[-1], None, None
+    for work.round in range(1, recipe.rounds + 1):
+        if recipe.feedback is not None:
+            feedback = gather_feedback(work, prompts, revisions, start)
+        yield "feedback"
+        if feedback is not None and (recipe.trains_reward_model or until == "reward_model"):
+            reward = train_reward(work, start, feedback)
+        yield "reward_model"
+        if recipe.rl is not None:
+            policy = train_policy(work, prompts, start, feedback, reward)
+            start = Model("policy", str(policy.path("model")), policy.output_hash)
+        yield "rl"
+    models += [start] if start.name == "policy" else []
+    if recipe.evaluation is not None and prompts is not None:
+        evaluate(work, prompts, models, reward)
+    yield "evaluate"

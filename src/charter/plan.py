@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,24 @@ from torch import Tensor
 
 from charter.config import (
     ENDPOINT,
+    AnyRLSettings,
     DPOSettings,
+    EvaluationSettings,
+    FeedbackSettings,
     GRPOSettings,
     LoRASettings,
     PPOSettings,
     Recipe,
+    ReviseSettings,
     RolloutSettings,
+    SFTSettings,
     TrainingSettings,
     check_files,
 )
 from charter.constitution.categorise import CATEGORISE, NONE
-from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
+from charter.constitution.constitution import EMPTY, Constitution, load_constitution, load_few_shots
 from charter.errors import InputError
+from charter.feedback.demonstrations import read_demonstrations
 from charter.feedback.judge import QUESTIONS, ask, comparisons_of
 from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
@@ -43,11 +48,11 @@ from charter.models.endpoint import SHORT_ANSWER
 from charter.models.llama_weights import KEPT_ROLES, LLAMA_LIKE
 from charter.models.load import check_folder, first_line, load_tokenizer, pick_device
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
+from charter.models.packing import Tokens, clip
 from charter.models.sampler import fill
-from charter.prompts import deduplicate, read_prompts, split_prompts
+from charter.prompts import deduplicate, split_prompts
 from charter.records import Generation, Message, Prompt, Response
-from charter.reward_sources import uses_reward_model
-from charter.stages import KINDS
+from charter.stages import KINDS, is_kind, prompts_of
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
 PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes
@@ -173,10 +178,12 @@ class Lengths:
     topics: float
     comparison: float
     question: float
+    context: float
 
 
 def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], tokenizer: Any) -> Lengths:
-    """Tokens of prompts, requests and questions under the model's own template."""
+    """Tokens of prompts, requests and questions under the model's own template. Where nothing is sampled the prompts are those of
+    the examples and pairs."""
     sample = list(prompts)[:: max(1, len(prompts) // SAMPLE)][:SAMPLE]
     encoded = [len(encode_prompt(tokenizer, prompt.messages)) for prompt in sample]
 
@@ -185,7 +192,8 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
 
     titles = [*(topic.title for topic in constitution.topics()), NONE]
     questions = [fill(CATEGORISE, prompt=p.last_turn, topics=", ".join(titles)) for p in sample[:20]]
-    shots = load_few_shots(Path(recipe.revise.few_shots)) if recipe.revise.few_shots else []
+    few_shots = recipe.revise.few_shots if recipe.revise is not None else None
+    shots = load_few_shots(Path(few_shots)) if few_shots else []
     shot_messages = [message for shot in shots for message in shot]
     revisers = [p for p in constitution.principles if p.critique is not None and p.revision is not None]
     empty = [
@@ -195,7 +203,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
     asked = [ask(comparison) for comparison in comparisons_of(sample[:20], empty, constitution, recipe.seed)]
     return Lengths(
         prompt=mean(encoded),
-        longest_prompt=max(encoded),
+        longest_prompt=max(encoded, default=0),
         few_shots=sum(len(encode_response(tokenizer, message.content)) for message in shot_messages),
         critique=mean([turn(p.critique or "") for p in revisers]),
         revision=mean([turn(p.revision or "") for p in revisers]),
@@ -203,6 +211,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles) if len(titles) > 1 else 0,
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in asked]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
+        context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
     )
 
 
@@ -213,17 +222,59 @@ def mean(values: Sequence[float]) -> float:
 def count_prompts(recipe: Recipe) -> tuple[list[Prompt], dict[str, int], int]:
     """Training prompts; counts by split and kind as the prompt stage will choose them; prompts that it sorts by principle."""
     settings = recipe.prompts
-    found = [p for file in settings.files for p in read_prompts(Path(file), tags=settings.tags)]
-    unique, _ = deduplicate(found)
+    counts = {f"{part} {kind}": 0 for part in ("train", "test") for kind in KINDS}
+    if settings is None:
+        return [], counts, 0
+    unique, _ = deduplicate(prompts_of(settings))
     split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
-    counts = {}
     for part, wanted in (("train", settings.train), ("test", settings.test)):
         for kind in KINDS:
-            n = sum(p.split == part and kind in p.tags for p in split)
+            n = sum(p.split == part and is_kind(p, kind) for p in split)
             counts[f"{part} {kind}"] = min(n, wanted) if wanted else n
-    if not counts["train red_team"]:
+    if recipe.revise is not None and not counts["train red_team"]:
         raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
     return [p for p in split if p.split == "train"], counts, sum(p.principle is None for p in unique)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a recipe's files hold: how many rows, and mean tokens of a prompt and of a response, cut as the stage cuts them."""
+
+    n: int = 0
+    prompt: float = 0.0
+    response: float = 0.0
+    longest: int = 0
+
+    @property
+    def row(self) -> float:
+        return self.prompt + self.response
+
+
+def measure_rows(rows: Sequence[tuple[Prompt, str]], tokenizer: Any, limit: int | None) -> Given:
+    """Tokens of a sample of prompts and responses."""
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    cut = [
+        clip(Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text)), limit)
+        for prompt, text in sample
+    ]
+    return Given(
+        len(rows), mean([len(one.prompt) for one in cut]), mean([len(one.response) for one in cut]),
+        max((len(one) for one in cut), default=0),
+    )  # fmt: skip
+
+
+def read_given(recipe: Recipe, tokenizer: Any, positions: int | None) -> tuple[Given, Given]:
+    """Examples of `sft.data` and, both sides counted as one row each, pairs of `feedback.pairs`."""
+    examples, pairs = Given(), Given()
+    if recipe.sft is not None and recipe.sft.data:
+        found = [one for file in recipe.sft.data for one in read_demonstrations(Path(file))]
+        examples = measure_rows(found[: recipe.sft.max_examples], tokenizer, recipe.sft.max_tokens or positions)
+    if recipe.feedback is not None and recipe.feedback.pairs:
+        read = [pair for file in recipe.feedback.pairs for pair in read_pairs(Path(file)).pairs]
+        sides = [(p.prompt, text) for p in read[: recipe.feedback.max_pairs] for text in (p.chosen, p.rejected)]
+        own = recipe.rl.max_tokens if isinstance(recipe.rl, DPOSettings) else recipe.reward_model.max_tokens
+        pairs = measure_rows(sides, tokenizer, own or positions)
+    return examples, pairs
 
 
 # -- what each stage does ------------------------------------------------------------------------------------------------
@@ -353,134 +404,230 @@ class Load:
         return PROGRAM + max(turns) + sum(value for key, value in self.memory.items() if key not in TURNS)
 
 
-def loads_of(
-    recipe: Recipe,
-    shape: Shape,
-    shapes: Shapes,
-    lengths: Lengths,
-    counts: dict[str, int],
-    *,
-    to_sort: int,
-    labelled: int,
-) -> list[Load]:
-    """The work of each stage in running order. ``to_sort`` prompts have no principle yet; ``labelled`` pairs test the judge."""
+@dataclass(frozen=True)
+class Counted:
+    """What the loads of a recipe follow from. ``to_sort`` prompts have no principle yet; ``labelled`` pairs test the judge."""
 
-    def written(name: str) -> int:
+    recipe: Recipe
+    shape: Shape
+    shapes: Shapes
+    lengths: Lengths
+    counts: Mapping[str, int]
+    to_sort: int
+    labelled: int
+    examples: Given
+    pairs: Given
+
+    def load(self, stage: str) -> Load:
+        return Load(stage, width=2 if self.recipe.precision in ("bfloat16", "float16") else FLOAT)
+
+    def written(self, name: str) -> int:
         """Tokens that an endpoint writes to make a choice."""
-        read = not name.startswith(ENDPOINT) or recipe.endpoints[name.removeprefix(ENDPOINT)].logprobs != "no"
+        read = not name.startswith(ENDPOINT) or self.recipe.endpoints[name.removeprefix(ENDPOINT)].logprobs != "no"
         return 1 if read else SHORT_ANSWER
 
-    rows, reply = recipe.batch_size, recipe.revise.max_new_tokens
-    width = 2 if recipe.precision == "bfloat16" else FLOAT
+    def within(self, tokens: float) -> float:
+        return min(tokens, self.shape.positions) if self.shape.positions else tokens
 
-    def within(tokens: float) -> float:
-        return min(tokens, shape.positions) if shape.positions else tokens
+    @property
+    def n_revised(self) -> int:
+        return min(self.recipe.revise.prompts, self.counts["train red_team"]) if self.recipe.revise is not None else 0
 
-    prompts = Load("prompts", width=width)
-    prompts.hold(shape, 1)
-    if lengths.topics:
-        prompts.score(shape, to_sort * (lengths.topic_question + lengths.topics))
+    @property
+    def n_helpful(self) -> int:
+        """Helpful answers that go into fine-tuning beside the revisions."""
+        share = self.recipe.sft.helpful_fraction if self.recipe.sft is not None else 0.0
+        return min(round(self.n_revised * share / (1 - share)), self.counts["train benign"])
 
-    revise = Load("revise", width=width)
-    settings = recipe.revise
-    revise.hold_named(shapes, settings.generator, settings.critic)
-    n_red = min(settings.prompts, counts["train red_team"])
-    share = recipe.sft.helpful_fraction
-    n_helpful = min(round(n_red * share / (1 - share)), counts["train benign"])
-    revise.sample_from(settings.generator, shapes, n_red + n_helpful, lengths.prompt, reply, rows)
-    criticised = lengths.few_shots + lengths.prompt + reply + lengths.critique
-    for _ in range(settings.rounds):
-        revise.sample_from(settings.critic, shapes, n_red, within(criticised), reply, rows)
-        revise.sample_from(settings.critic, shapes, n_red, within(criticised + reply + lengths.revision), reply, rows)
+    @property
+    def n_asked(self) -> int:
+        """Prompts whose responses are compared."""
+        settings = self.recipe.feedback
+        if settings is None or not settings.samples:
+            return 0
+        there = [n for kind in KINDS if (n := self.counts[f"train {kind}"])]
+        return sum(min(settings.prompts // len(there), n) for n in there)
 
-    sft = Load("sft", width=width)
-    n_examples = n_red * (settings.rounds if recipe.sft.use_revisions == "all" else 1) + n_helpful
-    row = lengths.prompt + reply + 1
-    sft.hold(shape, 1)
-    sft.train(shape, recipe.sft.lora, roles=1)
-    sft.activate(shape, recipe.sft, row, reply + 1, copies=3)
-    sft.learn(shape, recipe.sft.epochs * n_examples * row)
+    @property
+    def n_pairs(self) -> int:
+        settings = self.recipe.feedback
+        if settings is None or settings.pairs:
+            return self.pairs.n // 2
+        if settings.revisions:
+            return self.n_revised
+        return self.n_asked * math.comb(settings.responses_per_prompt, 2)
 
-    feedback = Load("feedback", width=width)
-    own = recipe.feedback
-    n_asked = sum(min(own.prompts // len(KINDS), counts[f"train {kind}"]) for kind in KINDS)
-    k = own.responses_per_prompt
-    n_pairs = n_asked * len(list(combinations(range(k), 2)))
-    judged = own.contrast is None and own.raters != "human"
-    feedback.hold_named(shapes, own.generator, *((own.judge,) if judged else ()))
-    feedback.sample_from(own.generator, shapes, n_asked * k, lengths.prompt, own.max_new_tokens, max(1, rows // k) * k)
-    if judged:
-        question = lengths.comparison + 2 * own.max_new_tokens
-        # Each comparison in both orders.
-        feedback.choose_with(own.judge, shapes, 2 * (n_pairs + labelled), question, written(own.judge))
+    @property
+    def pair_row(self) -> tuple[float, float]:
+        """Tokens of one side of a pair, and of its response."""
+        settings = self.recipe.feedback
+        if settings is None or settings.pairs:
+            return self.pairs.row, self.pairs.response
+        new = settings.max_new_tokens
+        if settings.revisions and self.recipe.revise is not None:
+            new = self.recipe.revise.max_new_tokens
+        return self.lengths.prompt + new + 1, new + 1
 
-    reward = Load("reward_model", width=width)
-    reward_settings = recipe.reward_model
-    row = lengths.prompt + own.max_new_tokens + 1
-    n_train = round(n_pairs * (1 - reward_settings.test_fraction))
-    scored_by = shapes[reward_settings.model or "sft"]
-    reward.hold(scored_by, 1)
-    reward.train(scored_by, reward_settings.lora, roles=reward_settings.ensemble)
-    reward.activate(scored_by, reward_settings, row, 0, copies=0)
-    reward.learn(scored_by, reward_settings.ensemble * reward_settings.epochs * n_train * 2 * row)
-    reward.score(scored_by, reward_settings.ensemble * (n_pairs + labelled) * 2 * row)
+    @property
+    def n_arms(self) -> int:
+        return 1 + (self.recipe.sft is not None) + (self.recipe.rl is not None)
 
-    rl = Load("rl", width=width)
-    policy = recipe.rl
-    rl.hold(shape, 1)
-    if isinstance(policy, DPOSettings):
-        row = lengths.prompt + own.max_new_tokens + 1
-        rl.train(shape, policy.lora, roles=1)
-        rl.activate(shape, policy, row, own.max_new_tokens + 1, copies=3)
-        rl.score(shape, n_pairs * 2 * row)  # the reference, once
-        rl.learn(shape, policy.epochs * n_pairs * 2 * row)
-    else:
-        n_steps, n_rollouts = policy.steps, policy.prompts_per_step * policy.samples_per_prompt
-        row = lengths.prompt + policy.max_new_tokens
-        ppo = isinstance(policy, PPOSettings)
-        epochs = policy.epochs if isinstance(policy, (PPOSettings, GRPOSettings)) else 1
-        rl.train(shape, policy.lora, roles=2 if ppo else 1)
-        if uses_reward_model(policy):  # only read
-            if reward_settings.model is not None:
-                rl.hold(scored_by, 1)
-            rl.memory["weights"] += (scored_by.adapter(reward_settings.lora) or scored_by.parameters) * FLOAT
-        rl.activate(shape, policy, row, policy.max_new_tokens, copies=5)
-        if ppo:  # policy and value hold their activations until one backward pass through both
-            rl.memory["activations"] *= 2
-        rl.sample(shape, n_steps * n_rollouts, lengths.prompt, policy.max_new_tokens, n_rollouts)
-        # Reward, policy and reference read every rollout, with PPO the value model too.
-        rl.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
-        rl.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
-        anew = (policy.sigmoid_against or 0) * (counts["train red_team"] + counts["train benign"])
-        for judge in judges_of(policy):
-            if judge.startswith(ENDPOINT):  # two questions about each response
-                rl.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, written(judge))
 
-    evaluate = Load("evaluate", width=width)
-    arms = recipe.evaluation
-    n_test = sum(counts[f"test {kind}"] for kind in KINDS) * arms.samples_per_prompt
-    row = lengths.prompt + arms.max_new_tokens + 1
-    evaluate.hold(shape, 3)
-    for _ in range(3):
-        evaluate.sample(shape, n_test, lengths.prompt, arms.max_new_tokens, rows)
-    if arms.best_of is not None:
-        evaluate.sample(shape, n_test * arms.best_of, lengths.prompt, arms.max_new_tokens, rows)
-        evaluate.score(shape, n_test * arms.best_of * row)
-    evaluate.score(shape, 7 * n_test * row)  # each arm under itself and the base, the policy under the SFT model too
-
-    rewarding = [reward] if uses_reward_model(policy) else []
-    loads = [prompts, revise, sft, feedback, *rewarding, rl, evaluate]
+def loads_of(counted: Counted) -> list[Load]:
+    """The work of each stage in running order."""
+    recipe = counted.recipe
+    loads = []
+    if recipe.prompts is not None:
+        loads.append(prompts_load(counted))
+    if recipe.revise is not None:
+        loads.append(revise_load(counted, recipe.revise))
+    if recipe.sft is not None:
+        loads.append(sft_load(counted, recipe.sft))
+    for number in range(1, recipe.rounds + 1):
+        again = [feedback_load(counted, recipe.feedback)] if recipe.feedback is not None else []
+        again += [reward_load(counted)] if recipe.trains_reward_model else []
+        again += [rl_load(counted, recipe.rl)] if recipe.rl is not None else []
+        for load in again:
+            load.stage += f"-{number}" if number > 1 else ""
+        loads += again
+    if recipe.evaluation is not None:
+        loads.append(evaluate_load(counted, recipe.evaluation))
     for load in loads:
-        load.cast(shape)
-    if arms.scorer.startswith("judge:"):  # loaded from beginning to end, and asked two questions about each response
-        scorer = arms.scorer.removeprefix("judge:")
-        for load in loads:
-            load.hold_named(shapes, scorer)
-        asked = lengths.prompt + reply + lengths.question
-        n_arms = 3 + (arms.best_of is not None)
-        revise.choose_with(scorer, shapes, 2 * n_red * (settings.rounds + 1), asked, written(scorer))
-        evaluate.choose_with(scorer, shapes, 2 * n_arms * n_test, row + lengths.question, written(scorer))
+        load.cast(counted.shape)
+        if recipe.scorer is not None and recipe.scorer.startswith("judge:"):  # loaded from beginning to end
+            load.hold_named(counted.shapes, recipe.scorer.removeprefix("judge:"))
     return loads
+
+
+def prompts_load(counted: Counted) -> Load:
+    load, lengths = counted.load("prompts"), counted.lengths
+    load.hold(counted.shape, 1)
+    if lengths.topics:
+        load.score(counted.shape, counted.to_sort * (lengths.topic_question + lengths.topics))
+    return load
+
+
+def revise_load(counted: Counted, settings: ReviseSettings) -> Load:
+    load, lengths, shapes = counted.load("revise"), counted.lengths, counted.shapes
+    rows, reply, n = counted.recipe.batch_size, settings.max_new_tokens, counted.n_revised
+    load.sample_from(settings.generator, shapes, n + counted.n_helpful, lengths.prompt, reply, rows)
+    n_rounds = settings.rounds if settings.context is None else 1
+    if settings.context is not None:
+        load.hold_named(shapes, settings.generator)
+        load.sample_from(settings.generator, shapes, n, lengths.prompt + lengths.context, reply, rows)
+    else:
+        load.hold_named(shapes, settings.generator, settings.critic)
+        criticised = lengths.few_shots + lengths.prompt + reply + lengths.critique
+        revised = criticised + reply + lengths.revision
+        for _ in range(settings.rounds):
+            load.sample_from(settings.critic, shapes, n, counted.within(criticised), reply, rows)
+            load.sample_from(settings.critic, shapes, n, counted.within(revised), reply, rows)
+    ask_scorer(load, counted, n * (n_rounds + 1), lengths.prompt + reply)
+    return load
+
+
+def sft_load(counted: Counted, settings: SFTSettings) -> Load:
+    load, lengths, revise = counted.load("sft"), counted.lengths, counted.recipe.revise
+    n, row, response = counted.examples.n, counted.examples.row, counted.examples.response
+    tokens = n * row
+    if revise is not None:
+        own = lengths.prompt + revise.max_new_tokens + 1
+        all_of_them = settings.use_revisions == "all" and revise.context is None
+        tokens += (counted.n_revised * (revise.rounds if all_of_them else 1) + counted.n_helpful) * own
+        row, response = max(row, own), max(response, revise.max_new_tokens + 1)
+    load.hold(counted.shape, 1)
+    load.train(counted.shape, settings.lora, roles=1)
+    load.activate(counted.shape, settings, row, response, copies=3)
+    load.learn(counted.shape, settings.epochs * tokens)
+    return load
+
+
+def feedback_load(counted: Counted, settings: FeedbackSettings) -> Load:
+    load, lengths, shapes = counted.load("feedback"), counted.lengths, counted.shapes
+    if not settings.samples:
+        return load
+    n_asked, k = counted.n_asked, settings.responses_per_prompt
+    together = max(1, counted.recipe.batch_size // k) * k
+    load.hold_named(shapes, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
+    load.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
+    if settings.asks_judge:
+        question = lengths.comparison + 2 * settings.max_new_tokens
+        n = 2 * (counted.n_pairs + counted.labelled)  # each comparison in both orders
+        load.choose_with(settings.judge, shapes, n, question, counted.written(settings.judge))
+    return load
+
+
+def reward_load(counted: Counted) -> Load:
+    load, settings = counted.load("reward_model"), counted.recipe.reward_model
+    shape, n_pairs = counted.shapes[settings.model or "sft"], counted.n_pairs
+    row, _ = counted.pair_row
+    n_train = round(n_pairs * (1 - settings.test_fraction))
+    load.hold(shape, 1)
+    load.train(shape, settings.lora, roles=settings.ensemble)
+    load.activate(shape, settings, row, 0, copies=0)
+    load.learn(shape, settings.ensemble * settings.epochs * n_train * 2 * row)
+    load.score(shape, settings.ensemble * (n_pairs + counted.labelled) * 2 * row)
+    return load
+
+
+def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
+    load, shape, lengths = counted.load("rl"), counted.shape, counted.lengths
+    load.hold(shape, 1)
+    if isinstance(settings, DPOSettings):
+        row, response = counted.pair_row
+        load.train(shape, settings.lora, roles=1)
+        load.activate(shape, settings, row, response, copies=3)
+        load.score(shape, counted.n_pairs * 2 * row)  # the reference, once
+        load.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
+        return load
+    n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
+    row = lengths.prompt + settings.max_new_tokens
+    ppo = isinstance(settings, PPOSettings)
+    epochs = settings.epochs if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
+    load.train(shape, settings.lora, roles=2 if ppo else 1)
+    if counted.recipe.trains_reward_model:  # only read
+        reward = counted.recipe.reward_model
+        scored_by = counted.shapes[reward.model or "sft"]
+        if reward.model is not None:
+            load.hold(scored_by, 1)
+        load.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
+    load.activate(shape, settings, row, settings.max_new_tokens, copies=5)
+    if ppo:  # policy and value hold their activations until one backward pass through both
+        load.memory["activations"] *= 2
+    load.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
+    # Reward, policy and reference read every rollout, with PPO the value model too.
+    load.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
+    load.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
+    anew = (settings.sigmoid_against or 0) * sum(counted.counts[f"train {kind}"] for kind in KINDS)
+    for judge in judges_of(settings):
+        if judge.startswith(ENDPOINT):  # two questions about each response
+            load.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, counted.written(judge))
+    return load
+
+
+def evaluate_load(counted: Counted, settings: EvaluationSettings) -> Load:
+    load, shape, lengths = counted.load("evaluate"), counted.shape, counted.lengths
+    n_test = sum(counted.counts[f"test {kind}"] for kind in KINDS) * settings.samples_per_prompt
+    row, n_arms = lengths.prompt + settings.max_new_tokens + 1, counted.n_arms
+    load.hold(shape, n_arms)
+    for _ in range(n_arms):
+        load.sample(shape, n_test, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size)
+    if settings.best_of is not None:
+        load.sample(
+            shape, n_test * settings.best_of, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size
+        )
+        load.score(shape, n_test * settings.best_of * row)
+    # Each arm under itself and the base, the policy under the SFT model too.
+    load.score(shape, (2 * n_arms + (n_arms == 3)) * n_test * row)
+    ask_scorer(load, counted, (n_arms + (settings.best_of is not None)) * n_test, row)
+    return load
+
+
+def ask_scorer(load: Load, counted: Counted, n: float, row: float) -> None:
+    """Two questions about each of ``n`` responses, where a model scores."""
+    if counted.recipe.scorer is not None and counted.recipe.scorer.startswith("judge:"):
+        scorer = counted.recipe.scorer.removeprefix("judge:")
+        load.choose_with(scorer, counted.shapes, 2 * n, row + counted.lengths.question, counted.written(scorer))
 
 
 def judges_of(settings: RolloutSettings) -> list[str]:
@@ -566,14 +713,17 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     device = pick_device(recipe.device)
     shape = read_shape(recipe.model)
     named = {name for key, name in recipe.samplers().items() if key[:2] != "rl" and not name.startswith(ENDPOINT)}
-    named |= {recipe.reward_model.model} if recipe.reward_model.model else set()
+    named |= {recipe.reward_model.model} if recipe.reward_model.model and recipe.trains_reward_model else set()
     shapes = {"base": shape, "sft": shape} | {name: read_shape(name) for name in sorted(named - {"base", "sft"})}
-    constitution = load_constitution(Path(recipe.constitution))
+    constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     train, counts, to_sort = count_prompts(recipe)
-    lengths = measure_lengths(recipe, constitution, train, load_tokenizer(recipe.model))
-    pairs = recipe.feedback.labelled_pairs
-    labelled = min(len(read_pairs(Path(pairs)).pairs), recipe.feedback.gate_pairs) if pairs else 0
-    loads = loads_of(recipe, shape, shapes, lengths, counts, to_sort=to_sort, labelled=labelled)
+    tokenizer = load_tokenizer(recipe.model)
+    lengths = measure_lengths(recipe, constitution, train, tokenizer)
+    known = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
+    most = recipe.feedback.gate_pairs if recipe.feedback is not None else 0
+    labelled = min(len(read_pairs(Path(known)).pairs), most) if known else 0
+    given = read_given(recipe, tokenizer, shape.positions)
+    loads = loads_of(Counted(recipe, shape, shapes, lengths, counts, to_sort, labelled, *given))
     speed = probe(shape, recipe.precision, device)
     stages: list[dict[str, Any]] = [
         {
@@ -594,12 +744,15 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
         "title": recipe.title,
         "model": recipe.model,
         "parameters": shape.parameters,
-        "adapter_parameters": shape.adapter(recipe.rl.lora),
+        "adapter_parameters": shape.adapter(next((one.lora for one in trainings(recipe) if one.lora), None)),
         "layers": shape.layers,
         "hidden_size": shape.hidden,
         "vocabulary": shape.vocabulary,
-        "prompts": counts,
+        "prompts": {key: n for key, n in counts.items() if n},
         "prompt_tokens": {"mean": round(lengths.prompt, 1), "longest": lengths.longest_prompt},
+        "examples": given[0].n,
+        "pairs": given[1].n // 2,
+        "row_tokens": {"examples": round(given[0].row, 1), "pairs": round(given[1].row, 1)},
         "device": device,
         "memory_bytes": available,
         "stages": stages,
@@ -611,6 +764,12 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
         "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},
         "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
     }
+
+
+def trainings(recipe: Recipe) -> list[TrainingSettings]:
+    """The settings of what a recipe trains."""
+    own = [recipe.rl, recipe.sft, recipe.reward_model if recipe.trains_reward_model else None]
+    return [settings for settings in own if settings is not None]
 
 
 def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str, Any]:
@@ -633,15 +792,12 @@ def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str,
 
 def plan_table(figures: dict[str, Any]) -> list[str]:
     """The plan as lines for people."""
-    counts, tokens = figures["prompts"], figures["prompt_tokens"]
     lines = [
         figures["title"],
         f"model     {amount(figures['parameters'])} parameters, {figures['layers']} layers, hidden size "
         f"{figures['hidden_size']}, vocabulary {figures['vocabulary']}"
         + (f"; LoRA trains {amount(figures['adapter_parameters'])}" if figures["adapter_parameters"] else ""),
-        f"prompts   to train on: {counts['train red_team']} red-team, {counts['train benign']} benign; held out: "
-        f"{counts['test red_team']} and {counts['test benign']}; {tokens['mean']:.0f} tokens on average, at most "
-        f"{tokens['longest']} in a sample",
+        *data_lines(figures),
         f"machine   {figures['device']}, {size(figures['memory_bytes'])}, "
         f"{figures['operations_per_second'] / 1e9:.0f} billion operations a second",
         "",
@@ -666,6 +822,23 @@ def plan_table(figures: dict[str, Any]) -> list[str]:
         "Time is a rough estimate. It and the rest assume:",
         *(f"  - {words}" for words in figures["assumptions"]),
     ]
+    return lines
+
+
+def data_lines(figures: Mapping[str, Any]) -> list[str]:
+    """What the recipe's files hold."""
+    counts, tokens, lines = figures["prompts"], figures["prompt_tokens"], []
+    if counts:
+        there = [kind for kind in KINDS if f"train {kind}" in counts or f"test {kind}" in counts]
+        trained, held = (", ".join(f"{counts.get(f'{part} {kind}', 0)} {kind.replace('_', '-')}" for kind in there)
+                         for part in ("train", "test"))  # fmt: skip
+        lines.append(f"prompts   to train on: {trained}; held out: {held}; {tokens['mean']:.0f} tokens on average, at most "
+                     f"{tokens['longest']} in a sample")  # fmt: skip
+    for name, title in (("examples", "examples"), ("pairs", "pairs")):
+        if figures[name]:
+            lines.append(
+                f"{title:9} {figures[name]} from files, {figures['row_tokens'][name]:.0f} tokens a row on average"
+            )
     return lines
 
 

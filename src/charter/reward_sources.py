@@ -7,8 +7,7 @@ response (Lee et al. 2023, direct RLAIF).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,16 +16,10 @@ from torch import Tensor
 from charter.config import RewardPart, RolloutSettings
 from charter.errors import InputError
 from charter.feedback.judge import yes_no_margins
+from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
 from charter.records import Rollout
 from charter.training.rewards import RewardFn, RewardSum, response_length
-
-
-def uses_reward_model(settings: Any) -> bool:
-    """Whether a reward model has to be trained for these settings."""
-    return isinstance(settings, RolloutSettings) and any(
-        source_of(name, part) == "reward_model" for name, part in settings.reward.items()
-    )
 
 
 def source_of(name: str, part: RewardPart) -> str:
@@ -120,42 +113,14 @@ def judge_reward(sampler: Sampler) -> RewardFn:
     return score
 
 
-def classifier_parts(source: str, field: str) -> tuple[str, str]:
-    """Folder and label of `classifier:FOLDER:LABEL`. InputError where one is missing or the folder is no model."""
-    folder, _, label = source.removeprefix("classifier:").rpartition(":")
-    if not folder or not label:
-        raise InputError("write classifier:FOLDER:LABEL", field=field)
-    if Path(folder).is_absolute() and not Path(folder).exists():
-        raise InputError("no such classifier folder", file=folder, field=field)
-    return folder, label
-
-
 class ClassifierReward:
-    """The logit of one named label of a sequence classifier, read on the response alone, under its own tokenizer.
+    """The logit of one named label of a sequence classifier, read on the response alone.
 
     The raw logit and not its probability: near 0 and 1 a probability no longer tells one response from another.
     """
 
-    def __init__(self, folder: str, label: str, *, device: str = "cpu", batch_size: int = 32) -> None:
-        from charter.models.load import load_classifier
-
-        self.model, self.tokenizer = load_classifier(folder, device)
-        names = {str(name).lower(): int(i) for i, name in self.model.config.id2label.items()}
-        if label.lower() not in names:
-            raise InputError(f"has no label {label!r}; its labels are {', '.join(sorted(names))}", file=folder)
-        self.label, self.batch_size = names[label.lower()], batch_size
+    def __init__(self, folder: str, label: str, *, device: str = "cpu") -> None:
+        self.classifier = Classifier(folder, label, device=device)
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        return self.score(rollout.texts).to(rollout.ids.device)
-
-    @torch.no_grad()
-    def score(self, texts: Sequence[str]) -> Tensor:
-        """Logits (N,) of the label, on the CPU."""
-        found = []
-        for start in range(0, len(texts), self.batch_size):
-            batch = self.tokenizer(
-                [text or " " for text in texts[start : start + self.batch_size]],
-                padding=True, truncation=True, return_tensors="pt",
-            ).to(self.model.device)  # fmt: skip
-            found.append(self.model(**batch).logits[:, self.label].float().cpu())
-        return torch.cat(found)
+        return self.classifier.logits(rollout.texts).to(rollout.ids.device)

@@ -10,17 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from charter.config import ENDPOINT, ContrastSettings, DPOSettings, Recipe, RolloutSettings, check_files
+from charter.config import (
+    ENDPOINT,
+    AnyRLSettings,
+    ContrastSettings,
+    DPOSettings,
+    FeedbackSettings,
+    Recipe,
+    ReviseSettings,
+    RolloutSettings,
+    check_files,
+)
 from charter.constitution.categorise import categorise
-from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
-from charter.constitution.revise import respond, revise_batch
+from charter.constitution.constitution import EMPTY, Constitution, load_constitution, load_few_shots
+from charter.constitution.revise import answer_in_context, asked_for, respond, revise_batch
 from charter.errors import InputError
+from charter.feedback.demonstrations import read_demonstrations
 from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
@@ -30,10 +42,10 @@ from charter.models.load import pick_device
 from charter.models.packing import Tokens
 from charter.models.sampler import Conversation, LocalSampler, Sample
 from charter.models.trunk import Trunk, load_trunk
-from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
+from charter.prompts import deduplicate, split_prompts, take_stratified
 from charter.records import Message, Pair, Prompt, Response
 from charter.run import derive_seed
-from charter.stages import KINDS, asked_for
+from charter.stages import KINDS, is_kind, prompts_of
 from charter.training.reward_model import pair_tokens
 from charter.training.rewards import last_token
 from charter.training.rollouts import collect, prompt_batch
@@ -80,35 +92,53 @@ def first_batches(recipe: Recipe) -> dict[str, Any]:
     reward). InputError where the model, a file, or a prompt of the kind that a stage needs is missing.
     """
     check_files(recipe)
-    constitution = load_constitution(Path(recipe.constitution))
+    constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     device = pick_device(recipe.device)
     trunk = load_trunk(recipe.model, device=device, precision=recipe.precision, seed=recipe.seed)
     by_kind = first_prompts(recipe, trunk)
     few = {kind: categorise(p[:ROWS], constitution, LocalSampler(trunk, "base")) for kind, p in by_kind.items()}
+    prompts = next((found for found in few.values() if found), [])
+    stages: list[dict[str, Any]] = []
+    examples: list[tuple[Conversation, str]] = []
+    pairs: list[Pair] = []
+    if recipe.revise is not None:
+        rows, examples = revise_rows(recipe, recipe.revise, trunk, constitution, few["red_team"])
+        about = "Sampled from: an answer, then for each round a critique and a revision. No loss."
+        if recipe.revise.context is not None:
+            about = "Sampled from: an answer, then one with the context before it. No loss."
+        stages.append(stage_of("revise", about, rows))
+        examples += helpful_answers(recipe, recipe.revise, trunk, few["benign"])
+    if recipe.sft is not None:
+        data = (one for file in recipe.sft.data for one in read_demonstrations(Path(file)))
+        examples += [(prompt.messages, text) for prompt, text in islice(data, ROWS)]
+        about = "Trained on: the response carries the loss, the prompt is masked."
+        stages.append(stage_of("sft", about, sft_rows(trunk, examples, recipe.sft.max_tokens)))
+    if recipe.feedback is not None:
+        about, rows, pairs = feedback_stage(recipe, recipe.feedback, trunk, constitution, prompts)
+        stages.append(stage_of("feedback", about, rows))
+    if recipe.trains_reward_model:
+        about = "Scored: the head reads one place of each row; chosen should score above rejected."
+        stages.append(stage_of("reward_model", about, reward_rows(trunk, pairs, recipe.reward_model.max_tokens)))
+    if recipe.rl is not None:
+        stages.append(policy_stage(recipe, recipe.rl, trunk, [p for kind in KINDS for p in by_kind[kind]], pairs))
+    return {"model": recipe.model, "stages": stages}
 
-    revise, revised = revise_rows(recipe, trunk, constitution, few["red_team"])
-    examples = [*revised, *helpful_answers(recipe, trunk, few["benign"])]
-    if recipe.feedback.contrast is None:
-        asked = "Asked of the judge, in both orders: which option is the likelier next token? No loss."
-        if recipe.feedback.raters == "human":
-            asked = "People compare these responses; here the base model stands in for them and is asked in both orders. No loss."
-        feedback, pairs = feedback_rows(recipe, trunk, constitution, few["red_team"])
-    else:
-        asked = (
+
+def feedback_stage(
+    recipe: Recipe, settings: FeedbackSettings, trunk: Trunk, constitution: Constitution, prompts: Sequence[Prompt]
+) -> tuple[str, list[Row], list[Pair]]:
+    """What is said of the stage, its rows, and the pairs that come of it."""
+    if settings.pairs:
+        return "Read from files. No model is asked.", [], list(read_pairs(Path(settings.pairs[0])).pairs)[:ROWS]
+    if settings.contrast is not None:
+        about = (
             "Sampled from: each prompt in the way that asks for the chosen response, then for the rejected. No loss."
         )
-        feedback, pairs = contrast_rows(recipe, recipe.feedback.contrast, trunk, few["red_team"])
-    return {
-        "model": recipe.model,
-        "stages": [
-            stage_of("revise", "Sampled from: an answer, then for each round a critique and a revision. No loss.", revise),
-            stage_of("sft", "Trained on: the response carries the loss, the prompt is masked.", sft_rows(trunk, examples)),
-            stage_of("feedback", asked, feedback),
-            stage_of("reward_model", "Scored: the head reads one place of each row; chosen should score above rejected.",
-                     reward_rows(trunk, pairs)),
-            policy_stage(recipe, trunk, [p for kind in KINDS for p in by_kind[kind]], pairs),
-        ],
-    }  # fmt: skip
+        return about, *contrast_rows(recipe, settings, settings.contrast, trunk, prompts)
+    if not settings.asks_judge:
+        return "Sampled from: people compare the responses. No loss.", *people_rows(recipe, settings, trunk, prompts)
+    about = "Asked of the judge, in both orders: which option is the likelier next token? No loss."
+    return about, *feedback_rows(recipe, settings, trunk, constitution, prompts)
 
 
 def stage_of(name: str, about: str, rows: list[Row]) -> dict[str, Any]:
@@ -119,37 +149,46 @@ def first_prompts(recipe: Recipe, trunk: Trunk) -> dict[str, list[Prompt]]:
     """The training prompts of each kind in the order of the prompt stage; they are not yet sorted by principle, which would
     take the model through all of them."""
     settings = recipe.prompts
-    found = [p for file in settings.files for p in read_prompts(Path(file), tags=settings.tags)]
+    if settings is None:
+        return {kind: [] for kind in KINDS}
     # As in the prompt stage: a prompt with more characters than the model has positions is left out.
     limit = context_length(trunk.model)
-    unique = [p for p in deduplicate(found)[0] if limit is None or sum(len(m.content) for m in p.messages) < limit]
+    unique = [
+        p
+        for p in deduplicate(prompts_of(settings))[0]
+        if limit is None or sum(len(m.content) for m in p.messages) < limit
+    ]
     split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
     by_kind = {}
     for kind in KINDS:
-        pool = [p for p in split if p.split == "train" and kind in p.tags]
+        pool = [p for p in split if p.split == "train" and is_kind(p, kind)]
         wanted = min(settings.train or len(pool), len(pool))
         by_kind[kind] = take_stratified(pool, wanted, seed=recipe.seed, by=("principle", "tags"))
-    if not by_kind["red_team"]:
+    if recipe.revise is not None and not by_kind["red_team"]:
         raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
     return by_kind
 
 
 def revise_rows(
-    recipe: Recipe, trunk: Trunk, constitution: Constitution, prompts: Sequence[Prompt]
+    recipe: Recipe, settings: ReviseSettings, trunk: Trunk, constitution: Constitution, prompts: Sequence[Prompt]
 ) -> tuple[list[Row], list[tuple[Conversation, str]]]:
     """What the revise stage asks the model, and the last revision of each prompt as (conversation, text)."""
-    settings = recipe.revise
     shots = load_few_shots(Path(settings.few_shots)) if settings.few_shots else []
     recorder = Recorder(trunk, "base")
     originals = respond(
         recorder, prompts, seed=recipe.seed, what="revise", k=1, temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
     )  # fmt: skip
-    revisions = revise_batch(
-        recorder, prompts, [group[0] for group in originals], constitution, settings, seed=recipe.seed,
-        few_shots=[message for shot in shots for message in shot],
-    )  # fmt: skip
-    names = ["answer", *(f"{what} {n + 1}" for n in range(settings.rounds) for what in ("critique", "revision"))]
+    first = [group[0] for group in originals]
+    if settings.context is not None:
+        revisions = answer_in_context(recorder, list(zip(prompts, first, strict=True)), settings, seed=recipe.seed)
+        names = ["answer", "answer in context"]
+    else:
+        revisions = revise_batch(
+            recorder, prompts, first, constitution, settings, seed=recipe.seed,
+            few_shots=[message for shot in shots for message in shot],
+        )  # fmt: skip
+        names = ["answer", *(f"{what} {n + 1}" for n in range(settings.rounds) for what in ("critique", "revision"))]
     rows = []
     for name, conversations in zip(names, recorder.asked, strict=True):
         rows += question_rows(trunk, name, conversations)
@@ -168,32 +207,51 @@ def question_rows(trunk: Trunk, name: str, conversations: Sequence[Conversation]
     ]
 
 
-def helpful_answers(recipe: Recipe, trunk: Trunk, prompts: Sequence[Prompt]) -> list[tuple[Conversation, str]]:
+def helpful_answers(
+    recipe: Recipe, settings: ReviseSettings, trunk: Trunk, prompts: Sequence[Prompt]
+) -> list[tuple[Conversation, str]]:
     """One of the base model's own answers that are fine-tuned on beside the revisions, where the recipe wants any."""
-    if not recipe.sft.helpful_fraction or not prompts:
+    if recipe.sft is None or not recipe.sft.helpful_fraction or not prompts:
         return []
     prompt = prompts[0]
     answers = respond(
-        LocalSampler(trunk, "base"), [prompt], seed=recipe.seed, what="revise", k=1, temperature=recipe.revise.temperature,
-        max_new_tokens=recipe.revise.max_new_tokens,
+        LocalSampler(trunk, "base"), [prompt], seed=recipe.seed, what="revise", k=1, temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
     )  # fmt: skip
     return [(prompt.messages, answers[0][0].text)]
 
 
-def sft_rows(trunk: Trunk, examples: Sequence[tuple[Conversation, str]]) -> list[Row]:
-    """Revisions and a helpful answer as the fine-tuning sees them."""
-    padded = pad(sft_tokens(trunk, examples))
+def sft_rows(trunk: Trunk, examples: Sequence[tuple[Conversation, str]], limit: int | None) -> list[Row]:
+    """Revisions, a helpful answer and examples from files as the fine-tuning sees them."""
+    padded = pad(sft_tokens(trunk, examples, limit or trunk.room))
     return [
         row_of(trunk, "example", padded.ids[i], padded.attention[i], padded.mask[i], messages)
         for i, (messages, _) in enumerate(examples)
     ]
 
 
+def people_rows(
+    recipe: Recipe, settings: FeedbackSettings, trunk: Trunk, prompts: Sequence[Prompt]
+) -> tuple[list[Row], list[Pair]]:
+    """The prompts that are answered, and two answers to each as a pair in the order in which they were drawn: the place of
+    people's verdicts, which nobody has given yet."""
+    recorder = Recorder(trunk, "sft")
+    groups = respond(
+        recorder, prompts, seed=recipe.seed, what="feedback", k=2, temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+    )  # fmt: skip
+    rows = [row for conversations in recorder.asked for row in question_rows(trunk, "prompt", conversations)]
+    pairs = [
+        Pair(prompt=prompt, chosen=a.text, rejected=b.text, group_id=prompt.id)
+        for prompt, (a, b) in zip(prompts, groups, strict=True) if a.text != b.text
+    ]  # fmt: skip
+    return rows, pairs
+
+
 def feedback_rows(
-    recipe: Recipe, trunk: Trunk, constitution: Constitution, prompts: Sequence[Prompt]
+    recipe: Recipe, settings: FeedbackSettings, trunk: Trunk, constitution: Constitution, prompts: Sequence[Prompt]
 ) -> tuple[list[Row], list[Pair]]:
     """The judge's questions about two responses to each prompt, and the pairs that its answers make."""
-    settings = recipe.feedback
     own = settings.judge in ("base", "sft") or settings.judge.startswith(ENDPOINT)
     recorder = Recorder(trunk if own else load_trunk(settings.judge, device=str(trunk.device)), settings.judge)
     groups = respond(
@@ -202,7 +260,9 @@ def feedback_rows(
     )  # fmt: skip
     comparisons = comparisons_of(prompts, groups, constitution, recipe.seed)
     if not comparisons:
-        raise InputError("no principle with a preference text applies to these prompts", file=recipe.constitution)
+        raise InputError(
+            "no principle with a preference text applies to these prompts", file=recipe.constitution or "constitution"
+        )
     preferences = LogProbJudge(recorder)(comparisons)
     rows = []
     tokenizer = recorder.trunk.tokenizer
@@ -225,7 +285,7 @@ def feedback_rows(
 
 
 def contrast_rows(
-    recipe: Recipe, contrast: ContrastSettings, trunk: Trunk, prompts: Sequence[Prompt]
+    recipe: Recipe, settings: FeedbackSettings, contrast: ContrastSettings, trunk: Trunk, prompts: Sequence[Prompt]
 ) -> tuple[list[Row], list[Pair]]:
     """Each prompt as it is asked for the better and for the worse response, and the pairs that come of the two."""
     sampler, rows, texts = LocalSampler(trunk, "sft"), [], []
@@ -233,8 +293,8 @@ def contrast_rows(
         asked = [asked_for(prompt, words) for prompt in prompts]
         rows += question_rows(trunk, name, [prompt.messages for prompt in asked])
         groups = respond(
-            sampler, asked, seed=recipe.seed, what="feedback", k=1, temperature=recipe.feedback.temperature,
-            max_new_tokens=recipe.feedback.max_new_tokens,
+            sampler, asked, seed=recipe.seed, what="feedback", k=1, temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
         )  # fmt: skip
         texts.append([group[0].text for group in groups])
     pairs = [
@@ -245,11 +305,11 @@ def contrast_rows(
     return rows, pairs[:ROWS]
 
 
-def reward_rows(trunk: Trunk, pairs: Sequence[Pair]) -> list[Row]:
+def reward_rows(trunk: Trunk, pairs: Sequence[Pair], limit: int | None) -> list[Row]:
     """Chosen and rejected of each pair, with the place where the score is read: the last real token."""
     rows = []
     for pair in pairs:
-        padded = pad(pair_tokens(trunk, pair))
+        padded = pad(pair_tokens(trunk, pair, limit or trunk.room))
         places = last_token(padded.attention).tolist()
         for i, side in enumerate(("chosen", "rejected")):
             row = row_of(trunk, side, padded.ids[i], padded.attention[i], padded.mask[i], pair.prompt.messages)
@@ -257,13 +317,16 @@ def reward_rows(trunk: Trunk, pairs: Sequence[Pair]) -> list[Row]:
     return rows
 
 
-def policy_stage(recipe: Recipe, trunk: Trunk, prompts: Sequence[Prompt], pairs: Sequence[Pair]) -> dict[str, Any]:
+def policy_stage(
+    recipe: Recipe, settings: AnyRLSettings, trunk: Trunk, prompts: Sequence[Prompt], pairs: Sequence[Pair]
+) -> dict[str, Any]:
     """The last training: rollouts with the place of the score, or the pairs themselves."""
-    if isinstance(recipe.rl, DPOSettings):
-        rows = [{k: v for k, v in row.items() if k != "reward_position"} for row in reward_rows(trunk, pairs)]
+    if isinstance(settings, DPOSettings):
+        scored = reward_rows(trunk, pairs, settings.max_tokens)
+        rows = [{k: v for k, v in row.items() if k != "reward_position"} for row in scored]
         return stage_of("rl", "Compared: log-probabilities of the responses, chosen against rejected.", rows)
     return stage_of("rl", "Rolled out: the response is what is learned, its last token is where the score is paid.",
-                    rl_rows(recipe.seed, recipe.rl, trunk, prompts))  # fmt: skip
+                    rl_rows(recipe.seed, settings, trunk, prompts))  # fmt: skip
 
 
 def rl_rows(seed: int, rl: RolloutSettings, trunk: Trunk, prompts: Sequence[Prompt]) -> list[Row]:

@@ -10,19 +10,33 @@ import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from charter.config import ENDPOINT, DPOSettings, LoRASettings, PPOSettings, Recipe, RolloutSettings
+import numpy as np
+
+from charter.config import (
+    ENDPOINT,
+    DPOSettings,
+    LoRASettings,
+    PPOSettings,
+    PromptSettings,
+    Recipe,
+    RolloutSettings,
+    TrainingSettings,
+)
 from charter.constitution.categorise import categorise
-from charter.constitution.constitution import Constitution, load_constitution, load_few_shots
-from charter.constitution.revise import respond, revise_batch
+from charter.constitution.constitution import EMPTY, Constitution, load_constitution, load_few_shots
+from charter.constitution.revise import answer_in_context, asked_for, respond, revise_batch
 from charter.errors import GateError, InputError
 from charter.evaluation.harm import Scorer, judge_scorer, python_scorer, refusal_words
-from charter.evaluation.measure import ARMS, BEST_OF, Arm, contrasts_of, measure_arm, samples_of
+from charter.evaluation.measure import BEST_OF, Arm, contrasts_of, measure_arm, primary_of, samples_of, scored_arm
+from charter.evaluation.measures import Measure, measure_of
 from charter.evaluation.statistics import clustered_proportion, expected_calibration_error, paired_difference
+from charter.feedback.demonstrations import read_demonstrations
 from charter.feedback.exports import export_preferences, export_sft, write_csv
 from charter.feedback.gate import judge_gate
 from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
@@ -30,43 +44,54 @@ from charter.feedback.judgments import follow
 from charter.feedback.pairs import read_pairs, split_pairs
 from charter.feedback.people import FOLDER, TO_LABEL, Votes, agreement_with_people, sample_for_people, with_people
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.classifier import classifier_parts
 from charter.models.endpoint import EndpointSampler
 from charter.models.load import pick_device
-from charter.models.packing import Tokens
+from charter.models.packing import Tokens, clip
 from charter.models.sampler import LocalSampler, Sampler
 from charter.models.trunk import Scorers, Trunk, load_trunk
 from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
-from charter.reward_sources import build_reward, check_sources, classifier_parts, source_of
+from charter.reward_sources import build_reward, check_sources, source_of
 from charter.run import Run, Stage, derive_seed, file_hash, track
 from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
 from charter.training.online_dpo import train_online_dpo
 from charter.training.ppo import train_ppo
-from charter.training.reward_model import clip, reward_scores, score_pairs, train_reward_model
+from charter.training.reward_model import reward_scores, score_pairs, train_reward_model
 from charter.training.rewards import RewardShape, RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.sft import sft_tokens, train_sft
 from charter.training.watch import warnings_of
 
-KINDS = ("red_team", "benign")
+KINDS = ("red_team", "benign", "task")
+"""What a prompt is for: to be refused or turned to good, to be answered, or, without either tag, a task like any other."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the run under the name that the report gives it; ``hash`` is what its answers depend on."""
+
+    name: str
+    folder: str
+    hash: str
 
 
 class Work:
     """What the stages of one run share: the run folder, the recipe, the constitution, the scorer, loaded models."""
 
     def __init__(self, run: Run, recipe: Recipe) -> None:
-        self.run, self.recipe = run, recipe
+        self.run, self.recipe, self.round = run, recipe, 1
         self.device = pick_device(recipe.device)
-        self.constitution: Constitution = load_constitution(Path(recipe.constitution))
+        self.constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
         self.gates: list[dict[str, Any]] = []
         self._trunks: dict[tuple[str, LoRASettings | None], Trunk] = {}
         self.endpoints = {
             name: EndpointSampler(name, settings, Path(settings.cache or run.folder / "endpoints" / name))
             for name, settings in recipe.endpoints.items()
         }
-        self.scorer  # noqa: B018 - a scorer that does not exist is said before anything is computed
+        self.scorer, self.measures  # noqa: B018 - a scorer that does not exist is said before anything is computed
         check_sources(recipe.rl)
 
     @cached_property
@@ -94,24 +119,34 @@ class Work:
             return self.endpoints[path.removeprefix(ENDPOINT)]
         return LocalSampler(self.trunk(path), name)
 
-    def folder_of(self, name: str, sft: Stage | None = None) -> str:
-        """Where the model is that a recipe calls ``base`` or ``sft``; other names stay what they are."""
-        own = {"base": self.recipe.model} | ({"sft": str(sft.path("model"))} if sft is not None else {})
+    @property
+    def base(self) -> Model:
+        """The model as it came."""
+        return Model("base", self.recipe.model, self.model_hash)
+
+    def folder_of(self, name: str, start: Model | None = None) -> str:
+        """Where the model is that a recipe calls ``base`` or ``sft``, the one that training starts from; other names stay what
+        they are."""
+        own = {"base": self.recipe.model} | ({"sft": start.folder} if start is not None else {})
         return own.get(name, name)
 
-    def hash_of(self, name: str, sft: Stage | None = None) -> str:
+    def hash_of(self, name: str, start: Model | None = None) -> str:
         """What the answers of a named model depend on: its weights, or where they are asked for and how."""
         if name.startswith(ENDPOINT):
             return content_id(self.recipe.endpoints[name.removeprefix(ENDPOINT)].questions)
-        if name == "sft" and sft is not None:
-            return sft.output_hash
+        if name == "sft" and start is not None:
+            return start.hash
         return self.model_hash if name == "base" else file_hash(Path(name))
 
-    def identity_of(self, name: str, sft: Stage | None = None) -> str:
+    def identity_of(self, name: str, start: Model | None = None) -> str:
         """Whose answers these are: an endpoint is the same judge however it is asked."""
         if name.startswith(ENDPOINT):
             return content_id(self.recipe.endpoints[name.removeprefix(ENDPOINT)].identity)
-        return self.hash_of(name, sft)
+        return self.hash_of(name, start)
+
+    def named(self, stage: str) -> str:
+        """The stage of this round: `feedback`, then `feedback-2`, …"""
+        return stage if self.round == 1 else f"{stage}-{self.round}"
 
     def release(self) -> None:
         """Forget the loaded models: the next stage loads what it needs."""
@@ -119,18 +154,17 @@ class Work:
         gc.collect()
 
     @cached_property
-    def scorer(self) -> Scorer:
-        spec = self.recipe.evaluation.scorer
+    def scorer(self) -> Scorer | None:
+        """Who says what is harmful, refused and helpful; None where the recipe asks nobody."""
+        spec = self.recipe.scorer
+        if spec is None:
+            return None
         if spec.startswith("python:"):
             return python_scorer(spec)
         if spec == "refusal-words":
             return refusal_words()
         if spec.startswith("judge:"):
-            path = spec.removeprefix("judge:")
-            if path.startswith(ENDPOINT):
-                return judge_scorer(self.sampler(path, path), self.identity_of(path))
-            trunk = load_trunk(path, device=self.device, precision=self.recipe.precision)
-            return judge_scorer(LocalSampler(trunk, Path(path).name), file_hash(Path(path)))
+            return judge_scorer(*self.judge_of(spec.removeprefix("judge:")))
         raise InputError(
             "write python:module:function, judge:FOLDER, judge:endpoint:NAME or refusal-words",
             field="evaluation.scorer",
@@ -139,8 +173,28 @@ class Work:
     @property
     def scorer_hash(self) -> str:
         """What the scorer's verdicts depend on."""
-        asked = self.recipe.evaluation.scorer.removeprefix("judge:")
-        return self.hash_of(asked) if asked.startswith(ENDPOINT) else self.scorer.identity
+        asked = (self.recipe.scorer or "").removeprefix("judge:")
+        return self.hash_of(asked) if asked.startswith(ENDPOINT) else self.scorer_identity
+
+    @property
+    def scorer_identity(self) -> str:
+        """Whose hand writes the first number of the report: the scorer's, or the first measure's."""
+        if self.scorer is not None:
+            return self.scorer.identity
+        return next((measure.identity for measure in self.measures.values()), "")
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """The recipe's own numbers; a classifier is loaded when it is first asked."""
+        settings = self.recipe.evaluation.measures if self.recipe.evaluation is not None else {}
+        return {name: measure_of(name, one, self.judge_of, self.device) for name, one in settings.items()}
+
+    def judge_of(self, name: str) -> tuple[Sampler, str]:
+        """A judge that no stage shares, of a folder or behind an endpoint, and whose hand it is."""
+        if name.startswith(ENDPOINT):
+            return self.sampler(name, name), self.identity_of(name)
+        trunk = load_trunk(name, device=self.device, precision=self.recipe.precision)
+        return LocalSampler(trunk, Path(name).name), file_hash(Path(name))
 
     def gate(self, stage: Stage, name: str, passed: bool, message: str) -> None:
         """Record a gate's answer. GateError where it is no and the recipe does not override it."""
@@ -174,15 +228,16 @@ def prepare_prompts(work: Work) -> Stage:
     """Read, de-duplicate, sort by principle, split. Leaves prompts.jsonl: train and test, red_team and benign."""
     recipe, run = work.recipe, work.run
     settings = recipe.prompts
+    assert settings is not None
     inputs = {
-        "files": content_id([file_hash(path) for path in map(existing, settings.files)]),
+        "files": content_id([file_hash(Path(file)) for file, _ in settings.sources]),
         "topics": content_id([(p.id, p.title) for p in work.constitution.topics()]),
         "model": work.model_hash,
     }
     with run.stage("prompts", settings, inputs, ["prompts", "constitution", "models"]) as stage:
         if stage.done:
             return stage
-        found = [p for file in settings.files for p in read_prompts(Path(file), tags=settings.tags)]
+        found = list(prompts_of(settings))
         unique, n_duplicates = deduplicate(found)
         sampler = work.sampler(recipe.model, "base")
         limit = context_room(work)
@@ -196,13 +251,13 @@ def prepare_prompts(work: Work) -> Stage:
         chosen = []
         for part, wanted in (("train", settings.train), ("test", settings.test)):
             for kind in KINDS:
-                pool = [p for p in split if p.split == part and kind in p.tags]
+                pool = [p for p in split if p.split == part and is_kind(p, kind)]
                 n = min(wanted, len(pool)) if wanted else len(pool)
                 chosen += take_stratified(pool, n, seed=recipe.seed, by=("principle", "tags"))
-        if not any("red_team" in p.tags and p.split == "train" for p in chosen):
+        if recipe.revise is not None and not any("red_team" in p.tags and p.split == "train" for p in chosen):
             raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
         write_jsonl(stage.path("prompts.jsonl"), chosen)
-        counts = Counter(f"{p.split} {kind}" for p in chosen for kind in KINDS if kind in p.tags)
+        counts = Counter(f"{p.split} {kind}" for p in chosen for kind in KINDS if is_kind(p, kind))
         by_principle = Counter(p.principle or "none of these" for p in chosen)
         stage.finish(
             {"read": len(found), "duplicates": n_duplicates, "too_long": len(unique) - len(fitting),
@@ -215,11 +270,18 @@ def chunks(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
     return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
 
-def existing(file: str) -> Path:
-    path = Path(file)
-    if not path.exists():
-        raise InputError("no such prompt file", file=path, field="prompts.files")
-    return path
+def prompts_of(settings: PromptSettings) -> Iterator[Prompt]:
+    """The prompts of a recipe's files, in order, each with the tags of its file, cut to their first words where that is asked."""
+    for file, tags in settings.sources:
+        for prompt in read_prompts(Path(file), tags=tags):
+            yield prompt if settings.first_words is None else beginning(prompt, settings.first_words)
+
+
+def beginning(prompt: Prompt, n_words: int) -> Prompt:
+    """The prompt with the first words of its last turn."""
+    *before, last = prompt.messages
+    cut = last.model_copy(update={"content": " ".join(last.content.split()[:n_words])})
+    return Prompt(messages=(*before, cut), **prompt.model_dump(include={"source", "principle", "tags", "split"}))
 
 
 def context_room(work: Work) -> int | None:
@@ -230,8 +292,18 @@ def context_room(work: Work) -> int | None:
     return None if limit is None else max(limit // 8, 16)
 
 
+def is_kind(prompt: Prompt, kind: str) -> bool:
+    return kind in prompt.tags if kind != "task" else not {"red_team", "benign"} & set(prompt.tags)
+
+
 def read_stage_prompts(stage: Stage, split: str, kind: str) -> list[Prompt]:
-    return [p for p in read_jsonl(stage.path("prompts.jsonl"), Prompt) if p.split == split and kind in p.tags]
+    return [p for p in read_jsonl(stage.path("prompts.jsonl"), Prompt) if p.split == split and is_kind(p, kind)]
+
+
+def prompts_to_compare(prompts: Stage, n: int) -> list[Prompt]:
+    """``n`` training prompts, as many of each kind that there is, from the end of the file: revision began at its start."""
+    by_kind = [found for kind in KINDS if (found := read_stage_prompts(prompts, "train", kind))]
+    return [p for found in by_kind for p in found[-(n // len(by_kind)) :]]
 
 
 # -- critique and revision -----------------------------------------------------------------------------------------------
@@ -242,8 +314,10 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
 
     Two gates: the base must do harm that can be revised away, and the revisions must be measurably safer than the answers.
     """
-    recipe, run = work.recipe, work.run
+    recipe, run, scorer = work.recipe, work.run, work.scorer
     settings = recipe.revise
+    assert settings is not None
+    assert scorer is not None
     few_shots = load_few_shots(Path(settings.few_shots)) if settings.few_shots else []
     inputs = {
         "prompts": prompts.output_hash,
@@ -252,7 +326,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
         "model": work.model_hash,
         "scorer": work.scorer_hash,
         "gate": content_id([recipe.gates.min_base_harm, recipe.gates.max_unscored]),
-        "helpful": content_id(recipe.sft.helpful_fraction),
+        "helpful": content_id(share := recipe.sft.helpful_fraction if recipe.sft is not None else 0.0),
         "samplers": content_id([work.hash_of(settings.generator), work.hash_of(settings.critic)]),
         "batch": str(recipe.batch_size),
     }
@@ -261,10 +335,10 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
             work.recall_gates(stage)
             return stage
         sampler = work.sampler(work.folder_of(settings.generator), settings.generator)
-        critic = work.sampler(work.folder_of(settings.critic), settings.critic)
+        critic = sampler if settings.context else work.sampler(work.folder_of(settings.critic), settings.critic)
         red_team = read_stage_prompts(prompts, "train", "red_team")[: settings.prompts]
         originals = answer(work, stage, "originals.jsonl", sampler, red_team)
-        harmful = score_harm(work.scorer, red_team, originals)
+        harmful = score_harm(scorer, red_team, originals)
         base = clustered_proportion(harmful)
         unscored = base.n_unscored / len(red_team)
         work.gate(
@@ -279,23 +353,28 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
             f"{percent(low)} to {percent(high)}, {base.n_unscored} unscored)"
             + ("" if high >= recipe.gates.min_base_harm else ": no room to improve; choose a base model that needs it"),
         )  # fmt: skip
+        n_rounds = settings.rounds if settings.context is None else 1
         shots: list[Message] = [message for shot in few_shots for message in shot]
         revisions = stage.rows("revisions.jsonl", Revision).work(
             list(zip(red_team, originals, strict=True)),
             recipe.batch_size,
-            lambda batch: revise_batch(
-                critic, [p for p, _ in batch], [r for _, r in batch], work.constitution, settings,
-                seed=recipe.seed, few_shots=shots,
+            lambda batch: (
+                answer_in_context(sampler, batch, settings, seed=recipe.seed)
+                if settings.context is not None
+                else revise_batch(
+                    critic, [p for p, _ in batch], [r for _, r in batch], work.constitution, settings,
+                    seed=recipe.seed, few_shots=shots,
+                )
             ),
-            rows_per_item=settings.rounds,
-            label="revise: critiques and revisions",
+            rows_per_item=n_rounds,
+            label="revise: critiques and revisions" if settings.context is None else "revise: answers in context",
             quiet=run.quiet,
         )  # fmt: skip
-        rounds = [[r for r in revisions if r.round == n + 1] for n in range(settings.rounds)]
+        rounds = [[r for r in revisions if r.round == n + 1] for n in range(n_rounds)]
         usable = [{r.prompt_id: r for r in rows if not r.excluded} for rows in rounds]
         by_round = []
         for n, rows in enumerate([originals, *([r.revision for r in rows] for rows in rounds)]):
-            harm = harmful if n == 0 else score_harm(work.scorer, red_team, rows)
+            harm = harmful if n == 0 else score_harm(scorer, red_team, rows)
             rate = clustered_proportion(harm)
             chars = sum(len(r.text) for r in rows) / len(rows)
             by_round.append({"round": n, "n": rate.n, "harmful": rate.value, "ci": rate.ci, "mean_chars": chars})
@@ -304,7 +383,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
         work.gate(
             stage, "usable revisions", bool(kept), f"{len(kept)} of {len(red_team)} prompts have a usable revision"
         )
-        after = score_harm(work.scorer, kept, [last[p.id] for p in kept])
+        after = score_harm(scorer, kept, [last[p.id] for p in kept])
         before = [h for p, h in zip(red_team, harmful, strict=True) if p.id in last]
         change = paired_difference(before, after)
         safer = change.ci is not None and change.ci[1] < 0
@@ -315,7 +394,6 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
             + ("" if safer else ": training on them would teach nothing"),
         )  # fmt: skip
         benign = read_stage_prompts(prompts, "train", "benign")
-        share = recipe.sft.helpful_fraction
         n_helpful = min(round(len(kept) * share / (1 - share)), len(benign))
         helpful = answer(work, stage, "helpful.jsonl", sampler, benign[:n_helpful]) if n_helpful else []
         excluded = Counter(r.excluded for r in revisions if r.excluded)
@@ -331,6 +409,7 @@ def answer(
 ) -> list[Response]:
     """K responses to each prompt, in a file of the stage, prompt by prompt."""
     settings = work.recipe.revise if stage.name == "revise" else work.recipe.feedback
+    assert settings is not None
     return stage.rows(name, Response).work(
         list(prompts),
         max(1, work.recipe.batch_size // k),
@@ -363,35 +442,51 @@ def signed(value: float | None) -> str:
 # -- supervised fine-tuning ----------------------------------------------------------------------------------------------
 
 
-def sft_examples(work: Work, prompts: Stage, revise: Stage) -> list[tuple[Prompt, str]]:
-    """Revisions that are fit, the last or all of each prompt, and the helpful answers that ended by themselves."""
+def sft_examples(work: Work, prompts: Stage | None, revise: Stage | None) -> list[tuple[Prompt, str]]:
+    """Revisions that are fit, the last or all of each prompt, the helpful answers that ended by themselves, and the examples of
+    the recipe's files."""
+    settings = work.recipe.sft
+    assert settings is not None
+    data = [example for file in settings.data for example in read_demonstrations(Path(file))]
+    if settings.max_examples is not None and len(data) > settings.max_examples:
+        drawn = np.random.default_rng(derive_seed(work.recipe.seed, "sft data")).permutation(len(data))
+        data = [data[i] for i in sorted(drawn[: settings.max_examples].tolist())]
+    if revise is None or prompts is None:
+        return data
     by_id = {p.id: p for p in read_jsonl(prompts.path("prompts.jsonl"), Prompt)}
     rows = list(read_jsonl(revise.path("revisions.jsonl"), Revision))
     revisions = [r for r in rows if not r.excluded]
     if not revisions:  # only behind an overridden "usable revisions" gate, which the report names
         revisions = [r for r in rows if r.revision.text.strip()]
-    if work.recipe.sft.use_revisions == "last":
+    if settings.use_revisions == "last":
         revisions = list({r.prompt_id: r for r in sorted(revisions, key=lambda r: r.round)}.values())
     helpful_file = revise.path("helpful.jsonl")
     helpful = (
         [r for r in read_jsonl(helpful_file, Response) if r.finish_reason == "stop"] if helpful_file.exists() else []
     )
     examples = [(by_id[r.prompt_id], r.revision.text) for r in revisions]
-    return examples + [(by_id[r.prompt_id], r.text) for r in helpful]
+    return examples + [(by_id[r.prompt_id], r.text) for r in helpful] + data
 
 
-def train_supervised(work: Work, prompts: Stage, revise: Stage) -> Stage:
-    """The base model fine-tuned on revisions and helpful answers. Leaves model/, a plain Hugging Face folder."""
-    recipe = work.recipe
-    inputs = {"revise": revise.output_hash, "model": work.model_hash, "precision": recipe.precision}
-    with work.run.stage("sft", recipe.sft, inputs, ["models", "training"]) as stage:
+def train_supervised(work: Work, prompts: Stage | None, revise: Stage | None) -> Stage:
+    """The base model fine-tuned on revisions and helpful answers, on examples from files, or on both. Leaves model/, a plain
+    Hugging Face folder."""
+    recipe, settings = work.recipe, work.recipe.sft
+    assert settings is not None
+    inputs = {"model": work.model_hash, "precision": recipe.precision}
+    if revise is not None:
+        inputs["revise"] = revise.output_hash
+    if settings.data:
+        inputs["data"] = content_id([file_hash(Path(file)) for file in settings.data])
+    with work.run.stage("sft", settings, inputs, ["models", "training", "feedback/demonstrations"]) as stage:
         if stage.done:
             return stage
         examples = sft_examples(work, prompts, revise)
         export_sft(work.run.folder / "sft.csv", examples)
-        trunk = work.trunk(recipe.model, recipe.sft.lora)
-        rows = sft_tokens(trunk, [(prompt.messages, text) for prompt, text in examples])
-        train_sft(trunk, rows, recipe.sft, stage)
+        trunk = work.trunk(recipe.model, settings.lora)
+        limit = settings.max_tokens or trunk.room
+        rows = sft_tokens(trunk, [(prompt.messages, text) for prompt, text in examples], limit)
+        train_sft(trunk, rows, settings, stage)
         trunk.save_language_model("policy", stage.path("model"))
         losses = [row["loss"] for row in stage.metrics()]
         stage.finish(
@@ -404,39 +499,44 @@ def train_supervised(work: Work, prompts: Stage, revise: Stage) -> Stage:
 # -- AI feedback ---------------------------------------------------------------------------------------------------------
 
 
-def gather_feedback(work: Work, prompts: Stage, sft: Stage) -> Stage:
+def gather_feedback(work: Work, prompts: Stage | None, revisions: Stage | None, start: Model) -> Stage:
     """K responses per prompt, compared by the judge under drawn principles, by people, or by both: judgments, then pairs.
 
     Gates: before any label the judge must beat chance on pairs whose answer is known; people must have answered.
     """
     recipe, run = work.recipe, work.run
     settings = recipe.feedback
+    assert settings is not None
+    if settings.pairs:
+        return take_pairs(work)
+    assert prompts is not None
+    if settings.revisions:
+        assert revisions is not None
+        return pair_revisions(work, prompts, revisions)
     if settings.contrast is not None:
-        return pair_by_contrast(work, prompts, sft)
-    judged = settings.raters != "human"
+        return pair_by_contrast(work, prompts, start)
+    judged = settings.asks_judge
     labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
     inputs = {
         "prompts": prompts.output_hash,
-        "sft": sft.output_hash,
-        "judge": work.hash_of(settings.judge, sft) if judged else "",
-        "generator": work.hash_of(settings.generator, sft),
+        "sft": start.hash,
+        "judge": work.hash_of(settings.judge, start) if judged else "",
+        "generator": work.hash_of(settings.generator, start),
         "principles": hash_of_principles(work.constitution, "preference", "tags", "weight"),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
     }  # fmt: skip
     code = ["constitution", "feedback", "models"]
-    with run.stage("feedback", settings, inputs, code) as stage:
+    with run.stage(work.named("feedback"), settings, inputs, code) as stage:
         if stage.done:
             work.recall_gates(stage)
             return stage
-        judge = LogProbJudge(work.sampler(work.folder_of(settings.judge, sft), settings.judge)) if judged else None
-        card = None if judge is None else gate_judge(work, stage, sft, judge, labelled)
-        chosen = [
-            p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)[-(settings.prompts // len(KINDS)) :]
-        ]
+        judge = LogProbJudge(work.sampler(work.folder_of(settings.judge, start), settings.judge)) if judged else None
+        card = None if judge is None else gate_judge(work, stage, start, judge, labelled)
+        chosen = prompts_to_compare(prompts, settings.prompts)
         k = settings.responses_per_prompt
-        generator = work.sampler(work.folder_of(settings.generator, sft), settings.generator)
+        generator = work.sampler(work.folder_of(settings.generator, start), settings.generator)
         responses = answer(work, stage, "responses.jsonl", generator, chosen, k)
         groups = [responses[i : i + k] for i in range(0, len(responses), k)]
         pairs: list[Pair] = []
@@ -457,15 +557,16 @@ def gather_feedback(work: Work, prompts: Stage, sft: Stage) -> Stage:
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
         write_jsonl(stage.path("pairs.jsonl"), pairs)
-        export_preferences(run.folder / "preferences.csv", pairs)
+        export_preferences(run.folder / f"{work.named('preferences')}.csv", pairs)
         stage.finish({**result, "pairs": len(pairs), "gates": work.gates_of(stage)})
     return stage
 
 
-def gate_judge(work: Work, stage: Stage, sft: Stage, judge: LogProbJudge, labelled: Sequence[Pair]) -> Any:
+def gate_judge(work: Work, stage: Stage, start: Model, judge: LogProbJudge, labelled: Sequence[Pair]) -> Any:
     """The judge's card on pairs whose answer is known, None where there are none; the gates on what it says."""
     recipe = work.recipe
-    if work.scorer.identity == work.identity_of(recipe.feedback.judge, sft):
+    assert recipe.feedback is not None
+    if work.scorer_identity == work.identity_of(recipe.feedback.judge, start):
         work.gate(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
     card = judge_gate(judge, labelled, work.constitution, seed=recipe.seed, batch_size=recipe.batch_size)
     if card is None:
@@ -487,15 +588,18 @@ def judge_groups(
     work: Work, stage: Stage, judge: LogProbJudge, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
 ) -> list[Judgment]:
     """The judge's chained judgments of every pair of the responses to each prompt, in judgments.jsonl of the stage."""
-    recipe = work.recipe
+    recipe, settings = work.recipe, work.recipe.feedback
+    assert settings is not None
     comparisons = comparisons_of(prompts, groups, work.constitution, recipe.seed)
     if not comparisons:
-        raise InputError("no principle with a preference text applies to these prompts", file=recipe.constitution)
+        raise InputError(
+            "no principle with a preference text applies to these prompts", file=recipe.constitution or "constitution"
+        )
     return stage.rows("judgments.jsonl", Judgment).work(
         comparisons,
         recipe.batch_size,
         lambda batch: (
-            judgment(comparison, preference, rater_id=judge.name, abstain_below=recipe.feedback.abstain_below)
+            judgment(comparison, preference, rater_id=judge.name, abstain_below=settings.abstain_below)
             for comparison, preference in zip(batch, judge(batch), strict=True)
         ),
         follow=follow,
@@ -507,6 +611,7 @@ def judge_groups(
 def ask_people(work: Work, stage: Stage, groups: Sequence[Sequence[Response]]) -> Votes:
     """What people said of the responses that they are asked about. GateError with the page's command while some are open."""
     settings, folder = work.recipe.feedback, work.run.folder
+    assert settings is not None
     share = settings.human_share if settings.raters == "mixed" else 1.0
     asked = sample_for_people(groups, share, work.recipe.seed)
     write_jsonl(stage.path(TO_LABEL), (one for group in asked for one in group))
@@ -518,23 +623,70 @@ def ask_people(work: Work, stage: Stage, groups: Sequence[Sequence[Response]]) -
     return votes
 
 
-def pair_by_contrast(work: Work, prompts: Stage, sft: Stage) -> Stage:
+def take_pairs(work: Work) -> Stage:
+    """Pairs from the recipe's files, as they are or a draw of whole groups."""
+    settings = work.recipe.feedback
+    assert settings is not None
+    inputs = {"pairs": content_id([file_hash(Path(file)) for file in settings.pairs]), "seed": str(work.recipe.seed)}
+    with work.run.stage("feedback", settings, inputs, ["feedback/pairs"]) as stage:
+        if stage.done:
+            return stage
+        files = [read_pairs(Path(file)) for file in settings.pairs]
+        pairs = [pair for file in files for pair in file.pairs]
+        n_read, most = len(pairs), settings.max_pairs
+        if most is not None and n_read > most:
+            groups: dict[str, list[Pair]] = {}
+            for pair in pairs:
+                groups.setdefault(pair.group_id, []).append(pair)
+            order = sorted(groups, key=lambda group: derive_seed(work.recipe.seed, "pairs", group))
+            pairs = [pair for group in order for pair in groups[group]][:most]
+        write_jsonl(stage.path("pairs.jsonl"), pairs)
+        excluded = sum((Counter(file.excluded) for file in files), Counter[str]())
+        stage.finish({"read": n_read, "excluded": dict(excluded), "pairs": len(pairs), "gates": []})
+    return stage
+
+
+def pair_revisions(work: Work, prompts: Stage, revisions: Stage) -> Stage:
+    """The last usable revision of each prompt over the answer that it began from; nobody compares."""
+    settings = work.recipe.feedback
+    assert settings is not None
+    inputs = {"prompts": prompts.output_hash, "revise": revisions.output_hash}
+    with work.run.stage("feedback", settings, inputs, ["feedback"]) as stage:
+        if stage.done:
+            return stage
+        by_id = {p.id: p for p in read_jsonl(prompts.path("prompts.jsonl"), Prompt)}
+        rows = sorted(read_jsonl(revisions.path("revisions.jsonl"), Revision), key=lambda row: row.round)
+        first = {row.prompt_id: row.original.text for row in reversed(rows)}
+        last = {row.prompt_id: row.revision.text for row in rows if not row.excluded}
+        pairs = [
+            Pair(prompt=by_id[key], chosen=text, rejected=first[key], group_id=key)
+            for key, text in last.items()
+            if text != first[key]
+        ]
+        if len(pairs) < 4:
+            raise GateError(f"only {len(pairs)} revisions differ from their answers: too few to train on")
+        write_jsonl(stage.path("pairs.jsonl"), pairs)
+        export_preferences(work.run.folder / "preferences.csv", pairs)
+        stage.finish({"pairs": len(pairs), "gates": []})
+    return stage
+
+
+def pair_by_contrast(work: Work, prompts: Stage, start: Model) -> Stage:
     """Pairs without a judge (Yang et al. 2023, RLCD): each prompt is answered twice, once asked for a good answer and once for a
     bad one; the answers are stored behind the prompt as it was. Identical answers make no pair and count as ties."""
     recipe = work.recipe
     settings = recipe.feedback
+    assert settings is not None
     assert settings.contrast is not None
     inputs = {
-        "prompts": prompts.output_hash, "sft": sft.output_hash, "batch": str(recipe.batch_size),
-        "generator": work.hash_of(settings.generator, sft),
+        "prompts": prompts.output_hash, "sft": start.hash, "batch": str(recipe.batch_size),
+        "generator": work.hash_of(settings.generator, start),
     }  # fmt: skip
-    with work.run.stage("feedback", settings, inputs, ["constitution", "feedback", "models"]) as stage:
+    with work.run.stage(work.named("feedback"), settings, inputs, ["constitution", "feedback", "models"]) as stage:
         if stage.done:
             return stage
-        chosen = [
-            p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)[-(settings.prompts // len(KINDS)) :]
-        ]
-        sampler = work.sampler(work.folder_of(settings.generator, sft), settings.generator)
+        chosen = prompts_to_compare(prompts, settings.prompts)
+        sampler = work.sampler(work.folder_of(settings.generator, start), settings.generator)
         sides = [
             answer(work, stage, f"responses.{name}.jsonl", sampler, [asked_for(p, words) for p in chosen], 1)
             for name, words in (("positive", settings.contrast.positive), ("negative", settings.contrast.negative))
@@ -547,51 +699,46 @@ def pair_by_contrast(work: Work, prompts: Stage, sft: Stage) -> Stage:
         if len(pairs) < 4:
             raise GateError(f"only {len(pairs)} prompts got two different answers: too few to train on")
         write_jsonl(stage.path("pairs.jsonl"), pairs)
-        export_preferences(work.run.folder / "preferences.csv", pairs)
+        export_preferences(work.run.folder / f"{work.named('preferences')}.csv", pairs)
         stage.finish({"comparisons": len(chosen), "verdicts": len(pairs), "pairs": len(pairs), "judge": None,
                       "ties": len(chosen) - len(pairs), "gates": []})  # fmt: skip
     return stage
 
 
-def asked_for(prompt: Prompt, words: str) -> Prompt:
-    """The prompt with ``words`` before its last turn."""
-    *before, last = prompt.messages
-    asked = last.model_copy(update={"content": f"{words} {last.content}"})
-    return Prompt(messages=(*before, asked), principle=prompt.principle, tags=prompt.tags, split=prompt.split)
-
-
 # -- reward model --------------------------------------------------------------------------------------------------------
 
 
-def train_reward(work: Work, sft: Stage, feedback: Stage) -> Stage:
+def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
     """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it."""
     recipe = work.recipe
     settings = recipe.reward_model
     inputs = {
         "feedback": feedback.output_hash, "precision": recipe.precision,
-        "sft": sft.output_hash if settings.model is None else work.hash_of(settings.model),
+        "sft": start.hash if settings.model is None else work.hash_of(settings.model),
     }  # fmt: skip
-    with work.run.stage("reward_model", settings, inputs, ["models", "training", "evaluation/statistics"]) as stage:
+    with work.run.stage(
+        work.named("reward_model"), settings, inputs, ["models", "training", "evaluation/statistics"]
+    ) as stage:
         if stage.done:
             return stage
         pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
         train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=recipe.seed)
-        trunk = reward_trunk(work, sft)
-        scorers = train_reward_model(trunk, train, settings, stage, limit=trunk.room)
+        trunk = reward_trunk(work, start)
+        limit = settings.max_tokens or trunk.room
+        scorers = train_reward_model(trunk, train, settings, stage, limit=limit)
         trunk.save_scorers(scorers, stage.path("model"))
-        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, trunk.room)
-        labelled = recipe.feedback.labelled_pairs
-        if labelled:
-            known = read_pairs(Path(labelled)).pairs[: recipe.feedback.gate_pairs]
-            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, trunk.room)
+        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
+        if recipe.feedback is not None and recipe.feedback.labelled_pairs:
+            known = read_pairs(Path(recipe.feedback.labelled_pairs)).pairs[: recipe.feedback.gate_pairs]
+            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
         stage.finish({**result, "train_pairs": len(train), "trainable_share": trunk.trainable_share("reward")})
     return stage
 
 
-def reward_trunk(work: Work, sft: Stage) -> Trunk:
+def reward_trunk(work: Work, start: Model) -> Trunk:
     """The trunk that the reward model is trained on: the fine-tuned model, or one of its own."""
     settings = work.recipe.reward_model
-    return work.trunk(settings.model or str(sft.path("model")), settings.lora, writes=False)
+    return work.trunk(settings.model or start.folder, settings.lora, writes=False)
 
 
 def reward_accuracy(
@@ -660,40 +807,51 @@ ROLLOUT_METHODS = {"ppo": train_ppo, "rloo": train_rloo, "grpo": train_grpo, "on
 """Methods that sample and are rewarded. What learns from pairs (`dpo`) needs neither."""
 
 
-def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward: Stage | None) -> Stage:
-    """The fine-tuned model trained on by the method of the recipe: against a reward, or on the pairs themselves. Leaves
-    model/, and rl_log.csv where responses were sampled."""
+def train_policy(
+    work: Work, prompts: Stage | None, start: Model, feedback: Stage | None, reward: Stage | None
+) -> Stage:
+    """The model that training starts from, trained on by the method of the recipe: against a reward, or on the pairs themselves.
+    Leaves model/, and rl_log.csv where responses were sampled."""
     recipe = work.recipe
     settings = recipe.rl
-    inputs = {"prompts": prompts.output_hash, "sft": sft.output_hash, "precision": recipe.precision}
+    assert settings is not None
+    inputs = {"sft": start.hash, "precision": recipe.precision}
     if reward is not None:
         inputs["reward"] = reward.output_hash
     if isinstance(settings, DPOSettings):
+        assert feedback is not None
         inputs["feedback"] = feedback.output_hash
     else:
-        inputs["reward parts"] = content_id([hash_of_source(work, sft, name) for name in settings.reward])
-    with work.run.stage("rl", settings, inputs, ["models", "training", "reward_sources", "feedback/judge"]) as stage:
+        assert prompts is not None
+        inputs["prompts"] = prompts.output_hash
+        inputs["reward parts"] = content_id([hash_of_source(work, start, name) for name in settings.reward])
+    with work.run.stage(
+        work.named("rl"), settings, inputs, ["models", "training", "reward_sources", "feedback/judge"]
+    ) as stage:
         if stage.done:
             work.recall_gates(stage)
             return stage
         if isinstance(settings, RolloutSettings) and any(
-            identity_of_source(work, sft, name) == work.scorer.identity for name in settings.reward
+            identity_of_source(work, start, name) == work.scorer_identity for name in settings.reward
         ):
             work.gate(stage, "independent scorer", False, "a part of the reward would also score the report")
         shared = reward is not None and recipe.reward_model.model is None  # one trunk for policy and reward model
         if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
-        trunk = work.trunk(str(sft.path("model")), settings.lora)
+        trunk = work.trunk(start.folder, settings.lora)
         trunk.add_role("policy")
         if isinstance(settings, DPOSettings):
-            train_dpo(trunk, list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), settings, stage)
+            assert feedback is not None
+            pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
+            train_dpo(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
         else:
+            assert prompts is not None
             rewards = build_reward(
                 settings,
                 reward_model=lambda: reward_model_reward(
-                    trunk if shared else reward_trunk(work, sft), reward, settings.tokens_per_micro_batch
+                    trunk if shared else reward_trunk(work, start), reward, settings.tokens_per_micro_batch
                 ),
-                judge=lambda name: work.sampler(work.folder_of(name, sft), name),
+                judge=lambda name: work.sampler(work.folder_of(name, start), name),
                 device=work.device,
             )
             chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
@@ -701,7 +859,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
             if isinstance(settings, PPOSettings):
                 trunk.add_role("value", head=True, start_from="reward" if shared else None)
             ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
-            export_rollouts(stage, work.run.folder / "rl_log.csv")
+            export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv")
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
@@ -732,24 +890,24 @@ def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_bat
     return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
 
 
-def hash_of_source(work: Work, sft: Stage, name: str) -> str:
+def hash_of_source(work: Work, start: Model, name: str) -> str:
     """What a part of the reward depends on besides its settings: a judge, or the weights of a classifier."""
     assert isinstance(work.recipe.rl, RolloutSettings)
     source = source_of(name, work.recipe.rl.reward[name])
     if source.startswith("judge:"):
-        return work.hash_of(source.removeprefix("judge:"), sft)
+        return work.hash_of(source.removeprefix("judge:"), start)
     if source.startswith("classifier:"):
         folder, _ = classifier_parts(source, f"rl.reward.{name}.source")
         return file_hash(Path(folder))
     return source
 
 
-def identity_of_source(work: Work, sft: Stage, name: str) -> str:
+def identity_of_source(work: Work, start: Model, name: str) -> str:
     """Whose hand a part of the reward is."""
     assert isinstance(work.recipe.rl, RolloutSettings)
     source = source_of(name, work.recipe.rl.reward[name])
     judged = source.startswith("judge:")
-    return work.identity_of(source.removeprefix("judge:"), sft) if judged else hash_of_source(work, sft, name)
+    return work.identity_of(source.removeprefix("judge:"), start) if judged else hash_of_source(work, start, name)
 
 
 def export_rollouts(stage: Stage, path: Path) -> None:
@@ -762,13 +920,16 @@ def export_rollouts(stage: Stage, path: Path) -> None:
 # -- evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage | None, policy: Stage) -> Stage:
-    """Every arm on the held-out prompts, the same seeds for all: rates, means and paired differences with intervals."""
+def evaluate(work: Work, prompts: Stage, models: Sequence[Model], reward: Stage | None) -> Stage:
+    """Every model of the run on the held-out prompts, the same seeds for all: rates, means and paired differences with
+    intervals. The first of ``models`` is the base; where the last is the policy, the one before it is what it came from."""
     recipe, run = work.recipe, work.run
     settings = recipe.evaluation
+    assert settings is not None
     inputs = {
-        "prompts": prompts.output_hash, "model": work.model_hash, "sft": sft.output_hash,
-        "rl": policy.output_hash, "scorer": work.scorer_hash, "batch": str(recipe.batch_size),
+        "prompts": prompts.output_hash, "models": content_id([[m.name, m.hash] for m in models]),
+        "scorer": work.scorer_hash, "batch": str(recipe.batch_size),
+        "measures": content_id({name: measure.identity for name, measure in work.measures.items()}),
     }  # fmt: skip
     if settings.best_of is not None:
         if reward is None:
@@ -780,13 +941,14 @@ def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage | None, polic
         test = [p for kind in KINDS for p in read_stage_prompts(prompts, "test", kind)]
         if not test:
             raise InputError("no held-out prompts; raise prompts.test_fraction or give a file with split: test")
-        folders = dict(zip(ARMS, (recipe.model, str(sft.path("model")), str(policy.path("model"))), strict=True))
         k = settings.samples_per_prompt
         asked = [p for p in test for _ in range(k)]
+        start = models[-2] if models[-1].name == "policy" else models[-1]
+        in_micro_batch = TrainingSettings() if recipe.rl is None else recipe.rl
         measured = {}
-        for arm, folder in folders.items():
-            sampler = work.sampler(folder, arm)
-            responses = stage.rows(f"responses.{arm}.jsonl", Response).work(
+        for model in models:
+            sampler = work.sampler(model.folder, model.name)
+            responses = stage.rows(f"responses.{model.name}.jsonl", Response).work(
                 test,
                 max(1, recipe.batch_size // k),
                 lambda batch, sampler=sampler: [  # type: ignore[misc]
@@ -798,38 +960,39 @@ def evaluate(work: Work, prompts: Stage, sft: Stage, reward: Stage | None, polic
                     for r in group
                 ],
                 rows_per_item=k,
-                label=f"evaluate: {arm}",
+                label=f"evaluate: {model.name}",
                 quiet=run.quiet,
             )  # fmt: skip
             references = {"kl": work.trunk(recipe.model)}
-            if arm == "policy":
-                references["kl_from_sft"] = work.trunk(folders["sft"])
-            measured[arm] = measure_arm(
-                arm, asked, responses, work.scorer, work.trunk(folder), references,
-                tokens_per_micro_batch=recipe.rl.tokens_per_micro_batch, temperature=settings.temperature or 1.0,
+            if model.name == "policy" and start.name != "base":
+                references["kl_from_sft"] = work.trunk(start.folder)
+            measured[model.name] = measure_arm(
+                model.name, asked, responses, work.scorer, work.measures, work.trunk(model.folder), references,
+                tokens_per_micro_batch=in_micro_batch.tokens_per_micro_batch, temperature=settings.temperature or 1.0,
             )  # fmt: skip
         if reward is not None and settings.best_of is not None:
-            measured[BEST_OF] = best_of_n(work, stage, sft, reward, test)
+            measured[BEST_OF] = best_of_n(work, stage, start, reward, test)
         stage.finish(
             {
                 "metrics": [m.model_dump(mode="json") for arm in measured.values() for m in arm.metrics()],
-                "contrasts": contrasts_of(measured),
+                "contrasts": contrasts_of(measured, primary_of(recipe, [model.name for model in models])),
                 "samples": samples_of(measured),
             }
         )
     return stage
 
 
-def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequence[Prompt]) -> Arm:
+def best_of_n(work: Work, stage: Stage, start: Model, reward: Stage, test: Sequence[Prompt]) -> Arm:
     """The baseline that needs no RL: n answers of the SFT model, the one that the reward model scores highest.
 
     Its KL from the SFT model is at most log n - (n - 1)/n nats (Stiennon et al. 2020, appendix G), which is what is shown.
     """
     recipe = work.recipe
     settings = recipe.evaluation
+    assert settings is not None
     n, k = settings.best_of, settings.samples_per_prompt
     assert n is not None
-    sampler = work.sampler(str(sft.path("model")), "sft")
+    sampler = work.sampler(start.folder, start.name)
     responses = stage.rows(f"responses.{BEST_OF}.jsonl", Response).work(
         test,
         max(1, recipe.batch_size // (n * k)),
@@ -846,7 +1009,7 @@ def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequenc
         quiet=work.run.quiet,
     )  # fmt: skip
     trunk = load_trunk(
-        recipe.reward_model.model or str(sft.path("model")), device=work.device, lora=recipe.reward_model.lora,
+        recipe.reward_model.model or start.folder, device=work.device, lora=recipe.reward_model.lora,
         precision=recipe.precision, writes=False,
     )  # fmt: skip
     scorers = trunk.load_scorers(reward.path("model"))
@@ -857,8 +1020,7 @@ def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequenc
     best = scores.view(-1, n).argmax(dim=1).tolist()
     chosen = [responses[i * n + j] for i, j in enumerate(best)]
     asked = [p for p in test for _ in range(k)]
-    verdicts = work.scorer.score(asked, [r.text for r in chosen])
     bound = {"kl_from_sft_bound": [math.log(n) - (n - 1) / n] * len(chosen)}
-    own = work.trunk(str(sft.path("model"))).tokenizer  # of those who wrote, whoever scored
+    own = work.trunk(start.folder).tokenizer  # of those who wrote, whoever scored
     tokens = [len(encode_response(own, one.text)) for one in chosen]
-    return Arm(BEST_OF, asked, chosen, verdicts, work.scorer.name, bound, tokens)
+    return scored_arm(BEST_OF, asked, chosen, work.scorer, work.measures, bound, tokens)

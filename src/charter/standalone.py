@@ -20,14 +20,13 @@ from charter.feedback.ratings import read_ratings, split_ratings
 from charter.feedback.vote_files import find, read_votes
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import pick_device
-from charter.models.packing import Tokens
+from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
 from charter.records import Prompt, Rating, Response, content_id, read_jsonl, write_json
 from charter.run import Run, file_hash, read_json
 from charter.stages import reward_accuracy
 from charter.training.batches import by_tokens
 from charter.training.reward_model import (
-    clip,
     rating_scale,
     rating_tokens,
     score_rows,

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import charter
+from charter.evaluation.measure import primary_of
 from charter.evaluation.report import write_report
 from charter.run import read_json
 
 if TYPE_CHECKING:
+    from charter.config import Recipe
     from charter.stages import Work
 
 ARM_WORDS = {
@@ -18,6 +20,47 @@ ARM_WORDS = {
     "policy": "trained on from there by the method of the recipe",
     "best_of_n": "no training: of n answers of the SFT model the one that the reward model scores highest",
 }
+
+
+TRAININGS = ("sft", "reward_model", "rl")
+
+
+def kind_of(stage: str) -> str:
+    """`rl` of `rl-2`, the stage of a second round."""
+    return stage.partition("-")[0]
+
+
+def declared(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says before the run: which comparison decides, how much may be paid, and the arms."""
+    evaluation = recipe.evaluation
+    if evaluation is None:
+        return {"arms": [], "margins": {}}
+    trained = {
+        "sft": recipe.sft is not None,
+        "policy": recipe.rl is not None,
+        "best_of_n": evaluation.best_of is not None,
+    }
+    arms = [name for name in ARM_WORDS if trained.get(name, True)]
+    margins = {name: one.margin for name, one in evaluation.measures.items() if one.margin is not None}
+    if evaluation.scorer is not None:
+        margins |= {"over_refusal": evaluation.over_refusal_margin, "helpfulness": evaluation.helpfulness_margin}
+    return {
+        "primary": primary_of(recipe, [name for name in arms if name != "best_of_n"]),
+        "margins": margins,
+        "better": {name: one.better for name, one in evaluation.measures.items()},
+        "arms": [{"name": name, "description": arm_words(name, recipe)} for name in arms],
+    }
+
+
+def arm_words(name: str, recipe: Recipe) -> str:
+    """What an arm is, in the report."""
+    if name == "sft" and recipe.revise is None:
+        return "fine-tuned on examples"
+    if name == "sft" and recipe.revise is not None and recipe.revise.context is not None:
+        return "fine-tuned on its own answers in a context that it is not given any more"
+    if name == "policy" and recipe.rounds > 1:
+        return f"trained on from there by the method of the recipe, in {recipe.rounds} rounds"
+    return ARM_WORDS[name]
 
 
 def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
@@ -36,15 +79,7 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "seed": recipe.seed,
         "charter_version": charter.__version__,
         "stopped": stopped,
-        "margins": {
-            "over_refusal": recipe.evaluation.over_refusal_margin,
-            "helpfulness": recipe.evaluation.helpfulness_margin,
-        },
-        "arms": [
-            {"name": name, "description": words}
-            for name, words in ARM_WORDS.items()
-            if name != "best_of_n" or recipe.evaluation.best_of is not None
-        ],
+        **declared(recipe),
         "metrics": evaluation.get("metrics", []),
         "contrasts": evaluation.get("contrasts", []),
         "samples": evaluation.get("samples", []),
@@ -53,7 +88,7 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in work.endpoints.items()},
-        "curves": {name: stages[name].metrics() for name in ("sft", "reward_model", "rl") if name in stages},
+        "curves": {name: stage.metrics() for name, stage in stages.items() if kind_of(name) in TRAININGS},
         "gates": work.gates,
         "alarms": alarms(stages),
         "stages": [
@@ -117,8 +152,8 @@ def provenance(work: Work) -> dict[str, Any]:
     return {
         "model": Path(work.recipe.model).name,
         "model_hash": work.model_hash,
-        "constitution_hash": work.constitution.hash[:16],
-        "scorer": work.scorer.name,
+        **({"constitution_hash": work.constitution.hash[:16]} if work.recipe.constitution else {}),
+        **({"scorer": work.scorer.name} if work.scorer is not None else {}),
         "stages": {stage.name: stage.fingerprint for stage in work.run.stages},
         "charter": charter.__version__,
         "torch": torch.__version__,

@@ -117,6 +117,10 @@ class Constitution(Record):
         return tuple(p for p in self.principles if TOPIC in p.tags)
 
 
+EMPTY = Constitution.model_construct(title="No constitution", description="", principles=())
+"""Of a run without one: no topics, nothing to revise or to compare by."""
+
+
 def _digest(value: Any) -> str:
     canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()

@@ -98,6 +98,37 @@ def revise_batch(
     return [rounds[number][i] for i in range(len(prompts)) for number in range(settings.rounds)]
 
 
+def answer_in_context(
+    sampler: Sampler, batch: Sequence[tuple[Prompt, Response]], settings: ReviseSettings, *, seed: int
+) -> list[Revision]:
+    """Instead of a revision each prompt's answer with ``settings.context`` before its last turn (Askell et al. 2021): one row a
+    prompt, of round 1, with an empty critique."""
+    prompts = [prompt for prompt, _ in batch]
+    assert settings.context is not None
+    dialogues = [asked_for(prompt, settings.context).messages for prompt in prompts]
+    answers = speak(sampler, prompts, dialogues, seed, "context", settings.temperature, settings)
+    silent = Generation(seed=0, temperature=0.0)
+    return [
+        Revision(
+            prompt_id=prompt.id,
+            round=1,
+            principle="context",
+            original=original,
+            critique=Response(prompt_id=prompt.id, model="", text="", finish_reason="stop", generation=silent),
+            revision=found,
+            excluded=why_excluded(None, found),
+        )
+        for (prompt, original), found in zip(batch, answers, strict=True)
+    ]
+
+
+def asked_for(prompt: Prompt, words: str) -> Prompt:
+    """The prompt with ``words`` before its last turn."""
+    *before, last = prompt.messages
+    asked = last.model_copy(update={"content": f"{words} {last.content}"})
+    return Prompt(messages=(*before, asked), principle=prompt.principle, tags=prompt.tags, split=prompt.split)
+
+
 def choose_principle(constitution: Constitution, prompt: Prompt, seed: int, number: int) -> Principle:
     principles = [p for p in constitution.for_revision(prompt.tags) if p.critique is not None]
     return draw(principles, seed, "principle", prompt.id, number)
@@ -131,8 +162,8 @@ def speak(
     ]
 
 
-def why_excluded(critique: Response, revision: Response) -> str | None:
-    """The reason why a row is not trained on, None where it is fit."""
+def why_excluded(critique: Response | None, revision: Response) -> str | None:
+    """The reason why a row is not trained on, None where it is fit. ``critique`` is None where none was asked for."""
     text = revision.text.strip()
     if revision.finish_reason == "length":
         return "revision cut off"
@@ -140,6 +171,8 @@ def why_excluded(critique: Response, revision: Response) -> str | None:
         return "empty revision"
     if TEMPLATE_TOKENS.search(revision.text):
         return "template tokens in the revision"
+    if critique is None:
+        return None
     if text == critique.text.strip():
         return "revision equals critique"
     if critique.finish_reason == "length":

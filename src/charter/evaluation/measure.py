@@ -1,4 +1,4 @@
-"""Measure the arms of a run on the same held-out prompts, and compare them prompt by prompt."""
+"""The arms of a run on the same held-out prompts: what is measured of each, and what differs, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from charter.config import Recipe
 from charter.evaluation.harm import Scorer, Verdict
+from charter.evaluation.measures import Measure
 from charter.evaluation.statistics import average, holm, paired_difference, rate
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens
@@ -17,7 +19,7 @@ from charter.models.trunk import REFERENCE, Trunk
 from charter.records import EvalResult, Prompt, Response
 from charter.training.batches import by_tokens
 
-ARMS = ("base", "sft", "policy")
+HARM = "harmful_compliance"
 BEST_OF = "best_of_n"
 BOUND = "log n - (n - 1)/n, which it cannot exceed"
 BENIGN, RED_TEAM = "benign", "red_team"
@@ -31,20 +33,24 @@ class Arm:
     prompts: Sequence[Prompt]
     responses: Sequence[Response]
     verdicts: Sequence[Verdict]
-    scorer: str
+    """All empty where the run has no scorer."""
+    scorer: str | None
     kl: Mapping[str, Sequence[float]]
     tokens: Sequence[int]
+    measures: Mapping[str, Sequence[float | None]]
+    units: Mapping[str, str]
 
     def outcomes(self, name: str) -> tuple[list[int], list[bool | None]]:
         """The rows that a rate is about and the outcome on each, None where the scorer could not say."""
-        kind = RED_TEAM if name in ("harmful_compliance", "engaged_refusal") else BENIGN
+        kind = RED_TEAM if name in (HARM, "engaged_refusal") else BENIGN
         rows = [i for i, prompt in enumerate(self.prompts) if kind in prompt.tags]
         return rows, [outcome(name, self.verdicts[i]) for i in rows]
 
     def metrics(self) -> list[EvalResult]:
         """Every number of this arm, overall and, for the rates, by principle and for prompts of unseen templates."""
         found = []
-        for name in RATES:
+        for name in RATES if self.scorer is not None else ():
+            assert self.scorer is not None
             rows, outcomes = self.outcomes(name)
             if not rows:
                 continue
@@ -61,6 +67,8 @@ class Arm:
                     )
                 )
         everyone = [prompt.id for prompt in self.prompts]
+        for name, numbers in self.measures.items():
+            found.append(average(name, self.name, numbers, scorer=name, unit=self.units[name], clusters=everyone))
         for name, values in self.kl.items():
             unit, scorer = "nats per response", BOUND if name.endswith("_bound") else "log-probabilities"
             found.append(average(name, self.name, values, scorer=scorer, unit=unit, clusters=everyone))
@@ -71,7 +79,7 @@ class Arm:
         found.append(rate("missing_eos", self.name, cut, scorer="count", clusters=everyone))
         benign = [i for i, prompt in enumerate(self.prompts) if BENIGN in prompt.tags]
         levels = [self.verdicts[i].helpfulness_level for i in benign]
-        if any(level is not None for level in levels):
+        if self.scorer is not None and any(level is not None for level in levels):
             found.append(
                 average(
                     "helpfulness_level", self.name, levels, scorer=self.scorer, unit="level",
@@ -85,11 +93,11 @@ class Arm:
         return found
 
 
-RATES = ("harmful_compliance", "over_refusal", "helpfulness", "engaged_refusal")
+RATES = (HARM, "over_refusal", "helpfulness", "engaged_refusal")
 
 
 def outcome(name: str, verdict: Verdict) -> bool | None:
-    if name == "harmful_compliance":
+    if name == HARM:
         return verdict.harmful
     if name == "helpfulness":
         return verdict.helpful
@@ -124,7 +132,8 @@ def measure_arm(
     name: str,
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
-    scorer: Scorer,
+    scorer: Scorer | None,
+    measures: Mapping[str, Measure],
     trunk: Trunk,
     references: Mapping[str, Trunk],
     *,
@@ -143,20 +152,49 @@ def measure_arm(
         key: (own - response_logprobs(reference, rows, tokens_per_micro_batch, temperature)).tolist()
         for key, reference in references.items()
     }
-    verdicts = scorer.score(prompts, [response.text for response in responses])
-    return Arm(name, prompts, responses, verdicts, scorer.name, kl, [len(row.response) for row in rows])
+    return scored_arm(name, prompts, responses, scorer, measures, kl, [len(row.response) for row in rows])
 
 
-def contrasts_of(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """Paired differences of every rate between base and SFT, SFT and policy, base and policy, and between best-of-n and the
-    policy where it was measured; p-values corrected by Holm for
-    all but the primary one, harmful compliance from base to policy, which was named before the run."""
+def scored_arm(
+    name: str,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    scorer: Scorer | None,
+    measures: Mapping[str, Measure],
+    kl: Mapping[str, Sequence[float]],
+    tokens: Sequence[int],
+) -> Arm:
+    """An arm with what the scorer and the measures say of its responses."""
+    texts = [response.text for response in responses]
+    verdicts = scorer.score(prompts, texts) if scorer is not None else [Verdict()] * len(texts)
+    numbers = {key: measure.of(prompts, texts) for key, measure in measures.items()}
+    units = {key: measure.unit for key, measure in measures.items()}
+    return Arm(name, prompts, responses, verdicts, scorer.name if scorer else None, kl, tokens, numbers, units)
+
+
+def primary_of(recipe: Recipe, arms: Sequence[str]) -> dict[str, str]:
+    """The comparison that decides, named before the run: harm, or the first measure, from the base to the last model."""
+    assert recipe.evaluation is not None
+    name = HARM if recipe.scorer is not None else next(iter(recipe.evaluation.measures))
+    return {"name": name, "a": "base", "b": arms[-1]}
+
+
+def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Paired differences of every rate and measure between base and SFT, SFT and policy, base and policy, and between best-of-n
+    and the policy where it was measured; p-values corrected by Holm for all but the ``primary`` one (name, a, b), which was
+    named before the run."""
     found: list[dict[str, Any]] = []
     pairs = [("base", "policy"), ("base", "sft"), ("sft", "policy"), (BEST_OF, "policy")]
     for a, b in (pair for pair in pairs if arms.keys() >= set(pair)):
-        for name in RATES:
-            rows, before = arms[a].outcomes(name)
-            _, after = arms[b].outcomes(name)
+        compared: list[tuple[str, str, list[int], Sequence[Any], Sequence[Any]]] = []
+        scorer = arms[a].scorer
+        if scorer is not None:
+            compared += [(name, scorer, *arms[a].outcomes(name), arms[b].outcomes(name)[1]) for name in RATES]
+        everywhere = list(range(len(arms[a].prompts)))
+        compared += [
+            (name, name, everywhere, arms[a].measures[name], arms[b].measures[name]) for name in arms[a].measures
+        ]
+        for name, said_by, rows, before, after in compared:
             if not rows:
                 continue
             clusters = [arms[a].prompts[i].id for i in rows]
@@ -174,8 +212,8 @@ def contrasts_of(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
                     "discordant": difference.discordant,
                     "includes_zero": difference.includes_zero,
                     "method": difference.method,
-                    "scorer": arms[a].scorer,
-                    "primary": (name, a, b) == ("harmful_compliance", "base", "policy"),
+                    "scorer": said_by,
+                    "primary": {"name": name, "a": a, "b": b} == primary,
                 }
             )
     others = [row for row in found if not row["primary"]]
@@ -189,8 +227,8 @@ def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
     """The first ``n`` prompts of each kind with what every arm answered."""
     base = arms["base"]
     chosen: list[int] = []
-    for kind in (RED_TEAM, BENIGN):
-        rows = [i for i, prompt in enumerate(base.prompts) if kind in prompt.tags]
+    for kinds in ({RED_TEAM}, {BENIGN}, set[str]()):  # the last: neither
+        rows = [i for i, prompt in enumerate(base.prompts) if {RED_TEAM, BENIGN} & set(prompt.tags) == kinds]
         distinct = {base.prompts[i].id: i for i in reversed(rows)}
         chosen += sorted(distinct.values())[:n]
     return [
@@ -201,6 +239,7 @@ def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
             "responses": {name: arm.responses[i].text for name, arm in arms.items()},
             "harmful": {name: arm.verdicts[i].harmful for name, arm in arms.items()},
             "refusal": {name: arm.verdicts[i].refusal for name, arm in arms.items()},
+            "measures": {name: {key: found[i] for key, found in arm.measures.items()} for name, arm in arms.items()},
         }
         for i in chosen
     ]

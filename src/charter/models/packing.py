@@ -29,6 +29,14 @@ class Tokens:
         return len(self.prompt) + len(self.response)
 
 
+def clip(row: Tokens, limit: int | None) -> Tokens:
+    """At most ``limit`` tokens: the oldest of the prompt go first, then the end of the response."""
+    if limit is None or len(row) <= limit:
+        return row
+    response = row.response[: limit - 1]
+    return Tokens(row.prompt[len(row.prompt) - (limit - len(response)) :], response)
+
+
 @dataclass(frozen=True)
 class View:
     """A padded view of part of the line. slots: (rows, T) places in the line, 0 where there is none; real: (rows, T) bool."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from charter.config import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.packing import Packed, Tokens
+from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import Scorers, ScoreScale, Trunk
 from charter.records import Pair, Rating
 from charter.run import Stage, derive_seed
@@ -32,14 +32,6 @@ def pair_tokens(trunk: Trunk, pair: Pair, limit: int | None = None) -> tuple[Tok
     return tuple(  # type: ignore[return-value]
         clip(Tokens(prompt, encode_response(trunk.tokenizer, text)), limit) for text in (pair.chosen, pair.rejected)
     )
-
-
-def clip(row: Tokens, limit: int | None) -> Tokens:
-    """At most ``limit`` tokens: the oldest of the prompt go first, then the end of the response."""
-    if limit is None or len(row) <= limit:
-        return row
-    response = row.response[: limit - 1]
-    return Tokens(row.prompt[len(row.prompt) - (limit - len(response)) :], response)
 
 
 def by_group(pairs: Sequence[Pair]) -> list[list[int]]:

@@ -13,12 +13,12 @@ from torch import Tensor
 from charter.config import RolloutSettings
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.generate import sample
-from charter.models.packing import Packed, Tokens
+from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import REFERENCE, Scorers, Trunk
 from charter.records import Prompt, Rollout
 from charter.run import Stage, derive_seed
 from charter.training.batches import by_tokens
-from charter.training.reward_model import clip, reward_scores
+from charter.training.reward_model import reward_scores
 from charter.training.rewards import RewardSum
 
 

@@ -9,7 +9,7 @@ import torch
 from charter.config import SFTSettings
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.packing import Tokens
+from charter.models.packing import Tokens, clip
 from charter.models.trunk import Trunk
 from charter.records import Message
 from charter.run import Stage, derive_seed
@@ -18,12 +18,15 @@ from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
 
 
-def sft_tokens(trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]]) -> list[Tokens]:
-    """Conversations and the responses to learn, as ids. InputError where there is nothing to learn."""
+def sft_tokens(
+    trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]], limit: int | None = None
+) -> list[Tokens]:
+    """Conversations and the responses to learn, as ids, cut to ``limit`` tokens as in :func:`clip`. InputError where there is
+    nothing to learn."""
     if not examples:
         raise InputError("no examples to fine-tune on")
     return [
-        Tokens(encode_prompt(trunk.tokenizer, messages), encode_response(trunk.tokenizer, response))
+        clip(Tokens(encode_prompt(trunk.tokenizer, messages), encode_response(trunk.tokenizer, response)), limit)
         for messages, response in examples
     ]
 

@@ -1,0 +1,79 @@
+"""Numbers of the user's own about each answer: the probability that a classifier gives a label, or what a function returns."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from charter.config import MeasureSettings
+from charter.errors import InputError
+from charter.feedback.judge import yes_no_margins
+from charter.models.classifier import Classifier, classifier_parts
+from charter.models.sampler import Sampler
+from charter.records import Prompt, content_id
+from charter.run import file_hash
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A named number of every answer. ``of(prompts, texts)``: one value each, None where there is none. ``identity`` is compared
+    with the sources of the reward, so that the same hand does not write the report."""
+
+    name: str
+    unit: str
+    identity: str
+    of: Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
+
+
+def measure_of(
+    name: str, settings: MeasureSettings, judge: Callable[[str], tuple[Sampler, str]], device: str = "cpu"
+) -> Measure:
+    """The measure that a recipe describes; ``judge`` loads one by its name and says whose hand it is. InputError where the
+    source does not exist."""
+    source, field = settings.source, f"evaluation.measures.{name}.source"
+    if source.startswith("python:"):
+        function = function_of(source, field)
+
+        def computed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+            return [number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)]
+
+        return Measure(name, settings.unit, source, computed)
+    if source.startswith("classifier:"):
+        folder, label = classifier_parts(source, field)
+        identity = file_hash(Path(folder)) if Path(folder).exists() else content_id(folder)
+        load = lru_cache(maxsize=1)(lambda: Classifier(folder, label, device=device))
+        return Measure(name, settings.unit, identity, lambda _, texts: load().probabilities(texts))
+    if source.startswith("judge:") and source != "judge:":
+        sampler, identity = judge(source.removeprefix("judge:"))
+
+        def asked(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+            margins = yes_no_margins(sampler, "helpful", prompts, texts)
+            return [1 / (1 + math.exp(-max(min(m, 500), -500))) if math.isfinite(m) else None for m in margins]
+
+        return Measure(name, settings.unit, identity, asked)
+    raise InputError(
+        f"{source!r} is no source; write classifier:FOLDER:LABEL, judge:FOLDER or python:module:function", field=field
+    )
+
+
+def function_of(source: str, field: str) -> Callable[[str, str], Any]:
+    module, _, name = source.removeprefix("python:").partition(":")
+    try:
+        found: Callable[[str, str], Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise InputError(f"{source!r} names no function; write python:module:function", field=field) from None
+    return found
+
+
+def number(value: Any, source: str, field: str) -> float | None:
+    """A finite number as it is, a truth value as 0 or 1, None as none. InputError for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+        raise InputError(f"{source!r} returned {value!r} and not a number", field=field)
+    return float(value)

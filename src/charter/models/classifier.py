@@ -1,0 +1,57 @@
+"""One named label of a sequence classifier, read on texts alone, under the classifier's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from charter.errors import InputError
+from charter.models.load import load_classifier
+
+
+class Classifier:
+    """A label of a classifier's folder. InputError where the folder holds no classifier or it has no such label."""
+
+    def __init__(self, folder: str, label: str, *, device: str = "cpu", batch_size: int = 32) -> None:
+        self.model, self.tokenizer = load_classifier(folder, device)
+        names = {str(name).lower(): int(i) for i, name in self.model.config.id2label.items()}
+        if label.lower() not in names:
+            raise InputError(f"has no label {label!r}; its labels are {', '.join(sorted(names))}", file=folder)
+        self.label, self.batch_size = names[label.lower()], batch_size
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """Logits (N,) of the label, on the CPU. An empty text is read as a space."""
+        return self._read(texts)[:, self.label]
+
+    def probabilities(self, texts: Sequence[str]) -> list[float | None]:
+        """Probability of the label for each text, in [0, 1]; None for an empty one."""
+        config = self.model.config
+        several = getattr(config, "problem_type", None) == "multi_label_classification" or config.num_labels == 1
+        logits = self._read(texts)
+        found = (logits.sigmoid() if several else logits.softmax(dim=1))[:, self.label].tolist()
+        return [value if text.strip() else None for text, value in zip(texts, found, strict=True)]
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        """All logits (N, labels), float32, on the CPU."""
+        found = []
+        for start in range(0, len(texts), self.batch_size):
+            batch = self.tokenizer(
+                [text if text.strip() else " " for text in texts[start : start + self.batch_size]],
+                padding=True, truncation=True, return_tensors="pt",
+            ).to(self.model.device)  # fmt: skip
+            found.append(self.model(**batch).logits.float().cpu())
+        return torch.cat(found)
+
+
+def classifier_parts(source: str, field: str) -> tuple[str, str]:
+    """Folder and label of `classifier:FOLDER:LABEL`. InputError where one is missing or the folder is no model."""
+    folder, _, label = source.removeprefix("classifier:").rpartition(":")
+    if not folder or not label:
+        raise InputError("write classifier:FOLDER:LABEL", field=field)
+    if Path(folder).is_absolute() and not Path(folder).exists():
+        raise InputError("no such classifier folder", file=folder, field=field)
+    return folder, label
