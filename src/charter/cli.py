@@ -60,8 +60,15 @@ def run_until(
     lines = [f"report: {folder / 'report.html'}"]
     if report["metrics"]:
         lines = [*headline(report), f"verdict: {report['verdict']['word']} ({report['verdict']['rule']})", *lines]
+    elif until == "evaluate":
+        last = next((stage["name"] for stage in reversed(report["stages"]) if stage["done"]), until)
+        lines = [f"done: {folder / last}", *lines]
     else:
         lines = [f"done up to {until}: {folder / until}", *lines]
+    if (accuracy := (report["reward_model"] or {}).get("accuracy")) is not None and not report["metrics"]:
+        low, high = report["reward_model"]["ci"] or (float("nan"),) * 2
+        words = f"reward model: right on {accuracy:.3f} [{low:.3f}, {high:.3f}] of {report['reward_model']['n']} held-out pairs"
+        lines = [words, *lines]
     show(report, as_json, *lines)
 
 
@@ -69,7 +76,8 @@ def headline(report: dict[str, Any]) -> list[str]:
     """The main figures as a small table."""
     arms = [arm["name"] for arm in report["arms"]]
     rows = [f"{'':22}" + "".join(f"{arm:>24}" for arm in arms)]
-    for name in MAIN_METRICS:
+    measured = {metric["name"] for metric in report["metrics"]}
+    for name in [*report["better"], *(name for name in MAIN_METRICS if name in measured)]:
         cells = []
         for arm in arms:
             found = [m for m in report["metrics"] if m["name"] == name and m["arm"] == arm and m["group"] is None]
@@ -137,6 +145,24 @@ stage_command("feedback", "feedback", "Sample responses and have a judge or peop
 stage_command("run", "reward_model", "Train the reward model of a recipe, after the stages it needs.", reward_app)
 stage_command("rl", "rl", "Train the policy against the reward model, after the stages that needs.")
 stage_command("evaluate", "evaluate", "Measure base, SFT and policy on held-out prompts and write the report.")
+
+
+@app.command()
+def new(
+    name: Annotated[Path, typer.Argument(help="The recipe's file; .yaml is added where it has no ending.")],
+    model: Annotated[str | None, typer.Option(help="A model's folder, or its name on the hub.")] = None,
+    goal: Annotated[str | None, typer.Option(help="constitution, people, pairs, reward or classifier.")] = None,
+    file: Annotated[str | None, typer.Option(help="Your prompts, or your preference pairs.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+) -> None:
+    """Write a commented recipe for your own case; asks for what no flag says."""
+    from charter.new_recipe import complete, write_recipe
+
+    path = name if name.suffix in (".yaml", ".yml") else name.with_name(f"{name.name}.yaml")
+    model, goal, file = complete(model, goal, file, can_ask=sys.stdin.isatty())
+    for written in write_recipe(path, model=model, goal=goal, data=file, force=force):
+        typer.echo(f"written: {written}")
+    typer.echo(f"next: charter plan {path}")
 
 
 @app.command()

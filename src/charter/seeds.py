@@ -29,7 +29,8 @@ def run_seeds(recipe: Recipe, folder: Path, n: int, *, until: str, quiet: bool) 
             report = read_json(place / "report.json")
         reports.append({**report, "folder": str(place)})
     metrics = spread_of(reports)
-    result = {"title": recipe.title, "runs": [summary_of(report) for report in reports], "metrics": metrics}
+    own = list(recipe.evaluation.measures) if recipe.evaluation is not None else []
+    result = {"title": recipe.title, "own": own, "runs": [summary_of(report) for report in reports], "metrics": metrics}
     write_json(folder / "seeds.json", result)
     with atomic_path(folder / "seeds.csv") as temporary:
         temporary.write_text(as_csv(metrics), encoding="utf-8")
@@ -78,10 +79,10 @@ def as_csv(metrics: Sequence[dict[str, Any]]) -> str:
 
 
 def table(result: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """The named metrics as lines for the terminal: each arm with its mean and every seed behind it."""
+    """The named metrics and the recipe's own as lines for the terminal: each arm with its mean and every seed behind it."""
     lines = []
     for row in result["metrics"]:
-        if row["name"] in names:
+        if row["name"] in names or row["name"] in result["own"]:
             each = ", ".join("unscored" if one["value"] is None else f"{one['value']:.3f}" for one in row["seeds"])
             mean = "–" if row["mean"] is None else f"{row['mean']:.3f}"
             lines.append(f"{row['name']:22}{row['arm']:12}{mean:>8}   ({each})")

@@ -34,7 +34,7 @@ def declared(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says before the run: which comparison decides, how much may be paid, and the arms."""
     evaluation = recipe.evaluation
     if evaluation is None:
-        return {"arms": [], "margins": {}}
+        return {"arms": [], "margins": {}, "better": {}}
     trained = {
         "sft": recipe.sft is not None,
         "policy": recipe.rl is not None,
