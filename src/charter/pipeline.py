@@ -24,6 +24,7 @@ from charter.stages import (
     train_supervised,
 )
 from charter.summary import write_run_report
+from charter.team import team
 
 STAGES = ("prompts", "revise", "sft", "feedback", "reward_model", "rl", "evaluate")
 
@@ -41,9 +42,10 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
             for _ in stages_in_order(work, until):
                 work.release()
         except GateError as error:
-            write_run_report(work, stopped=str(error))
+            stopped = str(error)
+            team().on_main(lambda: write_run_report(work, stopped=stopped))
             raise
-        return write_run_report(work)
+        return team().on_main(lambda: write_run_report(work))
 
 
 def stages_in_order(work: Work, until: str) -> Any:

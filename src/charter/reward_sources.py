@@ -19,6 +19,7 @@ from charter.errors import InputError
 from charter.feedback.judge import yes_no_margins
 from charter.models.sampler import Sampler
 from charter.records import Rollout
+from charter.team import team
 from charter.training.rewards import RewardFn, RewardSum, response_length
 
 
@@ -97,14 +98,18 @@ def rule_of(source: str, field: str) -> Callable[[str, str], float]:
 def rule_reward(rule: Callable[[str, str], float], source: str) -> RewardFn:
     """A function of (prompt text, response text) to a number, as a reward."""
 
-    def score(rollout: Rollout) -> Tensor:
+    def values(rollout: Rollout) -> list[float]:
         found = []
         for prompt, text in zip(rollout.prompts, rollout.texts, strict=True):
             value = rule(prompt.last_turn, text)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"{source!r} returned {value!r} and not a number", field="rl.reward")
             found.append(float(value))
-        return torch.tensor(found, device=rollout.ids.device)
+        return found
+
+    def score(rollout: Rollout) -> Tensor:
+        # A function of the user's may answer otherwise at each call, so it is called by one process.
+        return torch.tensor(team().on_main(lambda: values(rollout)), device=rollout.ids.device)
 
     return score
 
@@ -151,11 +156,12 @@ class ClassifierReward:
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Tensor:
         """Logits (N,) of the label, on the CPU."""
-        found = []
-        for start in range(0, len(texts), self.batch_size):
+        found = torch.zeros(len(texts))
+        starts = range(0, len(texts), self.batch_size)
+        for start in team().share(starts, [1] * len(starts)):
+            own = texts[start : start + self.batch_size]
             batch = self.tokenizer(
-                [text or " " for text in texts[start : start + self.batch_size]],
-                padding=True, truncation=True, return_tensors="pt",
+                [text or " " for text in own], padding=True, truncation=True, return_tensors="pt",
             ).to(self.model.device)  # fmt: skip
-            found.append(self.model(**batch).logits[:, self.label].float().cpu())
-        return torch.cat(found)
+            found[start : start + len(own)] = self.model(**batch).logits[:, self.label].float().cpu()
+        return team().sum_(found)

@@ -39,6 +39,7 @@ from charter.prompts import deduplicate, read_prompts, split_prompts, take_strat
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
 from charter.reward_sources import build_reward, check_sources, classifier_parts, source_of
 from charter.run import Run, Stage, derive_seed, file_hash, track
+from charter.team import team
 from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
 from charter.training.online_dpo import train_online_dpo
@@ -288,6 +289,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
                 seed=recipe.seed, few_shots=shots,
             ),
             rows_per_item=settings.rounds,
+            by_all=isinstance(critic, LocalSampler),
             label="revise: critiques and revisions",
             quiet=run.quiet,
         )  # fmt: skip
@@ -343,6 +345,7 @@ def answer(
             for response in group
         ],
         rows_per_item=k,
+        by_all=isinstance(sampler, LocalSampler),
         label=f"{stage.name}: {name.removesuffix('.jsonl')}",
         quiet=work.run.quiet,
     )  # fmt: skip
@@ -453,7 +456,7 @@ def gather_feedback(work: Work, prompts: Stage, sft: Stage) -> Stage:
             result |= {"votes": len(votes.judgments), "people": len({one.rater_id for one in votes.judgments})}
             if card is not None:
                 card["people"] = agreement_with_people(judgments, votes.judgments)
-            pairs = with_people(pairs, votes)
+            pairs = team().on_main(lambda: with_people(pairs, votes))
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
         write_jsonl(stage.path("pairs.jsonl"), pairs)
@@ -499,6 +502,7 @@ def judge_groups(
             for comparison, preference in zip(batch, judge(batch), strict=True)
         ),
         follow=follow,
+        by_all=isinstance(judge.sampler, LocalSampler),
         label="feedback: judgments",
         quiet=work.run.quiet,
     )
@@ -510,7 +514,7 @@ def ask_people(work: Work, stage: Stage, groups: Sequence[Sequence[Response]]) -
     share = settings.human_share if settings.raters == "mixed" else 1.0
     asked = sample_for_people(groups, share, work.recipe.seed)
     write_jsonl(stage.path(TO_LABEL), (one for group in asked for one in group))
-    votes = Votes(folder / FOLDER, asked)
+    votes = team().on_main(lambda: Votes(folder / FOLDER, asked))
     words = f"people have compared the answers to {len(asked) - votes.open} of {len(asked)} prompts"
     if votes.open:
         words += f", {votes.open} are open: `charter label {folder}` opens the page, and the same command as now goes on after it"
@@ -701,7 +705,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
             if isinstance(settings, PPOSettings):
                 trunk.add_role("value", head=True, start_from="reward" if shared else None)
             ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
-            export_rollouts(stage, work.run.folder / "rl_log.csv")
+            team().on_main(lambda: export_rollouts(stage, work.run.folder / "rl_log.csv"))
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
