@@ -263,6 +263,10 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
+if launched():  # before torch is there: what it says of a lost connection is a page, and LostProcess is a line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def team() -> Team:
     """The processes that this one works with now; they meet at the first call."""
     if not _teams:
