@@ -30,6 +30,7 @@ LAYERS = (
     ("models",),
     ("run", "config"),
     ("records", "cli_options"),
+    ("team",),
     ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -50,7 +51,7 @@ SIDEWAYS = {
 }
 DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: seeds only
 TORCH = {"seeds", "serving", "stages", "reward_sources", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary",
-         "models", "training", "evaluation.measure", "testbed"}  # fmt: skip
+         "team", "models", "training", "evaluation.measure", "testbed"}  # fmt: skip
 
 
 def module_name(file: Path) -> str:

@@ -445,15 +445,26 @@ def main() -> None:
     sys.exit(run_command(sys.argv[1:]))
 
 
+# What several processes can do together; anything else under a launcher would be done by each of them.
+TOGETHER = frozenset({"run", "revise", "sft", "feedback", "reward", "rl", "evaluate", "prompts"})
+
+
 def run_command(arguments: list[str]) -> int:
     """The exit code of a command line; errors are one line on standard error."""
+    from charter.team import LostProcess, disband, launched
+
     try:
+        if launched() and arguments[:1] and arguments[0] not in TOGETHER:
+            raise InputError(f"charter {arguments[0]} is the work of one process; start it without a launcher")
         code = app(arguments, standalone_mode=False)
+        disband()
         return code if isinstance(code, int) else 0
     except GateError as error:
         return say_error(error, 1)
     except InputError as error:
         return say_error(error, 2)
+    except LostProcess as error:
+        return say_error(error, 1)
     except (KeyboardInterrupt, typer.Abort):
         return say_error("interrupted; the same command goes on from here", 130)
     except OSError as error:
@@ -471,7 +482,11 @@ def run_command(arguments: list[str]) -> int:
 
 
 def say_error(error: object, code: int) -> int:
+    from charter.team import launched, team
+
     text = " ".join(str(error).split())
+    if launched() and not team().says_first(text):
+        return code
     # What a file says reaches the terminal as text: no control characters, no half of a surrogate pair.
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     print("charter: " + text, file=sys.stderr)

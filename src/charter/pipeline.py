@@ -25,6 +25,7 @@ from charter.stages import (
     train_supervised,
 )
 from charter.summary import write_run_report
+from charter.team import team
 
 STAGES = ("prompts", "revise", "sft", "feedback", "reward_model", "rl", "evaluate")
 
@@ -44,9 +45,10 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
                 if stage == until:
                     break
         except GateError as error:
-            write_run_report(work, stopped=str(error))
+            stopped = str(error)
+            team().on_main(lambda: write_run_report(work, stopped=stopped))
             raise
-        return write_run_report(work)
+        return team().on_main(lambda: write_run_report(work))
 
 
 def stages_in_order(work: Work, until: str) -> Iterator[str]:

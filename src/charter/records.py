@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from charter.errors import InputError
+from charter.team import team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -346,17 +347,21 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
 
 
 class atomic_path:
-    """A temporary path beside ``path`` that replaces it when the block ends well and vanishes when it does not."""
+    """A temporary path beside ``path`` that replaces it when the block ends well and vanishes when it does not. Of several
+    processes in one run the main one writes; what the others write goes nowhere."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.path, self.writes = path, team().is_main
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp") if self.writes else Path(os.devnull)
 
     def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if not self.writes:
+            return
         try:
             if kind is None:
                 with open(self.temporary, "rb") as file:

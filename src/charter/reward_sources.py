@@ -7,7 +7,7 @@ response (Lee et al. 2023, direct RLAIF).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from charter.feedback.judge import yes_no_margins
 from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
 from charter.records import Rollout
+from charter.team import team
 from charter.training.rewards import RewardFn, RewardSum, response_length
 
 
@@ -90,14 +91,18 @@ def rule_of(source: str, field: str) -> Callable[[str, str], float]:
 def rule_reward(rule: Callable[[str, str], float], source: str) -> RewardFn:
     """A function of (prompt text, response text) to a number, as a reward."""
 
-    def score(rollout: Rollout) -> Tensor:
+    def values(rollout: Rollout) -> list[float]:
         found = []
         for prompt, text in zip(rollout.prompts, rollout.texts, strict=True):
             value = rule(prompt.last_turn, text)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"{source!r} returned {value!r} and not a number", field="rl.reward")
             found.append(float(value))
-        return torch.tensor(found, device=rollout.ids.device)
+        return found
+
+    def score(rollout: Rollout) -> Tensor:
+        # A function of the user's may answer otherwise at each call, so it is called by one process.
+        return torch.tensor(team().on_main(lambda: values(rollout)), device=rollout.ids.device)
 
     return score
 
@@ -123,4 +128,14 @@ class ClassifierReward:
         self.classifier = Classifier(folder, label, device=device)
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        return self.classifier.logits(rollout.texts).to(rollout.ids.device)
+        return by_share(self.classifier.logits, rollout.texts, self.classifier.batch_size).to(rollout.ids.device)
+
+
+def by_share(read: Callable[[Sequence[str]], Tensor], texts: Sequence[str], batch_size: int) -> Tensor:
+    """``read(texts)`` (N,), each process reading its share of the batches."""
+    found = torch.zeros(len(texts))
+    starts = range(0, len(texts), batch_size)
+    for start in team().share(starts, [1] * len(starts)):
+        own = texts[start : start + batch_size]
+        found[start : start + len(own)] = read(own)
+    return team().sum_(found)

@@ -8,6 +8,7 @@ position in the data is all that a resumed stage needs to know. Wall-clock times
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -15,13 +16,14 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from charter.errors import InputError
 from charter.records import Record, atomic_path, content_id, read_jsonl, write_json
+from charter.team import team
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -67,25 +69,32 @@ class Run:
     """A run folder, locked against a second process while in use."""
 
     def __init__(self, folder: Path, *, seed: int = 0, quiet: bool = False) -> None:
-        self.folder, self.seed, self.quiet = folder, seed, quiet
+        self.folder, self.seed, self.quiet = folder, seed, quiet or not team().is_main
         self.stages: list[Stage] = []
+        self._lock: IO[str] | None = None
+        team().on_main(self._take_lock)
+        if team().size > 1:
+            self.say(team().words)
+
+    def _take_lock(self) -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / ".lock", "w")  # noqa: SIM115 - held for the life of the run
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held for the life of the run
         except (FileExistsError, NotADirectoryError):
-            raise InputError("is a file; a run needs a folder", file=folder) from None
+            raise InputError("is a file; a run needs a folder", file=self.folder) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
             raise InputError("another process is working in this run folder; wait for it or choose another --out",
-                             file=folder) from None  # fmt: skip
+                             file=self.folder) from None  # fmt: skip
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def stage(self, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> Stage:
         """Open a stage. ``inputs``: names to content hashes; ``code``: the parts of the source it runs."""
@@ -121,6 +130,14 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.started = time.monotonic()
+        self.done, self.result, self.wall_s = team().on_main(self._open)
+        self.skipped = self.done
+        self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
+        return self
+
+    def _open(self) -> tuple[bool, dict[str, Any], float]:
+        """Make the folder fit to work in; whether the stage is done already, with its result, and the seconds spent on it."""
+        done, result = False, {}
         manifest = read_json(self.folder / "manifest.json") or {}
         if not isinstance(manifest, dict):
             raise InputError("is no manifest; remove it to run the stage again", file=self.folder / "manifest.json")
@@ -130,18 +147,15 @@ class Stage:
             self.folder.mkdir(parents=True)
             write_json(self.folder / "manifest.json", {**self.description, "fingerprint": self.fingerprint})
         elif "result" in manifest:
-            self.done = self.skipped = True
-            self.result = manifest["result"]
+            done, result = True, manifest["result"]
         else:
             self._sweep()
-        self.wall_s = float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
-        self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
-        return self
+        return done, result, float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.skipped and self.folder.exists():
+        if not self.skipped and self.folder.exists() and team().is_main:
             self.wall_s += time.monotonic() - self.started
             write_json(self.folder / ".timing.json", {"wall_s": round(self.wall_s, 2)})
             if self.done:
@@ -165,11 +179,14 @@ class Stage:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the stage as done and keep its result in the manifest."""
-        (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
-        self.result, self.done = result, True
-        write_json(
-            self.folder / "manifest.json", {**self.description, "fingerprint": self.fingerprint, "result": result}
-        )
+        whole = {**self.description, "fingerprint": self.fingerprint, "result": result}
+
+        def close() -> dict[str, Any]:
+            (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            write_json(self.folder / "manifest.json", whole)
+            return result
+
+        self.result, self.done = team().on_main(close), True
 
     def rows(self, name: str, kind: type[R]) -> RecordLog[R]:
         """An append-only file of records that outlives a kill."""
@@ -178,18 +195,22 @@ class Stage:
     def record(self, step: int, **values: Any) -> dict[str, Any]:
         """Append one line to metrics.jsonl; the line. No times: the file is part of the artifacts."""
         row = {"step": step, **values}
-        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
+        if team().is_main:
+            with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, sort_keys=True) + "\n")
         return row
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
         path = self.path("metrics.jsonl")
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return team().on_main(
+            lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
 
     def rewind(self, name: str, step: int) -> None:
         """Drop the lines of a step log that lie beyond the checkpoint at ``step``, a half-written last one included."""
         path = self.path(name)
-        if path.exists():
+        if team().is_main and path.exists():
             kept = []
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 try:
@@ -210,7 +231,7 @@ class RecordLog(Generic[R]):
 
     def __init__(self, path: Path, kind: type[R]) -> None:
         self.path, self.kind = path, kind
-        self.count = self._mend()
+        self.count = team().on_main(self._mend)
 
     def _mend(self) -> int:
         """Cut off a half-written last line; the number of whole ones."""
@@ -230,6 +251,7 @@ class RecordLog(Generic[R]):
         *,
         rows_per_item: int = 1,
         follow: Callable[[R, R | None], R] | None = None,
+        by_all: bool = True,
         label: str = "",
         quiet: bool = False,
     ) -> list[R]:
@@ -237,25 +259,48 @@ class RecordLog(Generic[R]):
 
         After a kill, work goes on with the batch that was cut short. That batch is made whole again, so that its numerics
         are those of an uninterrupted run, and only the rows that were missing are appended. ``follow`` makes of a record and
-        the one before it in the file (None for the first) the record that is written: the link of a chain.
+        the one before it in the file (None for the first) the record that is written: the link of a chain. Several processes
+        claim batch after batch, whole ones for the same reason; without ``by_all`` the main one makes them all.
         """
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-        first = self.count // (batch_size * rows_per_item)
-        ordinal = first * batch_size * rows_per_item
-        last: deque[R] = deque(read_jsonl(self.path, self.kind) if follow and self.count else (), maxlen=1)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-            for batch in track(batches, label, done=min(first, len(batches)), unit=batch_size, quiet=quiet):
-                for record in produce(batch):
-                    if ordinal >= self.count:
-                        if follow:
-                            record = follow(record, last[-1] if last else None)
-                            last.append(record)
-                        file.write(record.model_dump_json() + "\n")
-                        file.flush()
-                    ordinal += 1
-                os.fsync(file.fileno())
-        self.count = max(self.count, ordinal)
+        first = min(self.count // (batch_size * rows_per_item), len(batches))
+        left, workers = batches[first:], team()
+        shared = workers.size > 1 and by_all
+
+        def lines(number: int) -> str:
+            return "\n".join(record.model_dump_json() for record in produce(left[number]))
+
+        def made() -> Generator[Iterable[R], None, None]:
+            if not shared:
+                yield from map(produce, left)
+                return
+            for text in workers.in_order(len(left), lines):
+                yield [self.kind.model_validate_json(line) for line in text.split("\n") if line]
+
+        def write() -> int:
+            ordinal = first * batch_size * rows_per_item
+            last: deque[R] = deque(read_jsonl(self.path, self.kind) if follow and self.count else (), maxlen=1)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                open(self.path, "a", encoding="utf-8", newline="\n") as file,
+                contextlib.closing(made()) as produced,
+            ):
+                bar = track(batches, label, done=first, unit=batch_size, quiet=quiet)
+                for _, records in zip(bar, produced, strict=True):
+                    for record in records:
+                        if ordinal >= self.count:
+                            if follow:
+                                record = follow(record, last[-1] if last else None)
+                                last.append(record)
+                            file.write(record.model_dump_json() + "\n")
+                            file.flush()
+                        ordinal += 1
+                    os.fsync(file.fileno())
+            return max(self.count, ordinal)
+
+        if shared and not workers.is_main:
+            deque(workers.in_order(len(left), lines), maxlen=0)
+        self.count = workers.on_main(write)
         return list(read_jsonl(self.path, self.kind))
 
 

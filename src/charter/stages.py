@@ -54,6 +54,7 @@ from charter.prompts import deduplicate, read_prompts, split_prompts, take_strat
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
 from charter.reward_sources import build_reward, check_sources, source_of
 from charter.run import Run, Stage, derive_seed, file_hash, track
+from charter.team import team
 from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
 from charter.training.online_dpo import train_online_dpo
@@ -367,6 +368,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
                 )
             ),
             rows_per_item=n_rounds,
+            by_all=isinstance(critic, LocalSampler),
             label="revise: critiques and revisions" if settings.context is None else "revise: answers in context",
             quiet=run.quiet,
         )  # fmt: skip
@@ -422,6 +424,7 @@ def answer(
             for response in group
         ],
         rows_per_item=k,
+        by_all=isinstance(sampler, LocalSampler),
         label=f"{stage.name}: {name.removesuffix('.jsonl')}",
         quiet=work.run.quiet,
     )  # fmt: skip
@@ -553,7 +556,7 @@ def gather_feedback(work: Work, prompts: Stage | None, revisions: Stage | None, 
             result |= {"votes": len(votes.judgments), "people": len({one.rater_id for one in votes.judgments})}
             if card is not None:
                 card["people"] = agreement_with_people(judgments, votes.judgments)
-            pairs = with_people(pairs, votes)
+            pairs = team().on_main(lambda: with_people(pairs, votes))
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
         write_jsonl(stage.path("pairs.jsonl"), pairs)
@@ -603,6 +606,7 @@ def judge_groups(
             for comparison, preference in zip(batch, judge(batch), strict=True)
         ),
         follow=follow,
+        by_all=isinstance(judge.sampler, LocalSampler),
         label="feedback: judgments",
         quiet=work.run.quiet,
     )
@@ -615,7 +619,7 @@ def ask_people(work: Work, stage: Stage, groups: Sequence[Sequence[Response]]) -
     share = settings.human_share if settings.raters == "mixed" else 1.0
     asked = sample_for_people(groups, share, work.recipe.seed)
     write_jsonl(stage.path(TO_LABEL), (one for group in asked for one in group))
-    votes = Votes(folder / FOLDER, asked)
+    votes = team().on_main(lambda: Votes(folder / FOLDER, asked))
     words = f"people have compared the answers to {len(asked) - votes.open} of {len(asked)} prompts"
     if votes.open:
         words += f", {votes.open} are open: `charter label {folder}` opens the page, and the same command as now goes on after it"
@@ -859,7 +863,7 @@ def train_policy(
             if isinstance(settings, PPOSettings):
                 trunk.add_role("value", head=True, start_from="reward" if shared else None)
             ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
-            export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv")
+            team().on_main(lambda: export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv"))
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]

@@ -13,6 +13,7 @@ from charter.errors import InputError
 from charter.feedback.judge import yes_no_margins
 from charter.models.sampler import Sampler
 from charter.records import Prompt
+from charter.team import team
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def python_scorer(spec: str) -> Scorer:
         ) from None
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Verdict]:
-        return [as_verdict(function(p.last_turn, text)) for p, text in zip(prompts, texts, strict=True)]
+        # A function of the user's may answer otherwise at each call, so it is called by one process.
+        return team().on_main(
+            lambda: [as_verdict(function(p.last_turn, text)) for p, text in zip(prompts, texts, strict=True)]
+        )
 
     return Scorer(spec, spec, score)
 

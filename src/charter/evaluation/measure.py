@@ -17,6 +17,7 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import EvalResult, Prompt, Response
+from charter.team import team
 from charter.training.batches import by_tokens
 
 HARM = "harmful_compliance"
@@ -122,10 +123,11 @@ def distinct_2(text: str) -> float | None:
 def response_logprobs(trunk: Trunk, rows: Sequence[Tokens], tokens: int, temperature: float) -> torch.Tensor:
     """log π(response | prompt) of each row, nats: (N,)."""
     out = torch.zeros(len(rows))
-    for group in by_tokens([len(row) for row in rows], tokens):
+    groups = by_tokens([len(row) for row in rows], tokens)
+    for group in team().share(groups, [sum(len(rows[i]) for i in group) for group in groups]):
         logprobs, _ = trunk.logprobs(REFERENCE, trunk.pack([rows[i] for i in group]), temperature=temperature)
         out[torch.tensor(group)] = logprobs.sum(dim=1).cpu()
-    return out
+    return team().sum_(out)
 
 
 def measure_arm(

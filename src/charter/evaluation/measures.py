@@ -17,6 +17,7 @@ from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
 from charter.records import Prompt, content_id
 from charter.run import file_hash
+from charter.team import team
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,12 @@ def measure_of(
         function = function_of(source, field)
 
         def computed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-            return [number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)]
+            # A function of the user's may answer otherwise at each call, so it is called by one process.
+            return team().on_main(
+                lambda: [
+                    number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)
+                ]
+            )
 
         return Measure(name, settings.unit, source, computed)
     if source.startswith("classifier:"):

@@ -17,6 +17,7 @@ from charter.errors import InputError
 from charter.models.answers import Answer
 from charter.models.client import Client, Refused
 from charter.models.sampler import Conversation, Sample
+from charter.team import team
 
 NO_VERDICT = math.nan
 SHORT_ANSWER = 16  # tokens for a choice that is written out
@@ -25,7 +26,8 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 class EndpointSampler:
-    """An endpoint of a recipe. ``unread`` counts the choices that were no verdict."""
+    """An endpoint of a recipe. ``unread`` counts the choices that were no verdict. Of several processes the main one asks and
+    tells the others: the server's limits, the budget and the cache are those of one client."""
 
     def __init__(self, name: str, settings: EndpointSettings, cache: Path) -> None:
         """InputError where the key is not in the environment."""
@@ -49,7 +51,7 @@ class EndpointSampler:
             for conversation, own in zip(conversations, seeds, strict=True)
             for seed in own
         ]
-        answers = iter(self.client.ask(bodies))
+        answers = iter(team().on_main(lambda: self.client.ask(bodies)))
         return [[as_sample(next(answers), self.settings.api) for _ in own] for own in seeds]
 
     def option_logprobs(
@@ -60,6 +62,9 @@ class EndpointSampler:
         Read, an option counts by its first token, and one that is not among the likeliest counts as the least likely of those,
         so that a margin is never overstated. Written out, the option leads by ``text_margin``.
         """
+        return team().on_main(lambda: self._weigh(conversations, options))
+
+    def _weigh(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         found: list[list[float]] = []
         while self.gives_logprobs is None and len(found) < len(conversations):
             found.append(self._try(conversations[len(found)], options[len(found)]))

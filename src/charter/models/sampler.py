@@ -17,6 +17,7 @@ from charter.models.chat_template import decode_response, encode_prompt, encode_
 from charter.models.generate import is_fused, make_decoder, sample
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Message
+from charter.team import team
 
 Conversation = Sequence[Message]
 
@@ -108,8 +109,9 @@ class LocalSampler:
         # Conversations with equally many options and like length share a pass.
         order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), len(prompts[i]), i))
         # In the precision of the trunk: unlike a sample, a margin of nats does not hang on the last bits of a logit.
-        own = is_fused(self.trunk.model, self.trunk.dtype)  # which knows its precision without being told
-        with self.trunk.as_role(self.role) as model, contextlib.nullcontext() if own else self.trunk.autocast():
+        knows = is_fused(self.trunk.model, self.trunk.dtype)  # its precision, without being told
+        with self.trunk.as_role(self.role) as model, contextlib.nullcontext() if knows else self.trunk.autocast():
+            batches = []
             start = 0
             while start < len(order):
                 stop = start + 1
@@ -120,13 +122,16 @@ class LocalSampler:
                     and len(prompts[order[stop]]) * (stop + 1 - start) <= self.tokens_per_micro_batch
                 ):
                     stop += 1
-                batch = order[start:stop]
+                batches.append(order[start:stop])
+                start = stop
+            own: list[tuple[int, list[float]]] = []
+            for batch in team().share(batches, [sum(len(prompts[i]) for i in batch) for batch in batches]):
                 sums = continuation_logprobs(
                     model, [prompts[i] for i in batch], [encoded[i] for i in batch], self.trunk.dtype
                 )
-                for i, row in zip(batch, sums, strict=True):
-                    found[i] = row
-                start = stop
+                own += zip(batch, sums, strict=True)
+        for i, row in team().gather(own):
+            found[i] = row
         return found
 
 

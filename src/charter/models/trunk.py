@@ -34,6 +34,7 @@ from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits
 from charter.models.packing import LAYOUT, Packed, Tokens, pack
 from charter.records import write_json
 from charter.run import derive_seed, read_json
+from charter.team import team
 
 REFERENCE = "reference"
 
@@ -264,7 +265,10 @@ class Trunk:
     # -- on disk ---------------------------------------------------------------------------------------------------------
 
     def save_language_model(self, role: str, folder: Path) -> None:
-        """The role as a plain Hugging Face folder; a LoRA adapter is merged into a copy of the base first."""
+        """The role as a plain Hugging Face folder; a LoRA adapter is merged into a copy of the base first. Of several processes
+        the main one writes."""
+        if not team().is_main:
+            return
         with self.as_role(role) as model:
             if self.lora is not None:
                 model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
@@ -274,6 +278,8 @@ class Trunk:
         """A reward model: weights, heads, template and normalisation together, in one safetensors file beside the tokenizer."""
         from safetensors.torch import save_file
 
+        if not team().is_main:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{role}/{key}": value.detach().contiguous().clone()

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from charter.run import derive_seed
+from charter.team import team
 
 
 def by_tokens(lengths: Sequence[int], tokens: int, siblings: Sequence[Hashable] | None = None) -> list[list[int]]:
@@ -29,6 +30,29 @@ def by_tokens(lengths: Sequence[int], tokens: int, siblings: Sequence[Hashable] 
             groups.append([i])
             widest = lengths[i]
     return groups
+
+
+def even_by_tokens(lengths: Sequence[int], tokens: int, siblings: Sequence[Hashable] | None = None) -> list[list[int]]:
+    """The groups of ``by_tokens``; with several processes cut finer where that gives each of them as many, of like size."""
+    size = team().size
+    groups = by_tokens(lengths, tokens, siblings)
+    if size == 1 or not groups:
+        return groups
+    wanted = -(-len(groups) // size) * size
+    low, high = max(lengths), tokens  # the smallest budget that makes no more than that
+    while low < high:
+        middle = (low + high) // 2
+        if len(by_tokens(lengths, middle, siblings)) <= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return by_tokens(lengths, high, siblings)
+
+
+def own_by_tokens(lengths: Sequence[int], tokens: int, siblings: Sequence[Hashable] | None = None) -> list[list[int]]:
+    """Those of ``even_by_tokens`` that fall to this process."""
+    groups = even_by_tokens(lengths, tokens, siblings)
+    return team().share(groups, [sum(lengths[i] for i in group) for group in groups])
 
 
 def epoch_batches(n: int, per_step: int, epochs: int, seed: int) -> list[list[int]]:

@@ -18,7 +18,8 @@ from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Pair
 from charter.run import Stage, derive_seed
-from charter.training.batches import by_tokens, epoch_batches
+from charter.team import team
+from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
 from charter.training.preference_losses import (
@@ -67,7 +68,7 @@ def train_dpo(
         point = reference_point(trunk, [rows[2 * i] for i in batch], settings) if settings.loss == "kto" else None
         totals = dict.fromkeys(("loss", "accuracy", "chosen", "rejected", "logprob_chosen", "logprob_rejected"), 0.0)
         lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in batch]
-        for part in by_tokens(lengths, settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]):
+        for part in own_by_tokens(lengths, settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]):
             members = [batch[j] for j in part]
             packed = trunk.pack([rows[2 * i + side] for side in (0, 1) for i in members])
             logprobs, _ = trunk.logprobs("policy", packed)
@@ -84,6 +85,7 @@ def train_dpo(
                 totals["rejected"] += settings.beta * float(ratios[1].sum()) / len(batch)
                 totals["logprob_chosen"] += float(chosen.sum()) / len(batch)
                 totals["logprob_rejected"] += float(rejected.sum()) / len(batch)
+        totals = dict(zip(totals, team().add_up(*totals.values()), strict=True))
         rate = optimizer.rate()
         norm = optimizer.step()
         stage.record(
@@ -136,7 +138,7 @@ def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings)
 def sequence_logprobs(trunk: Trunk, role: str, rows: Sequence[Tokens], tokens_per_micro_batch: int) -> Tensor:
     """log π(response | prompt) of each row, nats: (N,)."""
     found = torch.zeros(len(rows), device=trunk.device)
-    for group in by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
+    for group in own_by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
         logprobs, _ = trunk.logprobs(role, trunk.pack([rows[i] for i in group]))
         found[torch.tensor(group)] = logprobs.sum(dim=1)
-    return found
+    return team().sum_(found)

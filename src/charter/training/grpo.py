@@ -14,6 +14,7 @@ from charter.config import GRPOSettings
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt
 from charter.run import Stage, derive_seed
+from charter.team import team
 from charter.training.advantages import group_advantages
 from charter.training.losses import clipped_policy_loss, kl_penalty, token_kl, token_weights
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from charter.training.rollouts import (
     describe_rollout,
     log_rollout,
     over_rollout,
+    own_cuts,
     policy_pass,
     prompt_batch,
 )
@@ -94,7 +96,7 @@ def train_grpo(
                 moved = 0.0
                 n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
                 n_responses = sum(len(cut.rows) for cut in minibatch)
-                for cut in minibatch:
+                for cut in own_cuts(minibatch):
                     mask = cut.packed.mask
                     new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
                     weights = token_weights(
@@ -124,9 +126,12 @@ def train_grpo(
                     totals["n_tokens"] += stats.n_tokens
                     totals["entropy"] += float(entropies.detach().sum())
                     totals["loss"] += loss.item()
+                moved, ratio, n_seen = team().add_up(moved, totals["ratio"], totals["n_tokens"])
                 if not norms:
-                    watch.first_minibatch(step, totals["ratio"] / max(totals["n_tokens"], 1))
+                    watch.first_minibatch(step, ratio / max(n_seen, 1))
                 norms.append(optimizer.step())
+
+        totals = dict(zip(totals, team().add_up(*totals.values()), strict=True))
 
         # Record.
         seen = max(totals["n_tokens"], 1)

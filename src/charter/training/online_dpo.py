@@ -16,6 +16,7 @@ from charter.config import OnlineDPOSettings
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt
 from charter.run import Stage, derive_seed
+from charter.team import team
 from charter.training.losses import token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
 from charter.training.preference_losses import LOSSES, PairLogprobs
@@ -26,6 +27,7 @@ from charter.training.rollouts import (
     log_rollout,
     micro_batches,
     over_rollout,
+    own_cuts,
     policy_pass,
     prompt_batch,
 )
@@ -85,11 +87,12 @@ def train_online_dpo(
         # Learn. The loss sees a response through its log-probability alone, so its slope there is all of the gradient.
         entropy_total = ratio_total = 0.0
         n_tokens = max(int(rollout.mask.sum()), 1)
-        for cut in cuts:
+        for cut in own_cuts(cuts):
             new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
             torch.autograd.backward((slopes[cut.rows] * new_logprobs.sum(dim=1)).sum())
             entropy_total += float(entropies.detach().sum())
             ratio_total += float((new_logprobs.detach() - cut.of(logprobs))[cut.packed.mask].exp().sum())
+        entropy_total, ratio_total = team().add_up(entropy_total, ratio_total)
         watch.first_minibatch(step, ratio_total / n_tokens)
         norm = optimizer.step()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from charter.errors import GateError
 from charter.records import atomic_path
+from charter.team import team
+
+BUCKET = 2**24  # gradients that travel at once: 64 MB
 
 
 class Optimizer:
@@ -50,7 +53,8 @@ class Optimizer:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def step(self) -> float:
-        """Clip, update, clear; the gradient norm before clipping."""
+        """Add up the gradients of the processes, clip, update, clear; the gradient norm before clipping."""
+        sum_gradients(list(self.parameters.values()))
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
         if not math.isfinite(norm):
             raise GateError(f"the gradient is not finite at update {self.made}; lower the learning rate or use float32")
@@ -84,10 +88,38 @@ class Optimizer:
                 self.adam.state[parameter] = state
 
 
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Add up gradients over the processes, which worked on different rows of one batch. A loss is divided by what the whole batch
+    holds, so the sum is the gradient that one process computes. A parameter that got none anywhere keeps none."""
+    if team().size == 1:
+        return
+    device = parameters[0].device
+    has = team().sum_(torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=device))
+    bucket: list[nn.Parameter] = []
+    for parameter in (p for p, n in zip(parameters, has.tolist(), strict=True) if n):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if bucket and sum(p.numel() for p in bucket) + parameter.numel() > BUCKET:
+            sum_bucket(bucket)
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        sum_bucket(bucket)
+
+
+def sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = team().sum_(torch.cat([g.reshape(-1) for g in gradients]))
+    for gradient, whole in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(whole.view_as(gradient))
+
+
 def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], extra: Mapping[str, Any]) -> None:
     """Write parameters, optimizer moments, the step and plain values, atomically."""
     from safetensors.torch import save_file
 
+    if not team().is_main:
+        return
     tensors: dict[str, Tensor] = {}
     for prefix, optimizer in optimizers.items():
         tensors |= {key: value.contiguous().cpu() for key, value in optimizer.tensors(prefix).items()}
@@ -101,7 +133,7 @@ def load_checkpoint(path: Path, optimizers: Mapping[str, Optimizer]) -> tuple[in
     """The next step and the plain values of the last checkpoint; (0, {}) where there is none."""
     from safetensors import safe_open
 
-    if not path.exists():
+    if not team().on_main(path.exists):
         return 0, {}
     with safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["charter"])

@@ -14,6 +14,7 @@ from charter.config import PPOSettings
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt
 from charter.run import Stage, derive_seed
+from charter.team import team
 from charter.training.advantages import gae, whiten
 from charter.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean, token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from charter.training.rollouts import (
     describe_rollout,
     log_rollout,
     over_rollout,
+    own_cuts,
     policy_pass,
     prompt_batch,
     value_pass,
@@ -92,7 +94,7 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
                     break
                 moved = 0.0
                 n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
-                for cut in minibatch:
+                for cut in own_cuts(minibatch):
                     mask = cut.packed.mask
                     new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
                     new_values = critic.of(trunk, cut)
@@ -117,10 +119,13 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
                     totals["n_tokens"] += stats.n_tokens
                     totals["entropy"] += entropy.item() * n_tokens
                     totals["value"] += value_loss.item() * n_tokens
+                moved, ratio, n_seen = team().add_up(moved, totals["ratio"], totals["n_tokens"])
                 if not policy_norms:
-                    watch.first_minibatch(step, totals["ratio"] / max(totals["n_tokens"], 1))
+                    watch.first_minibatch(step, ratio / max(n_seen, 1))
                 policy_norms.append(policy_optimizer.step())
                 value_optimizer.step()
+
+        totals = dict(zip(totals, team().add_up(*totals.values()), strict=True))
 
         # Record.
         described = describe_rollout(rollout, scores, kl)

@@ -18,7 +18,8 @@ from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import Scorers, ScoreScale, Trunk
 from charter.records import Pair, Rating
 from charter.run import Stage, derive_seed
-from charter.training.batches import by_tokens, epoch_batches
+from charter.team import team
+from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import bradley_terry_loss, rating_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
 
@@ -65,7 +66,7 @@ def train_reward_model(
     def learn(role: str, batch: list[int]) -> tuple[float, float]:
         total = correct = 0.0
         shares = pair_shares([pairs[i].group_id for i in batch], settings.average).to(trunk.device)
-        for part in by_tokens(
+        for part in own_by_tokens(
             [lengths[i] for i in batch], settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
         ):
             own = [batch[j] for j in part]
@@ -97,7 +98,7 @@ def train_rating_model(
 
     def learn(role: str, batch: list[int]) -> tuple[float]:
         total = 0.0
-        for part in by_tokens([len(rows[i]) for i in batch], settings.tokens_per_micro_batch):
+        for part in own_by_tokens([len(rows[i]) for i in batch], settings.tokens_per_micro_batch):
             own = [batch[j] for j in part]
             scores = trunk.scores(role, trunk.pack([rows[i] for i in own]))
             loss = rating_loss(scores, targets[own], settings.loss).sum() / len(batch)
@@ -143,7 +144,7 @@ def train_members(
     for step in stage.progress(range(len(orders[0])), done=first):
         found = []
         for role, order in zip(roles, orders, strict=True):
-            measured = learn(role, order[step])
+            measured = team().add_up(*learn(role, order[step]))
             rate = optimizers[role].rate()
             found.append((*measured, optimizers[role].step(), rate))
         *means, norm, rate = np.mean(np.array(found), axis=0).tolist()  # over the members
@@ -185,9 +186,9 @@ def scaled(trunk: Trunk, settings: ScorerSettings, rows: Sequence[Tokens]) -> Sc
 def score_rows(trunk: Trunk, rows: Sequence[Tokens], tokens_per_micro_batch: int, role: str = "reward") -> Tensor:
     """Raw scores (N,) of prompt-response rows by one role, on the CPU."""
     scores = torch.zeros(len(rows))
-    for group in by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
+    for group in own_by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
         scores[torch.tensor(group)] = trunk.scores(role, trunk.pack([rows[i] for i in group])).cpu()
-    return scores
+    return team().sum_(scores)
 
 
 def reward_scores(

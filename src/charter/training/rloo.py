@@ -14,6 +14,7 @@ from charter.config import RLOOSettings
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt
 from charter.run import Stage, derive_seed
+from charter.team import team
 from charter.training.advantages import rloo_advantages
 from charter.training.losses import reinforce_loss, token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from charter.training.rollouts import (
     log_rollout,
     micro_batches,
     over_rollout,
+    own_cuts,
     policy_pass,
     prompt_batch,
 )
@@ -80,7 +82,7 @@ def train_rloo(
         # Learn.
         loss_total = entropy_total = ratio_total = 0.0
         n_tokens = max(int(rollout.mask.sum()), 1)
-        for cut in cuts:
+        for cut in own_cuts(cuts):
             mask = cut.packed.mask
             new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
             loss = reinforce_loss(new_logprobs, advantages[cut.rows], mask, n)
@@ -88,6 +90,7 @@ def train_rloo(
             loss_total += loss.item()
             entropy_total += float(entropies.detach().sum())
             ratio_total += float((new_logprobs.detach() - cut.of(logprobs))[mask].exp().sum())
+        loss_total, entropy_total, ratio_total = team().add_up(loss_total, entropy_total, ratio_total)
         watch.first_minibatch(step, ratio_total / n_tokens)
         norm = optimizer.step()
 

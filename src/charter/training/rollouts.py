@@ -17,7 +17,8 @@ from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import REFERENCE, Scorers, Trunk
 from charter.records import Prompt, Rollout
 from charter.run import Stage, derive_seed
-from charter.training.batches import by_tokens
+from charter.team import team
+from charter.training.batches import even_by_tokens
 from charter.training.reward_model import reward_scores
 from charter.training.rewards import RewardSum
 
@@ -40,21 +41,26 @@ def collect(
     role: str = "policy",
     k: int | None = None,
 ) -> Rollout:
-    """Sample ``samples_per_prompt`` (or ``k``) responses of a role to each prompt; siblings are neighbours in the rows."""
+    """Sample ``samples_per_prompt`` (or ``k``) responses of a role to each prompt; siblings are neighbours in the rows. Several
+    processes take neighbouring prompts each."""
     tokenizer, k = trunk.tokenizer, k or settings.samples_per_prompt
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     seeds = [[derive_seed(seed, i, prompt.id, j) for j in range(k)] for i, prompt in enumerate(prompts)]
-    with trunk.as_role(role) as model:
-        groups = sample(
-            model,
-            encoded,
-            seeds,
-            eos_id=tokenizer.eos_token_id,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            dtype=trunk.dtype,
-        )
-    responses = [one for group in groups for one in group]
+    crew = team()
+    own = slice(*(len(prompts) * rank // crew.size for rank in (crew.rank, crew.rank + 1)))
+    groups = []
+    if encoded[own]:
+        with trunk.as_role(role) as model:
+            groups = sample(
+                model,
+                encoded[own],
+                seeds[own],
+                eos_id=tokenizer.eos_token_id,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                dtype=trunk.dtype,
+            )
+    responses = crew.gather([one for group in groups for one in group])
     width = max(len(one.ids) for one in responses)
     mask = torch.tensor([[t < len(one.ids) for t in range(width)] for one in responses], device=trunk.device)
     ids = torch.zeros(mask.shape, dtype=torch.long, device=trunk.device)
@@ -122,7 +128,7 @@ def micro_batches(trunk: Trunk, rollout: Rollout, rows: Sequence[int], tokens: i
     equal bits: the ratio of the first update is exactly 1."""
     of_response = rollout.mask.sum(dim=1).tolist()
     lengths = [len(rollout.prompt_ids[row]) + of_response[row] for row in rows]
-    groups = by_tokens(lengths, tokens, [rollout.prompt_ids[row] for row in rows])
+    groups = even_by_tokens(lengths, tokens, [rollout.prompt_ids[row] for row in rows])
     found = []
     for group in groups:
         members = [rows[i] for i in group]
@@ -137,14 +143,19 @@ def cut_minibatches(trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: i
     return [micro_batches(trunk, rollout, sorted(order[i::n]), tokens) for i in range(n)]
 
 
+def own_cuts(cuts: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """The micro-batches that fall to this process."""
+    return team().share(cuts, [len(cut.packed.ids) for cut in cuts])
+
+
 @torch.no_grad()
 def over_rollout(rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor]) -> Tensor:
     """``compute(packed)`` (b, t) of every micro-batch, put together to (B, T)."""
     out = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
-    for cut in cuts:
+    for cut in own_cuts(cuts):
         found = compute(cut.packed)
         out[cut.rows, : found.shape[1]] = found
-    return out
+    return team().sum_(out)
 
 
 @dataclass
@@ -170,7 +181,7 @@ class PolicyPass:
 
 def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float) -> PolicyPass:
     """Score a rollout under the policy."""
-    if len(cuts) > 1:
+    if len(cuts) > 1 or not own_cuts(cuts):
         return PolicyPass(
             over_rollout(rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]),
             None,
@@ -199,7 +210,7 @@ class ValuePass:
 
 def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> ValuePass:
     """Read a rollout with the critic."""
-    if len(cuts) > 1:
+    if len(cuts) > 1 or not own_cuts(cuts):
         return ValuePass(over_rollout(rollout, cuts, lambda packed: trunk.values("value", packed)), None)
     values = trunk.values("value", cuts[0].packed)
     return ValuePass(over_rollout(rollout, cuts, lambda _: values.detach()), values)
@@ -222,6 +233,8 @@ def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, 
 def log_rollout(stage: Stage, step: int, rollout: Rollout, scores: Tensor, kl: Tensor) -> None:
     """Append every response of a step with its score and KL to rollouts.jsonl."""
     rows = zip(rollout.prompts, rollout.texts, scores.tolist(), kl.sum(dim=1).tolist(), strict=True)
+    if not team().is_main:
+        return
     with open(stage.path("rollouts.jsonl"), "a", encoding="utf-8") as file:
         for prompt, text, score, nats in rows:
             row = {"step": step, "prompt_id": prompt.id, "prompt": prompt.last_turn, "response": text, "reward": score,

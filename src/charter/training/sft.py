@@ -13,7 +13,8 @@ from charter.models.packing import Tokens, clip
 from charter.models.trunk import Trunk
 from charter.records import Message
 from charter.run import Stage, derive_seed
-from charter.training.batches import by_tokens, epoch_batches
+from charter.team import team
+from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
 
@@ -54,12 +55,13 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
         batch = [rows[i] for i in steps[step]]
         n_tokens = sum(len(row.response) for row in batch)
         total = 0.0
-        for group in by_tokens([len(row) for row in batch], settings.tokens_per_micro_batch):
+        for group in own_by_tokens([len(row) for row in batch], settings.tokens_per_micro_batch):
             packed = trunk.pack([batch[i] for i in group])
             logprobs, _ = trunk.logprobs("policy", packed)
             loss = sft_loss(logprobs, packed.mask, n_tokens)
             torch.autograd.backward(loss)
             total += loss.item()
+        (total,) = team().add_up(total)
         rate = optimizer.rate()
         norm = optimizer.step()
         stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm)

@@ -1,0 +1,130 @@
+"""Two processes, started by the real launchers, give what one process gives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from charter.config import load_recipe
+from charter.pipeline import run_recipe
+from charter.team import Team
+from charter.training.batches import by_tokens, even_by_tokens, own_by_tokens
+from together import train_all
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*arguments: object) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *map(str, arguments),
+    ]
+
+
+def metrics(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(got: Path, expected: Path, tolerance: float = 1e-5) -> None:
+    """Every figure of every step within the tolerance, relative or absolute."""
+    rows = metrics(expected)
+    assert rows
+    assert metrics(got) == [pytest.approx(row, rel=tolerance, abs=tolerance) for row in rows]
+
+
+def test_two_processes_train_and_sample_as_one(tmp_path, random_llama):
+    done = subprocess.run(
+        torchrun(TESTS / "together.py", random_llama, tmp_path / "two"), env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    train_all(random_llama, tmp_path / "one")
+    for name in ("sft", "dpo", "rloo.reward", "rloo", "grpo", "ppo"):
+        assert_close(tmp_path / "two" / name, tmp_path / "one" / name)
+    for name in ("answers/responses.jsonl", "answers/metrics.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    texts = [json.loads(line)["response"] for line in (tmp_path / "one/rloo/rollouts.jsonl").read_text().splitlines()]
+    again = [json.loads(line)["response"] for line in (tmp_path / "two/rloo/rollouts.jsonl").read_text().splitlines()]
+    assert texts == again
+
+
+def test_a_killed_process_ends_the_run_and_one_process_goes_on(tmp_path, write_recipe, random_llama):
+    recipe = write_recipe(random_llama, rl={"steps": 12, "checkpoint_every": 1})
+    out = tmp_path / "killed"
+    command = torchrun("-m", "charter.cli", "run", recipe, "--out", out, "--until", "rl")
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    log = out / "rl/metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.005)
+    ranks = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
+    ranks["1"].send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode not in (0, None)
+    assert "2 processes (gloo, cpu)" in errors
+    assert errors.count("prompts …") == 1
+    assert not any(psutil.pid_exists(child.pid) and child.is_running() for child in ranks.values())
+    assert not (out / "rl/model").exists()
+    lines = log.read_text().splitlines()
+    assert 2 <= len(lines) < 12
+
+    run_recipe(load_recipe(recipe), out, until="rl", quiet=True)
+    run_recipe(load_recipe(recipe), tmp_path / "whole", until="rl", quiet=True)
+    for name in ("sft", "reward_model"):
+        assert_close(out / name, tmp_path / "whole" / name)
+    # REINFORCE's loss is a difference between sums of 70 nats, whose last bit is 8e-6.
+    assert_close(out / "rl", tmp_path / "whole/rl", tolerance=1e-4)
+    for name in ("revise/revisions.jsonl", "revise/helpful.jsonl", "feedback/judgments.jsonl", "feedback/pairs.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_an_error_is_said_once_and_is_the_exit_code_of_the_process(tmp_path):
+    command = torchrun("-m", "charter.cli", "run", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("charter: ") == 1
+    assert "none.yaml" in done.stderr
+    assert "exitcode  : 2" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+class OneOf(Team):
+    """Process ``rank`` of ``size``, as far as the dealing of work goes."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def test_parts_are_dealt_whole_and_by_weight():
+    costs = [5, 1, 4, 3, 3, 2]
+    shares = [OneOf(rank, 2).share("abcdef", costs) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == list("abcdef")
+    loads = [sum(costs["abcdef".index(part)] for part in share) for share in shares]
+    assert loads == [9, 9]
+    assert [OneOf(rank, 3).share("a", [1]) for rank in range(3)] == [["a"], [], []]
+    assert Team().share("abc", [1, 1, 1]) == ["a", "b", "c"]
+
+
+def test_groups_are_cut_so_that_every_process_has_as_many(monkeypatch):
+    lengths = [10 + i % 7 for i in range(40)]
+    whole = by_tokens(lengths, 4096)
+    assert len(whole) == 1
+    monkeypatch.setattr("charter.team._teams", [OneOf(0, 4)])
+    groups = even_by_tokens(lengths, 4096)
+    assert len(groups) == 4
+    assert sorted(i for group in groups for i in group) == list(range(40))
+    tokens = [sum(lengths[i] for i in group) for group in groups]
+    assert max(tokens) < 1.4 * min(tokens)
+    assert len(own_by_tokens(lengths, 4096)) == 1
+    assert even_by_tokens([7], 4) == [[0]]

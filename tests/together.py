@@ -1,0 +1,102 @@
+"""Trains with every method at tiny size, and samples and judges: run by tests/test_team.py in one process and in two.
+
+torchrun --nproc-per-node 2 tests/together.py MODEL OUT [fsdp]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from charter.config import DPOSettings, GRPOSettings, PPOSettings, RewardModelSettings, RLOOSettings, SFTSettings
+from charter.constitution.revise import respond
+from charter.models.sampler import LocalSampler
+from charter.models.trunk import Trunk, load_trunk
+from charter.records import Message, Pair, Prompt, Response
+from charter.run import Run, Stage
+from charter.team import disband, team
+from charter.training.dpo import train_dpo
+from charter.training.grpo import train_grpo
+from charter.training.ppo import train_ppo
+from charter.training.reward_model import train_reward_model
+from charter.training.rewards import RewardSum
+from charter.training.rloo import train_rloo
+from charter.training.rollouts import RewardModelReward
+from charter.training.sft import sft_tokens, train_sft
+
+WORDS = ("red", "green", "blue", "a long word", "yes", "no", "not at all", "why")
+TEXTS = [f"Say {first} and then {second}." for first in WORDS for second in WORDS[:3]]
+PROMPTS = [Prompt(messages=(Message(role="user", content=text),)) for text in TEXTS]
+PAIRS = [
+    Pair(prompt=prompt, chosen=WORDS[i % 8] * (1 + i % 3), rejected=WORDS[(i + 3) % 8], group_id=f"g{i // 2}")
+    for i, prompt in enumerate(PROMPTS)
+]  # fmt: skip
+ROLLOUTS: dict[str, Any] = {"steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 10,
+                            "tokens_per_micro_batch": 128, "learning_rate": 1e-3}  # fmt: skip
+
+
+def sft(trunk: Trunk, stage: Stage) -> None:
+    rows = sft_tokens(trunk, [(prompt.messages, WORDS[i % 8]) for i, prompt in enumerate(PROMPTS)])
+    train_sft(trunk, rows, SFTSettings(epochs=2, responses_per_step=8, tokens_per_micro_batch=96), stage)
+
+
+def dpo(trunk: Trunk, stage: Stage) -> None:
+    trunk.add_role("policy")
+    settings = DPOSettings(method="dpo", epochs=1, pairs_per_step=8, tokens_per_micro_batch=256, learning_rate=1e-3)
+    train_dpo(trunk, PAIRS, settings, stage)
+
+
+def rloo(trunk: Trunk, stage: Stage) -> None:
+    settings = RewardModelSettings(epochs=1, pairs_per_step=8, tokens_per_micro_batch=256, learning_rate=1e-3)
+    with stage.run.stage(f"{stage.name}.reward", {}, {}, []) as own:
+        scorers = train_reward_model(trunk, PAIRS, settings, own)
+    trunk.add_role("policy")
+    reward = RewardSum({"reward_model": (1.0, RewardModelReward(trunk, scorers, 256))})
+    train_rloo(trunk, PROMPTS, reward, RLOOSettings(method="rloo", **ROLLOUTS), stage)
+
+
+def odd_letters(rollout: Any) -> Any:
+    return (rollout.ids * rollout.mask % 7).sum(dim=1).float() / 7
+
+
+def grpo(trunk: Trunk, stage: Stage) -> None:
+    trunk.add_role("policy")
+    settings = GRPOSettings(method="grpo", minibatches=2, epochs=2, **ROLLOUTS)
+    train_grpo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
+
+
+def ppo(trunk: Trunk, stage: Stage) -> None:
+    trunk.add_role("policy")
+    trunk.add_role("value", head=True)
+    settings = PPOSettings(method="ppo", epochs=2, minibatches=2, stop_kl=0.5, **ROLLOUTS)
+    train_ppo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
+
+
+def answers(trunk: Trunk, stage: Stage) -> None:
+    """Texts, claimed batch by batch, and weighed options, dealt."""
+    sampler = LocalSampler(trunk, "tiny", tokens_per_micro_batch=64)
+    stage.rows("responses.jsonl", Response).work(
+        PROMPTS, 5,
+        lambda batch: [one for group in respond(sampler, batch, seed=0, what="test", k=2, temperature=1.0, max_new_tokens=8)
+                       for one in group],
+        rows_per_item=2,
+    )  # fmt: skip
+    weighed = sampler.option_logprobs([prompt.messages for prompt in PROMPTS], [("yes", "no", "red")] * len(PROMPTS))
+    for number, row in enumerate(weighed):
+        stage.record(number, options=row)
+
+
+def train_all(model: Path, out: Path, lora: Any = None) -> None:
+    """Every part in a stage of its own under ``out``."""
+    with Run(out, quiet=True) as run:
+        for part in (sft, dpo, rloo, grpo, ppo, answers):
+            with run.stage(part.__name__, {}, {}, []) as stage:
+                part(load_trunk(str(model), lora=lora), stage)
+                stage.metrics()
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]), Path(sys.argv[2]))
+    assert team().size == 2
+    disband()
