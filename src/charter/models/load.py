@@ -13,8 +13,15 @@ import torch
 from charter.errors import InputError
 from charter.models.allocator import keep_freed_memory
 from charter.models.attention import use_fast_attention
-from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, prepare_tokenizer
+from charter.models.chat_template import (
+    PAIR_TEMPLATE,
+    PLAIN_TEMPLATE,
+    TRANSCRIPT_TEMPLATE,
+    begins_with_bos,
+    prepare_tokenizer,
+)
 from charter.models.encoder import ENCODERS, POOLED
+from charter.run import read_json
 
 
 @contextlib.contextmanager
@@ -85,15 +92,51 @@ def load_base(path: str, device: str = "cpu") -> Any:
     return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM")
 
 
+def marks_of(path: str) -> tuple[list[int], int | None]:
+    """What a model's files name as ends of a response (several with Llama 3 and Gemma) and as beginning of a text. The files
+    themselves and not the classes, whose defaults are another model's ids."""
+    from transformers.utils import cached_file
+
+    found: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        file = cached_file(
+            path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        values = read_json(Path(file)) if file else None
+        if isinstance(values, dict):
+            found |= {key: values[key] for key in ("eos_token_id", "bos_token_id") if values.get(key) is not None}
+    ends, bos_id = found.get("eos_token_id", []), found.get("bos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return [number for number in ends if isinstance(number, int)], bos_id if isinstance(bos_id, int) else None
+
+
+def vocabulary_of(tokenizer: Any, rows: int) -> int:
+    """Ids that the tokenizer gives: one more than the highest. A name for unknown or first tokens that its class has by default
+    and that lies beyond the ``rows`` of the embedding is none of them."""
+    unused = {tokenizer.unk_token, None if begins_with_bos(tokenizer) else tokenizer.bos_token} - {tokenizer.eos_token}
+    return 1 + max(number for token, number in tokenizer.get_vocab().items() if number < rows or token not in unused)
+
+
+def check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
+    """InputError where the tokenizer has tokens for which the model has no embedding: they would fail when one comes up."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    known = vocabulary_of(tokenizer, rows)
+    if known > rows:
+        raise InputError(
+            f"the tokenizer has {known} tokens and the model embeddings for {rows}; tokens were added without "
+            "model.resize_token_embeddings(len(tokenizer)), or the tokenizer is another model's", file=path,
+        )  # fmt: skip
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model's folder with what the rest relies on (see ``prepare_tokenizer``)."""
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers():
-            return prepare_tokenizer(
-                AutoTokenizer.from_pretrained(path, trust_remote_code=False), template=TEMPLATES[kind_of(path)]
-            )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            ends, bos_id = marks_of(path)
+            return prepare_tokenizer(tokenizer, template=TEMPLATES[kind_of(path)], ends=ends, bos_id=bos_id)
     except InputError as error:
         raise InputError(str(error), file=path) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -138,6 +181,7 @@ def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
         model.config.pad_token_id = tokenizer.pad_token_id
+    check_vocabulary(model, tokenizer, path)
     return model, tokenizer
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from charter.config import RolloutSettings
-from charter.models.chat_template import decode_response, encode_prompt, encode_response
+from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
 from charter.models.generate import sample
 from charter.models.packing import Packed, Tokens
 from charter.models.trunk import REFERENCE, Scorers, Trunk
@@ -49,10 +49,11 @@ def collect(
             model,
             encoded,
             seeds,
-            eos_id=tokenizer.eos_token_id,
+            ends=end_ids(tokenizer),
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             dtype=trunk.dtype,
+            vocabulary=trunk.vocabulary,
         )
     responses = [one for group in groups for one in group]
     width = max(len(one.ids) for one in responses)
