@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -130,22 +131,30 @@ def check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
 
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model's folder with what the rest relies on (see ``prepare_tokenizer``)."""
+    tokenizer = raw_tokenizer(path)
+    ends, bos_id = marks_of(path)
+    try:
+        return prepare_tokenizer(tokenizer, template=TEMPLATES[kind_of(path)], ends=ends, bos_id=bos_id)
+    except InputError as error:
+        raise InputError(str(error), file=path) from None
+
+
+def raw_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder as it is stored."""
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            ends, bos_id = marks_of(path)
-            return prepare_tokenizer(tokenizer, template=TEMPLATES[kind_of(path)], ends=ends, bos_id=bos_id)
-    except InputError as error:
-        raise InputError(str(error), file=path) from None
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the tokenizer does not load: {first_line(error)}", file=path) from None
 
 
-def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausalLM", **kwargs: Any) -> Any:
-    """A model in float32, in evaluation mode. ``kind`` names the transformers class; InputError where weights are missing:
-    a head that the loader would fill with random numbers is a mistake, not a model."""
+def load_model(
+    path: str, device: str = "cpu", *, kind: str = "AutoModelForCausalLM", dtype: Any = torch.float32, **kwargs: Any
+) -> Any:
+    """A model in ``dtype`` (`auto` is what it is stored in), in evaluation mode. ``kind`` names the transformers class.
+    InputError where weights are missing: a head that the loader would fill with random numbers is a mistake, not a model."""
     import transformers
 
     check_folder(path)
@@ -154,7 +163,7 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
         with quiet_transformers():
             model, report = getattr(transformers, kind).from_pretrained(
                 path,
-                dtype=torch.float32,
+                dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -170,14 +179,8 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
 def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:
     """A sequence classifier and its own tokenizer. InputError where its head is missing: it would be filled with random
     numbers."""
-    from transformers import AutoTokenizer
-
     model = load_model(path, device, kind="AutoModelForSequenceClassification")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the tokenizer does not load: {first_line(error)}", file=path) from None
+    tokenizer = raw_tokenizer(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -189,23 +192,32 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain Hugging Face folder, at once: a half-written model is never seen under its name."""
-    import shutil
-
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes the name of ``folder`` at the end: nothing half-written is ever seen under it."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
     try:
         with quiet_transformers():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB") -> None:
+    """Write a plain Hugging Face folder: it loads without remote code, also where the model once came with some."""
+    for holder in (model.config, tokenizer.init_kwargs):
+        named = holder if isinstance(holder, dict) else vars(holder)
+        named.pop("auto_map", None)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary, max_shard_size=shard_size)
+        tokenizer.save_pretrained(temporary)
 
 
 def pick_device(setting: str) -> str:

@@ -42,11 +42,18 @@ class Trunk:
     """The model, its tokenizer, and the roles it plays."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, lora: LoRASettings | None = None, precision: str = "float32", seed: int = 0
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        lora: LoRASettings | None = None,
+        precision: str = "float32",
+        seed: int = 0,
+        path: str = "",
     ) -> None:
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
-        self.precision = precision
+        self.precision, self.path = precision, path
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
@@ -276,7 +283,12 @@ class Trunk:
     # -- on disk ---------------------------------------------------------------------------------------------------------
 
     def save_language_model(self, role: str, folder: Path) -> None:
-        """The role as a plain Hugging Face folder; a LoRA adapter is merged into a copy of the base first."""
+        """The role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and stands by itself
+        in `adapter` beside it, as peft saves it."""
+        from charter.models.adapters import save_adapter
+
+        if self.lora is not None:
+            save_adapter(self.adapters, role, self.tokenizer, folder.with_name("adapter"), self.path)
         with self.as_role(role) as model:
             if self.lora is not None:
                 model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
@@ -386,4 +398,4 @@ def load_trunk(
                          "classifier", file=path)  # fmt: skip
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
-    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed)
+    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path)
