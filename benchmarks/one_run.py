@@ -173,7 +173,7 @@ def charter_sample(folder: Path, k: int) -> float:
         began = time.perf_counter()
         seeds = [[turn * 64 + i * k + j for j in range(k)] for i in range(len(prompts))]
         groups = sample(
-            model, prompts, seeds, eos_id=-1, max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16
+            model, prompts, seeds, ends=[-1], max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16
         )
         rates.append(sum(len(one.ids) for group in groups for one in group) / (time.perf_counter() - began))
     return sorted(rates[1:])[0]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("cli",),
     ("cli_feedback",),
-    ("seeds", "serving"),
+    ("seeds", "serving", "merge"),
     ("pipeline", "standalone", "plan", "show_tokens", "chat", "web", "new_recipe"),
     ("stages", "summary"),
     ("reward_sources",),

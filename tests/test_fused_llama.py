@@ -55,7 +55,7 @@ def model_of(name: str):
 def test_greedy_tokens_are_those_of_generate(name):
     model = model_of(name)
     assert is_llama_like(model)
-    found = sample(model, PROMPTS, [[0]] * 4, eos_id=0, max_new_tokens=20, temperature=0.0)
+    found = sample(model, PROMPTS, [[0]] * 4, ends=[0], max_new_tokens=20, temperature=0.0)
     for prompt, (one,) in zip(PROMPTS, found, strict=True):
         expected = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
@@ -70,7 +70,7 @@ def test_samples_are_those_of_the_general_decoder_while_rows_end_one_by_one(name
     model = model_of(name)
     model.lm_head.weight.data = model.lm_head.weight.data.clone()
     seeds = [[17 * i + j for j in range(k)] for i in range(4)]
-    arguments = {"eos_id": 3, "max_new_tokens": 30, "temperature": 0.8}
+    arguments = {"ends": [3], "max_new_tokens": 30, "temperature": 0.8}
     fused = sample(model, PROMPTS, seeds, **arguments)
     monkeypatch.setattr(generate, "is_llama_like", lambda _: False)
     general = sample(model, PROMPTS, seeds, **arguments)
@@ -108,7 +108,7 @@ def test_log_probabilities_of_sampling_are_those_of_training(random_llama):
     trunk = load_trunk(str(random_llama))
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]
     with trunk.as_role(REFERENCE) as model:
-        groups = sample(model, prompts, [[1, 2], [3, 4], [5, 6]], eos_id=0, max_new_tokens=12, temperature=0.9)
+        groups = sample(model, prompts, [[1, 2], [3, 4], [5, 6]], ends=[0], max_new_tokens=12, temperature=0.9)
     for prompt, group in zip(prompts, groups, strict=True):
         for one in group:
             packed = trunk.pack([Tokens(prompt, one.ids)])
@@ -122,7 +122,7 @@ def test_adapters_are_merged_in_for_their_role_and_left_out_for_the_reference(ra
         trunk.add_role(role)
         for parameter in trunk.parameters(role).values():
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(role)))
-    arguments = {"eos_id": 0, "max_new_tokens": 12, "temperature": 1.0}
+    arguments = {"ends": [0], "max_new_tokens": 12, "temperature": 1.0}
     found = {}
     for fused in (True, False):
         if not fused:

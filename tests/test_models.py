@@ -31,7 +31,7 @@ def trunk(folder):
 
 
 def generate(trunk, prompts, seeds, **changes):
-    settings = {"eos_id": 0, "max_new_tokens": 24, "temperature": 1.0, **changes}
+    settings = {"ends": [0], "max_new_tokens": 24, "temperature": 1.0, **changes}
     return sample(trunk.model, prompts, seeds, **settings)
 
 

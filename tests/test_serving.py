@@ -101,7 +101,7 @@ def test_log_probabilities_are_the_models_own(client, random_llama):
     trunk = load_trunk(str(random_llama))
     prompt = encode_prompt(trunk.tokenizer, [Message(role="user", content=ASKED)])
     seeds = [[derive_seed(3, "chat", 1)]]
-    own = sample(trunk.model, [prompt], seeds, eos_id=trunk.tokenizer.eos_token_id, max_new_tokens=12, temperature=1.0)[
+    own = sample(trunk.model, [prompt], seeds, ends=[trunk.tokenizer.eos_token_id], max_new_tokens=12, temperature=1.0)[
         0
     ][0]
     places = answer.choices[0].logprobs.content

@@ -433,6 +433,27 @@ def serve(
     serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows)
 
 
+model_app = typer.Typer(help="Models as other programs load them.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+
+
+@model_app.command("merge")
+def model_merge(
+    where: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, RUN/sft, a model or a LoRA adapter folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
+    base: Annotated[str | None, typer.Option(help="Base model of an adapter, where it names none or another.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored unless given.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest file of weights: 5GB, 500MB.")] = "5GB",
+    as_json: Json = False,
+) -> None:
+    """Write a plain Hugging Face folder: a run's policy, or a LoRA adapter merged into its base."""
+    from charter.merge import merge
+
+    done = merge(where, out, base=base, dtype=dtype, shard_size=shard_size)
+    words = f"{done['parameters'] / 1e6:.1f} M parameters in {done['dtype']}, {len(done['files'])} file(s) of weights"
+    show(done, as_json, *([f"{done['adapter']} on {done['base']}"] if done["adapter"] else []), f"{words}: {out}")
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,

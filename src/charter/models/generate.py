@@ -103,16 +103,18 @@ def sample(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[Sequence[int]],
     *,
-    eos_id: int,
+    ends: Sequence[int],
     max_new_tokens: int,
     temperature: float,
     dtype: torch.dtype = torch.float32,
+    vocabulary: int | None = None,
 ) -> list[list[Sampled]]:
     """Sample one response per seed for every prompt. ``seeds[i]`` are the K seeds of prompt i; returns as nested.
 
     The prompt is read once for the K responses. Rows that have ended are dropped from the batch when they make up a quarter of
-    it. ``temperature`` 0 takes the likeliest token. ``dtype`` is that of the products where a fused decoder is used; the
-    choice is made in float32. InputError where a prompt leaves no room.
+    it. A response ends at any of the ids ``ends``. ``temperature`` 0 takes the likeliest token. ``dtype`` is that of the products
+    where a fused decoder is used; the choice is made in float32, among the first ``vocabulary`` ids where the model has rows for
+    more. InputError where a prompt leaves no room.
     """
     check_room(model, prompts, max_new_tokens)
     device = next(model.parameters()).device
@@ -126,9 +128,10 @@ def sample(
     logprobs: list[list[float]] = [[] for _ in range(n)]
     rows = torch.arange(n, device=device)
     alive = torch.ones(n, dtype=torch.bool, device=device)
+    stops = torch.tensor(ends, device=device)
     logits = decoder.logits
     for step in range(max_new_tokens):
-        choice, chosen_logprobs = pick(logits, uniforms[rows, step], temperature)
+        choice, chosen_logprobs = pick(logits[:, :vocabulary], uniforms[rows, step], temperature)
         row_list, alive_list = rows.tolist(), alive.tolist()
         for row, on, token, logprob in zip(
             row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True
@@ -136,7 +139,7 @@ def sample(
             if on:
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
-        alive = alive & (choice != eos_id)
+        alive = alive & ~torch.isin(choice, stops)
         left = int(alive.sum())
         if left == 0 or step == max_new_tokens - 1:
             break
@@ -146,7 +149,7 @@ def sample(
             rows, choice, alive = (x[keep] for x in (rows, choice, alive))
         logits = decoder.step(choice)
     flat = [
-        Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] == eos_id)
+        Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] in ends)
         for ids, row in zip(tokens, logprobs, strict=True)
     ]
     return [flat[i : i + k] for i in range(0, n, k)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,15 @@ import torch
 from charter.errors import InputError
 from charter.models.allocator import keep_freed_memory
 from charter.models.attention import use_fast_attention
-from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, prepare_tokenizer
+from charter.models.chat_template import (
+    PAIR_TEMPLATE,
+    PLAIN_TEMPLATE,
+    TRANSCRIPT_TEMPLATE,
+    begins_with_bos,
+    prepare_tokenizer,
+)
 from charter.models.encoder import ENCODERS, POOLED
+from charter.run import read_json
 
 
 @contextlib.contextmanager
@@ -85,24 +93,68 @@ def load_base(path: str, device: str = "cpu") -> Any:
     return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM")
 
 
+def marks_of(path: str) -> tuple[list[int], int | None]:
+    """What a model's files name as ends of a response (several with Llama 3 and Gemma) and as beginning of a text. The files
+    themselves and not the classes, whose defaults are another model's ids."""
+    from transformers.utils import cached_file
+
+    found: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        file = cached_file(
+            path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        values = read_json(Path(file)) if file else None
+        if isinstance(values, dict):
+            found |= {key: values[key] for key in ("eos_token_id", "bos_token_id") if values.get(key) is not None}
+    ends, bos_id = found.get("eos_token_id", []), found.get("bos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return [number for number in ends if isinstance(number, int)], bos_id if isinstance(bos_id, int) else None
+
+
+def vocabulary_of(tokenizer: Any, rows: int) -> int:
+    """Ids that the tokenizer gives: one more than the highest. A name for unknown or first tokens that its class has by default
+    and that lies beyond the ``rows`` of the embedding is none of them."""
+    unused = {tokenizer.unk_token, None if begins_with_bos(tokenizer) else tokenizer.bos_token} - {tokenizer.eos_token}
+    return 1 + max(number for token, number in tokenizer.get_vocab().items() if number < rows or token not in unused)
+
+
+def check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
+    """InputError where the tokenizer has tokens for which the model has no embedding: they would fail when one comes up."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    known = vocabulary_of(tokenizer, rows)
+    if known > rows:
+        raise InputError(
+            f"the tokenizer has {known} tokens and the model embeddings for {rows}; tokens were added without "
+            "model.resize_token_embeddings(len(tokenizer)), or the tokenizer is another model's", file=path,
+        )  # fmt: skip
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model's folder with what the rest relies on (see ``prepare_tokenizer``)."""
+    tokenizer = raw_tokenizer(path)
+    ends, bos_id = marks_of(path)
+    try:
+        return prepare_tokenizer(tokenizer, template=TEMPLATES[kind_of(path)], ends=ends, bos_id=bos_id)
+    except InputError as error:
+        raise InputError(str(error), file=path) from None
+
+
+def raw_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder as it is stored."""
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers():
-            return prepare_tokenizer(
-                AutoTokenizer.from_pretrained(path, trust_remote_code=False), template=TEMPLATES[kind_of(path)]
-            )
-    except InputError as error:
-        raise InputError(str(error), file=path) from None
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the tokenizer does not load: {first_line(error)}", file=path) from None
 
 
-def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausalLM", **kwargs: Any) -> Any:
-    """A model in float32, in evaluation mode. ``kind`` names the transformers class; InputError where weights are missing:
-    a head that the loader would fill with random numbers is a mistake, not a model."""
+def load_model(
+    path: str, device: str = "cpu", *, kind: str = "AutoModelForCausalLM", dtype: Any = torch.float32, **kwargs: Any
+) -> Any:
+    """A model in ``dtype`` (`auto` is what it is stored in), in evaluation mode. ``kind`` names the transformers class.
+    InputError where weights are missing: a head that the loader would fill with random numbers is a mistake, not a model."""
     import transformers
 
     check_folder(path)
@@ -111,7 +163,7 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
         with quiet_transformers():
             model, report = getattr(transformers, kind).from_pretrained(
                 path,
-                dtype=torch.float32,
+                dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -127,17 +179,12 @@ def load_model(path: str, device: str = "cpu", *, kind: str = "AutoModelForCausa
 def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:
     """A sequence classifier and its own tokenizer. InputError where its head is missing: it would be filled with random
     numbers."""
-    from transformers import AutoTokenizer
-
     model = load_model(path, device, kind="AutoModelForSequenceClassification")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the tokenizer does not load: {first_line(error)}", file=path) from None
+    tokenizer = raw_tokenizer(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
         model.config.pad_token_id = tokenizer.pad_token_id
+    check_vocabulary(model, tokenizer, path)
     return model, tokenizer
 
 
@@ -145,23 +192,32 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain Hugging Face folder, at once: a half-written model is never seen under its name."""
-    import shutil
-
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes the name of ``folder`` at the end: nothing half-written is ever seen under it."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
     try:
         with quiet_transformers():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB") -> None:
+    """Write a plain Hugging Face folder: it loads without remote code, also where the model once came with some."""
+    for holder in (model.config, tokenizer.init_kwargs):
+        named = holder if isinstance(holder, dict) else vars(holder)
+        named.pop("auto_map", None)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary, max_shard_size=shard_size)
+        tokenizer.save_pretrained(temporary)
 
 
 def pick_device(setting: str) -> str:

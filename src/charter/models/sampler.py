@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from charter.models.chat_template import decode_response, encode_prompt, encode_response
+from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
 from charter.models.generate import is_fused, make_decoder, sample
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Message
@@ -82,10 +82,11 @@ class LocalSampler:
                 model,
                 [encode_prompt(tokenizer, conversation) for conversation in conversations],
                 seeds,
-                eos_id=tokenizer.eos_token_id,
+                ends=end_ids(tokenizer),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 dtype=self.trunk.dtype,
+                vocabulary=self.trunk.vocabulary,
             )
         return [
             [Sample(decode_response(tokenizer, one.ids), "stop" if one.finished else "length") for one in group]
@@ -104,7 +105,7 @@ class LocalSampler:
         for choices in options:
             ids = [encode_response(tokenizer, choice, end=False) for choice in choices]
             end = any(a is not b and a == b[: len(a)] for a in ids for b in ids)
-            encoded.append([[*one, tokenizer.eos_token_id] for one in ids] if end else ids)
+            encoded.append([[*one, end_ids(tokenizer)[0]] for one in ids] if end else ids)
         found: list[list[float]] = [[] for _ in prompts]
         # Conversations with equally many options and like length share a pass.
         order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), len(prompts[i]), i))
@@ -127,7 +128,11 @@ class LocalSampler:
             own: list[tuple[int, list[float]]] = []
             for batch in team().share(batches, [sum(len(prompts[i]) for i in batch) for batch in batches]):
                 sums = continuation_logprobs(
-                    model, [prompts[i] for i in batch], [encoded[i] for i in batch], self.trunk.dtype
+                    model,
+                    [prompts[i] for i in batch],
+                    [encoded[i] for i in batch],
+                    self.trunk.dtype,
+                    self.trunk.vocabulary,
                 )
                 own += zip(batch, sums, strict=True)
         for i, row in team().gather(own):
@@ -140,8 +145,10 @@ def continuation_logprobs(
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
     dtype: torch.dtype = torch.float32,
+    vocabulary: int | None = None,
 ) -> list[list[float]]:
-    """log P(continuation | prompt), nats, of the K continuations of each prompt; the prompt is read once for all of them."""
+    """log P(continuation | prompt), nats, of the K continuations of each prompt; the prompt is read once for all of them.
+    ``vocabulary`` as in ``sample``."""
     device = next(model.parameters()).device
     k = len(continuations[0])
     rows = [continuation for group in continuations for continuation in group]
@@ -152,7 +159,7 @@ def continuation_logprobs(
     logits = decoder.logits if width > 1 else decoder.logits.repeat_interleave(k, 0)
     chosen = []
     for column in range(width):
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        logprobs = torch.log_softmax(logits[:, :vocabulary].float(), dim=-1)
         chosen.append(logprobs.gather(1, tokens[:, column : column + 1]))
         if column + 1 < width:
             logits = decoder.step(tokens[:, column])

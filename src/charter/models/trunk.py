@@ -29,7 +29,7 @@ from charter.models.encoder_decoder import hidden_in_line, is_encoder_decoder
 from charter.models.fused_training import hidden_states
 from charter.models.generate import context_length
 from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
-from charter.models.load import save_model
+from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.packing import LAYOUT, Packed, Tokens, pack
 from charter.records import write_json
@@ -43,11 +43,18 @@ class Trunk:
     """The model, its tokenizer, and the roles it plays."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, lora: LoRASettings | None = None, precision: str = "float32", seed: int = 0
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        lora: LoRASettings | None = None,
+        precision: str = "float32",
+        seed: int = 0,
+        path: str = "",
     ) -> None:
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
-        self.precision = precision
+        self.precision, self.path = precision, path
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
@@ -162,6 +169,16 @@ class Trunk:
         return row_limit(self.model) if is_encoder(self.model) else context_length(self.model)
 
     @cached_property
+    def vocabulary(self) -> int | None:
+        """Ids that the tokenizer knows, where the model has rows for more (filled up to a multiple of 64, say): no other is
+        sampled, and the rest has no share in any probability. None where the two agree."""
+        if is_encoder(self.model):
+            return None
+        rows = int(self.model.get_output_embeddings().weight.shape[0])
+        known = vocabulary_of(self.tokenizer, rows)
+        return known if known < rows else None
+
+    @cached_property
     def packs(self) -> bool:
         """Whether the model gives a line of packed rows what it gives each row alone: tried out, not believed."""
         config = self.model.config.get_text_config()
@@ -240,10 +257,12 @@ class Trunk:
         if is_plain_projection(model):
             weight = model.get_output_embeddings().weight
             cast = weights_of(model, self.dtype).lm_head.weight if self.fuses else weight.detach().to(self.dtype)
+            if self.vocabulary is not None:
+                weight, cast = weight[: self.vocabulary], cast[: self.vocabulary]
             return chosen_logprobs(hidden, weight, cast, targets, temperature=temperature, entropy=entropy)
         with self.autocast():
             logits = logits_from_hidden(model, hidden)
-        log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
+        log_softmax = torch.log_softmax(logits[:, : self.vocabulary].float() / temperature, dim=-1)
         chosen = log_softmax.gather(1, targets.unsqueeze(1)).squeeze(1)
         return chosen, -(log_softmax.exp() * log_softmax).sum(dim=-1) if entropy else None
 
@@ -265,10 +284,14 @@ class Trunk:
     # -- on disk ---------------------------------------------------------------------------------------------------------
 
     def save_language_model(self, role: str, folder: Path) -> None:
-        """The role as a plain Hugging Face folder; a LoRA adapter is merged into a copy of the base first. Of several processes
-        the main one writes."""
+        """The role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and stands by itself
+        in `adapter` beside it, as peft saves it. Of several processes the main one writes."""
+        from charter.models.adapters import save_adapter
+
         if not team().is_main:
             return
+        if self.lora is not None:
+            save_adapter(self.adapters, role, self.tokenizer, folder.with_name("adapter"), self.path)
         with self.as_role(role) as model:
             if self.lora is not None:
                 model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
@@ -371,7 +394,7 @@ def load_trunk(
 ) -> Trunk:
     """The model of a folder as a trunk without roles: it can already serve as reference. ``writes``: it has to; without, an
     encoder is welcome too, for a reward model. InputError where it is not."""
-    from charter.models.load import check_folder, load_base, load_tokenizer
+    from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 
     check_folder(path)
     model = load_base(path, device)
@@ -379,4 +402,5 @@ def load_trunk(
         raise InputError("is an encoder, which scores and does not write; it can be a reward model (reward_model.model) or a "
                          "classifier", file=path)  # fmt: skip
     tokenizer = load_tokenizer(path)
-    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed)
+    check_vocabulary(model, tokenizer, path)
+    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from charter.models.chat_template import end_ids
 from charter.models.generate import make_decoder, pick
 from charter.models.trunk import REFERENCE, Trunk
 
@@ -66,11 +67,13 @@ class Job:
 class Group:
     """Prompts that were read together, and their rows."""
 
-    def __init__(self, model: Any, jobs: Sequence[Job], eos_id: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: Any, jobs: Sequence[Job], ends: Sequence[int], dtype: torch.dtype, vocabulary: int | None
+    ) -> None:
         longest = max(job.max_new_tokens for job in jobs)
-        self.jobs, self.eos_id, self.step_number = list(jobs), eos_id, 0
+        self.jobs, self.ends, self.vocabulary, self.step_number = list(jobs), ends, vocabulary, 0
         self.decoder = make_decoder(model, [job.prompt for job in jobs], 1, longest, dtype)
-        self.logits = self.decoder.logits
+        self.logits = self.decoder.logits[:, :vocabulary]
         device = self.logits.device
         self.uniforms = torch.zeros(len(jobs), longest, dtype=torch.float64)
         for row, job in enumerate(jobs):
@@ -91,7 +94,7 @@ class Group:
             if job.cancelled:
                 continue
             last = self.step_number == job.max_new_tokens
-            finish: Literal["stop", "length"] | None = "stop" if token == self.eos_id else "length" if last else None
+            finish: Literal["stop", "length"] | None = "stop" if token in self.ends else "length" if last else None
             job.emit(Drawn(token, own[row], likeliest[row], finish))
             if finish is None:
                 on.append(row)
@@ -102,7 +105,7 @@ class Group:
             self.decoder.keep(keep)
             self.jobs = [self.jobs[row] for row in on]
             choice, self.uniforms, self.temperature = choice[keep], self.uniforms[keep], self.temperature[keep]
-        self.logits = self.decoder.step(choice)
+        self.logits = self.decoder.step(choice)[:, : self.vocabulary]
         return True
 
 
@@ -126,7 +129,7 @@ def most(logprobs: Tensor, tops: Sequence[int]) -> list[Likeliest]:
 
 
 @torch.inference_mode()
-def score(model: Any, ids: Sequence[int], top: int) -> Scored:
+def score(model: Any, ids: Sequence[int], top: int, vocabulary: int | None = None) -> Scored:
     """The log-probabilities of a text's own tokens, each after those before it."""
     tokens = torch.tensor([list(ids)], device=next(model.parameters()).device)
     output = model(
@@ -134,7 +137,7 @@ def score(model: Any, ids: Sequence[int], top: int) -> Scored:
         attention_mask=torch.ones_like(tokens),
         position_ids=torch.arange(len(ids), device=tokens.device).unsqueeze(0),
     )
-    logprobs = torch.log_softmax(output.logits[0, :-1].float(), dim=-1)
+    logprobs = torch.log_softmax(output.logits[0, :-1, :vocabulary].float(), dim=-1)
     own = logprobs.gather(1, tokens[0, 1:].unsqueeze(1)).squeeze(1).tolist()
     return Scored(tuple(own), tuple(most(logprobs, [top] * len(own))))
 
@@ -178,14 +181,16 @@ class Engine:
             return taken
 
     def _run(self) -> None:
-        eos = self.trunk.tokenizer.eos_token_id
+        ends, vocabulary = end_ids(self.trunk.tokenizer), self.trunk.vocabulary
         with torch.inference_mode(), self.trunk.as_role(REFERENCE) as model:
             while not self.closed:
                 fresh = self._take()
                 for job in (job for job in fresh if not job.max_new_tokens):
-                    self._guarded([job], lambda job=job: job.emit(score(model, job.prompt, job.top)))  # type: ignore[misc]
+                    self._guarded([job], lambda job=job: job.emit(score(model, job.prompt, job.top, vocabulary)))  # type: ignore[misc]
                 if writing := [job for job in fresh if job.max_new_tokens]:
-                    group = self._guarded(writing, lambda jobs=writing: Group(model, jobs, eos, self.trunk.dtype))  # type: ignore[misc]
+                    group = self._guarded(
+                        writing, lambda jobs=writing: Group(model, jobs, ends, self.trunk.dtype, vocabulary)  # type: ignore[misc]
+                    )  # fmt: skip
                     self.groups += [group] if group is not None else []
                 self.groups = [group for group in self.groups if self._guarded(group.jobs, group.step)]
 

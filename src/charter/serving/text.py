@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from charter.models.chat_template import decode_response
+from charter.models.chat_template import decode_response, end_ids
 
 HALF = "\ufffd"  # what a token that ends in the middle of a character decodes to
 
@@ -37,7 +37,7 @@ class Pieces:
     def _decode(self, end: int) -> str:
         # A token that ends a response is decoded as text here: whoever writes a response keeps it away.
         ids = self.ids[self.begin : end]
-        return str(decode_response(self.tokenizer, [*ids, self.tokenizer.eos_token_id])) if ids else ""
+        return str(decode_response(self.tokenizer, [*ids, end_ids(self.tokenizer)[0]])) if ids else ""
 
 
 class Writer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from charter.config import RolloutSettings
-from charter.models.chat_template import decode_response, encode_prompt, encode_response
+from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
 from charter.models.generate import sample
 from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import REFERENCE, Scorers, Trunk
@@ -55,10 +55,11 @@ def collect(
                 model,
                 encoded[own],
                 seeds[own],
-                eos_id=tokenizer.eos_token_id,
+                ends=end_ids(tokenizer),
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
                 dtype=trunk.dtype,
+                vocabulary=trunk.vocabulary,
             )
     responses = crew.gather([one for group in groups for one in group])
     width = max(len(one.ids) for one in responses)
