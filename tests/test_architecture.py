@@ -26,7 +26,7 @@ LAYERS = (
     ("stages", "summary"),
     ("reward_sources",),
     ("constitution", "feedback", "training", "evaluation", "testbed"),
-    ("prompts",),
+    ("prompts", "trackers"),
     ("models",),
     ("run", "config"),
     ("records", "cli_options"),

@@ -96,11 +96,16 @@ def run(
     seeds: Annotated[
         int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")
     ] = 1,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
+    set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []
     if seeds == 1:
         run_until(recipe, out, set_, until, as_json, quiet)
         return

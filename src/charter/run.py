@@ -69,6 +69,8 @@ class Run:
     def __init__(self, folder: Path, *, seed: int = 0, quiet: bool = False) -> None:
         self.folder, self.seed, self.quiet = folder, seed, quiet
         self.stages: list[Stage] = []
+        self.listeners: list[Callable[[Stage, dict[str, Any] | None], None]] = []
+        """Called with each line of metrics.jsonl once it is written, and with None for a stage that is finished."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(folder / ".lock", "w")  # noqa: SIM115 - held for the life of the run
@@ -136,7 +138,13 @@ class Stage:
             self._sweep()
         self.wall_s = float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
         self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
+        if self.skipped:
+            self.tell(None)
         return self
+
+    def tell(self, row: dict[str, Any] | None) -> None:
+        for listener in self.run.listeners:
+            listener(self, row)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -170,6 +178,7 @@ class Stage:
         write_json(
             self.folder / "manifest.json", {**self.description, "fingerprint": self.fingerprint, "result": result}
         )
+        self.tell(None)
 
     def rows(self, name: str, kind: type[R]) -> RecordLog[R]:
         """An append-only file of records that outlives a kill."""
@@ -180,6 +189,7 @@ class Stage:
         row = {"step": step, **values}
         with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
+        self.tell(row)
         return row
 
     def metrics(self) -> list[dict[str, Any]]:
