@@ -22,7 +22,7 @@ LAYERS = (
     ("cli",),
     ("cli_feedback",),
     ("seeds", "serving"),
-    ("pipeline", "standalone", "plan", "show_tokens", "chat", "web"),
+    ("pipeline", "standalone", "plan", "show_tokens", "chat", "web", "hub"),
     ("stages", "summary"),
     ("reward_sources",),
     ("constitution", "feedback", "training", "evaluation", "testbed"),

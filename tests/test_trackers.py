@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sqlite3
 import struct
 from collections import defaultdict
@@ -125,6 +126,7 @@ def test_every_metric_of_a_run_arrives_once(name, place, write_recipe, random_ll
         "evaluate/policy/kl",
     } <= expected.keys()
     assert same(READERS[name](out / "trackers"), expected)
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # the next run of this process has a store of its own
 
 
 def test_a_recipe_goes_in_as_the_configuration(place):

@@ -412,6 +412,36 @@ def serve(
     serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows)
 
 
+@app.command()
+def push(
+    where: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, or a stage of it: RUN/sft, RUN/reward_model.")
+    ],
+    name: Annotated[str, typer.Argument(help="Repository on the hub: NAME or OWNER/NAME.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private unless given.")] = False,
+    with_data: Annotated[
+        bool, typer.Option("--with-data", help="Prompts, responses, judgments and the report too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent; needs no network.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send the model of a run to the Hugging Face hub, with a model card; nothing of its prompts and responses."""
+    from charter.hub import gather
+    from charter.hub import push as push_upload
+
+    upload = gather(where, with_data=with_data)
+    sizes = upload.sizes()
+    if dry_run:
+        total = sum(size for _, size in sizes)
+        result = {"repository": name, "private": not public, "files": [{"path": p, "bytes": n} for p, n in sizes]}
+        lines = [f"{size:>14,} {path}" for path, size in sizes]
+        show(result, as_json, *lines, f"{total:>14,} bytes in {len(sizes)} files would go to {name}, "
+             + ("public" if public else "private"))  # fmt: skip
+        return
+    result = push_upload(upload, name, public=public)
+    show(result, as_json, f"{len(sizes)} files, {'private' if result['private'] else 'public'}: {result['url']}")
+
+
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.
 DISK_ERRORS = frozenset({
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,

@@ -68,6 +68,10 @@ class Tracker:
                 trackio.finish()
             else:
                 self.accelerate.finish()
+            if self.name == "mlflow" and self.accelerate.logging_dir:
+                import mlflow
+
+                mlflow.set_tracking_uri(None)  # or the next run of this process would go where this one went
 
     def quietly(self) -> contextlib.AbstractContextManager[Any]:
         """Standard output belongs to the command; what a tracker prints goes to standard error, or nowhere."""
