@@ -26,6 +26,7 @@ LAYERS = (
     ("stages", "summary"),
     ("reward_sources",),
     ("constitution", "feedback", "training", "evaluation", "testbed"),
+    ("prompt_stream",),
     ("prompts", "trackers"),
     ("models",),
     ("run", "config"),

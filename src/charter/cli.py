@@ -238,18 +238,13 @@ def prompts_import(
     as_json: Json = False,
 ) -> None:
     """Read prompts from JSONL, CSV, text, parquet or hh-rlhf transcripts; de-duplicate, split, write."""
-    from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified, write_prompts
+    from charter.prompt_stream import import_prompts
 
     if not 0 <= test_fraction < 1:
         raise InputError(f"--test-fraction {test_fraction}: give a share of at least 0 and below 1")
-    found = list(read_prompts(file, tags=tuple(tag or ())))
-    unique, n_duplicates = deduplicate(found)
-    if limit is not None and limit < len(unique):
-        unique = take_stratified(unique, limit, seed=seed)
-    split = split_prompts(unique, test_fraction=test_fraction, seed=seed) if test_fraction else unique
-    write_prompts(out, split)
-    result = {"read": len(found), "duplicates": n_duplicates, "written": len(split), "out": str(out)}
-    show(result, as_json, f"{len(found)} read, {n_duplicates} duplicates, {len(split)} written: {out}")
+    result = import_prompts(file, out, tags=tag or (), limit=limit, test_fraction=test_fraction, seed=seed)
+    words = f"{result['read']} read, {result['duplicates']} duplicates, {result['written']} written: {out}"
+    show({**result, "out": str(out)}, as_json, words)
 
 
 @prompts_app.command("classify")
