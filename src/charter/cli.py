@@ -104,11 +104,16 @@ def run(
     seeds: Annotated[
         int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")
     ] = 1,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
+    set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []
     if seeds == 1:
         run_until(recipe, out, set_, until, as_json, quiet)
         return
@@ -259,18 +264,13 @@ def prompts_import(
     as_json: Json = False,
 ) -> None:
     """Read prompts from JSONL, CSV, text, parquet or hh-rlhf transcripts; de-duplicate, split, write."""
-    from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified, write_prompts
+    from charter.prompt_stream import import_prompts
 
     if not 0 <= test_fraction < 1:
         raise InputError(f"--test-fraction {test_fraction}: give a share of at least 0 and below 1")
-    found = list(read_prompts(file, tags=tuple(tag or ())))
-    unique, n_duplicates = deduplicate(found)
-    if limit is not None and limit < len(unique):
-        unique = take_stratified(unique, limit, seed=seed)
-    split = split_prompts(unique, test_fraction=test_fraction, seed=seed) if test_fraction else unique
-    write_prompts(out, split)
-    result = {"read": len(found), "duplicates": n_duplicates, "written": len(split), "out": str(out)}
-    show(result, as_json, f"{len(found)} read, {n_duplicates} duplicates, {len(split)} written: {out}")
+    result = import_prompts(file, out, tags=tag or (), limit=limit, test_fraction=test_fraction, seed=seed)
+    words = f"{result['read']} read, {result['duplicates']} duplicates, {result['written']} written: {out}"
+    show({**result, "out": str(out)}, as_json, words)
 
 
 @prompts_app.command("classify")
@@ -452,6 +452,36 @@ def model_merge(
     done = merge(where, out, base=base, dtype=dtype, shard_size=shard_size)
     words = f"{done['parameters'] / 1e6:.1f} M parameters in {done['dtype']}, {len(done['files'])} file(s) of weights"
     show(done, as_json, *([f"{done['adapter']} on {done['base']}"] if done["adapter"] else []), f"{words}: {out}")
+
+
+@app.command()
+def push(
+    where: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, or a stage of it: RUN/sft, RUN/reward_model.")
+    ],
+    name: Annotated[str, typer.Argument(help="Repository on the hub: NAME or OWNER/NAME.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private unless given.")] = False,
+    with_data: Annotated[
+        bool, typer.Option("--with-data", help="Prompts, responses, judgments and the report too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent; needs no network.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send the model of a run to the Hugging Face hub, with a model card; nothing of its prompts and responses."""
+    from charter.hub import gather
+    from charter.hub import push as push_upload
+
+    upload = gather(where, with_data=with_data)
+    sizes = upload.sizes()
+    if dry_run:
+        total = sum(size for _, size in sizes)
+        result = {"repository": name, "private": not public, "files": [{"path": p, "bytes": n} for p, n in sizes]}
+        lines = [f"{size:>14,} {path}" for path, size in sizes]
+        show(result, as_json, *lines, f"{total:>14,} bytes in {len(sizes)} files would go to {name}, "
+             + ("public" if public else "private"))  # fmt: skip
+        return
+    result = push_upload(upload, name, public=public)
+    show(result, as_json, f"{len(sizes)} files, {'private' if result['private'] else 'public'}: {result['url']}")
 
 
 # What the user can mend about a disk or a path; any other system error is a defect and keeps its traceback.

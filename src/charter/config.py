@@ -588,6 +588,8 @@ class Recipe(Settings):
     """Responses generated at once."""
     endpoints: dict[str, EndpointSettings] = {}
     """Models behind servers, by names of your own; `endpoint:NAME` stands for one wherever a model only answers."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
+    """Send the metrics of every step there too; metrics.jsonl is always written."""
     prompts: PromptSettings | None = None
     gates: GateSettings = GateSettings()
     revise: ReviseSettings | None = ReviseSettings()

@@ -26,6 +26,7 @@ from charter.stages import (
 )
 from charter.summary import write_run_report
 from charter.team import team
+from charter.trackers import check_trackers, tracked
 
 STAGES = ("prompts", "revise", "sft", "feedback", "reward_model", "rl", "evaluate")
 
@@ -37,7 +38,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
     """
     if until not in STAGES:
         raise InputError(f"no stage {until!r}; the stages are {', '.join(STAGES)}")
-    with Run(folder, seed=recipe.seed, quiet=quiet) as run:
+    check_trackers(recipe.trackers)
+    config = recipe.model_dump(mode="json")
+    with Run(folder, seed=recipe.seed, quiet=quiet) as run, tracked(run, recipe.trackers, config):
         work = Work(run, recipe)
         try:
             for stage in stages_in_order(work, until):

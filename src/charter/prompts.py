@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -356,16 +357,17 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> int:
     check_output(path)
     if path.suffix == ".jsonl":
         return write_jsonl(path, prompts)
-    prompts = list(prompts)
     if path.suffix == ".json":
-        write_text(path, json.dumps([prompt.model_dump() for prompt in prompts], ensure_ascii=False, indent=1) + "\n")
-    else:
-        with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
-            writer.writerow(CSV_COLUMNS)
-            for p in prompts:
-                writer.writerow([prompt_text(p), p.source, p.principle or "", _tags_text(p.tags), p.split or ""])
-    return len(prompts)
+        rows = [prompt.model_dump() for prompt in prompts]
+        write_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+        return len(rows)
+    count = 0
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for count, p in enumerate(prompts, start=1):  # noqa: B007 - the count is returned
+            writer.writerow([prompt_text(p), p.source, p.principle or "", _tags_text(p.tags), p.split or ""])
+    return count
 
 
 def check_output(path: Path) -> None:
@@ -377,11 +379,19 @@ def check_output(path: Path) -> None:
 def deduplicate(prompts: Iterable[Prompt]) -> tuple[list[Prompt], int]:
     """The first of all prompts that say the same, and how many were dropped. Unicode form (NFKC), case and white
     space do not count as a difference; who says it does."""
-    first: dict[tuple[tuple[str, str], ...], Prompt] = {}
+    first: dict[bytes, Prompt] = {}
     n = 0
     for n, prompt in enumerate(prompts, start=1):  # noqa: B007 - the count is used below
-        first.setdefault(tuple((message.role, _normal(message.content)) for message in prompt.messages), prompt)
+        first.setdefault(what_it_says(prompt), prompt)
     return list(first.values()), n - len(first)
+
+
+def what_it_says(prompt: Prompt) -> bytes:
+    """16 bytes that are equal where two prompts say the same: a hash of roles and normalised texts."""
+    turns = [(message.role, _normal(message.content)) for message in prompt.messages]
+    return hashlib.blake2b(
+        json.dumps(turns, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()
 
 
 def _normal(text: str) -> str:
@@ -410,7 +420,7 @@ def split_prompts(prompts: Iterable[Prompt], *, test_fraction: float, seed: int)
     strata: dict[str, list[str]] = defaultdict(list)
     for id, names in strata_of.items():
         strata[min(names)].append(id)  # equal prompts under several principles count once
-    quotas = _apportion({name: len(ids) for name, ids in strata.items()}, test_fraction, seed)
+    quotas = apportion({name: len(ids) for name, ids in strata.items()}, test_fraction, seed)
     for name, ids in strata.items():
         free = sorted((id for id in ids if id not in splits), key=lambda id: content_id(seed, id))
         wanted = max(0, quotas[name] - sum(splits.get(id) == "test" for id in ids))
@@ -436,11 +446,11 @@ def take_stratified(
     def rank(prompt: Prompt) -> tuple[str, str]:
         return content_id(seed, prompt.id), prompt.model_dump_json()
 
-    quotas = _apportion({name: len(group) for name, group in strata.items()}, n / total if total else 0.0, seed)
+    quotas = apportion({name: len(group) for name, group in strata.items()}, n / total if total else 0.0, seed)
     return sorted((p for name, group in strata.items() for p in sorted(group, key=rank)[: quotas[name]]), key=rank)
 
 
-def _apportion(sizes: dict[str, int], fraction: float, seed: int) -> dict[str, int]:
+def apportion(sizes: dict[str, int], fraction: float, seed: int) -> dict[str, int]:
     """Whole shares of every size that add up to the whole share of the sum (largest remainders, ties by hash)."""
     quotas = {name: int(size * fraction) for name, size in sizes.items()}
     left = round(sum(sizes.values()) * fraction) - sum(quotas.values())

@@ -71,6 +71,8 @@ class Run:
     def __init__(self, folder: Path, *, seed: int = 0, quiet: bool = False) -> None:
         self.folder, self.seed, self.quiet = folder, seed, quiet or not team().is_main
         self.stages: list[Stage] = []
+        self.listeners: list[Callable[[Stage, dict[str, Any] | None], None]] = []
+        """Called with each line of metrics.jsonl once it is written, and with None for a stage that is finished."""
         self._lock: IO[str] | None = None
         team().on_main(self._take_lock)
         if team().size > 1:
@@ -133,6 +135,8 @@ class Stage:
         self.done, self.result, self.wall_s = team().on_main(self._open)
         self.skipped = self.done
         self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
+        if self.skipped:
+            self.tell(None)
         return self
 
     def _open(self) -> tuple[bool, dict[str, Any], float]:
@@ -151,6 +155,11 @@ class Stage:
         else:
             self._sweep()
         return done, result, float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
+
+    def tell(self, row: dict[str, Any] | None) -> None:
+        """Let the listeners know of a line of metrics, or with None that the stage is finished. The main process does."""
+        for listener in self.run.listeners if team().is_main else ():
+            listener(self, row)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -187,6 +196,7 @@ class Stage:
             return result
 
         self.result, self.done = team().on_main(close), True
+        self.tell(None)
 
     def rows(self, name: str, kind: type[R]) -> RecordLog[R]:
         """An append-only file of records that outlives a kill."""
@@ -198,6 +208,7 @@ class Stage:
         if team().is_main:
             with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, sort_keys=True) + "\n")
+        self.tell(row)
         return row
 
     def metrics(self) -> list[dict[str, Any]]:

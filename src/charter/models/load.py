@@ -115,7 +115,8 @@ def vocabulary_of(tokenizer: Any, rows: int) -> int:
     """Ids that the tokenizer gives: one more than the highest. A name for unknown or first tokens that its class has by default
     and that lies beyond the ``rows`` of the embedding is none of them."""
     unused = {tokenizer.unk_token, None if begins_with_bos(tokenizer) else tokenizer.bos_token} - {tokenizer.eos_token}
-    return 1 + max(number for token, number in tokenizer.get_vocab().items() if number < rows or token not in unused)
+    known: dict[str, int] = tokenizer.get_vocab()
+    return 1 + max(number for token, number in known.items() if number < rows or token not in unused)
 
 
 def check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
