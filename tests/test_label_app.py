@@ -5,80 +5,22 @@ from __future__ import annotations
 import html
 import json
 import re
-from contextlib import ExitStack
 
 import pytest
 import sqlalchemy as sa
 import yaml
-from starlette.testclient import TestClient
 
-from charter.feedback.judgments import current, read_judgments
-from charter.models.sampler import Sample
+from charter.feedback.judgments import current
 from charter.records import Generation, Judgment, LabelSet, Prompt, Response
 from charter.web import tables as t
 from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, Refused
-from charter.web.label_app import label_app
 from charter.web.retrain import pairs_of_votes
-from charter.web.serve import open_site
-from label_project import HOSTILE, known, make_project, write_table
-
-HOME = "http://127.0.0.1"
-SAME_SITE = {"origin": HOME, "sec-fetch-site": "same-origin"}
-
-
-class World:
-    """A site whose clock stands still until it is moved, and browsers of people in any role."""
-
-    def __init__(self, site) -> None:
-        self.site, self.now = site, 4_000_000_000.0
-        site.clock = lambda: self.now
-        self.app = label_app(site)
-
-    def stranger(self) -> TestClient:
-        return TestClient(self.app, base_url=HOME, follow_redirects=True)
-
-    def person(self, role: str = "labeler", *, read: bool = True) -> TestClient:
-        client = self.stranger()
-        token, client.who = self.site.access.invite(role, self.now)
-        client.link = f"/join/{token}"
-        assert client.post(client.link).status_code == 200
-        if read and role != "viewer":
-            send(client, "/instructions", client.get("/instructions").text)
-        return client
-
-    def judgments(self) -> list[Judgment]:
-        self.site.mirror.flush()
-        file = self.site.project.folder / "judgments.jsonl"
-        return read_judgments(file) if file.exists() else []
-
-
-@pytest.fixture
-def open_world():
-    with ExitStack() as stack:
-        yield lambda project, samplers=(): World(stack.enter_context(open_site(project, samplers)))
+from label_project import HOSTILE, SAME_SITE, field, known, make_project, rank, responses, send, write_table
 
 
 @pytest.fixture
 def world(tmp_path, open_world):
     return open_world(make_project(tmp_path, n=3, overlap=2))
-
-
-def field(page: str, name: str) -> str:
-    return html.unescape(re.search(rf'name="{name}" value="([^"]*)"', page)[1])
-
-
-def responses(page: str) -> list[str]:
-    return re.findall(r'data-response="([^"]+)"', page)
-
-
-def send(client, path, page, **fields):
-    """Send the form of a page, with more fields."""
-    form = {name: field(page, name) for name in ("form_token", "set_id", "hash") if f'name="{name}"' in page}
-    return client.post(path, data=form | fields, headers=SAME_SITE)
-
-
-def rank(page: str, *ranks: object) -> dict[str, str]:
-    return {f"rank:{key}": str(value) for key, value in zip(responses(page), ranks, strict=True)}
 
 
 def test_a_rank_a_tie_and_nonsense_become_a_judgment(world):
@@ -456,51 +398,6 @@ def test_thumbs(tmp_path, open_world):
         assert send(ann, "/vote", page).status_code == 422
         send(ann, "/vote", page, **rank(page, given))
     assert [list(one.ranks.values()) for one in world.judgments()] == [[1], ["F"]]
-
-
-class Parrot:
-    """A sampler that says its name, the last turn and the seed."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def generate(self, conversations, seeds, **_):
-        return [[Sample(f"{self.name} {talk[-1].content} {seed}", "stop") for seed in own]
-                for talk, own in zip(conversations, seeds, strict=True)]  # fmt: skip
-
-    def option_logprobs(self, *_):
-        raise AssertionError("nobody asks a red-team model to choose")
-
-
-def test_a_red_team_dialogue_goes_on_from_the_chosen_answer(tmp_path, open_world):
-    from charter.web.project import open_project
-
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p/label.yaml").write_text("kind: redteam\nredteam: {turns: 2, dialogues: 1}\n")
-    world = open_world(open_project(tmp_path / "p"), [Parrot("one"), Parrot("two")])
-    ann = world.person()
-    page = ann.get("/label").text
-    assert send(ann, "/redteam/say", page, text=" ").status_code == 422
-    for turn in range(2):
-        page = send(ann, "/redteam/say", page, text=f"attack {turn}").text
-        assert "most harmless" in page or "more harmless" in page
-        assert send(ann, "/redteam/choose", page).status_code == 422
-        page = send(ann, "/redteam/choose", page, strength="8").text
-    assert 'name="text"' not in page
-    assert send(ann, "/redteam/end", page).status_code == 422
-    page = send(ann, "/redteam/end", page, rating="3", about="to break it", tags="insults, other").text
-    assert "You have finished" in page
-    first, second = world.judgments()
-    assert first.direction == "more_harmless"
-    assert first.strength == -4
-    _, prompt, answers = world.site.store.parts(second.set_id)
-    assert prompt.messages[1].content == world.site.store.parts(first.set_id)[2][first.order[1]].text
-    assert all(one.text.split()[1:3] == ["attack", "1"] for one in answers.values())
-    (line,) = (tmp_path / "p/dialogues.jsonl").read_text().splitlines()
-    row = json.loads(line)
-    assert row["transcript"].startswith("\n\nHuman: attack 0\n\nAssistant: ")
-    assert (row["rating"], row["task_description"], row["tags"]) == (3, "to break it", ["insults", "other"])
-    assert open_project(tmp_path / "p").items.sets == {}  # a second start makes no work of the dialogues
 
 
 # -- what the lead sees --------------------------------------------------------------------------------------------------
