@@ -96,6 +96,22 @@ class World:
         return read_judgments(file) if file.exists() else []
 
 
+class Parrot:
+    """A sampler that says its name, the last turn and the seed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def generate(self, conversations, seeds, **_):
+        from charter.models.sampler import Sample  # with torch, which other tests of the page need not load
+
+        return [[Sample(f"{self.name} {talk[-1].content} {seed}", "stop") for seed in own]
+                for talk, own in zip(conversations, seeds, strict=True)]  # fmt: skip
+
+    def option_logprobs(self, *_):
+        raise AssertionError("nobody asks a red-team model to choose")
+
+
 def field(page: str, name: str) -> str:
     return html.unescape(re.search(rf'name="{name}" value="([^"]*)"', page)[1])
 
@@ -114,5 +130,5 @@ def rank(page: str, *ranks: object) -> dict[str, str]:
     return {f"rank:{key}": str(value) for key, value in zip(responses(page), ranks, strict=True)}
 
 
-__all__ = ["HOME", "HOSTILE", "SAME_SITE", "World", "database", "field", "known", "make_project", "open_database", "rank",
-           "responses", "send", "write_table"]  # fmt: skip
+__all__ = ["HOME", "HOSTILE", "SAME_SITE", "Parrot", "World", "database", "field", "known", "make_project", "open_database",
+           "rank", "responses", "send", "write_table"]  # fmt: skip

@@ -10,27 +10,13 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from charter.models.sampler import Sample
+from charter.records import Prompt
 from charter.web import tables as t
 from charter.web.access import COOKIE
-from charter.web.candidates import WAITING
+from charter.web.candidates import WAITING, Busy
 from charter.web.project import open_project
 from charter.web.serve import open_site
-from label_project import HOME, SAME_SITE, World, field, responses, send
-
-
-class Parrot:
-    """A sampler that says its name, the last turn and the seed."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def generate(self, conversations, seeds, **_):
-        return [[Sample(f"{self.name} {talk[-1].content} {seed}", "stop") for seed in own]
-                for talk, own in zip(conversations, seeds, strict=True)]  # fmt: skip
-
-    def option_logprobs(self, *_):
-        raise AssertionError("nobody asks a red-team model to choose")
+from label_project import HOME, SAME_SITE, Parrot, World, field, responses, send
 
 
 def red_team_project(folder, settings="redteam: {turns: 2, dialogues: 1}"):
@@ -196,3 +182,24 @@ def test_the_dialogue_is_covered_by_its_warning_and_closed_to_who_opted_out(tmp_
         assert "attack" not in closed.text
     send(ann, "/instructions", ann.get("/instructions").text)
     assert field(ann.get("/label").text, "set_id") == field(page, "set_id")
+
+
+def test_who_waits_when_the_server_ends_is_told_to_come_again(tmp_path, open_world):
+    gate = threading.Event()
+
+    class Slow(Parrot):
+        def generate(self, conversations, seeds, **_):
+            gate.wait()
+            return super().generate(conversations, seeds)
+
+    candidates = open_world(red_team_project(tmp_path), [Slow("one")]).site.candidates
+
+    async def end_while_two_wait():
+        waiting = [asyncio.ensure_future(candidates.write(Prompt.ask(f"{i}?"), i)) for i in range(2)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # as uvicorn does it after its patience
+        candidates.closed = True
+        gate.set()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [type(one) for one in asyncio.run(end_while_two_wait())] == [Busy, Busy]

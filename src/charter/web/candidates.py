@@ -38,13 +38,16 @@ class Candidates:
     async def write(self, prompt: Prompt, dialogue: int) -> list[Response]:
         """Two answers, each from a model and in a place by a draw; a second one that says the same is drawn anew, three times.
 
-        Busy where too many wait. InputError where the prompt does not fit a model.
+        Busy where too many wait, or the server ends. InputError where the prompt does not fit a model.
         """
         if not self.places.acquire(blocking=False):
             raise Busy
         job = self.thread.submit(self._write, prompt, dialogue)
         job.add_done_callback(lambda _: self.places.release())
-        return await asyncio.wrap_future(job)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:  # the server ends; who asked is told to come again, and keeps what they wrote
+            raise Busy from None
 
     def _write(self, prompt: Prompt, dialogue: int) -> list[Response]:
         settings = self.settings

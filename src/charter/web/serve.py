@@ -80,7 +80,7 @@ def serve(
         server = uvicorn.Server(config)
 
         def end(*_: object) -> None:
-            server.should_exit = True
+            site.candidates.closed = server.should_exit = True
 
         # uvicorn sends itself the signal once more when it has ended, and by default that would kill the process with work left
         # to do here. What nohup ignores stays ignored.
