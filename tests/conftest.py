@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -216,3 +217,13 @@ def stage(tmp_path: Path):
     """An open stage of a quiet run."""
     with Run(tmp_path / "run", quiet=True) as run, run.stage("training", {}, {}, []) as stage:
         yield stage
+
+
+@pytest.fixture
+def open_world():
+    """Opens label projects with their page, and closes them after the test."""
+    from charter.web.serve import open_site
+    from label_project import World
+
+    with ExitStack() as stack:
+        yield lambda project, samplers=(): World(stack.enter_context(open_site(project, samplers)))

@@ -5,80 +5,29 @@ from __future__ import annotations
 import html
 import json
 import re
-from contextlib import ExitStack
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 
 import pytest
 import sqlalchemy as sa
 import yaml
-from starlette.testclient import TestClient
 
-from charter.feedback.judgments import current, read_judgments
-from charter.models.sampler import Sample
-from charter.records import Generation, Judgment, LabelSet, Prompt, Response
+from charter.errors import InputError
+from charter.feedback.judgments import current, seal
+from charter.records import Generation, Judgment, LabelSet, Pair, Prompt, Response, write_jsonl
 from charter.web import tables as t
 from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, Refused
-from charter.web.label_app import label_app
-from charter.web.retrain import pairs_of_votes
-from charter.web.serve import open_site
-from label_project import HOSTILE, known, make_project, write_table
-
-HOME = "http://127.0.0.1"
-SAME_SITE = {"origin": HOME, "sec-fetch-site": "same-origin"}
-
-
-class World:
-    """A site whose clock stands still until it is moved, and browsers of people in any role."""
-
-    def __init__(self, site) -> None:
-        self.site, self.now = site, 4_000_000_000.0
-        site.clock = lambda: self.now
-        self.app = label_app(site)
-
-    def stranger(self) -> TestClient:
-        return TestClient(self.app, base_url=HOME, follow_redirects=True)
-
-    def person(self, role: str = "labeler", *, read: bool = True) -> TestClient:
-        client = self.stranger()
-        token, client.who = self.site.access.invite(role, self.now)
-        client.link = f"/join/{token}"
-        assert client.post(client.link).status_code == 200
-        if read and role != "viewer":
-            send(client, "/instructions", client.get("/instructions").text)
-        return client
-
-    def judgments(self) -> list[Judgment]:
-        self.site.mirror.flush()
-        file = self.site.project.folder / "judgments.jsonl"
-        return read_judgments(file) if file.exists() else []
-
-
-@pytest.fixture
-def open_world():
-    with ExitStack() as stack:
-        yield lambda project, samplers=(): World(stack.enter_context(open_site(project, samplers)))
+from charter.web.answers import relation
+from charter.web.lead_pages import figures_of
+from charter.web.project import RetrainSettings, open_project
+from charter.web.retrain import Retrain, pairs_of_votes
+from label_project import HOSTILE, SAME_SITE, field, known, make_project, rank, responses, send, write_table
 
 
 @pytest.fixture
 def world(tmp_path, open_world):
     return open_world(make_project(tmp_path, n=3, overlap=2))
-
-
-def field(page: str, name: str) -> str:
-    return html.unescape(re.search(rf'name="{name}" value="([^"]*)"', page)[1])
-
-
-def responses(page: str) -> list[str]:
-    return re.findall(r'data-response="([^"]+)"', page)
-
-
-def send(client, path, page, **fields):
-    """Send the form of a page, with more fields."""
-    form = {name: field(page, name) for name in ("form_token", "set_id", "hash") if f'name="{name}"' in page}
-    return client.post(path, data=form | fields, headers=SAME_SITE)
-
-
-def rank(page: str, *ranks: object) -> dict[str, str]:
-    return {f"rank:{key}": str(value) for key, value in zip(responses(page), ranks, strict=True)}
 
 
 def test_a_rank_a_tie_and_nonsense_become_a_judgment(world):
@@ -135,8 +84,6 @@ def test_hostile_text_stays_text(tmp_path, open_world):
     table.write_text(
         json.dumps({"prompt": HOSTILE, "responses": [HOSTILE, "long " * 3000, "\u05e9\u05dc\u05d5\u05dd 你好"]}) + "\n"
     )
-    from charter.web.project import open_project
-
     world = open_world(open_project(table))
     page = world.person().get("/label").text
     assert "<script>alert" not in page
@@ -154,8 +101,6 @@ def test_every_page_loads_from_this_server_alone_and_names_no_model(tmp_path, op
     rows = [{"prompt": f"P {i}?", "responses": [{"text": f"a{i}", "model": "SECRET-1"}, {"text": f"b{i}", "model": "SECRET-2"}]}
             for i in range(3)]  # fmt: skip
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from charter.web.project import open_project
-
     world = open_world(open_project(tmp_path / "t.jsonl"))
     owner = world.person("owner")
     page = owner.get("/label").text
@@ -296,6 +241,63 @@ def test_a_lead_cannot_make_leads_or_revoke_them(world):
     assert send(lead, "/lead/invite", page, role="labeler", days="x").status_code == 422
 
 
+def test_a_new_link_takes_the_place_of_what_a_person_had(world):
+    owner, ann = world.person("owner"), world.person()
+    page = ann.get("/label").text
+    send(ann, "/vote", page, **rank(page, 1, 2, 3))
+    world.now += 15 * DAY  # the link ran out
+    assert ann.get("/label").status_code == 401
+    made = send(owner, "/lead/renew", owner.get("/lead/people").text, who=ann.who).text
+    assert f"The link for <strong>{ann.who}</strong>" in made
+    new = world.stranger()
+    new.post(html.unescape(re.search(r'value="http://127.0.0.1(/join/[^"]+)"', made)[1]))
+    again = new.get("/label").text
+    assert f"<strong>{ann.who}</strong> (labeler)" in again
+    assert field(again, "set_id") != field(page, "set_id")
+    assert [one.rater_id for one in world.judgments()] == [ann.who]
+    send(owner, "/lead/renew", owner.get("/lead/people").text, who=ann.who)
+    assert new.get("/label").status_code == 401
+    assert world.stranger().post(ann.link).status_code == 403
+    with world.site.store.read() as db:
+        rows = db.execute(sa.select(t.invites).where(t.invites.c.rater_id == ann.who)).all()
+    assert [(row.role, row.revoked, row.expires - row.created) for row in rows] == [
+        ("labeler", True, 14 * DAY), ("labeler", True, 14 * DAY), ("labeler", False, 14 * DAY)
+    ]  # fmt: skip
+
+
+def test_nobody_renews_the_link_of_somebody_they_may_not_invite(world):
+    owner, lead, other = world.person("owner"), world.person("lead"), world.person("lead")
+    page = lead.get("/lead/people").text
+    for who in (other.who, lead.who, owner.who, "nobody", ""):
+        assert send(lead, "/lead/renew", page, who=who).status_code == 403
+    page = owner.get("/lead/people").text
+    assert send(owner, "/lead/renew", page, who=owner.who).status_code == 403
+    assert send(owner, "/lead/renew", page, who=lead.who).status_code == 200
+    assert lead.get("/lead").status_code == 401
+    assert other.get("/lead").status_code == 200
+
+
+def test_signing_out_everywhere_else_ends_the_other_sessions_of_one_person(world):
+    ann, bob = world.person(), world.person()
+    phone = world.stranger()
+    assert phone.post(ann.link).status_code == 200
+    send(ann, "/leave-elsewhere", ann.get("/label").text)
+    assert phone.get("/label").status_code == 401
+    assert ann.get("/label").status_code == bob.get("/label").status_code == 200
+    assert phone.post(ann.link).status_code == 200  # a labeler's link is for all their devices
+
+
+def test_an_owner_who_signs_out_everywhere_else_ends_the_links_that_were_printed(world):
+    tokens = [world.site.access.owner_link(world.now, days=1.0) for _ in range(2)]
+    here, there = world.stranger(), world.stranger()
+    assert here.post(f"/join/{tokens[0]}").status_code == there.post(f"/join/{tokens[1]}").status_code == 200
+    send(here, "/leave-elsewhere", here.get("/lead").text)
+    assert there.get("/lead").status_code == 401
+    assert [world.stranger().post(f"/join/{token}").status_code for token in tokens] == [403, 403]
+    assert here.get("/lead").status_code == 200
+    assert world.stranger().post(f"/join/{world.site.access.owner_link(world.now, days=1.0)}").status_code == 200
+
+
 def test_a_vote_on_a_set_of_somebody_else_is_refused(tmp_path, open_world):
     world = open_world(make_project(tmp_path, n=3))
     ann, bob = world.person(), world.person()
@@ -379,8 +381,6 @@ def test_practice_gives_feedback_and_the_quiz_opens_the_door(tmp_path, open_worl
 def test_warned_texts_are_covered_and_can_be_left_to_others(tmp_path, open_world):
     (tmp_path / "p").mkdir()
     (tmp_path / "p/label.yaml").write_text(yaml.safe_dump({"warnings": {"violence": "violence"}, "overlap": 2}))
-    from charter.web.project import open_project
-
     world = open_world(open_project(write_table(tmp_path / "t.jsonl", 1, tags=["violence"]), tmp_path / "p"))
     page = world.person().get("/label").text
     assert "Content warning:" in page
@@ -388,6 +388,62 @@ def test_warned_texts_are_covered_and_can_be_left_to_others(tmp_path, open_world
     bob = world.person(read=False)
     send(bob, "/instructions", bob.get("/instructions").text, **{"without:violence": "1"})
     assert "nothing left for you" in bob.get("/label").text
+
+
+def test_an_opt_out_gives_the_held_set_to_somebody_else(tmp_path, open_world):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text(yaml.safe_dump({"warnings": {"violence": "violence"}}))
+    world = open_world(open_project(write_table(tmp_path / "t.jsonl", 1, tags=["violence"]), tmp_path / "p"))
+    ann, bob = world.person(), world.person()
+    held = field(ann.get("/label").text, "set_id")
+    assert "nothing left for you" in bob.get("/label").text
+    ann.follow_redirects = False
+    send(ann, "/instructions", ann.get("/instructions").text, **{"without:violence": "1"})
+    assert field(bob.get("/label").text, "set_id") == held
+
+
+def test_lessons_leave_out_what_a_person_does_not_want_to_see(tmp_path, open_world):
+    (tmp_path / "p").mkdir()
+    for name, tags in (("practice", [["violence"]]), ("quiz", [["violence"], [], ["violence"]])):
+        file = known(tmp_path / f"p/{name}.jsonl", len(tags), [2, 1, 3], name)
+        rows = [json.loads(line) | {"tags": own} for line, own in zip(file.read_text().splitlines(), tags, strict=True)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"practice": "practice.jsonl", "quiz": "quiz.jsonl", "warnings": {"violence": "fights"}}
+    world = open_world(make_project(tmp_path, **settings))
+    ann, bob = world.person(read=False), world.person()
+    page = send(ann, "/instructions", ann.get("/instructions").text, **{"without:violence": "1"}).text
+    assert "quiz 1?" in page
+    gold = world.site.store.parts(field(page, "set_id"))[0].gold
+    right = {f"rank:{key}": str(gold[key]) for key in responses(page)}
+    assert "Passed" in send(ann, "/quiz", page, **right).text
+    assert "Question" in ann.get("/label").text
+    page = bob.get("/label").text
+    assert "practice 0?" in page
+    assert "fights" in page
+    send(bob, "/practice", page, **rank(page, 1, 2, 3))
+    page = bob.get("/label").text
+    assert "quiz 0?" in page
+    send(bob, "/quiz", page, **rank(page, 1, 1, 1))  # all wrong, and what was answered counts
+    page = bob.get("/label").text
+    gold = world.site.store.parts(field(page, "set_id"))[0].gold
+    assert "quiz 1?" in page
+    send(bob, "/quiz", page, **{f"rank:{key}": str(gold[key]) for key in responses(page)})
+    after = send(bob, "/instructions", bob.get("/instructions").text, **{"without:violence": "1"})
+    assert "Not passed" in after.text
+
+
+def test_nobody_passes_a_test_by_opting_out_of_all_of_it(tmp_path, open_world):
+    (tmp_path / "p").mkdir()
+    file = known(tmp_path / "p/quiz.jsonl", 1, [2, 1, 3])
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tags": ["violence"]}) + "\n")
+    world = open_world(make_project(tmp_path, quiz="quiz.jsonl", warnings={"violence": "fights"}))
+    ann = world.person(read=False)
+    page = send(ann, "/instructions", ann.get("/instructions").text, **{"without:violence": "1"}).text
+    assert "A test that you cannot take" in page
+    assert "fights" in page
+    assert "Known" not in page
+    page = send(ann, "/instructions", ann.get("/instructions").text).text
+    assert "Known 0?" in page
 
 
 # -- the other kinds -----------------------------------------------------------------------------------------------------
@@ -448,6 +504,34 @@ def test_an_edit_keeps_the_rewrite_beside_the_original(tmp_path, open_world, for
     assert one.edit == ({key: edit} if edit else {})
 
 
+@pytest.mark.parametrize("text", ["One.\r\nTwo.", "\u202eOne.", "One\x07.", "\nOne.", "One.\rTwo.", " One. "])
+def test_a_rewrite_that_nobody_touched_is_none(tmp_path, open_world, text):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/label.yaml").write_text("kind: edit\n")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "Q?", "responses": [text]}) + "\n")
+    world = open_world(open_project(tmp_path / "t.jsonl", tmp_path / "p"))
+    ann = world.person()
+    page = ann.get("/label").text
+    (key,) = responses(page)
+    shown = as_a_browser_sends_it(page)
+    assert send(ann, "/vote", page, **{f"edit:{key}": shown}).status_code == 422
+    assert not world.judgments()
+    send(ann, "/vote", page, **{f"edit:{key}": shown + "!"})
+    (one,) = world.judgments()
+    assert one.edit[key].endswith("!")
+
+
+def as_a_browser_sends_it(page: str) -> str:
+    """The rewrite as the page has it: by the rules of HTML every line end is read as LF and sent as CRLF, and one at the start is
+    dropped."""
+    text = html.unescape(
+        re.search(
+            r"<textarea[^>]*data-key=.e.[^>]*>(.*?)</textarea>", page.replace("\r\n", "\n").replace("\r", "\n"), re.S
+        )[1]
+    )
+    return re.sub("\r\n|\r|\n", "\r\n", text.removeprefix("\n"))
+
+
 def test_thumbs(tmp_path, open_world):
     world = open_world(make_project(tmp_path, kind="thumbs", n=1, k=2))
     ann = world.person()
@@ -456,51 +540,6 @@ def test_thumbs(tmp_path, open_world):
         assert send(ann, "/vote", page).status_code == 422
         send(ann, "/vote", page, **rank(page, given))
     assert [list(one.ranks.values()) for one in world.judgments()] == [[1], ["F"]]
-
-
-class Parrot:
-    """A sampler that says its name, the last turn and the seed."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def generate(self, conversations, seeds, **_):
-        return [[Sample(f"{self.name} {talk[-1].content} {seed}", "stop") for seed in own]
-                for talk, own in zip(conversations, seeds, strict=True)]  # fmt: skip
-
-    def option_logprobs(self, *_):
-        raise AssertionError("nobody asks a red-team model to choose")
-
-
-def test_a_red_team_dialogue_goes_on_from_the_chosen_answer(tmp_path, open_world):
-    from charter.web.project import open_project
-
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p/label.yaml").write_text("kind: redteam\nredteam: {turns: 2, dialogues: 1}\n")
-    world = open_world(open_project(tmp_path / "p"), [Parrot("one"), Parrot("two")])
-    ann = world.person()
-    page = ann.get("/label").text
-    assert send(ann, "/redteam/say", page, text=" ").status_code == 422
-    for turn in range(2):
-        page = send(ann, "/redteam/say", page, text=f"attack {turn}").text
-        assert "most harmless" in page or "more harmless" in page
-        assert send(ann, "/redteam/choose", page).status_code == 422
-        page = send(ann, "/redteam/choose", page, strength="8").text
-    assert 'name="text"' not in page
-    assert send(ann, "/redteam/end", page).status_code == 422
-    page = send(ann, "/redteam/end", page, rating="3", about="to break it", tags="insults, other").text
-    assert "You have finished" in page
-    first, second = world.judgments()
-    assert first.direction == "more_harmless"
-    assert first.strength == -4
-    _, prompt, answers = world.site.store.parts(second.set_id)
-    assert prompt.messages[1].content == world.site.store.parts(first.set_id)[2][first.order[1]].text
-    assert all(one.text.split()[1:3] == ["attack", "1"] for one in answers.values())
-    (line,) = (tmp_path / "p/dialogues.jsonl").read_text().splitlines()
-    row = json.loads(line)
-    assert row["transcript"].startswith("\n\nHuman: attack 0\n\nAssistant: ")
-    assert (row["rating"], row["task_description"], row["tags"]) == (3, "to break it", ["insults", "other"])
-    assert open_project(tmp_path / "p").items.sets == {}  # a second start makes no work of the dialogues
 
 
 # -- what the lead sees --------------------------------------------------------------------------------------------------
@@ -517,11 +556,49 @@ def test_the_lead_sees_agreement_raters_and_contested_sets(world):
     world.site.cached.clear()  # figures are kept for some seconds
     page = lead.get("/lead").text
     assert re.search(r"Agreement</dt><dd>0 % <small>of 9</small>", page)
+    assert re.search(r"pair agreement</th><td>0.000</td>.*?<td>9 pairs of votes, 3 prompts</td>", page, re.S)
     assert ann.who in page
     assert "3 sets on which people contradict" in lead.get("/lead/contested").text
     rows = lead.get("/lead/raters.csv").text.splitlines()
     assert rows[0].startswith("rater,votes,skips")
     assert len(rows) == 3
+
+
+def test_agreement_is_one_figure_wherever_it_stands(tmp_path, open_world):
+    world = open_world(make_project(tmp_path, n=4, k=4, overlap=3))
+    people = [world.person() for _ in range(3)]
+    for number, ranks in enumerate([(1, 2, 3, 4), (1, 1, 2, "F"), (2, 1, "F", "F")]):
+        for _ in range(3 + number % 2):
+            page = people[number].get("/label").text
+            keys = sorted(responses(page))
+            send(
+                people[number], "/vote", page, **{f"rank:{key}": str(one) for key, one in zip(keys, ranks, strict=True)}
+            )
+    figures = figures_of(world.site)
+    votes = world.judgments()
+    by_hand = [
+        relation(one.ranks, a, b) == relation(other.ranks, a, b)
+        for one, other in combinations(votes, 2) if one.set_id == other.set_id
+        for a, b in combinations(one.order, 2)
+        if None not in (relation(one.ranks, a, b), relation(other.ranks, a, b))
+    ]  # fmt: skip
+    (measured,) = [one for one in figures.measured if one.name == "pair agreement"]
+    assert figures.agreement is measured
+    assert (measured.n, measured.value) == (len(by_hand), pytest.approx(sum(by_hand) / len(by_hand)))
+    tile = f"Agreement</dt><dd>{100 * measured.value:.0f} % <small>of {measured.n}</small>"
+    assert tile in world.person("viewer").get("/lead").text
+
+
+def test_agreement_on_single_answers_is_counted_by_the_mark(tmp_path, open_world):
+    world = open_world(make_project(tmp_path, kind="thumbs", n=4, k=1, overlap=2))
+    for given in (("1", "1", "1", "1"), ("1", "1", "1", "F")):
+        who = world.person()
+        for one in given:
+            page = who.get("/label").text
+            send(who, "/vote", page, **rank(page, one))
+    figure = figures_of(world.site).agreement
+    assert (figure.value, figure.n) == (0.75, 4)
+    assert figures_of(world.site).without_ties is None
 
 
 def test_labelers_never_see_the_votes_of_others(world):
@@ -557,6 +634,28 @@ def test_the_page_trains_a_reward_model_and_shows_its_curve(tmp_path, open_world
     assert set(result["points"][-1]["by_margin"]) <= {"1.00", "0.67", "0.33"}
 
 
+def test_two_who_press_the_button_at_once_start_one_training(tmp_path, random_llama):
+    prompts = [Prompt.ask(f"Q {i}?") for i in range(12)]
+    pairs = [Pair(prompt=one, chosen="a", rejected="b", group_id=one.id) for one in prompts]
+    training = Retrain(tmp_path, RetrainSettings(model=str(random_llama)))
+    together = threading.Barrier(4)
+
+    def press() -> str:
+        together.wait()
+        try:
+            training.start(pairs, {})
+        except InputError as error:
+            return str(error)
+        return "started"
+
+    with ThreadPoolExecutor(4) as people:
+        said = [one.result() for one in [people.submit(press) for _ in range(4)]]
+    training.close()
+    assert sorted(said) == ["a training is running already; wait for it"] * 3 + ["started"]
+    ((one, state),) = [(run["name"], run["state"]) for run in training.runs()]
+    assert (one, state) == ("001", "cut off")
+
+
 @pytest.mark.parametrize(
     ("ranks", "direction", "edit", "expected"),
     [
@@ -567,17 +666,25 @@ def test_the_page_trains_a_reward_model_and_shows_its_curve(tmp_path, open_world
         ({"a": 2}, "better", {"a": "new"}, {("new", "a")}),
     ],
 )
-def test_votes_become_pairs(ranks, direction, edit, expected):
+def test_votes_become_pairs(tmp_path, ranks, direction, edit, expected):
     order = ("a",) if edit else ("a", "b", "c")
     prompt = Prompt.ask("?")
     kind = "edit" if edit else "rank"
     asked = LabelSet(prompt_id=prompt.id, kind=kind, response_ids=order, direction=direction)
     one = Judgment(id="1", set_id=asked.id, prompt_id=prompt.id, rater_id="ann", rater_kind="human", order=order, ranks=ranks,
                    direction=direction, edit=edit)  # fmt: skip
-    texts = {key: Response(id=key, prompt_id=prompt.id, model="m", text=key, finish_reason="stop",
-                           generation=Generation(seed=0, temperature=0.0)) for key in order}  # fmt: skip
-    pairs = pairs_of_votes([one], {asked.id: asked}, {prompt.id: prompt}, texts)
+    texts = [Response(id=key, prompt_id=prompt.id, model="m", text=key, finish_reason="stop",
+                      generation=Generation(seed=0, temperature=0.0)) for key in order]  # fmt: skip
+    for name, records in (
+        ("prompts", [prompt]),
+        ("responses", texts),
+        ("sets", [asked]),
+        ("judgments", [seal(one, "")]),
+    ):
+        write_jsonl(tmp_path / f"{name}.jsonl", records)
+    pairs = pairs_of_votes(tmp_path / "judgments.jsonl")
     assert {(pair.chosen, pair.rejected) for pair in pairs} == expected
+    assert {pair.group_id for pair in pairs} == {prompt.id}
 
 
 def test_the_roles_of_the_pages_are_what_the_docs_say():

@@ -18,7 +18,7 @@ from charter.feedback.judgments import current, read_judgments
 from charter.web.label_app import label_app
 from charter.web.project import open_project
 from charter.web.serve import open_site
-from label_project import known, write_table
+from label_project import Parrot, known, write_table
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 pytestmark = [
@@ -28,11 +28,11 @@ pytestmark = [
 
 
 @contextmanager
-def served(project):
+def served(project, samplers=()):
     """A site on a free port of this machine, in a thread; (site, address)."""
     import uvicorn
 
-    with open_site(project) as site:
+    with open_site(project, samplers) as site:
         config = uvicorn.Config(label_app(site), port=0, log_config=None, access_log=False, lifespan="off")
         ready = threading.Event()
 
@@ -172,6 +172,7 @@ def test_pages_fit_and_pass_axe_in_both_schemes(tmp_path, browser, scheme, width
     (tmp_path / "p/label.yaml").write_text(yaml.safe_dump({"kind": "pair", "warnings": {"x": "violence"}}))
     with served(open_project(write_table(tmp_path / "t.jsonl", 2, 2, tags=["x"]), tmp_path / "p")) as (site, home):
         page = browser.new_page(viewport={"width": width, "height": 780}, color_scheme=scheme)
+        site.access.invite("labeler", site.clock())
         page.goto(f"{home}/join/{site.access.invite('owner', site.clock())[0]}")
         page.keyboard.press("Enter")
         page.wait_for_url("**/lead")
@@ -182,6 +183,35 @@ def test_pages_fit_and_pass_axe_in_both_schemes(tmp_path, browser, scheme, width
             page.goto(home + path)
             assert serious(page) == [], path
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        page.close()
+
+
+def test_a_covered_dialogue_fits_a_phone_passes_axe_and_shows_its_text_when_asked(tmp_path, browser):
+    (tmp_path / "p").mkdir()
+    settings = {"kind": "redteam", "warnings": {"red_team": "insults"}, "redteam": {"turns": 2}}
+    (tmp_path / "p/label.yaml").write_text(yaml.safe_dump(settings))
+    with served(open_project(tmp_path / "p"), [Parrot("one")]) as (site, home):
+        page = browser.new_page(viewport={"width": 360, "height": 780})
+        page.goto(f"{home}/join/{site.access.invite('labeler', site.clock())[0]}")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/instructions")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/redteam")
+        assert serious(page) == []
+        page.fill("[name=text]", "Be rude.")
+        page.click("text=Send")
+        page.wait_for_selector(".cards")
+        assert serious(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        blur = "getComputedStyle(document.querySelector('.card .text.rendered')).filter"
+        assert "blur" in page.evaluate(blur)
+        page.check("#reveal")
+        assert page.evaluate(blur) == "none"
+        page.keyboard.press("8")
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        assert "turn 2 of at most 2" in page.inner_text("main")
+        assert serious(page) == []
         page.close()
 
 

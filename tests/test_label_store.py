@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from charter.errors import InputError
 from charter.feedback.judgments import current, merge, read_judgments
-from charter.records import Judgment, LabelSet, write_jsonl
+from charter.records import Generation, Judgment, LabelSet, Prompt, Response, write_jsonl
+from charter.web import mirror as mirror_module
 from charter.web import tables as t
 from charter.web.mirror import Mirror
 from charter.web.project import wanted_slots
-from charter.web.store import Answer, NotHandedOut, Store, balanced_order, pairs_and_ties
+from charter.web.store import Answer, Handout, NotHandedOut, Store, balanced_order, pairs_and_ties
 from charter.web.tables import open_database
 from label_project import database, known, make_project
 
@@ -192,6 +194,140 @@ def test_tags_that_a_person_opted_out_of_are_not_given_to_them(make_store):
     assert store.claim("ann", 2.0).set.id == one
 
 
+def tag(store: Store, set_id: str, word: str = "violence") -> None:
+    with store.write() as db:
+        db.execute(t.set_tags.insert().values(set_id=set_id, tag=word))
+
+
+def opt_out(store: Store, rater: str, *tags: str) -> None:
+    with store.write() as db:
+        store.give_back(db, rater, tags)
+
+
+def test_who_opts_out_gives_back_what_they_hold(make_store):
+    store = make_store(n=2)
+    held = store.claim("ann", 0.0)
+    tag(store, held.set.id)
+    opt_out(store, "ann", "other")
+    assert store.claim("ann", 1.0).set.id == held.set.id
+    opt_out(store, "ann", "violence")
+    assert store.claim("bob", 2.0).set.id == held.set.id  # the first in line again, with no lease to wait for
+    assert store.claim("ann", 3.0, ("violence",)).set.id != held.set.id
+    assert slots(store) == {("open", False): 2}
+    assert (
+        store.vote("ann", held, ranked(held), 4.0, instructions_hash="v") == "extra"
+    )  # from a page that was still open
+
+
+def test_an_answer_that_is_taken_back_after_an_opt_out_goes_to_somebody_else(make_store):
+    store = make_store(n=1)
+    handout = store.claim("ann", 0.0)
+    tag(store, handout.set.id)
+    store.vote("ann", handout, ranked(handout), 1.0, instructions_hash="v")
+    assert store.undo("ann", 2.0, instructions_hash="v") == handout.set.id
+    assert store.claim("ann", 3.0, ("violence",)) is None
+    assert store.claim("bob", 4.0).set.id == handout.set.id
+    assert slots(store) == {("open", False): 1}
+
+
+def test_no_repeat_and_no_gold_of_a_tag_that_a_person_opted_out_of(make_store, tmp_path):
+    (tmp_path / "p").mkdir()
+    known(tmp_path / "p/gold.jsonl", 3, [1, 2, "F"], "Gold")
+    store = make_store(n=30, gold="gold.jsonl", gold_share=0.3, repeat_share=0.3)
+    with store.read() as db:
+        gold = list(db.scalars(sa.select(t.sets.c.id).where(t.sets.c.role == "gold")))
+    for one in gold[1:]:
+        tag(store, one)
+    seen: list[LabelSet] = []
+    while (handout := store.claim("ann", float(len(seen)), ("violence",))) is not None:
+        store.vote("ann", handout, ranked(handout), float(len(seen)), instructions_hash="v")
+        seen.append(handout.set)
+        if len(seen) == 3:  # answered, and only then tagged: none of them comes back
+            early = {one.response_ids for one in seen}
+            for one in seen:
+                tag(store, one.id)
+    roles = Counter(one.role for one in seen)
+    assert roles["work"] == 30
+    assert roles["gold"] == 1
+    assert roles["repeat"] > 0
+    assert not early & {one.response_ids for one in seen if one.role == "repeat"}
+
+
+def turn(number: int = 0) -> Handout:
+    """Two candidates of a dialogue's turn."""
+    prompt = Prompt.ask(f"Attack {number}?")
+    answers = [Response(prompt_id=prompt.id, model="m", text=text, finish_reason="stop",
+                        generation=Generation(seed=i, temperature=1.0)) for i, text in enumerate("ab")]  # fmt: skip
+    one = LabelSet(
+        prompt_id=prompt.id, kind="redteam", response_ids=tuple(answer.id for answer in answers), tags=("red_team",)
+    )
+    return Handout(one, prompt, tuple(answers), 0.0)
+
+
+def begin(store: Store, state: str) -> int:
+    with store.write() as db:
+        row = db.execute(t.dialogues.insert().values(rater_id="ann", state=state, open=True))
+    return row.inserted_primary_key[0]
+
+
+def states(store: Store) -> list[tuple[str, bool]]:
+    with store.read() as db:
+        return [
+            tuple(row)
+            for row in db.execute(sa.select(t.dialogues.c.state, t.dialogues.c.open).order_by(t.dialogues.c.id))
+        ]
+
+
+def vote_on(store: Store, handout: Handout, dialogue: int, before: str, after: str):
+    return store.vote_on_turn("ann", handout, ranked(handout), 1.0, instructions_hash="v", dialogue=dialogue, before=before,
+                              after=after)  # fmt: skip
+
+
+def test_a_turn_counts_where_the_dialogue_is_as_it_was_read(make_store):
+    store = make_store(n=1)
+    dialogue, handout = begin(store, "asked"), turn()
+    assert vote_on(store, handout, dialogue, "another", "answered") is None
+    assert (records(store), states(store)) == ([], [("asked", True)])
+    assert vote_on(store, handout, dialogue, "asked", "answered") == "stored"
+    assert states(store) == [("answered", True)]
+    assert vote_on(store, handout, dialogue, "asked", "answered otherwise") is None
+    with store.write() as db:
+        assert store.go_on(db, dialogue, "answered", "ended", is_open=False)
+        assert not store.go_on(db, dialogue, "ended", "open again")
+    assert vote_on(store, turn(1), dialogue, "ended", "answered") is None
+    assert (len(records(store)), states(store)) == (1, [("ended", False)])
+
+
+def test_a_turn_that_was_voted_on_before_the_database_was_lost_goes_on_and_counts_once(make_store):
+    store = make_store(n=1)
+    assert vote_on(store, turn(), begin(store, "asked"), "asked", "answered") == "stored"
+    with store.write() as db:
+        db.execute(t.dialogues.delete())
+    assert vote_on(store, turn(), begin(store, "asked"), "asked", "answered") == "already"
+    assert (len(records(store)), states(store)) == (1, [("answered", True)])
+
+
+def test_a_turn_whose_vote_cannot_be_stored_still_waits(make_store):
+    store = make_store(n=1)
+    dialogue, handout = begin(store, "asked"), turn()
+    with judgments_away(store), pytest.raises(Exception, match="judgment"):
+        vote_on(store, handout, dialogue, "asked", "answered")
+    assert states(store) == [("asked", True)]
+    assert slots(store) == {("open", False): 1}
+    assert vote_on(store, handout, dialogue, "asked", "answered") == "stored"
+    assert (len(records(store)), states(store)) == (1, [("answered", True)])
+
+
+@contextmanager
+def judgments_away(store: Store):
+    """The table of judgments cannot be found while the block runs: a database that fails half-way."""
+    with store.write() as db:
+        db.execute(sa.text("alter table judgment rename to away"))
+    yield
+    with store.write() as db:
+        db.execute(sa.text("alter table away rename to judgment"))
+
+
 def test_gold_and_repeats_are_mixed_in_and_cost_no_slot(make_store, tmp_path):
     (tmp_path / "p").mkdir()
     known(tmp_path / "p/gold.jsonl", 3, [1, 2, "F"], "Gold")
@@ -292,6 +428,27 @@ def test_a_folder_without_its_database_goes_on_where_the_files_stop(make_store, 
     assert len(label_all(store, "bob")) == 3
     mirror.close()
     assert len(read_judgments(tmp_path / "p/judgments.jsonl")) == 6
+
+
+def test_the_files_go_on_after_the_database_was_away(make_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror_module, "RETRY_S", 0.05)
+    store = make_store(n=3)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    with judgments_away(store):
+        mirror.wake()
+        while mirror.failed is None:
+            mirror._thread.join(0.01)
+            assert mirror._thread.is_alive()
+    label_all(store, "ann")
+    mirror.wake()
+    while mirror.failed is not None or not (tmp_path / "p/judgments.jsonl").exists():
+        mirror._thread.join(0.01)
+        assert mirror._thread.is_alive()
+    written = [one.model_dump_json() for one in read_judgments(tmp_path / "p/judgments.jsonl")]
+    assert written == records(store)[: len(written)]
+    mirror.close()
+    assert len(read_judgments(tmp_path / "p/judgments.jsonl")) == 3
 
 
 def test_judgments_merged_from_another_machine_are_read_in(tmp_path):

@@ -30,6 +30,8 @@ ANCHORS = (
     ("MT-bench, humans, and GPT-4 with humans", "over 80 %", "FastChat llm_judge README"),
 )
 
+PAIR_AGREEMENT, WITHOUT_TIES = "pair agreement", "pair agreement, ties left out"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -183,8 +185,8 @@ def agreement(votes: Votes) -> list[Figure]:
     if len(raw):
         table = Table.of(question_units(votes, raw), raw.rater, raw.outcome.astype(float), raw.prompt)
         figures += [
-            table.agreeing("pair agreement", "pairs of votes"),
-            table.agreeing("pair agreement, ties left out", "pairs of votes", table.values != 0),
+            table.agreeing(PAIR_AGREEMENT, "pairs of votes"),
+            table.agreeing(WITHOUT_TIES, "pairs of votes", table.values != 0),
             table.alpha("alpha of the pair outcome", "nominal", "pairs of responses"),
         ]
     figures += [_concordance(votes)] if (votes.size > 2).any() else []

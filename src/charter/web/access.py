@@ -132,6 +132,23 @@ class Access:
             known = db.scalar(sa.select(t.invites.c.rater_id).where(t.invites.c.role == "owner").limit(1))
         return self.invite("owner", now, days=days, rater_id=known or f"owner-{secrets.token_hex(2)}")[0]
 
+    def renew(self, rater_id: str, now: float) -> str:
+        """The token of a new link for a person, in their role and for as long as their last one; what they had is revoked.
+
+        KeyError where nobody goes by that name.
+        """
+        token, mine = secrets.token_urlsafe(32), t.invites.c.rater_id == rater_id
+        with self.store.write() as db:
+            db.execute(sa.select(t.raters.c.id).where(t.raters.c.id == rater_id).with_for_update())  # one after another
+            last = db.execute(sa.select(t.invites).where(mine).order_by(t.invites.c.id.desc()).limit(1)).first()
+            if last is None:
+                raise KeyError(rater_id)
+            db.execute(t.sessions.delete().where(t.sessions.c.invite_id.in_(sa.select(t.invites.c.id).where(mine))))
+            db.execute(t.invites.update().where(mine).values(revoked=True))
+            db.execute(t.invites.insert().values(token_hash=token_hash(token), rater_id=rater_id, role=last.role, created=now,
+                                                 expires=now + last.expires - last.created))  # fmt: skip
+        return token
+
     def revoke(self, invite_id: int) -> None:
         """The link and every session that came from it end now."""
         with self.store.write() as db:
@@ -166,6 +183,16 @@ class Access:
     def leave(self, visitor: Visitor) -> None:
         with self.store.write() as db:
             db.execute(t.sessions.delete().where(t.sessions.c.token_hash == visitor.session))
+
+    def leave_elsewhere(self, visitor: Visitor, now: float) -> None:
+        """End the other sessions of this person. The links of an owner end too, for every start prints a new one; a labeler's
+        goes on letting them in."""
+        mine = t.invites.c.rater_id == visitor.rater_id
+        with self.store.write() as db:
+            others = t.sessions.c.invite_id.in_(sa.select(t.invites.c.id).where(mine))
+            db.execute(t.sessions.delete().where(others, t.sessions.c.token_hash != visitor.session))
+            if visitor.role == "owner":
+                db.execute(t.invites.update().where(mine, t.invites.c.expires > now).values(expires=now))
 
     def visitor(self, session: str, now: float) -> Visitor | None:
         """Who a session token belongs to; None where the session is unknown or over, or its link was revoked."""

@@ -1,7 +1,8 @@
 """What the lead sees of the votes while they come in: agreement, the table of raters, contested sets.
 
-Counting comes first: shares and how many comparisons stand behind them. Where several people judged the same responses, the
-figures of `charter agreement` stand beside them. This is the one place where the figures of the lead's pages are made.
+Agreement is that of `charter agreement`, which knows pairs of responses; of single responses (thumbs, edits) it is counted here.
+Beside it stand shares and how many comparisons are behind them. This is the one place where the figures of the lead's pages
+are made.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from charter.errors import InputError
-from charter.feedback.agreement import Figure, agreement
+from charter.feedback.agreement import PAIR_AGREEMENT, WITHOUT_TIES, Figure, agreement
 from charter.feedback.comparisons import single_orders, votes_of
 from charter.feedback.rater_model import fit_raters
 from charter.feedback.raters import RaterLine, rater_lines
@@ -59,10 +60,11 @@ class RaterFigures:
 
 @dataclass
 class Figures:
-    agreement: Count = field(default_factory=Count)
-    """Comparisons of two raters on two responses of a set, ties included, on which they say the same."""
-    without_ties: Count = field(default_factory=Count)
-    """The same where neither rater said tie."""
+    agreement: Figure | None = None
+    """Of the pairs of votes of two raters on the same two responses (or on the same single one), the share that says the same,
+    ties included; None while there is no such pair of votes."""
+    without_ties: Figure | None = None
+    """The same where neither rater said tie; None for single responses."""
     raters: list[RaterFigures] = field(default_factory=list)
     contested: list[tuple[LabelSet, list[Judgment], float]] = field(default_factory=list)
     """Sets on which raters contradict each other, with the share of their comparisons that do, the most first."""
@@ -111,21 +113,29 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
     for one in repeats:
         if (before := first.get((one.rater_id, one.prompt_id, frozenset(one.order)))) is not None:
             rows[one.rater_id].repeats.add(agreement_with(one.ranks, before.ranks))
+    on_one, prompts_of_one = Count(), set()  # of single responses
     for set_id, votes in by_set.items():
         against = Count()
         for one, other in combinations(votes, 2):
-            for same, tie, opposite in compared(one.ranks, other.ranks, one.order):
-                figures.agreement.add(same)
+            for same, opposite in compared(one.ranks, other.ranks, one.order):
                 rows[one.rater_id].agreement.add(same)
                 rows[other.rater_id].agreement.add(same)
-                if not tie:
-                    figures.without_ties.add(same)
                 against.add(opposite)
+                if len(one.order) == 1:
+                    on_one.add(same)
+                    prompts_of_one.add(one.prompt_id)
         if against.hits:
             figures.contested.append((sets[set_id], votes, against.share or 0.0))
     figures.contested.sort(key=lambda row: (-row[2], row[0].id))
     figures.skipped = [(sets[key], who) for key, who in skipped.items()]
     figures.measured, figures.lines = measured(by_set)
+    by_name = {one.name: one for one in figures.measured if one.n}
+    figures.agreement = by_name.get(PAIR_AGREEMENT)
+    figures.without_ties = by_name.get(WITHOUT_TIES)
+    if figures.agreement is None and on_one.n:
+        figures.agreement = Figure(
+            "agreement on a response", on_one.share, None, on_one.n, "pairs of votes", len(prompts_of_one)
+        )
     figures.raters = sorted(rows.values(), key=lambda row: (-row.votes, row.rater_id))
     return figures
 
@@ -142,17 +152,17 @@ def measured(by_set: Mapping[str, Sequence[Judgment]]) -> tuple[list[Figure], di
     return found, {line.rater: line for line in rater_lines(votes, fit_raters(single_orders(votes)))}
 
 
-def compared(one: Mapping[str, Rank], other: Mapping[str, Rank], ids: Sequence[str]) -> list[tuple[bool, bool, bool]]:
-    """For each two responses that both raters order: whether they say the same, whether either says tie, whether opposites.
-    A single response is compared by its mark."""
+def compared(one: Mapping[str, Rank], other: Mapping[str, Rank], ids: Sequence[str]) -> list[tuple[bool, bool]]:
+    """For each two responses that both raters order: whether they say the same, whether opposites. A single response is compared
+    by its mark."""
     if len(ids) == 1:
         same = one.get(ids[0]) == other.get(ids[0])
-        return [(same, False, not same)]
+        return [(same, not same)]
     found = []
     for a, b in combinations(ids, 2):
         x, y = relation(one, a, b), relation(other, a, b)
         if x is not None and y is not None:
-            found.append((x == y, 0 in (x, y), x * y < 0))
+            found.append((x == y, x * y < 0))
     return found
 
 

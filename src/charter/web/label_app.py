@@ -29,6 +29,7 @@ from charter.web.store import Answer, Handout, NotHandedOut, balanced_order
 from charter.web.texts import instructions_html
 
 Anyone = Annotated[Visitor, Depends(allow(frozenset(ROLES)))]
+Lesson = Literal["practice", "quiz"]
 Labeler = Annotated[Visitor, Depends(allow(LABELS))]
 
 
@@ -96,6 +97,12 @@ async def leave(request: Request, visitor: Anyone) -> Response:
     return response
 
 
+async def leave_elsewhere(request: Request, visitor: Anyone) -> Response:
+    site = site_of(request)
+    site.access.leave_elsewhere(visitor, site.clock())
+    return site.page("refused.html", visitor, words="You are signed out everywhere else.")
+
+
 # -- instructions, practice, quiz ----------------------------------------------------------------------------------------
 
 
@@ -110,11 +117,26 @@ def next_step(site: Site, visitor: Visitor) -> str | None:
     return "/quiz" if site.lessons["quiz"] and visitor.quiz != "passed" else None
 
 
-def next_lesson(site: Site, visitor: Visitor, role: Literal["practice", "quiz"]) -> Handout | None:
+def next_lesson(site: Site, visitor: Visitor, role: Lesson) -> Handout | None:
+    """The first set of practice or quiz that this person has not answered, without those that they do not want to see."""
     with site.store.read() as db:
         done = set(db.scalars(sa.select(t.lessons.c.set_id).where(t.lessons.c.rater_id == visitor.rater_id)))
-    left = [one for one in site.lessons[role] if one.id not in done]
+    left = [one for one in site.lessons[role] if one.id not in done and not set(visitor.opt_out).intersection(one.tags)]
     return lesson_handout(site, left[0]) if left else None
+
+
+def quiz_result(site: Site, visitor: Visitor) -> str:
+    """Note whether a person passed, of whom nothing of the quiz is left to ask; "" where they answered nothing of it."""
+    answered = t.lessons.c.set_id.in_([one.id for one in site.lessons["quiz"]])
+    with site.store.write() as db:
+        scores = list(
+            db.scalars(sa.select(t.lessons.c.score).where(answered, t.lessons.c.rater_id == visitor.rater_id))
+        )
+        if not scores:
+            return ""
+        result = "passed" if sum(scores) / len(scores) >= site.settings.quiz_pass_mark else "failed"
+        db.execute(t.raters.update().where(t.raters.c.id == visitor.rater_id).values(quiz=result))
+    return result
 
 
 def lesson_handout(site: Site, one: LabelSet) -> Handout:
@@ -142,6 +164,7 @@ async def instructions_read(request: Request, visitor: Labeler) -> Response:
             t.raters.update().where(t.raters.c.id == visitor.rater_id)
             .values(read=form["hash"], opt_out=json.dumps(tags))
         )  # fmt: skip
+        site.store.give_back(db, visitor.rater_id, tags)
     return to("/label")
 
 
@@ -149,22 +172,25 @@ async def lesson_page(request: Request, visitor: Labeler) -> Response:
     return show_lesson(site_of(request), visitor, lesson_of(request))
 
 
-def lesson_of(request: Request) -> Literal["practice", "quiz"]:
+def lesson_of(request: Request) -> Lesson:
     return "practice" if request.url.path == "/practice" else "quiz"
 
 
 def show_lesson(
     site: Site,
     visitor: Visitor,
-    role: Literal["practice", "quiz"],
+    role: Lesson,
     problem: str = "",
     draft: dict[str, str] | None = None,
 ) -> Response:
     handout = next_lesson(site, visitor, role)
     if handout is None:
-        if role == "quiz" and site.lessons["quiz"]:
-            return site.page("quiz_result.html", visitor, passed=visitor.quiz == "passed")
-        return to("/label")
+        if role == "practice" or not site.lessons["quiz"]:
+            return to("/label")
+        if result := visitor.quiz or quiz_result(site, visitor):
+            return site.page("quiz_result.html", visitor, passed=result == "passed")
+        words = sorted({words for one in site.lessons["quiz"] for words in site.warnings(one.tags)})
+        return site.page("left_out.html", visitor, words="; ".join(words), test=True)
     if draft is not None:
         handout = Handout(handout.set, handout.prompt, handout.responses, handout.shown, draft)
     return show_set(site, visitor, handout, role, problem=problem)
@@ -187,20 +213,6 @@ async def lesson_answer(request: Request, visitor: Labeler) -> Response:
         if db.scalar(sa.select(t.lessons.c.score).where(mine)) is None:  # the first answer counts
             db.execute(t.lessons.insert().values(set_id=one.id, rater_id=visitor.rater_id, role=role, score=score,
                                                  answer=json.dumps(answer.ranks), created=site.clock()))  # fmt: skip
-        if role == "quiz":
-            scores = list(
-                db.scalars(
-                    sa.select(t.lessons.c.score).where(
-                        t.lessons.c.rater_id == visitor.rater_id, t.lessons.c.role == "quiz"
-                    )
-                )
-            )
-            if len(scores) == len(site.lessons["quiz"]):
-                passed = sum(scores) / len(scores) >= site.settings.quiz_pass_mark
-                db.execute(
-                    t.raters.update().where(t.raters.c.id == visitor.rater_id)
-                    .values(quiz="passed" if passed else "failed")
-                )  # fmt: skip
     if role == "quiz":
         return to("/quiz")
     return site.page("lesson.html", visitor, handout=handout, answer=answer.ranks, score=score,
@@ -215,10 +227,9 @@ def show_set(
     was: str = "", status: int = 200,
 ) -> Response:  # fmt: skip
     one = handout.set
-    warnings = [site.settings.warnings[tag] for tag in one.tags if tag in site.settings.warnings]
     return site.page(
         "label.html", visitor, status=422 if problem else status, handout=handout, mode=mode, problem=problem, was=was,
-        question=site.question(one.kind, one.direction), warnings=warnings, progress=site.progress(),
+        question=site.question(one.kind, one.direction), warnings=site.warnings(one.tags), progress=site.progress(),
         own=site.own_progress(visitor.rater_id), draft=handout.draft,
     )  # fmt: skip
 
@@ -297,6 +308,7 @@ ROUTES = (
     ("/join/{token}", "GET", join_page),
     ("/join/{token}", "POST", join),
     ("/leave", "POST", leave),
+    ("/leave-elsewhere", "POST", leave_elsewhere),
     ("/instructions", "GET", instructions_page),
     ("/instructions", "POST", instructions_read),
     ("/practice", "GET", lesson_page),

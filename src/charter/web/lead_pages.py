@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 from starlette.responses import Response as WebResponse
 
 from charter.errors import InputError
-from charter.records import Judgment, LabelSet, Prompt, Response, write_text
+from charter.records import Judgment, LabelSet, write_text
 from charter.web import tables as t
 from charter.web.access import DAY, LEADS, MAY_INVITE, WATCHES, Refused, Role, Visitor
 from charter.web.answers import SKIP_REASONS, BadAnswer, text_of
@@ -133,8 +133,10 @@ def show_people(site: Site, visitor: Visitor, link: str = "", who: str = "") -> 
         ).all()  # fmt: skip
         signed_in = Counter(db.scalars(sa.select(t.sessions.c.invite_id).where(t.sessions.c.expires > site.clock())))
     now = site.clock()
+    last = {row.rater_id: row.id for row in rows}
     links = [
         {"id": row.id, "who": row.rater_id, "role": row.role, "sessions": signed_in[row.id], "quiz": row.quiz,
+         "last": last[row.rater_id] == row.id,
          "state": "revoked" if row.revoked else "expired" if row.expires <= now else "open",
          "days": max(0.0, (row.expires - now) / DAY), "mine": may_manage(visitor, row.role)}
         for row in rows
@@ -156,7 +158,22 @@ def invite(request: Request, visitor: Lead) -> WebResponse:
     if not (days.isascii() and days.isdigit() and 1 <= int(days) <= 365):
         raise Refused(422, "A link lasts from 1 to 365 days.")
     token, who = site.access.invite(cast("Role", role), site.clock(), days=float(days))
-    return show_people(site, visitor, link=f"{str(request.base_url).rstrip('/')}/join/{token}", who=who)
+    return show_link(request, visitor, token, who)
+
+
+def show_link(request: Request, visitor: Visitor, token: str, who: str) -> WebResponse:
+    link = f"{str(request.base_url).rstrip('/')}/join/{token}"
+    return show_people(site_of(request), visitor, link=link, who=who)
+
+
+def renew(request: Request, visitor: Lead) -> WebResponse:
+    """A new link for a person who lost theirs, or whose link ran out or was revoked."""
+    site, who = site_of(request), request.state.form.get("who", "")
+    with site.store.read() as db:
+        roles = set(db.scalars(sa.select(t.invites.c.role).where(t.invites.c.rater_id == who)))
+    if not roles or not all(may_manage(visitor, role) for role in roles):
+        raise Refused(403, "This person's link is not yours to renew.")
+    return show_link(request, visitor, site.access.renew(who, site.clock()), who)
 
 
 def revoke(request: Request, visitor: Lead) -> WebResponse:
@@ -196,18 +213,16 @@ def show_model(site: Site, visitor: Visitor, problem: str = "") -> WebResponse:
 def train(request: Request, visitor: Lead) -> WebResponse:
     """Start a training on what is labelled so far."""
     site = site_of(request)
-    sets = all_sets(site)
-    with site.store.read() as db:
-        prompts = {p.id: p for p in map(Prompt.model_validate_json, db.scalars(sa.select(t.prompts.c.record)))}
-        answers = {r.id: r for r in map(Response.model_validate_json, db.scalars(sa.select(t.responses.c.record)))}
     figures = figures_of(site)
     repeats = [row.repeats for row in figures.raters]
     n_repeats = sum(count.n for count in repeats)
-    ceiling = {"agreement": figures.without_ties.share, "agreement_n": figures.without_ties.n,
+    people = figures.without_ties or figures.agreement
+    ceiling = {"agreement": people and people.value, "agreement_n": people.n if people else 0,
                "consistency": sum(c.hits for c in repeats) / n_repeats if n_repeats else None,
                "consistency_n": n_repeats}  # fmt: skip
+    site.mirror.flush()
     try:
-        site.retrain.start(pairs_of_votes(current_judgments(site), sets, prompts, answers), ceiling)
+        site.retrain.start(pairs_of_votes(site.project.folder / "judgments.jsonl"), ceiling)
     except InputError as error:
         return show_model(site, visitor, str(error))
     return to("/lead/model")
@@ -239,6 +254,7 @@ ROUTES = (
     ("/lead/instructions", "POST", save_instructions),
     ("/lead/people", "GET", people),
     ("/lead/invite", "POST", invite),
+    ("/lead/renew", "POST", renew),
     ("/lead/revoke", "POST", revoke),
     ("/lead/quiz-again", "POST", quiz_again),
     ("/lead/model", "GET", model_page),

@@ -82,14 +82,16 @@ class Mirror:
 
     def flush(self) -> None:
         """Append every record that the files do not have yet."""
-        for name, (table, _) in KINDS.items():
-            with self.store.read() as db:
-                rows = db.execute(
+        with self._writing:
+            for name, (table, _) in KINDS.items():
+                new = (
                     sa.select(table.c.seq, table.c.record).where(table.c.seq > self.written[name]).order_by(table.c.seq)
-                ).all()
-            if rows:
-                append(self.folder / name, [row.record for row in rows])
-                self.written[name] = rows[-1].seq
+                )
+                with self.store.read() as db:
+                    rows = db.execute(new).all()
+                if rows:
+                    append(self.folder / name, [row.record for row in rows])
+                    self.written[name] = rows[-1].seq
 
     def _follow(self) -> None:
         while not self._stop.is_set():

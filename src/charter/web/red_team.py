@@ -12,20 +12,20 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import Depends, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response as WebResponse
 
 from charter.errors import InputError
-from charter.records import Generation, LabelSet, Message, Prompt, Response, write_text
-from charter.run import derive_seed
+from charter.records import LabelSet, Message, Prompt, Response, write_text
 from charter.web import tables as t
-from charter.web.access import LABELS, Visitor
+from charter.web.access import LABELS, Refused, Visitor
 from charter.web.answers import BadAnswer, read_answer, text_of
+from charter.web.candidates import Busy
 from charter.web.site import Site, allow, site_of, to
 from charter.web.store import Handout
 
 Labeler = Annotated[Visitor, Depends(allow(LABELS))]
 MAX_TURN = 4000  # characters
+TAG = "red_team"  # of every dialogue
 RATINGS = ("not at all", "a little", "somewhat", "mostly", "completely")  # 0 to 4, as in hh-rlhf
 
 
@@ -33,17 +33,20 @@ async def dialogue_page(request: Request, visitor: Labeler) -> WebResponse:
     site = site_of(request)
     if visitor.read != site.instructions()[0]:
         return to("/instructions")
+    if TAG in visitor.opt_out:
+        return site.page("left_out.html", visitor, words=site.settings.warnings.get(TAG, TAG), test=False)
     return show(site, visitor)
 
 
-def show(site: Site, visitor: Visitor, problem: str = "", written: str = "") -> WebResponse:
+def show(site: Site, visitor: Visitor, problem: str = "", written: str = "", status: int = 422) -> WebResponse:
+    """The dialogue as it stands; with a problem under that status and with the text that was not sent."""
     found, n_done = open_dialogue(site, visitor)
     state = found[1] if found else None
     handout = waiting(state) if state and state["waiting"] else None
     return site.page(
-        "red_team.html", visitor, status=422 if problem else 200, state=state, handout=handout, problem=problem,
-        written=written, n_done=n_done, left=site.settings.redteam.dialogues - n_done, ratings=RATINGS,
-        question=site.question("redteam", site.settings.asked),
+        "red_team.html", visitor, status=status if problem else 200, state=state, handout=handout, problem=problem,
+        written=written, warnings=site.warnings((TAG,)), n_done=n_done, left=site.settings.redteam.dialogues - n_done,
+        ratings=RATINGS, question=site.question("redteam", site.settings.asked),
         turns=0 if state is None else sum(m["role"] == "assistant" for m in state["messages"]),
     )  # fmt: skip
 
@@ -68,20 +71,11 @@ def waiting(state: dict[str, Any]) -> Handout:
     return Handout(one, prompt, tuple(Response.model_validate(r) for r in turn["responses"]), turn["shown"])
 
 
-def save(site: Site, key: int, before: str, state: dict[str, Any], *, is_open: bool = True) -> None:
-    """Store a dialogue where it is still open and as it was read (``before``, JSON): while a model wrote an answer the person may
-    have ended the dialogue or gone on in another tab, and what they did there stands."""
-    with site.store.write() as db:
-        db.execute(
-            t.dialogues.update()
-            .where(t.dialogues.c.id == key, t.dialogues.c.open, t.dialogues.c.state == before)
-            .values(state=json.dumps(state), open=is_open)
-        )
-
-
 async def say(request: Request, visitor: Labeler) -> WebResponse:
     """The person's turn: two candidates are sampled and wait for the choice."""
     site = site_of(request)
+    if TAG in visitor.opt_out:
+        return to("/redteam")
     written = request.state.form.get("text", "")
     found, n_done = open_dialogue(site, visitor)
     settings = site.settings.redteam
@@ -102,11 +96,15 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
     before = json.dumps(state)
     if state["waiting"] is not None or sum(m["role"] == "assistant" for m in state["messages"]) >= settings.turns:
         return to("/redteam")
-    site.generation.check(visitor.session)
     messages = [Message.model_validate(m) for m in state["messages"]] + [Message(role="user", content=text)]
-    prompt = Prompt(messages=tuple(messages), source="red team", tags=("red_team",))
+    prompt = Prompt(messages=tuple(messages), source="red team", tags=(TAG,))
     try:
-        responses = await run_in_threadpool(candidates, site, prompt, key)
+        site.generation.check(visitor.session)
+        responses = await site.candidates.write(prompt, key)
+    except Refused as error:  # too fast
+        return show(site, visitor, str(error), written, error.status)
+    except Busy:
+        return show(site, visitor, "The model is busy with other dialogues. Try again in a moment.", written, 503)
     except InputError as error:
         return show(site, visitor, f"The dialogue does not fit the model any more ({error}). End it here.", written)
     state["messages"] = [m.model_dump() for m in messages]
@@ -114,32 +112,15 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
         state["messages"].append({"role": "assistant", "content": responses[0].text})
     else:
         one = LabelSet(prompt_id=prompt.id, kind="redteam", response_ids=tuple(r.id for r in responses),
-                       direction=site.settings.asked, tags=("red_team",))  # fmt: skip
+                       direction=site.settings.asked, tags=(TAG,))  # fmt: skip
         state["waiting"] = {"set": one.model_dump(), "prompt": prompt.model_dump(), "shown": site.clock(),
                             "responses": [r.model_dump() for r in responses]}  # fmt: skip
-    save(site, key, before, state)
+    with site.store.write() as db:
+        stored = site.store.go_on(db, key, before, json.dumps(state))
+    if not stored:
+        words = "The dialogue went on in another tab; what you wrote here was not sent."
+        return show(site, visitor, words, written, 409)
     return to("/redteam")
-
-
-def candidates(site: Site, prompt: Prompt, dialogue: int) -> list[Response]:
-    """Two answers, each from a model and in a place by a draw; a second one that says the same is drawn anew, three times."""
-    settings = site.settings.redteam
-    found: list[Response] = []
-    for number in range(5):
-        seed = derive_seed(site.settings.seed, "red team", dialogue, prompt.id, number)
-        sampler = site.samplers[derive_seed(seed, "model") % len(site.samplers)]
-        with site.sampling:  # a model of this process answers one at a time
-            sample = sampler.generate([prompt.messages], [[seed]], temperature=settings.temperature,
-                                      max_new_tokens=settings.max_new_tokens)[0][0]  # fmt: skip
-        text = sample.text.replace("\x00", "")
-        one = Response(prompt_id=prompt.id, model=sampler.name, text=text, finish_reason=sample.finish_reason,
-                       generation=Generation(seed=seed, temperature=settings.temperature))  # fmt: skip
-        if len(found) == 1 and one.text == found[0].text and number < 4:
-            continue
-        found.append(one)
-        if len(found) == 2:
-            break
-    return found if derive_seed(dialogue, prompt.id, "side") % 2 else found[::-1]
 
 
 async def choose(request: Request, visitor: Labeler) -> WebResponse:
@@ -155,14 +136,16 @@ async def choose(request: Request, visitor: Labeler) -> WebResponse:
         answer = read_answer(form, handout, site.settings)
     except BadAnswer as error:
         return show(site, visitor, str(error))
-    site.store.vote_on_turn(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read)
-    site.mirror.wake()
     ranks = answer.ranks
     first, second = handout.responses
     goes_on = second if ranks[first.id] == "F" or (ranks[second.id] == 1 and ranks[first.id] != 1) else first
     state["messages"].append({"role": "assistant", "content": goes_on.text})
     state["waiting"] = None
-    save(site, key, before, state)
+    site.store.vote_on_turn(
+        visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read, dialogue=key, before=before,
+        after=json.dumps(state),
+    )  # fmt: skip
+    site.mirror.wake()
     return to("/redteam")
 
 
@@ -182,13 +165,15 @@ async def end(request: Request, visitor: Labeler) -> WebResponse:
         return show(site, visitor, str(error))
     tags = [tag.strip() for tag in form.get("tags", "").split(",") if tag.strip()][:10]
     state |= {"rating": int(form["rating"]), "about": about, "tags": [tag[:50] for tag in tags], "waiting": None}
-    save(site, key, before, state, is_open=False)
+    with site.store.write() as db:
+        site.store.go_on(db, key, before, json.dumps(state), is_open=False)
     write_dialogues(site)
     return to("/redteam")
 
 
 def write_dialogues(site: Site) -> None:
-    """Every finished dialogue, one JSON object a line; those of a folder whose database was lost stay where they are."""
+    """Add the finished dialogues that the file does not have, one JSON object a line; those of a folder whose database was lost
+    stay where they are. Done at every start too: a server may have been killed before it."""
     with site.store.read() as db:
         rows = db.execute(sa.select(t.dialogues).where(~t.dialogues.c.open).order_by(t.dialogues.c.id)).all()
     lines = []
@@ -202,7 +187,8 @@ def write_dialogues(site: Site) -> None:
     file = site.project.folder / "dialogues.jsonl"
     kept = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     known = set(kept)
-    write_text(file, "".join([*kept, *(line for line in lines if line not in known)]))
+    if new := [line for line in lines if line not in known]:
+        write_text(file, "".join([*kept, *new]))
 
 
 ROUTES = (

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
+from charter.feedback.evidence import Evidence
 from charter.feedback.pairs import split_pairs
-from charter.feedback.rankings import MARGINS, WEAKEST, notches, wins
-from charter.records import Judgment, LabelSet, Pair, Prompt, Response, write_json, write_jsonl
+from charter.feedback.training_rows import Selection, Tally, pair_rows
+from charter.records import Pair, write_json, write_jsonl
 from charter.run import read_json
 from charter.web.project import RetrainSettings
 
@@ -25,26 +26,17 @@ SHARES = (0.25, 0.5, 1.0)
 LEAST_PROMPTS = 8
 
 
-def pairs_of_votes(
-    judgments: Sequence[Judgment], sets: Mapping[str, LabelSet], prompts: Mapping[str, Prompt],
-    responses: Mapping[str, Response],
-) -> list[Pair]:  # fmt: skip
-    """Training pairs of people's answers to the work by the rules of :mod:`charter.feedback.rankings`, and rewrites against
-    their originals; the weakest notch of strength is left out. Pairs of one prompt share their group."""
-    found = []
-    for one in judgments:
-        asked = sets.get(one.set_id)
-        if asked is None or asked.role != "work" or notches(one) == WEAKEST:
-            continue
-        said = [(responses[chosen].text, responses[rejected].text) for chosen, rejected in wins(one)]
-        if one.direction != "more_harmful":
-            said += [(text, responses[key].text) for key, text in one.edit.items()]
-        found += [
-            Pair(prompt=prompts[one.prompt_id], chosen=chosen, rejected=rejected, margin=MARGINS.get(notches(one), 0.0),
-                 group_id=one.prompt_id)
-            for chosen, rejected in said if chosen != rejected
+def pairs_of_votes(judgments: Path) -> list[Pair]:
+    """What people's answers to the work train on: the rows of `charter export`, those of one prompt in one group, so that no
+    prompt is on both sides of the split."""
+    if not judgments.is_file():
+        return []
+    with Evidence(judgments) as evidence:
+        rows = pair_rows(evidence, Selection(rater_kinds=("human",), more_harmful="flip"), Tally())
+        return [
+            Pair(prompt=row.prompt, chosen=row.chosen, rejected=row.rejected, margin=row.margin, group_id=row.prompt.id)
+            for row in rows
         ]  # fmt: skip
-    return found
 
 
 class Retrain:
@@ -110,11 +102,17 @@ class Retrain:
                 "--model", self.settings.model, "--epochs", str(self.settings.epochs), "--test-fraction",
                 str(step["fraction"]), "--json",
             ]  # fmt: skip
-            if self.stopped:
+            with self.lock:
+                if self.stopped:
+                    return
+                # A session of its own: Ctrl-C in the terminal is for the page, which then ends the training.
+                self.process = process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+                )
+            said, complaint = process.communicate()
+            if process.returncode and self.stopped:
                 return
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            said, complaint = self.process.communicate()
-            if self.process.returncode:
+            if process.returncode:
                 words = complaint.strip().splitlines()[-1:] or ["the training was stopped"]
                 write_json(place / "result.json", result | {"state": "failed", "words": words[0][:500]})
                 return
@@ -129,8 +127,13 @@ class Retrain:
 
     def close(self) -> None:
         """End a training that is running; its page says that it was cut off."""
-        self.stopped = True
-        if self.running and self.process is not None:
+        with self.lock:
+            self.stopped = True
+        if self.process is not None and self.process.poll() is None:
             self.process.terminate()
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
         if self.thread is not None:
-            self.thread.join(timeout=10)
+            self.thread.join()

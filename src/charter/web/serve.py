@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from charter.errors import InputError
 from charter.web.label_app import label_app
 from charter.web.mirror import Mirror
 from charter.web.project import Project
+from charter.web.red_team import write_dialogues
 from charter.web.site import Site
 from charter.web.store import Store
 from charter.web.tables import open_database
@@ -20,6 +22,7 @@ from charter.web.tables import open_database
 if TYPE_CHECKING:
     from charter.models.sampler import Sampler
 
+FAREWELL_S = 3  # for requests that are being answered when the server ends
 OWNER_DAYS = 1.0  # of the printed link; every start prints a new one
 
 
@@ -37,9 +40,11 @@ def open_site(project: Project, samplers: Sequence[Sampler] = (), *, public: str
             site = Site(project, store, mirror, samplers, public=public)
             try:
                 site.instructions()
+                write_dialogues(site)
                 yield site
             finally:
                 site.retrain.close()
+                site.candidates.close()
         finally:
             mirror.close()
     finally:
@@ -50,7 +55,8 @@ def serve(
     project: Project, samplers: Sequence[Sampler], *, port: int, public: str | None, certificate: Path | None,
     private_key: Path | None, say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Serve until interrupted; ``say`` is called with the owner's link once the page answers there.
+    """Serve until SIGINT, SIGTERM or SIGHUP; ``say`` is called with the owner's link once the page answers there. At the end what
+    runs beside the page is stopped, and the files are brought up to date.
 
     It binds to 127.0.0.1, or with ``public``, the name that people's browsers see, to every address. InputError where the
     port is taken.
@@ -69,8 +75,22 @@ def serve(
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
             label_app(site), log_config=None, access_log=False, server_header=False, lifespan="off",
-            ssl_certfile=certificate, ssl_keyfile=private_key,
+            ssl_certfile=certificate, ssl_keyfile=private_key, timeout_graceful_shutdown=FAREWELL_S,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        say(f"{place}/join/{token}")
-        server.run(sockets=[door])
+
+        def end(*_: object) -> None:
+            site.candidates.closed = server.should_exit = True
+
+        # uvicorn sends itself the signal once more when it has ended, and by default that would kill the process with work left
+        # to do here. What nohup ignores stays ignored.
+        ends = [
+            one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN
+        ]
+        before = {one: signal.signal(one, end) for one in ends}
+        try:
+            say(f"{place}/join/{token}")
+            server.run(sockets=[door])
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -30,6 +29,7 @@ from charter.web.access import (
     check_origin,
 )
 from charter.web.answers import NOTCHES, SKIP_REASONS, letter
+from charter.web.candidates import Candidates
 from charter.web.mirror import Mirror
 from charter.web.project import Project, text_hash
 from charter.web.retrain import Retrain
@@ -74,12 +74,12 @@ class Site:
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.project, self.settings, self.store, self.mirror = project, project.settings, store, mirror
-        self.samplers, self.public, self.clock = list(samplers), public, clock
+        self.public, self.clock = public, clock
         self.access = Access(store)
         self.limit = RateLimit(per_second=20, burst=60)  # of a session
         self.door = RateLimit(per_second=2, burst=200)  # of an address without a session
         self.generation = RateLimit(per_second=0.5, burst=6)  # of a session, for live answers of a model
-        self.sampling = threading.Lock()
+        self.candidates = Candidates(samplers, self.settings.redteam, self.settings.seed)
         self.retrain = Retrain(project.folder, self.settings.retrain)
         given = project.items.sets.values()  # as the files are now: a quiz that was taken out asks nobody
         self.lessons = {role: [one for one in given if one.role == role] for role in ("practice", "quiz")}
@@ -176,6 +176,10 @@ class Site:
     def question(self, kind: SetKind, direction: Direction) -> str:
         """The line above the answers."""
         return self.settings.question or QUESTIONS[kind, direction]
+
+    def warnings(self, tags: Iterable[str]) -> list[str]:
+        """The content warnings of these tags."""
+        return [self.settings.warnings[tag] for tag in tags if tag in self.settings.warnings]
 
     def page(self, name: str, visitor: Visitor | None, *, status: int = 200, **values: Any) -> HTMLResponse:
         html = self.templates.get_template(name).render(visitor=visitor, **values)

@@ -162,6 +162,7 @@ class Store:
         for _ in range(5):
             try:
                 with self.write() as db:
+                    self.give_back(db, rater_id, opt_out)  # an answer that was taken back may have brought one
                     set_id = self._take(db, rater_id, now, until, tuple(opt_out))
                     if set_id is None:
                         return None
@@ -170,6 +171,15 @@ class Store:
                 continue  # two tabs of one person took two slots of one set at once; one of them asks again
             return self._handout(set_id, order, shown, draft)
         return None
+
+    def give_back(self, db: sa.Connection, rater_id: str, tags: Sequence[str]) -> None:
+        """The sets with one of these tags that this rater holds and has not answered go to others."""
+        if not tags:
+            return
+        held = (t.slots.c.rater_id == rater_id, t.slots.c.state == "open", t.slots.c.set_id.in_(tagged(tags)))
+        own = (t.slots.c.role != "work") | t.slots.c.extra  # made for this rater alone
+        db.execute(t.slots.delete().where(*held, own))
+        db.execute(t.slots.update().where(*held).values(rater_id=None, lease_until=None))
 
     def _shown(
         self, db: sa.Connection, set_id: str, rater_id: str, now: float
@@ -226,12 +236,11 @@ class Store:
                 .limit(1)
             )
             if opt_out:
-                tagged = sa.select(t.set_tags.c.set_id).where(t.set_tags.c.tag.in_(opt_out))
-                unseen = unseen.where(t.sets.c.id.not_in(tagged))
+                unseen = unseen.where(t.sets.c.id.not_in(tagged(opt_out)))
             set_id = db.scalar(unseen)
             role = "gold"
         elif draw < gold + settings.repeat_share:
-            set_id = self._repeat(db, rater_id)
+            set_id = self._repeat(db, rater_id, opt_out)
             role = "repeat"
         else:
             return None
@@ -241,15 +250,16 @@ class Store:
                                            extra=False, rater_id=rater_id, lease_until=until))  # fmt: skip
         return str(set_id)
 
-    def _repeat(self, db: sa.Connection, rater_id: str) -> str | None:
+    def _repeat(self, db: sa.Connection, rater_id: str, opt_out: Sequence[str]) -> str | None:
         """A repeat of the earliest set that this rater answered long enough ago and was not asked again."""
         mine = t.judgments.alias("mine")
         rows = db.execute(
             sa.select(t.sets.c.record)
             .join(mine, mine.c.set_id == t.sets.c.id)
-            .where(mine.c.rater_id == rater_id, mine.c.current, mine.c.action == "vote", t.sets.c.role == "work")
+            .where(mine.c.rater_id == rater_id, mine.c.current, mine.c.action == "vote", t.sets.c.role == "work",
+                   t.sets.c.id.not_in(tagged(opt_out)))
             .order_by(mine.c.seq)
-        ).scalars()
+        ).scalars()  # fmt: skip
         answered = [LabelSet.model_validate_json(row) for row in rows]
         for one in answered[: max(0, len(answered) - REPEAT_GAP)]:
             repeat = LabelSet(**one.model_dump(exclude={"id", "role"}), role="repeat")
@@ -393,14 +403,31 @@ class Store:
 
     # -- dialogues -------------------------------------------------------------------------------------------------------
 
+    def go_on(self, db: sa.Connection, dialogue: int, before: str, after: str, *, is_open: bool = True) -> bool:
+        """Store a red-team dialogue where it is open and still as it was read (``before``, JSON); False where it is not: while a
+        model wrote an answer the person may have ended it or gone on in another tab, and what they did there stands."""
+        found = db.execute(
+            t.dialogues.update()
+            .where(t.dialogues.c.id == dialogue, t.dialogues.c.open, t.dialogues.c.state == before)
+            .values(state=after, open=is_open)
+        )
+        return found.rowcount == 1
+
     def vote_on_turn(
-        self, rater_id: str, handout: Handout, answer: Answer, now: float, *, instructions_hash: str
-    ) -> Stored:
-        """Store a turn of a red-team dialogue and the vote on its two candidates at once."""
+        self, rater_id: str, handout: Handout, answer: Answer, now: float, *, instructions_hash: str, dialogue: int,
+        before: str, after: str,
+    ) -> Stored | None:  # fmt: skip
+        """Store a turn of a red-team dialogue, the vote on its two candidates and the dialogue that goes on, all or nothing.
+
+        None where the dialogue is not as it was read (:meth:`go_on`). "already" where the rater has a vote on this turn from a
+        database that was lost since: that vote stays and the dialogue goes on.
+        """
         one = handout.set
         with self.write() as db:
             tip = self._tip(db)
-            if db.scalar(sa.select(t.slots.c.id).where(t.slots.c.set_id == one.id, t.slots.c.rater_id == rater_id)):
+            if not self.go_on(db, dialogue, before, after):
+                return None
+            if SEEN.first(db, key=one.id, me=rater_id) is not None:
                 return "already"
             add_records(db, t.prompts, [handout.prompt])
             add_records(db, t.responses, handout.responses)
@@ -409,6 +436,11 @@ class Store:
                                                extra=False, rater_id=rater_id))  # fmt: skip
             self._append(db, tip, rater_id, handout, answer, now, "vote", instructions_hash)
         return "stored"
+
+
+def tagged(tags: Sequence[str]) -> sa.Select[Any]:
+    """Ids of the sets with one of these tags."""
+    return sa.select(t.set_tags.c.set_id).where(t.set_tags.c.tag.in_(tags))
 
 
 def form_of(judgment: Judgment) -> dict[str, str]:

@@ -28,7 +28,7 @@ own_markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strik
 
 def visible(text: str) -> str:
     """The text without characters that reorder or hide; other control characters show as ␀ to ␟."""
-    text = HIDDEN.sub("", text.replace("\r\n", "\n"))
+    text = HIDDEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))  # as a browser reads lines
     return CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])) if ord(found[0]) < 32 else "\ufffd", text)
 
 
