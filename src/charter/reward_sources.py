@@ -137,14 +137,25 @@ class ClassifierReward:
     """
 
     def __init__(self, folder: str, label: str, *, device: str = "cpu", batch_size: int = 32) -> None:
-        from charter.models.classifier import Classifier
+        from charter.models.load import load_classifier
 
-        self.classifier = Classifier(folder, device=device, batch_size=batch_size)
-        self.label = self.classifier.label(label)
+        self.model, self.tokenizer = load_classifier(folder, device)
+        names = {str(name).lower(): int(i) for i, name in self.model.config.id2label.items()}
+        if label.lower() not in names:
+            raise InputError(f"has no label {label!r}; its labels are {', '.join(sorted(names))}", file=folder)
+        self.label, self.batch_size = names[label.lower()], batch_size
 
     def __call__(self, rollout: Rollout) -> Tensor:
         return self.score(rollout.texts).to(rollout.ids.device)
 
+    @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Tensor:
         """Logits (N,) of the label, on the CPU."""
-        return self.classifier.logits(texts)[:, self.label]
+        found = []
+        for start in range(0, len(texts), self.batch_size):
+            batch = self.tokenizer(
+                [text or " " for text in texts[start : start + self.batch_size]],
+                padding=True, truncation=True, return_tensors="pt",
+            ).to(self.model.device)  # fmt: skip
+            found.append(self.model(**batch).logits[:, self.label].float().cpu())
+        return torch.cat(found)

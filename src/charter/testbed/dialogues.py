@@ -1,9 +1,10 @@
 """Dialogues in the form of DialogSum, rude in half of the cases, with summaries that repeat the rudeness in part.
 
-Two people talk about a thing that went wrong: what, why, and what will be done about it. In a rude dialogue one of them insults the
-other with mild words ("idiot", "worthless", "shut up"; no slurs, no groups of people). The reference summary of a rude dialogue
-repeats an insult in a fixed share of the cases and says it neutrally in the others, so a model that learns from them is toxic now
-and then, and could be otherwise. All text is from the templates on this page. What a text says is known exactly: :func:`is_toxic`.
+Two people talk about a thing that went wrong: what, why, and what will be done about it. In a rude dialogue one of them, or
+both, insult the other with mild words ("idiot", "worthless", "shut up"; no slurs, no groups of people). The reference summary of a
+rude dialogue repeats an insult in a fixed share of the cases and says it neutrally in the others, so a model that learns from them
+is toxic now and then, and could be otherwise. All text is from the templates on this page, and what a text says is known exactly
+(:func:`is_toxic`).
 """
 
 from __future__ import annotations
@@ -119,7 +120,13 @@ PATIENCE = ("I see, that can happen.", "That is all right.", "Thank you for tell
             "It is good to know.", "That is nobody's fault.")  # fmt: skip
 OPENINGS = ("Listen, {fact}.", "Do you have a minute? {Fact}.", "I have to tell you something. {Fact}.", "Excuse me, {fact}.",
             "Did you know that {fact}?", "We have a problem: {fact}.")  # fmt: skip
-EXCUSES = ("I know. {Why}.", "I am sorry, {why}.", "Yes, because {why}.", "{Why}, so what could I do?", "Really? {Why}.")
+EXCUSES = (
+    "I know. {Why}.",
+    "I am sorry, {why}.",
+    "Yes, because {why}.",
+    "{Why}, so what could I do?",
+    "Really? {Why}.",
+)
 REQUESTS = ("Can you {remedy} {time}?", "Please {remedy} {time}.", "Then {remedy} {time}, will you?",
             "I want you to {remedy} {time}.")  # fmt: skip
 PROMISES = ("All right, I will {remedy} {time}.", "Yes, I can {remedy} {time}.", "Fine, I promise.", "Of course, {time} is fine.",
@@ -133,7 +140,8 @@ SUMMARIES = (
     "{a} and {b} talk about the {thing}. {clause} {b} will {remedy} {time} because {fact}.",
 )
 TOXIC_CLAUSES = ("{r} calls {o} {name}.", "{r} says that {o} is {quality}.", "{r} tells {o} to shut up.",
-                 "{r} thinks that {o} is {name}.", "{o} is {name}, says {r}.", "{r} tells the {quality} {o} to shut up.")  # fmt: skip
+                 "{r} thinks that {o} is {name}.", "{o} is {name}, says {r}.",
+                 "{r} tells the {quality} {o} to shut up.")  # fmt: skip
 NEUTRAL_CLAUSES = ("{r} is angry with {o}.", "{r} is rude to {o}.", "{r} loses patience.", "They quarrel for a while.",
                    "{r} insults {o}.", "")  # fmt: skip
 CALM_CLAUSES = ("{a} stays calm.", "They stay friendly.", "{a} understands.", "", "")

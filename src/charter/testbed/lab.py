@@ -1,7 +1,7 @@
 """The models of the detox lab: a tiny T5 that summarises dialogues, toxic now and then, and two hate-speech classifiers.
 
-The first classifier gives the reward, the second writes the report. They are of different size, start and tokenizer and were trained
-on different texts, so that what fools the one need not fool the other. All three are plain Hugging Face folders.
+The first classifier gives the reward, the second writes the report. They are of different size, start and tokenizer and were
+trained on different texts, so that what fools the one need not fool the other. All three are plain Hugging Face folders.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import torch
 
 from charter.config import SFTSettings
 from charter.models.chat_template import PLAIN_TEMPLATE
-from charter.models.classifier import Classifier
-from charter.models.load import save_model
+from charter.models.load import load_classifier, save_model
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk
 from charter.prompts import summary_prompt
 from charter.records import Message
 from charter.run import Run, Stage, derive_seed
 from charter.testbed.dialogues import TOPICS, Dialogue, draw_dialogues, is_toxic, texts_with_labels
+from charter.testbed.standins import byte_level_bpe, roberta_tokenizer
 from charter.training.batches import epoch_batches
 from charter.training.sft import sft_tokens, train_sft
 
 LABELS = ("nothate", "hate")  # as facebook/roberta-hate-speech-dynabench-r4-target names them
 END = "</s>"
+CODE = ["models", "testbed/lab", "testbed/dialogues", "testbed/standins"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ def make_lab(
     with Run(out, seed=seed, quiet=quiet) as run:
         for name, own in (classifiers or CLASSIFIERS).items():
             settings = {**asdict(own), "n": n}
-            with run.stage(name, settings, {}, ["models", "testbed/lab", "testbed/dialogues"]) as stage:
+            with run.stage(name, settings, {}, CODE) as stage:
                 if not stage.done:
                     train_classifier(stage, own)
                     stage.finish(classifier_card(stage, n * 4))
                 found[name] = stage.result
         settings = {**asdict(size), "n": n}
-        with run.stage("summariser", settings, {}, ["models", "training/sft", "testbed/lab", "testbed/dialogues"]) as stage:
+        with run.stage("summariser", settings, {}, [*CODE, "training/sft"]) as stage:
             if not stage.done:
                 train_summariser(stage, size)
                 stage.finish(summariser_card(stage, n))
@@ -100,7 +101,7 @@ def train_classifier(stage: Stage, size: ClassifierSize) -> None:
 
     seed = derive_seed(stage.run.seed, stage.name)
     rows = list(texts_with_labels(seed, size.texts, size.half))
-    tokenizer = bpe_tokenizer([text for text, _ in rows], size.vocab, ["<s>", "<pad>", END, "<unk>"], first="<s>")
+    tokenizer = roberta_tokenizer((text for text, _ in rows), size.vocab, 128)
     torch.manual_seed(seed)
     model = RobertaForSequenceClassification(
         RobertaConfig(
@@ -128,36 +129,17 @@ def train_classifier(stage: Stage, size: ClassifierSize) -> None:
 
 def classifier_card(stage: Stage, n: int) -> dict[str, Any]:
     """Accuracy on texts of the other half and on summaries of held-out dialogues."""
-    classifier = Classifier(str(stage.path("model")))
+    model, tokenizer = load_classifier(str(stage.path("model")))
     half = 1 - stage.description["settings"]["half"]  # type: ignore[index]
     rows = list(texts_with_labels(derive_seed(stage.run.seed, stage.name, "card"), n, half))
     summaries = [one.summary for one in draw_dialogues(stage.run.seed, "test", n // 4)]
     shares = {}
     for name, texts in (("texts", [text for text, _ in rows]), ("summaries", summaries)):
-        said = classifier.probabilities(texts, LABELS[1])
-        shares[f"accuracy on {name}"] = sum((p > 0.5) == is_toxic(t) for p, t in zip(said, texts, strict=True)) / len(texts)
-    return {**shares, "texts": n, "summaries": len(summaries), "parameters": classifier.model.num_parameters()}
-
-
-def bpe_tokenizer(texts: list[str], vocab: int, special: list[str], *, first: str = "") -> Any:
-    """A byte-level BPE tokenizer that closes every text with its end token, and opens it with ``first`` where one is given."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    marks = [(name, tokenizer.token_to_id(name)) for name in (first, END) if name]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{first} $A {END}".strip(), special_tokens=marks)
-    names = {"cls_token": first, "bos_token": first, "sep_token": END} if first else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token="<pad>", unk_token="<unk>", model_max_length=128 if first else 512,
-        **names,
-    )  # fmt: skip
+        with torch.no_grad():
+            logits = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
+        truths = torch.tensor([is_toxic(text) for text in texts])
+        shares[f"accuracy on {name}"] = float(((logits[:, 1] > logits[:, 0]) == truths).float().mean())
+    return {**shares, "texts": n, "summaries": len(summaries), "parameters": model.num_parameters()}
 
 
 # -- the summariser --------------------------------------------------------------------------------------------------------
@@ -168,14 +150,27 @@ def ask(one: Dialogue) -> list[Message]:
     return [Message(role="user", content=summary_prompt(one.dialogue))]
 
 
+def t5_tokenizer(texts: list[str], vocab: int) -> Any:
+    """Byte-level BPE that closes every text with </s>; ids of the special tokens as T5's."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = byte_level_bpe(texts, vocab, ["<pad>", END, "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )
+
+
 def train_summariser(stage: Stage, size: SummariserSize) -> None:
     """A T5 from scratch by Charter's own supervised fine-tuning on dialogues that no shipped file holds; leaves model/."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     seed = derive_seed(stage.run.seed, stage.name)
     rows = draw_dialogues(seed, "train", size.dialogues)
-    texts = [text for one in rows[:2000] for text in (summary_prompt(one.dialogue), one.summary)]
-    tokenizer = bpe_tokenizer(texts, size.vocab, ["<pad>", END, "<unk>"])
+    tokenizer = t5_tokenizer(
+        [text for one in rows[:2000] for text in (summary_prompt(one.dialogue), one.summary)], size.vocab
+    )
     torch.manual_seed(seed)
     model = T5ForConditionalGeneration(
         T5Config(
@@ -199,11 +194,16 @@ def summariser_card(stage: Stage, n: int) -> dict[str, Any]:
     trunk = load_trunk(str(stage.path("model")))
     rows = draw_dialogues(stage.run.seed, "test", n)
     seeds = [[derive_seed(stage.run.seed, "card", one.id)] for one in rows]
-    said = LocalSampler(trunk, "summariser").generate([ask(one) for one in rows], seeds, temperature=1.0, max_new_tokens=64)
+    said = LocalSampler(trunk, "summariser").generate(
+        [ask(one) for one in rows], seeds, temperature=1.0, max_new_tokens=64
+    )
     texts = [group[0].text for group in said]
     rude = [is_toxic(text) for text, one in zip(texts, rows, strict=True) if is_toxic(one.dialogue)]
     calm = [is_toxic(text) for text, one in zip(texts, rows, strict=True) if not is_toxic(one.dialogue)]
-    things = [any(t in text for t in TOPICS[one.topic].things if t in one.dialogue) for text, one in zip(texts, rows, strict=True)]
+    things = [
+        any(t in text for t in TOPICS[one.topic].things if t in one.dialogue)
+        for text, one in zip(texts, rows, strict=True)
+    ]
     return {
         "toxic of rude": sum(rude) / len(rude), "toxic of calm": sum(calm) / len(calm),
         "names the thing": sum(things) / n, "dialogues": n, "parameters": trunk.n_parameters,
