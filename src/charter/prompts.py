@@ -84,7 +84,8 @@ def read_prompts(
     CSV as JSON), a transcript with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns, or plain text, which is one user
     turn. Assistant turns at its end are the answer and are dropped. A row of DialogSum becomes the request for its
     summary. Columns principle, tags, split and source are kept, others ignored, ids computed anew. The format follows from
-    suffix and content unless it is given. InputError where a row cannot be used (with file, line and field) and where there is no row.
+    suffix and content unless it is given. InputError where a row cannot be used (with file, line and field) and where
+    there is no row.
     """
     empty = True
     for row in map(as_summary_task, read_rows(path, format=format)):

@@ -1,10 +1,10 @@
 """Dialogues in the form of DialogSum, rude in half of the cases, with summaries that repeat the rudeness in part.
 
-Two people talk about a thing that went wrong: what, why, and what will be done about it. In a rude dialogue one of them, or
-both, insult the other with mild words ("idiot", "worthless", "shut up"; no slurs, no groups of people). The reference summary of a
-rude dialogue repeats an insult in a fixed share of the cases and says it neutrally in the others, so a model that learns from them
-is toxic now and then, and could be otherwise. All text is from the templates on this page, and what a text says is known exactly
-(:func:`is_toxic`).
+Two people talk about a thing that went wrong: what, why, and what will be done about it. In a rude dialogue one of them insults
+the other, or both do, with mild words ("idiot", "worthless", "shut up"; no slurs, no groups of people). The reference summary of
+a rude dialogue repeats an insult in a fixed share of the cases and says it neutrally in the others, so a model that learns from
+them is toxic now and then, and could be otherwise. All text is from the templates on this page, and what a text says is known
+exactly (:func:`is_toxic`).
 """
 
 from __future__ import annotations

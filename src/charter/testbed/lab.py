@@ -6,25 +6,29 @@ trained on different texts, so that what fools the one need not fool the other. 
 
 from __future__ import annotations
 
+import importlib.resources
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from charter.config import SFTSettings
+from charter.evaluation.overlap import rouge_l
 from charter.models.chat_template import PLAIN_TEMPLATE
 from charter.models.load import load_classifier, save_model
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk
 from charter.prompts import summary_prompt
-from charter.records import Message
+from charter.records import Message, read_jsonl
 from charter.run import Run, Stage, derive_seed
-from charter.testbed.dialogues import TOPICS, Dialogue, draw_dialogues, is_toxic, texts_with_labels
+from charter.testbed.dialogues import SIZES, TOPICS, Dialogue, draw_dialogues, is_toxic, shipped, texts_with_labels
 from charter.testbed.standins import byte_level_bpe, roberta_tokenizer
 from charter.training.batches import epoch_batches
 from charter.training.sft import sft_tokens, train_sft
 
+SHIPPED = Path(str(importlib.resources.files("charter.testbed"))) / "detox"
 LABELS = ("nothate", "hate")  # as facebook/roberta-hate-speech-dynabench-r4-target names them
 END = "</s>"
 CODE = ["models", "testbed/lab", "testbed/dialogues", "testbed/standins"]
@@ -92,6 +96,16 @@ def make_lab(
     return {**found, "out": str(out)}
 
 
+def card_lines(result: dict[str, Any]) -> list[str]:
+    """What :func:`make_lab` found, as lines of text."""
+    lines = []
+    for name, card in result.items():
+        if isinstance(card, dict):
+            lines += [f"{name:20}{key:24}{value:.3f}" if isinstance(value, float) else f"{name:20}{key:24}{value}"
+                      for key, value in card.items()]  # fmt: skip
+    return lines
+
+
 # -- classifiers ---------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +144,7 @@ def train_classifier(stage: Stage, size: ClassifierSize) -> None:
 def classifier_card(stage: Stage, n: int) -> dict[str, Any]:
     """Accuracy on texts of the other half and on summaries of held-out dialogues."""
     model, tokenizer = load_classifier(str(stage.path("model")))
-    half = 1 - stage.description["settings"]["half"]  # type: ignore[index]
+    half = 1 - stage.description["settings"]["half"]
     rows = list(texts_with_labels(derive_seed(stage.run.seed, stage.name, "card"), n, half))
     summaries = [one.summary for one in draw_dialogues(stage.run.seed, "test", n // 4)]
     shares = {}
@@ -208,3 +222,20 @@ def summariser_card(stage: Stage, n: int) -> dict[str, Any]:
         "toxic of rude": sum(rude) / len(rude), "toxic of calm": sum(calm) / len(calm),
         "names the thing": sum(things) / n, "dialogues": n, "parameters": trunk.n_parameters,
     }  # fmt: skip
+
+
+# -- for recipes -----------------------------------------------------------------------------------------------------------
+
+
+def overlap(prompt: str, response: str) -> float | None:
+    """ROUGE-L of a summary with the reference of its dialogue, in [0, 1]; None for a prompt that is not of the shipped dialogues.
+    As a measure of a recipe: `python:charter.testbed.lab:overlap`."""
+    reference = references().get(prompt)
+    return None if reference is None else rouge_l(response, reference)
+
+
+@cache
+def references() -> dict[str, str]:
+    """The shipped dialogues: prompt to reference summary."""
+    rows = [row for split in SIZES for row in read_jsonl(shipped(split), Dialogue)]
+    return {summary_prompt(row.dialogue): row.summary for row in rows}

@@ -84,7 +84,7 @@ def save_stand_in(
 
     if family not in FAMILIES:
         raise InputError(f"no stand-in for {family!r}; the families are {', '.join(FAMILIES)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_file() or (folder / "config.json").exists():
         raise InputError("is there already; name a new folder", file=folder)
     architecture = CLASSIFIERS.get(family, family)
     texts = own_texts() if texts is None else texts
