@@ -48,6 +48,11 @@ SIDEWAYS = {
     ("feedback.raters", "evaluation.statistics"): "a rater's rate of ties has Wilson's interval like any other share",
     ("evaluation.harm", "feedback.judge"): "a model that scores is asked as a model that judges",
     ("evaluation.measure", "training.batches"): "arms are scored in the same batches that training uses",
+    ("testbed.lab", "config"): "the lab's summariser is trained with the settings of a recipe",
+    ("testbed.lab", "evaluation.overlap"): "the lab's summaries are compared with their references",
+    ("testbed.lab", "prompts"): "the lab's summariser learns under the prompt that its files are read with",
+    ("testbed.lab", "training.batches"): "the lab's classifiers learn in the batches of every training",
+    ("testbed.lab", "training.sft"): "the lab's summariser is trained as any model is",
     ("summary", "stages"): "the report reads what the stages share; the type only",
 }
 DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: seeds only

@@ -417,6 +417,54 @@ def testbed_data(
     show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
 
 
+@testbed_app.command("dialogues")
+def testbed_dialogues(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write rude and friendly dialogues with summaries, in the form of DialogSum."""
+    from charter.testbed.dialogues import write_dialogues
+
+    result = write_dialogues(out, seed)
+    show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
+
+
+@testbed_app.command("lab")
+def testbed_lab(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each model is put into OUT/NAME/model.")],
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the detox lab's summariser and its two classifiers; goes on where it was killed."""
+    from charter.testbed.lab import card_lines, make_lab
+
+    result = make_lab(out, seed=seed, quiet=quiet or as_json)
+    show(result, as_json, *card_lines(result), f"models: {out}/NAME/model")
+
+
+@testbed_app.command("stand-in")
+def testbed_stand_in(
+    family: Annotated[
+        str, typer.Argument(help="llama, mistral, gpt2, t5, roberta-classifier, …; a wrong one lists all.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder of the model.")],
+    context: Annotated[int, typer.Option(min=64, help="Tokens that it sees; an encoder sees an eighth.")] = 2048,
+    labels: Annotated[str, typer.Option(help="Of a classifier, between commas.")] = "nothate,hate",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a tiny random model of a real architecture, to try a recipe without a download."""
+    from charter.testbed.standins import save_stand_in
+
+    names = tuple(name.strip() for name in labels.split(","))
+    if len(set(names)) < max(len(names), 2) or not all(names):
+        raise InputError(f"--labels {labels!r}: give at least two different names between commas")
+    save_stand_in(out, family, context=context, labels=names, seed=seed)
+    show({"family": family, "out": str(out)}, as_json, f"a random {family}: {out}")
+
+
 @app.command()
 def serve(
     where: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, or a run folder.")],

@@ -83,12 +83,13 @@ def read_prompts(
 
     The conversation is the first of the columns messages, prompt, text, transcript, chosen: a list of messages (in
     CSV as JSON), a transcript with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns, or plain text, which is one user
-    turn. Assistant turns at its end are the answer and are dropped. Columns principle, tags, split and source are
-    kept, others ignored, ids computed anew. The format follows from suffix and content unless it is given. InputError
-    where a row cannot be used (with file, line and field) and where there is no row.
+    turn. Assistant turns at its end are the answer and are dropped. A row of DialogSum becomes the request for its
+    summary. Columns principle, tags, split and source are kept, others ignored, ids computed anew. The format follows from
+    suffix and content unless it is given. InputError where a row cannot be used (with file, line and field) and where
+    there is no row.
     """
     empty = True
-    for row in read_rows(path, format=format):
+    for row in map(as_summary_task, read_rows(path, format=format)):
         empty = False
         present = [name for name in PROMPT_COLUMNS if row.values.get(name) is not None]
         if not present:
@@ -99,6 +100,25 @@ def read_prompts(
         yield row_prompt(row, field, messages, tags=tags, source=source, default_source=path.name)
     if empty:
         raise InputError("holds no prompt", file=path)
+
+
+def summary_prompt(dialogue: str) -> str:
+    """What asks for the summary of a dialogue, in the words of the course labs that use FLAN-T5."""
+    return f"Summarize the following conversation.\n\n{dialogue}\n\nSummary: "
+
+
+def as_summary_task(row: Row) -> Row:
+    """A row of DialogSum or SAMSum (columns dialogue and summary) as the prompt that asks for the summary; any other as it is.
+    DialogSum's ids say the split: train_0, test_0_1."""
+    values = row.values
+    if not values.keys() >= {"dialogue", "summary"} or any(values.get(name) is not None for name in PROMPT_COLUMNS):
+        return row
+    split = str(values.get("id")).partition("_")[0]
+    given = {"split": split} if split in get_args(Split) and values.get("split") in (None, "") else {}
+    dialogue = row.text("dialogue")
+    if not dialogue.strip():
+        raise row.bad("is empty; write the dialogue or remove the row", "dialogue")
+    return replace(row, values={**values, **given, "prompt": summary_prompt(dialogue)})
 
 
 def row_messages(row: Row, field: str, *, as_transcript: bool = False) -> tuple[Message, ...]:

@@ -1,0 +1,124 @@
+"""The detox lab: a summariser that repeats insults learns not to, by PPO against a hate-speech classifier.
+
+A T5 summarises dialogues, rudeness included. LoRA adapters are trained by PPO; the reward of a summary is the logit `nothate` of
+a classifier that reads the summary alone. Before and after, held-out dialogues are summarised with the same seeds, and a second
+classifier, which never gave a reward, says how toxic the summaries are. Without options everything ships with Charter.
+
+    python examples/detox.py --out runs/detox
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+from charter.config import LoRASettings, PPOSettings, RewardPart
+from charter.evaluation.overlap import rouge_l
+from charter.evaluation.statistics import mean_interval, paired_difference
+from charter.models.load import load_classifier
+from charter.models.sampler import LocalSampler
+from charter.models.trunk import load_trunk
+from charter.prompts import read_prompts, read_rows
+from charter.records import write_json
+from charter.reward_sources import ClassifierReward
+from charter.run import Run, derive_seed
+from charter.testbed.dialogues import is_toxic, shipped
+from charter.testbed.lab import SHIPPED
+from charter.training.ppo import train_ppo
+from charter.training.rewards import RewardSum
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--model", default=str(SHIPPED / "summariser"), help="an encoder-decoder")
+    parser.add_argument("--reward", default=str(SHIPPED / "reward-classifier"), help="labels nothate and hate")
+    parser.add_argument(
+        "--judge", default=str(SHIPPED / "report-classifier"), help="the second classifier, same labels"
+    )
+    parser.add_argument("--train", type=Path, default=shipped("train"), help="DialogSum file")
+    parser.add_argument("--test", type=Path, default=shipped("test"), help="DialogSum file")
+    parser.add_argument("--n", type=int, default=300, help="held-out dialogues")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--kl", type=float, default=0.1, help="price of a nat")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def toxicity(folder: str) -> Callable[[Sequence[str]], list[float]]:
+    """P(hate) of each text by a classifier."""
+    model, tokenizer = load_classifier(folder)
+    label = model.config.label2id["hate"]
+
+    def of(texts: Sequence[str]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(texts), 64):
+            batch = tokenizer(texts[start : start + 64], padding=True, truncation=True, return_tensors="pt")
+            found += model(**batch).logits.softmax(dim=1)[:, label].tolist()
+        return found
+
+    return of
+
+
+def main() -> None:
+    given = options()
+    settings = PPOSettings(
+        steps=given.steps, prompts_per_step=32, samples_per_prompt=2, max_new_tokens=64, learning_rate=1e-3,
+        kl_coef=given.kl, lora=LoRASettings(rank=16), reward={"nothate": RewardPart(source=f"classifier:{given.reward}:nothate")},
+    )  # fmt: skip
+    test = list(islice(read_prompts(given.test), given.n))
+    references = [row.text("summary") for row in islice(read_rows(given.test), given.n)]
+    trunk = load_trunk(given.model, lora=settings.lora, precision="bfloat16", seed=given.seed)
+    trunk.add_role("policy")
+    trunk.add_role("value", head=True)
+    print(f"{trunk.n_parameters:,} parameters, of which {trunk.trainable_share('policy'):.1%} are trained")
+
+    def summaries(role: str) -> list[str]:
+        seeds = [[derive_seed(given.seed, "held out", prompt.id)] for prompt in test]
+        asked = [prompt.messages for prompt in test]
+        found = LocalSampler(trunk, role, role=role).generate(asked, seeds, temperature=1.0, max_new_tokens=64)
+        return [group[0].text for group in found]
+
+    with Run(given.out, seed=given.seed) as run, run.stage("rl", settings, {"model": given.model}, []) as stage:
+        if stage.done:
+            raise SystemExit(f"{given.out} holds a finished run; name another folder")
+        before = summaries("reference")
+        reward = RewardSum({"nothate": (1.0, ClassifierReward(given.reward, "nothate"))})
+        train_ppo(trunk, list(read_prompts(given.train)), reward, settings, stage)
+        after = summaries("policy")
+        trunk.save_language_model("policy", stage.path("model"))
+        metrics = stage.metrics()
+        stage.finish({"first_kl": metrics[0]["kl"], "first_ratio": metrics[0]["first_ratio"]})
+
+    measures: dict[str, Callable[[Sequence[str]], list[float]]] = {
+        "toxicity, second classifier": toxicity(given.judge),
+        "toxicity, first classifier": toxicity(given.reward),
+        "insults, by the word list": lambda texts: [float(is_toxic(text)) for text in texts],
+        "ROUGE-L with the reference": lambda texts: [rouge_l(*both) for both in zip(texts, references, strict=True)],
+        "words": lambda texts: [float(len(text.split())) for text in texts],
+    }
+    rows = {}
+    for name, of in measures.items():
+        a, b = of(before), of(after)
+        means, change = (mean_interval(a).value, mean_interval(b).value), paired_difference(a, b)
+        low, high = change.ci or (float("nan"),) * 2
+        print(f"{name:29}{means[0]:7.3f} to {means[1]:6.3f}, {change.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+        rows[name] = {
+            "before": means[0],
+            "after": means[1],
+            "difference": change.difference,
+            "ci": change.ci,
+            "n": change.n,
+        }
+    first, last = metrics[0], metrics[-1]
+    print(f"at step 0: KL {first['kl']:.6f} nats, ratio {first['first_ratio']:.6f}")
+    print(f"at the end: KL {last['kl']:.2f} nats, reward {first['reward']:.2f} to {last['reward']:.2f}")
+    for prompt, old, new in [row for row in zip(test, before, after, strict=True) if is_toxic(row[1])][:3]:
+        print(f"\n{prompt.last_turn.split(chr(10), 2)[2].removesuffix('Summary: ')}before: {old}\nafter:  {new}")
+    write_json(given.out / "detox.json", {"measures": rows, "before": before, "after": after})
+
+
+if __name__ == "__main__":
+    main()
