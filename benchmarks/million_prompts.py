@@ -53,8 +53,9 @@ def on_lists(source: Path, out: Path) -> int:
 
 def streamed(source: Path, out: Path) -> int:
     from charter.prompt_stream import prepare_prompts
+    from charter.prompts import read_prompts
 
-    result = prepare_prompts([source], out, kinds=KINDS, train=None, test=None, **SETTINGS)
+    result = prepare_prompts(read_prompts(source), out, train=None, test=None, **SETTINGS)
     return int(result["read"] - result["duplicates"])
 
 

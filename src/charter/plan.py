@@ -50,9 +50,9 @@ from charter.models.load import check_folder, first_line, load_tokenizer, pick_d
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.packing import Tokens, clip
 from charter.models.sampler import fill
-from charter.prompts import deduplicate, split_prompts
+from charter.prompts import KINDS, deduplicate, is_kind, split_prompts
 from charter.records import Generation, Message, Prompt, Response
-from charter.stages import KINDS, is_kind, prompts_of
+from charter.stages import prompts_of
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
 PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes
@@ -229,7 +229,7 @@ def count_prompts(recipe: Recipe) -> tuple[list[Prompt], dict[str, int], int]:
     split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
     for part, wanted in (("train", settings.train), ("test", settings.test)):
         for kind in KINDS:
-            n = sum(p.split == part and is_kind(p, kind) for p in split)
+            n = sum(p.split == part and is_kind(p.tags, kind) for p in split)
             counts[f"{part} {kind}"] = min(n, wanted) if wanted else n
     if recipe.revise is not None and not counts["train red_team"]:
         raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")

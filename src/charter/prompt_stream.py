@@ -11,7 +11,6 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from charter.prompts import apportion, check_output, read_prompts, what_it_says, write_prompts
+from charter.prompts import KINDS, apportion, check_output, is_kind, read_prompts, what_it_says, write_prompts
 from charter.records import Prompt, Split, content_id, write_jsonl
 
 Rows = NDArray[np.int64]
@@ -89,10 +88,10 @@ class PromptSpool:
         """Those with fewer characters than that."""
         return rows[np.frombuffer(self._characters, dtype=np.uint32)[rows] < characters]
 
-    def tagged(self, rows: Rows, tag: str) -> Rows:
-        """Those with a tag."""
-        with_tag = np.array([tag in tags for _, tags in self._numbers], dtype=bool)
-        return rows[with_tag[self._group_of(rows)]] if len(rows) else rows
+    def of_kind(self, rows: Rows, kind: str) -> Rows:
+        """Those of a kind (:func:`charter.prompts.is_kind`)."""
+        fits = np.array([is_kind(tags, kind) for _, tags in self._numbers], dtype=bool)
+        return rows[fits[self._group_of(rows)]] if len(rows) else rows
 
     def split(self, rows: Rows, *, test_fraction: float, seed: int) -> NDArray[np.int8]:
         """0 for train and 1 for test, in the order of ``rows``, as :func:`charter.prompts.split_prompts` deals them. Of prompts
@@ -164,11 +163,9 @@ def import_prompts(
 
 
 def prepare_prompts(
-    files: Sequence[Path],
+    prompts: Iterable[Prompt],
     out: Path,
     *,
-    tags: Iterable[str] = (),
-    kinds: Sequence[str],
     train: int | None,
     test: int | None,
     test_fraction: float,
@@ -177,14 +174,14 @@ def prepare_prompts(
     sort: Callable[[Sequence[Prompt]], Iterable[Prompt]] = lambda prompts: prompts,
     progress: Callable[[Sequence[int]], Iterable[int]] = lambda steps: steps,
 ) -> dict[str, Any]:
-    """The prompts of a run: read, without duplicates and those of ``shorter`` characters or more, sorted by principle (``sort``,
+    """The prompts of a run: without duplicates and those of ``shorter`` characters or more, sorted by principle (``sort``,
     in batches of 256), split, and of each split and kind at most ``train`` or ``test``, in JSONL.
 
     ``progress`` wraps the batches. Returns read, duplicates, too_long, and the counts of what was written by split and kind and
     by principle.
     """
     with PromptSpool(out.parent) as raw, PromptSpool(out.parent) as spool:
-        raw.extend(chain.from_iterable(read_prompts(file, tags=tuple(tags)) for file in files))
+        raw.extend(prompts)
         unique = raw.unique()
         fitting = unique if shorter is None else raw.shorter(unique, shorter)
         for start in progress(range(0, len(fitting), BATCH)):
@@ -193,17 +190,17 @@ def prepare_prompts(
         dealt = spool.split(rows, test_fraction=test_fraction, seed=seed)
         parts = []
         for number, wanted in enumerate((train, test)):
-            for kind in kinds:
-                pool = spool.tagged(rows[dealt == number], kind)
+            for kind in KINDS:
+                pool = spool.of_kind(rows[dealt == number], kind)
                 n = min(wanted, len(pool)) if wanted else len(pool)
                 parts.append(spool.take(pool, n, seed=seed, by=("principle", "tags")))
         chosen = np.concatenate(parts)
         counts: Counter[str] = Counter()
         by_principle: Counter[str] = Counter()
 
-        def counted(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-            for prompt in prompts:
-                counts.update(f"{prompt.split} {kind}" for kind in kinds if kind in prompt.tags)
+        def counted(found: Iterable[Prompt]) -> Iterator[Prompt]:
+            for prompt in found:
+                counts.update(f"{prompt.split} {kind}" for kind in KINDS if is_kind(prompt.tags, kind))
                 by_principle[prompt.principle or "none of these"] += 1
                 yield prompt
 

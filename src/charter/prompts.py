@@ -76,6 +76,15 @@ class Row:
         return None if self.values.get(field) in (None, "") else self.text(field)
 
 
+KINDS = ("red_team", "benign", "task")
+"""What a prompt is for: to be refused or turned to good, to be answered, or, without either tag, a task like any other."""
+
+
+def is_kind(tags: Sequence[str], kind: str) -> bool:
+    """Whether a prompt with these tags is of the kind."""
+    return kind in tags if kind != "task" else not {"red_team", "benign"} & set(tags)
+
+
 def read_prompts(
     path: Path, *, format: Format | None = None, tags: Iterable[str] = (), source: str | None = None
 ) -> Iterator[Prompt]:

@@ -42,10 +42,10 @@ from charter.models.load import pick_device
 from charter.models.packing import Tokens
 from charter.models.sampler import Conversation, LocalSampler, Sample
 from charter.models.trunk import Trunk, load_trunk
-from charter.prompts import deduplicate, split_prompts, take_stratified
+from charter.prompts import KINDS, deduplicate, is_kind, split_prompts, take_stratified
 from charter.records import Message, Pair, Prompt, Response
 from charter.run import derive_seed
-from charter.stages import KINDS, is_kind, prompts_of
+from charter.stages import prompts_of
 from charter.training.reward_model import pair_tokens
 from charter.training.rewards import last_token
 from charter.training.rollouts import collect, prompt_batch
@@ -161,7 +161,7 @@ def first_prompts(recipe: Recipe, trunk: Trunk) -> dict[str, list[Prompt]]:
     split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
     by_kind = {}
     for kind in KINDS:
-        pool = [p for p in split if p.split == "train" and is_kind(p, kind)]
+        pool = [p for p in split if p.split == "train" and is_kind(p.tags, kind)]
         wanted = min(settings.train or len(pool), len(pool))
         by_kind[kind] = take_stratified(pool, wanted, seed=recipe.seed, by=("principle", "tags"))
     if recipe.revise is not None and not by_kind["red_team"]:

@@ -50,7 +50,8 @@ from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.sampler import LocalSampler, Sampler
 from charter.models.trunk import Scorers, Trunk, load_trunk
-from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
+from charter.prompt_stream import prepare_prompts as sort_and_split
+from charter.prompts import KINDS, is_kind, read_prompts
 from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id, read_jsonl, write_jsonl
 from charter.reward_sources import build_reward, check_sources, source_of
 from charter.run import Run, Stage, derive_seed, file_hash, track
@@ -65,9 +66,6 @@ from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.sft import sft_tokens, train_sft
 from charter.training.watch import warnings_of
-
-KINDS = ("red_team", "benign", "task")
-"""What a prompt is for: to be refused or turned to good, to be answered, or, without either tag, a task like any other."""
 
 
 @dataclass(frozen=True)
@@ -238,37 +236,20 @@ def prepare_prompts(work: Work) -> Stage:
     with run.stage("prompts", settings, inputs, ["prompts", "constitution", "models"]) as stage:
         if stage.done:
             return stage
-        found = list(prompts_of(settings))
-        unique, n_duplicates = deduplicate(found)
         sampler = work.sampler(recipe.model, "base")
         limit = context_room(work)
-        fitting = [p for p in unique if sum(len(m.content) for m in p.messages) < 8 * limit] if limit else unique
-        with_principle = [
-            p
-            for batch in track(chunks(fitting, 256), "prompts: sorting by principle", unit=256, quiet=run.quiet)
-            for p in categorise(batch, work.constitution, sampler)
-        ]
-        split = split_prompts(with_principle, test_fraction=settings.test_fraction, seed=recipe.seed)
-        chosen = []
-        for part, wanted in (("train", settings.train), ("test", settings.test)):
-            for kind in KINDS:
-                pool = [p for p in split if p.split == part and is_kind(p, kind)]
-                n = min(wanted, len(pool)) if wanted else len(pool)
-                chosen += take_stratified(pool, n, seed=recipe.seed, by=("principle", "tags"))
-        if recipe.revise is not None and not any("red_team" in p.tags and p.split == "train" for p in chosen):
-            raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
-        write_jsonl(stage.path("prompts.jsonl"), chosen)
-        counts = Counter(f"{p.split} {kind}" for p in chosen for kind in KINDS if is_kind(p, kind))
-        by_principle = Counter(p.principle or "none of these" for p in chosen)
-        stage.finish(
-            {"read": len(found), "duplicates": n_duplicates, "too_long": len(unique) - len(fitting),
-             "counts": dict(counts), "principles": dict(by_principle)}
+        result = team().on_main(
+            lambda: sort_and_split(
+                prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
+                test_fraction=settings.test_fraction, seed=recipe.seed, shorter=8 * limit if limit else None,
+                sort=lambda batch: categorise(batch, work.constitution, sampler),
+                progress=lambda steps: track(steps, "prompts: sorting by principle", unit=256, quiet=run.quiet),
+            )
         )  # fmt: skip
+        if recipe.revise is not None and not result["counts"].get("train red_team"):
+            raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
+        stage.finish(result)
     return stage
-
-
-def chunks(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
 
 def prompts_of(settings: PromptSettings) -> Iterator[Prompt]:
@@ -293,12 +274,8 @@ def context_room(work: Work) -> int | None:
     return None if limit is None else max(limit // 8, 16)
 
 
-def is_kind(prompt: Prompt, kind: str) -> bool:
-    return kind in prompt.tags if kind != "task" else not {"red_team", "benign"} & set(prompt.tags)
-
-
 def read_stage_prompts(stage: Stage, split: str, kind: str) -> list[Prompt]:
-    return [p for p in read_jsonl(stage.path("prompts.jsonl"), Prompt) if p.split == split and is_kind(p, kind)]
+    return [p for p in read_jsonl(stage.path("prompts.jsonl"), Prompt) if p.split == split and is_kind(p.tags, kind)]
 
 
 def prompts_to_compare(prompts: Stage, n: int) -> list[Prompt]:
