@@ -46,6 +46,7 @@ SIDEWAYS = {
     ): "a head of a rater's own is told from the pooled one by a paired interval",
     ("feedback.people", "evaluation.statistics"): "agreement with people is a share with an interval, like any other",
     ("feedback.raters", "evaluation.statistics"): "a rater's rate of ties has Wilson's interval like any other share",
+    ("evaluation.measures", "feedback.judge"): "a measure may be what a judge says of each answer",
     ("evaluation.harm", "feedback.judge"): "a model that scores is asked as a model that judges",
     ("evaluation.measure", "training.batches"): "arms are scored in the same batches that training uses",
     ("testbed.lab", "config"): "the lab's summariser is trained with the settings of a recipe",

@@ -648,15 +648,12 @@ class Recipe(Settings):
                 raise ValueError(f"sft.{min(unread)} is about revisions, and revise is null; leave it out")
         if sft is not None and sft.max_examples is not None and not sft.data:
             raise ValueError("sft.max_examples is about sft.data; leave it out")
-        uses_pairs = rl is None or isinstance(rl, DPOSettings) or self.trains_reward_model
         if feedback is None and (isinstance(rl, DPOSettings) or self.trains_reward_model):
             raise ValueError("rl learns from feedback, and feedback is null")
-        if feedback is not None and not uses_pairs and "feedback" in self.model_fields_set:
-            raise ValueError("neither a reward model nor rl reads the feedback; leave it out with feedback: null")
-        if self.rounds > 1 and (rl is None or feedback is None or feedback.pairs):
-            raise ValueError(
-                "rounds repeats feedback and rl; both must be there, and feedback must not come from files"
-            )
+        if feedback is not None and feedback.revisions and revise is None:
+            raise ValueError("feedback.revisions makes pairs of the revise stage, and revise is null")
+        if self.rounds > 1 and (rl is None or feedback is None or not feedback.samples):
+            raise ValueError("rounds repeats feedback and rl; both must be there, and the feedback sampled anew")
         if self.rounds > 1 and feedback is not None and feedback.raters != "judge":
             raise ValueError("rounds asks the judge anew each time; people are asked in a run of one round")
         return self

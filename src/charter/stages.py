@@ -422,6 +422,14 @@ def signed(value: float | None) -> str:
 # -- supervised fine-tuning ----------------------------------------------------------------------------------------------
 
 
+def usable_revisions(revise: Stage) -> list[Revision]:
+    """Revisions that are fit to be learned."""
+    rows = list(read_jsonl(revise.path("revisions.jsonl"), Revision))
+    fit = [r for r in rows if not r.excluded]
+    # Without any only behind an overridden "usable revisions" gate, which the report names.
+    return fit or [r for r in rows if r.revision.text.strip()]
+
+
 def sft_examples(work: Work, prompts: Stage | None, revise: Stage | None) -> list[tuple[Prompt, str]]:
     """Revisions that are fit, the last or all of each prompt, the helpful answers that ended by themselves, and the examples of
     the recipe's files."""
@@ -434,10 +442,7 @@ def sft_examples(work: Work, prompts: Stage | None, revise: Stage | None) -> lis
     if revise is None or prompts is None:
         return data
     by_id = {p.id: p for p in read_jsonl(prompts.path("prompts.jsonl"), Prompt)}
-    rows = list(read_jsonl(revise.path("revisions.jsonl"), Revision))
-    revisions = [r for r in rows if not r.excluded]
-    if not revisions:  # only behind an overridden "usable revisions" gate, which the report names
-        revisions = [r for r in rows if r.revision.text.strip()]
+    revisions = usable_revisions(revise)
     if settings.use_revisions == "last":
         revisions = list({r.prompt_id: r for r in sorted(revisions, key=lambda r: r.round)}.values())
     helpful_file = revise.path("helpful.jsonl")
@@ -636,9 +641,11 @@ def pair_revisions(work: Work, prompts: Stage, revisions: Stage) -> Stage:
         if stage.done:
             return stage
         by_id = {p.id: p for p in read_jsonl(prompts.path("prompts.jsonl"), Prompt)}
-        rows = sorted(read_jsonl(revisions.path("revisions.jsonl"), Revision), key=lambda row: row.round)
-        first = {row.prompt_id: row.original.text for row in reversed(rows)}
-        last = {row.prompt_id: row.revision.text for row in rows if not row.excluded}
+        first = {row.prompt_id: row.original.text for row in read_jsonl(revisions.path("revisions.jsonl"), Revision)
+                 if row.round == 1}  # fmt: skip
+        last = {
+            row.prompt_id: row.revision.text for row in sorted(usable_revisions(revisions), key=lambda row: row.round)
+        }
         pairs = [
             Pair(prompt=by_id[key], chosen=text, rejected=first[key], group_id=key)
             for key, text in last.items()
