@@ -22,7 +22,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *map(str, arguments),
+    ]
 
 
 def metrics(folder: Path) -> list[dict[str, object]]:
@@ -78,7 +86,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(tmp_path, write_r
     assert_close(out / "rl", tmp_path / "whole/rl", tolerance=1e-4)
     for name in ("revise/revisions.jsonl", "revise/helpful.jsonl", "feedback/judgments.jsonl", "feedback/pairs.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not [file for file in out.rglob("*.tmp")]
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_an_error_is_said_once_and_is_the_exit_code_of_the_process(tmp_path):

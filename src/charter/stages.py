@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -60,6 +61,9 @@ class Work:
     def __init__(self, run: Run, recipe: Recipe) -> None:
         self.run, self.recipe = run, recipe
         self.device = pick_device(recipe.device)
+        self.divide = recipe.parallel == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if self.divide and any((recipe.sft.lora, recipe.reward_model.lora, getattr(recipe.rl, "lora", None))):
+            raise InputError("fsdp divides weights that are all trained; take ddp with lora", field="parallel")
         self.constitution: Constitution = load_constitution(Path(recipe.constitution))
         self.gates: list[dict[str, Any]] = []
         self._trunks: dict[tuple[str, LoRASettings | None], Trunk] = {}
@@ -75,8 +79,11 @@ class Work:
         path = Path(self.recipe.model)
         return file_hash(path) if path.exists() else content_id(self.recipe.model)
 
-    def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True) -> Trunk:
-        """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``."""
+    def trunk(
+        self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False
+    ) -> Trunk:
+        """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``; ``trains``:
+        it gets roles that learn, so that its weights may be divided."""
         key = (path, lora)
         if key not in self._trunks:
             self._trunks[key] = load_trunk(
@@ -86,6 +93,7 @@ class Work:
                 precision=self.recipe.precision,
                 seed=self.recipe.seed,
                 writes=writes,
+                divide=trains and self.divide,
             )
         return self._trunks[key]
 
@@ -392,7 +400,7 @@ def train_supervised(work: Work, prompts: Stage, revise: Stage) -> Stage:
             return stage
         examples = sft_examples(work, prompts, revise)
         export_sft(work.run.folder / "sft.csv", examples)
-        trunk = work.trunk(recipe.model, recipe.sft.lora)
+        trunk = work.trunk(recipe.model, recipe.sft.lora, trains=True)
         rows = sft_tokens(trunk, [(prompt.messages, text) for prompt, text in examples])
         train_sft(trunk, rows, recipe.sft, stage)
         trunk.save_language_model("policy", stage.path("model"))
@@ -595,7 +603,7 @@ def train_reward(work: Work, sft: Stage, feedback: Stage) -> Stage:
 def reward_trunk(work: Work, sft: Stage) -> Trunk:
     """The trunk that the reward model is trained on: the fine-tuned model, or one of its own."""
     settings = work.recipe.reward_model
-    return work.trunk(settings.model or str(sft.path("model")), settings.lora, writes=False)
+    return work.trunk(settings.model or str(sft.path("model")), settings.lora, writes=False, trains=True)
 
 
 def reward_accuracy(
@@ -687,7 +695,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
         shared = reward is not None and recipe.reward_model.model is None  # one trunk for policy and reward model
         if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
-        trunk = work.trunk(str(sft.path("model")), settings.lora)
+        trunk = work.trunk(str(sft.path("model")), settings.lora, trains=True)
         trunk.add_role("policy")
         if isinstance(settings, DPOSettings):
             train_dpo(trunk, list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), settings, stage)
