@@ -1,6 +1,6 @@
 """Trains with every method at tiny size, and samples and judges: run by tests/test_team.py in one process and in two.
 
-torchrun --nproc-per-node 2 tests/together.py MODEL OUT [fsdp]
+torchrun --nproc-per-node 2 tests/together.py MODEL OUT OUT_OF_FSDP
 """
 
 from __future__ import annotations
@@ -87,16 +87,17 @@ def answers(trunk: Trunk, stage: Stage) -> None:
         stage.record(number, options=row)
 
 
-def train_all(model: Path, out: Path, lora: Any = None) -> None:
+def train_all(model: Path, out: Path, *, divide: bool = False) -> None:
     """Every part in a stage of its own under ``out``."""
     with Run(out, quiet=True) as run:
-        for part in (sft, dpo, rloo, grpo, ppo, answers):
+        for part in (sft, dpo, rloo, grpo, ppo) if divide else (sft, dpo, rloo, grpo, ppo, answers):
             with run.stage(part.__name__, {}, {}, []) as stage:
-                part(load_trunk(str(model), lora=lora), stage)
+                part(load_trunk(str(model), divide=divide), stage)
                 stage.metrics()
 
 
 if __name__ == "__main__":
     train_all(Path(sys.argv[1]), Path(sys.argv[2]))
+    train_all(Path(sys.argv[1]), Path(sys.argv[3]), divide=True)
     assert team().size == 2
     disband()

@@ -175,7 +175,7 @@ class Stage:
         for leftover in self.folder.rglob(".*"):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
-            elif leftover.name != ".timing.json":
+            elif leftover.name not in (".timing.json", ".metadata"):  # the second belongs to a divided checkpoint
                 leftover.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
@@ -192,6 +192,7 @@ class Stage:
 
         def close() -> dict[str, Any]:
             (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
             write_json(self.folder / "manifest.json", whole)
             return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,9 @@ class Work:
     def __init__(self, run: Run, recipe: Recipe) -> None:
         self.run, self.recipe, self.round = run, recipe, 1
         self.device = pick_device(recipe.device)
+        self.divide = recipe.parallel == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if self.divide and any(getattr(one, "lora", None) for one in (recipe.sft, recipe.reward_model, recipe.rl)):
+            raise InputError("fsdp divides weights that are all trained; take ddp with lora", field="parallel")
         self.constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
         self.gates: list[dict[str, Any]] = []
         self._trunks: dict[tuple[str, LoRASettings | None], Trunk] = {}
@@ -98,8 +102,9 @@ class Work:
         path = Path(self.recipe.model)
         return file_hash(path) if path.exists() else content_id(self.recipe.model)
 
-    def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True) -> Trunk:
-        """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``."""
+    def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False) -> Trunk:
+        """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``; ``trains``:
+        it gets roles that learn, so that its weights may be divided."""
         key = (path, lora)
         if key not in self._trunks:
             self._trunks[key] = load_trunk(
@@ -109,6 +114,7 @@ class Work:
                 precision=self.recipe.precision,
                 seed=self.recipe.seed,
                 writes=writes,
+                divide=trains and self.divide,
             )
         return self._trunks[key]
 
@@ -468,7 +474,7 @@ def train_supervised(work: Work, prompts: Stage | None, revise: Stage | None) ->
             return stage
         examples = sft_examples(work, prompts, revise)
         export_sft(work.run.folder / "sft.csv", examples)
-        trunk = work.trunk(recipe.model, settings.lora)
+        trunk = work.trunk(recipe.model, settings.lora, trains=True)
         limit = settings.max_tokens or trunk.room
         rows = sft_tokens(trunk, [(prompt.messages, text) for prompt, text in examples], limit)
         train_sft(trunk, rows, settings, stage)
@@ -726,7 +732,7 @@ def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
 def reward_trunk(work: Work, start: Model) -> Trunk:
     """The trunk that the reward model is trained on: the fine-tuned model, or one of its own."""
     settings = work.recipe.reward_model
-    return work.trunk(settings.model or start.folder, settings.lora, writes=False)
+    return work.trunk(settings.model or start.folder, settings.lora, writes=False, trains=True)
 
 
 def reward_accuracy(
@@ -826,7 +832,7 @@ def train_policy(
         shared = reward is not None and recipe.reward_model.model is None  # one trunk for policy and reward model
         if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
-        trunk = work.trunk(start.folder, settings.lora)
+        trunk = work.trunk(start.folder, settings.lora, trains=True)
         trunk.add_role("policy")
         if isinstance(settings, DPOSettings):
             assert feedback is not None

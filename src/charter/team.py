@@ -66,13 +66,18 @@ class Team:
         return list(part)
 
     def share(self, parts: Sequence[T], costs: Sequence[float]) -> list[T]:
-        """The parts that fall to this process: the dearest first, each to whoever has least so far. A function of ``costs``."""
+        """The parts that fall to this process."""
+        return [parts[i] for i in self.deal(costs)[self.rank]]
+
+    def deal(self, costs: Sequence[float]) -> list[list[int]]:
+        """Which parts each process gets: the dearest first, each to whoever has least so far."""
         loads = [0.0] * self.size
-        owner = [0] * len(parts)
-        for i in sorted(range(len(parts)), key=lambda i: (-costs[i], i)):
-            owner[i] = min(range(self.size), key=lambda rank: (loads[rank], rank))
-            loads[owner[i]] += costs[i]
-        return [part for part, rank in zip(parts, owner, strict=True) if rank == self.rank]
+        hands: list[list[int]] = [[] for _ in loads]
+        for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+            rank = min(range(self.size), key=lambda rank: (loads[rank], rank))
+            hands[rank].append(i)
+            loads[rank] += costs[i]
+        return [sorted(hand) for hand in hands]
 
     def in_order(self, n: int, make: Callable[[int], str]) -> Iterator[str]:
         """``make(0)`` … ``make(n - 1)`` in order on the main process, whoever made them: each process claims the next number

@@ -28,6 +28,10 @@ def is_llama_like(model: Any) -> bool:
     config = getattr(model, "config", None)
     if config is None or config.model_type not in LLAMA_LIKE or not hasattr(model, "lm_head"):
         return False
+    if hasattr(
+        model.model.layers[0], "unshard"
+    ):  # divided among processes (``sharded``): its own code gathers what it needs
+        return False
     windowed = getattr(config, "sliding_window", None) is not None and any(
         kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ["sliding_attention"]
     )

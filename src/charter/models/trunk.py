@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,12 @@ from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.packing import LAYOUT, Packed, Tokens, pack
+from charter.models.sharded import Sharded, put, whole_tensor
 from charter.records import write_json
 from charter.run import derive_seed, read_json
 from charter.team import team
+
+T = TypeVar("T")
 
 REFERENCE = "reference"
 
@@ -51,11 +54,15 @@ class Trunk:
         precision: str = "float32",
         seed: int = 0,
         path: str = "",
+        divide: bool = False,
     ) -> None:
+        """``divide``: the weights among the processes of the run, where there are several."""
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
         self.precision, self.path = precision, path
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self.divided = divide and team().size > 1
+        self._divided: dict[str, Sharded] = {}
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
         self.adapters: Any = None
@@ -70,8 +77,11 @@ class Trunk:
         is 0 before the first update."""
         torch.manual_seed(derive_seed(self.seed, "role", name))
         if self.lora is None:
-            source = self.copies[start_from] if start_from else self.model
-            self.copies[name] = copy.deepcopy(source)
+            if (start_from or REFERENCE) in self._divided:
+                self.copies[name] = self._divided[start_from or REFERENCE].undivided()
+            else:
+                self.copies[name] = copy.deepcopy(self.copies[start_from] if start_from else self.model)
+            self._divided.pop(name, None)
             # A model that only scores has no use for the vocabulary projection unless it is the embedding itself.
             for parameter in self.copies[name].parameters():
                 parameter.requires_grad_(True)
@@ -117,6 +127,8 @@ class Trunk:
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
         """The trainable parameters of a role by name, its head included."""
+        if self.divided:
+            self._divide(role)
         if self.lora is None:
             found = dict(self.copies[role].named_parameters())
             if role in self.heads and not is_encoder(
@@ -138,8 +150,12 @@ class Trunk:
 
     @contextlib.contextmanager
     def as_role(self, role: str) -> Iterator[Any]:
-        """The causal LM in the given role; gradients flow to that role's parameters and nowhere else."""
-        if self.lora is None:
+        """The causal LM in the given role; gradients flow to that role's parameters and nowhere else. Divided weights are whole
+        on every process for as long, and no gradient flows: that needs ``through``."""
+        if self.divided:
+            with self._divide(role).whole() as model:
+                yield model
+        elif self.lora is None:
             yield self.copies.get(role, self.model)
         elif self.adapters is None or role == REFERENCE:
             with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
@@ -149,6 +165,37 @@ class Trunk:
             self.adapters.set_adapter(role)
             self._thaw()
             yield self.model
+
+    def through(self, role: str, compute: Callable[[Any], T]) -> T:
+        """``compute(model)``, the causal LM being in the given role. What is learned from is computed here."""
+        if self.divided:
+            found: T = self._divide(role)(compute)
+            return found
+        with self.as_role(role) as model:
+            return compute(model)
+
+    def _divide(self, role: str) -> Sharded:
+        """The weights of a role, divided among the processes from now on."""
+        role = role if role in self.copies else REFERENCE
+        if role not in self._divided:
+            assert self.packs is not None  # tried out on weights that are whole
+            self._divided[role] = Sharded(self.copies.get(role, self.model))
+        return self._divided[role]
+
+    def turns(self, parts: Sequence[T], costs: Sequence[float], *roles: str) -> Iterator[T]:
+        """The parts that fall to this process, each for a pass of ``roles`` in this order, with its gradient where gradients are
+        on. With divided weights every process makes as many passes: one with fewer parts adds some that count nothing."""
+        own = team().share(parts, costs)
+        yield from own
+        if self.divided:
+            for _ in range(max(map(len, team().deal(costs))) - len(own)):
+                packed = self.pack([Tokens([self.tokenizer.eos_token_id], [self.tokenizer.eos_token_id])])
+                found = [
+                    self.scores(role, packed) if role in self.heads else self.logprobs(role, packed)[0]
+                    for role in roles
+                ]
+                if torch.is_grad_enabled():
+                    torch.autograd.backward(torch.stack([one.sum() for one in found]).sum() * 0.0)
 
     def _thaw(self) -> None:
         """Switching adapters freezes the others in peft; a graph that still waits for its backward pass would lose them."""
@@ -201,7 +248,13 @@ class Trunk:
         """Whether the written-out pass computes what the model's own code computes, faster: Llama-like models on a CPU, with
         room for a second copy of the weights."""
         size = self.n_parameters * self.dtype.itemsize
-        return self.device.type == "cpu" and is_llama_like(self.model) and self.packs and size <= FUSED_BYTES
+        return (
+            not self.divided
+            and self.device.type == "cpu"
+            and is_llama_like(self.model)
+            and self.packs
+            and size <= FUSED_BYTES
+        )
 
     def hidden(self, model: Any, packed: Packed, rows: Tensor) -> Tensor:
         """Last hidden states (n, H), float32, at the places ``rows`` (n,) of the line."""
@@ -245,10 +298,13 @@ class Trunk:
         """
         place = packed.mask.nonzero(as_tuple=True)
         targets = packed.targets[packed.mask]
-        with self.as_role(role) as model:
+
+        def compute(model: Any) -> tuple[Tensor, Tensor | None]:
             hidden = self.hidden(model, packed, packed.before[packed.mask])
-            chosen, entropies = self._chosen_logprobs(model, hidden, targets, temperature, entropy)
-        zeros = torch.zeros(packed.mask.shape, device=hidden.device)
+            return self._chosen_logprobs(model, hidden, targets, temperature, entropy)
+
+        chosen, entropies = self.through(role, compute)
+        zeros = torch.zeros(packed.mask.shape, device=chosen.device)
         return zeros.index_put(place, chosen), None if entropies is None else zeros.index_put(place, entropies)
 
     def _chosen_logprobs(
@@ -268,16 +324,14 @@ class Trunk:
 
     def values(self, role: str, packed: Packed) -> Tensor:
         """What the role's head expects *before* each response token is chosen: (R, T), 0 outside the mask."""
-        with self.as_role(role) as model:
-            hidden = self.hidden(model, packed, packed.before[packed.mask])
+        hidden = self.through(role, lambda model: self.hidden(model, packed, packed.before[packed.mask]))
         values = self.heads[role](hidden).squeeze(-1)
         zeros = torch.zeros(packed.mask.shape, device=hidden.device)
         return zeros.index_put(packed.mask.nonzero(as_tuple=True), values)
 
     def scores(self, role: str, packed: Packed) -> Tensor:
         """The role's head at the last token of each row: (R,). The place comes from lengths, never from ids."""
-        with self.as_role(role) as model:
-            hidden = self.hidden(model, packed, packed.last)
+        hidden = self.through(role, lambda model: self.hidden(model, packed, packed.last))
         score: Tensor = self.heads[role](hidden).squeeze(-1)
         return score
 
@@ -288,6 +342,11 @@ class Trunk:
         in `adapter` beside it, as peft saves it. Of several processes the main one writes."""
         from charter.models.adapters import save_adapter
 
+        if self.divided:
+            whole = self._divide(role).undivided()
+            if team().is_main:
+                save_model(whole, self.tokenizer, folder)
+            return
         if not team().is_main:
             return
         if self.lora is not None:
@@ -301,14 +360,14 @@ class Trunk:
         """A reward model: weights, heads, template and normalisation together, in one safetensors file beside the tokenizer."""
         from safetensors.torch import save_file
 
-        if not team().is_main:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {
-            f"{role}/{key}": value.detach().contiguous().clone()
+            f"{role}/{key}": whole_tensor(value).contiguous().clone()
             for role in scorers.roles
             for key, value in self.parameters(role).items()
         }
+        if not team().is_main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "reward_model.safetensors")
         self.tokenizer.save_pretrained(folder)
         self.model.config.save_pretrained(folder)
@@ -343,9 +402,8 @@ class Trunk:
             own = {key.removeprefix(f"{role}/"): value for key, value in tensors.items() if key.startswith(f"{role}/")}
             if own.keys() != parameters.keys():
                 raise InputError("its weights do not fit this trunk; it was trained on another model", file=file)
-            with torch.no_grad():
-                for key, value in own.items():
-                    parameters[key].copy_(value)
+            for key, value in own.items():
+                put(parameters[key], value)
         scales = [ScoreScale(member["mean"], member["std"]) for member in card["members"]]
         return Scorers(tuple(roles), tuple(scales), card["combine"])
 
@@ -391,9 +449,10 @@ def load_trunk(
     precision: str = "float32",
     seed: int = 0,
     writes: bool = True,
+    divide: bool = False,
 ) -> Trunk:
     """The model of a folder as a trunk without roles: it can already serve as reference. ``writes``: it has to; without, an
-    encoder is welcome too, for a reward model. InputError where it is not."""
+    encoder is welcome too, for a reward model. ``divide`` as in ``Trunk``. InputError where it is not."""
     from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 
     check_folder(path)
@@ -403,4 +462,4 @@ def load_trunk(
                          "classifier", file=path)  # fmt: skip
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
-    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path)
+    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, divide=divide)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
+from charter.models.trunk import Trunk
 from charter.run import derive_seed
 from charter.team import team
 
@@ -49,10 +50,12 @@ def even_by_tokens(lengths: Sequence[int], tokens: int, siblings: Sequence[Hasha
     return by_tokens(lengths, high, siblings)
 
 
-def own_by_tokens(lengths: Sequence[int], tokens: int, siblings: Sequence[Hashable] | None = None) -> list[list[int]]:
-    """Those of ``even_by_tokens`` that fall to this process."""
+def own_by_tokens(
+    trunk: Trunk, role: str, lengths: Sequence[int], tokens: int, siblings: Sequence[Hashable] | None = None
+) -> Iterator[list[int]]:
+    """Those of ``even_by_tokens`` that fall to this process, each for a pass of the named role (see ``Trunk.turns``)."""
     groups = even_by_tokens(lengths, tokens, siblings)
-    return team().share(groups, [sum(lengths[i] for i in group) for group in groups])
+    return trunk.turns(groups, [sum(lengths[i] for i in group) for group in groups], role)
 
 
 def epoch_batches(n: int, per_step: int, epochs: int, seed: int) -> list[list[int]]:

@@ -68,7 +68,9 @@ def train_dpo(
         point = reference_point(trunk, [rows[2 * i] for i in batch], settings) if settings.loss == "kto" else None
         totals = dict.fromkeys(("loss", "accuracy", "chosen", "rejected", "logprob_chosen", "logprob_rejected"), 0.0)
         lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in batch]
-        for part in own_by_tokens(lengths, settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]):
+        for part in own_by_tokens(
+            trunk, "policy", lengths, settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
+        ):
             members = [batch[j] for j in part]
             packed = trunk.pack([rows[2 * i + side] for side in (0, 1) for i in members])
             logprobs, _ = trunk.logprobs("policy", packed)
@@ -138,7 +140,9 @@ def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings)
 def sequence_logprobs(trunk: Trunk, role: str, rows: Sequence[Tokens], tokens_per_micro_batch: int) -> Tensor:
     """log π(response | prompt) of each row, nats: (N,)."""
     found = torch.zeros(len(rows), device=trunk.device)
-    for group in own_by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
+    for group in own_by_tokens(
+        trunk, role, [len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]
+    ):
         logprobs, _ = trunk.logprobs(role, trunk.pack([rows[i] for i in group]))
         found[torch.tensor(group)] = logprobs.sum(dim=1)
     return team().sum_(found)

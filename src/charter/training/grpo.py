@@ -76,7 +76,11 @@ def train_grpo(
         policy = policy_pass(trunk, rollout, cuts, settings.temperature)
         logprobs = policy.logprobs  # (B, T)
         reference_logprobs = over_rollout(
-            rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
+            trunk,
+            REFERENCE,
+            rollout,
+            cuts,
+            lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0],
         )
         kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
         watch.rollout(step, rollout, logprobs, kl)
@@ -96,7 +100,7 @@ def train_grpo(
                 moved = 0.0
                 n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
                 n_responses = sum(len(cut.rows) for cut in minibatch)
-                for cut in own_cuts(minibatch):
+                for cut in own_cuts(trunk, minibatch, "policy"):
                     mask = cut.packed.mask
                     new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
                     weights = token_weights(

@@ -68,7 +68,11 @@ def train_online_dpo(
         policy = policy_pass(trunk, rollout, cuts, settings.temperature)
         logprobs = policy.logprobs  # (B, T)
         reference_logprobs = over_rollout(
-            rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
+            trunk,
+            REFERENCE,
+            rollout,
+            cuts,
+            lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0],
         )
         kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
         watch.rollout(step, rollout, logprobs, kl)
@@ -87,7 +91,7 @@ def train_online_dpo(
         # Learn. The loss sees a response through its log-probability alone, so its slope there is all of the gradient.
         entropy_total = ratio_total = 0.0
         n_tokens = max(int(rollout.mask.sum()), 1)
-        for cut in own_cuts(cuts):
+        for cut in own_cuts(trunk, cuts, "policy"):
             new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
             torch.autograd.backward((slopes[cut.rows] * new_logprobs.sum(dim=1)).sum())
             entropy_total += float(entropies.detach().sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from charter.errors import GateError
+from charter.models.sharded import CARD, is_divided, load_divided, put, save_divided
 from charter.records import atomic_path
 from charter.team import team
 
@@ -39,9 +41,12 @@ class Optimizer:
         self.learning_rate, self.steps, self.decay, self.max_grad_norm = learning_rate, steps, decay, max_grad_norm
         self.warmup_steps = math.ceil(warmup * steps)
         self.made = 0
+        divided = [p for p in self.parameters.values() if is_divided(p)]
+        others = [p for p in self.parameters.values() if not is_divided(p)]
         self.adam = torch.optim.AdamW(
-            list(self.parameters.values()), lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, fused=True
-        )
+            [{"params": own} for own in (divided, others) if own],
+            lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, fused=True,
+        )  # fmt: skip
 
     def rate(self) -> float:
         """Learning rate of the next step."""
@@ -54,8 +59,9 @@ class Optimizer:
 
     def step(self) -> float:
         """Add up the gradients of the processes, clip, update, clear; the gradient norm before clipping."""
-        sum_gradients(list(self.parameters.values()))
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
+        parameters = list(self.parameters.values())
+        sum_gradients([p for p in parameters if not is_divided(p)])
+        norm = clip_gradients(parameters, self.max_grad_norm)
         if not math.isfinite(norm):
             raise GateError(f"the gradient is not finite at update {self.made}; lower the learning rate or use float32")
         for group in self.adam.param_groups:
@@ -78,20 +84,19 @@ class Optimizer:
         """Put parameters and moments back."""
         self.made = made
         for name, parameter in self.parameters.items():
-            with torch.no_grad():
-                parameter.copy_(tensors[f"{prefix}.{name}"])
+            put(parameter, tensors[f"{prefix}.{name}"])
             marker = f"{prefix}.{name}#"
-            state = {
-                key.removeprefix(marker): value.clone() for key, value in tensors.items() if key.startswith(marker)
-            }
+            state = {key.removeprefix(marker): value for key, value in tensors.items() if key.startswith(marker)}
             if state:
-                self.adam.state[parameter] = state
+                self.adam.state[parameter] = {
+                    key: like(parameter, value) if value.dim() else value.clone() for key, value in state.items()
+                }
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Add up gradients over the processes, which worked on different rows of one batch. A loss is divided by what the whole batch
     holds, so the sum is the gradient that one process computes. A parameter that got none anywhere keeps none."""
-    if team().size == 1:
+    if team().size == 1 or not parameters:
         return
     device = parameters[0].device
     has = team().sum_(torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=device))
@@ -114,30 +119,63 @@ def sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(whole.view_as(gradient))
 
 
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
+    """Scale the gradients so that their norm is at most ``limit``; the norm before."""
+    divided = [p.grad for p in parameters if is_divided(p) and p.grad is not None]
+    if not divided:
+        return float(nn.utils.clip_grad_norm_(parameters, limit))
+    parts = [gradient.to_local() for gradient in divided]  # type: ignore[attr-defined]
+    others = [p.grad for p in parameters if not is_divided(p) and p.grad is not None]
+    square = team().sum_(nn.utils.get_total_norm(parts) ** 2)
+    if others:
+        square = square + nn.utils.get_total_norm(others) ** 2
+    norm = square.sqrt()
+    for gradient in (*parts, *others):
+        gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+    return float(norm)
+
+
+def like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """``value``, divided as the parameter is."""
+    found = torch.zeros_like(parameter)
+    put(found, value)
+    return found.detach()
+
+
 def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], extra: Mapping[str, Any]) -> None:
-    """Write parameters, optimizer moments, the step and plain values, atomically."""
+    """Write parameters, optimizer moments, the step and plain values, atomically: one file, or a folder beside it where the
+    parameters are divided among processes."""
     from safetensors.torch import save_file
 
-    if not team().is_main:
-        return
-    tensors: dict[str, Tensor] = {}
-    for prefix, optimizer in optimizers.items():
-        tensors |= {key: value.contiguous().cpu() for key, value in optimizer.tensors(prefix).items()}
-    made = {prefix: optimizer.made for prefix, optimizer in optimizers.items()}
-    metadata = {"charter": json.dumps({"step": step, "made": made, "extra": dict(extra)}, sort_keys=True)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    folder = path.with_suffix("")
+    tensors = {key: value for prefix, one in optimizers.items() for key, value in one.tensors(prefix).items()}
+    card = {"step": step, "made": {prefix: one.made for prefix, one in optimizers.items()}, "extra": dict(extra)}
+    if any(map(is_divided, tensors.values())):
+        save_divided(folder, tensors, card)
+        if team().is_main:
+            path.unlink(missing_ok=True)
+    elif team().is_main:
+        with atomic_path(path) as temporary:
+            whole = {key: value.contiguous().cpu() for key, value in tensors.items()}
+            save_file(whole, temporary, metadata={"charter": json.dumps(card, sort_keys=True)})
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_checkpoint(path: Path, optimizers: Mapping[str, Optimizer]) -> tuple[int, dict[str, Any]]:
     """The next step and the plain values of the last checkpoint; (0, {}) where there is none."""
     from safetensors import safe_open
 
-    if not team().on_main(path.exists):
+    folder = path.with_suffix("")
+    divided, whole = team().on_main(lambda: ((folder / CARD).exists(), path.exists()))
+    if divided:
+        parameters = {f"{p}.{name}": value for p, one in optimizers.items() for name, value in one.parameters.items()}
+        card, tensors = load_divided(folder, parameters)
+    elif whole:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads(file.metadata()["charter"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping, only keys()
+    else:
         return 0, {}
-    with safe_open(path, framework="pt") as file:
-        card = json.loads(file.metadata()["charter"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping, only keys()
     for prefix, optimizer in optimizers.items():
         own = {key: value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
         optimizer.restore(prefix, own, card["made"][prefix])

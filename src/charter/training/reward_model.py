@@ -67,7 +67,11 @@ def train_reward_model(
         total = correct = 0.0
         shares = pair_shares([pairs[i].group_id for i in batch], settings.average).to(trunk.device)
         for part in own_by_tokens(
-            [lengths[i] for i in batch], settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
+            trunk,
+            role,
+            [lengths[i] for i in batch],
+            settings.tokens_per_micro_batch // 2,
+            [pairs[i].group_id for i in batch],
         ):
             own = [batch[j] for j in part]
             packed, places = pack_once(trunk, [rows[i][side] for side in (0, 1) for i in own])
@@ -98,7 +102,7 @@ def train_rating_model(
 
     def learn(role: str, batch: list[int]) -> tuple[float]:
         total = 0.0
-        for part in own_by_tokens([len(rows[i]) for i in batch], settings.tokens_per_micro_batch):
+        for part in own_by_tokens(trunk, role, [len(rows[i]) for i in batch], settings.tokens_per_micro_batch):
             own = [batch[j] for j in part]
             scores = trunk.scores(role, trunk.pack([rows[i] for i in own]))
             loss = rating_loss(scores, targets[own], settings.loss).sum() / len(batch)
@@ -186,7 +190,9 @@ def scaled(trunk: Trunk, settings: ScorerSettings, rows: Sequence[Tokens]) -> Sc
 def score_rows(trunk: Trunk, rows: Sequence[Tokens], tokens_per_micro_batch: int, role: str = "reward") -> Tensor:
     """Raw scores (N,) of prompt-response rows by one role, on the CPU."""
     scores = torch.zeros(len(rows))
-    for group in own_by_tokens([len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]):
+    for group in own_by_tokens(
+        trunk, role, [len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]
+    ):
         scores[torch.tensor(group)] = trunk.scores(role, trunk.pack([rows[i] for i in group])).cpu()
     return team().sum_(scores)
 

@@ -69,7 +69,11 @@ def train_rloo(
         policy = policy_pass(trunk, rollout, cuts, settings.temperature)
         logprobs = policy.logprobs  # (B, T)
         reference_logprobs = over_rollout(
-            rollout, cuts, lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0]
+            trunk,
+            REFERENCE,
+            rollout,
+            cuts,
+            lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0],
         )
         kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
         watch.rollout(step, rollout, logprobs, kl)
@@ -82,7 +86,7 @@ def train_rloo(
         # Learn.
         loss_total = entropy_total = ratio_total = 0.0
         n_tokens = max(int(rollout.mask.sum()), 1)
-        for cut in own_cuts(cuts):
+        for cut in own_cuts(trunk, cuts, "policy"):
             mask = cut.packed.mask
             new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
             loss = reinforce_loss(new_logprobs, advantages[cut.rows], mask, n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,16 +144,23 @@ def cut_minibatches(trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: i
     return [micro_batches(trunk, rollout, sorted(order[i::n]), tokens) for i in range(n)]
 
 
-def own_cuts(cuts: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """The micro-batches that fall to this process."""
-    return team().share(cuts, [len(cut.packed.ids) for cut in cuts])
+def own_cuts(trunk: Trunk, cuts: Sequence[MicroBatch], *roles: str) -> Iterator[MicroBatch]:
+    """The micro-batches that fall to this process, each for a pass of the named roles (see ``Trunk.turns``)."""
+    return trunk.turns(cuts, [len(cut.packed.ids) for cut in cuts], *roles)
+
+
+def is_kept(trunk: Trunk, cuts: Sequence[MicroBatch]) -> bool:
+    """Whether the pass that reads a rollout can be the first update's own: it is one micro-batch, and this process's."""
+    return len(cuts) == 1 and not trunk.divided and bool(team().share(cuts, [1]))
 
 
 @torch.no_grad()
-def over_rollout(rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor]) -> Tensor:
-    """``compute(packed)`` (b, t) of every micro-batch, put together to (B, T)."""
+def over_rollout(
+    trunk: Trunk, role: str, rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor]
+) -> Tensor:
+    """``compute(packed)`` (b, t), a pass of the role, of every micro-batch, put together to (B, T)."""
     out = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
-    for cut in own_cuts(cuts):
+    for cut in own_cuts(trunk, cuts, role):
         found = compute(cut.packed)
         out[cut.rows, : found.shape[1]] = found
     return team().sum_(out)
@@ -182,14 +189,20 @@ class PolicyPass:
 
 def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float) -> PolicyPass:
     """Score a rollout under the policy."""
-    if len(cuts) > 1 or not own_cuts(cuts):
+    if not is_kept(trunk, cuts):
         return PolicyPass(
-            over_rollout(rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]),
+            over_rollout(
+                trunk,
+                "policy",
+                rollout,
+                cuts,
+                lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0],
+            ),
             None,
         )
     logprobs, entropies = trunk.logprobs("policy", cuts[0].packed, temperature=temperature, entropy=True)
     assert entropies is not None
-    whole = over_rollout(rollout, cuts, lambda _: logprobs.detach())
+    whole = over_rollout(trunk, "policy", rollout, cuts, lambda _: logprobs.detach())
     return PolicyPass(whole, (logprobs, entropies))
 
 
@@ -211,10 +224,12 @@ class ValuePass:
 
 def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> ValuePass:
     """Read a rollout with the critic."""
-    if len(cuts) > 1 or not own_cuts(cuts):
-        return ValuePass(over_rollout(rollout, cuts, lambda packed: trunk.values("value", packed)), None)
+    if not is_kept(trunk, cuts):
+        return ValuePass(
+            over_rollout(trunk, "value", rollout, cuts, lambda packed: trunk.values("value", packed)), None
+        )
     values = trunk.values("value", cuts[0].packed)
-    return ValuePass(over_rollout(rollout, cuts, lambda _: values.detach()), values)
+    return ValuePass(over_rollout(trunk, "value", rollout, cuts, lambda _: values.detach()), values)
 
 
 def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:

@@ -55,7 +55,7 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
         batch = [rows[i] for i in steps[step]]
         n_tokens = sum(len(row.response) for row in batch)
         total = 0.0
-        for group in own_by_tokens([len(row) for row in batch], settings.tokens_per_micro_batch):
+        for group in own_by_tokens(trunk, "policy", [len(row) for row in batch], settings.tokens_per_micro_batch):
             packed = trunk.pack([batch[i] for i in group])
             logprobs, _ = trunk.logprobs("policy", packed)
             loss = sft_loss(logprobs, packed.mask, n_tokens)
