@@ -72,7 +72,8 @@ class Work:
     @cached_property
     def model_hash(self) -> str:
         path = Path(self.recipe.model)
-        return file_hash(path) if path.exists() else content_id(self.recipe.model)
+        found = file_hash(path) if path.exists() else content_id(self.recipe.model)
+        return content_id([found, self.recipe.quantization]) if self.recipe.quantization else found
 
     def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True) -> Trunk:
         """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``."""
@@ -82,9 +83,10 @@ class Work:
                 path,
                 device=self.device,
                 lora=lora,
-                precision=self.recipe.precision,
                 seed=self.recipe.seed,
                 writes=writes,
+                say=self.run.say,
+                **self.recipe.loading,
             )
         return self._trunks[key]
 
@@ -129,7 +131,7 @@ class Work:
             path = spec.removeprefix("judge:")
             if path.startswith(ENDPOINT):
                 return judge_scorer(self.sampler(path, path), self.identity_of(path))
-            trunk = load_trunk(path, device=self.device, precision=self.recipe.precision)
+            trunk = load_trunk(path, device=self.device, **self.recipe.loading)
             return judge_scorer(LocalSampler(trunk, Path(path).name), file_hash(Path(path)))
         raise InputError(
             "write python:module:function, judge:FOLDER, judge:endpoint:NAME or refusal-words",
@@ -383,7 +385,7 @@ def sft_examples(work: Work, prompts: Stage, revise: Stage) -> list[tuple[Prompt
 def train_supervised(work: Work, prompts: Stage, revise: Stage) -> Stage:
     """The base model fine-tuned on revisions and helpful answers. Leaves model/, a plain Hugging Face folder."""
     recipe = work.recipe
-    inputs = {"revise": revise.output_hash, "model": work.model_hash, "precision": recipe.precision}
+    inputs = {"revise": revise.output_hash, "model": work.model_hash, "precision": recipe.arithmetic}
     with work.run.stage("sft", recipe.sft, inputs, ["models", "training"]) as stage:
         if stage.done:
             return stage
@@ -568,7 +570,7 @@ def train_reward(work: Work, sft: Stage, feedback: Stage) -> Stage:
     recipe = work.recipe
     settings = recipe.reward_model
     inputs = {
-        "feedback": feedback.output_hash, "precision": recipe.precision,
+        "feedback": feedback.output_hash, "precision": recipe.arithmetic,
         "sft": sft.output_hash if settings.model is None else work.hash_of(settings.model),
     }  # fmt: skip
     with work.run.stage("reward_model", settings, inputs, ["models", "training", "evaluation/statistics"]) as stage:
@@ -665,7 +667,7 @@ def train_policy(work: Work, prompts: Stage, sft: Stage, feedback: Stage, reward
     model/, and rl_log.csv where responses were sampled."""
     recipe = work.recipe
     settings = recipe.rl
-    inputs = {"prompts": prompts.output_hash, "sft": sft.output_hash, "precision": recipe.precision}
+    inputs = {"prompts": prompts.output_hash, "sft": sft.output_hash, "precision": recipe.arithmetic}
     if reward is not None:
         inputs["reward"] = reward.output_hash
     if isinstance(settings, DPOSettings):
@@ -847,7 +849,7 @@ def best_of_n(work: Work, stage: Stage, sft: Stage, reward: Stage, test: Sequenc
     )  # fmt: skip
     trunk = load_trunk(
         recipe.reward_model.model or str(sft.path("model")), device=work.device, lora=recipe.reward_model.lora,
-        precision=recipe.precision, writes=False,
+        writes=False, **recipe.loading,
     )  # fmt: skip
     scorers = trunk.load_scorers(reward.path("model"))
     by_prompt = [p for p in test for _ in range(n * k)]

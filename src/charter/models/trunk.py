@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from charter.config import LoRASettings
 from charter.errors import InputError
+from charter.models.adapters import put_on, save_adapter, stack_of
 from charter.models.attention import NAME
+from charter.models.checkpointing import checkpoint_layers
 from charter.models.encoder import first_in_line, is_encoder, row_limit
 from charter.models.encoder_decoder import hidden_in_line, is_encoder_decoder
 from charter.models.fused_training import hidden_states
@@ -31,7 +33,9 @@ from charter.models.generate import context_length
 from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
-from charter.models.packing import LAYOUT, Packed, Tokens, pack
+from charter.models.packing import LAYOUT, Layout, Packed, Tokens, pack
+from charter.models.precision import DTYPES, RoleParameters, scaled
+from charter.models.quantize import STACK, dense_copy, import_peft, is_quantized, size_of
 from charter.records import write_json
 from charter.run import derive_seed, read_json
 
@@ -50,17 +54,31 @@ class Trunk:
         precision: str = "float32",
         seed: int = 0,
         path: str = "",
+        under: Sequence[Path] = (),
+        gradient_checkpointing: bool = False,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
-        self.precision, self.path = precision, path
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self.precision, self.path, self.dtype = precision, path, DTYPES[precision]
+        self.gradient_checkpointing, self.say = gradient_checkpointing, say
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
+        self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.adapters: Any = None
-        self.n_parameters: int = sum(parameter.numel() for parameter in model.parameters())
+        self.playing: str | None = None
+        """The role whose adapter is switched on."""
+        self.n_parameters: int = sum(size_of(parameter) for parameter in model.parameters())
+        self.under = tuple(f"under{number}" for number in range(len(under)))
+        """Adapters that are part of the base: trained before on its 4-bit weights, switched on in every role."""
+        for name, folder in zip(self.under, under, strict=True):
+            self.adapters = put_on(model if self.adapters is None else self.adapters, folder, name)
+        if self.under:
+            self.adapters.base_model.set_adapter(list(self.under))
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        if gradient_checkpointing:
+            checkpoint_layers(model, self._again)
 
     # -- roles ---------------------------------------------------------------------------------------------------------
 
@@ -68,12 +86,20 @@ class Trunk:
         """Add a trainable role that starts as the base (or as another role). A head starts at zero: every score and value
         is 0 before the first update."""
         torch.manual_seed(derive_seed(self.seed, "role", name))
+        if self.precision == "float16":
+            self.scalers[name] = torch.amp.GradScaler(self.device.type)
         if self.lora is None:
+            if is_quantized(self.model):
+                raise InputError(
+                    "its weights are held in 4 bits and cannot be trained; set lora", file=self.path or None
+                )
             source = self.copies[start_from] if start_from else self.model
             self.copies[name] = copy.deepcopy(source)
             # A model that only scores has no use for the vocabulary projection unless it is the embedding itself.
             for parameter in self.copies[name].parameters():
                 parameter.requires_grad_(True)
+            if self.gradient_checkpointing:
+                checkpoint_layers(self.copies[name], self._again)
         else:
             self._add_adapter(name, start_from)
         if head:
@@ -83,15 +109,19 @@ class Trunk:
                 self.heads[name].load_state_dict(self.heads[start_from].state_dict())
             else:
                 nn.init.zeros_(self.heads[name].weight)
+        if self.say is not None and self.lora is not None:
+            n = sum(parameter.numel() for parameter in self.parameters(name).values())
+            self.say(
+                f"  {name}: LoRA trains {n:,} of {self.n_parameters:,} parameters ({self.trainable_share(name):.2%})"
+            )
 
     def _add_adapter(self, name: str, start_from: str | None) -> None:
-        from peft import LoraConfig, get_peft_model
-
         assert self.lora is not None
+        peft = import_peft()
         conv1d = any(
             type(module).__name__ == "Conv1D" for module in self.model.modules()
         )  # GPT-2 stores them transposed
-        config = LoraConfig(
+        config = peft.LoraConfig(
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             target_modules="all-linear",
@@ -103,7 +133,7 @@ class Trunk:
             fan_in_fan_out=conv1d,
         )
         if self.adapters is None:
-            self.adapters = get_peft_model(self.model, config, adapter_name=name)
+            self.adapters = peft.get_peft_model(self.model, config, adapter_name=name)
         else:
             self.adapters.add_adapter(name, config)
         self.adapters.eval()
@@ -114,7 +144,7 @@ class Trunk:
                     if f".{name}." in key:
                         parameter.copy_(state[key.replace(f".{name}.", f".{start_from}.")])
 
-    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+    def parameters(self, role: str) -> RoleParameters:
         """The trainable parameters of a role by name, its head included."""
         if self.lora is None:
             found = dict(self.copies[role].named_parameters())
@@ -128,7 +158,9 @@ class Trunk:
             found = {key: value for key, value in self.adapters.named_parameters() if f".{role}." in key}
         if role in self.heads:
             found["head.weight"] = self.heads[role].weight
-        return found
+        own = RoleParameters(found)
+        own.scaler = self.scalers.get(role)
+        return own
 
     def trainable_share(self, role: str) -> float:
         """Trained parameters of a role over the parameters of the base."""
@@ -140,21 +172,40 @@ class Trunk:
         """The causal LM in the given role; gradients flow to that role's parameters and nowhere else."""
         if self.lora is None:
             yield self.copies.get(role, self.model)
-        elif self.adapters is None or role == REFERENCE:
+        elif self.adapters is None or (role == REFERENCE and not self.under):
             with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
                 yield self.model
             self._thaw()
         else:
-            self.adapters.set_adapter(role)
-            self._thaw()
+            self._play(role)
             yield self.model
+
+    def _play(self, role: str) -> None:
+        """Switch on the adapter of a role, and those under all of them."""
+        self.adapters.base_model.set_adapter([*self.under, *([] if role == REFERENCE else [role])])
+        self.playing = role
+        self._thaw()
 
     def _thaw(self) -> None:
         """Switching adapters freezes the others in peft; a graph that still waits for its backward pass would lose them."""
         if self.adapters is not None:
             for key, parameter in self.adapters.named_parameters():
                 if "lora_" in key:
-                    parameter.requires_grad_(True)
+                    parameter.requires_grad_(not any(f".{name}." in key for name in self.under))
+
+    def _again(self) -> contextlib.AbstractContextManager[None]:
+        """The context of this moment, for a layer that is computed again: the layout of its line and the adapters of its role."""
+        return self._as_it_was(LAYOUT.get(), self.playing)
+
+    @contextlib.contextmanager
+    def _as_it_was(self, layout: Layout | None, role: str | None) -> Iterator[None]:
+        token = LAYOUT.set(layout)
+        try:
+            if role is not None and role != self.playing:
+                self._play(role)
+            yield
+        finally:
+            LAYOUT.reset(token)
 
     # -- what a role computes ------------------------------------------------------------------------------------------
 
@@ -205,7 +256,7 @@ class Trunk:
     def hidden(self, model: Any, packed: Packed, rows: Tensor) -> Tensor:
         """Last hidden states (n, H), float32, at the places ``rows`` (n,) of the line."""
         if self.fuses:
-            return hidden_states(model, packed, rows, self.dtype)
+            return hidden_states(model, packed, rows, self.dtype, again=self.gradient_checkpointing)
         with self.autocast():
             return self._line(model, packed, packed=self.packs)[rows]
 
@@ -231,8 +282,10 @@ class Trunk:
 
     def autocast(self) -> Any:
         """The context in which matrix products are in the trunk's precision."""
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+        enabled = self.precision != "float32"
+        return torch.autocast(
+            self.device.type, dtype=self.dtype if enabled else None, enabled=enabled, cache_enabled=False
+        )
 
     def logprobs(
         self, role: str, packed: Packed, *, temperature: float = 1.0, entropy: bool = False
@@ -247,6 +300,8 @@ class Trunk:
         with self.as_role(role) as model:
             hidden = self.hidden(model, packed, packed.before[packed.mask])
             chosen, entropies = self._chosen_logprobs(model, hidden, targets, temperature, entropy)
+        scaler = self.scalers.get(role)
+        chosen, entropies = scaled(scaler, chosen), None if entropies is None else scaled(scaler, entropies)
         zeros = torch.zeros(packed.mask.shape, device=hidden.device)
         return zeros.index_put(place, chosen), None if entropies is None else zeros.index_put(place, entropies)
 
@@ -269,7 +324,7 @@ class Trunk:
         """What the role's head expects *before* each response token is chosen: (R, T), 0 outside the mask."""
         with self.as_role(role) as model:
             hidden = self.hidden(model, packed, packed.before[packed.mask])
-        values = self.heads[role](hidden).squeeze(-1)
+        values = scaled(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
         zeros = torch.zeros(packed.mask.shape, device=hidden.device)
         return zeros.index_put(packed.mask.nonzero(as_tuple=True), values)
 
@@ -277,19 +332,21 @@ class Trunk:
         """The role's head at the last token of each row: (R,). The place comes from lengths, never from ids."""
         with self.as_role(role) as model:
             hidden = self.hidden(model, packed, packed.last)
-        score: Tensor = self.heads[role](hidden).squeeze(-1)
-        return score
+        return scaled(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
 
     # -- on disk ---------------------------------------------------------------------------------------------------------
 
     def save_language_model(self, role: str, folder: Path) -> None:
         """The role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and stands by itself
-        in `adapter` beside it, as peft saves it."""
-        from charter.models.adapters import save_adapter
-
+        in `adapter` beside it, as peft saves it. Weights of 4 bits are written out in the precision of the run."""
         if self.lora is not None:
             save_adapter(self.adapters, role, self.tokenizer, folder.with_name("adapter"), self.path)
         with self.as_role(role) as model:
+            if is_quantized(self.model):
+                save_model(
+                    dense_copy(model, self.dtype), self.tokenizer, folder, extra={STACK: {"quantization": "nf4"}}
+                )
+                return
             if self.lora is not None:
                 model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
             save_model(model, self.tokenizer, folder)
@@ -386,16 +443,23 @@ def load_trunk(
     precision: str = "float32",
     seed: int = 0,
     writes: bool = True,
+    quantization: str | None = None,
+    attention: str = "auto",
+    gradient_checkpointing: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Trunk:
     """The model of a folder as a trunk without roles: it can already serve as reference. ``writes``: it has to; without, an
-    encoder is welcome too, for a reward model. InputError where it is not."""
+    encoder is welcome too, for a reward model. ``say`` is told what adapters train. InputError where the model is not that, or
+    where what ``quantization`` and ``attention`` need is not there."""
     from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 
     check_folder(path)
-    model = load_base(path, device)
+    base, under = stack_of(path) if quantization else (path, [])
+    model = load_base(base, device, attention=attention, quantization=quantization, precision=precision)
     if writes and is_encoder(model):
         raise InputError("is an encoder, which scores and does not write; it can be a reward model (reward_model.model) or a "
                          "classifier", file=path)  # fmt: skip
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
-    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path)
+    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, under=under,
+                 gradient_checkpointing=gradient_checkpointing, say=say)  # fmt: skip

@@ -20,7 +20,7 @@ from charter.records import Pair
 from charter.run import Stage, derive_seed
 from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import sft_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -88,6 +88,7 @@ def train_dpo(
         norm = optimizer.step()
         stage.record(
             step,
+            **scaling_of(optimizer),
             loss=totals["loss"],
             accuracy=totals["accuracy"],
             reward_chosen=totals["chosen"],

@@ -20,7 +20,7 @@ from charter.records import Pair, Rating
 from charter.run import Stage, derive_seed
 from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import bradley_terry_loss, rating_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 
 SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
@@ -155,7 +155,13 @@ def train_members(
             rate = optimizers[role].rate()
             found.append((*measured, optimizers[role].step(), rate))
         *means, norm, rate = np.mean(np.array(found), axis=0).tolist()  # over the members
-        stage.record(step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate)
+        stage.record(
+            step,
+            **dict(zip(names, means, strict=True)),
+            grad_norm=norm,
+            learning_rate=rate,
+            **scaling_of(*optimizers.values()),
+        )
         if (step + 1) % settings.checkpoint_every == 0:
             save_checkpoint(checkpoint, step + 1, optimizers, {})
 

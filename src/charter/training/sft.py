@@ -15,7 +15,7 @@ from charter.records import Message
 from charter.run import Stage, derive_seed
 from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import sft_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 
 
 def sft_tokens(trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]]) -> list[Tokens]:
@@ -59,6 +59,6 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
             total += loss.item()
         rate = optimizer.rate()
         norm = optimizer.step()
-        stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm)
+        stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm, **scaling_of(optimizer))
         if (step + 1) % settings.checkpoint_every == 0:
             save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})
