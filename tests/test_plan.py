@@ -18,7 +18,7 @@ from charter.plan import (
     NO_TEXTS,
     Load,
     certain_bytes,
-    check_memory,
+    check_machine,
     duration,
     free_memory,
     loads_of,
@@ -200,7 +200,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_loads_with_what_fits(
                                                                                rl=LORA)))  # fmt: skip
     recipe = write_recipe(random_llama)
     assert with_lora < whole
-    monkeypatch.setattr("charter.plan.free_memory", lambda device: int(with_lora))
+    monkeypatch.setattr("charter.plan.free_memory", lambda _: int(with_lora))
     assert run_command(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 2
     said = capsys.readouterr().err
     assert f"holds at least {size(whole)} of weights" in said
@@ -208,10 +208,10 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_loads_with_what_fits(
     assert "checkpointing" not in said  # would save nothing of this
     assert not (tmp_path / "run").exists()
     proposed = re.findall(r"--set (\S+)", said)
-    check_memory(load_recipe(recipe, proposed))
-    monkeypatch.setattr("charter.plan.free_memory", lambda device: 1000)
+    check_machine(load_recipe(recipe, proposed))
+    monkeypatch.setattr("charter.plan.free_memory", lambda _: 1000)
     with pytest.raises(InputError, match="take a smaller model"):
-        check_memory(load_recipe(recipe))
+        check_machine(load_recipe(recipe))
 
 
 def loads_at_least(recipe):
@@ -231,7 +231,7 @@ def test_what_is_certain_is_no_more_than_the_plan(random_llama, write_recipe):
 def test_a_plan_that_does_not_fit_proposes_the_mildest_change(random_llama, write_recipe, monkeypatch):
     recipe = load_recipe(write_recipe(random_llama, sft={"tokens_per_micro_batch": 200_000}))
     needed = plan_recipe(recipe)["peak_bytes"]
-    monkeypatch.setattr("charter.plan.memory_of", lambda device: int(0.95 * needed))
+    monkeypatch.setattr("charter.plan.memory_of", lambda _: int(0.95 * needed))
     figures = plan_recipe(recipe)
     assert not figures["fits"]
     assert "sft.tokens_per_micro_batch=1024" in figures["would_fit"]

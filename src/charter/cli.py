@@ -54,11 +54,11 @@ def run_until(
     recipe = load_recipe(path, sets or ())
     check_files(recipe)
     from charter.pipeline import run_recipe
-    from charter.plan import check_memory
+    from charter.plan import check_machine
 
     folder = out or Path("runs") / path.stem
     if not (folder / "report.json").exists():  # a finished run loads nothing
-        check_memory(recipe)
+        check_machine(recipe)
     report = run_recipe(recipe, folder, until=until, quiet=quiet or as_json)
     lines = [f"report: {folder / 'report.html'}"]
     if report["metrics"]:
@@ -112,11 +112,11 @@ def run(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
     check_files(loaded)
-    from charter.plan import check_memory
+    from charter.plan import check_machine
     from charter.seeds import run_seeds, table
 
     folder = out or Path("runs") / path.stem
-    check_memory(loaded)
+    check_machine(loaded)
     result = run_seeds(loaded, folder, seeds, until=until, quiet=quiet or as_json)
     show(result, as_json, *table(result, MAIN_METRICS), f"all figures: {folder / 'seeds.json'}")
     if stopped := [run for run in result["runs"] if run["stopped"]]:

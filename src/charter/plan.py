@@ -42,10 +42,11 @@ from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.endpoint import SHORT_ANSWER
 from charter.models.llama_weights import KEPT_ROLES, LLAMA_LIKE
-from charter.models.load import check_folder, first_line, load_tokenizer, pick_device
+from charter.models.load import check_attention, check_folder, first_line, kind_of, load_tokenizer, pick_device
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.precision import DTYPES
 from charter.models.quantize import BYTES as QUANTIZED_BYTES
+from charter.models.quantize import check_bitsandbytes
 from charter.models.sampler import fill
 from charter.prompts import deduplicate, read_prompts, split_prompts
 from charter.records import Generation, Message, Prompt, Response
@@ -679,13 +680,18 @@ def said(key: str, value: Any) -> str:
     return f"{key}.rank={value.rank}" if isinstance(value, LoRASettings) else f"{key}={str(value).lower()}"
 
 
-def check_memory(recipe: Recipe) -> None:
-    """InputError where the weights, gradients and moments of a stage alone are more than the memory that is free, with what would
-    fit. Nothing is loaded for it; a model that is not here yet is let pass."""
+def check_machine(recipe: Recipe) -> None:
+    """InputError where a package that the recipe needs is missing; or where the weights, gradients and moments of a stage alone
+    are more than the memory that is free, with what would fit. Nothing is loaded for it; a model that is not here yet is let
+    pass."""
+    device = pick_device(recipe.device)
+    if recipe.quantization:
+        check_bitsandbytes()
     try:
         shapes = shapes_of(recipe)
     except InputError:  # the run itself says what is missing, or gets it
         return
+    check_attention(recipe.attention, kind_of(recipe.model), device, recipe.precision)
     counts = {f"{split} {kind}": 0 for split in ("train", "test") for kind in KINDS}
 
     def stages(variant: Recipe) -> list[Load]:
@@ -695,7 +701,6 @@ def check_memory(recipe: Recipe) -> None:
     def needs(variant: Recipe) -> float:
         return max(certain_bytes(load) for load in stages(variant))
 
-    device = pick_device(recipe.device)
     free = free_memory(device)
     largest = max(stages(recipe), key=certain_bytes)
     if certain_bytes(largest) > free:

@@ -49,11 +49,16 @@ def import_peft() -> Any:
     return peft
 
 
+def check_bitsandbytes() -> None:
+    """InputError where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("quantization: nf4 needs bitsandbytes; install it with: pip install 'charter-align[qlora]'")
+
+
 def loading_in_4_bits(precision: str, device: str) -> dict[str, Any]:
     """What ``from_pretrained`` needs to load a model in nf4 with products in ``precision``. InputError where bitsandbytes is not
     installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("quantization: nf4 needs bitsandbytes; install it with: pip install 'charter-align[qlora]'")
+    check_bitsandbytes()
     import_peft()
     from transformers import BitsAndBytesConfig
 

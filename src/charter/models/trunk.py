@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,10 +133,12 @@ class Trunk:
             else "CAUSAL_LM",
             fan_in_fan_out=conv1d,
         )
-        if self.adapters is None:
-            self.adapters = peft.get_peft_model(self.model, config, adapter_name=name)
-        else:
-            self.adapters.add_adapter(name, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name of before
+            if self.adapters is None:
+                self.adapters = peft.get_peft_model(self.model, config, adapter_name=name)
+            else:
+                self.adapters.add_adapter(name, config)
         self.adapters.eval()
         if start_from:
             state = dict(self.adapters.named_parameters())
