@@ -14,7 +14,21 @@ from charter.models.load import load_model
 from charter.models.packing import Tokens
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
-from charter.plan import Load, duration, plan_recipe, plan_table, read_shape, size
+from charter.plan import (
+    NO_TEXTS,
+    Load,
+    certain_bytes,
+    check_machine,
+    duration,
+    free_memory,
+    loads_of,
+    memory_of,
+    plan_recipe,
+    plan_table,
+    read_shape,
+    shapes_of,
+    size,
+)
 from conftest import save_random_model
 
 
@@ -162,3 +176,68 @@ def test_no_model_is_bad_input(tmp_path, write_recipe, capsys):
 def test_amounts_read_well():
     assert [size(n) for n in (8e6, 1.25e9)] == ["8 MB", "1.2 GB"]
     assert [duration(s) for s in (12.4, 600, 7200)] == ["12 s", "10 min", "2.0 h"]
+
+
+LORA = {"lora": {"rank": 16}}
+
+
+def test_checkpointing_is_planned_to_keep_less(random_llama, write_recipe):
+    plain = plan_recipe(load_recipe(write_recipe(random_llama)))
+    again = plan_recipe(load_recipe(write_recipe(random_llama, gradient_checkpointing=True)))
+    for stage in ("sft", "reward_model", "rl"):
+        kept = [stages(figures)[stage]["memory"]["activations"] for figures in (plain, again)]
+        assert kept[1] < 0.8 * kept[0]
+    assert stages(again)["sft"]["trained"] == stages(plain)["sft"]["trained"]
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_loads_with_what_fits(
+    tmp_path, random_llama, write_recipe, monkeypatch, capsys
+):
+    """The proposal is what the line says: the run goes through with it."""
+    recipe = write_recipe(random_llama)
+    whole = max(certain_bytes(load) for load in loads_at_least(recipe))
+    with_lora = max(certain_bytes(load) for load in loads_at_least(write_recipe(random_llama, sft=LORA, reward_model=LORA,
+                                                                               rl=LORA)))  # fmt: skip
+    recipe = write_recipe(random_llama)
+    assert with_lora < whole
+    monkeypatch.setattr("charter.plan.free_memory", lambda _: int(with_lora))
+    assert run_command(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert f"holds at least {size(whole)} of weights" in said
+    assert "--set sft.lora.rank=16 --set reward_model.lora.rank=16 --set rl.lora.rank=16 needs" in said
+    assert "checkpointing" not in said  # would save nothing of this
+    assert not (tmp_path / "run").exists()
+    proposed = re.findall(r"--set (\S+)", said)
+    check_machine(load_recipe(recipe, proposed))
+    monkeypatch.setattr("charter.plan.free_memory", lambda _: 1000)
+    with pytest.raises(InputError, match="take a smaller model"):
+        check_machine(load_recipe(recipe))
+
+
+def loads_at_least(recipe):
+    loaded = load_recipe(recipe)
+    shapes = shapes_of(loaded)
+    counts = {f"{split} {kind}": 0 for split in ("train", "test") for kind in ("red_team", "benign")}
+    return loads_of(loaded, shapes["base"], shapes, NO_TEXTS, counts, to_sort=0, labelled=0)
+
+
+def test_what_is_certain_is_no_more_than_the_plan(random_llama, write_recipe):
+    recipe = write_recipe(random_llama)
+    planned = plan_recipe(load_recipe(recipe))["stages"]
+    for least, most in zip(loads_at_least(recipe), planned, strict=True):
+        assert certain_bytes(least) <= most["peak_bytes"]
+
+
+def test_a_plan_that_does_not_fit_proposes_the_mildest_change(random_llama, write_recipe, monkeypatch):
+    recipe = load_recipe(write_recipe(random_llama, sft={"tokens_per_micro_batch": 200_000}))
+    needed = plan_recipe(recipe)["peak_bytes"]
+    monkeypatch.setattr("charter.plan.memory_of", lambda _: int(0.95 * needed))
+    figures = plan_recipe(recipe)
+    assert not figures["fits"]
+    assert "sft.tokens_per_micro_batch=1024" in figures["would_fit"]
+    assert "lora" not in figures["would_fit"]
+    assert any(figures["would_fit"] in line for line in plan_table(figures))
+
+
+def test_free_memory_is_some_of_what_there_is():
+    assert 0 < free_memory("cpu") <= memory_of("cpu")

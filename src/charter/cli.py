@@ -54,8 +54,11 @@ def run_until(
     recipe = load_recipe(path, sets or ())
     check_files(recipe)
     from charter.pipeline import run_recipe
+    from charter.plan import check_machine
 
     folder = out or Path("runs") / path.stem
+    if not (folder / "report.json").exists():  # a finished run loads nothing
+        check_machine(recipe)
     report = run_recipe(recipe, folder, until=until, quiet=quiet or as_json)
     lines = [f"report: {folder / 'report.html'}"]
     if report["metrics"]:
@@ -122,9 +125,11 @@ def run(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
     check_files(loaded)
+    from charter.plan import check_machine
     from charter.seeds import run_seeds, table
 
     folder = out or Path("runs") / path.stem
+    check_machine(loaded)
     result = run_seeds(loaded, folder, seeds, until=until, quiet=quiet or as_json)
     show(result, as_json, *table(result, MAIN_METRICS), f"all figures: {folder / 'seeds.json'}")
     if stopped := [run for run in result["runs"] if run["stopped"]]:
@@ -323,7 +328,7 @@ def reward_train(
     ] = "bradley_terry",
     ensemble: Annotated[int, typer.Option(min=1, help="Members; more than one needs --lora-rank.")] = 1,
     combine: Annotated[str, typer.Option(help="An ensemble's score: mean or worst.")] = "mean",
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -336,8 +341,8 @@ def reward_train(
         "epochs": epochs, "learning_rate": learning_rate, "test_fraction": test_fraction,
         "lora": {"rank": lora_rank} if lora_rank else None, "ensemble": ensemble, "combine": combine,
     }  # fmt: skip
-    if precision not in ("float32", "bfloat16"):
-        raise InputError(f"--precision {precision!r}: float32 or bfloat16")
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"--precision {precision!r}: float32, bfloat16 or float16")
     options: dict[str, Any] = {
         "model": locate(model, Path.cwd()), "limit": max_tokens, "precision": precision, "seed": seed,
         "quiet": quiet or as_json,

@@ -580,8 +580,14 @@ class Recipe(Settings):
     """YAML file of principles; needed by critique and revision and by a judge that compares."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Every draw of the run comes from it."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
+    quantization: Literal["nf4"] | None = None
+    """Hold the frozen weights of every model in 4 bits (QLoRA). What is trained then needs `lora`; the extra is `[qlora]`."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """Which attention the models compute with; `auto` is torch's own with rows packed in one line where the model allows it."""
+    gradient_checkpointing: bool = False
+    """Keep the input of each layer alone and compute it again for its gradient: less memory, about a third more time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
     batch_size: Positive = 128
@@ -689,6 +695,33 @@ class Recipe(Settings):
             if measure.source.startswith("judge:"):
                 named[f"evaluation.measures.{name}.source"] = measure.source.removeprefix("judge:")
         return named
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How every model of the run is held and computed, as ``load_trunk`` takes it."""
+        return {
+            "precision": self.precision, "quantization": self.quantization, "attention": self.attention,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }  # fmt: skip
+
+    @property
+    def arithmetic(self) -> str:
+        """The part of it on which results depend, but for the last bits."""
+        return " ".join(filter(None, (self.precision, self.quantization)))
+
+    @model_validator(mode="after")
+    def check_quantization(self) -> Recipe:
+        """Weights of 4 bits cannot move: what trains on them are adapters."""
+        if self.quantization is None:
+            return self
+        rewarded = isinstance(self.rl, RolloutSettings) and any(
+            (part.source or name) == "reward_model" for name, part in self.rl.reward.items()
+        )
+        for name, read in (("sft", True), ("reward_model", rewarded), ("rl", True)):
+            settings = getattr(self, name)
+            if read and isinstance(settings, TrainingSettings) and settings.lora is None:
+                raise ValueError(f"quantization: {self.quantization} freezes the weights, so set {name}.lora too")
+        return self
 
     @model_validator(mode="after")
     def check_endpoints(self) -> Recipe:

@@ -9,7 +9,8 @@ from typing import Any
 from charter.chat import STAGE_OF, model_of_run
 from charter.config import locate
 from charter.errors import InputError
-from charter.models.adapters import DTYPES, is_adapter, merge_folder
+from charter.models.adapters import is_adapter, merge_folder
+from charter.models.precision import DTYPES
 
 
 def source_of(where: str) -> Path:

@@ -7,13 +7,14 @@ is a rough estimate, and the output says what it rests on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,12 @@ from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.endpoint import SHORT_ANSWER
 from charter.models.llama_weights import KEPT_ROLES, LLAMA_LIKE
-from charter.models.load import check_folder, first_line, load_tokenizer, pick_device
+from charter.models.load import check_attention, check_folder, first_line, kind_of, load_tokenizer, pick_device
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.packing import Tokens, clip
+from charter.models.precision import DTYPES
+from charter.models.quantize import BYTES as QUANTIZED_BYTES
+from charter.models.quantize import check_bitsandbytes
 from charter.models.sampler import fill
 from charter.prompts import KINDS, deduplicate, is_kind, split_prompts
 from charter.records import Generation, Message, Prompt, Response
@@ -90,18 +94,28 @@ class Shape:
     heads: int = 1
     fused: bool = False
     """Whether its pass is written out: what is kept then is in the precision of the run."""
+    quantized: bool = False
+    """Whether its linear layers are held in 4 bits."""
 
     @cached_property
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.tensors.values())
 
+    @cached_property
+    def linear(self) -> list[tuple[int, ...]]:
+        """Shapes of the linear layers but the output projection."""
+        words = ("embed", "wte", "wpe", "lm_head", "shared", "relative_attention_bias")
+        return [s for name, s in self.tensors.items() if len(s) == 2 and not any(word in name for word in words)]
+
+    @property
+    def bytes(self) -> float:
+        """What its frozen weights take."""
+        rounded = sum(math.prod(shape) for shape in self.linear) if self.quantized else 0
+        return (self.parameters - rounded) * FLOAT + rounded * QUANTIZED_BYTES
+
     def adapter(self, lora: LoRASettings | None) -> int:
         """Parameters of one LoRA adapter on every linear layer but the output projection: rank x (in + out) each."""
-        if lora is None:
-            return 0
-        words = ("embed", "wte", "wpe", "lm_head")
-        linear = [s for name, s in self.tensors.items() if len(s) == 2 and not any(word in name for word in words)]
-        return sum(lora.rank * sum(shape) for shape in linear)
+        return sum(lora.rank * sum(shape) for shape in self.linear) if lora else 0
 
 
 def read_shape(name: str) -> Shape:
@@ -135,6 +149,20 @@ def read_shape(name: str) -> Shape:
         heads=heads,
         fused=config.model_type in LLAMA_LIKE and config.hidden_act == "silu",
     )
+
+
+def shapes_of(recipe: Recipe) -> dict[str, Shape]:
+    """The shapes of the models that a recipe names, `base` and `sft` among them."""
+    named = {name for key, name in recipe.samplers().items() if key[:2] != "rl" and not name.startswith(ENDPOINT)}
+    named |= {recipe.reward_model.model} if recipe.reward_model.model and recipe.trains_reward_model else set()
+    shape = read_shape(recipe.model)
+    found = {"base": shape, "sft": shape} | {name: read_shape(name) for name in sorted(named - {"base", "sft"})}
+    return {name: held(one, recipe) for name, one in found.items()}
+
+
+def held(shape: Shape, recipe: Recipe) -> Shape:
+    """The shape as the recipe has it held: in 4 bits nothing is written out."""
+    return replace(shape, fused=False, quantized=True) if recipe.quantization else replace(shape, quantized=False)
 
 
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
@@ -312,6 +340,9 @@ class Load:
     lora: bool = False
     width: int = FLOAT
     """Bytes of a number in matrix products."""
+    checkpointing: bool = False
+    """Whether a layer keeps its input alone."""
+    gpu: bool = False
     asked: dict[str, Asked] = field(default_factory=dict)
     """What is sent to endpoints, by name."""
 
@@ -345,9 +376,10 @@ class Load:
         self.operations += 2 * shape.parameters * tokens
 
     def learn(self, shape: Shape, tokens: float) -> None:
-        """Tokens that are read and learned from; with LoRA no gradient of the base's weights is computed."""
+        """Tokens that are read and learned from; with LoRA no gradient of the base's weights is computed, with checkpointing
+        every layer once more."""
         self.trained += tokens
-        self.operations += (4 if self.lora else 6) * shape.parameters * tokens
+        self.operations += ((4 if self.lora else 6) + 2 * self.checkpointing) * shape.parameters * tokens
 
     def sample(self, shape: Shape, n: int, prompt: float, new: int, rows: int) -> None:
         """``n`` texts of ``new`` tokens after prompts of ``prompt`` tokens, ``rows`` at once."""
@@ -361,7 +393,7 @@ class Load:
 
     def hold(self, shape: Shape, models: int) -> None:
         """Whole models in memory that are not trained."""
-        self.memory["weights"] = self.memory.get("weights", 0) + models * shape.parameters * FLOAT
+        self.memory["weights"] = self.memory.get("weights", 0) + models * shape.bytes
 
     def train(self, shape: Shape, lora: LoRASettings | None, roles: int) -> None:
         """Trained roles: full copies or adapters, each with gradients and two Adam moments."""
@@ -370,8 +402,11 @@ class Load:
         self.memory["weights"] = self.memory.get("weights", 0) + size
         self.memory["gradients"] = size
         self.memory["adam"] = 2 * size
-        if lora:  # adapters are merged into a copy of the base when the result is saved
-            self.memory["merged_copy"] = shape.parameters * FLOAT
+        if (
+            lora
+        ):  # adapters are merged into a copy of the base when the result is saved, of 4-bit weights beside the GPU
+            width = FLOAT if not shape.quantized else 0 if self.gpu else self.width
+            self.memory["merged_copy"] = shape.parameters * width
 
     def activate(self, shape: Shape, settings: TrainingSettings, row: float, response: float, copies: int) -> None:
         """What backward needs of a micro-batch: per token and layer some vectors of the hidden, key-value and inner width,
@@ -380,13 +415,15 @@ class Load:
         scored = tokens * min(response / row, 1) * shape.vocabulary if copies else 0
         if not shape.fused:
             per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
-            self.memory["activations"] = (tokens * shape.layers * per_layer + scored * copies) * FLOAT
+            layers = per_layer + shape.layers * shape.hidden if self.checkpointing else shape.layers * per_layer
+            self.memory["activations"] = (tokens * layers + scored * copies) * FLOAT
             return
         # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
         numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
         passing = tokens * (4 * shape.inner * self.width + 5 * shape.hidden * FLOAT)
-        kept = tokens * shape.layers * numbers + min(scored, KEPT_ELEMENTS)
-        self.memory["activations"] = kept * self.width
+        kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
+        inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
+        self.memory["activations"] = kept * self.width + inputs
         self.memory["layer_at_hand"] = passing + 3 * BLOCK_ELEMENTS * FLOAT
 
     def cast(self, shape: Shape) -> None:
@@ -419,7 +456,12 @@ class Counted:
     pairs: Given
 
     def load(self, stage: str) -> Load:
-        return Load(stage, width=2 if self.recipe.precision in ("bfloat16", "float16") else FLOAT)
+        return Load(
+            stage,
+            width=DTYPES[self.recipe.precision].itemsize,
+            checkpointing=self.recipe.gradient_checkpointing,
+            gpu=self.recipe.device != "cpu" and torch.cuda.is_available(),
+        )
 
     def written(self, name: str) -> int:
         """Tokens that an endpoint writes to make a choice."""
@@ -659,8 +701,7 @@ def probe(shape: Shape, precision: str, device: str) -> Speed:
         return measured[rows]
 
     large = 2048
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    return Speed(2 * large * weight.numel() / product_seconds(large, weight, dtype), per_weight)
+    return Speed(2 * large * weight.numel() / product_seconds(large, weight, DTYPES[precision]), per_weight)
 
 
 def product_seconds(rows: int, weight: Tensor, dtype: torch.dtype, budget: float = 0.1) -> float:
@@ -694,11 +735,126 @@ def seconds_of(load: Load, shape: Shape, speed: Speed) -> float:
     return load.operations / (speed.operations * EFFICIENCY) + decoding
 
 
+def free_memory(device: str) -> int:
+    """Bytes that are free now on the GPU, or on this machine within what its control group allows."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: what there is at all
+        return memory_of(device)
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word max
+        allowed, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, allowed - used)
+    return free
+
+
 def memory_of(device: str) -> int:
     """Bytes of the GPU, or of this machine."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# -- what fits -----------------------------------------------------------------------------------------------------------
+
+CERTAIN = ("weights", "cast_weights", "gradients", "adam", "merged_copy")  # whatever the texts turn out to be
+SMALL_BATCH, SMALL_MICRO_BATCH = 16, 1024
+NO_TEXTS = Lengths(*[0] * 9)
+
+
+def certain_bytes(load: Load) -> float:
+    """What a stage holds at least."""
+    return sum(load.memory.get(key, 0) for key in CERTAIN)
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with settings changed: `key` or `stage.key` to value."""
+    for key, value in changes.items():
+        name, _, leaf = key.partition(".")
+        new = getattr(recipe, name).model_copy(update={leaf: value}) if leaf else value
+        recipe = recipe.model_copy(update={name: new})
+    return recipe
+
+
+def savings(recipe: Recipe) -> list[dict[str, Any]]:
+    """Changes of a recipe that save memory, the mildest first. Only smaller batches change nothing of what is learned."""
+    trained = [name for name in ("sft", "reward_model", "rl") if isinstance(getattr(recipe, name), TrainingSettings)]
+    batches: dict[str, Any] = {"batch_size": min(recipe.batch_size, SMALL_BATCH)}
+    for name in trained:
+        own = getattr(recipe, name).tokens_per_micro_batch
+        batches[f"{name}.tokens_per_micro_batch"] = min(own, SMALL_MICRO_BATCH)
+    lora = {f"{name}.lora": LoRASettings() for name in trained if getattr(recipe, name).lora is None}
+    return [batches, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
+
+
+def what_fits(recipe: Recipe, needs: Callable[[Recipe], float], room: float) -> str:
+    """The mildest changes with which ``needs`` is within ``room`` bytes, as words for the command line; what the smallest still
+    needs where none is."""
+    taken: list[dict[str, Any]] = []
+    for change in savings(recipe):
+        taken.append(change)
+        if needs(changed(recipe, merged(taken))) <= room:
+            break
+    else:
+        least = size(needs(changed(recipe, merged(taken))))
+        return f"the smallest that Charter can make of it needs {least}; take a smaller model"
+    for change in taken[:-1]:
+        fewer = [one for one in taken if one is not change]
+        # 4 bits are trained through adapters alone, whatever they save.
+        if ("quantization" not in taken[-1] or not any(key.endswith(".lora") for key in change)) and needs(
+            changed(recipe, merged(fewer))
+        ) <= room:
+            taken = fewer
+    words = " ".join(f"--set {said(key, value)}" for key, value in merged(taken).items() if differs(recipe, key, value))
+    return f"{words} needs {size(needs(changed(recipe, merged(taken))))}"
+
+
+def merged(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for change in changes for key, value in change.items()}
+
+
+def differs(recipe: Recipe, key: str, value: Any) -> bool:
+    name, _, leaf = key.partition(".")
+    own = getattr(recipe, name)
+    return bool((getattr(own, leaf) if leaf else own) != value)
+
+
+def said(key: str, value: Any) -> str:
+    """A change as `--set` takes it."""
+    return f"{key}.rank={value.rank}" if isinstance(value, LoRASettings) else f"{key}={str(value).lower()}"
+
+
+def check_machine(recipe: Recipe) -> None:
+    """InputError where a package that the recipe needs is missing; or where the weights, gradients and moments of a stage alone
+    are more than the memory that is free, with what would fit. Nothing is loaded for it; a model that is not here yet is let
+    pass."""
+    device = pick_device(recipe.device)
+    if recipe.quantization:
+        check_bitsandbytes()
+    try:
+        shapes = shapes_of(recipe)
+    except InputError:  # the run itself says what is missing, or gets it
+        return
+    check_attention(recipe.attention, kind_of(recipe.model), device, recipe.precision)
+    counts = {f"{split} {kind}": 0 for split in ("train", "test") for kind in KINDS}
+
+    def stages(variant: Recipe) -> list[Load]:
+        own = {name: held(shape, variant) for name, shape in shapes.items()}
+        return loads_of(Counted(variant, own["base"], own, NO_TEXTS, counts, 0, 0, Given(), Given()))
+
+    def needs(variant: Recipe) -> float:
+        return max(certain_bytes(load) for load in stages(variant))
+
+    free = free_memory(device)
+    largest = max(stages(recipe), key=certain_bytes)
+    if certain_bytes(largest) > free:
+        raise InputError(
+            f"{largest.stage} holds at least {size(certain_bytes(largest))} of weights, gradients and moments, and {size(free)} "
+            f"of {'GPU ' if device == 'cuda' else ''}memory are free; {what_fits(recipe, needs, free)}", file=recipe.model,
+        )  # fmt: skip
 
 
 # -- the plan ------------------------------------------------------------------------------------------------------------
@@ -711,10 +867,8 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     """
     check_files(recipe)
     device = pick_device(recipe.device)
-    shape = read_shape(recipe.model)
-    named = {name for key, name in recipe.samplers().items() if key[:2] != "rl" and not name.startswith(ENDPOINT)}
-    named |= {recipe.reward_model.model} if recipe.reward_model.model and recipe.trains_reward_model else set()
-    shapes = {"base": shape, "sft": shape} | {name: read_shape(name) for name in sorted(named - {"base", "sft"})}
+    shapes = shapes_of(recipe)
+    shape = shapes["base"]
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     train, counts, to_sort = count_prompts(recipe)
     tokenizer = load_tokenizer(recipe.model)
@@ -740,10 +894,18 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     ]
     peak = max(stages, key=lambda stage: stage["peak_bytes"])
     available = memory_of(device)
+
+    def needs(variant: Recipe) -> float:
+        own = {name: held(one, variant) for name, one in shapes.items()}
+        loads = loads_of(Counted(variant, own["base"], own, lengths, counts, to_sort, labelled, *given))
+        return max(load.peak_bytes for load in loads)
+
+    fits = peak["peak_bytes"] < available
     return {
         "title": recipe.title,
         "model": recipe.model,
         "parameters": shape.parameters,
+        "quantization": recipe.quantization,
         "adapter_parameters": shape.adapter(next((one.lora for one in trainings(recipe) if one.lora), None)),
         "layers": shape.layers,
         "hidden_size": shape.hidden,
@@ -758,7 +920,8 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
         "stages": stages,
         "peak_bytes": peak["peak_bytes"],
         "peak_stage": peak["stage"],
-        "fits": peak["peak_bytes"] < available,
+        "fits": fits,
+        "would_fit": None if fits else what_fits(recipe, needs, available),
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
         "operations_per_second": round(speed.operations),
         "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},
@@ -816,7 +979,7 @@ def plan_table(figures: dict[str, Any]) -> list[str]:
         f"peak      {size(figures['peak_bytes'])} in {figures['peak_stage']} ({parts})",
         f"          {'fits into' if figures['fits'] else 'does NOT fit into'} the {size(figures['memory_bytes'])} of "
         + ("this GPU" if figures["device"] == "cuda" else "this machine")
-        + ("" if figures["fits"] else "; lower tokens_per_micro_batch or batch_size, or train with LoRA"),
+        + ("" if figures["fits"] else f"; {figures['would_fit']}"),
         *(endpoint_line(name, asked) for name, asked in figures["endpoints"].items()),
         "",
         "Time is a rough estimate. It and the rest assume:",

@@ -94,7 +94,7 @@ def first_batches(recipe: Recipe) -> dict[str, Any]:
     check_files(recipe)
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     device = pick_device(recipe.device)
-    trunk = load_trunk(recipe.model, device=device, precision=recipe.precision, seed=recipe.seed)
+    trunk = load_trunk(recipe.model, device=device, seed=recipe.seed, **recipe.loading)
     by_kind = first_prompts(recipe, trunk)
     few = {kind: categorise(p[:ROWS], constitution, LocalSampler(trunk, "base")) for kind, p in by_kind.items()}
     prompts = next((found for found in few.values() if found), [])

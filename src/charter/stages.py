@@ -100,7 +100,8 @@ class Work:
     @cached_property
     def model_hash(self) -> str:
         path = Path(self.recipe.model)
-        return file_hash(path) if path.exists() else content_id(self.recipe.model)
+        found = file_hash(path) if path.exists() else content_id(self.recipe.model)
+        return content_id([found, self.recipe.quantization]) if self.recipe.quantization else found
 
     def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False) -> Trunk:
         """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``; ``trains``:
@@ -111,10 +112,11 @@ class Work:
                 path,
                 device=self.device,
                 lora=lora,
-                precision=self.recipe.precision,
                 seed=self.recipe.seed,
                 writes=writes,
                 divide=trains and self.divide,
+                say=self.run.say,
+                **self.recipe.loading,
             )
         return self._trunks[key]
 
@@ -198,7 +200,7 @@ class Work:
         """A judge that no stage shares, of a folder or behind an endpoint, and whose hand it is."""
         if name.startswith(ENDPOINT):
             return self.sampler(name, name), self.identity_of(name)
-        trunk = load_trunk(name, device=self.device, precision=self.recipe.precision)
+        trunk = load_trunk(name, device=self.device, **self.recipe.loading)
         return LocalSampler(trunk, Path(name).name), file_hash(Path(name))
 
     def gate(self, stage: Stage, name: str, passed: bool, message: str) -> None:
@@ -464,7 +466,7 @@ def train_supervised(work: Work, prompts: Stage | None, revise: Stage | None) ->
     Hugging Face folder."""
     recipe, settings = work.recipe, work.recipe.sft
     assert settings is not None
-    inputs = {"model": work.model_hash, "precision": recipe.precision}
+    inputs = {"model": work.model_hash, "precision": recipe.arithmetic}
     if revise is not None:
         inputs["revise"] = revise.output_hash
     if settings.data:
@@ -707,7 +709,7 @@ def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
     recipe = work.recipe
     settings = recipe.reward_model
     inputs = {
-        "feedback": feedback.output_hash, "precision": recipe.precision,
+        "feedback": feedback.output_hash, "precision": recipe.arithmetic,
         "sft": start.hash if settings.model is None else work.hash_of(settings.model),
     }  # fmt: skip
     with work.run.stage(
@@ -809,7 +811,7 @@ def train_policy(
     recipe = work.recipe
     settings = recipe.rl
     assert settings is not None
-    inputs = {"sft": start.hash, "precision": recipe.precision}
+    inputs = {"sft": start.hash, "precision": recipe.arithmetic}
     if reward is not None:
         inputs["reward"] = reward.output_hash
     if isinstance(settings, DPOSettings):
@@ -1004,7 +1006,7 @@ def best_of_n(work: Work, stage: Stage, start: Model, reward: Stage, test: Seque
     )  # fmt: skip
     trunk = load_trunk(
         recipe.reward_model.model or start.folder, device=work.device, lora=recipe.reward_model.lora,
-        precision=recipe.precision, writes=False,
+        writes=False, **recipe.loading,
     )  # fmt: skip
     scorers = trunk.load_scorers(reward.path("model"))
     by_prompt = [p for p in test for _ in range(n * k)]

@@ -63,7 +63,7 @@ def reward_from_file(
             if not stage.done:
                 device = pick_device("auto")
                 trunk = load_trunk(
-                    model, device=device, lora=settings.lora, precision=precision, seed=seed, writes=False
+                    model, device=device, lora=settings.lora, precision=precision, seed=seed, writes=False, say=run.say
                 )
                 room = min(limit, trunk.room or limit)
                 scorers = train_reward_model(trunk, train, settings, stage, limit=room)
@@ -105,7 +105,13 @@ def rating_model_from_file(
         with run.stage("train", settings, inputs, ["models", "training", "feedback/ratings"]) as stage:
             if not stage.done:
                 trunk = load_trunk(
-                    model, device=pick_device("auto"), lora=settings.lora, precision=precision, seed=seed, writes=False
+                    model,
+                    device=pick_device("auto"),
+                    lora=settings.lora,
+                    precision=precision,
+                    seed=seed,
+                    writes=False,
+                    say=run.say,
                 )
                 room = min(limit, trunk.room or limit)
                 scorers = train_rating_model(trunk, train, settings, stage, limit=room)

@@ -21,22 +21,22 @@ from charter.models.load import (
     save_model,
     whole_folder,
 )
+from charter.models.precision import DTYPES
+from charter.models.quantize import STACK, import_peft
 from charter.run import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LANGUAGE_MODELS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def save_adapter(adapters: Any, role: str, tokenizer: Any, folder: Path, base: str) -> None:
     """Write one adapter of a trunk as a folder that peft loads onto ``base``, its tokenizer and template beside it."""
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config = copy.copy(adapters.peft_config[role])
     config.base_model_name_or_path, config.inference_mode = base, True
     config.target_modules = sorted(config.target_modules)  # a set, whose order changes from process to process
-    state = get_peft_model_state_dict(adapters, adapter_name=role, save_embedding_layers=False)
+    state = import_peft().get_peft_model_state_dict(adapters, adapter_name=role, save_embedding_layers=False)
     with whole_folder(folder) as temporary:
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
@@ -72,21 +72,39 @@ def base_of(folder: Path) -> str:
     return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
 
 
+def stack_of(path: str) -> tuple[str, list[Path]]:
+    """The model whose weights are to be rounded, and the adapters that go on top in order: of a folder that was trained in 4 bits
+    what it was trained on, of any other itself and none."""
+    card = read_json(Path(path) / STACK)
+    if card is None:
+        return path, []
+    folder = Path(path).with_name("adapter")
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"was trained in 4 bits, and its adapter is not beside it in {folder}", file=path)
+    base, under = stack_of(base_of(folder))
+    return base, [*under, folder]
+
+
 def put_on(model: Any, folder: Path, name: str = "default") -> Any:
-    """The model with the adapter of a folder around it. InputError where the adapter's weights are not those that its
-    configuration says: peft would leave the rest at zero."""
-    from peft import PeftModel, get_peft_model_state_dict
+    """The model, or one with adapters already, with the adapter of a folder around it. InputError where the adapter's weights are
+    not those that its configuration says: peft would leave the rest at zero."""
     from safetensors import safe_open
+
+    peft = import_peft()
 
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what peft warns of is looked at below
-            wrapped = PeftModel.from_pretrained(model, folder, adapter_name=name)
+            if isinstance(model, peft.PeftModel):
+                wrapped, model = model, model.get_base_model()
+                wrapped.load_adapter(folder, adapter_name=name)
+            else:
+                wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
     except Exception as error:  # peft raises whatever the shapes and files underneath raise
         raise InputError(f"the adapter does not fit its base model: {first_line(error)}", file=folder) from None
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         stored = set(file.keys())
-    wanted = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+    wanted = set(peft.get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
     if missing := sorted(wanted - stored):
         raise InputError(f"adapter weights are missing: {', '.join(missing[:3])}", file=folder)
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()

@@ -9,12 +9,14 @@ equal those of transformers under autograd (a test).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from charter.models.llama_weights import Block, LlamaWeights, inverse_rms, rotate_, weights_of
 from charter.models.packing import Packed, View
@@ -23,15 +25,26 @@ STRIDE = 64  # lines are filled up to a multiple: for every new shape of a produ
 PIECE = 128  # queries of a long row that are multiplied together; fewer waste less on keys to come, more make longer products
 
 
-def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Last hidden states, float32, at the places ``rows`` (n,) of the line: (n, H). The last block finishes no other row."""
+def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype, *, again: bool = False) -> Tensor:
+    """Last hidden states, float32, at the places ``rows`` (n,) of the line: (n, H). The last block finishes no other row. With
+    ``again`` a block keeps its input alone and is computed again for its gradient."""
     weights = weights_of(model, dtype)
     line = Line(weights, packed)
     x = F.embedding(F.pad(packed.ids, (0, line.length - len(packed.ids))), weights.embedding)
     for number, block in enumerate(weights.blocks):
         last = number == len(weights.blocks) - 1
-        x = _Block.apply(x, block, line, rows if last else None, *block.parameters())  # type: ignore[no-untyped-call]
+        layer = functools.partial(run_block, block=block, line=line, rows=rows if last else None)
+        if again and torch.is_grad_enabled():
+            x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = layer(x)
     return F.rms_norm(x, (x.shape[1],), weights.norm, weights.eps)
+
+
+def run_block(x: Tensor, *, block: Block, line: Line, rows: Tensor | None) -> Tensor:
+    """One layer on a line (N, H)."""
+    found: Tensor = _Block.apply(x, block, line, rows, *block.parameters())  # type: ignore[no-untyped-call]
+    return found
 
 
 class Chunk:

@@ -49,13 +49,16 @@ class Decoder(Protocol):
 class TransformersDecoder:
     """Any causal language model, through its own forward pass and cache. The prompt is read once and its cache repeated."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], k: int) -> None:
-        self.model = model
+    def __init__(
+        self, model: Any, prompts: Sequence[Sequence[int]], k: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model, self.dtype = model, dtype
         ids, self.attention = left_pad(prompts, next(model.parameters()).device)
-        output = model(
-            input_ids=ids, attention_mask=self.attention, position_ids=positions(self.attention), use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
+        with self.flash():
+            output = model(
+                input_ids=ids, attention_mask=self.attention, position_ids=positions(self.attention), use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
         self.cache, self.logits = output.past_key_values, output.logits[:, -1]
         if k > 1:
             self.cache.batch_repeat_interleave(k)
@@ -65,16 +68,22 @@ class TransformersDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], dim=1)
-        output = self.model(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=self.attention,
-            position_ids=self.length.unsqueeze(1),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        with self.flash():
+            output = self.model(
+                input_ids=tokens.unsqueeze(1),
+                attention_mask=self.attention,
+                position_ids=self.length.unsqueeze(1),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
         logits: Tensor = output.logits[:, -1]
         self.logits, self.length = logits, self.length + 1
         return logits
+
+    def flash(self) -> Any:
+        """Flash attention knows 16 bits only; everything else is sampled in float32."""
+        on = self.model.config._attn_implementation == "flash_attention_2"
+        return torch.autocast(self.attention.device.type, dtype=self.dtype if on else None, enabled=on)
 
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
@@ -94,7 +103,7 @@ def make_decoder(
         return FusedLlama(model, prompts, k, max_new_tokens, dtype)
     if is_encoder_decoder(model):
         return EncoderDecoder(model, prompts, k)
-    return TransformersDecoder(model, prompts, k)
+    return TransformersDecoder(model, prompts, k, dtype)
 
 
 @torch.inference_mode()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charter.models.quantize import is_quantized
+
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2"})
 STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 FEW_ROWS = 256
@@ -26,7 +28,7 @@ FUSED_BYTES = 4 * 2**30  # of a second copy of the weights; a larger model runs 
 def is_llama_like(model: Any) -> bool:
     """Whether the fused pages are the arithmetic of this model: rotary positions, gated SiLU, full attention, RMS norms."""
     config = getattr(model, "config", None)
-    if config is None or config.model_type not in LLAMA_LIKE or not hasattr(model, "lm_head"):
+    if config is None or config.model_type not in LLAMA_LIKE or not hasattr(model, "lm_head") or is_quantized(model):
         return False
     if hasattr(
         model.model.layers[0], "unshard"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from charter.models.chat_template import (
     prepare_tokenizer,
 )
 from charter.models.encoder import ENCODERS, POOLED
+from charter.models.quantize import is_quantized, keep_exact, loading_in_4_bits
+from charter.records import write_json
 from charter.run import read_json
 
 
@@ -82,15 +85,46 @@ def kind_of(path: str) -> Literal["decoder", "encoder", "encoder-decoder"]:
 TEMPLATES = {"decoder": TRANSCRIPT_TEMPLATE, "encoder-decoder": PLAIN_TEMPLATE, "encoder": PAIR_TEMPLATE}
 
 
-def load_base(path: str, device: str = "cpu") -> Any:
-    """A model without a task's head, by what it is: one that writes with its vocabulary, an encoder without."""
+def load_base(
+    path: str,
+    device: str = "cpu",
+    *,
+    attention: str = "auto",
+    quantization: str | None = None,
+    precision: str = "float32",
+) -> Any:
+    """A model without a task's head, by what it is: one that writes with its vocabulary, an encoder without. ``precision`` is
+    that of the products with weights of 4 bits. InputError where a package is missing."""
     kind = kind_of(path)
+    check_attention(attention, kind, device, precision)
+    more: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    if quantization:
+        more |= loading_in_4_bits(precision, device)
     if kind == "encoder":
         from transformers import AutoConfig
 
         pooled = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED
-        return load_model(path, device, kind="AutoModel", **({"add_pooling_layer": False} if pooled else {}))
-    return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM")
+        return load_model(path, device, kind="AutoModel", **({"add_pooling_layer": False} if pooled else {}), **more)
+    return load_model(
+        path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM", **more
+    )
+
+
+def check_attention(attention: str, kind: str, device: str, precision: str) -> None:
+    """InputError where flash attention is asked for and cannot be: transformers would fetch compiled code where it is missing."""
+    if attention != "flash_attention_2":
+        return
+    if importlib.util.find_spec("flash_attn") is None:
+        raise InputError("needs the package flash-attn, which is not installed; install it or set attention: auto",
+                         field="attention: flash_attention_2")  # fmt: skip
+    if device != "cuda":
+        raise InputError("needs a GPU; set attention: auto", field="attention: flash_attention_2")
+    if precision == "float32":
+        raise InputError("computes in 16 bits; set precision: bfloat16", field="attention: flash_attention_2")
+    if kind != "decoder":
+        raise InputError(
+            f"is for decoders, and this is an {kind}; set attention: auto", field="attention: flash_attention_2"
+        )
 
 
 def marks_of(path: str) -> tuple[list[int], int | None]:
@@ -174,7 +208,11 @@ def load_model(
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"weights are missing: {', '.join(missing[:3])}; this folder is not a {kind}", file=path)
-    return use_fast_attention(model.to(device).eval())
+    if is_quantized(model):
+        keep_exact(model)
+    else:
+        model = model.to(device)
+    return use_fast_attention(model.eval()) if "attn_implementation" not in kwargs else model.eval()
 
 
 def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:
@@ -211,14 +249,19 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB") -> None:
-    """Write a plain Hugging Face folder: it loads without remote code, also where the model once came with some."""
+def save_model(
+    model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB", extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a plain Hugging Face folder: it loads without remote code, also where the model once came with some. ``extra``: small
+    JSON files by name."""
     for holder in (model.config, tokenizer.init_kwargs):
         named = holder if isinstance(holder, dict) else vars(holder)
         named.pop("auto_map", None)
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary, max_shard_size=shard_size)
         tokenizer.save_pretrained(temporary)
+        for name, value in (extra or {}).items():
+            write_json(temporary / name, value)
 
 
 def pick_device(setting: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 
 from charter.config import LoRASettings
 from charter.errors import InputError
+from charter.models.adapters import put_on, save_adapter, stack_of
 from charter.models.attention import NAME
+from charter.models.checkpointing import checkpoint_layers
 from charter.models.encoder import first_in_line, is_encoder, row_limit
 from charter.models.encoder_decoder import hidden_in_line, is_encoder_decoder
 from charter.models.fused_training import hidden_states
@@ -31,7 +34,9 @@ from charter.models.generate import context_length
 from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
-from charter.models.packing import LAYOUT, Packed, Tokens, pack
+from charter.models.packing import LAYOUT, Layout, Packed, Tokens, pack
+from charter.models.precision import DTYPES, RoleParameters, scaled
+from charter.models.quantize import STACK, dense_copy, import_peft, is_quantized, size_of
 from charter.models.sharded import Sharded, put, whole_tensor
 from charter.records import write_json
 from charter.run import derive_seed, read_json
@@ -55,20 +60,34 @@ class Trunk:
         seed: int = 0,
         path: str = "",
         divide: bool = False,
+        under: Sequence[Path] = (),
+        gradient_checkpointing: bool = False,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         """``divide``: the weights among the processes of the run, where there are several."""
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
-        self.precision, self.path = precision, path
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self.precision, self.path, self.dtype = precision, path, DTYPES[precision]
+        self.gradient_checkpointing, self.say = gradient_checkpointing, say
         self.divided = divide and team().size > 1
         self._divided: dict[str, Sharded] = {}
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
+        self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.adapters: Any = None
-        self.n_parameters: int = sum(parameter.numel() for parameter in model.parameters())
+        self.playing: str | None = None
+        """The role whose adapter is switched on."""
+        self.n_parameters: int = sum(size_of(parameter) for parameter in model.parameters())
+        self.under = tuple(f"under{number}" for number in range(len(under)))
+        """Adapters that are part of the base: trained before on its 4-bit weights, switched on in every role."""
+        for name, folder in zip(self.under, under, strict=True):
+            self.adapters = put_on(model if self.adapters is None else self.adapters, folder, name)
+        if self.under:
+            self.adapters.base_model.set_adapter(list(self.under))
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        if gradient_checkpointing:
+            checkpoint_layers(model, self._again)
 
     # -- roles ---------------------------------------------------------------------------------------------------------
 
@@ -76,7 +95,13 @@ class Trunk:
         """Add a trainable role that starts as the base (or as another role). A head starts at zero: every score and value
         is 0 before the first update."""
         torch.manual_seed(derive_seed(self.seed, "role", name))
+        if self.precision == "float16":
+            self.scalers[name] = torch.amp.GradScaler(self.device.type)
         if self.lora is None:
+            if is_quantized(self.model):
+                raise InputError(
+                    "its weights are held in 4 bits and cannot be trained; set lora", file=self.path or None
+                )
             if (start_from or REFERENCE) in self._divided:
                 self.copies[name] = self._divided[start_from or REFERENCE].undivided()
             else:
@@ -85,6 +110,8 @@ class Trunk:
             # A model that only scores has no use for the vocabulary projection unless it is the embedding itself.
             for parameter in self.copies[name].parameters():
                 parameter.requires_grad_(True)
+            if self.gradient_checkpointing:
+                checkpoint_layers(self.copies[name], self._again)
         else:
             self._add_adapter(name, start_from)
         if head:
@@ -94,15 +121,19 @@ class Trunk:
                 self.heads[name].load_state_dict(self.heads[start_from].state_dict())
             else:
                 nn.init.zeros_(self.heads[name].weight)
+        if self.say is not None and self.lora is not None:
+            n = sum(parameter.numel() for parameter in self.parameters(name).values())
+            self.say(
+                f"  {name}: LoRA trains {n:,} of {self.n_parameters:,} parameters ({self.trainable_share(name):.2%})"
+            )
 
     def _add_adapter(self, name: str, start_from: str | None) -> None:
-        from peft import LoraConfig, get_peft_model
-
         assert self.lora is not None
+        peft = import_peft()
         conv1d = any(
             type(module).__name__ == "Conv1D" for module in self.model.modules()
         )  # GPT-2 stores them transposed
-        config = LoraConfig(
+        config = peft.LoraConfig(
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             target_modules="all-linear",
@@ -113,10 +144,12 @@ class Trunk:
             else "CAUSAL_LM",
             fan_in_fan_out=conv1d,
         )
-        if self.adapters is None:
-            self.adapters = get_peft_model(self.model, config, adapter_name=name)
-        else:
-            self.adapters.add_adapter(name, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name of before
+            if self.adapters is None:
+                self.adapters = peft.get_peft_model(self.model, config, adapter_name=name)
+            else:
+                self.adapters.add_adapter(name, config)
         self.adapters.eval()
         if start_from:
             state = dict(self.adapters.named_parameters())
@@ -125,7 +158,7 @@ class Trunk:
                     if f".{name}." in key:
                         parameter.copy_(state[key.replace(f".{name}.", f".{start_from}.")])
 
-    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+    def parameters(self, role: str) -> RoleParameters:
         """The trainable parameters of a role by name, its head included."""
         if self.divided:
             self._divide(role)
@@ -141,7 +174,9 @@ class Trunk:
             found = {key: value for key, value in self.adapters.named_parameters() if f".{role}." in key}
         if role in self.heads:
             found["head.weight"] = self.heads[role].weight
-        return found
+        own = RoleParameters(found)
+        own.scaler = self.scalers.get(role)
+        return own
 
     def trainable_share(self, role: str) -> float:
         """Trained parameters of a role over the parameters of the base."""
@@ -157,13 +192,12 @@ class Trunk:
                 yield model
         elif self.lora is None:
             yield self.copies.get(role, self.model)
-        elif self.adapters is None or role == REFERENCE:
+        elif self.adapters is None or (role == REFERENCE and not self.under):
             with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
                 yield self.model
             self._thaw()
         else:
-            self.adapters.set_adapter(role)
-            self._thaw()
+            self._play(role)
             yield self.model
 
     def through(self, role: str, compute: Callable[[Any], T]) -> T:
@@ -197,12 +231,32 @@ class Trunk:
                 if torch.is_grad_enabled():
                     torch.autograd.backward(torch.stack([one.sum() for one in found]).sum() * 0.0)
 
+    def _play(self, role: str) -> None:
+        """Switch on the adapter of a role, and those under all of them."""
+        self.adapters.base_model.set_adapter([*self.under, *([] if role == REFERENCE else [role])])
+        self.playing = role
+        self._thaw()
+
     def _thaw(self) -> None:
         """Switching adapters freezes the others in peft; a graph that still waits for its backward pass would lose them."""
         if self.adapters is not None:
             for key, parameter in self.adapters.named_parameters():
                 if "lora_" in key:
-                    parameter.requires_grad_(True)
+                    parameter.requires_grad_(not any(f".{name}." in key for name in self.under))
+
+    def _again(self) -> contextlib.AbstractContextManager[None]:
+        """The context of this moment, for a layer that is computed again: the layout of its line and the adapters of its role."""
+        return self._as_it_was(LAYOUT.get(), self.playing)
+
+    @contextlib.contextmanager
+    def _as_it_was(self, layout: Layout | None, role: str | None) -> Iterator[None]:
+        token = LAYOUT.set(layout)
+        try:
+            if role is not None and role != self.playing:
+                self._play(role)
+            yield
+        finally:
+            LAYOUT.reset(token)
 
     # -- what a role computes ------------------------------------------------------------------------------------------
 
@@ -259,7 +313,7 @@ class Trunk:
     def hidden(self, model: Any, packed: Packed, rows: Tensor) -> Tensor:
         """Last hidden states (n, H), float32, at the places ``rows`` (n,) of the line."""
         if self.fuses:
-            return hidden_states(model, packed, rows, self.dtype)
+            return hidden_states(model, packed, rows, self.dtype, again=self.gradient_checkpointing)
         with self.autocast():
             return self._line(model, packed, packed=self.packs)[rows]
 
@@ -285,8 +339,10 @@ class Trunk:
 
     def autocast(self) -> Any:
         """The context in which matrix products are in the trunk's precision."""
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+        enabled = self.precision != "float32"
+        return torch.autocast(
+            self.device.type, dtype=self.dtype if enabled else None, enabled=enabled, cache_enabled=False
+        )
 
     def logprobs(
         self, role: str, packed: Packed, *, temperature: float = 1.0, entropy: bool = False
@@ -304,6 +360,8 @@ class Trunk:
             return self._chosen_logprobs(model, hidden, targets, temperature, entropy)
 
         chosen, entropies = self.through(role, compute)
+        scaler = self.scalers.get(role)
+        chosen, entropies = scaled(scaler, chosen), None if entropies is None else scaled(scaler, entropies)
         zeros = torch.zeros(packed.mask.shape, device=chosen.device)
         return zeros.index_put(place, chosen), None if entropies is None else zeros.index_put(place, entropies)
 
@@ -325,22 +383,21 @@ class Trunk:
     def values(self, role: str, packed: Packed) -> Tensor:
         """What the role's head expects *before* each response token is chosen: (R, T), 0 outside the mask."""
         hidden = self.through(role, lambda model: self.hidden(model, packed, packed.before[packed.mask]))
-        values = self.heads[role](hidden).squeeze(-1)
+        values = scaled(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
         zeros = torch.zeros(packed.mask.shape, device=hidden.device)
         return zeros.index_put(packed.mask.nonzero(as_tuple=True), values)
 
     def scores(self, role: str, packed: Packed) -> Tensor:
         """The role's head at the last token of each row: (R,). The place comes from lengths, never from ids."""
         hidden = self.through(role, lambda model: self.hidden(model, packed, packed.last))
-        score: Tensor = self.heads[role](hidden).squeeze(-1)
-        return score
+        return scaled(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
 
     # -- on disk ---------------------------------------------------------------------------------------------------------
 
     def save_language_model(self, role: str, folder: Path) -> None:
         """The role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and stands by itself
-        in `adapter` beside it, as peft saves it. Of several processes the main one writes."""
-        from charter.models.adapters import save_adapter
+        in `adapter` beside it, as peft saves it. Weights of 4 bits are written out in the precision of the run. Of several
+        processes the main one writes."""
 
         if self.divided:
             whole = self._divide(role).undivided()
@@ -352,6 +409,11 @@ class Trunk:
         if self.lora is not None:
             save_adapter(self.adapters, role, self.tokenizer, folder.with_name("adapter"), self.path)
         with self.as_role(role) as model:
+            if is_quantized(self.model):
+                save_model(
+                    dense_copy(model, self.dtype), self.tokenizer, folder, extra={STACK: {"quantization": "nf4"}}
+                )
+                return
             if self.lora is not None:
                 model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
             save_model(model, self.tokenizer, folder)
@@ -450,16 +512,23 @@ def load_trunk(
     seed: int = 0,
     writes: bool = True,
     divide: bool = False,
+    quantization: str | None = None,
+    attention: str = "auto",
+    gradient_checkpointing: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Trunk:
     """The model of a folder as a trunk without roles: it can already serve as reference. ``writes``: it has to; without, an
-    encoder is welcome too, for a reward model. ``divide`` as in ``Trunk``. InputError where it is not."""
+    encoder is welcome too, for a reward model. ``divide`` as in ``Trunk``. ``say`` is told what adapters train. InputError where
+    the model is not that, or where what ``quantization`` and ``attention`` need is not there."""
     from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 
     check_folder(path)
-    model = load_base(path, device)
+    base, under = stack_of(path) if quantization else (path, [])
+    model = load_base(base, device, attention=attention, quantization=quantization, precision=precision)
     if writes and is_encoder(model):
         raise InputError("is an encoder, which scores and does not write; it can be a reward model (reward_model.model) or a "
                          "classifier", file=path)  # fmt: skip
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
-    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, divide=divide)
+    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, under=under, divide=divide,
+                 gradient_checkpointing=gradient_checkpointing, say=say)  # fmt: skip

@@ -21,7 +21,7 @@ from charter.run import Stage, derive_seed
 from charter.team import team
 from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import sft_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -92,6 +92,7 @@ def train_dpo(
         norm = optimizer.step()
         stage.record(
             step,
+            **scaling_of(optimizer),
             loss=totals["loss"],
             accuracy=totals["accuracy"],
             reward_chosen=totals["chosen"],

@@ -17,7 +17,7 @@ from charter.run import Stage, derive_seed
 from charter.team import team
 from charter.training.advantages import group_advantages
 from charter.training.losses import clipped_policy_loss, kl_penalty, token_kl, token_weights
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.rewards import RewardSum, apply_missing_eos_penalty, make_kl_controller
 from charter.training.rollouts import (
     collect,
@@ -156,6 +156,7 @@ def train_grpo(
             grad_norm=sum(norms) / len(norms),
             updates=len(norms),
             sampler_gap=watch.sampler_gap,
+            **scaling_of(optimizer),
         )
         log_rollout(stage, step, rollout, scores, kl)
         watch.step_done(step, row)

@@ -18,7 +18,7 @@ from charter.records import Prompt
 from charter.run import Stage, derive_seed
 from charter.team import team
 from charter.training.losses import token_kl
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import LOSSES, PairLogprobs
 from charter.training.rewards import RewardSum, apply_missing_eos_penalty
 from charter.training.rollouts import (
@@ -114,6 +114,7 @@ def train_online_dpo(
             grad_norm=norm,
             updates=1,
             sampler_gap=watch.sampler_gap,
+            **scaling_of(optimizer),
         )
         log_rollout(stage, step, rollout, scores, kl)
         watch.step_done(step, row)

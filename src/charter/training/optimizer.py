@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from charter.errors import GateError
+from charter.models.precision import RoleParameters
 from charter.models.sharded import CARD, is_divided, load_divided, put, save_divided
 from charter.records import atomic_path
 from charter.team import team
@@ -24,7 +25,8 @@ class Optimizer:
     """AdamW without weight decay over named parameters, with gradient clipping and a schedule known in advance.
 
     The learning rate rises over ``warmup`` of the steps and falls to zero by a half cosine, or stays (``decay=False``).
-    A gradient that is not finite stops the run with the reason: skipping it would hide it.
+    A gradient that is not finite stops the run with the reason: skipping it would hide it. In float16, where the scale of the
+    gradients is found by trial, such an update is left out, counted (``scaling_of``) and made smaller the next time.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class Optimizer:
         max_grad_norm: float = 1.0,
     ) -> None:
         self.parameters = dict(parameters)
+        self.scaler = parameters.scaler if isinstance(parameters, RoleParameters) else None
+        self.skipped = 0
         self.learning_rate, self.steps, self.decay, self.max_grad_norm = learning_rate, steps, decay, max_grad_norm
         self.warmup_steps = math.ceil(warmup * steps)
         self.made = 0
@@ -58,18 +62,34 @@ class Optimizer:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def step(self) -> float:
-        """Add up the gradients of the processes, clip, update, clear; the gradient norm before clipping."""
+        """Add up the gradients of the processes, clip, update, clear; the gradient norm before clipping, 0 where the update was
+        left out."""
         parameters = list(self.parameters.values())
         sum_gradients([p for p in parameters if not is_divided(p)])
+        if self.scaler is not None:
+            self.scaler.unscale_(self.adam)
         norm = clip_gradients(parameters, self.max_grad_norm)
+        if self.scaler is not None and not math.isfinite(norm) and self.scaler.get_scale() > 1:
+            return self._skip()
         if not math.isfinite(norm):
             raise GateError(f"the gradient is not finite at update {self.made}; lower the learning rate or use float32")
         for group in self.adam.param_groups:
             group["lr"] = self.rate()
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
+        if self.scaler is not None:
+            self.scaler.update()
         self.made += 1
         return norm
+
+    def _skip(self) -> float:
+        """Leave out an update whose gradient overflowed float16, and halve the scale."""
+        assert self.scaler is not None
+        self.scaler.update()
+        self.adam.zero_grad(set_to_none=True)
+        self.made += 1
+        self.skipped += 1
+        return 0.0
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Parameters and moments by name."""
@@ -142,6 +162,12 @@ def like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     return found.detach()
 
 
+def scaling_of(*optimizers: Optimizer) -> dict[str, float]:
+    """What a step logs in float16: the smallest scale, and updates left out since the start. Nothing in other precisions."""
+    scales = [one.scaler.get_scale() for one in optimizers if one.scaler is not None]
+    return {"loss_scale": min(scales), "skipped_updates": sum(one.skipped for one in optimizers)} if scales else {}
+
+
 def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], extra: Mapping[str, Any]) -> None:
     """Write parameters, optimizer moments, the step and plain values, atomically: one file, or a folder beside it where the
     parameters are divided among processes."""
@@ -149,7 +175,15 @@ def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], 
 
     folder = path.with_suffix("")
     tensors = {key: value for prefix, one in optimizers.items() for key, value in one.tensors(prefix).items()}
-    card = {"step": step, "made": {prefix: one.made for prefix, one in optimizers.items()}, "extra": dict(extra)}
+    card: dict[str, Any] = {
+        "step": step,
+        "made": {prefix: one.made for prefix, one in optimizers.items()},
+        "extra": dict(extra),
+    }
+    if scaled := {prefix: one for prefix, one in optimizers.items() if one.scaler is not None}:
+        card["scaling"] = {
+            prefix: [one.scaler.state_dict(), one.skipped] for prefix, one in scaled.items() if one.scaler
+        }
     if any(map(is_divided, tensors.values())):
         save_divided(folder, tensors, card)
         if team().is_main:
@@ -179,4 +213,7 @@ def load_checkpoint(path: Path, optimizers: Mapping[str, Optimizer]) -> tuple[in
     for prefix, optimizer in optimizers.items():
         own = {key: value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
         optimizer.restore(prefix, own, card["made"][prefix])
+        if optimizer.scaler is not None:
+            state, optimizer.skipped = card["scaling"][prefix]
+            optimizer.scaler.load_state_dict(state)
     return card["step"], card["extra"]

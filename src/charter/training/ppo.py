@@ -17,7 +17,7 @@ from charter.run import Stage, derive_seed
 from charter.team import team
 from charter.training.advantages import gae, whiten
 from charter.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean, token_kl
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.rewards import RewardSum, apply_missing_eos_penalty, at_last_token, make_kl_controller
 from charter.training.rollouts import (
     collect,
@@ -150,6 +150,7 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
             grad_norm=sum(policy_norms) / len(policy_norms),
             updates=len(policy_norms),
             sampler_gap=watch.sampler_gap,
+            **scaling_of(policy_optimizer, value_optimizer),
         )
         log_rollout(stage, step, rollout, scores, kl)
         watch.step_done(step, row)

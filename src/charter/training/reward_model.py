@@ -21,7 +21,7 @@ from charter.run import Stage, derive_seed
 from charter.team import team
 from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import bradley_terry_loss, rating_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 
 SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
@@ -152,7 +152,13 @@ def train_members(
             rate = optimizers[role].rate()
             found.append((*measured, optimizers[role].step(), rate))
         *means, norm, rate = np.mean(np.array(found), axis=0).tolist()  # over the members
-        stage.record(step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate)
+        stage.record(
+            step,
+            **dict(zip(names, means, strict=True)),
+            grad_norm=norm,
+            learning_rate=rate,
+            **scaling_of(*optimizers.values()),
+        )
         if (step + 1) % settings.checkpoint_every == 0:
             save_checkpoint(checkpoint, step + 1, optimizers, {})
 

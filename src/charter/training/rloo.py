@@ -17,7 +17,7 @@ from charter.run import Stage, derive_seed
 from charter.team import team
 from charter.training.advantages import rloo_advantages
 from charter.training.losses import reinforce_loss, token_kl
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.rewards import RewardSum, apply_missing_eos_penalty, make_kl_controller
 from charter.training.rollouts import (
     collect,
@@ -113,6 +113,7 @@ def train_rloo(
             grad_norm=norm,
             updates=1,
             sampler_gap=watch.sampler_gap,
+            **scaling_of(optimizer),
         )
         log_rollout(stage, step, rollout, scores, kl)
         watch.step_done(step, row)

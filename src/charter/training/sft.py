@@ -16,7 +16,7 @@ from charter.run import Stage, derive_seed
 from charter.team import team
 from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import sft_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint
+from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 
 
 def sft_tokens(
@@ -64,6 +64,6 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
         (total,) = team().add_up(total)
         rate = optimizer.rate()
         norm = optimizer.step()
-        stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm)
+        stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm, **scaling_of(optimizer))
         if (step + 1) % settings.checkpoint_every == 0:
             save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})

@@ -23,6 +23,7 @@ EXACT = 1e-5  # of a KL or a ratio that is the same computation twice
 SAMPLER_GAP = {
     "float32": 1e-4,
     "bfloat16": 0.05,
+    "float16": 0.02,
 }  # nats per token, mean: sampling is in float32 whatever training is in
 TREND_STEPS = 30  # fewer say nothing about a trend
 
