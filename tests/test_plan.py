@@ -16,6 +16,8 @@ from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.plan import (
     NO_TEXTS,
+    Counted,
+    Given,
     Load,
     certain_bytes,
     check_machine,
@@ -29,6 +31,7 @@ from charter.plan import (
     shapes_of,
     size,
 )
+from charter.prompts import KINDS
 from conftest import save_random_model
 
 
@@ -217,8 +220,8 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_loads_with_what_fits(
 def loads_at_least(recipe):
     loaded = load_recipe(recipe)
     shapes = shapes_of(loaded)
-    counts = {f"{split} {kind}": 0 for split in ("train", "test") for kind in ("red_team", "benign")}
-    return loads_of(loaded, shapes["base"], shapes, NO_TEXTS, counts, to_sort=0, labelled=0)
+    counts = {f"{split} {kind}": 0 for split in ("train", "test") for kind in KINDS}
+    return loads_of(Counted(loaded, shapes["base"], shapes, NO_TEXTS, counts, 0, 0, Given(), Given()))
 
 
 def test_what_is_certain_is_no_more_than_the_plan(random_llama, write_recipe):

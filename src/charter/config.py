@@ -633,6 +633,8 @@ class Recipe(Settings):
         }  # fmt: skip
         if self.prompts is None and (asking := [name for name, needs in needs_prompts.items() if needs]):
             raise ValueError(f"{asking[0]} needs prompts; give prompts.files, or leave it out with {asking[0]}: null")
+        if not any((revise, sft, feedback, rl, self.evaluation)):
+            raise ValueError("every stage is left out; there is nothing to run")
         if self.prompts is not None and not any(needs_prompts.values()):
             raise ValueError("no stage reads prompts; leave them out")
         needs_principles = {
@@ -714,10 +716,7 @@ class Recipe(Settings):
         """Weights of 4 bits cannot move: what trains on them are adapters."""
         if self.quantization is None:
             return self
-        rewarded = isinstance(self.rl, RolloutSettings) and any(
-            (part.source or name) == "reward_model" for name, part in self.rl.reward.items()
-        )
-        for name, read in (("sft", True), ("reward_model", rewarded), ("rl", True)):
+        for name, read in (("sft", True), ("reward_model", self.trains_reward_model), ("rl", True)):
             settings = getattr(self, name)
             if read and isinstance(settings, TrainingSettings) and settings.lora is None:
                 raise ValueError(f"quantization: {self.quantization} freezes the weights, so set {name}.lora too")

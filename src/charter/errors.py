@@ -21,3 +21,7 @@ class InputError(Exception):
 
 class GateError(Exception):
     """A measured condition says that going on would waste the run or mislead its reader. Exit code 1."""
+
+
+class MemoryFull(Exception):
+    """Not even the smallest micro-batch fits into memory."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from charter.config import Recipe
-from charter.errors import GateError, InputError
+from charter.errors import GateError, InputError, MemoryFull
+from charter.plan import smaller
 from charter.run import Run
 from charter.stages import (
     Model,
@@ -51,6 +52,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
             stopped = str(error)
             team().on_main(lambda: write_run_report(work, stopped=stopped))
             raise
+        except MemoryFull as error:
+            raise InputError(f"{error}; {smaller(recipe)}") from None
         return team().on_main(lambda: write_run_report(work))
 
 

@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -412,7 +412,7 @@ class Load:
         """What backward needs of a micro-batch: per token and layer some vectors of the hidden, key-value and inner width,
         and the logits at the positions that are scored: once where the pass is written out, else ``copies`` of them."""
         tokens = max(settings.tokens_per_micro_batch, row)
-        scored = tokens * min(response / row, 1) * shape.vocabulary if copies else 0
+        scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
         if not shape.fused:
             per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
             layers = per_layer + shape.layers * shape.hidden if self.checkpointing else shape.layers * per_layer
@@ -509,6 +509,11 @@ class Counted:
         if settings.revisions and self.recipe.revise is not None:
             new = self.recipe.revise.max_new_tokens
         return self.lengths.prompt + new + 1, new + 1
+
+    def needs(self, variant: Recipe) -> float:
+        """Peak bytes of the recipe with some settings changed."""
+        own = {name: held(shape, variant) for name, shape in self.shapes.items()}
+        return max(load.peak_bytes for load in loads_of(replace(self, recipe=variant, shape=own["base"], shapes=own)))
 
     @property
     def n_arms(self) -> int:
@@ -762,7 +767,7 @@ def memory_of(device: str) -> int:
 
 CERTAIN = ("weights", "cast_weights", "gradients", "adam", "merged_copy")  # whatever the texts turn out to be
 SMALL_BATCH, SMALL_MICRO_BATCH = 16, 1024
-NO_TEXTS = Lengths(*[0] * 9)
+NO_TEXTS = Lengths(*[0] * len(fields(Lengths)))
 
 
 def certain_bytes(load: Load) -> float:
@@ -860,6 +865,26 @@ def check_machine(recipe: Recipe) -> None:
 # -- the plan ------------------------------------------------------------------------------------------------------------
 
 
+def count(recipe: Recipe, shapes: Shapes) -> Counted:
+    """Read what the loads of a recipe follow from: its files, and their tokens."""
+    constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
+    train, counts, to_sort = count_prompts(recipe)
+    tokenizer, shape = load_tokenizer(recipe.model), shapes["base"]
+    lengths = measure_lengths(recipe, constitution, train, tokenizer)
+    known = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
+    most = recipe.feedback.gate_pairs if recipe.feedback is not None else 0
+    labelled = min(len(read_pairs(Path(known)).pairs), most) if known else 0
+    given = read_given(recipe, tokenizer, shape.positions)
+    return Counted(recipe, shape, shapes, lengths, counts, to_sort, labelled, *given)
+
+
+def smaller(recipe: Recipe) -> str:
+    """The mildest changes with which a run that ran out of memory needs less than is free, and a third less than it did."""
+    counted = count(recipe, shapes_of(recipe))
+    room = min(free_memory(pick_device(recipe.device)), counted.needs(recipe) * 2 / 3)
+    return what_fits(recipe, counted.needs, room)
+
+
 def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     """What a run of the recipe will take, in JSON values: tokens as counts, memory in bytes, time in seconds.
 
@@ -869,15 +894,8 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     device = pick_device(recipe.device)
     shapes = shapes_of(recipe)
     shape = shapes["base"]
-    constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
-    train, counts, to_sort = count_prompts(recipe)
-    tokenizer = load_tokenizer(recipe.model)
-    lengths = measure_lengths(recipe, constitution, train, tokenizer)
-    known = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
-    most = recipe.feedback.gate_pairs if recipe.feedback is not None else 0
-    labelled = min(len(read_pairs(Path(known)).pairs), most) if known else 0
-    given = read_given(recipe, tokenizer, shape.positions)
-    loads = loads_of(Counted(recipe, shape, shapes, lengths, counts, to_sort, labelled, *given))
+    counted = count(recipe, shapes)
+    loads = loads_of(counted)
     speed = probe(shape, recipe.precision, device)
     stages: list[dict[str, Any]] = [
         {
@@ -895,11 +913,6 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     peak = max(stages, key=lambda stage: stage["peak_bytes"])
     available = memory_of(device)
 
-    def needs(variant: Recipe) -> float:
-        own = {name: held(one, variant) for name, one in shapes.items()}
-        loads = loads_of(Counted(variant, own["base"], own, lengths, counts, to_sort, labelled, *given))
-        return max(load.peak_bytes for load in loads)
-
     fits = peak["peak_bytes"] < available
     return {
         "title": recipe.title,
@@ -910,18 +923,18 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
         "layers": shape.layers,
         "hidden_size": shape.hidden,
         "vocabulary": shape.vocabulary,
-        "prompts": {key: n for key, n in counts.items() if n},
-        "prompt_tokens": {"mean": round(lengths.prompt, 1), "longest": lengths.longest_prompt},
-        "examples": given[0].n,
-        "pairs": given[1].n // 2,
-        "row_tokens": {"examples": round(given[0].row, 1), "pairs": round(given[1].row, 1)},
+        "prompts": {key: n for key, n in counted.counts.items() if n},
+        "prompt_tokens": {"mean": round(counted.lengths.prompt, 1), "longest": counted.lengths.longest_prompt},
+        "examples": counted.examples.n,
+        "pairs": counted.pairs.n // 2,
+        "row_tokens": {"examples": round(counted.examples.row, 1), "pairs": round(counted.pairs.row, 1)},
         "device": device,
         "memory_bytes": available,
         "stages": stages,
         "peak_bytes": peak["peak_bytes"],
         "peak_stage": peak["stage"],
         "fits": fits,
-        "would_fit": None if fits else what_fits(recipe, needs, available),
+        "would_fit": None if fits else what_fits(recipe, counted.needs, available),
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
         "operations_per_second": round(speed.operations),
         "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},

@@ -11,28 +11,31 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from charter.config import (
     ENDPOINT,
+    AnyRLSettings,
     DPOSettings,
     LoRASettings,
     PPOSettings,
     PromptSettings,
     Recipe,
+    RewardModelSettings,
     RolloutSettings,
+    SFTSettings,
     TrainingSettings,
 )
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import EMPTY, Constitution, load_constitution, load_few_shots
 from charter.constitution.revise import answer_in_context, asked_for, respond, revise_batch
-from charter.errors import GateError, InputError
+from charter.errors import GateError, InputError, MemoryFull
 from charter.evaluation.harm import Scorer, judge_scorer, python_scorer, refusal_words
 from charter.evaluation.measure import BEST_OF, Arm, contrasts_of, measure_arm, primary_of, samples_of, scored_arm
 from charter.evaluation.measures import Measure, measure_of
@@ -48,6 +51,7 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.classifier import classifier_parts
 from charter.models.endpoint import EndpointSampler
 from charter.models.load import pick_device
+from charter.models.memory import is_out_of_memory, let_go
 from charter.models.packing import Tokens, clip
 from charter.models.sampler import LocalSampler, Sampler
 from charter.models.trunk import Scorers, Trunk, load_trunk
@@ -67,6 +71,9 @@ from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.sft import sft_tokens, train_sft
 from charter.training.watch import warnings_of
+
+S = TypeVar("S", bound=TrainingSettings)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -226,6 +233,28 @@ def hash_of_principles(constitution: Constitution, *fields: str) -> str:
     """Hash of the named fields of the principles: what a stage reads of the constitution, so that a change of the rest does
     not run it again."""
     return content_id([[getattr(p, field) for field in ("id", *fields)] for p in constitution.principles])
+
+
+LEAST_TOKENS = 64  # smaller micro-batches than that save nothing: a row is not cut
+
+
+def within_memory(work: Work, stage: Stage, settings: S, train: Callable[[S], T]) -> T:
+    """``train(settings)``; where memory does not suffice, once more with half the tokens in a micro-batch, from the last
+    checkpoint. What is learned does not depend on it. MemoryFull where not even the smallest fits."""
+    while True:
+        try:
+            return train(settings)
+        except Exception as error:
+            tokens = settings.tokens_per_micro_batch // 2
+            # Several processes cannot go on when one of them has lost its place.
+            if not is_out_of_memory(error) or team().size > 1:
+                raise
+        work.release()
+        let_go()
+        if tokens < LEAST_TOKENS:
+            raise MemoryFull(f"{stage.name}: not even a micro-batch of one row fits into memory")
+        settings = settings.model_copy(update={"tokens_per_micro_batch": tokens})
+        work.run.say(f"  out of memory: going on from the last checkpoint with {tokens} tokens in a micro-batch")
 
 
 # -- prompts -------------------------------------------------------------------------------------------------------------
@@ -476,14 +505,19 @@ def train_supervised(work: Work, prompts: Stage | None, revise: Stage | None) ->
             return stage
         examples = sft_examples(work, prompts, revise)
         export_sft(work.run.folder / "sft.csv", examples)
-        trunk = work.trunk(recipe.model, settings.lora, trains=True)
-        limit = settings.max_tokens or trunk.room
-        rows = sft_tokens(trunk, [(prompt.messages, text) for prompt, text in examples], limit)
-        train_sft(trunk, rows, settings, stage)
+
+        def learn(settings: SFTSettings) -> Trunk:
+            trunk = work.trunk(recipe.model, settings.lora, trains=True)
+            limit = settings.max_tokens or trunk.room
+            rows = sft_tokens(trunk, [(prompt.messages, text) for prompt, text in examples], limit)
+            train_sft(trunk, rows, settings, stage)
+            return trunk
+
+        trunk = within_memory(work, stage, settings, learn)
         trunk.save_language_model("policy", stage.path("model"))
         losses = [row["loss"] for row in stage.metrics()]
         stage.finish(
-            {"examples": len(rows), "updates": len(losses), "first_loss": losses[0], "last_loss": losses[-1],
+            {"examples": len(examples), "updates": len(losses), "first_loss": losses[0], "last_loss": losses[-1],
              "trainable_share": trunk.trainable_share("policy")}
         )  # fmt: skip
     return stage
@@ -719,9 +753,13 @@ def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
             return stage
         pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
         train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=recipe.seed)
-        trunk = reward_trunk(work, start)
+
+        def learn(settings: RewardModelSettings) -> tuple[Trunk, Scorers]:
+            trunk = reward_trunk(work, start)
+            return trunk, train_reward_model(trunk, train, settings, stage, limit=settings.max_tokens or trunk.room)
+
+        trunk, scorers = within_memory(work, stage, settings, learn)
         limit = settings.max_tokens or trunk.room
-        scorers = train_reward_model(trunk, train, settings, stage, limit=limit)
         trunk.save_scorers(scorers, stage.path("model"))
         result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
         if recipe.feedback is not None and recipe.feedback.labelled_pairs:
@@ -834,28 +872,33 @@ def train_policy(
         shared = reward is not None and recipe.reward_model.model is None  # one trunk for policy and reward model
         if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
-        trunk = work.trunk(start.folder, settings.lora, trains=True)
-        trunk.add_role("policy")
-        if isinstance(settings, DPOSettings):
-            assert feedback is not None
-            pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
-            train_dpo(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
-        else:
-            assert prompts is not None
-            rewards = build_reward(
-                settings,
-                reward_model=lambda: reward_model_reward(
-                    trunk if shared else reward_trunk(work, start), reward, settings.tokens_per_micro_batch
-                ),
-                judge=lambda name: work.sampler(work.folder_of(name, start), name),
-                device=work.device,
-            )
-            chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
-            rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
-            if isinstance(settings, PPOSettings):
-                trunk.add_role("value", head=True, start_from="reward" if shared else None)
-            ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
-            team().on_main(lambda: export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv"))
+
+        def learn(settings: AnyRLSettings) -> Trunk:
+            trunk = work.trunk(start.folder, settings.lora, trains=True)
+            trunk.add_role("policy")
+            if isinstance(settings, DPOSettings):
+                assert feedback is not None
+                pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
+                train_dpo(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
+            else:
+                assert prompts is not None
+                rewards = build_reward(
+                    settings,
+                    reward_model=lambda: reward_model_reward(
+                        trunk if shared else reward_trunk(work, start), reward, settings.tokens_per_micro_batch
+                    ),
+                    judge=lambda name: work.sampler(work.folder_of(name, start), name),
+                    device=work.device,
+                )
+                chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
+                rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
+                if isinstance(settings, PPOSettings):
+                    trunk.add_role("value", head=True, start_from="reward" if shared else None)
+                ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
+                team().on_main(lambda: export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv"))
+            return trunk
+
+        trunk = within_memory(work, stage, settings, learn)
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
