@@ -66,6 +66,7 @@ def test_undo_skip_and_draft(world):
     ann = world.person()
     first = ann.get("/label").text
     send(ann, "/vote", first, **rank(first, 1, 2, 3))
+    world.now += 1
     again = send(ann, "/undo", first)
     assert "Taken back" in again.text
     assert field(again.text, "set_id") == field(first, "set_id")
