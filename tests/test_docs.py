@@ -78,9 +78,8 @@ FILES = {
     "agreement FILE": "votes",
     "raters FILE": "votes",
 }
-WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "RUN/sft": "runs/recipe/sft", "C": "constitution.yaml",
-         "F": "out/prompts.jsonl",
-         "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
+WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "F": "out/prompts.jsonl",
+         "RUN/sft": "runs/recipe/sft", "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
          "MANIFEST": "exported.jsonl.manifest.json"}  # fmt: skip
 SMALL = ["prompts.train=12", "prompts.test=8", "revise.prompts=12", "revise.rounds=1", "sft.epochs=1", "feedback.prompts=12",
          "feedback.gate_pairs=12", "rl.steps=1", "rl.prompts_per_step=4", "gates.override=true"]  # fmt: skip

@@ -87,7 +87,10 @@ def test_weights_are_cut_into_files_with_an_index(tmp_path):
 
 def test_a_run_leaves_adapters_that_peft_loads_and_models_to_merge(tmp_path, write_recipe, random_llama, capsys):
     lora = {"lora": {"rank": 4}}
-    recipe = write_recipe(random_llama, sft={**lora, "learning_rate": 0.01}, rl={**lora, "steps": 1}, reward_model=lora)
+    recipe = write_recipe(
+        random_llama, sft={**lora, "learning_rate": 0.01}, rl={**lora, "steps": 1, "max_new_tokens": 4}, reward_model=lora,
+        revise={"rounds": 1, "prompts": 6, "max_new_tokens": 4}, feedback={"prompts": 12, "max_new_tokens": 4},
+    )  # fmt: skip
     run = tmp_path / "run"
     run_recipe(load_recipe(recipe), run, until="rl", quiet=True)
     for stage, base in (("sft", str(random_llama)), ("rl", str(run / "sft/model"))):

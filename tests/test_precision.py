@@ -89,7 +89,7 @@ def test_float16_gives_the_gradients_of_float32_to_its_precision(folder, lora):
     off = {}
     for precision in ("float16", "bfloat16"):
         found = learned(load_trunk(folder, lora=lora, precision=precision))
-        assert found[0] == pytest.approx(exact[0], rel=0.01)
+        assert found[0] == pytest.approx(exact[0], rel=0.01 if precision == "float16" else 0.1)
         off[precision] = float((found[1] - exact[1]).norm() / exact[1].norm())
     assert off["float16"] < min(0.1, off["bfloat16"])
 
@@ -182,7 +182,15 @@ def test_ppo_in_float16_counts_what_it_left_out_and_goes_on_bit_by_bit(tmp_path)
 def test_a_whole_run_in_float16_with_checkpointing(tmp_path, write_recipe, random_llama):
     from charter.pipeline import run_recipe
 
-    recipe = load_recipe(write_recipe(random_llama, precision="float16", gradient_checkpointing=True))
+    recipe = load_recipe(
+        write_recipe(
+            random_llama,
+            precision="float16",
+            gradient_checkpointing=True,
+            revise={"rounds": 1, "prompts": 6, "max_new_tokens": 4},
+            feedback={"prompts": 12, "max_new_tokens": 4},
+        )
+    )
     run_recipe(recipe, tmp_path / "run", until="rl", quiet=True)
     for stage in ("sft", "reward_model", "rl"):
         rows = [json.loads(line) for line in (tmp_path / "run" / stage / "metrics.jsonl").read_text().splitlines()]

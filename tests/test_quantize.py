@@ -25,6 +25,12 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra [qlora] is 
 PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]
 ROWS = [Tokens([5, 6, 7], [8, 9, 0]), Tokens([20] * 9, [13, 14, 15])]
 LORA = LoRASettings(rank=4)
+SHORT = {
+    "revise": {"rounds": 1, "prompts": 6, "max_new_tokens": 4},
+    "feedback": {"prompts": 12, "max_new_tokens": 4},
+    "prompts": {"train": 6, "test": 2},
+    "evaluation": {"max_new_tokens": 4},
+}
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "t5"])
@@ -110,8 +116,10 @@ def test_whole_weights_in_4_bits_are_not_trained(folder):
 
 def test_a_run_in_4_bits(tmp_path, write_recipe, random_llama):
     lora = {"lora": {"rank": 2}}
-    recipe = write_recipe(random_llama, quantization="nf4", sft=lora, reward_model=lora, rl={**lora, "steps": 1},
-                          precision="bfloat16", gradient_checkpointing=True)  # fmt: skip
+    recipe = write_recipe(
+        random_llama, quantization="nf4", sft=lora, reward_model=lora, rl={**lora, "steps": 1, "max_new_tokens": 4},
+        precision="bfloat16", gradient_checkpointing=True, **SHORT,
+    )  # fmt: skip
     out = tmp_path / "run"
     assert run_command(["run", str(recipe), "--out", str(out), "--quiet"]) == 0
     config = json.loads((out / "rl/model/config.json").read_text())
