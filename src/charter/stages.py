@@ -79,9 +79,7 @@ class Work:
         path = Path(self.recipe.model)
         return file_hash(path) if path.exists() else content_id(self.recipe.model)
 
-    def trunk(
-        self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False
-    ) -> Trunk:
+    def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False) -> Trunk:
         """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``; ``trains``:
         it gets roles that learn, so that its weights may be divided."""
         key = (path, lora)
