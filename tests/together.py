@@ -37,8 +37,9 @@ ROLLOUTS: dict[str, Any] = {"steps": 3, "prompts_per_step": 4, "samples_per_prom
 
 
 def sft(trunk: Trunk, stage: Stage) -> None:
+    """In steps of 23 and of 1, so that one of two processes has nothing to learn from in some."""
     rows = sft_tokens(trunk, [(prompt.messages, WORDS[i % 8]) for i, prompt in enumerate(PROMPTS)])
-    train_sft(trunk, rows, SFTSettings(epochs=2, responses_per_step=8, tokens_per_micro_batch=96), stage)
+    train_sft(trunk, rows, SFTSettings(epochs=2, responses_per_step=23, tokens_per_micro_batch=96), stage)
 
 
 def dpo(trunk: Trunk, stage: Stage) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +114,9 @@ def load_divided(folder: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[
     for name in card["tensors"]:
         parameter, _, moment = name.partition("#")
         found[name] = torch.zeros(()) if moment == "step" else torch.zeros_like(parameters[parameter]).detach()
-    dcp.load(found, checkpoint_id=folder / card["folder"], no_dist=team().size == 1)  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may go on alone
+        dcp.load(found, checkpoint_id=folder / card["folder"], no_dist=team().size == 1)  # type: ignore[attr-defined]
     return card, found
 
 
