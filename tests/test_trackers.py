@@ -235,9 +235,11 @@ def test_a_tracker_that_nobody_knows_is_named(write_recipe, random_llama, capsys
     assert "trackers.0" in capsys.readouterr().err
 
 
-def test_no_tracker_needs_nothing(tmp_path):
+@pytest.mark.parametrize(("rank", "names"), [("0", []), ("1", ["tensorboard"])])
+def test_no_tracker_starts_unasked_or_in_another_process_than_the_main_one(tmp_path, monkeypatch, rank, names):
+    monkeypatch.setenv("RANK", rank)
     check_trackers([])
-    with Run(tmp_path, quiet=True) as run, tracked(run, [], {}):
+    with Run(tmp_path, quiet=True) as run, tracked(run, names, {}):
         assert not (tmp_path / "trackers").exists()
 
 

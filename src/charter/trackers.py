@@ -220,6 +220,8 @@ def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterat
     ``config``: the recipe. InputError where a tracker does not start; one that fails later is said once and left alone, and the
     next start of the run sends it what it missed.
     """
+    if os.environ.get("RANK", "0") != "0":  # of several processes the main one sends
+        names = ()
     active = [Tracker(name, run.folder, flat(config), quiet=run.quiet) for name in dict.fromkeys(names)]
 
     def leave(tracker: Tracker, what: str, error: Exception) -> None:
@@ -257,6 +259,5 @@ def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterat
 
 
 def first_line(error: Exception) -> str:
-    return (
-        f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else type(error).__name__
-    )
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
