@@ -19,7 +19,7 @@ from charter.evaluation.overlap import longest_common_subsequence, rouge_l
 from charter.prompts import read_prompts, read_rows, summary_prompt
 from charter.records import read_jsonl
 from charter.testbed import dialogues as made
-from charter.testbed.lab import SHIPPED, ClassifierSize, SummariserSize, make_lab, overlap
+from charter.testbed.lab import SHIPPED, overlap
 
 ROOT = Path(__file__).parents[1]
 ROW = {"id": "train_0", "dialogue": "#Person1#: Hello.\n#Person2#: Hi.", "summary": "They greet.", "topic": "greeting"}
@@ -161,15 +161,14 @@ def test_the_shipped_summariser_is_a_plain_t5():
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 3 * 2**20
 
 
-def test_the_lab_is_made_once(tmp_path):
-    sizes = {
-        "summariser": SummariserSize(dialogues=32, epochs=1, hidden=16, feed_forward=16, heads=2, layers=1, vocab=320),
-        "classifiers": {"reward-classifier": ClassifierSize(0, 16, 1, 2, texts=64, epochs=1, vocab=320)},
-    }
-    card = make_lab(tmp_path, n=8, quiet=True, **sizes)
-    assert card["summariser"]["dialogues"] == 8
+def test_the_lab_is_made_once(tmp_path, capsys):
+    command = ["testbed", "lab", "--preset", "small", "--out", str(tmp_path), "--json"]
+    assert run_command(command) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["summariser"]["dialogues"] == 16
     weights = (tmp_path / "summariser/model/model.safetensors").stat().st_mtime_ns
-    assert make_lab(tmp_path, n=8, quiet=True, **sizes) == card
+    assert run_command(command) == 0
+    assert json.loads(capsys.readouterr().out) == card
     assert (tmp_path / "summariser/model/model.safetensors").stat().st_mtime_ns == weights
 
 
