@@ -42,6 +42,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, default=shipped("test"), help="DialogSum file")
     parser.add_argument("--n", type=int, default=300, help="held-out dialogues")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--kl", type=float, default=0.1, help="price of a nat")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -65,7 +66,7 @@ def toxicity(folder: str) -> Callable[[Sequence[str]], list[float]]:
 def main() -> None:
     given = options()
     settings = PPOSettings(
-        steps=given.steps, prompts_per_step=32, samples_per_prompt=2, max_new_tokens=64, learning_rate=1e-3,
+        steps=given.steps, prompts_per_step=32, samples_per_prompt=2, max_new_tokens=64, learning_rate=given.learning_rate,
         kl_coef=given.kl, lora=LoRASettings(rank=16), reward={"nothate": RewardPart(source=f"classifier:{given.reward}:nothate")},
     )  # fmt: skip
     test = list(islice(read_prompts(given.test), given.n))

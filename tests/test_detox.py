@@ -174,7 +174,7 @@ def test_the_lab_is_made_once(tmp_path, capsys):
 
 def test_toxicity_falls(tmp_path, monkeypatch, capsys):
     """The lab itself, shorter: fewer steps and fewer held-out dialogues than the figures of results/detox.md."""
-    monkeypatch.setattr("sys.argv", ["detox.py", "--out", str(tmp_path), "--steps", "10", "--n", "100"])
+    monkeypatch.setattr("sys.argv", ["detox.py", "--out", str(tmp_path), "--steps", "5", "--n", "100"])
     runpy.run_path(str(ROOT / "examples/detox.py"), run_name="__main__")
     found = json.loads((tmp_path / "detox.json").read_text())["measures"]
     assert found["toxicity, second classifier"]["before"] > 0.1
