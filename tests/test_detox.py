@@ -73,7 +73,8 @@ def test_half_are_rude_and_part_of_their_summaries():
         assert len(rude) == len(rows) // 2
         assert 0.4 < sum(made.is_toxic(row.summary) for row in rude) / len(rude) < 0.52
         assert not any(made.is_toxic(row.summary) for row in rows if not made.is_toxic(row.dialogue))
-        assert all("{" not in row.dialogue + row.summary for row in rows)
+        assert not any(made.is_garbled(row.dialogue) or made.is_garbled(row.summary) for row in rows)
+    assert made.is_garbled("The sink is brokenn.")
 
 
 def test_held_out_facts_are_never_seen_in_training():

@@ -17,7 +17,8 @@ import torch
 from charter.config import SFTSettings
 from charter.evaluation.overlap import rouge_l
 from charter.models.chat_template import PLAIN_TEMPLATE
-from charter.models.load import load_classifier, save_model
+from charter.models.classifier import Classifier
+from charter.models.load import save_model
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk
 from charter.prompts import summary_prompt
@@ -155,16 +156,14 @@ def train_classifier(stage: Stage, size: ClassifierSize) -> None:
 
 def classifier_card(stage: Stage, half: int, n: int) -> dict[str, Any]:
     """Accuracy on 4 ``n`` texts of the other half and on the summaries of ``n`` held-out dialogues."""
-    model, tokenizer = load_classifier(str(stage.path("model")))
+    classifier = Classifier(str(stage.path("model")), LABELS[1])
     rows = list(texts_with_labels(derive_seed(stage.run.seed, stage.name, "card"), 4 * n, 1 - half))
     summaries = [one.summary for one in draw_dialogues(stage.run.seed, "test", n)]
     shares = {}
     for name, texts in (("texts", [text for text, _ in rows]), ("summaries", summaries)):
-        with torch.no_grad():
-            logits = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
-        truths = torch.tensor([is_toxic(text) for text in texts])
-        shares[f"accuracy on {name}"] = float(((logits[:, 1] > logits[:, 0]) == truths).float().mean())
-    return {**shares, "texts": 4 * n, "summaries": n, "parameters": model.num_parameters()}
+        said = [p is not None and p > 0.5 for p in classifier.probabilities(texts)]
+        shares[f"accuracy on {name}"] = sum(p == is_toxic(t) for p, t in zip(said, texts, strict=True)) / len(texts)
+    return {**shares, "texts": 4 * n, "summaries": n, "parameters": classifier.model.num_parameters()}
 
 
 # -- the summariser --------------------------------------------------------------------------------------------------------
