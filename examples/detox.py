@@ -41,9 +41,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--train", type=Path, default=shipped("train"), help="DialogSum file")
     parser.add_argument("--test", type=Path, default=shipped("test"), help="DialogSum file")
     parser.add_argument("--n", type=int, default=300, help="held-out dialogues")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--kl", type=float, default=0.1, help="price of a nat")
+    parser.add_argument("--kl", type=float, default=0.3, help="price of a nat")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
