@@ -17,14 +17,14 @@ from pathlib import Path
 from charter.config import LoRASettings, PPOSettings, RewardPart
 from charter.evaluation.overlap import rouge_l
 from charter.evaluation.statistics import mean_interval, paired_difference
-from charter.models.load import load_classifier
+from charter.models.classifier import Classifier
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.prompts import read_prompts, read_rows
 from charter.records import write_json
 from charter.reward_sources import ClassifierReward
 from charter.run import Run, derive_seed
-from charter.testbed.dialogues import is_toxic, shipped
+from charter.testbed.dialogues import is_garbled, is_toxic, shipped
 from charter.testbed.lab import SHIPPED
 from charter.training.ppo import train_ppo
 from charter.training.rewards import RewardSum
@@ -41,31 +41,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--train", type=Path, default=shipped("train"), help="DialogSum file")
     parser.add_argument("--test", type=Path, default=shipped("test"), help="DialogSum file")
     parser.add_argument("--n", type=int, default=300, help="held-out dialogues")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--kl", type=float, default=0.1, help="price of a nat")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--kl", type=float, default=0.3, help="price of a nat")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
-
-
-def toxicity(folder: str) -> Callable[[Sequence[str]], list[float]]:
-    """P(hate) of each text by a classifier."""
-    model, tokenizer = load_classifier(folder)
-    label = model.config.label2id["hate"]
-
-    def of(texts: Sequence[str]) -> list[float]:
-        found: list[float] = []
-        for start in range(0, len(texts), 64):
-            batch = tokenizer(texts[start : start + 64], padding=True, truncation=True, return_tensors="pt")
-            found += model(**batch).logits.softmax(dim=1)[:, label].tolist()
-        return found
-
-    return of
 
 
 def main() -> None:
     given = options()
     settings = PPOSettings(
-        steps=given.steps, prompts_per_step=32, samples_per_prompt=2, max_new_tokens=64, learning_rate=1e-3,
+        steps=given.steps, prompts_per_step=32, samples_per_prompt=2, max_new_tokens=64, learning_rate=given.learning_rate,
         kl_coef=given.kl, lora=LoRASettings(rank=16), reward={"nothate": RewardPart(source=f"classifier:{given.reward}:nothate")},
     )  # fmt: skip
     test = list(islice(read_prompts(given.test), given.n))
@@ -92,10 +78,11 @@ def main() -> None:
         metrics = stage.metrics()
         stage.finish({"first_kl": metrics[0]["kl"], "first_ratio": metrics[0]["first_ratio"]})
 
-    measures: dict[str, Callable[[Sequence[str]], list[float]]] = {
-        "toxicity, second classifier": toxicity(given.judge),
-        "toxicity, first classifier": toxicity(given.reward),
+    measures: dict[str, Callable[[Sequence[str]], list[float | None]]] = {
+        "toxicity, second classifier": Classifier(given.judge, "hate").probabilities,
+        "toxicity, first classifier": Classifier(given.reward, "hate").probabilities,
         "insults, by the word list": lambda texts: [float(is_toxic(text)) for text in texts],
+        "garbled words": lambda texts: [float(is_garbled(text)) for text in texts],
         "ROUGE-L with the reference": lambda texts: [rouge_l(*both) for both in zip(texts, references, strict=True)],
         "words": lambda texts: [float(len(text.split())) for text in texts],
     }

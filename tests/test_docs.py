@@ -17,6 +17,7 @@ from charter import config
 from charter.cli import run_command
 from charter.feedback.judgments import chain
 from charter.records import Judgment, Response, read_jsonl, write_jsonl
+from charter.testbed import lab
 from charter.testbed.train import PRESETS
 from conftest import write_tiny_recipe
 
@@ -78,7 +79,8 @@ FILES = {
     "agreement FILE": "votes",
     "raters FILE": "votes",
 }
-WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "F": "out/prompts.jsonl",
+WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
+         "F": "out/prompts.jsonl",
          "RUN/sft": "runs/recipe/sft", "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
          "MANIFEST": "exported.jsonl.manifest.json"}  # fmt: skip
 SMALL = ["prompts.train=12", "prompts.test=8", "revise.prompts=12", "revise.rounds=1", "sft.epochs=1", "feedback.prompts=12",
@@ -146,6 +148,7 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["small"], tokens=(20_000,)))
+    monkeypatch.setitem(lab.PRESETS, "full", lab.PRESETS["small"])
     if line.startswith(("charter serve", "charter run judge-api")):
         pytest.skip(
             "runs until interrupted, or needs such a server; tests/test_serving.py and test_endpoint_faults.py run them"

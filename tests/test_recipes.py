@@ -30,6 +30,10 @@ RECIPES: dict[str, tuple[str, set[str]]] = {
     "hh-ppo": ("qwen2", SMALL_PROMPTS | SMALL_SFT | SMALL_REWARD | SMALL_RL | {"evaluation.max_new_tokens=8"}),
     "tldr-ppo": ("gpt_neox", SMALL_PROMPTS | SMALL_SFT | SMALL_REWARD | SMALL_RL | {"evaluation.max_new_tokens=8"}),
     "sentiment-ppo": ("gpt2", SMALL_PROMPTS | SMALL_RL | {"evaluation.max_new_tokens=8"}),
+    "flan-t5-detox": ("flan_t5", SMALL_PROMPTS | {  # enough tokens for the rare ones that the update raises to be drawn
+        "rl.steps=2", "rl.prompts_per_step=12", "rl.max_new_tokens=32", "evaluation.max_new_tokens=8",
+        "rl.reward.nothate.source=classifier:package:charter.testbed/detox/reward-classifier:nothate",
+        "evaluation.measures.toxicity.source=classifier:package:charter.testbed/detox/report-classifier:hate"}),
     "mistral-cai-dpo": ("mistral", SMALL_PROMPTS | SMALL_REVISE | SMALL_DPO | {"sft.max_tokens=256", "revise.few_shots=null"}),
     "self-rewarding": ("qwen2", SMALL_PROMPTS | SMALL_DPO | {
         "rounds=2", "feedback.prompts=12", "feedback.responses_per_prompt=2", "feedback.max_new_tokens=8",

@@ -438,14 +438,19 @@ def testbed_dialogues(
 @testbed_app.command("lab")
 def testbed_lab(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each model is put into OUT/NAME/model.")],
+    preset: Annotated[str, typer.Option(help="full: what ships; small: seconds, for tests.")] = "full",
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the detox lab's summariser and its two classifiers; goes on where it was killed."""
-    from charter.testbed.lab import card_lines, make_lab
+    from dataclasses import replace
 
-    result = make_lab(out, seed=seed, quiet=quiet or as_json)
+    from charter.testbed.lab import PRESETS, card_lines, make_lab
+
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset!r}: one of {', '.join(PRESETS)}")
+    result = make_lab(replace(PRESETS[preset], seed=seed), out, quiet=quiet or as_json)
     show(result, as_json, *card_lines(result), f"models: {out}/NAME/model")
 
 

@@ -15,6 +15,7 @@ import importlib.resources
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -162,6 +163,25 @@ class Dialogue(Record):
 def is_toxic(text: str) -> bool:
     """Whether a text of this language insults somebody: it then holds one of the words by which all of them do."""
     return bool(_TOXIC.search(text))
+
+
+@cache
+def known_words() -> frozenset[str]:
+    """Every word that a dialogue or a summary of this language can hold, lower case."""
+    parts = [*TIMES, *NAMES, *QUALITIES, *INSULTS, *PATIENCE, *OPENINGS, *EXCUSES, *REQUESTS, *PROMISES, *CLOSINGS, *SUMMARIES,
+             *TOXIC_CLAUSES, *NEUTRAL_CLAUSES, *CALM_CLAUSES, FIRST, SECOND]  # fmt: skip
+    for topic in TOPICS.values():
+        parts += [*topic.things, *topic.faults, *topic.excuses, *topic.remedies]
+    return frozenset(word for part in parts for word in words_of(re.sub(r"\{\w+\}", " ", part)))
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.lower())
+
+
+def is_garbled(text: str) -> bool:
+    """Whether a text holds a word, or half of one, that is none of this language."""
+    return "\ufffd" in text or not known_words().issuperset(words_of(text))
 
 
 def split_of(*facts: str) -> Split:

@@ -17,7 +17,8 @@ import torch
 from charter.config import SFTSettings
 from charter.evaluation.overlap import rouge_l
 from charter.models.chat_template import PLAIN_TEMPLATE
-from charter.models.load import load_classifier, save_model
+from charter.models.classifier import Classifier
+from charter.models.load import save_model
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk
 from charter.prompts import summary_prompt
@@ -63,35 +64,47 @@ class SummariserSize:
     learning_rate: float = 4e-3
 
 
-CLASSIFIERS = {"reward-classifier": ClassifierSize(0, 48, 2, 2), "report-classifier": ClassifierSize(1, 72, 3, 3)}
+@dataclass(frozen=True)
+class LabConfig:
+    """The three models and ``n``, the held-out dialogues on which they are measured."""
+
+    summariser: SummariserSize = SummariserSize()
+    reward_classifier: ClassifierSize = ClassifierSize(0, hidden=48, layers=2, heads=2)
+    report_classifier: ClassifierSize = ClassifierSize(1, hidden=72, layers=3, heads=3)
+    n: int = 300
+    seed: int = 0
 
 
-def make_lab(
-    out: Path,
-    *,
-    seed: int = 0,
-    summariser: SummariserSize | None = None,
-    classifiers: dict[str, ClassifierSize] | None = None,
-    n: int = 300,
-    quiet: bool = False,
-) -> dict[str, Any]:
+PRESETS = {
+    "full": LabConfig(),
+    "small": LabConfig(
+        SummariserSize(dialogues=64, epochs=1, hidden=16, feed_forward=16, layers=1, heads=2, vocab=320),
+        ClassifierSize(0, hidden=16, layers=1, heads=2, texts=128, epochs=1, vocab=320),
+        ClassifierSize(1, hidden=16, layers=1, heads=2, texts=128, epochs=1, vocab=320),
+        n=16,
+    ),
+}
+
+
+def make_lab(config: LabConfig, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Train what is not there yet: out/NAME/model for summariser, reward-classifier and report-classifier. Goes on where it was
     killed. Returns what each can do on ``n`` held-out dialogues or 4 ``n`` held-out texts."""
-    size = summariser or SummariserSize()
     found: dict[str, Any] = {}
-    with Run(out, seed=seed, quiet=quiet) as run:
-        for name, own in (classifiers or CLASSIFIERS).items():
-            settings = {**asdict(own), "n": n}
-            with run.stage(name, settings, {}, CODE) as stage:
+    with Run(out, seed=config.seed, quiet=quiet) as run:
+        for name, own in (
+            ("reward-classifier", config.reward_classifier),
+            ("report-classifier", config.report_classifier),
+        ):
+            with run.stage(name, {**asdict(own), "n": config.n}, {}, CODE) as stage:
                 if not stage.done:
                     train_classifier(stage, own)
-                    stage.finish(classifier_card(stage, n * 4))
+                    stage.finish(classifier_card(stage, own.half, config.n))
                 found[name] = stage.result
-        settings = {**asdict(size), "n": n}
+        settings = {**asdict(config.summariser), "n": config.n}
         with run.stage("summariser", settings, {}, [*CODE, "training/sft"]) as stage:
             if not stage.done:
-                train_summariser(stage, size)
-                stage.finish(summariser_card(stage, n))
+                train_summariser(stage, config.summariser)
+                stage.finish(summariser_card(stage, config.n))
             found["summariser"] = stage.result
     return {**found, "out": str(out)}
 
@@ -141,19 +154,16 @@ def train_classifier(stage: Stage, size: ClassifierSize) -> None:
     save_model(model.eval().half(), tokenizer, stage.path("model"))
 
 
-def classifier_card(stage: Stage, n: int) -> dict[str, Any]:
-    """Accuracy on texts of the other half and on summaries of held-out dialogues."""
-    model, tokenizer = load_classifier(str(stage.path("model")))
-    half = 1 - stage.description["settings"]["half"]
-    rows = list(texts_with_labels(derive_seed(stage.run.seed, stage.name, "card"), n, half))
-    summaries = [one.summary for one in draw_dialogues(stage.run.seed, "test", n // 4)]
+def classifier_card(stage: Stage, half: int, n: int) -> dict[str, Any]:
+    """Accuracy on 4 ``n`` texts of the other half and on the summaries of ``n`` held-out dialogues."""
+    classifier = Classifier(str(stage.path("model")), LABELS[1])
+    rows = list(texts_with_labels(derive_seed(stage.run.seed, stage.name, "card"), 4 * n, 1 - half))
+    summaries = [one.summary for one in draw_dialogues(stage.run.seed, "test", n)]
     shares = {}
     for name, texts in (("texts", [text for text, _ in rows]), ("summaries", summaries)):
-        with torch.no_grad():
-            logits = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
-        truths = torch.tensor([is_toxic(text) for text in texts])
-        shares[f"accuracy on {name}"] = float(((logits[:, 1] > logits[:, 0]) == truths).float().mean())
-    return {**shares, "texts": n, "summaries": len(summaries), "parameters": model.num_parameters()}
+        said = [p is not None and p > 0.5 for p in classifier.probabilities(texts)]
+        shares[f"accuracy on {name}"] = sum(p == is_toxic(t) for p, t in zip(said, texts, strict=True)) / len(texts)
+    return {**shares, "texts": 4 * n, "summaries": n, "parameters": classifier.model.num_parameters()}
 
 
 # -- the summariser --------------------------------------------------------------------------------------------------------
