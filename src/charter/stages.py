@@ -270,7 +270,7 @@ def prepare_prompts(work: Work) -> Stage:
         "topics": content_id([(p.id, p.title) for p in work.constitution.topics()]),
         "model": work.model_hash,
     }
-    with run.stage("prompts", settings, inputs, ["prompts", "constitution", "models"]) as stage:
+    with run.stage("prompts", settings, inputs, ["prompts", "prompt_stream", "constitution", "models"]) as stage:
         if stage.done:
             return stage
         sampler = work.sampler(recipe.model, "base")
