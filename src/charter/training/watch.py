@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from charter.config import RolloutSettings
@@ -64,10 +65,12 @@ class Watch:
         n = len(response_kl)
         if n > 1:
             error = float(response_kl.std()) / n**0.5
-            if float(response_kl.mean()) < -4 * error - EXACT:
+            # 4 standard errors of many responses; of a few, whose spread is known badly, as many as are equally unlikely.
+            limit = float(stats.t.isf(stats.norm.sf(4.0), n - 1))
+            if float(response_kl.mean()) < -limit * error - EXACT:
                 self.stop(
-                    step, f"the KL of {n} responses is {float(response_kl.mean()):.3g} nats, more than 4 standard errors "
-                    "below 0, which no distribution can be",
+                    step, f"the KL of {n} responses is {float(response_kl.mean()):.3g} nats, more than {limit:.1f} standard "
+                    "errors below 0, which no distribution can be",
                     "responses that were not sampled from the policy as it is scored: top-k or top-p, another "
                     "temperature or template, a wrong mask",
                 )  # fmt: skip
