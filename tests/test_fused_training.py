@@ -24,6 +24,7 @@ def trunk_of(name: str, *, lora: bool = False, precision: str = "float32") -> Tr
     tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)  # never asked for anything here
     settings = LoRASettings(rank=3, alpha=5) if lora else None
     trunk = Trunk(use_fast_attention(model_of(name)), tokenizer, lora=settings, precision=precision)
+    trunk.vocabulary = None  # every id of the model is one of the tokenizer's
     trunk.add_role("policy", head=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

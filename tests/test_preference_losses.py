@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from charter.training.preference_losses import (
@@ -93,7 +93,8 @@ def test_a_constant_added_to_policy_and_reference_changes_nothing(name, constant
     same = LOSSES[name](moved, vector(1.0), 0.1).item() == pytest.approx(
         LOSSES[name](golden(), vector(1.0), 0.1).item()
     )
-    assert same == (name not in REFERENCE_FREE or constant == pytest.approx(0, abs=1e-6))
+    assume(name not in REFERENCE_FREE or abs(constant) > 1e-3)  # less is lost in float32
+    assert same == (name not in REFERENCE_FREE)
 
 
 def test_the_reference_matters_exactly_where_it_is_said_to():

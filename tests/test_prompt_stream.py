@@ -33,7 +33,7 @@ def read_all(spool: PromptSpool, rows) -> list[Prompt]:
 
 @given(lists)
 def test_the_first_of_those_that_say_the_same_stays(tmp_path_factory, found):
-    with PromptSpool(tmp_path_factory.mktemp("spool")) as spool:
+    with PromptSpool(tmp_path_factory.mktemp("spool") / "out.jsonl") as spool:
         spool.extend(found)
         assert read_all(spool, spool.everything()) == found
         assert read_all(spool, spool.unique()) == deduplicate(found)[0]
@@ -41,7 +41,7 @@ def test_the_first_of_those_that_say_the_same_stays(tmp_path_factory, found):
 
 @given(lists, st.floats(0, 1), st.integers(0, 5))
 def test_splits_are_dealt_alike(tmp_path_factory, found, fraction, seed):
-    with PromptSpool(tmp_path_factory.mktemp("spool")) as spool:
+    with PromptSpool(tmp_path_factory.mktemp("spool") / "out.jsonl") as spool:
         spool.extend(found)
         rows = spool.unique()
         dealt = [("train", "test")[number] for number in spool.split(rows, test_fraction=fraction, seed=seed)]
@@ -51,7 +51,7 @@ def test_splits_are_dealt_alike(tmp_path_factory, found, fraction, seed):
 
 @given(lists, st.floats(0, 1), st.integers(0, 5), st.sampled_from([("principle",), ("principle", "tags")]))
 def test_samples_are_drawn_alike(tmp_path_factory, found, share, seed, by):
-    with PromptSpool(tmp_path_factory.mktemp("spool")) as spool:
+    with PromptSpool(tmp_path_factory.mktemp("spool") / "out.jsonl") as spool:
         spool.extend(found)
         rows = spool.unique()
         n = round(share * len(rows))
@@ -86,7 +86,9 @@ def test_the_stage_gives_what_it_gives_on_lists(tmp_path_factory, first, second,
 
     settings = {"train": train, "test": test, "test_fraction": fraction, "seed": seed, "shorter": 6, "sort": sort}
     expected, figures = in_lists(files, **settings)
-    result = prepare_prompts((p for file in files for p in read_prompts(file)), folder / "out.jsonl", **settings)
+    result = prepare_prompts(
+        (p for file in files for p in read_prompts(file)), folder / "out.jsonl", **settings | {"shorter": lambda: 6}
+    )
     assert list(read_jsonl(folder / "out.jsonl", Prompt)) == expected
     assert {key: result[key] for key in figures} == figures
     assert sum(result["principles"].values()) == len(expected)

@@ -162,7 +162,7 @@ class PromptSettings(Settings):
     @model_validator(mode="after")
     def check_that_there_are_prompts(self) -> PromptSettings:
         if not self.sources:
-            raise ValueError("name at least one file in files, red_team or benign")
+            raise ValueError("prompts.files, red_team and benign are all empty; name a file")
         if self.tags and not self.files:
             raise ValueError("tags is about files, and there are none")
         return self
@@ -210,8 +210,8 @@ class ReviseSettings(Settings):
 
 class SFTSettings(TrainingSettings):
     data: list[str] = []
-    """Files of examples to learn beside the revisions, or alone where `revise: null`: the chosen side of preference pairs, in any
-    format that `charter import` reads."""
+    """Files of examples to learn beside the revisions, or alone where `revise: null`: prompts with answers, whole
+    dialogues, or the chosen side of preference pairs, as JSONL, JSON, CSV or Parquet; hh-rlhf as it is."""
     max_examples: Positive | None = None
     """At most this many examples of `data`, by a draw."""
     max_tokens: Positive | None = None
@@ -267,7 +267,8 @@ class FeedbackSettings(Settings):
     revisions: bool = False
     """Make pairs of the revise stage: the last usable revision is chosen over the answer that it began from."""
     pairs: list[str] = []
-    """Take pairs from these files instead: nothing is sampled and nobody compares. In any format that `charter import` reads."""
+    """Take pairs from these files instead: nothing is sampled and nobody compares. Prompt, chosen and rejected, as JSONL, JSON,
+    CSV or Parquet; hh-rlhf as it is."""
     max_pairs: Positive | None = None
     """At most this many pairs of the files, whole prompts by a draw."""
 

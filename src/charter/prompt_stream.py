@@ -7,6 +7,7 @@ splits and samples are decided on those arrays, and the prompts that were chosen
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from array import array
 from collections import Counter
@@ -28,16 +29,18 @@ BATCH = 256
 
 
 class PromptSpool:
-    """Prompts in an unnamed file in ``folder``, gone when it is closed or the process ends; 45 bytes of each in memory.
+    """Prompts in an unnamed file beside ``out``, gone when it is closed or the process ends; 45 bytes of each in memory.
 
     ``digests``: 16 bytes of the hash of what it says. ``ids``: its id, 16 hex digits. ``starts``: the byte at which its line
     begins. ``groups``: number of its (principle, tags). ``given``: the split that its file gave, -1 none. ``characters``: of all
     its messages.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder, prefix=".prompts-")  # noqa: SIM115 - held until the spool is closed
+    def __init__(self, out: Path) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        """What is made of the prompts: errors of the disk name it, since the spool has no name."""
+        self._file = tempfile.TemporaryFile(dir=out.parent, prefix=".prompts-")  # noqa: SIM115 - held until the spool is closed
         self._digests, self._ids, self._starts = array("Q"), array("Q"), array("Q")
         self._groups, self._characters, self._given = array("I"), array("I"), array("b")
         self._numbers: dict[tuple[str | None, tuple[str, ...]], int] = {}
@@ -48,7 +51,8 @@ class PromptSpool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of bytes that nobody will read
+            self._file.close()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -64,7 +68,16 @@ class PromptSpool:
             self._groups.append(self._numbers.setdefault((prompt.principle, prompt.tags), len(self._numbers)))
             self._given.append(-1 if prompt.split is None else SPLITS.index(prompt.split))
             self._characters.append(sum(len(message.content) for message in prompt.messages))
-            end += self._file.write(prompt.model_dump_json().encode() + b"\n")
+            end += self._write(prompt.model_dump_json().encode() + b"\n")
+        self._write(b"", flush=True)
+
+    def _write(self, line: bytes, *, flush: bool = False) -> int:
+        try:
+            if flush:
+                self._file.flush()
+            return self._file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.out)) from None
 
     def read(self, rows: Iterable[int]) -> Iterator[Prompt]:
         """The prompts of these numbers, one at a time."""
@@ -151,7 +164,7 @@ def import_prompts(
     Returns how many were read, duplicates, and written.
     """
     check_output(out)
-    with PromptSpool(out.parent) as spool:
+    with PromptSpool(out) as spool:
         spool.extend(read_prompts(file, tags=tuple(tags)))
         rows = spool.unique()
         n_duplicates = len(spool) - len(rows)
@@ -170,20 +183,23 @@ def prepare_prompts(
     test: int | None,
     test_fraction: float,
     seed: int,
-    shorter: int | None = None,
+    shorter: Callable[[], int | None] = lambda: None,
     sort: Callable[[Sequence[Prompt]], Iterable[Prompt]] = lambda prompts: prompts,
     progress: Callable[[Sequence[int]], Iterable[int]] = lambda steps: steps,
 ) -> dict[str, Any]:
-    """The prompts of a run: without duplicates and those of ``shorter`` characters or more, sorted by principle (``sort``,
+    """The prompts of a run: without duplicates and those of ``shorter()`` characters or more, sorted by principle (``sort``,
     in batches of 256), split, and of each split and kind at most ``train`` or ``test``, in JSONL.
 
     ``progress`` wraps the batches. Returns read, duplicates, too_long, and the counts of what was written by split and kind and
     by principle.
     """
-    with PromptSpool(out.parent) as raw, PromptSpool(out.parent) as spool:
+    with PromptSpool(out) as raw, PromptSpool(out) as spool:
         raw.extend(prompts)
         unique = raw.unique()
-        fitting = unique if shorter is None else raw.shorter(unique, shorter)
+        most = (
+            shorter()
+        )  # asked when the files have been read: a prompt that cannot be used is said before a model loads
+        fitting = unique if most is None else raw.shorter(unique, most)
         for start in progress(range(0, len(fitting), BATCH)):
             spool.extend(sort(list(raw.read(fitting[start : start + BATCH]))))
         rows = spool.everything()

@@ -273,13 +273,16 @@ def prepare_prompts(work: Work) -> Stage:
     with run.stage("prompts", settings, inputs, ["prompts", "prompt_stream", "constitution", "models"]) as stage:
         if stage.done:
             return stage
-        sampler = work.sampler(recipe.model, "base")
-        limit = context_room(work)
+
+        def most_characters() -> int | None:
+            limit = context_room(work)
+            return 8 * limit if limit else None
+
         result = team().on_main(
             lambda: sort_and_split(
                 prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
-                test_fraction=settings.test_fraction, seed=recipe.seed, shorter=8 * limit if limit else None,
-                sort=lambda batch: categorise(batch, work.constitution, sampler),
+                test_fraction=settings.test_fraction, seed=recipe.seed, shorter=most_characters,
+                sort=lambda batch: categorise(batch, work.constitution, work.sampler(recipe.model, "base")),
                 progress=lambda steps: track(steps, "prompts: sorting by principle", unit=256, quiet=run.quiet),
             )
         )  # fmt: skip
