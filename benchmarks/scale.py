@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from charter.config import find_recipe, load_recipe
-from charter.plan import Lengths, Load, Shape, loads_of
+from charter.plan import Counted, Given, Lengths, Load, Shape, loads_of
 
 # -- inputs --------------------------------------------------------------------------------------------------------------
 
@@ -81,9 +81,16 @@ SMALL = Size("7B, all weights", 32, 4096, 11008, 4096, 32, gpus=8, replica=1)
 LARGE = Size("70B, all weights", 80, 8192, 28672, 1024, 64, gpus=64, replica=4)
 SIZES = (SMALL, LARGE, replace(LARGE, name="70B, LoRA 16", gpus=16, lora=True))
 
-COUNTS = {"train red_team": 16_000, "train benign": 16_000, "test red_team": 2_000, "test benign": 2_000}
+COUNTS = {
+    "train red_team": 16_000,
+    "train benign": 16_000,
+    "train task": 0,
+    "test red_team": 2_000,
+    "test benign": 2_000,
+    "test task": 0,
+}
 LENGTHS = Lengths(prompt=200, longest_prompt=1000, few_shots=0, critique=60, revision=60, topic_question=300, topics=80,
-                  comparison=300, question=60)  # fmt: skip
+                  comparison=300, question=60, context=0)  # fmt: skip
 WORKLOAD = [
     "batch_size=4096", "revise.rounds=2", "revise.prompts=16000", "revise.max_new_tokens=300",
     "sft.epochs=3", "sft.helpful_fraction=0.5", "sft.responses_per_step=512",
@@ -102,7 +109,8 @@ def loads(size: Size, *more: str) -> list[Load]:
     recipe = load_recipe(find_recipe("demo"), [*WORKLOAD, *lora, *more])
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"scorer": "judge:base"})})
     shape = size.shape()
-    return loads_of(recipe, shape, {"base": shape, "sft": shape}, LENGTHS, COUNTS, to_sort=36_000, labelled=300)
+    shapes = {"base": shape, "sft": shape}
+    return loads_of(Counted(recipe, shape, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given(), "cuda"))
 
 
 # -- formulas ------------------------------------------------------------------------------------------------------------
