@@ -960,7 +960,9 @@ def check_files(recipe: Recipe) -> None:
 def how_to_get(name: str) -> str:
     """The download that the head of a shipped recipe names for the folder of a file, as the end of an error's line."""
     for file in sorted(shipped("recipes").glob("*.yaml")):
-        for line in re.findall(r"hf download \S+ --repo-type dataset --local-dir \S+", file.read_text(encoding="utf-8")):
+        for line in re.findall(
+            r"hf download \S+ --repo-type dataset --local-dir \S+", file.read_text(encoding="utf-8")
+        ):
             if line.split()[-1] == Path(name).parts[0]:
                 return f"; `{line}` gets it"
     return ""

@@ -45,7 +45,6 @@ from charter.feedback.demonstrations import read_demonstrations
 from charter.feedback.judge import QUESTIONS, ask, comparisons_of
 from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.classifier import classifier_parts
 from charter.models.endpoint import SHORT_ANSWER
 from charter.models.llama_weights import FUSED_BYTES, KEPT_ROLES, LLAMA_LIKE
 from charter.models.load import check_attention, check_folder, first_line, kind_of, load_tokenizer, pick_device
@@ -63,6 +62,7 @@ FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the prec
 PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes
 EFFICIENCY = 0.4  # share of a bare matrix product's rate that a transformer reaches
 STEP_PER_LAYER = 0.25e-3  # seconds of Python and small operations per layer and decoding step
+SHAPED = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # what else is done to logits
 TURNS = ("kv_cache", "activations", "merged_copy", "saved_copy")
 COUNTED_HERE = (
     "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
@@ -97,6 +97,8 @@ class Shape:
     """Whether its pass is written out, on a GPU for sampling alone: what is kept then is in the precision of the run."""
     quantized: bool = False
     """Whether its linear layers are held in 4 bits."""
+    plain: bool = False
+    """Whether its logits are one product with one matrix, so that they are looked at in blocks."""
 
     @cached_property
     def parameters(self) -> int:
@@ -149,6 +151,9 @@ def read_shape(name: str) -> Shape:
         positions=getattr(config, "max_position_embeddings", None),
         heads=heads,
         fused=config.model_type in LLAMA_LIKE and config.hidden_act == "silu",
+        plain=not config.is_encoder_decoder
+        and not any(name.endswith("head.bias") for name in tensors)
+        and all(getattr(config, name, None) is None for name in SHAPED),
     )
 
 
@@ -167,7 +172,8 @@ def shapes_of(recipe: Recipe) -> dict[str, Shape]:
 
 def classifier_of(source: str) -> str | None:
     """The model of `classifier:FOLDER:LABEL`, None for other sources."""
-    return classifier_parts(source, "source")[0] if source.startswith("classifier:") else None
+    kind, _, rest = source.partition(":")
+    return rest.rpartition(":")[0] or None if kind == "classifier" else None
 
 
 def held(shape: Shape, recipe: Recipe) -> Shape:
@@ -441,21 +447,22 @@ class Load:
 
     def activate(self, shape: Shape, settings: TrainingSettings, row: float, response: float, copies: int) -> None:
         """What backward needs of a micro-batch: per token and layer some vectors of the hidden, key-value and inner width,
-        and the logits at the positions that are scored: once where the pass is written out, else ``copies`` of them."""
+        and the logits at the positions that are scored: once where they are looked at in blocks, else ``copies`` of them."""
         tokens = max(settings.tokens_per_micro_batch, row)
         scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
         if not shape.fused or self.gpu:
             per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
             layers = per_layer + shape.layers * shape.hidden if self.checkpointing else shape.layers * per_layer
             # Under autocast a product keeps its weights as they were cast; those of 4 bits are written out again.
-            cast = (
-                0
-                if shape.quantized or self.width == FLOAT
-                else sum(math.prod(one) for one in shape.linear) * self.width
-            )
-            self.memory["activations"] = (tokens * layers + scored * copies) * FLOAT + (
-                cast / shape.layers if self.checkpointing else cast
-            )
+            casts = self.width < FLOAT and not shape.quantized
+            weights = sum(math.prod(one) for one in shape.linear) * self.width if casts else 0
+            logits = scored * copies * FLOAT
+            if shape.plain and copies:  # the matrix as it is cast, and its gradient
+                logits = min(scored, KEPT_ELEMENTS) * self.width + shape.vocabulary * shape.hidden * (
+                    self.width + FLOAT
+                )
+            again = shape.layers if self.checkpointing else 1
+            self.memory["activations"] = tokens * layers * FLOAT + logits + weights / again
             return
         # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
         numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
@@ -468,7 +475,7 @@ class Load:
     def cast(self, shape: Shape) -> None:
         """The copy of the weights in the precision of the products: of every model, or of the two roles last used of a trunk."""
         models = self.memory.get("weights", 0) // (shape.parameters * FLOAT)
-        if shape.fused:
+        if shape.fused and not (self.gpu and self.trained and not self.generated):  # on a GPU for sampling alone
             self.memory["cast_weights"] = (
                 (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
             )
@@ -816,7 +823,7 @@ CERTAIN = (
     "merged_copy",
     "saved_copy",
 )  # whatever the texts turn out to be
-SMALL_BATCH, SMALL_MICRO_BATCH = 16, 1024
+SMALL_BATCH, LEAST_BATCH, SMALL_MICRO_BATCH = 16, 4, 1024
 NO_TEXTS = Lengths(*[0] * len(fields(Lengths)))
 
 
@@ -836,13 +843,15 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def savings(recipe: Recipe) -> list[dict[str, Any]]:
     """Changes of a recipe that save memory, the mildest first. Only smaller batches change nothing of what is learned."""
-    trained = [name for name in ("sft", "reward_model", "rl") if isinstance(getattr(recipe, name), TrainingSettings)]
+    stages = ("sft", "reward_model", "rl") if recipe.trains_reward_model else ("sft", "rl")
+    trained = [name for name in stages if isinstance(getattr(recipe, name), TrainingSettings)]
     batches: dict[str, Any] = {"batch_size": min(recipe.batch_size, SMALL_BATCH)}
     for name in trained:
         own = getattr(recipe, name).tokens_per_micro_batch
         batches[f"{name}.tokens_per_micro_batch"] = min(own, SMALL_MICRO_BATCH)
     lora = {f"{name}.lora": LoRASettings() for name in trained if getattr(recipe, name).lora is None}
-    return [batches, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
+    least = {"batch_size": min(recipe.batch_size, LEAST_BATCH)}
+    return [batches, least, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
 
 
 def what_fits(recipe: Recipe, needs: Callable[[Recipe], float], room: float) -> str:
