@@ -104,7 +104,7 @@ def loads(size: Size, *more: str) -> list[Load]:
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"scorer": "judge:base"})})
     shape = size.shape()
     shapes = {"base": shape, "sft": shape}
-    return loads_of(Counted(recipe, shape, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given()))
+    return loads_of(Counted(recipe, shape, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given(), "cuda"))
 
 
 # -- formulas ------------------------------------------------------------------------------------------------------------

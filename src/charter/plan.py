@@ -13,7 +13,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,14 +46,14 @@ from charter.feedback.judge import QUESTIONS, ask, comparisons_of
 from charter.feedback.pairs import read_pairs
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.endpoint import SHORT_ANSWER
-from charter.models.llama_weights import KEPT_ROLES, LLAMA_LIKE
+from charter.models.llama_weights import FUSED_BYTES, KEPT_ROLES, LLAMA_LIKE
 from charter.models.load import check_attention, check_folder, first_line, kind_of, load_tokenizer, pick_device
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.packing import Tokens, clip
 from charter.models.precision import DTYPES
 from charter.models.quantize import BYTES as QUANTIZED_BYTES
 from charter.models.quantize import check_bitsandbytes
-from charter.models.sampler import fill
+from charter.models.sampler import READ_TOKENS, fill
 from charter.prompts import KINDS, deduplicate, is_kind, split_prompts
 from charter.records import Generation, Message, Prompt, Response
 from charter.stages import prompts_of
@@ -62,7 +62,8 @@ FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the prec
 PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes
 EFFICIENCY = 0.4  # share of a bare matrix product's rate that a transformer reaches
 STEP_PER_LAYER = 0.25e-3  # seconds of Python and small operations per layer and decoding step
-TURNS = ("kv_cache", "activations", "merged_copy")
+SHAPED = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # what else is done to logits
+TURNS = ("kv_cache", "activations", "merged_copy", "saved_copy")
 COUNTED_HERE = (
     "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
 )
@@ -93,9 +94,11 @@ class Shape:
     positions: int | None
     heads: int = 1
     fused: bool = False
-    """Whether its pass is written out: what is kept then is in the precision of the run."""
+    """Whether its pass is written out, on a GPU for sampling alone: what is kept then is in the precision of the run."""
     quantized: bool = False
     """Whether its linear layers are held in 4 bits."""
+    plain: bool = False
+    """Whether its logits are one product with one matrix, so that they are looked at in blocks."""
 
     @cached_property
     def parameters(self) -> int:
@@ -148,6 +151,9 @@ def read_shape(name: str) -> Shape:
         positions=getattr(config, "max_position_embeddings", None),
         heads=heads,
         fused=config.model_type in LLAMA_LIKE and config.hidden_act == "silu",
+        plain=not config.is_encoder_decoder
+        and not any(name.endswith("head.bias") for name in tensors)
+        and all(getattr(config, name, None) is None for name in SHAPED),
     )
 
 
@@ -157,12 +163,25 @@ def shapes_of(recipe: Recipe) -> dict[str, Shape]:
     named |= {recipe.reward_model.model} if recipe.reward_model.model and recipe.trains_reward_model else set()
     shape = read_shape(recipe.model)
     found = {"base": shape, "sft": shape} | {name: read_shape(name) for name in sorted(named - {"base", "sft"})}
+    rewards = recipe.rl.reward.values() if isinstance(recipe.rl, RolloutSettings) else ()
+    measures = recipe.evaluation.measures.values() if recipe.evaluation is not None else ()
+    classifiers = {classifier_of(one.source or "") for one in (*rewards, *measures)} - {None}
+    found |= {name: read_shape(name) for name in sorted(filter(None, classifiers))}
     return {name: held(one, recipe) for name, one in found.items()}
 
 
+def classifier_of(source: str) -> str | None:
+    """The model of `classifier:FOLDER:LABEL`, None for other sources."""
+    kind, _, rest = source.partition(":")
+    return rest.rpartition(":")[0] or None if kind == "classifier" else None
+
+
 def held(shape: Shape, recipe: Recipe) -> Shape:
-    """The shape as the recipe has it held: in 4 bits nothing is written out."""
-    return replace(shape, fused=False, quantized=True) if recipe.quantization else replace(shape, quantized=False)
+    """The shape as the recipe has it held: in 4 bits nothing is written out, nor where a second copy is too large."""
+    if recipe.quantization:
+        return replace(shape, fused=False, quantized=True)
+    fits = shape.parameters * DTYPES[recipe.precision].itemsize <= FUSED_BYTES
+    return replace(shape, fused=shape.fused and fits, quantized=False)
 
 
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
@@ -363,12 +382,31 @@ class Load:
         if name.startswith(ENDPOINT):
             self.ask(name, n, question, written)
         else:
-            self.score(shapes[name], n * question)
+            self.choose(shapes[name], n, question)
+
+    def choose(self, shape: Shape, n: float, question: float) -> None:
+        """``n`` questions that a model reads, a micro-batch of them at once, to choose among given answers."""
+        self.score(shape, n * question)
+        self.cache(shape, read=min(n * question, max(READ_TOKENS, question)), rows=0)
+
+    def cache(self, shape: Shape, *, read: float, rows: int, new: int = 0) -> None:
+        """Keys and values of the tokens that are ``read`` at once, with what a layer makes of them on the way, or then of
+        ``rows`` texts that have grown by ``new`` tokens, with what the next one is chosen from."""
+        width = self.width if shape.fused else FLOAT
+        kept, passing = 2 * shape.layers * shape.kv_width, 4 * shape.inner + 6 * shape.hidden
+        choosing = rows * shape.vocabulary * (4 + 4 + 4)  # logits, scaled, probabilities
+        most = max(read * (kept + passing) * width, (read + rows * new) * kept * width + choosing)
+        self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), most)
 
     def hold_named(self, shapes: Shapes, *names: str) -> None:
         """The models of these names, each once; what is behind an endpoint takes no memory here."""
         for name in sorted({name for name in names if not name.startswith(ENDPOINT)}):
             self.hold(shapes[name], 1)
+
+    def hold_classifiers(self, counted: Counted, sources: Iterable[str]) -> None:
+        """The classifiers among the sources of a reward or of measures, in float32."""
+        for name in {one for source in sources if (one := classifier_of(source))}:
+            self.hold(replace(counted.shapes[name], quantized=False), 1)
 
     def score(self, shape: Shape, tokens: float) -> None:
         """Tokens that are read without gradients by a model."""
@@ -387,36 +425,44 @@ class Load:
         self.generated += n * new
         self.score(shape, n * prompt)
         self.batches.append((rows, new, math.ceil(n / rows)))
-        cache = rows * (prompt + new) * 2 * shape.layers * shape.kv_width * (self.width if shape.fused else FLOAT)
-        choosing = rows * shape.vocabulary * (4 + 4 + 4)  # logits, scaled, probabilities
-        self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), cache + choosing)
+        self.cache(shape, read=rows * prompt, rows=rows, new=new)
 
     def hold(self, shape: Shape, models: int) -> None:
         """Whole models in memory that are not trained."""
         self.memory["weights"] = self.memory.get("weights", 0) + models * shape.bytes
 
-    def train(self, shape: Shape, lora: LoRASettings | None, roles: int) -> None:
-        """Trained roles: full copies or adapters, each with gradients and two Adam moments."""
+    def train(self, shape: Shape, lora: LoRASettings | None, roles: int, *, scores: bool = False) -> None:
+        """Trained roles: full copies or adapters, each with gradients and two Adam moments. ``scores``: of a reward model."""
         size = (shape.adapter(lora) if lora else shape.parameters) * FLOAT * roles
         self.lora = lora is not None
         self.memory["weights"] = self.memory.get("weights", 0) + size
         self.memory["gradients"] = size
         self.memory["adam"] = 2 * size
-        if (
-            lora
-        ):  # adapters are merged into a copy of the base when the result is saved, of 4-bit weights beside the GPU
+        if lora and not scores:
+            # Adapters are merged into a copy of the base when the result is saved, of 4-bit weights beside the GPU.
             width = FLOAT if not shape.quantized else 0 if self.gpu else self.width
             self.memory["merged_copy"] = shape.parameters * width
+        elif scores:  # a reward model is saved as what was trained, copied first
+            self.memory["saved_copy"] = size
 
     def activate(self, shape: Shape, settings: TrainingSettings, row: float, response: float, copies: int) -> None:
         """What backward needs of a micro-batch: per token and layer some vectors of the hidden, key-value and inner width,
-        and the logits at the positions that are scored: once where the pass is written out, else ``copies`` of them."""
+        and the logits at the positions that are scored: once where they are looked at in blocks, else ``copies`` of them."""
         tokens = max(settings.tokens_per_micro_batch, row)
         scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
-        if not shape.fused:
+        if not shape.fused or self.gpu:
             per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
             layers = per_layer + shape.layers * shape.hidden if self.checkpointing else shape.layers * per_layer
-            self.memory["activations"] = (tokens * layers + scored * copies) * FLOAT
+            # Under autocast a product keeps its weights as they were cast; those of 4 bits are written out again.
+            casts = self.width < FLOAT and not shape.quantized
+            weights = sum(math.prod(one) for one in shape.linear) * self.width if casts else 0
+            logits = scored * copies * FLOAT
+            if shape.plain and copies:  # the matrix as it is cast, and its gradient
+                logits = min(scored, KEPT_ELEMENTS) * self.width + shape.vocabulary * shape.hidden * (
+                    self.width + FLOAT
+                )
+            again = shape.layers if self.checkpointing else 1
+            self.memory["activations"] = tokens * layers * FLOAT + logits + weights / again
             return
         # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
         numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
@@ -429,7 +475,7 @@ class Load:
     def cast(self, shape: Shape) -> None:
         """The copy of the weights in the precision of the products: of every model, or of the two roles last used of a trunk."""
         models = self.memory.get("weights", 0) // (shape.parameters * FLOAT)
-        if shape.fused:
+        if shape.fused and not (self.gpu and self.trained and not self.generated):  # on a GPU for sampling alone
             self.memory["cast_weights"] = (
                 (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
             )
@@ -454,13 +500,14 @@ class Counted:
     labelled: int
     examples: Given
     pairs: Given
+    device: str = "cpu"
 
     def load(self, stage: str) -> Load:
         return Load(
             stage,
             width=DTYPES[self.recipe.precision].itemsize,
             checkpointing=self.recipe.gradient_checkpointing,
-            gpu=self.recipe.device != "cpu" and torch.cuda.is_available(),
+            gpu=self.device == "cuda",
         )
 
     def written(self, name: str) -> int:
@@ -550,7 +597,7 @@ def prompts_load(counted: Counted) -> Load:
     load, lengths = counted.load("prompts"), counted.lengths
     load.hold(counted.shape, 1)
     if lengths.topics:
-        load.score(counted.shape, counted.to_sort * (lengths.topic_question + lengths.topics))
+        load.choose(counted.shape, counted.to_sort, lengths.topic_question + lengths.topics)
     return load
 
 
@@ -610,7 +657,7 @@ def reward_load(counted: Counted) -> Load:
     row, _ = counted.pair_row
     n_train = round(n_pairs * (1 - settings.test_fraction))
     load.hold(shape, 1)
-    load.train(shape, settings.lora, roles=settings.ensemble)
+    load.train(shape, settings.lora, roles=settings.ensemble, scores=True)
     load.activate(shape, settings, row, 0, copies=0)
     load.learn(shape, settings.ensemble * settings.epochs * n_train * 2 * row)
     load.score(shape, settings.ensemble * (n_pairs + counted.labelled) * 2 * row)
@@ -645,6 +692,7 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
     # Reward, policy and reference read every rollout, with PPO the value model too.
     load.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
     load.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
+    load.hold_classifiers(counted, (part.source or "" for part in settings.reward.values()))
     anew = (settings.sigmoid_against or 0) * sum(counted.counts[f"train {kind}"] for kind in KINDS)
     for judge in judges_of(settings):
         if judge.startswith(ENDPOINT):  # two questions about each response
@@ -657,9 +705,11 @@ def evaluate_load(counted: Counted, settings: EvaluationSettings) -> Load:
     n_test = sum(counted.counts[f"test {kind}"] for kind in KINDS) * settings.samples_per_prompt
     row, n_arms = lengths.prompt + settings.max_new_tokens + 1, counted.n_arms
     load.hold(shape, n_arms)
+    load.hold_classifiers(counted, (measure.source for measure in settings.measures.values()))
     for _ in range(n_arms):
         load.sample(shape, n_test, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size)
     if settings.best_of is not None:
+        load.hold(counted.shapes[counted.recipe.reward_model.model or "sft"], 1)  # the reward model's own
         load.sample(
             shape, n_test * settings.best_of, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size
         )
@@ -765,8 +815,15 @@ def memory_of(device: str) -> int:
 
 # -- what fits -----------------------------------------------------------------------------------------------------------
 
-CERTAIN = ("weights", "cast_weights", "gradients", "adam", "merged_copy")  # whatever the texts turn out to be
-SMALL_BATCH, SMALL_MICRO_BATCH = 16, 1024
+CERTAIN = (
+    "weights",
+    "cast_weights",
+    "gradients",
+    "adam",
+    "merged_copy",
+    "saved_copy",
+)  # whatever the texts turn out to be
+SMALL_BATCH, LEAST_BATCH, SMALL_MICRO_BATCH = 16, 4, 1024
 NO_TEXTS = Lengths(*[0] * len(fields(Lengths)))
 
 
@@ -786,13 +843,15 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def savings(recipe: Recipe) -> list[dict[str, Any]]:
     """Changes of a recipe that save memory, the mildest first. Only smaller batches change nothing of what is learned."""
-    trained = [name for name in ("sft", "reward_model", "rl") if isinstance(getattr(recipe, name), TrainingSettings)]
+    stages = ("sft", "reward_model", "rl") if recipe.trains_reward_model else ("sft", "rl")
+    trained = [name for name in stages if isinstance(getattr(recipe, name), TrainingSettings)]
     batches: dict[str, Any] = {"batch_size": min(recipe.batch_size, SMALL_BATCH)}
     for name in trained:
         own = getattr(recipe, name).tokens_per_micro_batch
         batches[f"{name}.tokens_per_micro_batch"] = min(own, SMALL_MICRO_BATCH)
     lora = {f"{name}.lora": LoRASettings() for name in trained if getattr(recipe, name).lora is None}
-    return [batches, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
+    least = {"batch_size": min(recipe.batch_size, LEAST_BATCH)}
+    return [batches, least, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
 
 
 def what_fits(recipe: Recipe, needs: Callable[[Recipe], float], room: float) -> str:
@@ -848,7 +907,7 @@ def check_machine(recipe: Recipe) -> None:
 
     def stages(variant: Recipe) -> list[Load]:
         own = {name: held(shape, variant) for name, shape in shapes.items()}
-        return loads_of(Counted(variant, own["base"], own, NO_TEXTS, counts, 0, 0, Given(), Given()))
+        return loads_of(Counted(variant, own["base"], own, NO_TEXTS, counts, 0, 0, Given(), Given(), device))
 
     def needs(variant: Recipe) -> float:
         return max(certain_bytes(load) for load in stages(variant))
@@ -865,8 +924,8 @@ def check_machine(recipe: Recipe) -> None:
 # -- the plan ------------------------------------------------------------------------------------------------------------
 
 
-def count(recipe: Recipe, shapes: Shapes) -> Counted:
-    """Read what the loads of a recipe follow from: its files, and their tokens."""
+def count(recipe: Recipe, shapes: Shapes, device: str) -> Counted:
+    """Read what the loads of a recipe on a device follow from: its files, and their tokens."""
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     train, counts, to_sort = count_prompts(recipe)
     tokenizer, shape = load_tokenizer(recipe.model), shapes["base"]
@@ -875,13 +934,14 @@ def count(recipe: Recipe, shapes: Shapes) -> Counted:
     most = recipe.feedback.gate_pairs if recipe.feedback is not None else 0
     labelled = min(len(read_pairs(Path(known)).pairs), most) if known else 0
     given = read_given(recipe, tokenizer, shape.positions)
-    return Counted(recipe, shape, shapes, lengths, counts, to_sort, labelled, *given)
+    return Counted(recipe, shape, shapes, lengths, counts, to_sort, labelled, *given, device)
 
 
 def smaller(recipe: Recipe) -> str:
     """The mildest changes with which a run that ran out of memory needs less than is free, and a third less than it did."""
-    counted = count(recipe, shapes_of(recipe))
-    room = min(free_memory(pick_device(recipe.device)), counted.needs(recipe) * 2 / 3)
+    device = pick_device(recipe.device)
+    counted = count(recipe, shapes_of(recipe), device)
+    room = min(free_memory(device), counted.needs(recipe) * 2 / 3)
     return what_fits(recipe, counted.needs, room)
 
 
@@ -890,13 +950,31 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
 
     InputError where the model, a file or the GPU it asks for is missing.
     """
-    check_files(recipe)
     device = pick_device(recipe.device)
+    counted, loads, figures = work_of(recipe, device)
+    speed = probe(counted.shape, recipe.precision, device)
+    for stage, load in zip(figures["stages"], loads, strict=True):
+        stage["seconds"] = round(seconds_of(load, counted.shape, speed), 1)
+    available = memory_of(device)
+    fits = figures["peak_bytes"] < available
+    return figures | {
+        "memory_bytes": available,
+        "fits": fits,
+        "would_fit": None if fits else what_fits(recipe, counted.needs, available),
+        "seconds": round(sum(stage["seconds"] for stage in figures["stages"]), 1),
+        "operations_per_second": round(speed.operations),
+        "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
+    }
+
+
+def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str, Any]]:
+    """What the files of a recipe hold, the load of each stage, and what a plan says that no machine has a part in. ``device`` is
+    where the run would be, `cpu` or `cuda`, and need not be here. InputError where the model or a file is missing."""
+    check_files(recipe)
     shapes = shapes_of(recipe)
     shape = shapes["base"]
-    counted = count(recipe, shapes)
+    counted = count(recipe, shapes, device)
     loads = loads_of(counted)
-    speed = probe(shape, recipe.precision, device)
     stages: list[dict[str, Any]] = [
         {
             "stage": load.stage,
@@ -906,15 +984,11 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
             "requests": {name: round(asked.requests) for name, asked in load.asked.items()},
             "memory": {"program": round(PROGRAM)} | {key: round(value) for key, value in load.memory.items()},
             "peak_bytes": round(load.peak_bytes),
-            "seconds": round(seconds_of(load, shape, speed), 1),
         }
         for load in loads
     ]
     peak = max(stages, key=lambda stage: stage["peak_bytes"])
-    available = memory_of(device)
-
-    fits = peak["peak_bytes"] < available
-    return {
+    return counted, loads, {
         "title": recipe.title,
         "model": recipe.model,
         "parameters": shape.parameters,
@@ -929,17 +1003,11 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
         "pairs": counted.pairs.n // 2,
         "row_tokens": {"examples": round(counted.examples.row, 1), "pairs": round(counted.pairs.row, 1)},
         "device": device,
-        "memory_bytes": available,
         "stages": stages,
         "peak_bytes": peak["peak_bytes"],
         "peak_stage": peak["stage"],
-        "fits": fits,
-        "would_fit": None if fits else what_fits(recipe, counted.needs, available),
-        "seconds": round(sum(stage["seconds"] for stage in stages), 1),
-        "operations_per_second": round(speed.operations),
         "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},
-        "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
-    }
+    }  # fmt: skip
 
 
 def trainings(recipe: Recipe) -> list[TrainingSettings]:

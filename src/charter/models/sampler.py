@@ -20,6 +20,7 @@ from charter.records import Message
 from charter.team import team
 
 Conversation = Sequence[Message]
+READ_TOKENS = 4096  # of conversations that are read at once, with every copy of their cache
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def conversation_text(messages: Iterable[Message]) -> str:
 class LocalSampler:
     """A model of this process in one role."""
 
-    def __init__(self, trunk: Trunk, name: str, *, role: str = REFERENCE, tokens_per_micro_batch: int = 4096) -> None:
+    def __init__(
+        self, trunk: Trunk, name: str, *, role: str = REFERENCE, tokens_per_micro_batch: int = READ_TOKENS
+    ) -> None:
         self.trunk, self.name, self.role = trunk, name, role
         self.tokens_per_micro_batch = tokens_per_micro_batch
 
@@ -111,6 +114,8 @@ class LocalSampler:
         order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), len(prompts[i]), i))
         # In the precision of the trunk: unlike a sample, a margin of nats does not hang on the last bits of a logit.
         knows = is_fused(self.trunk.model, self.trunk.dtype)  # its precision, without being told
+        # The model's own cache is repeated for every option that has more than one token; the fused one is not.
+        repeated = not knows and any(len(one) > 1 for choices in encoded for one in choices)
         with self.trunk.as_role(self.role) as model, contextlib.nullcontext() if knows else self.trunk.autocast():
             batches = []
             start = 0
@@ -120,7 +125,8 @@ class LocalSampler:
                 while (
                     stop < len(order)
                     and len(encoded[order[stop]]) == k
-                    and len(prompts[order[stop]]) * (stop + 1 - start) <= self.tokens_per_micro_batch
+                    and len(prompts[order[stop]]) * (k if repeated else 1) * (stop + 1 - start)
+                    <= self.tokens_per_micro_batch
                 ):
                     stop += 1
                 batches.append(order[start:stop])

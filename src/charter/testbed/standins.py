@@ -141,13 +141,20 @@ def own_texts() -> list[str]:
 
 
 def save_bpe_tokenizer(
-    folder: Path, texts: Iterable[str], *, pad_is_eos: bool = False, template: bool = True, closes: bool = False
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    size: int = 400,
+    pad_is_eos: bool = False,
+    template: bool = True,
+    closes: bool = False,
 ) -> int:
-    """A byte-level BPE tokenizer of 400 tokens; its size. ``closes``: it ends every text with the end token, as T5's does."""
+    """A byte-level BPE tokenizer of at most ``size`` tokens; its size. ``closes``: it ends every text with the end token, as
+    T5's does."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_level_bpe(texts, 400, ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"])
+    tokenizer = byte_level_bpe(texts, size, ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"])
     if closes:
         tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 0)])
     fast = PreTrainedTokenizerFast(

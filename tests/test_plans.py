@@ -1,0 +1,147 @@
+"""What the shipped recipes take, and what the source system's authors could not do for want of memory, verdicts or a trend."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from charter.config import LoRASettings, load_recipe, shipped
+from charter.feedback.judge import LETTERS
+from charter.models.load import load_model
+from charter.models.sampler import LocalSampler
+from charter.pipeline import run_recipe, stages_in_order
+from charter.plan import held, read_shape, what_fits
+from charter.records import Judgment, Message, read_jsonl
+from charter.run import Run
+from charter.stages import Work
+from charter.summary import alarms
+
+PAGE = Path(__file__).parents[1] / "docs/plans.py"
+CARD = 24e9  # bytes
+
+
+@pytest.fixture(scope="module")
+def plans() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plans", PAGE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# -- the page ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_a_row_and_a_section_of_every_shipped_recipe():
+    text = PAGE.with_suffix(".md").read_text()
+    for file in shipped("recipes").glob("*.yaml"):
+        assert f"| [{file.stem}](#{file.stem}) |" in text
+        assert f"\n## {file.stem}\n" in text
+
+
+def test_the_7b_recipe_fits_a_card_of_24_gb(plans):
+    with plans.made_up("meta-llama/Llama-2-7b-hf", share=0.01):
+        recipe, counted, figures = plans.planned("llama2-7b-cai")
+    assert figures["parameters"] == 6_738_415_616  # as published
+    assert figures["peak_bytes"] < CARD
+    weights = {one["stage"]: one["memory"]["weights"] for one in figures["stages"]}
+    exact = 4 * (2 * 32000 * 4096 + 65 * 4096)  # embedding, output projection, norms
+    assert weights["prompts"] == pytest.approx(exact + 0.516 * (figures["parameters"] - exact / 4), rel=1e-3)
+    # What is written out for other programs is put together beside the GPU; only the adapters of a scorer are copied.
+    kept = {one["stage"]: one["memory"].get("merged_copy") for one in figures["stages"]}
+    assert (kept["sft"], kept["rl"], kept["reward_model"]) == (0, 0, None)
+    # With twice as many texts at once it would not fit, and the plan says which setting to turn.
+    more = recipe.model_copy(update={"batch_size": 16})
+    assert counted.needs(more) > CARD
+    assert what_fits(more, counted.needs, CARD).startswith("--set batch_size=4 ")
+    own = PAGE.with_suffix(".md").read_text().partition("\n## llama2-7b-cai\n")[2].partition("\n## ")[0]
+    assert "Fits 24 GB: yes" in own
+
+
+def test_a_copy_of_the_weights_for_a_written_out_pass_is_planned_only_where_it_is_made(plans):
+    recipe = load_recipe(shipped("recipes") / "mistral-cai-dpo.yaml")
+    with plans.made_up("mistralai/Mistral-7B-Instruct-v0.2", "Qwen/Qwen2.5-0.5B", share=0.001):
+        large, small = read_shape("mistralai/Mistral-7B-Instruct-v0.2"), read_shape("Qwen/Qwen2.5-0.5B")
+    assert (large.parameters, small.parameters) == (7_241_732_096, 494_032_768)
+    assert not held(large, recipe).fused
+    assert held(small, recipe).fused
+
+
+# -- what its authors could not do ---------------------------------------------------------------------------------------
+
+LORA = {"lora": {"rank": 2}}
+
+
+def test_out_of_memory_with_two_models_one_trunk_serves_policy_reference_reward_and_value(
+    tmp_path, random_llama, write_recipe
+):
+    recipe = load_recipe(write_recipe(random_llama, sft=LORA, reward_model=LORA, rl={"method": "ppo", **LORA}))
+    with Run(tmp_path / "run", quiet=True) as run:
+        work = Work(run, recipe)
+        for stage in stages_in_order(work, "rl"):
+            if stage == "rl":
+                break
+            work.release()
+        trunk = work.trunk(str(tmp_path / "run/sft/model"), recipe.rl.lora)  # the one that PPO has just used
+        assert trunk.playing is not None
+        base, adapters = 0, {"policy": 0, "reward": 0, "value": 0}
+        for name, parameter in trunk.model.named_parameters():
+            role = next((one for one in adapters if f".{one}." in name), None)
+            assert (role is not None) == ("lora_" in name)
+            if role is None:
+                base += parameter.numel()
+            else:
+                adapters[role] += parameter.numel()
+        assert base == load_model(str(random_llama)).num_parameters()  # once, and the reference is no more than that
+        assert set(adapters.values()) == {read_shape(str(random_llama)).adapter(LoRASettings(rank=2))}
+        assert trunk.copies == {}
+        assert set(trunk.heads) == {"reward", "value"}
+
+
+def test_models_that_refuse_to_choose_every_comparison_has_a_verdict_or_a_counted_abstention(
+    tmp_path, random_llama, write_recipe
+):
+    recipe = write_recipe(random_llama)
+    folder = tmp_path / "run"
+    run_recipe(load_recipe(recipe), folder, until="feedback", quiet=True)
+    margins = sorted(abs(one.margin) for one in read_jsonl(folder / "feedback/judgments.jsonl", Judgment))
+    floor = margins[len(margins) // 2]  # half of them are below
+    unsure = load_recipe(recipe, [f"feedback.abstain_below={floor}"])
+    with Run(folder, quiet=True) as run:
+        work = Work(run, unsure)
+        for stage in stages_in_order(work, "feedback"):
+            if stage == "feedback":
+                break
+        found = next(one for one in run.stages if one.name == "feedback")
+        judgments = list(read_jsonl(found.path("judgments.jsonl"), Judgment))
+        # Asked for its words this model says no letter at all.
+        asked = [(Message(role="user", content="Which is better, A or B?"),)] * 20
+        said = LocalSampler(work.trunk(str(random_llama)), "base").generate(
+            asked, [[i] for i in range(20)], temperature=1.0, max_new_tokens=4
+        )
+        assert not any(one.text.strip() in LETTERS for group in said for one in group)
+    assert len(judgments) == found.result["comparisons"] == 24
+    tied = [one for one in judgments if one.has_verdict and len(set(one.ranks.values())) == 1]
+    chosen = [one for one in judgments if one.has_verdict and len(set(one.ranks.values())) == 2]
+    assert len(tied) + len(chosen) == found.result["verdicts"] == 24
+    assert len(tied) == found.result["ties"] == sum(abs(one.margin) < floor for one in judgments) > 0
+    assert len(chosen) == found.result["pairs"] > 0
+
+
+def test_comparisons_without_a_verdict_are_counted_in_the_report(stage):
+    stage.finish({"comparisons": 24, "verdicts": 21, "judge": {"n": 1}})
+    (alarm,) = alarms({"feedback": stage})
+    assert (alarm["detector"], alarm["value"]) == ("no verdict", 3 / 24)
+
+
+@pytest.mark.parametrize(("rise", "raised"), [(0.0, True), (0.05, False)])
+def test_reward_without_trend_is_said_of_a_flat_curve_and_not_of_a_rising_one(stage, rise, raised):
+    for step in range(20):
+        wobble = 0.01 * (-1) ** step
+        stage.record(step, reward=rise * step + wobble, reward_sem=0.05, kl=0.1, missing_eos=0.0, response_tokens=20)
+    found = [one["detector"] for one in alarms({"rl": stage})]
+    assert found == (["reward without trend"] if raised else [])
