@@ -18,7 +18,7 @@ from charter.errors import MemoryFull
 from charter.models.memory import is_out_of_memory
 from charter.plan import plan_recipe, smaller
 from charter.run import Run
-from charter.stages import Work, within_memory
+from charter.stages.work import Work, within_memory
 from conftest import HARMFUL, save_tokenizer
 
 LIMITED = """

@@ -16,7 +16,7 @@ from charter.pipeline import run_recipe, stages_in_order
 from charter.plan import held, read_shape, what_fits
 from charter.records import Judgment, Message, read_jsonl
 from charter.run import Run
-from charter.stages import Work
+from charter.stages.work import Work
 from charter.summary import alarms
 
 PAGE = Path(__file__).parents[1] / "docs/plans.py"

@@ -19,7 +19,7 @@ from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.records import Message, Pair, Prompt, Rating
 from charter.run import Run
-from charter.stages import ROLLOUT_METHODS
+from charter.stages.policy import ROLLOUT_METHODS
 from charter.training.dpo import sequence_logprobs, train_dpo
 from charter.training.online_dpo import best_and_worst, pair_slopes
 from charter.training.preference_losses import PairLogprobs, dpo_loss

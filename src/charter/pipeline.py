@@ -14,17 +14,14 @@ from charter.config import Recipe
 from charter.errors import GateError, InputError, MemoryFull
 from charter.plan import smaller
 from charter.run import Run
-from charter.stages import (
-    Model,
-    Work,
-    evaluate,
-    gather_feedback,
-    prepare_prompts,
-    revise_answers,
-    train_policy,
-    train_reward,
-    train_supervised,
-)
+from charter.stages.evaluate import evaluate
+from charter.stages.feedback import gather_feedback
+from charter.stages.policy import train_policy
+from charter.stages.prompts import prepare_prompts
+from charter.stages.revise import revise_answers
+from charter.stages.reward_model import train_reward
+from charter.stages.sft import train_supervised
+from charter.stages.work import Model, Work
 from charter.summary import write_run_report
 from charter.team import team
 from charter.trackers import check_trackers, tracked

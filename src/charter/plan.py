@@ -56,7 +56,7 @@ from charter.models.quantize import check_bitsandbytes
 from charter.models.sampler import READ_TOKENS, fill
 from charter.prompts import KINDS, deduplicate, is_kind, split_prompts
 from charter.records import Generation, Message, Prompt, Response
-from charter.stages import prompts_of
+from charter.stages.prompts import prompts_of
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
 PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes

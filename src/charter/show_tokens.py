@@ -45,7 +45,7 @@ from charter.models.trunk import Trunk, load_trunk
 from charter.prompts import KINDS, deduplicate, is_kind, split_prompts, take_stratified
 from charter.records import Message, Pair, Prompt, Response
 from charter.run import derive_seed
-from charter.stages import prompts_of
+from charter.stages.prompts import prompts_of
 from charter.training.reward_model import pair_tokens
 from charter.training.rewards import last_token
 from charter.training.rollouts import collect, prompt_batch

@@ -24,7 +24,7 @@ from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
 from charter.records import Prompt, Rating, Response, content_id, read_jsonl, write_json
 from charter.run import Run, file_hash, read_json
-from charter.stages import reward_accuracy
+from charter.stages.reward_model import reward_accuracy
 from charter.training.batches import by_tokens
 from charter.training.reward_model import (
     rating_scale,

@@ -12,7 +12,7 @@ from charter.run import read_json
 
 if TYPE_CHECKING:
     from charter.config import Recipe
-    from charter.stages import Work
+    from charter.stages.work import Work
 
 ARM_WORDS = {
     "base": "the model as it came",
