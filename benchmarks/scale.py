@@ -1,6 +1,6 @@
 """What a whole run costs at 7B and 70B, on paper: python benchmarks/scale.py [--price 2.5].
 
-The work of each stage is what `charter plan` counts (``charter.plan.loads_of``) for a stated workload; the machine is the
+The work of each stage is what `charter plan` counts (``charter.plan.loads``) for a stated workload; the machine is the
 constants below. Nothing here was measured at these sizes. docs/scale.md shows the output and says what follows from it.
 """
 
@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from charter.config import find_recipe, load_recipe
-from charter.plan import Counted, Given, Lengths, Load, Shape, loads_of
+from charter.plan.loads import Counted, Load, loads_of
+from charter.plan.shape import Shape
+from charter.plan.texts import Given, Lengths
 
 # -- inputs --------------------------------------------------------------------------------------------------------------
 

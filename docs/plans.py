@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from charter.config import Recipe, load_recipe, shipped
-from charter.plan import amount, data_lines, size, what_fits, work_of
+from charter.plan.fit import what_fits
+from charter.plan.recipe import work_of
+from charter.plan.table import amount, data_lines, size
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer
 

@@ -54,8 +54,8 @@ SIDEWAYS = {
     ("testbed.lab", "prompts"): "the lab's summariser learns under the prompt that its files are read with",
     ("testbed.lab", "training.batches"): "the lab's classifiers learn in the batches of every training",
     ("testbed.lab", "training.sft"): "the lab's summariser is trained as any model is",
-    ("pipeline", "plan"): "a run that ran out of memory is told what would fit",
-    ("summary", "stages"): "the report reads what the stages share; the type only",
+    ("pipeline", "plan.fit"): "a run that ran out of memory is told what would fit",
+    ("summary", "stages.work"): "the report reads what the stages share; the type only",
 }
 DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: seeds only
 TORCH = {"seeds", "serving", "stages", "reward_sources", "standalone", "pipeline", "plan", "show_tokens", "chat", "summary",

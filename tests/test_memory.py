@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from charter.config import SFTSettings, load_recipe
 from charter.errors import MemoryFull
 from charter.models.memory import is_out_of_memory
-from charter.plan import plan_recipe, smaller
+from charter.plan.fit import smaller
+from charter.plan.recipe import plan_recipe
 from charter.run import Run
 from charter.stages.work import Work, within_memory
 from conftest import HARMFUL, save_tokenizer

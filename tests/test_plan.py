@@ -14,23 +14,13 @@ from charter.models.load import load_model
 from charter.models.packing import Tokens
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
-from charter.plan import (
-    NO_TEXTS,
-    Counted,
-    Given,
-    Load,
-    certain_bytes,
-    check_machine,
-    duration,
-    free_memory,
-    loads_of,
-    memory_of,
-    plan_recipe,
-    plan_table,
-    read_shape,
-    shapes_of,
-    size,
-)
+from charter.plan.fit import NO_TEXTS, certain_bytes, check_machine
+from charter.plan.loads import Counted, Load, loads_of
+from charter.plan.machine import free_memory, memory_of
+from charter.plan.recipe import plan_recipe
+from charter.plan.shape import read_shape, shapes_of
+from charter.plan.table import duration, plan_table, size
+from charter.plan.texts import Given
 from charter.prompts import KINDS
 from conftest import save_random_model
 
@@ -203,7 +193,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_loads_with_what_fits(
                                                                                rl=LORA)))  # fmt: skip
     recipe = write_recipe(random_llama)
     assert with_lora < whole
-    monkeypatch.setattr("charter.plan.free_memory", lambda _: int(with_lora))
+    monkeypatch.setattr("charter.plan.fit.free_memory", lambda _: int(with_lora))
     assert run_command(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 2
     said = capsys.readouterr().err
     assert f"holds at least {size(whole)} of weights" in said
@@ -212,7 +202,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_loads_with_what_fits(
     assert not (tmp_path / "run").exists()
     proposed = re.findall(r"--set (\S+)", said)
     check_machine(load_recipe(recipe, proposed))
-    monkeypatch.setattr("charter.plan.free_memory", lambda _: 1000)
+    monkeypatch.setattr("charter.plan.fit.free_memory", lambda _: 1000)
     with pytest.raises(InputError, match="take a smaller model"):
         check_machine(load_recipe(recipe))
 
@@ -234,7 +224,7 @@ def test_what_is_certain_is_no_more_than_the_plan(random_llama, write_recipe):
 def test_a_plan_that_does_not_fit_proposes_the_mildest_change(random_llama, write_recipe, monkeypatch):
     recipe = load_recipe(write_recipe(random_llama, sft={"tokens_per_micro_batch": 200_000}))
     needed = plan_recipe(recipe)["peak_bytes"]
-    monkeypatch.setattr("charter.plan.memory_of", lambda _: int(0.95 * needed))
+    monkeypatch.setattr("charter.plan.recipe.memory_of", lambda _: int(0.95 * needed))
     figures = plan_recipe(recipe)
     assert not figures["fits"]
     assert "sft.tokens_per_micro_batch=1024" in figures["would_fit"]

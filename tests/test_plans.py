@@ -13,7 +13,8 @@ from charter.feedback.judge import LETTERS
 from charter.models.load import load_model
 from charter.models.sampler import LocalSampler
 from charter.pipeline import run_recipe, stages_in_order
-from charter.plan import held, read_shape, what_fits
+from charter.plan.fit import what_fits
+from charter.plan.shape import held, read_shape
 from charter.records import Judgment, Message, read_jsonl
 from charter.run import Run
 from charter.stages.work import Work

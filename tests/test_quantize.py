@@ -14,7 +14,8 @@ from charter.errors import InputError
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.plan import plan_recipe, read_shape
+from charter.plan.recipe import plan_recipe
+from charter.plan.shape import read_shape
 from charter.records import Message, Prompt
 from charter.run import Run
 from charter.training.sft import sft_tokens, train_sft

@@ -54,7 +54,7 @@ def run_until(
     recipe = load_recipe(path, sets or ())
     check_files(recipe)
     from charter.pipeline import run_recipe
-    from charter.plan import check_machine
+    from charter.plan.fit import check_machine
 
     folder = out or Path("runs") / path.stem
     if not (folder / "report.json").exists():  # a finished run loads nothing
@@ -125,7 +125,7 @@ def run(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
     check_files(loaded)
-    from charter.plan import check_machine
+    from charter.plan.fit import check_machine
     from charter.seeds import run_seeds, table
 
     folder = out or Path("runs") / path.stem
@@ -179,7 +179,8 @@ def new(
 def plan(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
     """Tokens, memory and time of a recipe, before anything loads."""
     from charter.config import find_recipe, load_recipe
-    from charter.plan import plan_recipe, plan_table
+    from charter.plan.recipe import plan_recipe
+    from charter.plan.table import plan_table
 
     figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()))
     show(figures, as_json, *plan_table(figures))

@@ -12,7 +12,7 @@ from typing import Any
 
 from charter.config import Recipe
 from charter.errors import GateError, InputError, MemoryFull
-from charter.plan import smaller
+from charter.plan.fit import smaller
 from charter.run import Run
 from charter.stages.evaluate import evaluate
 from charter.stages.feedback import gather_feedback

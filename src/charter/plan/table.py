@@ -1,0 +1,86 @@
+"""The plan as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from charter.prompts import KINDS
+
+
+def plan_table(figures: dict[str, Any]) -> list[str]:
+    """The plan as lines for people."""
+    lines = [
+        figures["title"],
+        f"model     {amount(figures['parameters'])} parameters, {figures['layers']} layers, hidden size "
+        f"{figures['hidden_size']}, vocabulary {figures['vocabulary']}"
+        + (f"; LoRA trains {amount(figures['adapter_parameters'])}" if figures["adapter_parameters"] else ""),
+        *data_lines(figures),
+        f"machine   {figures['device']}, {size(figures['memory_bytes'])}, "
+        f"{figures['operations_per_second'] / 1e9:.0f} billion operations a second",
+        "",
+        f"{'tokens:':12}{'generated':>12}{'scored':>12}{'trained on':>12}{'peak memory':>14}{'time':>10}",
+    ]
+    for stage in figures["stages"]:
+        lines.append(
+            f"{stage['stage']:12}{amount(stage['generated']):>12}{amount(stage['scored']):>12}"
+            f"{amount(stage['trained']):>12}{size(stage['peak_bytes']):>14}{duration(stage['seconds']):>10}"
+        )
+    peak = next(stage for stage in figures["stages"] if stage["stage"] == figures["peak_stage"])
+    parts = ", ".join(f"{key.replace('_', ' ')} {size(value)}" for key, value in peak["memory"].items())
+    lines += [
+        f"{'all':12}{'':36}{size(figures['peak_bytes']):>14}{duration(figures['seconds']):>10}",
+        "",
+        f"peak      {size(figures['peak_bytes'])} in {figures['peak_stage']} ({parts})",
+        f"          {'fits into' if figures['fits'] else 'does NOT fit into'} the {size(figures['memory_bytes'])} of "
+        + ("this GPU" if figures["device"] == "cuda" else "this machine")
+        + ("" if figures["fits"] else f"; {figures['would_fit']}"),
+        *(endpoint_line(name, asked) for name, asked in figures["endpoints"].items()),
+        "",
+        "Time is a rough estimate. It and the rest assume:",
+        *(f"  - {words}" for words in figures["assumptions"]),
+    ]
+    return lines
+
+
+def data_lines(figures: Mapping[str, Any]) -> list[str]:
+    """What the recipe's files hold."""
+    counts, tokens, lines = figures["prompts"], figures["prompt_tokens"], []
+    if counts:
+        there = [kind for kind in KINDS if f"train {kind}" in counts or f"test {kind}" in counts]
+        trained, held = (", ".join(f"{counts.get(f'{part} {kind}', 0)} {kind.replace('_', '-')}" for kind in there)
+                         for part in ("train", "test"))  # fmt: skip
+        lines.append(f"prompts   to train on: {trained}; held out: {held}; {tokens['mean']:.0f} tokens on average, at most "
+                     f"{tokens['longest']} in a sample")  # fmt: skip
+    for name, title in (("examples", "examples"), ("pairs", "pairs")):
+        if figures[name]:
+            lines.append(
+                f"{title:9} {figures[name]} from files, {figures['row_tokens'][name]:.0f} tokens a row on average"
+            )
+    return lines
+
+
+def endpoint_line(name: str, asked: Mapping[str, Any]) -> str:
+    money = "no prices given" if asked["money"] is None else f"money {asked['money']:.4g}"
+    short = f"; more than {' and '.join(asked['too_small'])} allows" if asked["too_small"] else ""
+    return (
+        f"endpoint  {name}: at most {asked['requests']} requests to {asked['model']} at {asked['url']}, "
+        f"{amount(asked['input_tokens'])} tokens read, {amount(asked['output_tokens'])} written, {money}{short}"
+    )
+
+
+def amount(n: float) -> str:
+    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if n >= scale:
+            return f"{n / scale:.1f}{unit}"
+    return f"{n:.0f}"
+
+
+def size(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,139 @@
+"""What a run reads: prompts counted as the prompt stage will choose them, tokens of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from charter.config import (
+    DPOSettings,
+    Recipe,
+)
+from charter.constitution.categorise import CATEGORISE, NONE
+from charter.constitution.constitution import Constitution, load_few_shots
+from charter.errors import InputError
+from charter.feedback.demonstrations import read_demonstrations
+from charter.feedback.judge import QUESTIONS, ask, comparisons_of
+from charter.feedback.pairs import read_pairs
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.packing import Tokens, clip
+from charter.models.sampler import fill
+from charter.prompts import KINDS, deduplicate, is_kind, split_prompts
+from charter.records import Generation, Message, Prompt, Response
+from charter.stages.prompts import prompts_of
+
+SAMPLE = 200  # prompts whose tokens are counted
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of what the stages read, from a sample of the prompts."""
+
+    prompt: float
+    longest_prompt: int
+    few_shots: float
+    critique: float
+    revision: float
+    topic_question: float
+    topics: float
+    comparison: float
+    question: float
+    context: float
+
+
+def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], tokenizer: Any) -> Lengths:
+    """Tokens of prompts, requests and questions under the model's own template. Where nothing is sampled the prompts are those of
+    the examples and pairs."""
+    sample = list(prompts)[:: max(1, len(prompts) // SAMPLE)][:SAMPLE]
+    encoded = [len(encode_prompt(tokenizer, prompt.messages)) for prompt in sample]
+
+    def turn(text: str) -> int:
+        return len(encode_prompt(tokenizer, [Message(role="user", content=text)]))
+
+    titles = [*(topic.title for topic in constitution.topics()), NONE]
+    questions = [fill(CATEGORISE, prompt=p.last_turn, topics=", ".join(titles)) for p in sample[:20]]
+    few_shots = recipe.revise.few_shots if recipe.revise is not None else None
+    shots = load_few_shots(Path(few_shots)) if few_shots else []
+    shot_messages = [message for shot in shots for message in shot]
+    revisers = [p for p in constitution.principles if p.critique is not None and p.revision is not None]
+    empty = [
+        [Response(prompt_id=p.id, model="", text="", finish_reason="stop", generation=Generation(seed=j, temperature=0.0))
+         for j in range(2)] for p in sample[:20]
+    ]  # fmt: skip
+    asked = [ask(comparison) for comparison in comparisons_of(sample[:20], empty, constitution, recipe.seed)]
+    return Lengths(
+        prompt=mean(encoded),
+        longest_prompt=max(encoded, default=0),
+        few_shots=sum(len(encode_response(tokenizer, message.content)) for message in shot_messages),
+        critique=mean([turn(p.critique or "") for p in revisers]),
+        revision=mean([turn(p.revision or "") for p in revisers]),
+        topic_question=mean([turn(question) for question in questions]),
+        topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles) if len(titles) > 1 else 0,
+        comparison=mean([len(encode_prompt(tokenizer, question)) for question in asked]),
+        question=mean([turn(text) for text in QUESTIONS.values()]),
+        context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def count_prompts(recipe: Recipe) -> tuple[list[Prompt], dict[str, int], int]:
+    """Training prompts; counts by split and kind as the prompt stage will choose them; prompts that it sorts by principle."""
+    settings = recipe.prompts
+    counts = {f"{part} {kind}": 0 for part in ("train", "test") for kind in KINDS}
+    if settings is None:
+        return [], counts, 0
+    unique, _ = deduplicate(prompts_of(settings))
+    split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
+    for part, wanted in (("train", settings.train), ("test", settings.test)):
+        for kind in KINDS:
+            n = sum(p.split == part and is_kind(p.tags, kind) for p in split)
+            counts[f"{part} {kind}"] = min(n, wanted) if wanted else n
+    if recipe.revise is not None and not counts["train red_team"]:
+        raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
+    return [p for p in split if p.split == "train"], counts, sum(p.principle is None for p in unique)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a recipe's files hold: how many rows, and mean tokens of a prompt and of a response, cut as the stage cuts them."""
+
+    n: int = 0
+    prompt: float = 0.0
+    response: float = 0.0
+    longest: int = 0
+
+    @property
+    def row(self) -> float:
+        return self.prompt + self.response
+
+
+def measure_rows(rows: Sequence[tuple[Prompt, str]], tokenizer: Any, limit: int | None) -> Given:
+    """Tokens of a sample of prompts and responses."""
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    cut = [
+        clip(Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text)), limit)
+        for prompt, text in sample
+    ]
+    return Given(
+        len(rows), mean([len(one.prompt) for one in cut]), mean([len(one.response) for one in cut]),
+        max((len(one) for one in cut), default=0),
+    )  # fmt: skip
+
+
+def read_given(recipe: Recipe, tokenizer: Any, positions: int | None) -> tuple[Given, Given]:
+    """Examples of `sft.data` and, both sides counted as one row each, pairs of `feedback.pairs`."""
+    examples, pairs = Given(), Given()
+    if recipe.sft is not None and recipe.sft.data:
+        found = [one for file in recipe.sft.data for one in read_demonstrations(Path(file))]
+        examples = measure_rows(found[: recipe.sft.max_examples], tokenizer, recipe.sft.max_tokens or positions)
+    if recipe.feedback is not None and recipe.feedback.pairs:
+        read = [pair for file in recipe.feedback.pairs for pair in read_pairs(Path(file)).pairs]
+        sides = [(p.prompt, text) for p in read[: recipe.feedback.max_pairs] for text in (p.chosen, p.rejected)]
+        own = recipe.rl.max_tokens if isinstance(recipe.rl, DPOSettings) else recipe.reward_model.max_tokens
+        pairs = measure_rows(sides, tokenizer, own or positions)
+    return examples, pairs
