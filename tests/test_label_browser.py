@@ -220,13 +220,18 @@ def test_without_javascript_every_form_works(tmp_path, browser):
         context = browser.new_context(java_script_enabled=False)
         page = context.new_page()
         page.goto(f"{home}/join/{site.access.invite('labeler', site.clock())[0]}")
-        page.click("text=Go in")
-        page.click("text=I have read this")
+
+        def click(what: str) -> None:
+            with page.expect_navigation():
+                page.click(what)
+
+        click("text=Go in")
+        click("text=I have read this")
         for card, rank in zip(page.query_selector_all(".card"), ("1", "F", "2"), strict=True):
             card.query_selector(f"input[value='{rank}']").check(force=True)
-        page.click("text=Send")
+        click("text=Send")
         assert "Done" in page.inner_text("h1")
-        page.click("text=Undo")
+        click("text=Undo")
         assert len(page.query_selector_all(".card input:checked")) == 3
         context.close()
 
