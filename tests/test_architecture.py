@@ -30,7 +30,7 @@ LAYERS = (
     ("prompts", "trackers"),
     ("models",),
     ("run", "config"),
-    ("records", "cli_options"),
+    ("records", "cli_options", "sources"),
     ("team",),
     ("errors",),
 )

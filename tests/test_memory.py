@@ -98,7 +98,7 @@ def test_what_fits_in_no_way_ends_with_a_proposal(recipe, tmp_path):
 
     nowhere = pytest.raises(MemoryFull, match="sft: not even a micro-batch of one row fits into memory")
     with Run(tmp_path / "run", quiet=True) as run, run.stage("sft", {}, {}, []) as stage, nowhere:
-        within_memory(Work(run, loaded), stage, loaded.sft, never)
+        within_memory(stage, loaded.sft, never, Work(run, loaded).release)
     assert tried == [2**n for n in range(15, 5, -1)]
     proposed = smaller(loaded)
     changed = load_recipe(recipe, re.findall(r"--set (\S+)", proposed))

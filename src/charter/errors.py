@@ -19,9 +19,9 @@ class InputError(Exception):
         super().__init__(f"{place}: {what}" if place else what)
 
 
+class MemoryFull(InputError):
+    """Not even the smallest micro-batch fits into memory."""
+
+
 class GateError(Exception):
     """A measured condition says that going on would waste the run or mislead its reader. Exit code 1."""
-
-
-class MemoryFull(Exception):
-    """Not even the smallest micro-batch fits into memory."""

@@ -6,7 +6,6 @@ response (Lee et al. 2023, direct RLAIF).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from charter.feedback.judge import yes_no_margins
 from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
 from charter.records import Rollout
+from charter.sources import named_function
 from charter.team import team
 from charter.training.rewards import RewardFn, RewardSum, response_length
 
@@ -35,7 +35,7 @@ def check_sources(settings: Any) -> None:
         source = source_of(name, part)
         field = f"rl.reward.{name}.source"
         if source.startswith("python:"):
-            rule_of(source, field)
+            named_function(source, field)
         elif source.startswith("classifier:"):
             classifier_parts(source, field)
         elif source.startswith("judge:"):
@@ -74,18 +74,9 @@ def build_reward(
         elif source.startswith("classifier:"):
             score = ClassifierReward(*classifier_parts(source, field), device=device)
         else:
-            score = rule_reward(rule_of(source, field), source)
+            score = rule_reward(named_function(source, field), source)
         parts[name] = (part.weight, score)
     return RewardSum(parts, settings.cost)
-
-
-def rule_of(source: str, field: str) -> Callable[[str, str], float]:
-    module, _, name = source.removeprefix("python:").partition(":")
-    try:
-        found: Callable[[str, str], float] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise InputError(f"{source!r} names no function; write python:module:function", field=field) from None
-    return found
 
 
 def rule_reward(rule: Callable[[str, str], float], source: str) -> RewardFn:

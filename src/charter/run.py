@@ -53,6 +53,12 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def model_hash(name: str) -> str:
+    """What the answers of a model depend on: the files of its folder, or its name on a hub."""
+    path = Path(name)
+    return file_hash(path) if path.exists() else content_id(name)
+
+
 def code_hash(parts: Sequence[str]) -> str:
     """Hash of the source of sub-packages or modules of Charter: part of a stage's fingerprint."""
     package = Path(__file__).parent

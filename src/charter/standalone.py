@@ -22,8 +22,8 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
-from charter.records import Prompt, Rating, Response, content_id, read_jsonl, write_json
-from charter.run import Run, file_hash, read_json
+from charter.records import Prompt, Rating, Response, read_jsonl, write_json
+from charter.run import Run, file_hash, model_hash, read_json
 from charter.stages.reward_model import reward_accuracy
 from charter.training.batches import by_tokens
 from charter.training.reward_model import (
@@ -56,8 +56,7 @@ def reward_from_file(
     loaded = read_pairs(file)
     train, test = split_pairs(loaded.pairs, test_fraction=settings.test_fraction, seed=seed)
     check_sides(file, "pairs", len(loaded.pairs), len(train), len(test))
-    model_hash = file_hash(Path(model)) if Path(model).exists() else content_id(model)
-    inputs = {"pairs": file_hash(file), "model": model_hash, "precision": precision, "limit": str(limit)}
+    inputs = {"pairs": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
     with Run(out, seed=seed, quiet=quiet) as run:
         with run.stage("train", settings, inputs, ["models", "training", "feedback/pairs"]) as stage:
             if not stage.done:
@@ -99,8 +98,7 @@ def rating_model_from_file(
         raise InputError(
             "every rating to train on is the same number; there is nothing to learn", file=file, field="score"
         )
-    model_hash = file_hash(Path(model)) if Path(model).exists() else content_id(model)
-    inputs = {"ratings": file_hash(file), "model": model_hash, "precision": precision, "limit": str(limit)}
+    inputs = {"ratings": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
     with Run(out, seed=seed, quiet=quiet) as run:
         with run.stage("train", settings, inputs, ["models", "training", "feedback/ratings"]) as stage:
             if not stage.done:

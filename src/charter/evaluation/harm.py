@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from charter.errors import InputError
 from charter.feedback.judge import yes_no_margins
 from charter.models.sampler import Sampler
 from charter.records import Prompt
+from charter.sources import named_function
 from charter.team import team
 
 
@@ -40,13 +39,7 @@ class Scorer:
 def python_scorer(spec: str) -> Scorer:
     """`python:module:function`, called as function(prompt text, response text) and returning a mapping with any of the keys
     harmful, refusal, helpful, helpfulness_level. InputError where it does not exist."""
-    module, _, name = spec.removeprefix("python:").partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise InputError(
-            f"{spec!r} names no function; write python:module:function", field="evaluation.scorer"
-        ) from None
+    function = named_function(spec, "evaluation.scorer")
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Verdict]:
         # A function of the user's may answer otherwise at each call, so it is called by one process.

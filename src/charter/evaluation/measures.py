@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from charter.config import MeasureSettings
@@ -15,8 +13,9 @@ from charter.errors import InputError
 from charter.feedback.judge import yes_no_margins
 from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
-from charter.records import Prompt, content_id
-from charter.run import file_hash
+from charter.records import Prompt
+from charter.run import model_hash
+from charter.sources import named_function
 from charter.team import team
 
 
@@ -38,7 +37,7 @@ def measure_of(
     source does not exist."""
     source, field = settings.source, f"evaluation.measures.{name}.source"
     if source.startswith("python:"):
-        function = function_of(source, field)
+        function = named_function(source, field)
 
         def computed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
             # A function of the user's may answer otherwise at each call, so it is called by one process.
@@ -51,7 +50,7 @@ def measure_of(
         return Measure(name, settings.unit, source, computed)
     if source.startswith("classifier:"):
         folder, label = classifier_parts(source, field)
-        identity = file_hash(Path(folder)) if Path(folder).exists() else content_id(folder)
+        identity = model_hash(folder)
         load = lru_cache(maxsize=1)(lambda: Classifier(folder, label, device=device))
         return Measure(name, settings.unit, identity, lambda _, texts: load().probabilities(texts))
     if source.startswith("judge:") and source != "judge:":
@@ -65,15 +64,6 @@ def measure_of(
     raise InputError(
         f"{source!r} is no source; write classifier:FOLDER:LABEL, judge:FOLDER or python:module:function", field=field
     )
-
-
-def function_of(source: str, field: str) -> Callable[[str, str], Any]:
-    module, _, name = source.removeprefix("python:").partition(":")
-    try:
-        found: Callable[[str, str], Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise InputError(f"{source!r} names no function; write python:module:function", field=field) from None
-    return found
 
 
 def number(value: Any, source: str, field: str) -> float | None:

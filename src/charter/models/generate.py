@@ -124,34 +124,36 @@ def sample(
     The prompt is read once for the K responses. Rows that have ended are dropped from the batch when they make up a quarter of
     it. A response ends at any of the ids ``ends``. ``temperature`` 0 takes the likeliest token. ``dtype`` is that of the products
     where a fused decoder is used; the choice is made in float32, among the first ``vocabulary`` ids where the model has rows for
-    more. Where memory does not suffice the prompts are taken in halves. InputError where a prompt leaves no room.
+    more. Where memory does not suffice fewer prompts are taken at once. InputError where a prompt leaves no room.
     """
     check_room(model, prompts, max_new_tokens)
-    settings = {"ends": ends, "max_new_tokens": max_new_tokens, "temperature": temperature, "dtype": dtype,
-                "vocabulary": vocabulary}  # fmt: skip
-    try:
-        return _sample(model, prompts, seeds, **settings)  # type: ignore[arg-type]
-    except Exception as error:
-        if len(prompts) == 1 or not is_out_of_memory(error):
-            raise
-    let_go()
-    half = len(prompts) // 2
-    LOG.warning("out of memory with %d prompts at once; sampling %d at a time", len(prompts), len(prompts) - half)
-    first = sample(model, prompts[:half], seeds[:half], **settings)  # type: ignore[arg-type]
-    return first + sample(model, prompts[half:], seeds[half:], **settings)  # type: ignore[arg-type]
+    found: list[list[Sampled]] = []
+    at_once = len(prompts)
+    while len(found) < len(prompts):
+        part = slice(len(found), len(found) + at_once)
+        try:
+            found += _sample(model, prompts[part], seeds[part], ends, max_new_tokens, temperature, dtype, vocabulary)
+            continue
+        except Exception as error:
+            if at_once == 1 or not is_out_of_memory(error):
+                raise
+        let_go()
+        at_once = (at_once + 1) // 2
+        LOG.warning("out of memory: sampling after %d prompts at a time", at_once)
+    return found
 
 
 def _sample(
     model: Any,
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[Sequence[int]],
-    *,
     ends: Sequence[int],
     max_new_tokens: int,
     temperature: float,
     dtype: torch.dtype,
     vocabulary: int | None,
 ) -> list[list[Sampled]]:
+    """``sample`` of all prompts at once."""
     device = next(model.parameters()).device
     k = len(seeds[0])
     decoder = make_decoder(model, prompts, k, max_new_tokens, dtype)

@@ -6,11 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from charter.config import (
-    LoRASettings,
-    Recipe,
-    TrainingSettings,
-)
+from charter.config import LoRASettings, Recipe, TrainingSettings
 from charter.errors import InputError
 from charter.models.load import check_attention, kind_of, pick_device
 from charter.models.quantize import check_bitsandbytes

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from charter.config import (
-    Recipe,
-    TrainingSettings,
-    check_files,
-)
+from charter.config import Recipe, TrainingSettings, check_files
 from charter.models.load import pick_device
 from charter.plan.fit import what_fits
 from charter.plan.loads import PROGRAM, Asked, Counted, Load, count, loads_of

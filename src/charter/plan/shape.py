@@ -9,12 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from charter.config import (
-    ENDPOINT,
-    LoRASettings,
-    Recipe,
-    RolloutSettings,
-)
+from charter.config import ENDPOINT, LoRASettings, Recipe, RolloutSettings
 from charter.errors import InputError
 from charter.models.llama_weights import FUSED_BYTES, LLAMA_LIKE
 from charter.models.load import check_folder, first_line

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from charter.config import (
-    DPOSettings,
-    Recipe,
-)
+from charter.config import DPOSettings, Recipe
 from charter.constitution.categorise import CATEGORISE, NONE
 from charter.constitution.constitution import Constitution, load_few_shots
 from charter.errors import InputError

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from charter.config import (
-    TrainingSettings,
-)
+from charter.config import TrainingSettings
 from charter.constitution.revise import respond
 from charter.errors import InputError
 from charter.evaluation.measure import BEST_OF, Arm, contrasts_of, measure_arm, primary_of, samples_of, scored_arm

@@ -6,12 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from charter.config import (
-    AnyRLSettings,
-    DPOSettings,
-    PPOSettings,
-    RolloutSettings,
-)
+from charter.config import AnyRLSettings, DPOSettings, PPOSettings, RolloutSettings
 from charter.errors import InputError
 from charter.feedback.exports import write_csv
 from charter.models.classifier import classifier_parts
@@ -19,7 +14,7 @@ from charter.models.trunk import Trunk
 from charter.prompts import KINDS
 from charter.records import Pair, Prompt, content_id, read_jsonl
 from charter.reward_sources import build_reward, source_of
-from charter.run import Stage, file_hash
+from charter.run import Stage, model_hash
 from charter.stages.prompts import read_stage_prompts
 from charter.stages.reward_model import reward_trunk
 from charter.stages.work import Model, Work, within_memory
@@ -34,8 +29,6 @@ from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.watch import warnings_of
 
 ROLLOUT_METHODS = {"ppo": train_ppo, "rloo": train_rloo, "grpo": train_grpo, "online_dpo": train_online_dpo}
-
-
 """Methods that sample and are rewarded. What learns from pairs (`dpo`) needs neither."""
 
 
@@ -96,7 +89,7 @@ def train_policy(
                 team().on_main(lambda: export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv"))
             return trunk
 
-        trunk = within_memory(work, stage, settings, learn)
+        trunk = within_memory(stage, settings, learn, work.release)
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
@@ -135,7 +128,7 @@ def hash_of_source(work: Work, start: Model, name: str) -> str:
         return work.hash_of(source.removeprefix("judge:"), start)
     if source.startswith("classifier:"):
         folder, _ = classifier_parts(source, f"rl.reward.{name}.source")
-        return file_hash(Path(folder))
+        return model_hash(folder)
     return source
 
 

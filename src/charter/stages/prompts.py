@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from charter.config import (
-    PromptSettings,
-)
+from charter.config import PromptSettings
 from charter.constitution.categorise import categorise
 from charter.errors import InputError
 from charter.prompt_stream import prepare_prompts as sort_and_split

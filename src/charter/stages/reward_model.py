@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from charter.config import (
-    RewardModelSettings,
-)
+from charter.config import RewardModelSettings
 from charter.evaluation.statistics import expected_calibration_error, paired_difference
 from charter.feedback.pairs import read_pairs, split_pairs
 from charter.models.trunk import Scorers, Trunk
@@ -40,7 +38,7 @@ def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
             trunk = reward_trunk(work, start)
             return trunk, train_reward_model(trunk, train, settings, stage, limit=settings.max_tokens or trunk.room)
 
-        trunk, scorers = within_memory(work, stage, settings, learn)
+        trunk, scorers = within_memory(stage, settings, learn, work.release)
         limit = settings.max_tokens or trunk.room
         trunk.save_scorers(scorers, stage.path("model"))
         result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)

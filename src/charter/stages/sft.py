@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from charter.config import (
-    SFTSettings,
-)
+from charter.config import SFTSettings
 from charter.feedback.demonstrations import read_demonstrations
 from charter.feedback.exports import export_sft
 from charter.models.trunk import Trunk
@@ -65,7 +63,7 @@ def train_supervised(work: Work, prompts: Stage | None, revise: Stage | None) ->
             train_sft(trunk, rows, settings, stage)
             return trunk
 
-        trunk = within_memory(work, stage, settings, learn)
+        trunk = within_memory(stage, settings, learn, work.release)
         trunk.save_language_model("policy", stage.path("model"))
         losses = [row["loss"] for row in stage.metrics()]
         stage.finish(

@@ -10,12 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from charter.config import (
-    ENDPOINT,
-    LoRASettings,
-    Recipe,
-    TrainingSettings,
-)
+from charter.config import ENDPOINT, LoRASettings, Recipe, TrainingSettings
 from charter.constitution.constitution import EMPTY, Constitution, load_constitution
 from charter.constitution.revise import respond
 from charter.errors import GateError, InputError, MemoryFull
@@ -28,7 +23,7 @@ from charter.models.sampler import LocalSampler, Sampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.records import Prompt, Response, content_id
 from charter.reward_sources import check_sources
-from charter.run import Run, Stage, file_hash
+from charter.run import Run, Stage, model_hash
 from charter.team import team
 
 S = TypeVar("S", bound=TrainingSettings)
@@ -67,8 +62,7 @@ class Work:
 
     @cached_property
     def model_hash(self) -> str:
-        path = Path(self.recipe.model)
-        found = file_hash(path) if path.exists() else content_id(self.recipe.model)
+        found = model_hash(self.recipe.model)
         return content_id([found, self.recipe.quantization]) if self.recipe.quantization else found
 
     def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False) -> Trunk:
@@ -111,7 +105,7 @@ class Work:
             return content_id(self.recipe.endpoints[name.removeprefix(ENDPOINT)].questions)
         if name == "sft" and start is not None:
             return start.hash
-        return self.model_hash if name == "base" else file_hash(Path(name))
+        return self.model_hash if name == "base" else model_hash(name)
 
     def identity_of(self, name: str, start: Model | None = None) -> str:
         """Whose answers these are: an endpoint is the same judge however it is asked."""
@@ -169,7 +163,7 @@ class Work:
         if name.startswith(ENDPOINT):
             return self.sampler(name, name), self.identity_of(name)
         trunk = load_trunk(name, device=self.device, **self.recipe.loading)
-        return LocalSampler(trunk, Path(name).name), file_hash(Path(name))
+        return LocalSampler(trunk, Path(name).name), model_hash(name)
 
     def gate(self, stage: Stage, name: str, passed: bool, message: str) -> None:
         """Record a gate's answer. GateError where it is no and the recipe does not override it."""
@@ -199,9 +193,10 @@ def hash_of_principles(constitution: Constitution, *fields: str) -> str:
 LEAST_TOKENS = 64  # smaller micro-batches than that save nothing: a row is not cut
 
 
-def within_memory(work: Work, stage: Stage, settings: S, train: Callable[[S], T]) -> T:
+def within_memory(stage: Stage, settings: S, train: Callable[[S], T], release: Callable[[], None] = lambda: None) -> T:
     """``train(settings)``; where memory does not suffice, once more with half the tokens in a micro-batch, from the last
-    checkpoint. What is learned does not depend on it. MemoryFull where not even the smallest fits."""
+    checkpoint; ``release`` forgets what was loaded. What is learned does not depend on it. MemoryFull where not even the
+    smallest fits."""
     while True:
         try:
             return train(settings)
@@ -210,12 +205,12 @@ def within_memory(work: Work, stage: Stage, settings: S, train: Callable[[S], T]
             # Several processes cannot go on when one of them has lost its place.
             if not is_out_of_memory(error) or team().size > 1:
                 raise
-        work.release()
+        release()
         let_go()
         if tokens < LEAST_TOKENS:
             raise MemoryFull(f"{stage.name}: not even a micro-batch of one row fits into memory")
         settings = settings.model_copy(update={"tokens_per_micro_batch": tokens})
-        work.run.say(f"  out of memory: going on from the last checkpoint with {tokens} tokens in a micro-batch")
+        stage.run.say(f"  out of memory: going on from the last checkpoint with {tokens} tokens in a micro-batch")
 
 
 def answer(
