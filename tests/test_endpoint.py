@@ -173,7 +173,8 @@ def settings(**changes):
     "changes",
     [{"url": "ftp://x/v1"}, {"url": "https://name:secret@host/v1"}, {"url": "https://host/v1?key=secret"}, {"model": ""},
      {"api_key_env": "sk-secret-123"}, {"budget_money": 1.0}, {"input_price": 1.0}, {"extra_body": {"seed": 3}},
-     {"logprobs": "no", "top_logprobs": 5}, {"top_logprobs": 21}],
+     {"logprobs": "no", "top_logprobs": 5}, {"top_logprobs": 21}, {"more_urls": ["http://127.0.0.1:1/v1/"]},
+     {"more_urls": ["https://host/v1?key=secret"]}],
 )  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused(changes):
     with pytest.raises(ValidationError):
@@ -181,7 +182,10 @@ def test_settings_that_cannot_be_meant_are_refused(changes):
 
 
 def test_patience_and_budget_do_not_run_a_stage_again_and_another_model_does():
-    assert settings().questions == settings(retries=1, timeout=3, budget_tokens=5, concurrency=2).questions
+    assert (
+        settings().questions
+        == settings(retries=1, timeout=3, budget_tokens=5, concurrency=2, more_urls=["http://h/v1"]).questions
+    )
     for changes in ({"model": "other"}, {"api": "completions"}, {"logprobs": "no"}, {"extra_body": {"think": False}}):
         assert settings().questions != settings(**changes).questions
     assert settings().identity == settings(api="completions").identity

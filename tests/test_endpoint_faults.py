@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,71 @@ def test_a_server_that_is_not_there_is_said_after_three_tries(tmp_path):
         url = server.url
     with pytest.raises(InputError, match=r"after 3 tries.*is the server running"):
         sampler(url, tmp_path).option_logprobs([question("?")], [("A", "B")])
+
+
+def numbered(n):
+    return [{"messages": [{"role": "user", "content": f"question {i}"}], "max_tokens": 4} for i in range(n)]
+
+
+def echo(_: Server, handler: Handler, body: bytes) -> None:
+    handler.reply(200, chat_answer(json.loads(body)["messages"][0]["content"]))
+
+
+def test_a_slow_server_gets_fewer_requests_and_every_answer_comes_once_in_order(tmp_path):
+    enough = threading.Event()
+
+    def slow(server: Server, handler: Handler, body: bytes) -> None:
+        enough.wait(timeout=60)
+        echo(server, handler, body)
+
+    def quick(server: Server, handler: Handler, body: bytes) -> None:
+        if len(server.seen) == 30:
+            enough.set()
+        echo(server, handler, body)
+
+    with serving(slow) as first, serving(quick) as second:
+        there = sampler(first.url, tmp_path, more_urls=[second.url], concurrency=2)
+        answers = there.client.ask(numbered(40))
+        assert [answer.text for answer in answers] == [f"question {i}" for i in range(40)]
+        assert len(first.seen) + len(second.seen) == 40 == there.client.account.requests
+        assert len(second.seen) >= 30
+        assert first.most <= 2
+        assert second.most <= 2
+        # Answers are kept under the first address: without the second server nothing is asked again.
+        assert len(sampler(first.url, tmp_path).client.ask(numbered(40))) == 40
+        assert len(first.seen) + len(second.seen) == 40
+
+
+@pytest.mark.parametrize("fault", ["gone", "reset", "500", "asks for an hour"])
+def test_where_one_of_two_servers_fails_the_other_answers_everything(tmp_path, fault):
+    def failing(_: Server, handler: Handler, __: bytes) -> None:
+        if fault == "reset":
+            handler.reset()
+        elif fault == "500":
+            handler.reply(500, b"{}")
+        else:
+            handler.reply(429, b"{}", retry_after="3600")
+
+    with open_port("127.0.0.1", 0) as closed:
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    with serving(failing) as bad, serving(echo) as good:
+        there = sampler(nobody if fault == "gone" else bad.url, tmp_path, more_urls=[good.url])
+        answers = there.client.ask(numbered(24))
+        assert [answer.text for answer in answers] == [f"question {i}" for i in range(24)]
+        assert len(good.seen) == 24
+        assert len(bad.seen) < 24
+
+
+def test_where_all_servers_ask_for_too_long_a_wait_the_run_ends(tmp_path):
+    def busy(_: Server, handler: Handler, __: bytes) -> None:
+        handler.reply(429, b"{}", retry_after="3600")
+
+    with serving(busy) as one, serving(busy) as other:
+        there = sampler(one.url, tmp_path, more_urls=[other.url])
+        with pytest.raises(InputError, match="asks to wait 3600 s and longest_wait is 5 s"):
+            there.client.ask(numbered(8))
+        assert one.seen
+        assert other.seen
 
 
 @pytest.mark.parametrize(

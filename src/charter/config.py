@@ -58,6 +58,9 @@ class EndpointSettings(Settings):
 
     url: str
     """Where the server answers, up to and with `/v1`; without a user name, a key or a query."""
+    more_urls: list[str] = []
+    """Addresses of further servers with the same model: each request goes to whichever has the fewest under way. Answers are kept
+    under `url`, so adding one changes nothing else."""
     model: Annotated[str, Field(min_length=1)]
     """The model's name there."""
     api: Literal["chat", "completions"] = "chat"
@@ -75,7 +78,7 @@ class EndpointSettings(Settings):
     extra_body: dict[str, Any] = {}
     """Further fields of every request, as the server documents them."""
     concurrency: Positive = 8
-    """Requests under way at once."""
+    """Requests under way at once, at each server."""
     timeout: Annotated[float, Field(gt=0)] = 120.0
     """Seconds until the last byte of an answer."""
     retries: Annotated[int, Field(ge=0, strict=True)] = 8
@@ -95,13 +98,14 @@ class EndpointSettings(Settings):
     cache: str | None = None
     """Folder of the answers, to be shared between runs; `endpoints/NAME` in the run folder unless given."""
 
-    @field_validator("url")
+    @field_validator("url", "more_urls")
     @classmethod
-    def check_address(cls, url: str) -> str:
-        """An address and nothing secret in it."""
-        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
-            raise ValueError("write it as https://HOST/v1, without a user name, a key or a query")
-        return url
+    def check_address(cls, urls: str | list[str]) -> str | list[str]:
+        """Addresses and nothing secret in them."""
+        for url in [urls] if isinstance(urls, str) else urls:
+            if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+                raise ValueError("write it as https://HOST/v1, without a user name, a key or a query")
+        return urls
 
     @model_validator(mode="after")
     def check_that_options_are_read(self) -> EndpointSettings:
@@ -114,7 +118,14 @@ class EndpointSettings(Settings):
             raise ValueError(f"extra_body may not hold {taken[0]!r}, which Charter sends itself")
         if self.logprobs == "no" and self.top_logprobs is not None:
             raise ValueError("top_logprobs is not read where logprobs is no")
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError("more_urls names a server that is already there")
         return self
+
+    @property
+    def servers(self) -> list[str]:
+        """The addresses of all servers, the first one of them the endpoint's own."""
+        return [url.rstrip("/") for url in (self.url, *self.more_urls)]
 
     @property
     def identity(self) -> list[str]:

@@ -1,18 +1,19 @@
 """Requests to a server: many at once and never too many, repeated with patience, within a budget, each answer kept.
 
 A request that fails is sent again after a wait that doubles (with jitter, so that clients do not come back in step), or after
-what the server asks for in `retry-after` or in its rate-limit headers; then everybody waits, not this request alone. When it
-fails for good, what is under way is still finished and kept, and the error says so: the same command goes on from there.
+what the server asks for in `retry-after` or in its rate-limit headers; then everybody waits, not this request alone. Where the
+endpoint has several servers the one that failed is left alone for as long, and the request goes to another at once. When it fails
+for good, what is under way is still finished and kept, and the error says so: the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import ssl
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from charter.errors import GateError, InputError
 from charter.models.account import Account, Tokens
 from charter.models.answers import Answer, AnswerCache, BadAnswer, read_answer, storable
 from charter.models.patience import asked_wait, backoff, jitter, window_wait
+from charter.models.servers import Server, Servers
 
 if TYPE_CHECKING:
     import httpx2
@@ -55,7 +57,7 @@ class Client:
         self.account = Account(settings)
         for body, answer in self.cache.answers(self.url, settings.model):
             self.account.count(body, answer)
-        self.not_before = 0.0
+        self.servers = Servers(settings.servers, settings.concurrency)
         self.tls: ssl.SSLContext | None = None
 
     def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer]:
@@ -86,6 +88,7 @@ class Client:
     async def _ask_all(self, missing: Mapping[str, dict[str, Any]], found: dict[str, Answer]) -> None:
         httpx = import_httpx()
         self.released = asyncio.Condition()
+        self.servers.begin()
         todo = iter(missing.items())
         failures: list[Exception] = []
 
@@ -98,13 +101,13 @@ class Client:
                 except (InputError, GateError) as error:
                     failures.append(error)
 
-        n = min(self.settings.concurrency, len(missing))
+        n = min(self.settings.concurrency * len(self.servers.all), len(missing))
         headers = {"user-agent": f"charter/{charter.__version__}", "content-type": "application/json"}
         if self.key:
             headers["authorization"] = f"Bearer {self.key}"
         limits = httpx.Limits(max_connections=n, max_keepalive_connections=n)
         if self.tls is None:  # reading the machine's certificates takes a while; without https it is left out
-            secure = self.url.startswith("https:")
+            secure = any(server.url.startswith("https:") for server in self.servers.all)
             self.tls = httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         async with httpx.AsyncClient(
             headers=headers, limits=limits, timeout=self.settings.timeout, verify=self.tls
@@ -120,23 +123,23 @@ class Client:
         estimate = self.account.estimate(request["body"])
         attempt = 0
         while True:
-            await self._wait_for_turn()
-            await self._reserve(estimate)
             wait, charged, last, raw = None, True, self.settings.retries, b""
             try:
-                async with asyncio.timeout(self.settings.timeout):
-                    status, headers, raw = await self._post(http, content)
-                if status == 200:
-                    answer = self._struck(read_answer(raw, self.settings.api, estimate))
-                    self._keep(request, answer)
-                    self._hold_back(headers, sum(estimate))
-                    return answer
-                if status in (400, 403) and error_code(raw) in FILTERED:
-                    answer = Answer("", "content_filter", None, (0, 0))
-                    self._keep(request, answer)
-                    return answer
+                async with self._turn(estimate) as server:
+                    async with asyncio.timeout(self.settings.timeout):
+                        status, headers, raw = await self._post(http, server, content)
+                    if status == 200:
+                        answer = self._struck(read_answer(raw, self.settings.api, estimate))
+                        self._keep(request, answer)
+                        self._hold_back(server, headers, sum(estimate))
+                        server.answered, server.failures = server.answered + 1, 0
+                        return answer
+                    if status in (400, 403) and error_code(raw) in FILTERED:
+                        answer = Answer("", "content_filter", None, (0, 0))
+                        self._keep(request, answer)
+                        return answer
                 if status not in PASSING or error_code(raw) == "insufficient_quota":
-                    raise self._refusal(status, raw)
+                    raise self._refusal(server, status, raw)
                 problem, wait, charged = f"status {status}{self._said(raw)}", asked_wait(headers), False
             except BadAnswer as error:
                 problem = f"an answer that cannot be read: {error}{self._said(raw)}"
@@ -152,19 +155,32 @@ class Client:
                     charged = False
                     if not self.account.requests:  # nothing was ever heard from there: more likely wrong than busy
                         problem, last = f"{problem}; is the server running?", min(last, STRANGER_RETRIES)
-            finally:
-                await self._release(estimate)
             if charged:
                 self.account.broke_off(estimate)
             if attempt >= last:
-                raise InputError(f"{self._who()} fails after {attempt + 1} tries: {problem}; {KEPT}")
-            await self._set_back(wait, attempt, content)
+                raise InputError(f"{self._who(server)} fails after {attempt + 1} tries: {problem}; {KEPT}")
+            await self._set_back(server, wait, attempt, content)
             attempt += 1
             self.account.repeated += 1
 
-    async def _post(self, http: httpx2.AsyncClient, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    @contextlib.asynccontextmanager
+    async def _turn(self, estimate: Tokens) -> AsyncIterator[Server]:
+        """The server to ask, and room in the budget, for one try."""
+        server = await self.servers.take()
+        try:
+            await self._reserve(estimate)
+            try:
+                yield server
+            finally:
+                await self._release(estimate)
+        finally:
+            await self.servers.give_back(server)
+
+    async def _post(
+        self, http: httpx2.AsyncClient, server: Server, content: bytes
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body."""
-        async with http.stream("POST", self.url, content=content) as response:
+        async with http.stream("POST", server.url + PATHS[self.settings.api], content=content) as response:
             raw = bytearray()
             async for part in response.aiter_bytes():
                 raw += part
@@ -174,25 +190,29 @@ class Client:
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
-    async def _wait_for_turn(self) -> None:
-        while (left := self.not_before - time.monotonic()) > 0:
-            await asyncio.sleep(left)
-
-    async def _set_back(self, asked: float | None, attempt: int, content: bytes) -> None:
-        """Wait for the doubled backoff; where the server asked for a wait, nobody sends before that is over."""
-        if asked is not None and asked > self.settings.longest_wait:
-            raise InputError(
-                f"{self._who()} asks to wait {asked:.0f} s and longest_wait is {self.settings.longest_wait:g} s; {KEPT}"
-            )
-        wait = backoff(self.settings.backoff, attempt, jitter(content, attempt))
+    async def _set_back(self, server: Server, asked: float | None, attempt: int, content: bytes) -> None:
+        """Wait for the doubled backoff; where the server asked for a wait, nobody asks it before that is over. One of several
+        is left alone for as long, and the request goes to another at once."""
+        several = len(self.servers.all) > 1
+        doubled = backoff(self.settings.backoff, server.failures if several else attempt, jitter(content, attempt))
+        wait = min(doubled, self.settings.longest_wait)
+        server.failures += 1
         if asked is not None:
-            self.not_before = max(self.not_before, time.monotonic() + asked)
-        await asyncio.sleep(min(wait, self.settings.longest_wait))
+            least = min(asked, self.servers.wait(but=server))
+            if least > self.settings.longest_wait:  # before it is held back: others would wait for it
+                raise InputError(
+                    f"{self._who(server)} asks to wait {least:.0f} s and longest_wait is {self.settings.longest_wait:g} s; {KEPT}"
+                )
+            server.hold_back(asked)
+        if several:
+            server.hold_back(wait)
+        else:
+            await asyncio.sleep(wait)
 
-    def _hold_back(self, headers: Mapping[str, str], tokens: int) -> None:
+    def _hold_back(self, server: Server, headers: Mapping[str, str], tokens: int) -> None:
         """Wait before the server has to say no: nothing, or less than a request needs, is left until its window begins anew."""
         if (wait := window_wait(headers, tokens)) is not None:
-            self.not_before = max(self.not_before, time.monotonic() + min(wait, self.settings.longest_wait))
+            server.hold_back(min(wait, self.settings.longest_wait))
 
     # -- the budget ----------------------------------------------------------------------------------------------------
 
@@ -219,8 +239,8 @@ class Client:
 
     # -- words ---------------------------------------------------------------------------------------------------------
 
-    def _who(self) -> str:
-        return f"the endpoint {self.name!r} ({self.settings.url})"
+    def _who(self, server: Server | None = None) -> str:
+        return f"the endpoint {self.name!r} ({server.url if server else self.settings.url})"
 
     def _clean(self, text: str) -> str:
         return one_line(self._strike(text))
@@ -237,7 +257,7 @@ class Client:
         message = self._clean(error_message(raw))
         return f" ({message})" if message else ""
 
-    def _refusal(self, status: int, raw: bytes) -> Refused:
+    def _refusal(self, server: Server, status: int, raw: bytes) -> Refused:
         code = error_code(raw)
         hint = {
             401: f"; the key is read from {self.settings.api_key_env}" if self.settings.api_key_env else
@@ -245,7 +265,7 @@ class Client:
             403: f"; the key is read from {self.settings.api_key_env}" if self.settings.api_key_env else "",
             404: f"; is {self.settings.model!r} its name there, and does url end with /v1?",
         }.get(status, "; url must be the address itself" if 300 <= status < 400 else "")  # fmt: skip
-        words = f"{self._who()} refuses the request: status {status}{self._said(raw)}{hint}"
+        words = f"{self._who(server)} refuses the request: status {status}{self._said(raw)}{hint}"
         return Refused(words, status=status, code=code, message=error_message(raw))
 
 
