@@ -62,7 +62,7 @@ def test_two_processes_train_and_sample_as_one(tmp_path, random_llama):
             [row["response"] for row in rows(tmp_path / folder / "rloo/rollouts.jsonl")] for folder in (two, "one")
         )
         assert texts == expected
-    for name in ("answers/responses.jsonl", "answers/metrics.jsonl"):
+    for name in ("answers/responses.jsonl", "answers/metrics.jsonl", "answers/prompts.jsonl"):
         assert (tmp_path / "ddp" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from charter.config import DPOSettings, GRPOSettings, PPOSettings, RewardModelSettings, RLOOSettings, SFTSettings
+from charter.constitution.categorise import categorise
+from charter.constitution.constitution import Constitution, Principle
 from charter.constitution.revise import respond
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk, load_trunk
+from charter.prompt_stream import prepare_prompts
 from charter.records import Message, Pair, Prompt, Response
 from charter.run import Run, Stage
 from charter.team import disband, team
@@ -32,6 +35,9 @@ PAIRS = [
     Pair(prompt=prompt, chosen=WORDS[i % 8] * (1 + i % 3), rejected=WORDS[(i + 3) % 8], group_id=f"g{i // 2}")
     for i, prompt in enumerate(PROMPTS)
 ]  # fmt: skip
+TOPICS = Constitution(title="colours", principles=[
+    Principle(id=word, title=word, preference=f"Which reply says {word}?") for word in ("red", "green")
+])  # fmt: skip
 ROLLOUTS: dict[str, Any] = {"steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 10,
                             "tokens_per_micro_batch": 128, "learning_rate": 1e-3}  # fmt: skip
 
@@ -75,7 +81,7 @@ def ppo(trunk: Trunk, stage: Stage) -> None:
 
 
 def answers(trunk: Trunk, stage: Stage) -> None:
-    """Texts, claimed batch by batch, and weighed options, dealt."""
+    """Texts and prompts to sort, claimed batch by batch, and weighed options, dealt."""
     sampler = LocalSampler(trunk, "tiny", tokens_per_micro_batch=64)
     stage.rows("responses.jsonl", Response).work(
         PROMPTS, 5,
@@ -86,6 +92,9 @@ def answers(trunk: Trunk, stage: Stage) -> None:
     weighed = sampler.option_logprobs([prompt.messages for prompt in PROMPTS], [("yes", "no", "red")] * len(PROMPTS))
     for number, row in enumerate(weighed):
         stage.record(number, options=row)
+    many = [Prompt.ask(f"{text} {number}") for number in range(25) for text in TEXTS]
+    prepare_prompts(many, stage.path("prompts.jsonl"), train=None, test=None, test_fraction=0.2, seed=0,
+                    sort=lambda batch: categorise(batch, TOPICS, sampler))  # fmt: skip
 
 
 def train_all(model: Path, out: Path, *, divide: bool = False) -> None:

@@ -8,6 +8,7 @@ splits and samples are decided on those arrays, and the prompts that were chosen
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from array import array
 from collections import Counter
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from charter.prompts import KINDS, apportion, check_output, is_kind, read_prompts, what_it_says, write_prompts
 from charter.records import Prompt, Split, content_id, write_jsonl
+from charter.team import team
 
 Rows = NDArray[np.int64]
 """Numbers of prompts of a spool, in some order."""
@@ -185,13 +187,13 @@ def prepare_prompts(
     seed: int,
     shorter: Callable[[], int | None] = lambda: None,
     sort: Callable[[Sequence[Prompt]], Iterable[Prompt]] = lambda prompts: prompts,
-    progress: Callable[[Sequence[int]], Iterable[int]] = lambda steps: steps,
+    progress: Callable[[Sequence[Rows]], Iterable[Rows]] = lambda batches: batches,
 ) -> dict[str, Any]:
-    """The prompts of a run: without duplicates and those of ``shorter()`` characters or more, sorted by principle (``sort``,
-    in batches of 256), split, and of each split and kind at most ``train`` or ``test``, in JSONL.
+    """The prompts of a run: without duplicates and those of ``shorter()`` characters or more, each with the principle that
+    ``sort`` gives it (in batches of 256), split, and of each split and kind at most ``train`` or ``test``, in JSONL.
 
-    ``progress`` wraps the batches. Returns read, duplicates, too_long, and the counts of what was written by split and kind and
-    by principle.
+    ``progress`` wraps the batches. Of several processes each reads all prompts and claims batches to sort; the main one splits
+    and writes. Returns read, duplicates, too_long, and the counts of what was written by split and kind and by principle.
     """
     with PromptSpool(out) as raw, PromptSpool(out) as spool:
         raw.extend(prompts)
@@ -200,29 +202,49 @@ def prepare_prompts(
             shorter()
         )  # asked when the files have been read: a prompt that cannot be used is said before a model loads
         fitting = unique if most is None else raw.shorter(unique, most)
-        for start in progress(range(0, len(fitting), BATCH)):
-            spool.extend(sort(list(raw.read(fitting[start : start + BATCH]))))
-        rows = spool.everything()
-        dealt = spool.split(rows, test_fraction=test_fraction, seed=seed)
-        parts = []
-        for number, wanted in enumerate((train, test)):
-            for kind in KINDS:
-                pool = spool.of_kind(rows[dealt == number], kind)
-                n = min(wanted, len(pool)) if wanted else len(pool)
-                parts.append(spool.take(pool, n, seed=seed, by=("principle", "tags")))
-        chosen = np.concatenate(parts)
-        counts: Counter[str] = Counter()
-        by_principle: Counter[str] = Counter()
+        batches = [fitting[start : start + BATCH] for start in range(0, len(fitting), BATCH)]
 
-        def counted(found: Iterable[Prompt]) -> Iterator[Prompt]:
-            for prompt in found:
-                counts.update(f"{prompt.split} {kind}" for kind in KINDS if is_kind(prompt.tags, kind))
-                by_principle[prompt.principle or "none of these"] += 1
-                yield prompt
+        def principles(number: int) -> str:
+            return json.dumps([prompt.principle for prompt in sort(list(raw.read(batches[number])))])
 
-        write_jsonl(out, counted(with_splits(spool.read(chosen), dealt[chosen])))
-        return {"read": len(raw), "duplicates": len(raw) - len(unique), "too_long": len(unique) - len(fitting),
-                "counts": dict(counts), "principles": dict(by_principle)}  # fmt: skip
+        for batch, found in zip(progress(batches), team().in_order(len(batches), principles), strict=False):
+            pairs = zip(raw.read(batch), json.loads(found), strict=True)
+            spool.extend(prompt.model_copy(update={"principle": principle}) for prompt, principle in pairs)
+
+        def write() -> dict[str, Any]:
+            counts, by_principle = split_and_write(
+                spool, out, train=train, test=test, test_fraction=test_fraction, seed=seed
+            )
+            return {"read": len(raw), "duplicates": len(raw) - len(unique), "too_long": len(unique) - len(fitting),
+                    "counts": counts, "principles": by_principle}  # fmt: skip
+
+        return team().on_main(write)
+
+
+def split_and_write(
+    spool: PromptSpool, out: Path, *, train: int | None, test: int | None, test_fraction: float, seed: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Split what was sorted and write the chosen; how many by split and kind, and by principle."""
+    rows = spool.everything()
+    dealt = spool.split(rows, test_fraction=test_fraction, seed=seed)
+    parts = []
+    for number, wanted in enumerate((train, test)):
+        for kind in KINDS:
+            pool = spool.of_kind(rows[dealt == number], kind)
+            n = min(wanted, len(pool)) if wanted else len(pool)
+            parts.append(spool.take(pool, n, seed=seed, by=("principle", "tags")))
+    chosen = np.concatenate(parts)
+    counts: Counter[str] = Counter()
+    by_principle: Counter[str] = Counter()
+
+    def counted(found: Iterable[Prompt]) -> Iterator[Prompt]:
+        for prompt in found:
+            counts.update(f"{prompt.split} {kind}" for kind in KINDS if is_kind(prompt.tags, kind))
+            by_principle[prompt.principle or "none of these"] += 1
+            yield prompt
+
+    write_jsonl(out, counted(with_splits(spool.read(chosen), dealt[chosen])))
+    return dict(counts), dict(by_principle)
 
 
 def with_splits(prompts: Iterable[Prompt], dealt: NDArray[np.int8] | None) -> Iterator[Prompt]:

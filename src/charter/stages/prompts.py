@@ -8,12 +8,12 @@ from pathlib import Path
 from charter.config import PromptSettings
 from charter.constitution.categorise import categorise
 from charter.errors import InputError
+from charter.prompt_stream import BATCH
 from charter.prompt_stream import prepare_prompts as sort_and_split
 from charter.prompts import KINDS, is_kind, read_prompts
 from charter.records import Prompt, content_id, read_jsonl
 from charter.run import Stage, file_hash, track
 from charter.stages.work import Work
-from charter.team import team
 
 
 def prepare_prompts(work: Work) -> Stage:
@@ -34,13 +34,11 @@ def prepare_prompts(work: Work) -> Stage:
             limit = context_room(work)
             return 8 * limit if limit else None
 
-        result = team().on_main(
-            lambda: sort_and_split(
-                prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
-                test_fraction=settings.test_fraction, seed=recipe.seed, shorter=most_characters,
-                sort=lambda batch: categorise(batch, work.constitution, work.sampler(recipe.model, "base")),
-                progress=lambda steps: track(steps, "prompts: sorting by principle", unit=256, quiet=run.quiet),
-            )
+        result = sort_and_split(
+            prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
+            test_fraction=settings.test_fraction, seed=recipe.seed, shorter=most_characters,
+            sort=lambda batch: categorise(batch, work.constitution, work.sampler(recipe.model, "base")),
+            progress=lambda batches: track(batches, "prompts: sorting by principle", unit=BATCH, quiet=run.quiet),
         )  # fmt: skip
         if recipe.revise is not None and not result["counts"].get("train red_team"):
             raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
