@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.training.advantages import gae, group_advantages, rloo_advantages, whiten
+from charter.training.advantages import gae, group_advantages, importance_weights, rloo_advantages, whiten
 
 REWARDS = torch.tensor([[-0.01, 0.02, -0.03, 1.0]], dtype=torch.float64)
 VALUES = torch.tensor([[0.5, 0.4, 0.3, 0.2]], dtype=torch.float64)
@@ -122,3 +124,21 @@ def test_groups_of_one_are_refused():
     for advantages in (rloo_advantages, lambda s: group_advantages(s, scale_by_std=True)):
         with pytest.raises(ValueError, match="at least 2"):
             advantages(torch.ones(3, 1))
+
+
+def test_a_token_weighs_how_much_likelier_the_trainer_finds_it_up_to_the_cap():
+    logprobs = torch.tensor([[-1.0, -2.0, -0.5, -7.0]])
+    sampler = torch.tensor([[-1.0, -2.5, -3.0, -1.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    found = importance_weights(logprobs, sampler, mask, 2.0)
+    assert found[0].tolist() == pytest.approx([1.0, math.exp(0.5), 2.0, 1.0])
+
+
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=6), st.integers(0, 1000))
+def test_without_a_cap_the_weights_turn_the_samplers_mean_into_the_policys(logits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    policy = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), 0)
+    sampler = torch.log_softmax(policy + 0.3 * torch.randn(len(logits), generator=generator, dtype=torch.float64), 0)
+    values = torch.randn(len(logits), generator=generator, dtype=torch.float64)
+    weights = importance_weights(policy, sampler, torch.ones(len(logits), dtype=torch.bool), math.inf)
+    assert float((sampler.exp() * weights * values).sum()) == pytest.approx(float((policy.exp() * values).sum()))

@@ -235,3 +235,11 @@ def test_weights_by_token_are_the_mean_over_tokens_and_the_upper_clip_is_its_own
     wider, stats = clipped_policy_loss(logprobs, row(0, 0), row(1, -1), mask, 0.2, clip_coef_high=0.4)
     assert wider.item() == pytest.approx((-1.3 + 0.8) / 2)
     assert stats.clipped == 1
+
+
+def test_weights_of_tokens_scale_their_part_of_the_reinforce_gradient():
+    logprobs = torch.tensor([[-0.5, -1.0], [-2.0, -0.1]], requires_grad=True)
+    mask = torch.tensor([[True, True], [True, False]])
+    weights = torch.tensor([[0.5, 2.0], [1.0, 9.0]])
+    reinforce_loss(logprobs, torch.tensor([2.0, -1.0]), mask, weights=weights).backward()
+    assert logprobs.grad.tolist() == [[-0.5, -2.0], [0.5, 0.0]]

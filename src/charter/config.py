@@ -383,6 +383,19 @@ class CostSettings(Settings):
     """The multiplier at the start."""
 
 
+class VLLMSettings(Settings):
+    """vLLM inside the process, for rollouts."""
+
+    kv_cache_gb: Annotated[float, Field(gt=0)] = 4.0
+    """Memory for the keys and values of what is under way, beside a second copy of the policy's weights."""
+    max_rows: Positive = 256
+    """Responses under way at once."""
+    eager: bool = False
+    """Without CUDA graphs: slower, starts at once. On a CPU it is always so."""
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    """A token weighs π_trainer / π_vllm, up to this: the two compute the same weights with other kernels."""
+
+
 class RolloutSettings(TrainingSettings):
     """What every method that learns from sampled responses shares."""
 
@@ -410,6 +423,8 @@ class RolloutSettings(TrainingSettings):
     """Divide scores by their running standard deviation, so that kl_coef means the same for every reward."""
     reward_clip: Annotated[float, Field(gt=0)] | None = None
     """Cut scores to plus or minus this, after scaling."""
+    vllm: VLLMSettings | None = None
+    """Sample with vLLM inside this process, which gets the policy's weights before every rollout; `{}` for its defaults."""
 
 
 class RLSettings(RolloutSettings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,21 @@ def stack_of(path: str) -> tuple[str, list[Path]]:
         raise InputError(f"was trained in 4 bits, and its adapter is not beside it in {folder}", file=path)
     base, under = stack_of(base_of(folder))
     return base, [*under, folder]
+
+
+def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each weight of a model under the name it has without adapters, with what the named adapters add to it."""
+    for name, parameter in model.named_parameters():
+        place, inside, rest = name.partition(".base_layer.")
+        if "lora_" in name:
+            continue
+        weight = parameter.detach()
+        if inside and rest == "weight":
+            layer = model.get_submodule(place)
+            for adapter in adapters:
+                if adapter in layer.lora_A:
+                    weight = weight + layer.get_delta_weight(adapter).detach()
+        yield (f"{place}.{rest}" if inside else name), weight
 
 
 def put_on(model: Any, folder: Path, name: str = "default") -> Any:

@@ -228,8 +228,11 @@ def context_length(model: Any) -> int | None:
 
 
 def check_room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    limit = context_length(model)
-    longest = max(len(prompt) for prompt in prompts)
+    check_length(context_length(model), max(len(prompt) for prompt in prompts), max_new_tokens)
+
+
+def check_length(limit: int | None, longest: int, max_new_tokens: int) -> None:
+    """InputError where the longest prompt and its response are more tokens than the model sees at once."""
     if limit is not None and longest + max_new_tokens > limit:
         raise InputError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's {limit} positions; "

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from charter.config import LoRASettings
 from charter.errors import InputError
-from charter.models.adapters import put_on, save_adapter, stack_of
+from charter.models.adapters import merged_weights, put_on, save_adapter, stack_of
 from charter.models.attention import NAME
 from charter.models.checkpointing import checkpoint_layers
 from charter.models.encoder import first_in_line, is_encoder, row_limit
@@ -41,6 +41,9 @@ from charter.models.sharded import Sharded, put, whole_tensor
 from charter.records import write_json
 from charter.run import derive_seed, read_json
 from charter.team import team
+
+if TYPE_CHECKING:
+    from charter.models.vllm_engine import VLLMEngine
 
 T = TypeVar("T")
 
@@ -75,6 +78,8 @@ class Trunk:
         self.heads: dict[str, nn.Linear] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.adapters: Any = None
+        self.engine: VLLMEngine | None = None
+        """What samples in place of the model itself, while rollouts are made."""
         self.playing: str | None = None
         """The role whose adapter is switched on."""
         self.n_parameters: int = sum(size_of(parameter) for parameter in model.parameters())
@@ -199,6 +204,12 @@ class Trunk:
         else:
             self._play(role)
             yield self.model
+
+    def plain_weights(self, role: str) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a role under the names of its model without adapters; those are added in, one layer at a time."""
+        with self.as_role(role) as model:
+            off = self.adapters is None or role == REFERENCE
+            yield from merged_weights(model, () if off else (role,))
 
     def through(self, role: str, compute: Callable[[Any], T]) -> T:
         """``compute(model)``, the causal LM being in the given role. What is learned from is computed here."""

@@ -10,6 +10,7 @@ from charter.config import LoRASettings, Recipe, TrainingSettings
 from charter.errors import InputError
 from charter.models.load import check_attention, kind_of, pick_device
 from charter.models.quantize import check_bitsandbytes
+from charter.models.vllm_engine import check_vllm
 from charter.plan.loads import Counted, Load, count, loads_of
 from charter.plan.machine import free_memory
 from charter.plan.shape import held, shapes_of
@@ -104,6 +105,8 @@ def check_machine(recipe: Recipe) -> None:
     device = pick_device(recipe.device)
     if recipe.quantization:
         check_bitsandbytes()
+    if getattr(recipe.rl, "vllm", None) is not None:
+        check_vllm()
     try:
         shapes = shapes_of(recipe)
     except InputError:  # the run itself says what is missing, or gets it

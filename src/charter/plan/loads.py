@@ -402,6 +402,9 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
     if ppo:  # policy and value hold their activations until one backward pass through both
         load.memory["activations"] *= 2
     load.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
+    if settings.vllm is not None:  # a copy of the policy and a cache of its own
+        load.memory.pop("kv_cache", None)
+        load.memory["vllm"] = shape.parameters * load.width + settings.vllm.kv_cache_gb * 2**30
     # Reward, policy and reference read every rollout, with PPO the value model too.
     load.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
     load.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))

@@ -26,6 +26,7 @@ from charter.training.ppo import train_ppo
 from charter.training.rewards import RewardShape, RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward, reference_rewards
+from charter.training.samplers import engine_for
 from charter.training.watch import warnings_of
 
 ROLLOUT_METHODS = {"ppo": train_ppo, "rloo": train_rloo, "grpo": train_grpo, "online_dpo": train_online_dpo}
@@ -82,10 +83,11 @@ def train_policy(
                     device=work.device,
                 )
                 chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
-                rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
-                if isinstance(settings, PPOSettings):
-                    trunk.add_role("value", head=True, start_from="reward" if shared else None)
-                ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
+                with engine_for(trunk, chosen, settings):
+                    rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
+                    if isinstance(settings, PPOSettings):
+                        trunk.add_role("value", head=True, start_from="reward" if shared else None)
+                    ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
                 team().on_main(lambda: export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv"))
             return trunk
 

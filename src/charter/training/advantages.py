@@ -54,6 +54,14 @@ def rloo_advantages(scores: Tensor) -> Tensor:
     return torch.where(equal, 0.0, advantages)
 
 
+def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """min(π / π_sampler, cap) of every token, 1 outside ``mask``: what a token's credit is multiplied by where another program
+    sampled it, whose probabilities are not quite the trainer's (truncated importance sampling, Ionides 2008; per token as in Yao
+    et al. 2025). All (B, T), log-probabilities in nats, without gradient; ``cap`` ≥ 1 bounds the variance."""
+    ratio = torch.where(mask, logprobs - sampler_logprobs, 0.0).exp()
+    return ratio.clamp(max=cap)
+
+
 def group_advantages(scores: Tensor, *, scale_by_std: bool) -> Tensor:
     """Each response against its group, itself included: A_i = r_i - mean(r), over std(r) + 1e-4 with ``scale_by_std``.
 

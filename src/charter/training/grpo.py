@@ -29,6 +29,7 @@ from charter.training.rollouts import (
     policy_pass,
     prompt_batch,
 )
+from charter.training.samplers import describe_weights, sampler_weights
 from charter.training.watch import Watch
 
 
@@ -88,6 +89,8 @@ def train_grpo(
         # Credit.
         groups = scores.view(-1, settings.samples_per_prompt)
         advantages = group_advantages(groups, scale_by_std=settings.scale_by_std).view(-1)  # (B,)
+        importance = sampler_weights(settings, rollout, logprobs)
+        advantages = advantages.unsqueeze(1) * importance  # (B, T)
 
         # Learn.
         totals = dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "loss"), 0.0)
@@ -114,7 +117,7 @@ def train_grpo(
                     policy_loss, stats = clipped_policy_loss(
                         new_logprobs,
                         old,
-                        advantages[cut.rows].unsqueeze(1),
+                        cut.of(advantages),
                         mask,
                         settings.clip_coef,
                         clip_coef_high=settings.clip_coef_high,
@@ -144,6 +147,7 @@ def train_grpo(
             step,
             **described,
             **parts.means(),
+            **describe_weights(settings, rollout, importance),
             **reward.state(),
             kl_coef=kl_controller.coef,
             first_ratio=watch.first_ratio,

@@ -123,12 +123,20 @@ def clipped_value_loss(
     return masked_mean(loss, mask, n_tokens)
 
 
-def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor, n_responses: int | None = None) -> Tensor:
+def reinforce_loss(
+    logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    n_responses: int | None = None,
+    *,
+    weights: Tensor | float = 1.0,
+) -> Tensor:
     """-A log π(response), averaged over responses (Ahmadian et al. 2024, eq. 6). logprobs, mask: (B, T); advantages: (B,).
 
-    The whole response is one action: its log-probability is the sum over its tokens.
+    The whole response is one action: its log-probability is the sum over its tokens, each times its weight (``weights``: (B, T),
+    without gradient) where they were not sampled from π itself.
     """
-    sequence_logprobs = torch.where(mask, logprobs, 0.0).sum(dim=1)
+    sequence_logprobs = torch.where(mask, weights * logprobs, 0.0).sum(dim=1)
     return -(advantages * sequence_logprobs).sum() / (n_responses or logprobs.shape[0])
 
 

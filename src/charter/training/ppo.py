@@ -30,6 +30,7 @@ from charter.training.rollouts import (
     prompt_batch,
     value_pass,
 )
+from charter.training.samplers import describe_weights, sampler_weights
 from charter.training.watch import Watch
 
 
@@ -87,6 +88,8 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
         advantages, returns = gae(rewards, values, rollout.mask, settings.gamma, settings.gae_lambda)
         if settings.whiten_advantages != "none":
             advantages = whiten(advantages, rollout.mask, unbiased=settings.whiten_advantages == "unbiased")
+        weights = sampler_weights(settings, rollout, logprobs)  # (B, T)
+        advantages = advantages * weights
 
         # Learn.
         totals = dict.fromkeys(("ratio", "clipped", "approx_kl", "n_tokens", "entropy", "value"), 0.0)
@@ -138,6 +141,7 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
             step,
             **described,
             **parts.means(),
+            **describe_weights(settings, rollout, weights),
             **reward.state(),
             kl_coef=kl_controller.coef,
             first_ratio=watch.first_ratio,

@@ -29,6 +29,7 @@ from charter.training.rollouts import (
     policy_pass,
     prompt_batch,
 )
+from charter.training.samplers import describe_weights, sampler_weights
 from charter.training.watch import Watch
 
 
@@ -82,6 +83,7 @@ def train_rloo(
         rewards = scores - kl_controller.coef * kl.sum(dim=1)  # (B,)
         groups = rewards.view(-1, settings.samples_per_prompt)
         advantages = rloo_advantages(groups).view(-1)
+        weights = sampler_weights(settings, rollout, logprobs)  # (B, T)
 
         # Learn.
         loss_total = entropy_total = ratio_total = 0.0
@@ -89,7 +91,7 @@ def train_rloo(
         for cut in own_cuts(trunk, cuts, "policy"):
             mask = cut.packed.mask
             new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
-            loss = reinforce_loss(new_logprobs, advantages[cut.rows], mask, n)
+            loss = reinforce_loss(new_logprobs, advantages[cut.rows], mask, n, weights=cut.of(weights))
             torch.autograd.backward(loss)
             loss_total += loss.item()
             entropy_total += float(entropies.detach().sum())
@@ -104,6 +106,7 @@ def train_rloo(
             step,
             **described,
             **parts.means(),
+            **describe_weights(settings, rollout, weights),
             **reward.state(),
             kl_coef=kl_controller.coef,
             first_ratio=watch.first_ratio,

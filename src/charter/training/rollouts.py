@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from charter.config import RolloutSettings
-from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
-from charter.models.generate import sample
+from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import REFERENCE, Scorers, Trunk
 from charter.records import Prompt, Rollout
@@ -21,6 +20,7 @@ from charter.team import team
 from charter.training.batches import even_by_tokens
 from charter.training.reward_model import reward_scores
 from charter.training.rewards import RewardSum
+from charter.training.samplers import sample_role
 
 
 def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
@@ -50,17 +50,7 @@ def collect(
     own = slice(*(len(prompts) * rank // crew.size for rank in (crew.rank, crew.rank + 1)))
     groups = []
     if encoded[own]:
-        with trunk.as_role(role) as model:
-            groups = sample(
-                model,
-                encoded[own],
-                seeds[own],
-                ends=end_ids(tokenizer),
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                dtype=trunk.dtype,
-                vocabulary=trunk.vocabulary,
-            )
+        groups = sample_role(trunk, role, encoded[own], seeds[own], settings)
     responses = crew.gather([one for group in groups for one in group])
     width = max(len(one.ids) for one in responses)
     mask = torch.tensor([[t < len(one.ids) for t in range(width)] for one in responses], device=trunk.device)
