@@ -28,10 +28,11 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# Speed and memory against TRL at its best settings, each run in a process of its own on one core; about two hours.
+# Speed and memory against TRL at its best settings, each run in a process of its own on one core; several hours.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]" --constraint constraints.txt
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/trl-1.12 trl==1.12.0
+	$(BIN)/python benchmarks/speed.py --trl112 $(VENV)/trl-1.12
 	$(BIN)/python benchmarks/memory.py
 
 $(VENV)/.created:

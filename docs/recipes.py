@@ -18,8 +18,9 @@ SECTIONS = [
     ("revise", config.ReviseSettings), ("sft", config.SFTSettings), ("feedback", config.FeedbackSettings),
     ("reward_model", config.RewardModelSettings), ("rl, method: ppo", config.PPOSettings),
     ("rl, method: rloo", config.RLOOSettings), ("rl, method: grpo", config.GRPOSettings),
-    ("rl, method: dpo", config.DPOSettings), ("rl, method: online_dpo", config.OnlineDPOSettings), ("rl.vllm", config.VLLMSettings),
-    ("feedback.contrast", config.ContrastSettings), ("rl.reward.NAME", config.RewardPart), ("rl.cost", config.CostSettings),
+    ("rl, method: dpo", config.DPOSettings), ("rl, method: online_dpo", config.OnlineDPOSettings),
+    ("rl.vllm", config.VLLMSettings), ("feedback.contrast", config.ContrastSettings),
+    ("rl.reward.NAME", config.RewardPart), ("rl.cost", config.CostSettings),
     ("evaluation", config.EvaluationSettings), ("evaluation.measures.NAME", config.MeasureSettings),
     ("lora, inside sft, reward_model and rl", config.LoRASettings),
 ]  # fmt: skip

@@ -123,6 +123,17 @@ def test_an_error_is_said_once_and_is_the_exit_code_of_the_process(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_launcher_that_asks_for_deepspeed_is_told_what_divides_the_same(tmp_path):
+    command = torchrun("-m", "charter.cli", "run", "smoke", "--out", tmp_path / "out")
+    environment = {**ENVIRONMENT, "ACCELERATE_USE_DEEPSPEED": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("charter: was started with DeepSpeed") == 1
+    assert "--use_fsdp --fsdp_version 2" in done.stderr
+    assert "Traceback" not in done.stderr.split("exitcode")[0]
+    assert not (tmp_path / "out").exists()
+
+
 class OneOf(Team):
     """Process ``rank`` of ``size``, as far as the dealing of work goes."""
 

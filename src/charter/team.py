@@ -272,6 +272,13 @@ if launched():  # before torch is there: what it says of a lost connection is a 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
+def check_launcher() -> None:
+    """InputError where the launcher was told to divide the work by what is not used here."""
+    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes"):
+        raise InputError("was started with DeepSpeed, whose engine takes the gradients that the training loops here work with; "
+                         "start it with --use_fsdp --fsdp_version 2, which divides weights, gradients and moments")  # fmt: skip
+
+
 def team() -> Team:
     """The processes that this one works with now; they meet at the first call."""
     if not _teams:
