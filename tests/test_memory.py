@@ -89,7 +89,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_made_again(recip
 
 
 def test_what_fits_in_no_way_ends_with_a_proposal(recipe, tmp_path):
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, ["sft.responses_per_step=640"])
     tried: list[int] = []
 
     def never(settings: SFTSettings) -> None:

@@ -98,7 +98,7 @@ def test_activations_are_what_backward_keeps_to_within_a_factor_of_two(tmp_path,
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trunk.logprobs("policy", packed)
     load = Load("sft")
-    load.activate(read_shape(folder), SFTSettings(tokens_per_micro_batch=8 * 64), 64, 48, copies=3)
+    load.activate(read_shape(folder), SFTSettings(tokens_per_micro_batch=8 * 64), 8, 64, 48, copies=3)
     measured = sum(n for n, _ in kept.values())
     assert 0.5 < load.memory["activations"] / measured < 2
 
@@ -126,7 +126,8 @@ def test_a_peak_above_the_memory_is_said(random_llama, write_recipe):
     fine = plan_recipe(load_recipe(write_recipe(random_llama)))
     assert fine["fits"]
     assert any("fits into" in line for line in plan_table(fine))
-    large = plan_recipe(load_recipe(write_recipe(random_llama, sft={"tokens_per_micro_batch": 10**12})))
+    sft = {"tokens_per_micro_batch": 10**12, "responses_per_step": 10**10}
+    large = plan_recipe(load_recipe(write_recipe(random_llama, sft=sft)))
     assert not large["fits"]
     assert large["peak_stage"] == "sft"
     assert any("does NOT fit" in line and "tokens_per_micro_batch" in line for line in plan_table(large))
@@ -222,7 +223,9 @@ def test_what_is_certain_is_no_more_than_the_plan(random_llama, write_recipe):
 
 
 def test_a_plan_that_does_not_fit_proposes_the_mildest_change(random_llama, write_recipe, monkeypatch):
-    recipe = load_recipe(write_recipe(random_llama, sft={"tokens_per_micro_batch": 200_000}))
+    recipe = load_recipe(
+        write_recipe(random_llama, sft={"tokens_per_micro_batch": 200_000, "responses_per_step": 10_000})
+    )
     needed = plan_recipe(recipe)["peak_bytes"]
     monkeypatch.setattr("charter.plan.recipe.memory_of", lambda _: int(0.95 * needed))
     figures = plan_recipe(recipe)

@@ -158,10 +158,13 @@ class Load:
         elif scores:  # a reward model is saved as what was trained, copied first
             self.memory["saved_copy"] = size
 
-    def activate(self, shape: Shape, settings: TrainingSettings, row: float, response: float, copies: int) -> None:
-        """What backward needs of a micro-batch: per token and layer some vectors of the hidden, key-value and inner width,
-        and the logits at the positions that are scored: once where they are looked at in blocks, else ``copies`` of them."""
-        tokens = max(settings.tokens_per_micro_batch, row)
+    def activate(
+        self, shape: Shape, settings: TrainingSettings, rows: float, row: float, response: float, copies: int
+    ) -> None:
+        """What backward needs of a micro-batch, which holds the ``rows`` of an update at most: per token and layer some vectors
+        of the hidden, key-value and inner width, and the logits at the positions that are scored: once where they are looked at
+        in blocks, else ``copies`` of them."""
+        tokens = max(min(settings.tokens_per_micro_batch, rows * row), row)
         scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
         if not shape.fused or self.gpu:
             per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
@@ -344,7 +347,7 @@ def sft_load(counted: Counted, settings: SFTSettings) -> Load:
         row, response = max(row, own), max(response, revise.max_new_tokens + 1)
     load.hold(counted.shape, 1)
     load.train(counted.shape, settings.lora, roles=1)
-    load.activate(counted.shape, settings, row, response, copies=3)
+    load.activate(counted.shape, settings, settings.responses_per_step, row, response, copies=3)
     load.learn(counted.shape, settings.epochs * tokens)
     return load
 
@@ -371,7 +374,7 @@ def reward_load(counted: Counted) -> Load:
     n_train = round(n_pairs * (1 - settings.test_fraction))
     load.hold(shape, 1)
     load.train(shape, settings.lora, roles=settings.ensemble, scores=True)
-    load.activate(shape, settings, row, 0, copies=0)
+    load.activate(shape, settings, 2 * settings.pairs_per_step, row, 0, copies=0)
     load.learn(shape, settings.ensemble * settings.epochs * n_train * 2 * row)
     load.score(shape, settings.ensemble * (n_pairs + counted.labelled) * 2 * row)
     return load
@@ -383,7 +386,7 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
     if isinstance(settings, DPOSettings):
         row, response = counted.pair_row
         load.train(shape, settings.lora, roles=1)
-        load.activate(shape, settings, row, response, copies=3)
+        load.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=3)
         load.score(shape, counted.n_pairs * 2 * row)  # the reference, once
         load.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
         return load
@@ -398,7 +401,8 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
         if reward.model is not None:
             load.hold(scored_by, 1)
         load.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
-    load.activate(shape, settings, row, settings.max_new_tokens, copies=5)
+    minibatches = settings.minibatches if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
+    load.activate(shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5)
     if ppo:  # policy and value hold their activations until one backward pass through both
         load.memory["activations"] *= 2
     load.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
