@@ -19,6 +19,15 @@ def cell(report: dict, name: str, arm: str) -> str:
     return f"{found[0]['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def against(report: dict, name: str, a: str, b: str) -> str:
+    """A difference in points with its interval."""
+    found = [c for c in report["contrasts"] if (c["name"], c["a"], c["b"]) == (name, a, b)]
+    if not found or found[0]["ci"] is None:
+        return "–"
+    low, high = found[0]["ci"]
+    return f"{100 * found[0]['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
 def main(folders: list[str]) -> None:
     reports = [json.loads((Path(folder) / "report.json").read_text()) for folder in folders]
     arms = [arm["name"] for arm in reports[0]["arms"]]
@@ -26,6 +35,13 @@ def main(folders: list[str]) -> None:
     for report in reports:
         for name in METRICS:
             print(f"| {report['seed']} | {name} | " + " | ".join(cell(report, name, arm) for arm in arms) + " |")
+    rates = ("harmful_compliance", "over_refusal", "helpfulness")
+    for a in ("base", "best_of_n"):
+        if a in arms:
+            print(f"\n| seed | verdict | {a} to policy, points: " + " | ".join(rates) + " |\n|---|---|---|---|---|")
+            for report in reports:
+                points = " | ".join(against(report, name, a, "policy") for name in rates)
+                print(f"| {report['seed']} | {report['verdict']['word']} | {points} |")
     print("\n| seed | judge accuracy | reward model, held-out pairs | reward model, known pairs | KL, ratio at step 0 "
           "| seconds by stage | seconds |\n|---|---|---|---|---|---|---|")  # fmt: skip
     for report in reports:
