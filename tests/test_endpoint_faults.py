@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from charter.evaluation.harm import judge_scorer
 from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.models.client import Client
 from charter.models.endpoint import EndpointSampler
+from charter.models.patience import backoff
 from charter.models.sampler import LocalSampler
+from charter.models.servers import Server as ServerOfPool
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.records import Generation, Judgment, Message, Prompt, Response, read_jsonl
@@ -179,11 +182,47 @@ def test_where_one_of_two_servers_fails_the_other_answers_everything(tmp_path, f
     with open_port("127.0.0.1", 0) as closed:
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     with serving(failing) as bad, serving(echo) as good:
-        there = sampler(nobody if fault == "gone" else bad.url, tmp_path, more_urls=[good.url])
+        there = sampler(nobody if fault == "gone" else bad.url, tmp_path, more_urls=[good.url], backoff=5.0)
         answers = there.client.ask(numbered(24))
         assert [answer.text for answer in answers] == [f"question {i}" for i in range(24)]
         assert len(good.seen) == 24
-        assert len(bad.seen) < 24
+        assert len(bad.seen) <= TINY_WAITS["concurrency"]  # then it is left alone
+
+
+def test_a_server_that_is_gone_does_not_end_a_long_run(tmp_path):
+    """Requests that failed there are not overtaken by new ones until their tries are used up."""
+
+    def late(_: Server, handler: Handler, body: bytes) -> None:
+        threading.Event().wait(0.001)  # so that requests wait for it
+        echo(_, handler, body)
+
+    with open_port("127.0.0.1", 0) as closed:
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    with serving(late) as good:
+        there = sampler(nobody, tmp_path, more_urls=[good.url], concurrency=2, retries=2, longest_wait=0.02)
+        answers = there.client.ask(numbered(500))
+        assert [answer.text for answer in answers] == [f"question {i}" for i in range(500)]
+        assert len(good.seen) == 500
+
+
+def test_a_request_that_fails_everywhere_ends_the_run_while_others_are_answered(tmp_path):
+    def picky(_: Server, handler: Handler, body: bytes) -> None:
+        handler.reply(500, b"{}") if b"question 3" in body else echo(_, handler, body)
+
+    with serving(picky) as one, serving(picky) as other:
+        there = sampler(one.url, tmp_path, more_urls=[other.url], retries=2, longest_wait=0.01)
+        with pytest.raises(InputError, match="fails after 6 tries: status 500"):
+            there.client.ask(numbered(9))
+        assert there.client.account.requests >= 3
+
+
+def test_many_failures_at_once_are_one_and_no_number_of_them_is_too_many():
+    server = ServerOfPool("http://h/v1")
+    began = [time.monotonic() for _ in range(2000)]
+    assert [server.failed(one) for one in began].count(True) == 1
+    for _ in range(2000):
+        server.failed(time.monotonic())
+    assert math.isfinite(backoff(1.0, server.failures, 0.5))
 
 
 def test_where_all_servers_ask_for_too_long_a_wait_the_run_ends(tmp_path):

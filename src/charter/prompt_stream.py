@@ -8,11 +8,12 @@ splits and samples are decided on those arrays, and the prompts that were chosen
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import tempfile
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from charter.errors import InputError
 from charter.prompts import KINDS, apportion, check_output, is_kind, read_prompts, what_it_says, write_prompts
 from charter.records import Prompt, Split, content_id, write_jsonl
 from charter.team import team
@@ -86,6 +88,10 @@ class PromptSpool:
         for row in rows:
             self._file.seek(self._starts[row])
             yield Prompt.model_validate_json(self._file.readline())
+
+    def digest(self) -> str:
+        """Of what all of its prompts say, in their order."""
+        return hashlib.sha256(self._digests.tobytes()).hexdigest()
 
     def everything(self) -> Rows:
         """All numbers, in the order in which the prompts came."""
@@ -195,30 +201,46 @@ def prepare_prompts(
     ``progress`` wraps the batches. Of several processes each reads all prompts and claims batches to sort; the main one splits
     and writes. Returns read, duplicates, too_long, and the counts of what was written by split and kind and by principle.
     """
-    with PromptSpool(out) as raw, PromptSpool(out) as spool:
+    crew = team()
+    # Only the main process writes beside the run; what another one reads of the prompts stays on its own machine.
+    place = out if crew.is_main else Path(tempfile.gettempdir()) / out.name
+    with PromptSpool(place) as raw, PromptSpool(place) as spool:
         raw.extend(prompts)
         unique = raw.unique()
         most = (
             shorter()
         )  # asked when the files have been read: a prompt that cannot be used is said before a model loads
         fitting = unique if most is None else raw.shorter(unique, most)
+        if len(set(crew.gather([content_id(raw.digest(), len(fitting))]))) > 1:
+            raise InputError(
+                "the prompt files are not the same for all processes; put them where every machine reads them"
+            )
         batches = [fitting[start : start + BATCH] for start in range(0, len(fitting), BATCH)]
 
         def principles(number: int) -> str:
             return json.dumps([prompt.principle for prompt in sort(list(raw.read(batches[number])))])
 
-        for batch, found in zip(progress(batches), team().in_order(len(batches), principles), strict=False):
-            pairs = zip(raw.read(batch), json.loads(found), strict=True)
-            spool.extend(prompt.model_copy(update={"principle": principle}) for prompt, principle in pairs)
+        def sorted_batches() -> Generator[Iterable[Prompt], None, None]:
+            if crew.size == 1:
+                yield from (sort(list(raw.read(batch))) for batch in batches)
+                return
+            for batch, found in zip(batches, crew.in_order(len(batches), principles), strict=True):
+                pairs = zip(raw.read(batch), json.loads(found), strict=True)
+                yield [prompt.model_copy(update={"principle": principle}) for prompt, principle in pairs]
 
         def write() -> dict[str, Any]:
+            with contextlib.closing(sorted_batches()) as found:
+                for _, batch in zip(progress(batches), found, strict=True):
+                    spool.extend(batch)
             counts, by_principle = split_and_write(
                 spool, out, train=train, test=test, test_fraction=test_fraction, seed=seed
             )
             return {"read": len(raw), "duplicates": len(raw) - len(unique), "too_long": len(unique) - len(fitting),
                     "counts": counts, "principles": by_principle}  # fmt: skip
 
-        return team().on_main(write)
+        if not crew.is_main:
+            deque(crew.in_order(len(batches), principles), maxlen=0)
+        return crew.on_main(write)
 
 
 def split_and_write(

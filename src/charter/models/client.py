@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,18 +122,19 @@ class Client:
         httpx = import_httpx()
         content = json.dumps({"model": self.settings.model, **request["body"]}).encode()
         estimate = self.account.estimate(request["body"])
-        attempt = 0
+        attempt, failed_at = 0, None
         while True:
-            wait, charged, last, raw = None, True, self.settings.retries, b""
+            wait, charged, last, raw, began, nobody = None, True, self.settings.retries, b"", 0.0, False
             try:
-                async with self._turn(estimate) as server:
+                async with self._turn(estimate, failed_at) as server:
+                    began = time.monotonic()
                     async with asyncio.timeout(self.settings.timeout):
                         status, headers, raw = await self._post(http, server, content)
                     if status == 200:
                         answer = self._struck(read_answer(raw, self.settings.api, estimate))
                         self._keep(request, answer)
                         self._hold_back(server, headers, sum(estimate))
-                        server.answered, server.failures = server.answered + 1, 0
+                        server.succeeded()
                         return answer
                     if status in (400, 403) and error_code(raw) in FILTERED:
                         answer = Answer("", "content_filter", None, (0, 0))
@@ -147,26 +149,28 @@ class Client:
                 problem = f"no whole answer within {self.settings.timeout:g} s"
             except httpx.InvalidURL as error:
                 raise InputError(
-                    f"is no address ({self._clean(str(error))})", field=f"endpoints.{self.name}.url"
+                    f"{server.url} is no address ({self._clean(str(error))})", field=f"endpoints.{self.name}"
                 ) from None
             except (httpx.HTTPError, httpx.StreamError) as error:
                 problem = f"{type(error).__name__}: {self._clean(str(error)) or 'the connection broke off'}"
-                if isinstance(error, httpx.ConnectError):
-                    charged = False
-                    if not self.account.requests:  # nothing was ever heard from there: more likely wrong than busy
-                        problem, last = f"{problem}; is the server running?", min(last, STRANGER_RETRIES)
+                nobody = isinstance(error, httpx.ConnectError)
+                charged = not nobody
+            counted = server.failed(began)
+            if nobody and self.servers.all_silent and not self.account.requests:
+                # Nothing was ever heard from there: more likely wrong than busy.
+                problem, last = f"{problem}; is the server running?", min(last, STRANGER_RETRIES)
             if charged:
                 self.account.broke_off(estimate)
-            if attempt >= last:
+            if attempt + 1 >= (last + 1) * len(self.servers.all):
                 raise InputError(f"{self._who(server)} fails after {attempt + 1} tries: {problem}; {KEPT}")
-            await self._set_back(server, wait, attempt, content)
-            attempt += 1
+            await self._set_back(server, wait, attempt, content, counted=counted)
+            attempt, failed_at = attempt + 1, server
             self.account.repeated += 1
 
     @contextlib.asynccontextmanager
-    async def _turn(self, estimate: Tokens) -> AsyncIterator[Server]:
-        """The server to ask, and room in the budget, for one try."""
-        server = await self.servers.take()
+    async def _turn(self, estimate: Tokens, failed_at: Server | None) -> AsyncIterator[Server]:
+        """The server to ask, and room in the budget, for one try; ``failed_at``: where the try before failed."""
+        server = await self.servers.take(failed_at)
         try:
             await self._reserve(estimate)
             try:
@@ -190,13 +194,14 @@ class Client:
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
-    async def _set_back(self, server: Server, asked: float | None, attempt: int, content: bytes) -> None:
+    async def _set_back(
+        self, server: Server, asked: float | None, attempt: int, content: bytes, *, counted: bool
+    ) -> None:
         """Wait for the doubled backoff; where the server asked for a wait, nobody asks it before that is over. One of several
-        is left alone for as long, and the request goes to another at once."""
+        is left alone for as long, by the failures that were ``counted``, and the request goes to another at once."""
         several = len(self.servers.all) > 1
-        doubled = backoff(self.settings.backoff, server.failures if several else attempt, jitter(content, attempt))
-        wait = min(doubled, self.settings.longest_wait)
-        server.failures += 1
+        number = server.failures - 1 if several else attempt
+        wait = min(backoff(self.settings.backoff, number, jitter(content, attempt)), self.settings.longest_wait)
         if asked is not None:
             least = min(asked, self.servers.wait(but=server))
             if least > self.settings.longest_wait:  # before it is held back: others would wait for it
@@ -204,10 +209,10 @@ class Client:
                     f"{self._who(server)} asks to wait {least:.0f} s and longest_wait is {self.settings.longest_wait:g} s; {KEPT}"
                 )
             server.hold_back(asked)
-        if several:
-            server.hold_back(wait)
-        else:
+        if not several:
             await asyncio.sleep(wait)
+        elif counted:
+            server.hold_back(wait)
 
     def _hold_back(self, server: Server, headers: Mapping[str, str], tokens: int) -> None:
         """Wait before the server has to say no: nothing, or less than a request needs, is left until its window begins anew."""

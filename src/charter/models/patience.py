@@ -14,7 +14,7 @@ from charter.run import derive_seed
 
 def backoff(base: float, attempt: int, share: float) -> float:
     """Seconds before repetition number ``attempt`` (from 0): base doubled each time, times 1 - share / 2."""
-    return float(base * 2.0**attempt * (1 - share / 2))
+    return float(base * 2.0 ** min(attempt, 64) * (1 - share / 2))
 
 
 def jitter(content: bytes, attempt: int) -> float:

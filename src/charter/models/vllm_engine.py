@@ -24,6 +24,7 @@ from torch import Tensor
 from charter.config import VLLMSettings
 from charter.errors import InputError
 from charter.models.generate import Sampled
+from charter.models.memory import is_out_of_memory, let_go
 
 FIELD = "rl.vllm"
 SURROUNDINGS = {
@@ -48,11 +49,13 @@ class VLLMEngine:
         """``path``: folder of a model of the architecture; ``longest``: tokens of a prompt and its response. InputError where
         vLLM is missing or does not start."""
         check_vllm()
+        self.holds: str | None = None
         for name, value in SURROUNDINGS.items():
             os.environ.setdefault(name, value)
         with untouched(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+            let_go()
             try:
                 import vllm
 
@@ -63,6 +66,7 @@ class VLLMEngine:
                     max_model_len=longest,
                     max_num_seqs=settings.max_rows,
                     kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30),
+                    gpu_memory_utilization=0.01,  # a share that must be free, and the trainer is there already
                     enforce_eager=settings.eager or not torch.cuda.is_available(),
                     logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
                     generation_config="vllm",  # no top-k or top-p that a model's own file asks for
@@ -71,16 +75,19 @@ class VLLMEngine:
                     disable_log_stats=True,
                 )
             except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
                 words = str(error).strip().splitlines() or [type(error).__name__]
                 raise InputError(f"vLLM does not start: {words[0][:300]}", field=FIELD) from None
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over weights, under the names that the model's own folder gives them."""
+    def load(self, weights: Iterable[tuple[str, Tensor]], role: str) -> None:
+        """Take over a role's weights, under the names that the model's own folder gives them."""
         with untouched(), torch.no_grad():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self.llm.apply_model(pack_tied_projection)
             if not self.llm.reset_prefix_cache():  # keys and values of the weights before
                 raise RuntimeError("vLLM kept what the old weights made of the prompts")
+        self.holds = role
 
     def sample(
         self,

@@ -159,11 +159,19 @@ class Load:
             self.memory["saved_copy"] = size
 
     def activate(
-        self, shape: Shape, settings: TrainingSettings, rows: float, row: float, response: float, copies: int
+        self,
+        shape: Shape,
+        settings: TrainingSettings,
+        rows: float,
+        row: float,
+        response: float,
+        copies: int,
+        read: float = 0,
     ) -> None:
         """What backward needs of a micro-batch, which holds the ``rows`` of an update at most: per token and layer some vectors
         of the hidden, key-value and inner width, and the logits at the positions that are scored: once where they are looked at
-        in blocks, else ``copies`` of them."""
+        in blocks, else ``copies`` of them. ``read``: tokens that are looked at beforehand without gradients, as many at once as
+        a micro-batch may hold."""
         tokens = max(min(settings.tokens_per_micro_batch, rows * row), row)
         scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
         if not shape.fused or self.gpu:
@@ -182,7 +190,9 @@ class Load:
             return
         # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
         numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
-        passing = tokens * (4 * shape.inner * self.width + 5 * shape.hidden * FLOAT)
+        passing = max(tokens, min(settings.tokens_per_micro_batch, read)) * (
+            4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
+        )
         kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
         inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
         self.memory["activations"] = kept * self.width + inputs
@@ -374,7 +384,7 @@ def reward_load(counted: Counted) -> Load:
     n_train = round(n_pairs * (1 - settings.test_fraction))
     load.hold(shape, 1)
     load.train(shape, settings.lora, roles=settings.ensemble, scores=True)
-    load.activate(shape, settings, 2 * settings.pairs_per_step, row, 0, copies=0)
+    load.activate(shape, settings, 2 * settings.pairs_per_step, row, 0, copies=0, read=n_pairs * 2 * row)
     load.learn(shape, settings.ensemble * settings.epochs * n_train * 2 * row)
     load.score(shape, settings.ensemble * (n_pairs + counted.labelled) * 2 * row)
     return load
@@ -386,7 +396,8 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
     if isinstance(settings, DPOSettings):
         row, response = counted.pair_row
         load.train(shape, settings.lora, roles=1)
-        load.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=3)
+        read = counted.n_pairs * 2 * row
+        load.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=3, read=read)
         load.score(shape, counted.n_pairs * 2 * row)  # the reference, once
         load.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
         return load

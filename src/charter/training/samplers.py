@@ -16,7 +16,7 @@ from charter.models.chat_template import encode_prompt, end_ids
 from charter.models.encoder_decoder import is_encoder_decoder
 from charter.models.generate import Sampled, check_length, sample
 from charter.models.quantize import is_quantized
-from charter.models.trunk import Trunk
+from charter.models.trunk import REFERENCE, Trunk
 from charter.models.vllm_engine import VLLMEngine
 from charter.records import Prompt, Rollout
 from charter.team import team
@@ -30,7 +30,8 @@ def sample_role(
     how: Any = {"ends": end_ids(trunk.tokenizer), "max_new_tokens": settings.max_new_tokens,
                 "temperature": settings.temperature, "vocabulary": trunk.vocabulary}  # fmt: skip
     if trunk.engine is not None:
-        trunk.engine.load(trunk.plain_weights(role))
+        if role != REFERENCE or trunk.engine.holds != REFERENCE:  # what never changes is handed over once
+            trunk.engine.load(trunk.plain_weights(role), role)
         return trunk.engine.sample(prompts, seeds, **how)
     with trunk.as_role(role) as model:
         return sample(model, prompts, seeds, dtype=trunk.dtype, **how)
