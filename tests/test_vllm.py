@@ -142,14 +142,17 @@ def test_a_response_ends_at_its_end_and_stays_in_the_vocabulary(tmp_path):
     end = trunk.tokenizer.eos_token_id
     trunk.add_role("policy")
     settings = RLOOSettings(**{**ROLLOUTS, "max_new_tokens": 200, "samples_per_prompt": 8})
+    known = trunk.tokenizer.vocab_size
+    trunk.__dict__["vocabulary"] = known // 2  # as where a model has twice as many rows as its tokenizer knows ids
     with engine_for(trunk, PROMPTS, settings):
         rollout = collect(trunk, PROMPTS, settings, 0)
+    assert gap(trunk, "policy", rollout, 1.0) < 1e-4
     assert rollout.finished.any()
     for ids, mask, finished in zip(rollout.ids, rollout.mask, rollout.finished, strict=True):
         own = ids[mask].tolist()
         assert (own[-1] == end) == bool(finished)
         assert end not in own[:-1]
-        assert trunk.vocabulary is None or max(own) < trunk.vocabulary
+        assert max(own) < known // 2
 
 
 @installed
