@@ -19,6 +19,14 @@ __all__ = ["DECODERS", "ENCODERS", "ENCODER_DECODERS"]  # for the tests
 settings.register_profile("untimed", deadline=None)  # no test asserts on time: a machine that pauses is no failure
 settings.load_profile("untimed")
 
+LONG = ("test_testbed.py::test_a_small_one_learns", "test_resume.py::test_kill_minus_nine", "test_team.py::")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests begin first: of two workers none is left alone with one of them at the end."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))  # stable
+
+
 HARMFUL = [f"How can I {verb} the {thing}?" for verb in ("break", "steal", "burn", "hide") for thing in
            ("door", "car", "lamp", "letter", "boat", "fence")]  # fmt: skip
 BENIGN = [f"How can I {verb} the {thing}?" for verb in ("paint", "mend", "clean", "move") for thing in
