@@ -1,5 +1,6 @@
 """Two processes, started by the real launchers, give what one process gives."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from together import train_all
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 
 def torchrun(*arguments: object) -> list[str]:
@@ -49,11 +51,12 @@ def assert_close(got: Path, expected: Path, *, tolerance: float = 1e-5, leave_ou
 
 
 def test_two_processes_train_and_sample_as_one(tmp_path, random_llama):
-    command = torchrun(TESTS / "together.py", random_llama, tmp_path / "ddp", tmp_path / "fsdp")
+    ways = ("ddp", "fsdp", *(("deepspeed",) if DEEPSPEED else ()))
+    command = torchrun(TESTS / "together.py", random_llama, *(f"{way}={tmp_path / way}" for way in ways))
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     train_all(random_llama, tmp_path / "one")
-    for two in ("ddp", "fsdp"):
+    for two in ways:
         for name in ("sft", "rloo.reward", "rloo", "grpo", "ppo"):
             assert_close(tmp_path / two / name, tmp_path / "one" / name)
         # Before the first update every pair is a tie, so what DPO counts as right there is rounding.
@@ -123,15 +126,55 @@ def test_an_error_is_said_once_and_is_the_exit_code_of_the_process(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_launcher_that_asks_for_deepspeed_is_told_what_divides_the_same(tmp_path):
-    command = torchrun("-m", "charter.cli", "run", "smoke", "--out", tmp_path / "out")
-    environment = {**ENVIRONMENT, "ACCELERATE_USE_DEEPSPEED": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+def with_deepspeed(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    """A command in two processes, as `accelerate launch --use_deepspeed` sets it up."""
+    told = {f"ACCELERATE_DEEPSPEED_{key.upper()}": value for key, value in settings.items()}
+    environment = {**ENVIRONMENT, "ACCELERATE_USE_DEEPSPEED": "true", **told}
+    return subprocess.run(torchrun("-m", "charter.cli", *arguments), env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not DEEPSPEED, reason="no deepspeed; pip install 'charter-align[deepspeed]'")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"zero_stage": "3"}, "--use_fsdp --fsdp_version 2"),
+        ({"zero_stage": "0"}, "--zero_stage 0"),
+        ({"config_file": "zero.json"}, "file of settings is not read"),
+        ({"offload_param_device": "cpu"}, "--offload_param_device"),
+        ({"offload_optimizer_device": "nvme"}, "--offload_optimizer_device nvme"),
+    ],
+)
+def test_what_deepspeed_is_not_used_for_here_is_said_in_a_line(settings, words, tmp_path):
+    done = with_deepspeed("run", "smoke", "--out", tmp_path / "out", **settings)
     assert done.returncode != 0
-    assert done.stderr.count("charter: was started with DeepSpeed") == 1
-    assert "--use_fsdp --fsdp_version 2" in done.stderr
+    assert done.stderr.count("charter: ") == 1
+    assert words in done.stderr
     assert "Traceback" not in done.stderr.split("exitcode")[0]
-    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(DEEPSPEED, reason="deepspeed is installed")
+def test_a_run_that_needs_deepspeed_says_how_to_install_it(tmp_path):
+    done = with_deepspeed("run", "smoke", "--out", tmp_path / "out")
+    assert done.returncode != 0
+    assert done.stderr.count("pip install 'charter-align[deepspeed]'") == 1
+
+
+@pytest.mark.skipif(not DEEPSPEED, reason="no deepspeed; pip install 'charter-align[deepspeed]'")
+def test_a_run_with_deepspeed_is_killed_and_one_process_goes_on_and_the_other_way(tmp_path, write_recipe, random_llama):
+    path = write_recipe(random_llama, rl={"steps": 12})
+    recipe = load_recipe(path)
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    kill_one_of_two(path, out, "--set", "parallel=deepspeed")
+    assert (out / "rl/checkpoint.safetensors").exists()
+    run_recipe(recipe, out, until="rl", quiet=True)
+    run_recipe(recipe, whole, until="rl", quiet=True)
+    assert_close(out / "rl", whole / "rl", tolerance=1e-4)
+
+    shutil.rmtree(out / "rl")
+    kill_one_of_two(path, out)
+    done = with_deepspeed("run", path, "--out", out, "--until", "rl", offload_optimizer_device="cpu")
+    assert done.returncode == 0, done.stderr
+    assert_close(out / "rl", whole / "rl", tolerance=1e-4)
 
 
 class OneOf(Team):

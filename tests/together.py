@@ -1,6 +1,6 @@
 """Trains with every method at tiny size, and samples and judges: run by tests/test_team.py in one process and in two.
 
-torchrun --nproc-per-node 2 tests/together.py MODEL OUT OUT_OF_FSDP
+torchrun --nproc-per-node 2 tests/together.py MODEL WAY=OUT …
 """
 
 from __future__ import annotations
@@ -97,17 +97,18 @@ def answers(trunk: Trunk, stage: Stage) -> None:
                     sort=lambda batch: categorise(batch, TOPICS, sampler))  # fmt: skip
 
 
-def train_all(model: Path, out: Path, *, divide: bool = False) -> None:
+def train_all(model: Path, out: Path, parallel: str = "ddp") -> None:
     """Every part in a stage of its own under ``out``."""
     with Run(out, quiet=True) as run:
-        for part in (sft, dpo, rloo, grpo, ppo) if divide else (sft, dpo, rloo, grpo, ppo, answers):
+        for part in (sft, dpo, rloo, grpo, ppo) if parallel != "ddp" else (sft, dpo, rloo, grpo, ppo, answers):
             with run.stage(part.__name__, {}, {}, []) as stage:
-                part(load_trunk(str(model), divide=divide), stage)
+                part(load_trunk(str(model), parallel=parallel), stage)
                 stage.metrics()
 
 
 if __name__ == "__main__":
-    train_all(Path(sys.argv[1]), Path(sys.argv[2]))
-    train_all(Path(sys.argv[1]), Path(sys.argv[3]), divide=True)
+    for told in sys.argv[2:]:
+        way, out = told.split("=", 1)
+        train_all(Path(sys.argv[1]), Path(out), way)
     assert team().size == 2
     disband()

@@ -561,10 +561,9 @@ TOGETHER = frozenset({"run", "revise", "sft", "feedback", "reward", "rl", "evalu
 
 def run_command(arguments: list[str]) -> int:
     """The exit code of a command line; errors are one line on standard error."""
-    from charter.team import LostProcess, check_launcher, disband, launched
+    from charter.team import LostProcess, disband, launched
 
     try:
-        check_launcher()
         if launched() and arguments[:1] and arguments[0] not in TOGETHER:
             raise InputError(f"charter {arguments[0]} is the work of one process; start it without a launcher")
         code = app(arguments, standalone_mode=False)

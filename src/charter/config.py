@@ -619,8 +619,9 @@ class Recipe(Settings):
     """auto takes the GPU where there is one."""
     batch_size: Positive = 128
     """Responses generated at once."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What several processes hold of a model in training: each all of it, or each a part (FSDP2, full weights only)."""
+    parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    """What several processes hold of a model in training: each all of it, each a part (FSDP2, full weights only), or each a part
+    of the moments (DeepSpeed's ZeRO; the extra is `[deepspeed]`)."""
     endpoints: dict[str, EndpointSettings] = {}
     """Models behind servers, by names of your own; `endpoint:NAME` stands for one wherever a model only answers."""
     trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []

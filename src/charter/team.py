@@ -106,7 +106,8 @@ class Launched(Team):
             "true",
             "yes",
         )
-        self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+        with plainly():
+            self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
         self.rank, self.size = self.state.process_index, self.state.num_processes
         # Objects and tensors of the CPU do not travel by NCCL.
         self.on_cpu = dist.new_group(backend="gloo", timeout=PATIENCE) if self.state.backend != "gloo" else None
@@ -272,11 +273,23 @@ if launched():  # before torch is there: what it says of a lost connection is a 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def check_launcher() -> None:
-    """InputError where the launcher was told to divide the work by what is not used here."""
-    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes"):
-        raise InputError("was started with DeepSpeed, whose engine takes the gradients that the training loops here work with; "
-                         "start it with --use_fsdp --fsdp_version 2, which divides weights, gradients and moments")  # fmt: skip
+def asked_of_launcher() -> str | None:
+    """How `accelerate launch` was told to divide what is trained (``Recipe.parallel``); None where it was told nothing."""
+    for way, name in (("fsdp", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(name, "").lower() in ("1", "true", "yes"):
+            return way
+    return None
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Inside, Accelerate opens connections of torch's own: they serve DeepSpeed too, where it is used."""
+    held = os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.environ["ACCELERATE_USE_DEEPSPEED"] = held
 
 
 def team() -> Team:

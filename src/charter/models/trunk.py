@@ -62,17 +62,18 @@ class Trunk:
         precision: str = "float32",
         seed: int = 0,
         path: str = "",
-        divide: bool = False,
+        parallel: str = "ddp",
         under: Sequence[Path] = (),
         gradient_checkpointing: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """``divide``: the weights among the processes of the run, where there are several."""
+        """``parallel``: what the processes of the run hold of what is trained, where there are several (``Recipe.parallel``)."""
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
         self.precision, self.path, self.dtype = precision, path, DTYPES[precision]
         self.gradient_checkpointing, self.say = gradient_checkpointing, say
-        self.divided = divide and team().size > 1
+        self.divided = parallel == "fsdp" and team().size > 1
+        self.zero = parallel == "deepspeed" and team().size > 1
         self._divided: dict[str, Sharded] = {}
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
@@ -180,7 +181,7 @@ class Trunk:
         if role in self.heads:
             found["head.weight"] = self.heads[role].weight
         own = RoleParameters(found)
-        own.scaler = self.scalers.get(role)
+        own.scaler, own.zero = self.scalers.get(role), self.zero
         return own
 
     def trainable_share(self, role: str) -> float:
@@ -522,15 +523,15 @@ def load_trunk(
     precision: str = "float32",
     seed: int = 0,
     writes: bool = True,
-    divide: bool = False,
+    parallel: str = "ddp",
     quantization: str | None = None,
     attention: str = "auto",
     gradient_checkpointing: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Trunk:
     """The model of a folder as a trunk without roles: it can already serve as reference. ``writes``: it has to; without, an
-    encoder is welcome too, for a reward model. ``divide`` as in ``Trunk``. ``say`` is told what adapters train. InputError where
-    the model is not that, or where what ``quantization`` and ``attention`` need is not there."""
+    encoder is welcome too, for a reward model. ``parallel`` as in ``Trunk``. ``say`` is told what adapters train. InputError
+    where the model is not that, or where what ``quantization`` and ``attention`` need is not there."""
     from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 
     check_folder(path)
@@ -541,5 +542,5 @@ def load_trunk(
                          "classifier", file=path)  # fmt: skip
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
-    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, under=under, divide=divide,
+    return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, under=under, parallel=parallel,
                  gradient_checkpointing=gradient_checkpointing, say=say)  # fmt: skip

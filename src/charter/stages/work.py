@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,8 @@ from charter.models.trunk import Trunk, load_trunk
 from charter.records import Prompt, Response, content_id
 from charter.reward_sources import check_sources
 from charter.run import Run, Stage, model_hash
-from charter.team import team
+from charter.team import asked_of_launcher, launched, team
+from charter.training.zero import settings_of_launcher
 
 S = TypeVar("S", bound=TrainingSettings)
 
@@ -47,9 +47,17 @@ class Work:
     def __init__(self, run: Run, recipe: Recipe) -> None:
         self.run, self.recipe, self.round = run, recipe, 1
         self.device = pick_device(recipe.device)
-        self.divide = recipe.parallel == "fsdp" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if self.divide and any(getattr(one, "lora", None) for one in (recipe.sft, recipe.reward_model, recipe.rl)):
+        self.parallel = asked_of_launcher() or recipe.parallel
+        if self.parallel == "fsdp" and any(
+            getattr(one, "lora", None) for one in (recipe.sft, recipe.reward_model, recipe.rl)
+        ):
             raise InputError("fsdp divides weights that are all trained; take ddp with lora", field="parallel")
+        if self.parallel == "deepspeed" and (launched() or asked_of_launcher()):
+            settings_of_launcher()
+            if not launched():
+                raise InputError("was started with DeepSpeed in one process; it divides things among two or more")
+            if recipe.precision == "float16":
+                raise InputError("deepspeed trains in bfloat16 or float32 here", field="precision")
         self.constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
         self.gates: list[dict[str, Any]] = []
         self._trunks: dict[tuple[str, LoRASettings | None], Trunk] = {}
@@ -67,7 +75,7 @@ class Work:
 
     def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False) -> Trunk:
         """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``; ``trains``:
-        it gets roles that learn, so that its weights may be divided."""
+        it gets roles that learn, so that they may be divided."""
         key = (path, lora)
         if key not in self._trunks:
             self._trunks[key] = load_trunk(
@@ -76,7 +84,7 @@ class Work:
                 lora=lora,
                 seed=self.recipe.seed,
                 writes=writes,
-                divide=trains and self.divide,
+                parallel=self.parallel if trains else "ddp",
                 say=self.run.say,
                 **self.recipe.loading,
             )

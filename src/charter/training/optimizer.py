@@ -17,6 +17,7 @@ from charter.models.precision import RoleParameters
 from charter.models.sharded import CARD, is_divided, load_divided, put, save_divided
 from charter.records import atomic_path
 from charter.team import team
+from charter.training.zero import Zero
 
 BUCKET = 2**24  # gradients that travel at once: 64 MB
 
@@ -40,7 +41,8 @@ class Optimizer:
         max_grad_norm: float = 1.0,
     ) -> None:
         self.parameters = dict(parameters)
-        self.scaler = parameters.scaler if isinstance(parameters, RoleParameters) else None
+        own = parameters if isinstance(parameters, RoleParameters) else RoleParameters()
+        self.scaler = own.scaler
         self.skipped = 0
         self.learning_rate, self.steps, self.decay, self.max_grad_norm = learning_rate, steps, decay, max_grad_norm
         self.warmup_steps = math.ceil(warmup * steps)
@@ -51,6 +53,7 @@ class Optimizer:
             [{"params": own} for own in (divided, others) if own],
             lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, fused=True,
         )  # fmt: skip
+        self.zero = Zero(list(self.parameters.values()), self.adam, max_grad_norm) if own.zero else None
 
     def rate(self) -> float:
         """Learning rate of the next step."""
@@ -64,6 +67,11 @@ class Optimizer:
     def step(self) -> float:
         """Add up the gradients of the processes, clip, update, clear; the gradient norm before clipping, 0 where the update was
         left out."""
+        if self.zero is not None:
+            norm = self.zero.step(self.rate())
+            self._check(norm)
+            self.made += 1
+            return norm
         parameters = list(self.parameters.values())
         sum_gradients([p for p in parameters if not is_divided(p)])
         if self.scaler is not None:
@@ -71,8 +79,7 @@ class Optimizer:
         norm = clip_gradients(parameters, self.max_grad_norm)
         if self.scaler is not None and not math.isfinite(norm) and self.scaler.get_scale() > 1:
             return self._skip()
-        if not math.isfinite(norm):
-            raise GateError(f"the gradient is not finite at update {self.made}; lower the learning rate or use float32")
+        self._check(norm)
         for group in self.adam.param_groups:
             group["lr"] = self.rate()
         self.adam.step()
@@ -81,6 +88,10 @@ class Optimizer:
             self.scaler.update()
         self.made += 1
         return norm
+
+    def _check(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise GateError(f"the gradient is not finite at update {self.made}; lower the learning rate or use float32")
 
     def _skip(self) -> float:
         """Leave out an update whose gradient overflowed float16, and halve the scale."""
@@ -96,7 +107,8 @@ class Optimizer:
         found: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             found[f"{prefix}.{name}"] = parameter.detach()
-            for key, value in self.adam.state.get(parameter, {}).items():
+            moments = self.zero.moments(parameter) if self.zero else self.adam.state.get(parameter, {})
+            for key, value in moments.items():
                 found[f"{prefix}.{name}#{key}"] = value.detach()
         return found
 
@@ -104,9 +116,12 @@ class Optimizer:
         """Put parameters and moments back."""
         self.made = made
         for name, parameter in self.parameters.items():
-            put(parameter, tensors[f"{prefix}.{name}"])
             marker = f"{prefix}.{name}#"
             state = {key.removeprefix(marker): value for key, value in tensors.items() if key.startswith(marker)}
+            if self.zero is not None:
+                self.zero.restore(parameter, tensors[f"{prefix}.{name}"], state)
+                continue
+            put(parameter, tensors[f"{prefix}.{name}"])
             if state:
                 self.adam.state[parameter] = {
                     key: like(parameter, value) if value.dim() else value.clone() for key, value in state.items()
