@@ -80,6 +80,14 @@ def ppo(trunk: Trunk, stage: Stage) -> None:
     train_ppo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
 
 
+def single(trunk: Trunk, stage: Stage) -> None:
+    """One response a step, so that one of two processes samples none."""
+    trunk.add_role("policy")
+    trunk.add_role("value", head=True)
+    rollouts = {**ROLLOUTS, "prompts_per_step": 1, "samples_per_prompt": 1, "minibatches": 1}
+    train_ppo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), PPOSettings(method="ppo", **rollouts), stage)
+
+
 def answers(trunk: Trunk, stage: Stage) -> None:
     """Texts and prompts to sort, claimed batch by batch, and weighed options, dealt."""
     sampler = LocalSampler(trunk, "tiny", tokens_per_micro_batch=64)
@@ -100,7 +108,8 @@ def answers(trunk: Trunk, stage: Stage) -> None:
 def train_all(model: Path, out: Path, parallel: str = "ddp") -> None:
     """Every part in a stage of its own under ``out``."""
     with Run(out, quiet=True) as run:
-        for part in (sft, dpo, rloo, grpo, ppo) if parallel != "ddp" else (sft, dpo, rloo, grpo, ppo, answers):
+        parts = (sft, dpo, rloo, grpo, ppo, single)
+        for part in parts if parallel != "ddp" else (*parts, answers):
             with run.stage(part.__name__, {}, {}, []) as stage:
                 part(load_trunk(str(model), parallel=parallel), stage)
                 stage.metrics()

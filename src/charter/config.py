@@ -437,6 +437,14 @@ class RLSettings(RolloutSettings):
     kl_horizon: Annotated[float, Field(gt=0)] = 10_000.0
     """Responses over which the controller acts."""
 
+    @model_validator(mode="after")
+    def check_minibatches(self) -> RLSettings:
+        """An update without responses would move the weights by what is left in the moments."""
+        n, rows = getattr(self, "minibatches", 1), self.prompts_per_step * self.samples_per_prompt
+        if n > rows:
+            raise ValueError(f"minibatches is {n}, and a step has {rows} responses; an update needs one of them at least")
+        return self
+
 
 class PPOSettings(RLSettings):
     method: Literal["ppo"] = "ppo"

@@ -26,6 +26,7 @@ from charter.config import VLLMSettings
 from charter.errors import InputError
 from charter.models.generate import Sampled
 from charter.models.memory import is_out_of_memory, let_go
+from charter.team import team
 
 FIELD = "rl.vllm"
 SURROUNDINGS = {
@@ -76,6 +77,8 @@ class VLLMEngine:
                     seed=0,
                     use_tqdm_on_load=False,
                     disable_log_stats=True,
+                    # Each process of a run has an engine of its own beside it and not one that they share.
+                    distributed_executor_backend="external_launcher" if team().size > 1 else None,
                 )
             except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):

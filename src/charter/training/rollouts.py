@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -42,15 +43,16 @@ def collect(
     k: int | None = None,
 ) -> Rollout:
     """Sample ``samples_per_prompt`` (or ``k``) responses of a role to each prompt; siblings are neighbours in the rows. Several
-    processes take neighbouring prompts each."""
+    processes take neighbouring rows each."""
     tokenizer, k = trunk.tokenizer, k or settings.samples_per_prompt
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     seeds = [[derive_seed(seed, i, prompt.id, j) for j in range(k)] for i, prompt in enumerate(prompts)]
     crew = team()
-    own = slice(*(len(prompts) * rank // crew.size for rank in (crew.rank, crew.rank + 1)))
-    groups = []
-    if encoded[own]:
-        groups = sample_role(trunk, role, encoded[own], seeds[own], settings)
+    own = slice(*(len(prompts) * k * rank // crew.size for rank in (crew.rank, crew.rank + 1)))
+    rows = [(i, one) for i, row in enumerate(seeds) for one in row][own]
+    mine = [(encoded[i], [one for _, one in row]) for i, row in groupby(rows, key=lambda row: row[0])]
+    # Also where a process has none: weights that are divided are made whole by all of them.
+    groups = sample_role(trunk, role, [prompt for prompt, _ in mine], [row for _, row in mine], settings)
     responses = crew.gather([one for group in groups for one in group])
     width = max(len(one.ids) for one in responses)
     mask = torch.tensor([[t < len(one.ids) for t in range(width)] for one in responses], device=trunk.device)

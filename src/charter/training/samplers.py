@@ -19,7 +19,6 @@ from charter.models.quantize import is_quantized
 from charter.models.trunk import REFERENCE, Trunk
 from charter.models.vllm_engine import VLLMEngine
 from charter.records import Prompt, Rollout
-from charter.team import team
 from charter.training.advantages import importance_weights
 
 
@@ -32,9 +31,9 @@ def sample_role(
     if trunk.engine is not None:
         if role != REFERENCE or trunk.engine.holds != REFERENCE:  # what never changes is handed over once
             trunk.engine.load(trunk.plain_weights(role), role)
-        return trunk.engine.sample(prompts, seeds, **how)
+        return trunk.engine.sample(prompts, seeds, **how) if prompts else []
     with trunk.as_role(role) as model:
-        return sample(model, prompts, seeds, dtype=trunk.dtype, **how)
+        return sample(model, prompts, seeds, dtype=trunk.dtype, **how) if prompts else []
 
 
 @contextlib.contextmanager
@@ -43,8 +42,6 @@ def engine_for(trunk: Trunk, prompts: Sequence[Prompt], settings: RolloutSetting
     if settings.vllm is None:
         yield
         return
-    if team().size > 1:
-        raise InputError("works in one process; leave it out, and each process samples its part", field="rl.vllm")
     if is_quantized(trunk.model) or is_encoder_decoder(trunk.model):
         raise InputError("serves decoders whose weights are whole; leave it out for this model", field="rl.vllm")
     longest = max(len(encode_prompt(trunk.tokenizer, prompt.messages)) for prompt in prompts)
