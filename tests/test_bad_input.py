@@ -127,6 +127,8 @@ CASES = [
     run_case("half a step", "rl.steps", "1.5", rl={"method": "rloo", "steps": 1.5}),
     run_case("yes for a number", "sft.epochs", "True", sft={"epochs": True}),
     run_case("one sample per prompt for GRPO", "rl.samples_per_prompt", rl={"method": "grpo", "samples_per_prompt": 1}),
+    run_case("more updates than responses", "minibatches is 9", "8 responses",
+             rl={"method": "ppo", "prompts_per_step": 4, "samples_per_prompt": 2, "minibatches": 9}),
     run_case("k1 in the loss", "rl.kl_estimator", "weighted_k3", rl={"method": "grpo", "kl_estimator": "k1"}),
     run_case("an option that the loss does not read", "gamma is read by simpo alone", rl={"method": "dpo", "gamma": 0.5}),
     run_case("a robust loss without a share of wrong labels", "label_smoothing", rl={"method": "dpo", "loss": "robust"}),

@@ -57,7 +57,7 @@ def test_two_processes_train_and_sample_as_one(tmp_path, random_llama):
     assert done.returncode == 0, done.stderr
     train_all(random_llama, tmp_path / "one")
     for two in ways:
-        for name in ("sft", "rloo.reward", "rloo", "grpo", "ppo", "single"):
+        for name in ("sft", "rloo.reward", "rloo", "grpo", "ppo", "single", "five"):
             assert_close(tmp_path / two / name, tmp_path / "one" / name)
         # Before the first update every pair is a tie, so what DPO counts as right there is rounding.
         assert_close(tmp_path / two / "dpo", tmp_path / "one/dpo", leave_out="accuracy")

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from charter.training.rewards import RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import collect
 from charter.training.samplers import engine_for
+from test_team import ENVIRONMENT, assert_close, torchrun
+from together import train_all
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="no vllm; pip install 'charter-align[vllm]'"
@@ -185,3 +189,17 @@ def test_a_recipe_runs_to_its_end_with_vllm(write_recipe, tmp_path):
     assert run_command(["run", str(recipe), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out/rl/metrics.jsonl").read_text().splitlines()]
     assert all("importance_weight" in row for row in rows)
+
+
+@installed
+def test_each_of_two_processes_samples_with_an_engine_of_its_own(tmp_path):
+    model = Path(wider(tmp_path / "model", "llama"))
+    ways = (f"{way}={tmp_path / way}" for way in ("vllm", "vllm_fsdp"))
+    command = torchrun(Path(__file__).with_name("together.py"), model, *ways)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    train_all(model, tmp_path / "one", "vllm")
+    for two in ("vllm", "vllm_fsdp"):
+        for name in ("vllm_single", "vllm_five"):
+            # A loss of RLOO is a difference between sums of 70 nats, whose last bit is 8e-6.
+            assert_close(tmp_path / two / name, tmp_path / "one" / name, tolerance=1e-4)

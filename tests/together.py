@@ -9,7 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from charter.config import DPOSettings, GRPOSettings, PPOSettings, RewardModelSettings, RLOOSettings, SFTSettings
+from charter.config import (
+    DPOSettings,
+    GRPOSettings,
+    PPOSettings,
+    RewardModelSettings,
+    RLOOSettings,
+    SFTSettings,
+    VLLMSettings,
+)
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, Principle
 from charter.constitution.revise import respond
@@ -26,6 +34,7 @@ from charter.training.reward_model import train_reward_model
 from charter.training.rewards import RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward
+from charter.training.samplers import engine_for
 from charter.training.sft import sft_tokens, train_sft
 
 WORDS = ("red", "green", "blue", "a long word", "yes", "no", "not at all", "why")
@@ -80,12 +89,29 @@ def ppo(trunk: Trunk, stage: Stage) -> None:
     train_ppo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
 
 
-def single(trunk: Trunk, stage: Stage) -> None:
+def single(trunk: Trunk, stage: Stage, **more: Any) -> None:
     """One response a step, so that one of two processes samples none."""
     trunk.add_role("policy")
     trunk.add_role("value", head=True)
-    rollouts = {**ROLLOUTS, "prompts_per_step": 1, "samples_per_prompt": 1, "minibatches": 1}
-    train_ppo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), PPOSettings(method="ppo", **rollouts), stage)
+    rollouts = {**ROLLOUTS, "prompts_per_step": 1, "samples_per_prompt": 1, "minibatches": 1, **more}
+    with engine_for(trunk, PROMPTS, settings := PPOSettings(method="ppo", **rollouts)):
+        train_ppo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
+
+
+def five(trunk: Trunk, stage: Stage, **more: Any) -> None:
+    """Five responses to one prompt, so that two processes share it."""
+    trunk.add_role("policy")
+    rollouts = {**ROLLOUTS, "prompts_per_step": 1, "samples_per_prompt": 5, **more}
+    with engine_for(trunk, PROMPTS, settings := RLOOSettings(method="rloo", **rollouts)):
+        train_rloo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
+
+
+def vllm_single(trunk: Trunk, stage: Stage) -> None:
+    single(trunk, stage, vllm=VLLMSettings(kv_cache_gb=0.05, max_rows=16))
+
+
+def vllm_five(trunk: Trunk, stage: Stage) -> None:
+    five(trunk, stage, vllm=VLLMSettings(kv_cache_gb=0.05, max_rows=16))
 
 
 def answers(trunk: Trunk, stage: Stage) -> None:
@@ -105,11 +131,18 @@ def answers(trunk: Trunk, stage: Stage) -> None:
                     sort=lambda batch: categorise(batch, TOPICS, sampler))  # fmt: skip
 
 
-def train_all(model: Path, out: Path, parallel: str = "ddp") -> None:
+PARTS = (sft, dpo, rloo, grpo, ppo, single, five)
+WAYS = {
+    "ddp": ("ddp", (*PARTS, answers)), "fsdp": ("fsdp", PARTS), "deepspeed": ("deepspeed", PARTS),
+    "vllm": ("ddp", (vllm_single, vllm_five)), "vllm_fsdp": ("fsdp", (vllm_single, vllm_five)),
+}  # fmt: skip
+
+
+def train_all(model: Path, out: Path, way: str = "ddp") -> None:
     """Every part in a stage of its own under ``out``."""
+    parallel, parts = WAYS[way]
     with Run(out, quiet=True) as run:
-        parts = (sft, dpo, rloo, grpo, ppo, single)
-        for part in parts if parallel != "ddp" else (*parts, answers):
+        for part in parts:
             with run.stage(part.__name__, {}, {}, []) as stage:
                 part(load_trunk(str(model), parallel=parallel), stage)
                 stage.metrics()

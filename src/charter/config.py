@@ -442,7 +442,9 @@ class RLSettings(RolloutSettings):
         """An update without responses would move the weights by what is left in the moments."""
         n, rows = getattr(self, "minibatches", 1), self.prompts_per_step * self.samples_per_prompt
         if n > rows:
-            raise ValueError(f"minibatches is {n}, and a step has {rows} responses; an update needs one of them at least")
+            raise ValueError(
+                f"minibatches is {n}, and a step has {rows} responses; an update needs one of them at least"
+            )
         return self
 
 

@@ -35,7 +35,7 @@ class Sharded(nn.Module):
         from torch.distributed.fsdp import fully_shard
 
         super().__init__()
-        self.model = model
+        self.model, self.is_whole = model, False
         mesh = init_device_mesh(next(model.parameters()).device.type, (team().size,))
         layers = set(getattr(model, "_no_split_modules", None) or ())
         for module in [one for one in model.modules() if type(one).__name__ in layers]:
@@ -60,12 +60,17 @@ class Sharded(nn.Module):
     @contextlib.contextmanager
     def whole(self) -> Iterator[Any]:
         """The model with all weights on every process: to sample with, where rows end after unequal numbers of steps."""
+        if self.is_whole:
+            yield self.model
+            return
+        self.is_whole = True
         for module in self.parts():
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
         try:
             yield self.model
         finally:
+            self.is_whole = False
             for module in self.parts():
                 module.reshard()
                 module.set_reshard_after_forward(True, recurse=False)

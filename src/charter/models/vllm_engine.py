@@ -136,11 +136,27 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Free its memory; the process can start another one."""
-        with untouched():
+        with untouched(), connected() if team().size > 1 else contextlib.nullcontext():
             self.llm.llm_engine.engine_core.shutdown()
             del self.llm
             gc.unfreeze()
             gc.collect()
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Inside, the connections between the processes of the run stay: an engine that ends takes them for its own."""
+    end = torch.distributed.destroy_process_group
+
+    def end_own(group: Any = None) -> None:
+        if group is not None:
+            end(group)
+
+    torch.distributed.destroy_process_group = end_own
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = end
 
 
 def as_sampled(completion: Any) -> Sampled:

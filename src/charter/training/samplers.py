@@ -30,7 +30,8 @@ def sample_role(
                 "temperature": settings.temperature, "vocabulary": trunk.vocabulary}  # fmt: skip
     if trunk.engine is not None:
         if role != REFERENCE or trunk.engine.holds != REFERENCE:  # what never changes is handed over once
-            trunk.engine.load(trunk.plain_weights(role), role)
+            with trunk.as_role(role):  # some weights are only read when all have been handed over
+                trunk.engine.load(trunk.plain_weights(role), role)
         return trunk.engine.sample(prompts, seeds, **how) if prompts else []
     with trunk.as_role(role) as model:
         return sample(model, prompts, seeds, dtype=trunk.dtype, **how) if prompts else []
