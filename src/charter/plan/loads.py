@@ -25,6 +25,7 @@ from charter.config import (
 from charter.constitution.constitution import EMPTY, load_constitution
 from charter.feedback.pairs import read_pairs
 from charter.models.endpoint import SHORT_ANSWER
+from charter.models.fused_llama import READ_TOKENS as READ_TOGETHER
 from charter.models.llama_weights import KEPT_ROLES
 from charter.models.load import load_tokenizer
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
@@ -34,10 +35,16 @@ from charter.plan.shape import FLOAT, Shape, classifier_of, held
 from charter.plan.texts import Given, Lengths, count_prompts, measure_lengths, read_given
 from charter.prompts import KINDS
 
-PROGRAM = 850e6  # bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes
+# Bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes, by `benchmarks/plan_memory.py`. On a
+# CPU a kernel for sixteen-bit numbers is compiled for every shape, and decoding has many. On a GPU it was not measured.
+PROGRAM = 560e6
+DECODING = 160e6
+PROGRAM_FLOAT32 = 450e6
+DECODING_FLOAT32 = 50e6
+PROGRAM_GPU = 850e6
 
 
-TURNS = ("kv_cache", "activations", "merged_copy", "saved_copy")
+TURNS = (("kv_cache",), ("activations", "layer_at_hand"), ("reading",), ("merged_copy",), ("saved_copy",))
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,10 @@ class Load:
         """Keys and values of the tokens that are ``read`` at once, with what a layer makes of them on the way, or then of
         ``rows`` texts that have grown by ``new`` tokens, with what the next one is chosen from."""
         width = self.width if shape.fused else FLOAT
+        at_once = min(read, READ_TOGETHER) if shape.fused else read
         kept, passing = 2 * shape.layers * shape.kv_width, 4 * shape.inner + 6 * shape.hidden
         choosing = rows * shape.vocabulary * (4 + 4 + 4)  # logits, scaled, probabilities
-        most = max(read * (kept + passing) * width, (read + rows * new) * kept * width + choosing)
+        most = max((read * kept + at_once * passing) * width, (read + rows * new) * kept * width + choosing)
         self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), most)
 
     def hold_named(self, shapes: Shapes, *names: str) -> None:
@@ -167,11 +175,12 @@ class Load:
         response: float,
         copies: int,
         read: float = 0,
+        passes: int = 1,
     ) -> None:
         """What backward needs of a micro-batch, which holds the ``rows`` of an update at most: per token and layer some vectors
         of the hidden, key-value and inner width, and the logits at the positions that are scored: once where they are looked at
         in blocks, else ``copies`` of them. ``read``: tokens that are looked at beforehand without gradients, as many at once as
-        a micro-batch may hold."""
+        a micro-batch may hold; ``passes``: of how many roles until one backward pass through all."""
         tokens = max(min(settings.tokens_per_micro_batch, rows * row), row)
         scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
         if not shape.fused or self.gpu:
@@ -186,17 +195,17 @@ class Load:
                     self.width + FLOAT
                 )
             again = shape.layers if self.checkpointing else 1
-            self.memory["activations"] = tokens * layers * FLOAT + logits + weights / again
+            self.memory["activations"] = passes * (tokens * layers * FLOAT + logits + weights / again)
             return
         # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
         numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
-        passing = max(tokens, min(settings.tokens_per_micro_batch, read)) * (
-            4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
-        )
+        passing = 4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
         kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
         inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
-        self.memory["activations"] = kept * self.width + inputs
-        self.memory["layer_at_hand"] = passing + 3 * BLOCK_ELEMENTS * FLOAT
+        block = 3 * BLOCK_ELEMENTS * FLOAT
+        self.memory["activations"] = passes * (kept * self.width + inputs)
+        self.memory["layer_at_hand"] = tokens * passing + block
+        self.memory["reading"] = min(settings.tokens_per_micro_batch, read) * passing + block
 
     def cast(self, shape: Shape) -> None:
         """The copy of the weights in the precision of the products: of every model, or of the two roles last used of a trunk."""
@@ -207,10 +216,19 @@ class Load:
             )
 
     @property
+    def program(self) -> float:
+        """What the process holds beside models and what is computed with them."""
+        if self.gpu:
+            return PROGRAM_GPU
+        alone, decoding = (PROGRAM, DECODING) if self.width < FLOAT else (PROGRAM_FLOAT32, DECODING_FLOAT32)
+        return alone + (decoding if "kv_cache" in self.memory else 0)
+
+    @property
     def peak_bytes(self) -> float:
-        """Sampling, training and saving take turns: of what they need for themselves the largest counts."""
-        turns = [self.memory.get(key, 0) for key in TURNS]
-        return PROGRAM + max(turns) + sum(value for key, value in self.memory.items() if key not in TURNS)
+        """Sampling, training, reading and saving take turns: of what they need for themselves the largest counts."""
+        turns = [sum(self.memory.get(key, 0) for key in turn) for turn in TURNS]
+        among = {key for turn in TURNS for key in turn}
+        return self.program + max(turns) + sum(value for key, value in self.memory.items() if key not in among)
 
 
 @dataclass(frozen=True)
@@ -321,8 +339,8 @@ def loads_of(counted: Counted) -> list[Load]:
 
 def prompts_load(counted: Counted) -> Load:
     load, lengths = counted.load("prompts"), counted.lengths
-    load.hold(counted.shape, 1)
-    if lengths.topics:
+    if lengths.topics and counted.to_sort:
+        load.hold(counted.shape, 1)
         load.choose(counted.shape, counted.to_sort, lengths.topic_question + lengths.topics)
     return load
 
@@ -413,9 +431,9 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
             load.hold(scored_by, 1)
         load.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
     minibatches = settings.minibatches if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
-    load.activate(shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5)
-    if ppo:  # policy and value hold their activations until one backward pass through both
-        load.memory["activations"] *= 2
+    load.activate(
+        shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1
+    )
     load.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
     if settings.vllm is not None:  # a copy of the policy and a cache of its own
         load.memory.pop("kv_cache", None)

@@ -8,7 +8,7 @@ from typing import Any
 from charter.config import Recipe, TrainingSettings, check_files
 from charter.models.load import pick_device
 from charter.plan.fit import what_fits
-from charter.plan.loads import PROGRAM, Asked, Counted, Load, count, loads_of
+from charter.plan.loads import Asked, Counted, Load, count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
 from charter.plan.shape import shapes_of
 
@@ -63,7 +63,7 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
             "scored": round(load.scored),
             "trained": round(load.trained),
             "requests": {name: round(asked.requests) for name, asked in load.asked.items()},
-            "memory": {"program": round(PROGRAM)} | {key: round(value) for key, value in load.memory.items()},
+            "memory": {"program": round(load.program)} | {key: round(value) for key, value in load.memory.items()},
             "peak_bytes": round(load.peak_bytes),
         }
         for load in loads
