@@ -192,6 +192,26 @@ def test_a_recipe_runs_to_its_end_with_vllm(write_recipe, tmp_path):
 
 
 @installed
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_a_merged_model_is_one_that_vllm_loads_and_scores_the_same(tmp_path, family):
+    lora = LoRASettings(rank=4, alpha=8)
+    trunk = load_trunk(wider(tmp_path / "base", family), lora=lora)
+    trunk.add_role("policy")
+    shift(trunk, "policy")
+    trunk.save_language_model("policy", tmp_path / "stage/model")
+    merged = tmp_path / "merged"
+    assert run_command(["model", "merge", str(tmp_path / "stage/adapter"), "--out", str(merged)]) == 0
+    alone = load_trunk(str(merged))
+    settings = RLOOSettings(**ROLLOUTS)
+    with engine_for(alone, PROMPTS, settings):
+        alone.engine.holds = REFERENCE  # the weights that vLLM itself read from the folder
+        rollout = collect(alone, PROMPTS, settings, 0, role=REFERENCE)
+    assert gap(alone, REFERENCE, rollout, 1.0) < 1e-4
+    assert gap(trunk, "policy", rollout, 1.0) < 1e-4
+    assert gap(trunk, REFERENCE, rollout, 1.0) > 0.01
+
+
+@installed
 def test_each_of_two_processes_samples_with_an_engine_of_its_own(tmp_path):
     model = Path(wider(tmp_path / "model", "llama"))
     ways = (f"{way}={tmp_path / way}" for way in ("vllm", "vllm_fsdp"))
