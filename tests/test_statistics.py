@@ -13,6 +13,7 @@ from charter.evaluation.statistics import (
     average,
     bootstrap_mean_interval,
     clustered_proportion,
+    clustered_share,
     expected_calibration_error,
     fit_temperature,
     holm,
@@ -259,3 +260,22 @@ def test_average_carries_its_unit():
     result = average("kl", "policy", [1.0, None, 3.0], scorer="k1", unit="nats per response", group="honesty")
     assert (result.value, result.unit, result.group, result.n_unscored) == (2.0, "nats per response", "honesty", 1)
     assert result.model_validate_json(result.model_dump_json()) == result
+
+
+def test_a_share_that_is_certain_still_has_an_interval_and_none_leaves_0_to_1():
+    low, high = clustered_share([1.0] * 10).ci
+    assert (low, high) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    estimate = clustered_share([1.0, 0.5, 1.0, 0.0], clusters=["a", "a", "b", "b"])
+    assert estimate.value == 0.625
+    assert 0 <= estimate.ci[0] < 0.625 < estimate.ci[1] <= 1
+    assert clustered_share([True, False, None]).ci == clustered_proportion([True, False, None]).ci
+    with pytest.raises(ValueError, match="not between 0 and 1"):
+        clustered_share([1.5])
+
+
+def test_a_share_with_ties_is_covered_at_least_as_often_as_said():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        low, high = clustered_share(rng.choice([0.0, 0.5, 1.0], 60, p=[0.05, 0.1, 0.85]).tolist()).ci
+        hits += low <= 0.9 <= high
+    assert hits / 400 > 0.94

@@ -185,9 +185,20 @@ def clustered_proportion(
 
     ValueError where an outcome is neither true, false nor unscored.
     """
-    (scored,), labels, n_unscored = _keep_scored([successes], clusters)
-    if not np.isin(scored, (0.0, 1.0)).all():
+    if not all(one in (0, 1) for one in successes if is_scored(one)):
         raise ValueError("an outcome is neither true, false nor None; use average() for graded scores")
+    return clustered_share(successes, clusters, level)
+
+
+def clustered_share(
+    values: Sequence[float | None], clusters: Sequence[Hashable] | None = None, level: float = 0.95
+) -> Estimate:
+    """Mean of values from 0 to 1, such as a tie's half among hits and misses, with Wilson's interval as above: it stays between
+    0 and 1, has a width where all values are equal, and is too wide rather than too narrow, since no such values vary more than
+    p(1 − p). ValueError where a value is outside."""
+    (scored,), labels, n_unscored = _keep_scored([values], clusters)
+    if not ((scored >= 0) & (scored <= 1)).all():
+        raise ValueError("a value is not between 0 and 1; use mean_interval() for it")
     n = len(scored)
     if n == 0:
         return Estimate(None, None, 0, n_unscored, 0, "nothing scored")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from charter.constitution.constitution import Constitution
-from charter.evaluation.statistics import expected_calibration_error, fit_temperature, mean_interval
+from charter.evaluation.statistics import clustered_share, expected_calibration_error, fit_temperature
 from charter.feedback.judge import Judge, labelled_comparisons
 from charter.records import Pair
 
@@ -29,7 +29,7 @@ def judge_gate(
     ]
     clusters = [c.prompt.id for c in comparisons]
     right = [None if m is None else 0.5 if m == 0 else float(m > 0) for m in signed]
-    estimate = mean_interval(right, clusters)
+    estimate = clustered_share(right, clusters)
     with_verdict = [(c, p) for c, p in zip(comparisons, preferences, strict=True) if p.margin is not None]
     # The displayed first response is the chosen one by the draw of a coin, so the outcome is not always "yes".
     probability = [1 / (1 + math.exp(-max(min(p.margin or 0.0, 500.0), -500.0))) for _, p in with_verdict]
@@ -40,7 +40,7 @@ def judge_gate(
     groups = {}
     for principle in sorted({c.principle for c in comparisons}):
         own = [(r, k) for r, k, c in zip(right, clusters, comparisons, strict=True) if c.principle == principle]
-        part = mean_interval([r for r, _ in own], [k for _, k in own])
+        part = clustered_share([r for r, _ in own], [k for _, k in own])
         groups[principle] = {"accuracy": part.value, "ci": part.ci, "n": part.n}
     single = [float(p.first_as_a > 0) == y for (_, p), y in zip(with_verdict, outcome, strict=True)]
     n = len(with_verdict)

@@ -64,14 +64,14 @@ def reward_accuracy(
     differences = (chosen - rejected).tolist()
     clusters = [pair.group_id for pair in pairs]
     right = [0.5 if d == 0 else float(d > 0) for d in differences]
-    accuracy = mean_with_interval(right, clusters)
+    accuracy = share_with_interval(right, clusters)
     shorter = [(0.5 if a == b else float(a < b)) for a, b in ((len(p.chosen), len(p.rejected)) for p in pairs)]
-    baseline = mean_with_interval(shorter, clusters)
+    baseline = share_with_interval(shorter, clusters)
     gain = paired_difference(shorter, right, clusters)
     calibration = expected_calibration_error(*both_sides(differences))
     kinds = [next((kind for kind in KINDS if kind in pair.prompt.tags), pair.principle or "all") for pair in pairs]
     groups = {
-        kind: mean_with_interval(
+        kind: share_with_interval(
             [r for r, own in zip(right, kinds, strict=True) if own == kind],
             [c for c, own in zip(clusters, kinds, strict=True) if own == kind],
         )
@@ -79,7 +79,7 @@ def reward_accuracy(
     }
     margins = [f"{pair.margin:.2f}" for pair in pairs]
     by_margin = {
-        margin: mean_with_interval(
+        margin: share_with_interval(
             [r for r, own in zip(right, margins, strict=True) if own == margin],
             [c for c, own in zip(clusters, margins, strict=True) if own == margin],
         )
@@ -95,10 +95,10 @@ def reward_accuracy(
     }  # fmt: skip
 
 
-def mean_with_interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
-    from charter.evaluation.statistics import mean_interval
+def share_with_interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
+    from charter.evaluation.statistics import clustered_share
 
-    estimate = mean_interval(values, clusters)
+    estimate = clustered_share(values, clusters)
     return {"accuracy": estimate.value, "ci": estimate.ci, "n": estimate.n}
 
 
