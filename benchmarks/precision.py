@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from charter.config import LoRASettings, SFTSettings, locate
+from charter.config import LoRASettings, SFTSettings
 from charter.feedback.pairs import read_pairs, split_pairs
 from charter.models.quantize import STACK
 from charter.models.trunk import load_trunk
+from charter.recipe_files import locate
 from charter.run import Run
 from charter.training.sft import sft_tokens, train_sft
 

@@ -10,10 +10,10 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from charter.config import find_recipe, load_recipe
 from charter.plan.loads import Counted, Load, loads_of
 from charter.plan.shape import Shape
 from charter.plan.texts import Given, Lengths
+from charter.recipe_files import find_recipe, load_recipe
 
 # -- inputs --------------------------------------------------------------------------------------------------------------
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from charter.config import Recipe, load_recipe, shipped
+from charter.config import Recipe
 from charter.plan.fit import what_fits
 from charter.plan.recipe import work_of
 from charter.plan.table import amount, data_lines, size
+from charter.recipe_files import load_recipe, shipped
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer
 

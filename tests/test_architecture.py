@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import charter
-from charter.config import load_recipe
+from charter.recipe_files import load_recipe
 
 SOURCE = Path(charter.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ LAYERS = (
     ("prompt_stream",),
     ("prompts", "trackers"),
     ("models",),
+    ("recipe_files",),
     ("run", "config"),
     ("records", "cli_options", "sources"),
     ("team",),

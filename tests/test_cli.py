@@ -11,8 +11,8 @@ import yaml
 from typer.main import get_command
 
 from charter.cli import app, run_command
-from charter.config import shipped
 from charter.prompts import read_prompts
+from charter.recipe_files import shipped
 from conftest import CONSTITUTION
 
 SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"

@@ -7,12 +7,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from charter.config import (
-    LoRASettings,
-    PPOSettings,
-    Recipe,
-    RewardModelSettings,
-    RLOOSettings,
+from charter.config import LoRASettings, PPOSettings, Recipe, RewardModelSettings, RLOOSettings
+from charter.errors import InputError
+from charter.recipe_files import (
     as_settings,
     check_files,
     find_recipe,
@@ -22,7 +19,6 @@ from charter.config import (
     read_yaml,
     shipped,
 )
-from charter.errors import InputError
 
 LEAST = {
     "model": "m",
@@ -153,7 +149,7 @@ def test_a_file_is_found_beside_the_recipe_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_a_name_in_a_package_is_a_path_inside_it():
-    assert locate("package:charter/config.py", Path("/nowhere")) == str(Path(load_recipe.__code__.co_filename))
+    assert locate("package:charter/recipe_files.py", Path("/nowhere")) == str(Path(load_recipe.__code__.co_filename))
     with pytest.raises(InputError, match="no installed package 'no_such_package'"):
         locate("package:no_such_package/x", Path())
 

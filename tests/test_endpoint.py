@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from charter.config import EndpointSettings, load_recipe
+from charter.config import EndpointSettings
 from charter.errors import InputError
 from charter.models.answers import Answer, AnswerCache, BadAnswer, read_answer
 from charter.models.endpoint import read_choice, transcript, written_choice
 from charter.models.patience import asked_wait, backoff, duration, jitter, window_wait
+from charter.recipe_files import load_recipe
 from charter.records import Message
 from loopback import chat_answer
 

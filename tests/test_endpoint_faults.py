@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from charter.config import EndpointSettings, load_recipe, shipped
+from charter.config import EndpointSettings
 from charter.constitution.constitution import Constitution, Principle
 from charter.errors import GateError, InputError
 from charter.evaluation.harm import judge_scorer
@@ -25,6 +25,7 @@ from charter.models.sampler import LocalSampler
 from charter.models.servers import Server as ServerOfPool
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
+from charter.recipe_files import load_recipe, shipped
 from charter.records import Generation, Judgment, Message, Prompt, Response, read_jsonl
 from charter.serving.serve import open_port
 from charter.testbed import __path__ as testbed

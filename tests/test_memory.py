@@ -13,11 +13,12 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from charter.config import SFTSettings, load_recipe
+from charter.config import SFTSettings
 from charter.errors import MemoryFull
 from charter.models.memory import is_out_of_memory
 from charter.plan.fit import smaller
 from charter.plan.recipe import plan_recipe
+from charter.recipe_files import load_recipe
 from charter.run import Run
 from charter.stages.work import Work, within_memory
 from conftest import HARMFUL, save_tokenizer

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from charter.cli import run_command
-from charter.config import load_recipe
 from charter.pipeline import run_recipe
+from charter.recipe_files import load_recipe
 from conftest import save_random_model
 
 IDS = torch.tensor([[2, 70, 71, 72, 0, 3, 80, 81, 82, 0]])

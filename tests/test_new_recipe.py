@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from charter.cli import app
-from charter.config import Recipe, load_recipe
+from charter.config import Recipe
 from charter.errors import InputError
 from charter.new_recipe import GOALS, recipe_text, write_recipe
+from charter.recipe_files import load_recipe
 
 
 @pytest.mark.parametrize("goal", GOALS)

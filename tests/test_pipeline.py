@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from charter.config import load_recipe
 from charter.errors import GateError, InputError
 from charter.feedback.exchange import export_feedback
 from charter.feedback.judgments import read_judgments, tips
 from charter.feedback.pairs import read_pairs
 from charter.feedback.training_rows import Selection
 from charter.pipeline import STAGES, run_recipe
+from charter.recipe_files import load_recipe
 from charter.records import Pair, Response, read_jsonl
 from conftest import save_random_classifier, save_random_model
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from charter.cli import run_command
-from charter.config import LoRASettings, SFTSettings, load_recipe
+from charter.config import LoRASettings, SFTSettings
 from charter.errors import InputError
 from charter.models.load import load_model
 from charter.models.packing import Tokens
@@ -22,6 +22,7 @@ from charter.plan.shape import read_shape, shapes_of
 from charter.plan.table import duration, plan_table, size
 from charter.plan.texts import Given
 from charter.prompts import KINDS
+from charter.recipe_files import load_recipe
 from conftest import save_random_model
 
 

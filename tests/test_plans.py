@@ -8,13 +8,14 @@ from types import ModuleType
 
 import pytest
 
-from charter.config import LoRASettings, load_recipe, shipped
+from charter.config import LoRASettings
 from charter.feedback.judge import LETTERS
 from charter.models.load import load_model
 from charter.models.sampler import LocalSampler
 from charter.pipeline import run_recipe, stages_in_order
 from charter.plan.fit import what_fits
 from charter.plan.shape import held, read_shape
+from charter.recipe_files import load_recipe, shipped
 from charter.records import Judgment, Message, read_jsonl
 from charter.run import Run
 from charter.stages.work import Work

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from charter.cli import run_command
-from charter.config import LoRASettings, SFTSettings, load_recipe
+from charter.config import LoRASettings, SFTSettings
 from charter.errors import InputError
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.plan.recipe import plan_recipe
 from charter.plan.shape import read_shape
+from charter.recipe_files import load_recipe
 from charter.records import Message, Prompt
 from charter.run import Run
 from charter.training.sft import sft_tokens, train_sft

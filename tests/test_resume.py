@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from charter.config import load_recipe
 from charter.pipeline import run_recipe
+from charter.recipe_files import load_recipe
 
 # Wall-clock times are no artifacts: the report carries them, and the page and the manifest's timings come from there.
 NOT_COMPARED = {"report.json", "report.html", ".timing.json", ".lock"}

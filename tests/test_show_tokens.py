@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from charter.cli import run_command
-from charter.config import load_recipe
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.load import load_tokenizer
+from charter.recipe_files import load_recipe
 from charter.records import Message
 from charter.show_tokens import LEGEND, first_batches, pieces_of, print_batches, template_tokens, text_of
 from conftest import HARMFUL, save_random_model

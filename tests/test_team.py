@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from charter.config import load_recipe
 from charter.pipeline import run_recipe
+from charter.recipe_files import load_recipe
 from charter.team import Team
 from charter.training.batches import by_tokens, even_by_tokens
 from together import train_all

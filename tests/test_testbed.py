@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charter.config import locate
+from charter.recipe_files import locate
 from charter.records import Prompt, read_jsonl
 from charter.testbed import corpus as made
 from charter.testbed import language as lang

@@ -48,7 +48,7 @@ MAIN_METRICS = ("harmful_compliance", "over_refusal", "helpfulness", "kl")
 def run_until(
     recipe_name: str, out: Path | None, sets: list[str] | None, until: str, as_json: bool, quiet: bool
 ) -> None:
-    from charter.config import check_files, find_recipe, load_recipe
+    from charter.recipe_files import check_files, find_recipe, load_recipe
 
     path = find_recipe(recipe_name)
     recipe = load_recipe(path, sets or ())
@@ -120,7 +120,7 @@ def run(
     if seeds == 1:
         run_until(recipe, out, set_, until, as_json, quiet)
         return
-    from charter.config import check_files, find_recipe, load_recipe
+    from charter.recipe_files import check_files, find_recipe, load_recipe
 
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
@@ -178,9 +178,9 @@ def new(
 @app.command()
 def plan(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
     """Tokens, memory and time of a recipe, before anything loads."""
-    from charter.config import find_recipe, load_recipe
     from charter.plan.recipe import plan_recipe
     from charter.plan.table import plan_table
+    from charter.recipe_files import find_recipe, load_recipe
 
     figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()))
     show(figures, as_json, *plan_table(figures))
@@ -189,7 +189,7 @@ def plan(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
 @app.command("show-tokens")
 def show_tokens(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
     """The first batch of each stage in colour: prompt, template tokens, response tokens that carry loss, the reward's place."""
-    from charter.config import find_recipe, load_recipe
+    from charter.recipe_files import find_recipe, load_recipe
     from charter.show_tokens import first_batches, print_batches
 
     batches = first_batches(load_recipe(find_recipe(recipe), set_ or ()))
@@ -290,12 +290,12 @@ def prompts_classify(
     """Sort prompts by principle with a local model; the class is read from log-probabilities, so each prompt gets one."""
     from collections import Counter
 
-    from charter.config import locate
     from charter.constitution.categorise import categorise
     from charter.constitution.constitution import load_constitution
     from charter.models.sampler import LocalSampler
     from charter.models.trunk import load_trunk
     from charter.prompts import check_output, read_prompts, write_prompts
+    from charter.recipe_files import locate
 
     check_output(out)
     rules = load_constitution(constitution)
@@ -335,7 +335,8 @@ def reward_train(
     quiet: Quiet = False,
 ) -> None:
     """Train a reward model on pairs (or, with --loss squared or absolute, on ratings) and measure it on held-out dialogues."""
-    from charter.config import RatingModelSettings, RewardModelSettings, as_settings, locate
+    from charter.config import RatingModelSettings, RewardModelSettings
+    from charter.recipe_files import as_settings, locate
     from charter.standalone import rating_model_from_file, reward_from_file
 
     values: dict[str, Any] = {
@@ -403,7 +404,7 @@ def testbed_card(
     as_json: Json = False,
 ) -> None:
     """What the tiny model can do on held-out requests, with intervals."""
-    from charter.config import locate
+    from charter.recipe_files import locate
     from charter.testbed.card import card, card_table
 
     rows = card(locate(model, Path.cwd()), n=n, seed=seed)

@@ -161,9 +161,9 @@ def raters(
     as_json: Json = False,
 ) -> None:
     """Tell noise from taste: whether a head of a rater's own, on a reward model's features, predicts votes it has not seen."""
-    from charter.config import locate
     from charter.feedback.report_files import write_tastes
     from charter.feedback.reports import taste_report
+    from charter.recipe_files import locate
     from charter.standalone import tastes_from_files
 
     base = locate(model, Path.cwd()) if model else None

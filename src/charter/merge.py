@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from charter.chat import STAGE_OF, model_of_run
-from charter.config import locate
 from charter.errors import InputError
 from charter.models.adapters import is_adapter, merge_folder
 from charter.models.precision import DTYPES
+from charter.recipe_files import locate
 
 
 def source_of(where: str) -> Path:

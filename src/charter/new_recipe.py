@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from charter.config import Recipe, located, shipped
+from charter.config import Recipe
 from charter.errors import InputError
+from charter.recipe_files import located, shipped
 from charter.records import write_text
 
 

@@ -26,7 +26,6 @@ from charter.config import (
     Recipe,
     ReviseSettings,
     RolloutSettings,
-    check_files,
 )
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import EMPTY, Constitution, load_constitution, load_few_shots
@@ -43,6 +42,7 @@ from charter.models.packing import Tokens
 from charter.models.sampler import Conversation, LocalSampler, Sample
 from charter.models.trunk import Trunk, load_trunk
 from charter.prompts import KINDS, deduplicate, is_kind, split_prompts, take_stratified
+from charter.recipe_files import check_files
 from charter.records import Message, Pair, Prompt, Response
 from charter.run import derive_seed
 from charter.stages.prompts import prompts_of

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from charter.config import LoRASettings, RatingModelSettings, RewardModelSettings, locate
+from charter.config import LoRASettings, RatingModelSettings, RewardModelSettings
 from charter.errors import InputError
 from charter.evaluation.statistics import mean_interval, paired_difference, spearman
 from charter.feedback.comparisons import Votes, comparisons_of
@@ -22,6 +22,7 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
+from charter.recipe_files import locate
 from charter.records import Prompt, Rating, Response, read_jsonl, write_json
 from charter.run import Run, file_hash, model_hash, read_json
 from charter.stages.reward_model import reward_accuracy

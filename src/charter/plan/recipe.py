@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from charter.config import Recipe, TrainingSettings, check_files
+from charter.config import Recipe, TrainingSettings
 from charter.models.load import pick_device
 from charter.plan.fit import what_fits
 from charter.plan.loads import Asked, Counted, Load, count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
 from charter.plan.shape import shapes_of
+from charter.recipe_files import check_files
 
 COUNTED_HERE = (
     "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from charter.chat import STAGE_OF, model_of_run
-from charter.config import locate
 from charter.errors import InputError
 from charter.models.client import read_key
 from charter.models.load import pick_device
 from charter.models.trunk import load_trunk
+from charter.recipe_files import locate
 from charter.run import file_hash
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")

@@ -17,10 +17,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from charter.config import NonNegative, Positive, Settings, Share, explain, locate, read_yaml
+from charter.config import NonNegative, Positive, Settings, Share
 from charter.errors import InputError
 from charter.feedback.people import FOLDER, TO_LABEL
 from charter.prompts import PROMPT_COLUMNS, TRANSCRIPT_COLUMNS, Row, read_rows, row_messages, row_prompt
+from charter.recipe_files import explain, locate, read_yaml
 from charter.records import Direction, Generation, LabelSet, Prompt, Response, SetKind, read_jsonl
 from charter.run import derive_seed
 
