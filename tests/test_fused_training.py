@@ -65,6 +65,16 @@ def test_losses_and_gradients_are_those_of_autograd(name, lora, share):
         torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=2e-6, msg=key)
 
 
+def test_the_row_of_a_pad_that_is_read_learns_as_much_as_in_transformers():
+    trunk = trunk_of(next(iter(MODELS)))
+    trunk.copies["policy"].model.embed_tokens.padding_idx = 9  # sampled like any other token
+    packed = pack(ROWS)
+    mine = gradients(trunk, loss_of(trunk, packed))
+    trunk.__dict__["fuses"] = False
+    for key, wanted in gradients(trunk, loss_of(trunk, packed)).items():
+        torch.testing.assert_close(mine[key], wanted, rtol=1e-3, atol=2e-6, msg=key)
+
+
 @pytest.mark.parametrize("share", [True, False])
 def test_long_rows_are_cut_into_pieces_and_stay_the_same(monkeypatch, share):
     trunk = trunk_of("llama, one key for four queries")

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/together.py MODEL WAY=OUT …
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from charter.config import (
     DPOSettings,
     GRPOSettings,
+    LoRASettings,
+    OnlineDPOSettings,
     PPOSettings,
     RewardModelSettings,
     RLOOSettings,
@@ -29,6 +32,7 @@ from charter.run import Run, Stage
 from charter.team import disband, team
 from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
+from charter.training.online_dpo import train_online_dpo
 from charter.training.ppo import train_ppo
 from charter.training.reward_model import train_reward_model
 from charter.training.rewards import RewardSum
@@ -106,6 +110,31 @@ def five(trunk: Trunk, stage: Stage, **more: Any) -> None:
         train_rloo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
 
 
+def nine(trunk: Trunk, stage: Stage) -> None:
+    """Three responses to each of three prompts, which two processes cannot share evenly."""
+    trunk.add_role("policy")
+    rollouts = {**ROLLOUTS, "prompts_per_step": 3, "samples_per_prompt": 3}
+    train_rloo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), RLOOSettings(method="rloo", **rollouts), stage)
+
+
+def online(trunk: Trunk, stage: Stage) -> None:
+    trunk.add_role("policy")
+    settings = OnlineDPOSettings(method="online_dpo", **ROLLOUTS)
+    train_online_dpo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
+
+
+def lora_ppo(trunk: Trunk, stage: Stage) -> None:
+    """Five adapters on one trunk: two of a reward model, policy, value."""
+    settings = RewardModelSettings(epochs=1, pairs_per_step=8, tokens_per_micro_batch=256, learning_rate=1e-3, ensemble=2,
+                                   lora=trunk.lora)  # fmt: skip
+    with stage.run.stage(f"{stage.name}.reward", {}, {}, []) as own:
+        scorers = train_reward_model(trunk, PAIRS, settings, own)
+    trunk.add_role("policy")
+    trunk.add_role("value", head=True)
+    reward = RewardSum({"reward_model": (1.0, RewardModelReward(trunk, scorers, 256)), "odd": (1.0, odd_letters)})
+    train_ppo(trunk, PROMPTS, reward, PPOSettings(method="ppo", **ROLLOUTS), stage)
+
+
 def vllm_single(trunk: Trunk, stage: Stage) -> None:
     single(trunk, stage, vllm=VLLMSettings(kv_cache_gb=0.05, max_rows=16))
 
@@ -131,20 +160,25 @@ def answers(trunk: Trunk, stage: Stage) -> None:
                     sort=lambda batch: categorise(batch, TOPICS, sampler))  # fmt: skip
 
 
-PARTS = (sft, dpo, rloo, grpo, ppo, single, five)
+PARTS = (sft, dpo, rloo, grpo, ppo, online, single, five, nine)
 WAYS = {
-    "ddp": ("ddp", (*PARTS, answers)), "fsdp": ("fsdp", PARTS), "deepspeed": ("deepspeed", PARTS),
-    "vllm": ("ddp", (vllm_single, vllm_five)), "vllm_fsdp": ("fsdp", (vllm_single, vllm_five)),
+    "ddp": ("ddp", (*PARTS, lora_ppo, answers)), "fsdp": ("fsdp", PARTS), "deepspeed": ("deepspeed", (*PARTS, lora_ppo)),
+    "offloaded": ("deepspeed", (sft, ppo, lora_ppo)), "vllm": ("ddp", (vllm_single, vllm_five)),
+    "vllm_fsdp": ("fsdp", (vllm_single, vllm_five)),
 }  # fmt: skip
 
 
 def train_all(model: Path, out: Path, way: str = "ddp") -> None:
     """Every part in a stage of its own under ``out``."""
     parallel, parts = WAYS[way]
+    os.environ["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = "cpu" if way == "offloaded" else "none"
     with Run(out, quiet=True) as run:
         for part in parts:
             with run.stage(part.__name__, {}, {}, []) as stage:
-                part(load_trunk(str(model), parallel=parallel), stage)
+                lora = LoRASettings(rank=4, alpha=8) if part.__name__.startswith("lora") else None
+                trunk = load_trunk(str(model), parallel=parallel, lora=lora)
+                part(trunk, stage)
+                trunk.close()
                 stage.metrics()
 
 

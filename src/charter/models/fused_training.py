@@ -30,7 +30,8 @@ def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype, 
     ``again`` a block keeps its input alone and is computed again for its gradient."""
     weights = weights_of(model, dtype)
     line = Line(weights, packed)
-    x = F.embedding(F.pad(packed.ids, (0, line.length - len(packed.ids))), weights.embedding)
+    ids = F.pad(packed.ids, (0, line.length - len(packed.ids)))
+    x = F.embedding(ids, weights.embedding, padding_idx=weights.padding)
     for number, block in enumerate(weights.blocks):
         last = number == len(weights.blocks) - 1
         layer = functools.partial(run_block, block=block, line=line, rows=rows if last else None)

@@ -183,6 +183,8 @@ class LlamaWeights:
         self.norm, self.embedding, self.rotary = (
             model.model.norm.weight, model.model.embed_tokens.weight, model.model.rotary_emb
         )  # fmt: skip
+        self.padding = model.model.embed_tokens.padding_idx
+        """The token whose row learns nothing where it is read, in transformers too."""
         self.lm_head = Matrix((rows_of(model.lm_head),), None, dtype)
         self.sources = [
             *(p for block in self.blocks for p in block.parameters()),

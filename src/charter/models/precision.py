@@ -17,10 +17,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 class RoleParameters(dict[str, nn.Parameter]):
     """The trainable parameters of a role by name, the scaler by which their gradients are too large, None where they are not, and
-    whether DeepSpeed's ZeRO divides their moments. The optimizer reads it here, so that no loop can forget it."""
+    where their trunk keeps DeepSpeed's engines, None where it uses none. The optimizer reads it here, so that no loop can forget
+    it."""
 
     scaler: torch.amp.GradScaler | None = None
-    zero: bool = False
+    engines: list[Any] | None = None
 
 
 def scaled(scaler: torch.amp.GradScaler | None, values: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ class Trunk:
         self.precision, self.path, self.dtype = precision, path, DTYPES[precision]
         self.gradient_checkpointing, self.say = gradient_checkpointing, say
         self.divided = parallel == "fsdp" and team().size > 1
-        self.zero = parallel == "deepspeed" and team().size > 1
+        self.engines: list[Any] | None = [] if parallel == "deepspeed" and team().size > 1 else None
+        """DeepSpeed's, one for each optimizer."""
         self._divided: dict[str, Sharded] = {}
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
@@ -181,8 +182,13 @@ class Trunk:
         if role in self.heads:
             found["head.weight"] = self.heads[role].weight
         own = RoleParameters(found)
-        own.scaler, own.zero = self.scalers.get(role), self.zero
+        own.scaler, own.engines = self.scalers.get(role), self.engines
         return own
+
+    def close(self) -> None:
+        """The end of its training: what holds on to its weights from outside lets go."""
+        while self.engines:
+            self.engines.pop().close()
 
     def trainable_share(self, role: str) -> float:
         """Trained parameters of a role over the parameters of the base."""

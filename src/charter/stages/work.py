@@ -58,6 +58,8 @@ class Work:
                 raise InputError("was started with DeepSpeed in one process; it divides things among two or more")
             if recipe.precision == "float16":
                 raise InputError("deepspeed trains in bfloat16 or float32 here", field="precision")
+            if self.device == "cpu" and pick_device("auto") != "cpu":
+                raise InputError("deepspeed trains where the GPUs are; leave device out", field="device")
         self.constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
         self.gates: list[dict[str, Any]] = []
         self._trunks: dict[tuple[str, LoRASettings | None], Trunk] = {}
@@ -127,6 +129,8 @@ class Work:
 
     def release(self) -> None:
         """Forget the loaded models: the next stage loads what it needs."""
+        for trunk in self._trunks.values():
+            trunk.close()
         self._trunks.clear()
         gc.collect()
 

@@ -53,7 +53,10 @@ class Optimizer:
             [{"params": own} for own in (divided, others) if own],
             lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, fused=True,
         )  # fmt: skip
-        self.zero = Zero(list(self.parameters.values()), self.adam, max_grad_norm) if own.zero else None
+        self.zero: Zero | None = None
+        if own.engines is not None:
+            self.zero = Zero(list(self.parameters.values()), self.adam, max_grad_norm)
+            own.engines.append(self.zero)
 
     def rate(self) -> float:
         """Learning rate of the next step."""

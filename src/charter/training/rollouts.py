@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -43,16 +42,14 @@ def collect(
     k: int | None = None,
 ) -> Rollout:
     """Sample ``samples_per_prompt`` (or ``k``) responses of a role to each prompt; siblings are neighbours in the rows. Several
-    processes take neighbouring rows each."""
+    processes take neighbouring prompts each, or parts of them."""
     tokenizer, k = trunk.tokenizer, k or settings.samples_per_prompt
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     seeds = [[derive_seed(seed, i, prompt.id, j) for j in range(k)] for i, prompt in enumerate(prompts)]
     crew = team()
-    own = slice(*(len(prompts) * k * rank // crew.size for rank in (crew.rank, crew.rank + 1)))
-    rows = [(i, one) for i, row in enumerate(seeds) for one in row][own]
-    mine = [(encoded[i], [one for _, one in row]) for i, row in groupby(rows, key=lambda row: row[0])]
+    shares = [(i, seeds[i][cut]) for i, cut in share_of_rows(len(prompts), k, crew.rank, crew.size)]
     # Also where a process has none: weights that are divided are made whole by all of them.
-    groups = sample_role(trunk, role, [prompt for prompt, _ in mine], [row for _, row in mine], settings)
+    groups = sample_role(trunk, role, [encoded[i] for i, _ in shares], [own for _, own in shares], settings)
     responses = crew.gather([one for group in groups for one in group])
     width = max(len(one.ids) for one in responses)
     mask = torch.tensor([[t < len(one.ids) for t in range(width)] for one in responses], device=trunk.device)
@@ -70,6 +67,18 @@ def collect(
         prompts=tuple(prompt for prompt in prompts for _ in range(k)),
         n_tokens=sum(len(one.ids) for one in responses),
     )
+
+
+def share_of_rows(n: int, k: int, rank: int, size: int) -> list[tuple[int, slice]]:
+    """Which of ``n`` prompts process ``rank`` of ``size`` samples, each with the part of its ``k`` responses: some whole prompts,
+    or a part of one where there are fewer prompts than processes. By rank these are the rows in order."""
+    if n >= size:
+        return [(i, slice(0, k)) for i in range(n * rank // size, n * (rank + 1) // size)]
+    mine = rank * n // size
+    mates = [other for other in range(size) if other * n // size == mine]
+    place = mates.index(rank)
+    cut = slice(k * place // len(mates), k * (place + 1) // len(mates))
+    return [(mine, cut)] if cut.stop > cut.start else []
 
 
 def reference_rewards(

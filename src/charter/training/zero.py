@@ -1,8 +1,8 @@
-"""DeepSpeed's ZeRO (stages 1 and 2) under the optimizer: each process keeps a part of the moments and of the added-up gradient,
-updates its part of the weights and gets the others' (Rajbhandari et al. 2020, arXiv:1910.02054, section 5).
+"""DeepSpeed's ZeRO under the optimizer: each process keeps a part of the moments and of the added-up gradient, updates its part
+of the weights and gets the others' (Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1).
 
-The engine takes its gradients out of the backward pass. Here it is told to leave them where they are until the update, so the
-loops need not know of it; until then a gradient is whole on every process.
+In its first stage the engine leaves gradients where the backward passes put them until the update, so the loops need not know of
+it; until then a gradient is whole on every process. Stage 2 would take them away after every pass.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from charter.errors import InputError
+from charter.models.memory import is_out_of_memory
 from charter.team import team, together
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET = 2**24  # numbers that travel at once: 64 MB
 
 
 def settings_of_launcher() -> dict[str, Any]:
@@ -29,24 +31,51 @@ def settings_of_launcher() -> dict[str, Any]:
     DeepSpeed is not installed."""
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError("parallel: deepspeed needs DeepSpeed; install it with: pip install 'charter-align[deepspeed]'")
-    said = {key: os.environ.get(f"ACCELERATE_DEEPSPEED_{key}", "none") for key in (
-        "CONFIG_FILE", "ZERO_STAGE", "OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE")}  # fmt: skip
-    if said["CONFIG_FILE"] != "none":
+    if said("DEEPSPEED_CONFIG_FILE") != "none":
         raise InputError(
             "DeepSpeed's own file of settings is not read; give --zero_stage and --offload_optimizer_device"
         )
-    stage = "2" if said["ZERO_STAGE"] == "none" else said["ZERO_STAGE"]
-    if stage not in ("1", "2"):
+    stage = said("DEEPSPEED_ZERO_STAGE")
+    if stage not in ("none", "1", "2"):
         raise InputError(
             f"--zero_stage {stage}: stages 1 and 2 are used here; to divide the weights too start it with --use_fsdp "
             "--fsdp_version 2, to divide nothing without --use_deepspeed"
         )
-    if said["OFFLOAD_PARAM_DEVICE"] != "none":
+    if said("DEEPSPEED_OFFLOAD_PARAM_DEVICE") != "none":
         raise InputError("--offload_param_device is for weights that are divided, which FSDP2 does here; leave it out")
-    device = said["OFFLOAD_OPTIMIZER_DEVICE"]
+    if said("GRADIENT_ACCUMULATION_STEPS") not in ("none", "1"):
+        raise InputError("--gradient_accumulation_steps: a recipe says how many responses or pairs an update has")
+    if said("GRADIENT_CLIPPING") not in ("none", "1.0", "1"):
+        raise InputError("--gradient_clipping: set max_grad_norm in the recipe")
+    device = said("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE")
     if device not in ("none", "cpu"):
         raise InputError(f"--offload_optimizer_device {device}: write cpu or none")
-    return {"stage": int(stage), **({"offload_optimizer": {"device": device}} if device == "cpu" else {})}
+    return {"offload_optimizer": {"device": "cpu"}} if device == "cpu" else {}
+
+
+def said(setting: str) -> str:
+    """What the launcher handed on, `none` where nothing."""
+    return os.environ.get(f"ACCELERATE_{setting}", "none").lower()
+
+
+@contextlib.contextmanager
+def exchanging() -> Iterator[None]:
+    """``together``, but what memory does not suffice for stays what it is."""
+    try:
+        with together(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the engine uses
+            try:
+                yield
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise _Full from error
+                raise
+    except _Full as full:
+        raise full.__cause__ or full from None
+
+
+class _Full(Exception):
+    """Carries an error of memory past ``together``."""
 
 
 class _Held(nn.Module):
@@ -58,11 +87,27 @@ class _Held(nn.Module):
 
 
 class Zero:
-    """The engine around one AdamW. All processes make its calls together."""
+    """The engine around one AdamW, until it is closed. All processes make its calls together."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], adam: torch.optim.Optimizer, max_grad_norm: float) -> None:
         settings = settings_of_launcher()
         team()  # who has opened the connections that the engine takes over
+        for parameter in parameters:
+            parameter.requires_grad_(
+                True
+            )  # peft freezes adapters that are not switched on, and the engine leaves those out
+        bucket = min(BUCKET, sum(parameter.numel() for parameter in parameters))
+        config = {
+            "train_micro_batch_size_per_gpu": 1,  # a count of its own; what a step holds the loops decide
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 2**31,
+            "zero_optimization": {
+                "stage": 1, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket, **settings
+            },
+        }  # fmt: skip
         level = logging.root.manager.disable
         logging.disable(logging.INFO)  # pages of settings, from every process
         try:
@@ -70,28 +115,12 @@ class Zero:
 
             backend = torch.distributed.get_backend()
             deepspeed.init_distributed(backend, auto_mpi_discovery=False, dist_init_required=False)
-            config = {
-                "train_micro_batch_size_per_gpu": 1,  # a count of its own; what a step holds the loops decide
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": max_grad_norm,
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-                "steps_per_print": 2**31,
-                "zero_optimization": settings,
-            }
-            held = _Held(parameters)
             self.engine: Any = deepspeed.initialize(
-                model=held, optimizer=adam, config=config, dist_init_required=False
+                model=_Held(parameters), optimizer=adam, config=config, dist_init_required=False
             )[0]
         finally:
             logging.disable(level)
         self.parameters, self.adam = list(parameters), self.engine.optimizer.optimizer
-        self.leave = contextlib.ExitStack()
-        self._hold()
-
-    def _hold(self) -> None:
-        """From here to the update, gradients stay where the backward passes leave them."""
-        self.leave.enter_context(self.engine.coalesce_grad_reduction())
 
     def step(self, rate: float) -> float:
         """Add up the gradients of the processes, clip, update, clear; the gradient norm before clipping, infinite where there
@@ -103,25 +132,26 @@ class Zero:
             parameter.grad.mul_(team().size)
         for group in self.adam.param_groups:
             group["lr"] = rate
-        with together(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the engine uses
-            self.leave.close()
+        with exchanging():
+            with self.engine.coalesce_grad_reduction():
+                pass  # at its end gradients are added up that were made before
             self.engine.step()
-        self._hold()
         torch.autograd.graph.increment_version(self.parameters)  # written where autograd does not look
         return float("inf") if self.engine.optimizer.overflow else float(self.engine.get_global_grad_norm())
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The whole moments of a parameter, on every process; nothing before the first update."""
+        """The whole moments of a parameter, in the memory of the main process; nothing elsewhere or before the first update."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if not self.adam.state:
             return {}
-        state = next(iter(self.adam.state.values()))
-        return {
-            **{key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS},
-            "step": state["step"].clone(),
-        }
+        found = {}
+        for key in MOMENTS:
+            with exchanging():
+                whole = safe_get_full_optimizer_state(parameter, key)
+            if team().is_main:
+                found[key] = whole.cpu()
+        return {**found, "step": next(iter(self.adam.state.values()))["step"].clone()} if found else {}
 
     def restore(self, parameter: nn.Parameter, value: Tensor, moments: Mapping[str, Tensor]) -> None:
         """Put a parameter and its moments back, all of which every process has."""
@@ -137,3 +167,10 @@ class Zero:
                 safe_set_full_optimizer_state(parameter, tensor.to(parameter.device), key)
         for state in self.adam.state.values() if moments else ():
             state["step"].copy_(moments["step"])
+
+    def close(self) -> None:
+        """Let go of the parameters, of their copy and of the moments; the engine hooks itself in where only this undoes it."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.engine.destroy()
+        del self.engine, self.adam, self.parameters
