@@ -51,6 +51,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
             raise
         except MemoryFull as error:
             raise InputError(f"{error}; {smaller(recipe)}") from None
+        finally:
+            work.release()
         return team().on_main(lambda: write_run_report(work))
 
 
