@@ -291,18 +291,18 @@ def plain(value: Any) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------- pictures
 # Every picture is one small panel of the same size, so that a page can set them side by side or below each other. They
-# are drawn in placeholder colours, which become CSS variables: the page decides what they look like, light or dark.
+# are drawn in colours that stand for CSS variables and become them: the page decides what they look like, light or dark.
 
 INK, FAINT, PANEL = "#010203", "#040506", "#070809"
 MARKERS = "osD^vPX*"
 
 
-def _placeholder(index: int) -> str:
+def _stands_for(index: int) -> str:
     return f"#0a0b{index % COLOURS:02x}"
 
 
 CSS_COLOURS = {INK: "var(--ink)", FAINT: "var(--rule)", PANEL: "var(--paper)"}
-CSS_COLOURS |= {_placeholder(i): f"var(--arm-{i})" for i in range(COLOURS)}
+CSS_COLOURS |= {_stands_for(i): f"var(--arm-{i})" for i in range(COLOURS)}
 
 
 class Panels:
@@ -365,7 +365,7 @@ def _dots(
     def paint(axes: Axes) -> None:
         scale = 100 if share else 1
         for y, (_, colour, row) in enumerate(shown):
-            ink = _placeholder(colour)
+            ink = _stands_for(colour)
             if (ci := _interval(row)) is not None:
                 axes.plot([ci[0] * scale, ci[1] * scale], [y, y], color=ink, linewidth=2, solid_capstyle="butt")
             axes.plot(row["value"] * scale, y, MARKERS[colour % len(MARKERS)], color=ink, markersize=6.5, clip_on=False)
@@ -404,9 +404,9 @@ def _curve(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]], key: s
         if any(s is not None for s in sem):
             low = [value - (s or 0) * scale for value, s in zip(y, sem, strict=True)]
             high = [value + (s or 0) * scale for value, s in zip(y, sem, strict=True)]
-            axes.fill_between(x, low, high, color=_placeholder(1), alpha=0.22, linewidth=0)
+            axes.fill_between(x, low, high, color=_stands_for(1), alpha=0.22, linewidth=0)
         sparse = len(x) <= 12
-        axes.plot(x, y, color=_placeholder(1), linewidth=1.6, marker="o" if sparse else None, markersize=4)
+        axes.plot(x, y, color=_stands_for(1), linewidth=1.6, marker="o" if sparse else None, markersize=4)
         axes.set_xlabel("step")
         if share:
             axes.yaxis.set_major_formatter("{x:.0f}%")
@@ -431,9 +431,9 @@ def _reliability(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]]) 
     def paint(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle=(0, (4, 3)))
         most = max(n for *_, n in shown) or 1.0
-        axes.plot([p * 100 for p, *_ in shown], [s * 100 for _, s, _ in shown], color=_placeholder(1), linewidth=1)
+        axes.plot([p * 100 for p, *_ in shown], [s * 100 for _, s, _ in shown], color=_stands_for(1), linewidth=1)
         axes.scatter([p * 100 for p, *_ in shown], [s * 100 for _, s, _ in shown],
-                     s=[12 + 40 * n / most for *_, n in shown], color=_placeholder(1), zorder=3)  # fmt: skip
+                     s=[12 + 40 * n / most for *_, n in shown], color=_stands_for(1), zorder=3)  # fmt: skip
         axes.set_xlabel("predicted")
         axes.set_ylabel("came true")
         axes.xaxis.set_major_formatter("{x:.0f}%")

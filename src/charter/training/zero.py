@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from charter.errors import InputError
 from charter.models.memory import is_out_of_memory
-from charter.team import team, together
+from charter.team import LostProcess, team
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 2**24  # numbers that travel at once: 64 MB
@@ -61,21 +61,14 @@ def said(setting: str) -> str:
 @contextlib.contextmanager
 def exchanging() -> Iterator[None]:
     """``together``, but what memory does not suffice for stays what it is."""
-    try:
-        with together(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the engine uses
-            try:
-                yield
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise _Full from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the engine uses
+        try:
+            yield
+        except (RuntimeError, ConnectionError) as error:
+            if is_out_of_memory(error):
                 raise
-    except _Full as full:
-        raise full.__cause__ or full from None
-
-
-class _Full(Exception):
-    """Carries an error of memory past ``together``."""
+            raise LostProcess from error
 
 
 class _Held(nn.Module):
@@ -92,10 +85,8 @@ class Zero:
     def __init__(self, parameters: Sequence[nn.Parameter], adam: torch.optim.Optimizer, max_grad_norm: float) -> None:
         settings = settings_of_launcher()
         team()  # who has opened the connections that the engine takes over
-        for parameter in parameters:
-            parameter.requires_grad_(
-                True
-            )  # peft freezes adapters that are not switched on, and the engine leaves those out
+        for parameter in parameters:  # peft freezes adapters that are not switched on, and the engine leaves those out
+            parameter.requires_grad_(True)
         bucket = min(BUCKET, sum(parameter.numel() for parameter in parameters))
         config = {
             "train_micro_batch_size_per_gpu": 1,  # a count of its own; what a step holds the loops decide
