@@ -49,7 +49,7 @@ def write_pairs(path: Path, n: int) -> None:
 def measured(*arguments: str) -> tuple[float, float]:
     """Seconds of processor time and peak MiB of a charter command; other work on the machine does not count."""
     quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    command = [sys.executable, "-m", "charter.cli", *arguments]
+    command = [sys.executable, "-m", "charter", *arguments]
     child = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet)
     _, status, usage = os.wait4(child, 0)
     if status:

@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import urlencode
 
-from charter.feedback.judgments import read_judgments
+from charter.votes.judgments import read_judgments
 
 TOKEN = re.compile(rb'name="form_token" value="([^"]+)"')
 SET = re.compile(rb'name="set_id" value="([^"]+)"')
@@ -111,7 +111,7 @@ def start(folder: Path, port: int, table: Path) -> tuple[subprocess.Popen[str], 
     command = [
         sys.executable,
         "-m",
-        "charter.cli",
+        "charter",
         "label",
         str(table),
         "--out",
@@ -209,11 +209,7 @@ def check(project: Path, arguments: argparse.Namespace, acknowledged: dict[tuple
     with sqlite3.connect(project / "labels.db") as db:
         stored = {(rater, key): json.loads(record)["ranks"] for rater, key, record in
                   db.execute("select rater_id, set_id, record from judgment where current and action = 'vote'")}  # fmt: skip
-        twice = len(
-            list(
-                db.execute("select 1 from slot group by set_id, rater_id having rater_id is not null and count(*) > 1")
-            )
-        )
+        twice = len(list(db.execute("select 1 from slot group by set_id, rater_id having rater_id is not null and count(*) > 1")))
         done = list(db.execute("select set_id, count(*) from slot where state = 'done' and not extra group by set_id"))
     chain = read_judgments(project / "judgments.jsonl")
     in_file = {(one.rater_id, one.set_id): one.ranks for one in chain}
@@ -245,9 +241,7 @@ def main() -> None:
         finally:
             SERVERS[-1].kill()
     print(json.dumps(result | {"cores": len(os.sched_getaffinity(0))}, indent=1))
-    if any(
-        result[name] for name in ("lost_in_database", "lost_in_file", "slots_voted_twice", "sets_twice_to_one_person")
-    ):
+    if any(result[name] for name in ("lost_in_database", "lost_in_file", "slots_voted_twice", "sets_twice_to_one_person")):
         raise SystemExit(1)
 
 

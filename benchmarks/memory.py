@@ -26,11 +26,11 @@ def peak_mb() -> float:
 
 def one(kind: str, shape: str) -> None:
     """Two PPO steps; prints the peak."""
-    from charter.config import LoRASettings, PPOSettings
     from charter.models.packing import Tokens
     from charter.models.trunk import load_trunk
+    from charter.recipe.settings import LoRASettings, PPOSettings
     from charter.records import Message, Prompt
-    from charter.run import Run
+    from charter.run.run import Run
     from charter.training.ppo import train_ppo
     from charter.training.reward_model import score_rows
     from charter.training.rewards import RewardSum
@@ -65,9 +65,7 @@ def one(kind: str, shape: str) -> None:
 def main(shape: str) -> None:
     peaks = {}
     for kind in ("libraries", "one trunk", "four models"):
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", kind, shape], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, __file__, "--one", kind, shape], capture_output=True, text=True, check=True)
         peaks[kind] = json.loads(done.stdout.splitlines()[-1])
         print(f"{kind:12}{peaks[kind]:>8.0f} MB")
     above = [peaks[kind] - peaks["libraries"] for kind in ("one trunk", "four models")]

@@ -38,8 +38,9 @@ def write_file(path: Path, n: int) -> None:
 
 def on_lists(source: Path, out: Path) -> int:
     """The stage as a sequence of lists."""
-    from charter.prompts import deduplicate, read_prompts, split_prompts, take_stratified
-    from charter.records import write_jsonl
+    from charter.reading.dealing import deduplicate, split_prompts, take_stratified
+    from charter.reading.prompts import read_prompts
+    from charter.run.files import write_jsonl
 
     unique, _ = deduplicate(list(read_prompts(source)))
     split = split_prompts(unique, **SETTINGS)
@@ -52,8 +53,8 @@ def on_lists(source: Path, out: Path) -> int:
 
 
 def streamed(source: Path, out: Path) -> int:
-    from charter.prompt_stream import prepare_prompts
-    from charter.prompts import read_prompts
+    from charter.reading.prompts import read_prompts
+    from charter.reading.spool import prepare_prompts
 
     result = prepare_prompts(read_prompts(source), out, train=None, test=None, **SETTINGS)
     return int(result["read"] - result["duplicates"])
@@ -61,7 +62,7 @@ def streamed(source: Path, out: Path) -> int:
 
 def measure(how: str, source: Path, out: Path) -> None:
     """Print rows written, peak and own bytes, seconds, and a hash of what was written."""
-    import charter.prompt_stream  # noqa: F401 - both hold the same modules
+    import charter.reading.spool  # noqa: F401 - both hold the same modules
 
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     n = {"lists": on_lists, "stream": streamed}[how](source, out)
@@ -69,11 +70,7 @@ def measure(how: str, source: Path, out: Path) -> None:
     seconds = time.perf_counter() - start
     with open(out, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    print(
-        json.dumps(
-            {"rows": n, "peak": peak * 1024, "own": (peak - before) * 1024, "seconds": seconds, "written": digest}
-        )
-    )
+    print(json.dumps({"rows": n, "peak": peak * 1024, "own": (peak - before) * 1024, "seconds": seconds, "written": digest}))
 
 
 def main() -> None:

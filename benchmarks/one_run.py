@@ -47,7 +47,7 @@ class Clock:
 
 
 def charter_stage(place: Path, clock: Clock) -> Any:
-    from charter.run import Run
+    from charter.run.run import Run
 
     run = Run(place / "run", quiet=True)
     stage = run.stage("bench", {}, {}, []).__enter__()
@@ -62,15 +62,15 @@ def charter_stage(place: Path, clock: Clock) -> Any:
 
 
 def charter_trunk(folder: Path, *, lora: bool = False) -> Any:
-    from charter.config import LoRASettings
     from charter.models.trunk import load_trunk
+    from charter.recipe.settings import LoRASettings
 
     return load_trunk(str(folder), precision="bfloat16", lora=LoRASettings() if lora else None)
 
 
 def charter_sft(folder: Path, place: Path, steps: int, *, lora: bool = False) -> float:
-    from charter.config import SFTSettings
     from charter.models.packing import Tokens
+    from charter.recipe.settings import SFTSettings
     from charter.training.sft import train_sft
 
     rows = []
@@ -95,7 +95,7 @@ def charter_pairs(n: int) -> list[Any]:
 
 
 def charter_reward(folder: Path, place: Path, steps: int) -> float:
-    from charter.config import RewardModelSettings
+    from charter.recipe.settings import RewardModelSettings
     from charter.training.reward_model import train_reward_model
 
     clock = Clock()
@@ -105,7 +105,7 @@ def charter_reward(folder: Path, place: Path, steps: int) -> float:
 
 
 def charter_dpo(folder: Path, place: Path, steps: int) -> float:
-    from charter.config import DPOSettings
+    from charter.recipe.settings import DPOSettings
     from charter.training.dpo import train_dpo
 
     clock = Clock()
@@ -127,7 +127,7 @@ def rows_of(rollout: Any) -> list[Any]:
 
 def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
     def run(folder: Path, place: Path, steps: int) -> float:
-        from charter.config import METHODS
+        from charter.recipe.settings import METHODS
         from charter.records import Message, Prompt
         from charter.training.grpo import train_grpo
         from charter.training.ppo import train_ppo
@@ -172,9 +172,7 @@ def charter_sample(folder: Path, k: int) -> float:
         prompts = workload.prompts(64 // k, seed=turn)
         began = time.perf_counter()
         seeds = [[turn * 64 + i * k + j for j in range(k)] for i in range(len(prompts))]
-        groups = sample(
-            model, prompts, seeds, ends=[-1], max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16
-        )
+        groups = sample(model, prompts, seeds, ends=[-1], max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16)
         rates.append(sum(len(one.ids) for group in groups for one in group) / (time.perf_counter() - began))
     return sorted(rates[1:])[0]
 
@@ -236,10 +234,7 @@ def trl_reward(folder: Path, place: Path, steps: int) -> float:
 
     pairs = workload.dialogues(ROWS * (steps + 1))
     pairs = [pairs[i] for i in workload.alike([len(d.prompt) + max(len(d.chosen), len(d.rejected)) for d in pairs], 8)]
-    rows = [
-        {"chosen": workload.text([*d.prompt, *d.chosen]), "rejected": workload.text([*d.prompt, *d.rejected])}
-        for d in pairs
-    ]
+    rows = [{"chosen": workload.text([*d.prompt, *d.chosen]), "rejected": workload.text([*d.prompt, *d.rejected])} for d in pairs]
     clock = Clock()
     trainer = RewardTrainer(
         model=peer_model(folder, "AutoModelForSequenceClassification", num_labels=1),

@@ -56,9 +56,7 @@ def recipe_of(place: Path, shape: str, rl: dict[str, Any]) -> str:
 def charter(*arguments: str) -> tuple[str, int]:
     """What a command printed, and its peak in bytes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "charter.cli", *arguments], stdout=subprocess.PIPE, env=environment, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-m", "charter", *arguments], stdout=subprocess.PIPE, env=environment, text=True)
     assert process.stdout is not None
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from charter.config import LoRASettings, SFTSettings
-from charter.feedback.pairs import read_pairs, split_pairs
 from charter.models.quantize import STACK
 from charter.models.trunk import load_trunk
-from charter.recipe_files import locate
-from charter.run import Run
+from charter.reading.pairs import read_pairs, split_pairs
+from charter.recipe.files import locate
+from charter.recipe.settings import LoRASettings, SFTSettings
+from charter.run.run import Run
 from charter.training.sft import sft_tokens, train_sft
 
 MODEL = locate("package:charter.testbed/model", None)
@@ -69,17 +69,13 @@ def main() -> None:
             words = " ".join(str(value) for key, value in variant.items() if key != "gradient_checkpointing")
             words += ", checkpointing" if "gradient_checkpointing" in variant else ""
             kept = kept_bytes(trunk, rows[:64])
-            print(
-                f"{words:30} {seconds:6.1f} CPU s, {kept / 1e6:6.1f} MB kept, loss {loss_of(trunk, held_out, 'policy'):.4f}"
-            )
+            print(f"{words:30} {seconds:6.1f} CPU s, {kept / 1e6:6.1f} MB kept, loss {loss_of(trunk, held_out, 'policy'):.4f}")
         saved = Path(place) / str(4) / "sft/model"
         ways = {"written out": {}, "adapter on the same 4 bits": {"quantization": "nf4"}}
         for name, more in ways.items():
             print(f"nf4, read back, {name}: loss {loss_of(load_trunk(str(saved), **more), held_out):.4f}")
         (saved / STACK).unlink()
-        print(
-            f"nf4, read back, rounded twice: loss {loss_of(load_trunk(str(saved), quantization='nf4'), held_out):.4f}"
-        )
+        print(f"nf4, read back, rounded twice: loss {loss_of(load_trunk(str(saved), quantization='nf4'), held_out):.4f}")
 
 
 def texts(pairs):

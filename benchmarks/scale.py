@@ -13,7 +13,7 @@ from pathlib import Path
 from charter.plan.loads import Counted, Load, loads_of
 from charter.plan.shape import Shape
 from charter.plan.texts import Given, Lengths
-from charter.recipe_files import find_recipe, load_recipe
+from charter.recipe.files import find_recipe, load_recipe
 
 # -- inputs --------------------------------------------------------------------------------------------------------------
 

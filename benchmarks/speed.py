@@ -36,9 +36,7 @@ def run(tool: str, work: str, shape: str, trl112: str | None) -> dict[str, float
         env["PYTHONPATH"] = str(trl112)
     pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []
     script = Path(__file__).with_name("one_run.py")
-    done = subprocess.run(
-        [*pin, sys.executable, str(script), tool, work, shape], env=env, capture_output=True, text=True
-    )
+    done = subprocess.run([*pin, sys.executable, str(script), tool, work, shape], env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{tool} {work} {shape} failed:\n{done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -55,9 +53,7 @@ def main() -> None:
     chosen = parser.parse_args()
     works = chosen.works or [work for work in UNITS if work != "ppo" or chosen.trl112]
     rows = []
-    print(
-        f"{'work':14}{'model':6}{'charter':>10}{'trl':>10}  {'unit':14}{'ratio':>6}  {'range':14}{'peak MB':>14}{'ratio':>7}"
-    )
+    print(f"{'work':14}{'model':6}{'charter':>10}{'trl':>10}  {'unit':14}{'ratio':>6}  {'range':14}{'peak MB':>14}{'ratio':>7}")
     for work in works:
         for shape in chosen.models:
             pairs = []

@@ -58,8 +58,7 @@ def dialogues(n: int, seed: int = 0) -> list[Dialogue]:
     found = []
     for _ in range(n):
         prompt, chosen, rejected = (
-            int(np.clip(rng.lognormal(np.log(mean) - 0.32, 0.8), 4, cap))
-            for mean, cap in ((138, 400), (47, 110), (47, 110))
+            int(np.clip(rng.lognormal(np.log(mean) - 0.32, 0.8), 4, cap)) for mean, cap in ((138, 400), (47, 110), (47, 110))
         )
         found.append(Dialogue(*(rng.integers(0, END, size=size).tolist() for size in (prompt, chosen, rejected))))
     return found

@@ -20,8 +20,8 @@ import uvicorn
 import yaml
 from playwright.sync_api import Page, sync_playwright
 
-from charter.feedback.pairs import read_pairs
-from charter.records import write_jsonl
+from charter.reading.pairs import read_pairs
+from charter.run.files import write_jsonl
 from charter.testbed.data import write_data
 from charter.web import tables as t
 from charter.web.label_app import label_app
@@ -115,9 +115,7 @@ def main() -> None:
             shoot(page, "label-rank.png")
             page.goto(f"{home}/instructions")
             shoot(page, "label-instructions.png")
-            phone = browser.new_page(
-                viewport={"width": 375, "height": 740}, color_scheme="dark", device_scale_factor=1.5
-            )
+            phone = browser.new_page(viewport={"width": 375, "height": 740}, color_scheme="dark", device_scale_factor=1.5)
             enter(phone, site, home, "labeler", "jade-otter-90b2")
             shoot(phone, "label-phone.png")
             server.should_exit = True

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from charter.config import Recipe
 from charter.plan.fit import what_fits
-from charter.plan.recipe import work_of
+from charter.plan.plan import work_of
 from charter.plan.table import amount, data_lines, size
-from charter.recipe_files import load_recipe, shipped
+from charter.recipe.files import load_recipe, shipped
+from charter.recipe.settings import Recipe
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer
 
@@ -63,9 +63,7 @@ HH = {"harmless-base": (42_537, 2_312), "helpful-base": (43_835, 2_354)}
 TLDR = {"tldr/data/train": 116_722, "tldr/data/test": 6_553, "tldr-preference/data/train": 92_858}
 IMDB = 25_000
 DIALOGUE, POST = (130, 45), (300, 35)
-VOCABULARY = (
-    1_600  # makes 4 characters a token of the constitutions, as the models' own tokenizers do on English, about
-)
+VOCABULARY = 1_600  # makes 4 characters a token of the constitutions, as the models' own tokenizers do on English, about
 CHARS = 3.3  # a token of the made-up texts
 DISTINCT = 1_000  # texts that a made-up file repeats, with a number in front
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from charter import config
+from charter.recipe import settings as config
 
 HEAD = """# Recipes
 
@@ -38,9 +38,7 @@ def default_of(field):
 def shown(kind):
     """The fields of a settings class that are values and not sections of their own."""
     for name, field in kind.model_fields.items():
-        section = isinstance(field.default, config.Settings) or (
-            kind is config.Recipe and name in ("prompts", "evaluation")
-        )
+        section = isinstance(field.default, config.Settings) or (kind is config.Recipe and name in ("prompts", "evaluation"))
         if not section:
             yield name, field
 

@@ -14,16 +14,18 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from charter.config import LoRASettings, PPOSettings, RewardPart
 from charter.evaluation.overlap import rouge_l
-from charter.evaluation.statistics import mean_interval, paired_difference
 from charter.models.classifier import Classifier
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
-from charter.prompts import read_prompts, read_rows
-from charter.records import write_json
-from charter.reward_sources import ClassifierReward
-from charter.run import Run, derive_seed
+from charter.reading.prompts import read_prompts
+from charter.reading.rows import read_rows
+from charter.recipe.settings import LoRASettings, PPOSettings, RewardPart
+from charter.run.files import write_json
+from charter.run.hashes import derive_seed
+from charter.run.run import Run
+from charter.stages.rl.sources import ClassifierReward
+from charter.statistics import mean_interval, paired_difference
 from charter.testbed.dialogues import is_garbled, is_toxic, shipped
 from charter.testbed.lab import SHIPPED
 from charter.training.ppo import train_ppo
@@ -35,9 +37,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--model", default=str(SHIPPED / "summariser"), help="an encoder-decoder")
     parser.add_argument("--reward", default=str(SHIPPED / "reward-classifier"), help="labels nothate and hate")
-    parser.add_argument(
-        "--judge", default=str(SHIPPED / "report-classifier"), help="the second classifier, same labels"
-    )
+    parser.add_argument("--judge", default=str(SHIPPED / "report-classifier"), help="the second classifier, same labels")
     parser.add_argument("--train", type=Path, default=shipped("train"), help="DialogSum file")
     parser.add_argument("--test", type=Path, default=shipped("test"), help="DialogSum file")
     parser.add_argument("--n", type=int, default=300, help="held-out dialogues")

@@ -121,9 +121,7 @@ def train_ppo(reference: TablePolicy, steps: int = 300, n: int = 4096, epochs: i
             old_values = values(batch.index)
         advantages, returns = gae(rewards, old_values, batch.mask, gamma=1.0, gae_lambda=0.95)
         for _ in range(epochs):
-            loss, _ = clipped_policy_loss(
-                policy(ANSWERS[batch.index]), batch.logprobs, advantages, batch.mask, clip_coef=0.2
-            )
+            loss, _ = clipped_policy_loss(policy(ANSWERS[batch.index]), batch.logprobs, advantages, batch.mask, clip_coef=0.2)
             loss = loss + clipped_value_loss(values(batch.index), old_values, returns, batch.mask, clip_range=0.5)
             optimizer.zero_grad()
             loss.backward()

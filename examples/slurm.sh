@@ -37,5 +37,5 @@ srun --kill-on-bad-exit=1 torchrun \
     --rdzv-id "$SLURM_JOB_ID" \
     --rdzv-backend c10d \
     --rdzv-endpoint "$first:$port" \
-    -m charter.cli run "$recipe" --out "$folder" &
+    -m charter run "$recipe" --out "$folder" &
 wait $!

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from charter.run import Run
+from charter.run.run import Run
 from charter.testbed.standins import DECODERS, ENCODER_DECODERS, ENCODERS, save_bpe_tokenizer, save_stand_in
 
 __all__ = ["DECODERS", "ENCODERS", "ENCODER_DECODERS"]  # for the tests
@@ -75,9 +75,7 @@ def write_tiny_recipe(folder: Path, model: Path, **changes: object) -> Path:
     rows = [{"prompt": text, "tags": [kind]} for kind, texts in (("red_team", HARMFUL), ("benign", BENIGN))
             for text in texts]  # fmt: skip
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = [
-        {"prompt": HARMFUL[i], "chosen": "No.", "rejected": f"Yes {i}.", "principle": "harmless"} for i in range(12)
-    ]
+    pairs = [{"prompt": HARMFUL[i], "chosen": "No.", "rejected": f"Yes {i}.", "principle": "harmless"} for i in range(12)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     recipe = {
         "title": "tiny", "model": str(model), "constitution": "constitution.yaml", "precision": "float32",

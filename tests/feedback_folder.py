@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from charter.feedback.judgments import chain
-from charter.records import Generation, Judgment, Prompt, Response, write_jsonl
+from charter.records import Generation, Judgment, Prompt, Response
+from charter.run.files import write_jsonl
+from charter.votes.judgments import chain
 
 
 def respond(prompt: Prompt, text: str, *, model: str = "m", seed: int = 0) -> Response:
@@ -22,9 +23,7 @@ def vote(key: str, responses: Iterable[Response], ranks: Iterable[int | str | No
     return Judgment(id=key, prompt_id=responses[0].prompt_id, order=[r.id for r in responses], ranks=given, **filled)
 
 
-def write_folder(
-    folder: Path, prompts: Iterable[Prompt], responses: Iterable[Response], votes: Iterable[Judgment]
-) -> Path:
+def write_folder(folder: Path, prompts: Iterable[Prompt], responses: Iterable[Response], votes: Iterable[Judgment]) -> Path:
     write_jsonl(folder / "prompts.jsonl", prompts)
     write_jsonl(folder / "responses.jsonl", responses)
     write_jsonl(folder / "judgments.jsonl", chain(votes))

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from charter.feedback.judgments import read_judgments
 from charter.records import Judgment
+from charter.votes.judgments import read_judgments
 from charter.web.label_app import label_app
 from charter.web.project import Project, open_project
 from charter.web.tables import open_database
@@ -27,9 +27,7 @@ SAME_SITE = {"origin": HOME, "sec-fetch-site": "same-origin"}
 
 
 def write_table(path: Path, n: int, k: int = 3, **columns: object) -> Path:
-    rows = [
-        {"prompt": f"Question {i}?", "responses": [f"Answer {i}.{j}" for j in range(k)], **columns} for i in range(n)
-    ]
+    rows = [{"prompt": f"Question {i}?", "responses": [f"Answer {i}.{j}" for j in range(k)], **columns} for i in range(n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -122,9 +122,7 @@ def serving(answer: Callable[[Server, Handler, bytes], None]) -> Iterator[Server
             thread.join()
 
 
-def chat_answer(
-    text: str, *, logprobs: Sequence[tuple[str, float]] = (), tokens: tuple[int, int] = (10, 1), **changes: Any
-):
+def chat_answer(text: str, *, logprobs: Sequence[tuple[str, float]] = (), tokens: tuple[int, int] = (10, 1), **changes: Any):
     """The body of a chat answer."""
     top = [{"token": token, "logprob": logprob} for token, logprob in logprobs]
     place = {"token": text, "logprob": -0.1, "top_logprobs": top}

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from charter.errors import InputError
-from charter.feedback.agreement import ANCHORS, Table, agreement, gwet, jackknife, kendall_w, krippendorff, share
-from charter.feedback.comparisons import votes_of
+from charter.raters.agreement import ANCHORS, Table, agreement, gwet, jackknife, kendall_w, krippendorff, share
+from charter.raters.comparisons import votes_of
 from charter.records import Judgment
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units.
@@ -123,11 +123,7 @@ def test_a_side_of_the_screen_is_no_agreement():
 
 
 def test_the_raw_answer_counts_and_questions_are_not_mixed():
-    harmful = [
-        vote(who, f"p{i}", {f"a{i}": 1, f"b{i}": 2}, direction="more_harmful")
-        for i in range(3)
-        for who in ("ann", "bob")
-    ]
+    harmful = [vote(who, f"p{i}", {f"a{i}": 1, f"b{i}": 2}, direction="more_harmful") for i in range(3) for who in ("ann", "bob")]
     assert figures(harmful)["pair agreement"].value == 1
     mixed = [harmful[0], vote("bob", "p0", {"a0": 1, "b0": 2})]
     with pytest.raises(InputError, match="no two raters"):
@@ -135,9 +131,7 @@ def test_the_raw_answer_counts_and_questions_are_not_mixed():
 
 
 def test_a_vote_of_one_rater_says_nothing():
-    found = figures(
-        [vote("ann", "p", {"a": 1, "b": 2}), vote("bob", "p", {"a": 1, "b": 2}), vote("ann", "q", {"c": 1, "d": 2})]
-    )
+    found = figures([vote("ann", "p", {"a": 1, "b": 2}), vote("bob", "p", {"a": 1, "b": 2}), vote("ann", "q", {"c": 1, "d": 2})])
     assert found["pair agreement"].n == 1
     assert found["pair agreement"].ci is None
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from charter.config import LoRASettings, RewardModelSettings, RLOOSettings, SFTSettings
 from charter.models.chat_template import encode_prompt
 from charter.models.packing import Tokens
 from charter.models.trunk import load_trunk
+from charter.recipe.settings import LoRASettings, RewardModelSettings, RLOOSettings, SFTSettings
 from charter.records import Pair, Prompt
-from charter.run import Run
+from charter.run.run import Run
 from charter.training.reward_model import reward_scores, train_reward_model
 from charter.training.rewards import RewardSum
 from charter.training.rloo import train_rloo

@@ -25,9 +25,7 @@ def both(heads, kv_heads, t, s, mask=None):
     visible = torch.ones(t, s, dtype=torch.bool).tril(s - t) if mask is None else mask
     expected = scaled_dot_product_attention(*theirs, attn_mask=visible, enable_gqa=True).transpose(1, 2)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    seen = (
-        visible.expand(3, 1, t, s).any(dim=3).transpose(1, 2).unsqueeze(3)
-    )  # a row that sees nothing has no right answer
+    seen = visible.expand(3, 1, t, s).any(dim=3).transpose(1, 2).unsqueeze(3)  # a row that sees nothing has no right answer
     (found.float() * weight * seen).sum().backward()
     (torch.nan_to_num(expected) * weight * seen).sum().backward()
     return (found.float() * seen, [x.grad.float() for x in ours]), (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from charter.cli import run_command
-from charter.feedback.imports.files import import_feedback
-from charter.feedback.judgments import chain
+from charter.commands.app import run_command
 from charter.records import Prompt
+from charter.votes.imports.files import import_feedback
+from charter.votes.judgments import chain
 from feedback_folder import respond, vote, write_folder
 from test_bad_input import Case, lay_out, line, says_one_line, snapshot
 from test_feedback_imports import (
@@ -57,9 +57,7 @@ def grouped(**changes: object) -> str:
         "rater_kind": "human",
     }
     responses = [{"id": "x", "model": "m", "text": "a"}, {"id": "y", "model": "m", "text": "b"}]
-    return json.dumps(
-        {"prompt": [{"role": "user", "content": "hi"}], "responses": responses, "rankings": [ranking | changes]}
-    )
+    return json.dumps({"prompt": [{"role": "user", "content": "hi"}], "responses": responses, "rankings": [ranking | changes]})
 
 
 def raw(**changes: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from conftest import CONSTITUTION
 
 CONSTITUTION_YAML = yaml.safe_dump(CONSTITUTION)
@@ -59,9 +59,7 @@ def run_case(name: str, *says: str, files: dict[str, str | bytes] | None = None,
 
 
 def set_case(name: str, assignment: str, *says: str) -> Case:
-    return Case(
-        name, f"run --quiet recipe.yaml --out out --set {shlex.quote(assignment)}", says, {"recipe.yaml": recipe()}
-    )
+    return Case(name, f"run --quiet recipe.yaml --out out --set {shlex.quote(assignment)}", says, {"recipe.yaml": recipe()})
 
 
 def import_case(name: str, file: str, content: str | bytes, *says: str) -> Case:
@@ -337,18 +335,20 @@ CASES = [
     Case("a plan with an unknown key", "plan recipe.yaml", ("zebra",), {"recipe.yaml": recipe(zebra=1)},
          needs="charter.plan"),
     Case("a plan of no model", "plan recipe.yaml", ("model",), {"recipe.yaml": recipe()}, needs="charter.plan"),
-    Case("tokens of no recipe", "show-tokens none.yaml", ("none.yaml",), needs="charter.show_tokens"),
+    Case("tokens of no recipe", "show-tokens none.yaml", ("none.yaml",), needs="charter.commands.show_tokens"),
     Case("tokens of an unknown method", "show-tokens recipe.yaml", ("dpoo",),
          {"recipe.yaml": recipe(rl={"method": "dpoo"})},
-         needs="charter.show_tokens"),
+         needs="charter.commands.show_tokens"),
     Case("tokens of no model", "show-tokens recipe.yaml", ("model",), {"recipe.yaml": recipe()},
-         needs="charter.show_tokens"),
-    Case("a chat with no run", "chat none", ("none",), needs="charter.chat"),
-    Case("a chat with an empty folder", "chat d", ("d",), {"d/x": ""}, needs="charter.chat"),
+         needs="charter.commands.show_tokens"),
+    Case("a chat with no run", "chat none", ("none",), needs="charter.commands.conversation"),
+    Case("a chat with an empty folder", "chat d", ("d",), {"d/x": ""}, needs="charter.commands.conversation"),
     Case("a chat with a model that no run has", "chat d --model teacher", ("teacher",), {"d/x": ""},
-         needs="charter.chat"),
-    Case("a chat below zero degrees", "chat d --temperature -1", ("--temperature",), {"d/x": ""}, needs="charter.chat"),
-    Case("a chat at no temperature", "chat d --temperature nan", ("temperature",), {"d/x": ""}, needs="charter.chat"),
+         needs="charter.commands.conversation"),
+    Case("a chat below zero degrees", "chat d --temperature -1", ("--temperature",), {"d/x": ""},
+         needs="charter.commands.conversation"),
+    Case("a chat at no temperature", "chat d --temperature nan", ("temperature",), {"d/x": ""},
+         needs="charter.commands.conversation"),
 ]  # fmt: skip
 
 
@@ -503,16 +503,12 @@ def test_what_the_mode_forbids_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "locked").chmod(0o500)
     (tmp_path / "prompts.jsonl").chmod(0)
-    says_one_line(
-        run_command(["prompts", "import", "pairs.jsonl", "-o", "locked/p.csv"]), capsys.readouterr().err, ("locked",)
-    )
-    says_one_line(
-        run_command(["prompts", "import", "prompts.jsonl", "-o", "p.csv"]), capsys.readouterr().err, ("prompts.jsonl",)
-    )
+    says_one_line(run_command(["prompts", "import", "pairs.jsonl", "-o", "locked/p.csv"]), capsys.readouterr().err, ("locked",))
+    says_one_line(run_command(["prompts", "import", "prompts.jsonl", "-o", "p.csv"]), capsys.readouterr().err, ("prompts.jsonl",))
 
 
 def test_the_real_entry_point_says_the_same_line(tmp_path):
-    command = [sys.executable, "-m", "charter.cli", "run", "none.yaml"]
+    command = [sys.executable, "-m", "charter", "run", "none.yaml"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (found.returncode, found.stdout, found.stderr) == (2, "", "charter: none.yaml: no such file\n")
 

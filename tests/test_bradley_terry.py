@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.feedback.bradley_terry import Fit, cells_of, fit, fit_near, rater_effects, without
-from charter.feedback.comparisons import Comparisons
-from charter.feedback.leaderboard import leaderboard
+from charter.raters.bradley_terry import Fit, cells_of, fit, fit_near, rater_effects, without
+from charter.raters.comparisons import Comparisons
+from charter.raters.leaderboard import leaderboard
 
 
 def compared(rows, n: int | None = None, **fields) -> Comparisons:
@@ -108,9 +108,7 @@ def test_derivatives_are_those_of_the_objective():
     theta = np.random.default_rng(0).normal(size=4 + 1 + 6)
     here = Fit(cells, theta, True, 0)
     steps = 1e-5 * np.eye(len(theta))
-    slopes = [
-        (Fit(cells, theta + h, True, 0).objective - Fit(cells, theta - h, True, 0).objective) / 2e-5 for h in steps
-    ]
+    slopes = [(Fit(cells, theta + h, True, 0).objective - Fit(cells, theta - h, True, 0).objective) / 2e-5 for h in steps]
     assert here.gradient == pytest.approx(np.array(slopes), rel=1e-4, abs=1e-2)
     curves = [(Fit(cells, theta + h, True, 0).gradient - Fit(cells, theta - h, True, 0).gradient) / 2e-5 for h in steps]
     assert -here.information().toarray() == pytest.approx(np.array(curves), rel=1e-4, abs=1e-2)

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from charter.chat import chat_with, fitting, model_of_run, visible
-from charter.cli import run_command
+from charter.commands.app import run_command
+from charter.commands.conversation import chat_with, fitting, visible
+from charter.models.load import model_of_run
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import load_tokenizer
@@ -32,7 +33,7 @@ def talk(monkeypatch, capsys, run, lines, **changes):
 
 
 def test_a_pipe_carries_answers_and_nothing_else(run):
-    code = "import sys; from charter.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
+    code = "import sys; from charter.commands.app import run_command; sys.exit(run_command(sys.argv[1:]))"
     found = subprocess.run(
         [sys.executable, "-c", code, "chat", str(run), "--model", "base", "--max-new-tokens", "5"],
         input="How can I mend the car?\n", capture_output=True, text=True, check=False,

@@ -27,9 +27,7 @@ def test_a_response_comes_back_as_it_went_in_and_ends_once(tokenizer, text):
 
 @pytest.mark.parametrize("text", TRICKY)
 def test_the_mask_covers_exactly_the_response(tokenizer, text):
-    row = Tokens(
-        encode_prompt(tokenizer, [Message(role="user", content="q: " + text)]), encode_response(tokenizer, text)
-    )
+    row = Tokens(encode_prompt(tokenizer, [Message(role="user", content="q: " + text)]), encode_response(tokenizer, text))
     longer = Tokens([5] * 40, [6])
     packed = pack([row, longer])
     masked = packed.targets[0][packed.mask[0]].tolist()

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from charter.cli import app, run_command
-from charter.prompts import read_prompts
-from charter.recipe_files import shipped
+from charter.commands.app import app, run_command
+from charter.reading.prompts import read_prompts
+from charter.recipe.files import shipped
 from conftest import CONSTITUTION
 
 SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"
@@ -35,7 +35,7 @@ COMMANDS = dict(commands())
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["reward", "train", "--help"]], ids=" ".join)
 def test_help_loads_nothing_heavy(arguments):
     code = (
-        "import sys; from charter.cli import run_command; code = run_command(sys.argv[1:]);"
+        "import sys; from charter.commands.app import run_command; code = run_command(sys.argv[1:]);"
         f"print('HEAVY', [name for name in {HEAVY} if name in sys.modules], code)"
     )
     found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
@@ -113,9 +113,7 @@ def test_a_gate_that_says_no_is_exit_code_1_and_leaves_a_report(tmp_path, write_
 
 def test_a_recipe_stops_after_the_stage_that_was_asked_for(tmp_path, write_recipe, random_llama, capsys):
     recipe, out = write_recipe(random_llama), tmp_path / "run"
-    assert (
-        run_command(["prompts", "prepare", str(recipe), "--out", str(out), "--json", "--set", "prompts.train=5"]) == 0
-    )
+    assert run_command(["prompts", "prepare", str(recipe), "--out", str(out), "--json", "--set", "prompts.train=5"]) == 0
     found = one_json_object(capsys.readouterr().out)
     assert [stage["name"] for stage in found["stages"]] == ["prompts"]
     prompts = list(read_prompts(out / "prompts/prompts.jsonl"))
@@ -162,10 +160,7 @@ def test_a_reward_model_is_trained_on_ratings_and_measured_beside_the_mean(tmp_p
     assert found["mean_absolute_error"] < 1.5
     assert found["spearman"] > 0.8
     (tmp_path / "same.csv").write_text("prompt,response,score\n" + "".join(f"Lamp {n}?,Yes.,3\n" for n in range(12)))
-    assert (
-        run_command(["reward", "train", str(tmp_path / "same.csv"), "--out", str(tmp_path / "o"), "--loss", "squared"])
-        == 2
-    )
+    assert run_command(["reward", "train", str(tmp_path / "same.csv"), "--out", str(tmp_path / "o"), "--loss", "squared"]) == 2
     assert "nothing to learn" in capsys.readouterr().err
 
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.feedback.comparisons import comparisons_of, pair_outcomes, seconds_of, single_orders, votes_of
-from charter.feedback.judgments import chain
-from charter.feedback.vote_files import read_votes
-from charter.records import Generation, Judgment, Response, write_jsonl
+from charter.raters.comparisons import comparisons_of, pair_outcomes, seconds_of, single_orders, votes_of
+from charter.raters.vote_files import read_votes
+from charter.records import Generation, Judgment, Response
+from charter.run.files import write_jsonl
+from charter.votes.judgments import chain
 
 
 def vote(key: str, ranks: dict, **fields) -> Judgment:
@@ -113,9 +114,7 @@ def test_the_words_for_a_winner(tmp_path, winner, outcome):
 
 def test_both_bad_is_f_for_both_and_no_pair(tmp_path):
     row = {"model_a": "a", "model_b": "b", "prompt": "p"}
-    votes = read_votes(
-        table(tmp_path, [row | {"winner": "tie (bothbad)"}, row | {"winner": "b"}, row | {"winner": None}])
-    )
+    votes = read_votes(table(tmp_path, [row | {"winner": "tie (bothbad)"}, row | {"winner": "b"}, row | {"winner": None}]))
     assert votes.outcome.tolist() == [-1]
     assert votes.rank.tolist() == [0, 0, 2, 1]
     assert votes.said == {"no verdict": 1, "judgments": 2, "both bad": 1}

@@ -7,18 +7,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from charter.config import LoRASettings, PPOSettings, Recipe, RewardModelSettings, RLOOSettings
 from charter.errors import InputError
-from charter.recipe_files import (
-    as_settings,
-    check_files,
-    find_recipe,
-    load_recipe,
-    locate,
-    override,
-    read_yaml,
-    shipped,
-)
+from charter.recipe.files import as_settings, check_files, find_recipe, load_recipe, locate, override, read_yaml, shipped
+from charter.recipe.settings import LoRASettings, PPOSettings, Recipe, RewardModelSettings, RLOOSettings
 
 LEAST = {
     "model": "m",

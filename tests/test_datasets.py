@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from conftest import write_tiny_recipe
 
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import charter
-from charter import config
 from charter.constitution.constitution import Constitution, Principle
-from charter.feedback.judge import Comparison, Preference, comparisons_of, judgment, pairs_of
-from charter.feedback.pairs import read_pairs
+from charter.judging.judge import Comparison, Preference, comparisons_of, judgment, pairs_of
 from charter.models.chat_template import encode_prompt
 from charter.models.packing import Tokens, pack
 from charter.models.trunk import load_trunk
-from charter.prompts import read_prompts
+from charter.reading.pairs import read_pairs
+from charter.reading.prompts import read_prompts
+from charter.recipe import settings as config
 from charter.records import Generation, Message, Prompt, Response
-from charter.run import Run
+from charter.run.run import Run
 from charter.training import losses
 from charter.training.advantages import gae, group_advantages, rloo_advantages, whiten
 from charter.training.reward_model import train_reward_model
@@ -64,7 +64,7 @@ def test_b03_statistics_are_sums_with_counts(random_llama, stage):
 
 
 def test_b04_every_setting_is_read_somewhere():
-    read = {node.attr for file in SOURCE.rglob("*.py") if file.name not in ("config.py", "recipe_files.py")
+    read = {node.attr for file in SOURCE.rglob("*.py") if file.name not in ("recipe/settings.py", "recipe/files.py")
             for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}  # fmt: skip
     read |= {"red_team", "benign"}  # through PromptSettings.sources
     read |= {"more_urls"}  # through EndpointSettings.servers
@@ -116,9 +116,7 @@ def test_b08_the_price_of_kl_outlives_a_stop(random_llama, tmp_path):
     assert extra["kl_coef"] not in (0.1, metrics[2]["kl_coef"])  # moved, and the price that step 3 would pay
 
 
-@pytest.mark.parametrize(
-    "text", ["Say: this: that", "line one\nline two", "Human: hi\n\nAssistant: ho", "assistant: x"]
-)
+@pytest.mark.parametrize("text", ["Say: this: that", "line one\nline two", "Human: hi\n\nAssistant: ho", "assistant: x"])
 def test_b09_nothing_of_a_prompt_is_lost(tmp_path, random_llama, text):
     import json
 
@@ -153,9 +151,7 @@ def test_b12_weights_stay_in_float32_under_bfloat16(random_llama, stage):
 
 def test_b13_what_is_sampled_is_the_whole_distribution():
     text = (SOURCE / "models/generate.py").read_text()
-    assert not re.search(
-        r"top_[kp]\b", "".join(line for line in text.splitlines() if "#" not in line and '"' not in line)
-    )
+    assert not re.search(r"top_[kp]\b", "".join(line for line in text.splitlines() if "#" not in line and '"' not in line))
     assert not any(name.startswith("top_") for kind in config.METHODS.values() for name in kind.model_fields)
 
 

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.evaluation.overlap import longest_common_subsequence, rouge_l
-from charter.prompts import read_prompts, read_rows, summary_prompt
-from charter.records import read_jsonl
+from charter.reading.prompts import read_prompts, summary_prompt
+from charter.reading.rows import read_rows
+from charter.run.files import read_jsonl
 from charter.testbed import dialogues as made
 from charter.testbed.lab import SHIPPED, overlap
 
@@ -106,9 +107,7 @@ def test_the_texts_of_the_classifiers_share_none_and_say_the_truth():
 
 
 def test_rouge_l_by_hand():
-    assert rouge_l("police killed the gunman", "police kill the gunman") == pytest.approx(
-        3 / 4
-    )  # Lin 2004, section 3.1
+    assert rouge_l("police killed the gunman", "police kill the gunman") == pytest.approx(3 / 4)  # Lin 2004, section 3.1
     assert rouge_l("The gunman kill police", "police kill the gunman") == pytest.approx(2 / 4)
     assert rouge_l("a b", "a x b y") == pytest.approx(2 * (2 / 2) * (2 / 4) / (2 / 2 + 2 / 4))
     assert rouge_l("", "a") == rouge_l("a", "...") == 0

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from charter import config
-from charter.cli import run_command
-from charter.feedback.judgments import chain
-from charter.records import Judgment, Response, read_jsonl, write_jsonl
+from charter.commands.app import run_command
+from charter.recipe import settings as config
+from charter.records import Judgment, Response
+from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
 from charter.testbed.train import PRESETS
+from charter.votes.judgments import chain
 from conftest import write_tiny_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -112,11 +113,7 @@ def write_votes(folder):
     for one in responses.values():
         by_prompt.setdefault(one.prompt_id, []).append(one)
     # The run's responses are of one model; every other one is called another's.
-    named = [
-        one.model_copy(update={"model": f"model-{i % 2}"})
-        for group in by_prompt.values()
-        for i, one in enumerate(group)
-    ]
+    named = [one.model_copy(update={"model": f"model-{i % 2}"}) for group in by_prompt.values() for i, one in enumerate(group)]
     write_jsonl(folder / "responses.jsonl", named)
     votes = []
     for prompt, group in by_prompt.items():
@@ -150,9 +147,7 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["small"], tokens=(20_000,)))
     monkeypatch.setitem(lab.PRESETS, "full", lab.PRESETS["small"])
     if line.startswith(("charter serve", "charter run judge-api")):
-        pytest.skip(
-            "runs until interrupted, or needs such a server; tests/test_serving.py and test_endpoint_faults.py run them"
-        )
+        pytest.skip("runs until interrupted, or needs such a server; tests/test_serving.py and test_endpoint_faults.py run them")
     if "../shared/" in line or "hh-prompts" in line:
         pytest.skip("works on published data that is not part of this repository")
     if line.startswith("charter label "):

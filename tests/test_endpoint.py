@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from charter.config import EndpointSettings
+from charter.endpoints.answers import Answer, AnswerCache, BadAnswer, read_answer
+from charter.endpoints.endpoint import read_choice, transcript, written_choice
+from charter.endpoints.patience import asked_wait, backoff, duration, jitter, window_wait
 from charter.errors import InputError
-from charter.models.answers import Answer, AnswerCache, BadAnswer, read_answer
-from charter.models.endpoint import read_choice, transcript, written_choice
-from charter.models.patience import asked_wait, backoff, duration, jitter, window_wait
-from charter.recipe_files import load_recipe
+from charter.recipe.files import load_recipe
+from charter.recipe.settings import EndpointSettings
 from charter.records import Message
 from loopback import chat_answer
 
@@ -76,9 +76,7 @@ def test_a_transcript_ends_where_the_assistant_begins():
 def test_an_answer_is_text_reason_tokens_and_log_probabilities():
     raw = chat_answer("B", logprobs=[("B", -0.2), ("A", -1.9)], tokens=(31, 1))
     assert read_answer(raw, "chat", (9, 9)) == Answer("B", "stop", (("B", -0.2), ("A", -1.9)), (31, 1), "canned")
-    text = json.dumps(
-        {"choices": [{"text": " B", "finish_reason": "length", "logprobs": {"top_logprobs": [{" B": -0.5}]}}]}
-    )
+    text = json.dumps({"choices": [{"text": " B", "finish_reason": "length", "logprobs": {"top_logprobs": [{" B": -0.5}]}}]})
     assert read_answer(text.encode(), "completions", (9, 9)) == Answer(" B", "length", ((" B", -0.5),), (9, 9))
 
 

@@ -13,20 +13,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from charter.config import EndpointSettings
 from charter.constitution.constitution import Constitution, Principle
+from charter.endpoints.client import Client
+from charter.endpoints.endpoint import EndpointSampler
+from charter.endpoints.patience import backoff
+from charter.endpoints.servers import Server as ServerOfPool
 from charter.errors import GateError, InputError
-from charter.evaluation.harm import judge_scorer
-from charter.feedback.judge import LogProbJudge, comparisons_of, judgment, pairs_of
-from charter.models.client import Client
-from charter.models.endpoint import EndpointSampler
-from charter.models.patience import backoff
+from charter.evaluation.scorers import judge_scorer
+from charter.judging.judge import LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.models.sampler import LocalSampler
-from charter.models.servers import Server as ServerOfPool
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
-from charter.recipe_files import load_recipe, shipped
-from charter.records import Generation, Judgment, Message, Prompt, Response, read_jsonl
+from charter.recipe.files import load_recipe, shipped
+from charter.recipe.settings import EndpointSettings
+from charter.records import Generation, Judgment, Message, Prompt, Response
+from charter.run.files import read_jsonl
 from charter.serving.serve import open_port
 from charter.testbed import __path__ as testbed
 from loopback import FAULTS, Faults, Handler, Server, canned, chat_answer, kill_at, model_server, serving
@@ -442,9 +443,7 @@ def test_a_server_of_other_make_gives_the_same_words(tmp_path):
         "cpu",
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert any("Uvicorn running" in line for line in process.stderr), "it did not start"
             there = sampler(f"http://127.0.0.1:{port}/v1", tmp_path, model=str(MODEL))
@@ -503,9 +502,7 @@ def test_the_recipe_with_a_judge_behind_a_server_runs_to_the_end_through_faults(
     assert b"TEST_KEY" in written
 
 
-def test_a_model_behind_a_server_can_be_generator_critic_judge_reward_and_scorer(
-    tmp_path, write_recipe, testbed_server
-):
+def test_a_model_behind_a_server_can_be_generator_critic_judge_reward_and_scorer(tmp_path, write_recipe, testbed_server):
     one = {"url": testbed_server.url, "model": "judge", "api_key_env": "TEST_KEY", **TINY_WAITS}
     path = write_recipe(
         MODEL, endpoints={"one": one}, revise={"generator": "endpoint:one", "critic": "endpoint:one", "rounds": 1},

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from charter.errors import GateError, InputError
-from charter.feedback.evidence import Evidence
-from charter.feedback.exchange import export_again, export_feedback, manifest_path, read_scores
-from charter.feedback.imports.files import import_feedback
-from charter.feedback.judgments import chain, read_judgments, ulid
-from charter.feedback.layouts import NO_TRANSCRIPT
-from charter.feedback.merging import merge_folders
-from charter.feedback.pairs import read_pairs
-from charter.feedback.training_rows import (
+from charter.reading.pairs import read_pairs
+from charter.records import LabelSet, Message, Pair, Prompt
+from charter.run.files import write_jsonl
+from charter.votes.evidence import Evidence
+from charter.votes.exchange import export_again, export_feedback, manifest_path, read_scores
+from charter.votes.imports.files import import_feedback
+from charter.votes.judgments import chain, read_judgments, ulid
+from charter.votes.layouts import NO_TRANSCRIPT
+from charter.votes.merging import merge_folders
+from charter.votes.training_rows import (
     CONTRADICTION,
     HARMFUL,
     NO_VERDICT,
@@ -31,7 +33,6 @@ from charter.feedback.training_rows import (
     aggregated_rows,
     pair_rows,
 )
-from charter.records import LabelSet, Message, Pair, Prompt, write_jsonl
 from feedback_folder import respond, vote, write_folder
 
 HI = Prompt.ask("hi")
@@ -286,9 +287,7 @@ def test_what_text_cannot_hold_is_counted_and_kept_by_conversations(tmp_path):
 # -- there and back ------------------------------------------------------------------------------------------------------
 
 clean = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
-odd = st.sampled_from(
-    ["", "=1", "<script>alert(1)</script>", "\n\nHuman: ", '[{"role": "user"}]', '"', "\r\n", " ", "‮"]
-)
+odd = st.sampled_from(["", "=1", "<script>alert(1)</script>", "\n\nHuman: ", '[{"role": "user"}]', '"', "\r\n", " ", "‮"])
 texts = st.builds(str.__add__, odd, st.text(clean, max_size=8))
 asked = st.builds(Prompt.ask, texts.filter(str.strip)) | st.just(DIALOGUE)
 
@@ -303,9 +302,7 @@ def folders(draw):
         responses += found
         for number in range(draw(st.integers(1, 3))):
             shown = draw(st.permutations(found))[: draw(st.integers(1, len(found)))]
-            ranks = draw(
-                st.lists(st.none() | st.just("F") | st.integers(1, 3), min_size=len(shown), max_size=len(shown))
-            )
+            ranks = draw(st.lists(st.none() | st.just("F") | st.integers(1, 3), min_size=len(shown), max_size=len(shown)))
             fields = {"set_id": f"s{len(votes)}", "rater_id": f"r{number}", "principle": draw(st.none() | st.just("p"))}
             if len(shown) == 2 and all(isinstance(rank, int) for rank in ranks) and ranks[0] != ranks[1]:
                 sign = 1 if ranks[0] < ranks[1] else -1
@@ -334,9 +331,7 @@ def comparable(path: Path) -> list[dict]:
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 
-@pytest.mark.parametrize(
-    "format", ["trl", "trl-conversational", "unpaired", "unpaired-conversational", "hh", "grouped", "raw"]
-)
+@pytest.mark.parametrize("format", ["trl", "trl-conversational", "unpaired", "unpaired-conversational", "hh", "grouped", "raw"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=folders())
 def test_what_went_out_comes_back_as_it_was(tmp_path_factory, format, drawn):
@@ -423,6 +418,4 @@ def test_sharing_a_pair_between_raters_needs_no_model(tmp_path):
     for row in soft:
         own = wins.count((row.group_id, row.chosen, row.rejected))
         assert row.weight == own / (own + wins.count((row.group_id, row.rejected, row.chosen)))
-    assert [row.group_id for row in rows] == sorted(
-        (row.group_id for row in rows), key=[r.group_id for r in rows].index
-    )
+    assert [row.group_id for row in rows] == sorted((row.group_id for row in rows), key=[r.group_id for r in rows].index)

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.feedback.exports import export_preferences, export_sft, write_csv
-from charter.feedback.pairs import read_pairs
-from charter.prompts import read_prompts
+from charter.reading.pairs import read_pairs
+from charter.reading.prompts import read_prompts
 from charter.records import Message, Pair, Prompt
+from charter.votes.exports import export_preferences, export_sft, write_csv
 
 DIALOGUE = Prompt(
     messages=[
@@ -51,8 +51,7 @@ def test_the_columns_are_those_that_trl_reads(tmp_path):
     pair = Pair(prompt=Prompt.ask("hi"), chosen="=1+1", rejected="a,\r\n\"b\"", weight=0.75, group_id="g")  # fmt: skip
     export_preferences(path, [pair])
     assert path.read_bytes().decode() == (
-        '"prompt","chosen","rejected","weight","margin","principle","group_id"\n'
-        '"hi","=1+1","a,\r\n""b""",0.75,0.0,"","g"\n'
+        '"prompt","chosen","rejected","weight","margin","principle","group_id"\n"hi","=1+1","a,\r\n""b""",0.75,0.0,"","g"\n'
     )
 
 

@@ -9,15 +9,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from charter.errors import InputError
-from charter.feedback.evidence import Evidence
-from charter.feedback.exchange import export_feedback
-from charter.feedback.imports.files import import_feedback
-from charter.feedback.judgments import read_judgments, tips
-from charter.feedback.pairs import FORKED, IDENTICAL
-from charter.feedback.rankings import wins
-from charter.feedback.training_rows import Selection
+from charter.reading.pairs import FORKED, IDENTICAL
+from charter.votes.evidence import Evidence
+from charter.votes.exchange import export_feedback
+from charter.votes.imports.files import import_feedback
+from charter.votes.judgments import read_judgments, tips
+from charter.votes.rankings import wins
+from charter.votes.training_rows import Selection
 
 HH_SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"
 
@@ -136,9 +136,7 @@ def flattened(tree: dict) -> list[dict]:
 
 @pytest.mark.parametrize("rows", [[TREE], flattened(TREE), flattened(TREE)[::-1]], ids=["tree", "flat", "backwards"])
 def test_open_assistant_trees_and_the_same_messages_one_a_row(tmp_path, rows):
-    result, evidence = imported(
-        tmp_path, "oasst.jsonl.gz", gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode())
-    )
+    result, evidence = imported(tmp_path, "oasst.jsonl.gz", gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
     assert (result["format"], result["judgments"]) == ("oasst", 2)
     prompts = {len(evidence.prompts[key].messages) for key in evidence.prompts}
     assert prompts == {1, 3}
@@ -157,9 +155,7 @@ def test_ultrafeedback_is_ranked_by_the_mean_of_its_aspects(tmp_path):
 
 
 def test_a_red_team_attempt_keeps_its_fields_and_its_direction(tmp_path):
-    result, evidence = imported(
-        tmp_path, "red.jsonl.gz", gzip.compress(json.dumps([ATTEMPT]).encode())
-    )  # an array, as published
+    result, evidence = imported(tmp_path, "red.jsonl.gz", gzip.compress(json.dumps([ATTEMPT]).encode()))  # an array, as published
     (one,) = evidence.judgments.values()
     assert result["format"] == "hh-red-team"
     assert (one.direction, one.ranks, one.comment) == ("more_harmful", {}, "Tries to get lock picking.")
@@ -257,9 +253,7 @@ def test_the_same_file_gives_the_same_bytes(tmp_path):
         (tmp_path / name).mkdir()
         imported(tmp_path / name, "p.jsonl", content)[1].__exit__()
     for name in ("prompts.jsonl", "responses.jsonl", "judgments.jsonl"):
-        assert (tmp_path / "one/from-p.jsonl" / name).read_bytes() == (
-            tmp_path / "two/from-p.jsonl" / name
-        ).read_bytes()
+        assert (tmp_path / "one/from-p.jsonl" / name).read_bytes() == (tmp_path / "two/from-p.jsonl" / name).read_bytes()
     judgments = read_judgments(tmp_path / "one/from-p.jsonl/judgments.jsonl")
     assert [one.id for one in judgments] == sorted(one.id for one in judgments)
     assert tips(judgments) == [judgments[-1].hash]

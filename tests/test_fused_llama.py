@@ -15,13 +15,13 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from charter.config import LoRASettings
 from charter.models import generate
-from charter.models.fused_llama import FusedLlama
 from charter.models.generate import TransformersDecoder, sample
-from charter.models.llama_weights import is_llama_like
+from charter.models.llama.decode import FusedLlama
+from charter.models.llama.weights import is_llama_like
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
+from charter.recipe.settings import LoRASettings
 
 SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97,
          "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}  # fmt: skip
@@ -142,9 +142,7 @@ def test_other_models_go_the_general_way():
     gemma = GemmaForCausalLM(GemmaConfig(**SIZES, num_key_value_heads=2, head_dim=16))
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=97, n_positions=64))
     window = MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4))
-    dynamic = LlamaForCausalLM(
-        LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
-    )
+    dynamic = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))
     for model in (gemma, gpt2, window, dynamic):
         assert not is_llama_like(model)
         decoder = generate.make_decoder(model.eval(), PROMPTS, 1, 4, torch.float32)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from charter.config import LoRASettings
-from charter.models import fused_training
 from charter.models.attention import use_fast_attention
-from charter.models.llama_weights import weights_of
+from charter.models.llama import train as fused_training
+from charter.models.llama.weights import weights_of
 from charter.models.packing import Tokens, pack
 from charter.models.trunk import REFERENCE, Trunk
+from charter.recipe.settings import LoRASettings
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer
 from test_fused_llama import MODELS, model_of

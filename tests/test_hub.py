@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from charter.cli import run_command
+from charter.commands.app import run_command
+from charter.commands.hub import gather, push, without_folders
 from charter.errors import InputError
-from charter.hub import gather, push, without_folders
-from charter.records import write_json
+from charter.run.files import write_json
 
 # huggingface_hub's own call of its HTTP client, for large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -81,9 +81,7 @@ class Hub(BaseHTTPRequestHandler):
                 elif line["key"] == "deletedFile":
                     del found["files"][line["value"]["path"]]
             found["commits"].append([line["value"].get("path", line["value"].get("summary")) for line in lines])
-            self.reply(
-                {"commitUrl": f"{self.server.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""}
-            )
+            self.reply({"commitUrl": f"{self.server.url}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""})
         else:
             self.reply(None)
 
@@ -162,9 +160,7 @@ def test_a_pushed_model_loads_and_its_card_is_read(hub, finished, tmp_path):
 
 @pytest.mark.parametrize("stage", ["sft", "rl", "reward_model"])
 def test_nothing_that_anybody_wrote_leaves_unasked(finished, stage):
-    sent = b"".join(
-        one if isinstance(one, bytes) else one.read_bytes() for one in gather(finished / stage).files.values()
-    )
+    sent = b"".join(one if isinstance(one, bytes) else one.read_bytes() for one in gather(finished / stage).files.values())
     written = [json.loads(line) for line in (finished / "prompts/prompts.jsonl").read_text().splitlines()]
     texts = [row["messages"][-1]["content"] for row in written]
     assert texts
@@ -210,9 +206,7 @@ def test_a_dry_run_lists_sizes_without_a_network_or_a_login(finished, monkeypatc
     monkeypatch.setenv("HF_HOME", "/nonexistent")
     assert run_command(["push", str(finished), "me/tiny", "--dry-run", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {"path": "model.safetensors", "bytes": (finished / "rl/model/model.safetensors").stat().st_size} in listed[
-        "files"
-    ]
+    assert {"path": "model.safetensors", "bytes": (finished / "rl/model/model.safetensors").stat().st_size} in listed["files"]
     assert listed["private"] is True
 
 
@@ -237,7 +231,7 @@ def test_a_card_names_no_folder_of_this_machine():
 
 def test_the_command_sends_to_the_hub_of_the_environment(hub, finished):
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_right"}
-    command = [sys.executable, "-m", "charter.cli", "push", str(finished / "reward_model"), "reward", "--with-data"]
+    command = [sys.executable, "-m", "charter", "push", str(finished / "reward_model"), "reward", "--with-data"]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.startswith("23 files, private: ")
     assert "hf_right" not in said.stdout + said.stderr

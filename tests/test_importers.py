@@ -67,9 +67,7 @@ def test_a_plain_sentence_becomes_all_three_texts(tmp_path):
     constitution = import_constitution(write(tmp_path / "plain.json", ["Be kind {to} all.", "Tell the truth."]))
     first = constitution.principles[0]
     assert first.title == "Be kind {to} all."
-    assert first.critique == (
-        "Say specifically where the assistant's last reply goes against this principle: Be kind {to} all."
-    )
+    assert first.critique == ("Say specifically where the assistant's last reply goes against this principle: Be kind {to} all.")
     assert first.revision == "Rewrite the assistant's last reply so that it keeps this principle: Be kind {to} all."
     assert first.preference == "Choose the reply that better keeps this principle: Be kind {to} all."
     assert (first.tags, constitution.title) == ((), "plain")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.constitution.constitution import Constitution
-from charter.feedback.gate import judge_gate
-from charter.feedback.judge import (
+from charter.judging.gate import judge_gate
+from charter.judging.judge import (
     Comparison,
     LogProbJudge,
     Preference,
@@ -18,8 +18,9 @@ from charter.feedback.judge import (
     labelled_comparisons,
     pairs_of,
 )
-from charter.records import Generation, Judgment, Pair, Prompt, Response, read_jsonl
-from charter.run import RecordLog
+from charter.records import Generation, Judgment, Pair, Prompt, Response
+from charter.run.files import read_jsonl
+from charter.run.run import RecordLog
 from conftest import CONSTITUTION
 
 RULES = Constitution.model_validate(CONSTITUTION)
@@ -148,13 +149,9 @@ def test_labelled_comparisons_do_not_give_the_answer_away():
 
 def test_the_question_shows_the_principle_then_both_responses_as_they_are():
     prompt = Prompt.ask("Is {second} a word?", tags=("red_team",))
-    comparison = Comparison(
-        prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1), "p", "Which is better?"
-    )
+    comparison = Comparison(prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1), "p", "Which is better?")
     text = ask(comparison)[0].content
-    assert (
-        text.index("Which is better?") < text.index("{second}") < text.index("(A) {principle}") < text.index("(B) two")
-    )
+    assert text.index("Which is better?") < text.index("{second}") < text.index("(A) {principle}") < text.index("(B) two")
 
 
 def test_a_language_model_as_judge_is_free_of_position(random_llama):

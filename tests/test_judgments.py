@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.feedback.judgments import CROCKFORD, chain, current, judgment_hash, merge, read_judgments, tips, ulid
-from charter.records import Judgment, LabelSet, write_jsonl
+from charter.records import Judgment, LabelSet
+from charter.run.files import write_jsonl
+from charter.votes.judgments import CROCKFORD, chain, current, judgment_hash, merge, read_judgments, tips, ulid
 
 
 def vote(key: str, **fields) -> Judgment:

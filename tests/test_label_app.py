@@ -14,8 +14,9 @@ import sqlalchemy as sa
 import yaml
 
 from charter.errors import InputError
-from charter.feedback.judgments import current, seal
-from charter.records import Generation, Judgment, LabelSet, Pair, Prompt, Response, write_jsonl
+from charter.records import Generation, Judgment, LabelSet, Pair, Prompt, Response
+from charter.run.files import write_jsonl
+from charter.votes.judgments import current, seal
 from charter.web import tables as t
 from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, Refused
 from charter.web.answers import relation
@@ -114,9 +115,7 @@ def test_every_page_loads_from_this_server_alone_and_names_no_model(tmp_path, op
             policy = answer.headers["content-security-policy"]
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
-            assert not re.search(r"<script(?! type=\"module\" src=\"/static)|<style|\son\w+=|\sstyle=", answer.text), (
-                path
-            )
+            assert not re.search(r"<script(?! type=\"module\" src=\"/static)|<style|\son\w+=|\sstyle=", answer.text), path
 
 
 # -- who may do what -----------------------------------------------------------------------------------------------------
@@ -526,9 +525,7 @@ def as_a_browser_sends_it(page: str) -> str:
     """The rewrite as the page has it: by the rules of HTML every line end is read as LF and sent as CRLF, and one at the start is
     dropped."""
     text = html.unescape(
-        re.search(
-            r"<textarea[^>]*data-key=.e.[^>]*>(.*?)</textarea>", page.replace("\r\n", "\n").replace("\r", "\n"), re.S
-        )[1]
+        re.search(r"<textarea[^>]*data-key=.e.[^>]*>(.*?)</textarea>", page.replace("\r\n", "\n").replace("\r", "\n"), re.S)[1]
     )
     return re.sub("\r\n|\r|\n", "\r\n", text.removeprefix("\n"))
 
@@ -572,9 +569,7 @@ def test_agreement_is_one_figure_wherever_it_stands(tmp_path, open_world):
         for _ in range(3 + number % 2):
             page = people[number].get("/label").text
             keys = sorted(responses(page))
-            send(
-                people[number], "/vote", page, **{f"rank:{key}": str(one) for key, one in zip(keys, ranks, strict=True)}
-            )
+            send(people[number], "/vote", page, **{f"rank:{key}": str(one) for key, one in zip(keys, ranks, strict=True)})
     figures = figures_of(world.site)
     votes = world.judgments()
     by_hand = [

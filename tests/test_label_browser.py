@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from charter.cli import run_command
-from charter.feedback.judgments import current, read_judgments
+from charter.commands.app import run_command
+from charter.votes.judgments import current, read_judgments
 from charter.web.label_app import label_app
 from charter.web.project import open_project
 from charter.web.serve import open_site
@@ -117,9 +117,7 @@ def test_a_persons_path_by_keyboard_to_a_reward_model(tmp_path, browser, random_
 
         first = send("1", "2", "3")
         look()
-        second = send(
-            "3", "j", "1", "2"
-        )  # the mark goes to the next answer without a rank: B is passed over, then last
+        second = send("3", "j", "1", "2")  # the mark goes to the next answer without a rank: B is passed over, then last
         third = send("2", "1", "3")
         with page.expect_navigation():
             page.keyboard.press("u")

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
-from charter.feedback.judgments import read_judgments
+from charter.votes.judgments import read_judgments
 from charter.web.project import open_project
 from charter.web.serve import open_site
 from label_project import World, field, write_table
@@ -61,7 +61,7 @@ def test_a_signal_ends_the_training_and_leaves_every_vote_in_the_file(tmp_path, 
     command = [
         sys.executable,
         "-m",
-        "charter.cli",
+        "charter",
         "label",
         str(table),
         "--out",
@@ -70,9 +70,7 @@ def test_a_signal_ends_the_training_and_leaves_every_vote_in_the_file(tmp_path, 
         "0",
         "--json",
     ]
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         link = json.loads(server.stdout.readline())["link"]
         port = int(re.search(r":(\d+)/", link)[1])

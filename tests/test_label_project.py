@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from charter.errors import InputError
-from charter.records import Generation, Prompt, Response, write_jsonl
+from charter.records import Generation, Prompt, Response
+from charter.run.files import write_jsonl
 from charter.web.answers import agreement_with
 from charter.web.project import open_project, read_settings
 from charter.web.serve import open_site
@@ -23,9 +24,7 @@ def table(path, *rows):
 def test_tables_of_every_form_give_the_same_sets(tmp_path):
     forms = {
         "list.jsonl": json.dumps({"prompt": "Q?", "responses": ["a", "b"]}),
-        "objects.jsonl": json.dumps(
-            {"prompt": "Q?", "responses": [{"text": "a", "model": "m"}, {"text": "b", "model": "n"}]}
-        ),
+        "objects.jsonl": json.dumps({"prompt": "Q?", "responses": [{"text": "a", "model": "m"}, {"text": "b", "model": "n"}]}),
         "rows.csv": "prompt,response,model\nQ?,a,m\nQ?,b,n\n",
         "cell.csv": 'prompt,responses\nQ?,"[""a"", ""b""]"\n',
         "pair.jsonl": json.dumps({"prompt": "Q?", "chosen": "a", "rejected": "b"}),

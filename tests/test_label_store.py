@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.feedback.judgments import current, merge, read_judgments
-from charter.records import Generation, Judgment, LabelSet, Prompt, Response, write_jsonl
+from charter.records import Generation, Judgment, LabelSet, Prompt, Response
+from charter.run.files import write_jsonl
+from charter.votes.judgments import current, merge, read_judgments
 from charter.web import mirror as mirror_module
 from charter.web import tables as t
 from charter.web.mirror import Mirror
@@ -214,9 +215,7 @@ def test_who_opts_out_gives_back_what_they_hold(make_store):
     assert store.claim("bob", 2.0).set.id == held.set.id  # the first in line again, with no lease to wait for
     assert store.claim("ann", 3.0, ("violence",)).set.id != held.set.id
     assert slots(store) == {("open", False): 2}
-    assert (
-        store.vote("ann", held, ranked(held), 4.0, instructions_hash="v") == "extra"
-    )  # from a page that was still open
+    assert store.vote("ann", held, ranked(held), 4.0, instructions_hash="v") == "extra"  # from a page that was still open
 
 
 def test_an_answer_that_is_taken_back_after_an_opt_out_goes_to_somebody_else(make_store):
@@ -258,9 +257,7 @@ def turn(number: int = 0) -> Handout:
     prompt = Prompt.ask(f"Attack {number}?")
     answers = [Response(prompt_id=prompt.id, model="m", text=text, finish_reason="stop",
                         generation=Generation(seed=i, temperature=1.0)) for i, text in enumerate("ab")]  # fmt: skip
-    one = LabelSet(
-        prompt_id=prompt.id, kind="redteam", response_ids=tuple(answer.id for answer in answers), tags=("red_team",)
-    )
+    one = LabelSet(prompt_id=prompt.id, kind="redteam", response_ids=tuple(answer.id for answer in answers), tags=("red_team",))
     return Handout(one, prompt, tuple(answers), 0.0)
 
 
@@ -272,10 +269,7 @@ def begin(store: Store, state: str) -> int:
 
 def states(store: Store) -> list[tuple[str, bool]]:
     with store.read() as db:
-        return [
-            tuple(row)
-            for row in db.execute(sa.select(t.dialogues.c.state, t.dialogues.c.open).order_by(t.dialogues.c.id))
-        ]
+        return [tuple(row) for row in db.execute(sa.select(t.dialogues.c.state, t.dialogues.c.open).order_by(t.dialogues.c.id))]
 
 
 def vote_on(store: Store, handout: Handout, dialogue: int, before: str, after: str):

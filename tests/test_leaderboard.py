@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from charter.feedback.bradley_terry import cells_of, fit, rater_effects
-from charter.feedback.comparisons import Comparisons
-from charter.feedback.leaderboard import covariance, leaderboard, rank_sets
-from charter.feedback.response_ratings import rate_responses
+from charter.raters.bradley_terry import cells_of, fit, rater_effects
+from charter.raters.comparisons import Comparisons
+from charter.raters.leaderboard import covariance, leaderboard, rank_sets
+from charter.raters.responses import rate_responses
 from test_bradley_terry import compared, drawn
 
 TRUTH = np.array([1.0, 0.6, 0.2, -0.2, -0.6, -1.0])

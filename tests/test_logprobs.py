@@ -46,9 +46,7 @@ def test_a_token_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16():
     assert gradient.item() == pytest.approx(6 * (1 - torch.sigmoid(torch.tensor(6.0)).item()), rel=0.02)
 
 
-@given(
-    st.lists(st.floats(-8, 8), min_size=2, max_size=40), st.floats(0, 1, exclude_max=True), st.sampled_from([1.0, 0.5])
-)
+@given(st.lists(st.floats(-8, 8), min_size=2, max_size=40), st.floats(0, 1, exclude_max=True), st.sampled_from([1.0, 0.5]))
 def test_a_token_is_drawn_where_the_running_sum_passes_the_number(logits, uniform, temperature):
     row = torch.tensor([logits])
     choice, logprob = pick(row, torch.tensor([uniform], dtype=torch.float64), temperature)

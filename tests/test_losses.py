@@ -37,9 +37,7 @@ def test_soft_label_golden_values():
 @given(finite, finite, finite)
 def test_only_the_difference_of_scores_matters(chosen, rejected, shift):
     plain = bradley_terry_loss(row(chosen), row(rejected))
-    assert bradley_terry_loss(row(chosen + shift), row(rejected + shift)).item() == pytest.approx(
-        plain.item(), abs=1e-9
-    )
+    assert bradley_terry_loss(row(chosen + shift), row(rejected + shift)).item() == pytest.approx(plain.item(), abs=1e-9)
 
 
 def test_swapping_a_pair_flips_the_gradient():

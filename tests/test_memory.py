@@ -13,19 +13,19 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from charter.config import SFTSettings
 from charter.errors import MemoryFull
 from charter.models.memory import is_out_of_memory
 from charter.plan.fit import smaller
-from charter.plan.recipe import plan_recipe
-from charter.recipe_files import load_recipe
-from charter.run import Run
+from charter.plan.plan import plan_recipe
+from charter.recipe.files import load_recipe
+from charter.recipe.settings import SFTSettings
+from charter.run.run import Run
 from charter.stages.work import Work, within_memory
 from conftest import HARMFUL, save_tokenizer
 
 LIMITED = """
 import ctypes, resource, sys
-import torch, charter.cli, charter.pipeline, matplotlib.backends.backend_svg
+import torch, charter.commands.app, charter.pipeline, matplotlib.backends.backend_svg
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.models.packing import Tokens
 from charter.models.allocator import keep_freed_memory
@@ -39,7 +39,7 @@ keep_freed_memory()
 ctypes.CDLL(None).mallopt(-3, 2**16)  # blocks of their own, so that the limit counts what is in use and no heap with holes
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv.pop(1)) * 2**20,) * 2)
-charter.cli.main()
+charter.commands.app.main()
 """
 
 
@@ -56,9 +56,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     vocabulary = save_tokenizer(folder / "model")
     torch.manual_seed(0)
-    wide = GPT2Config(
-        vocab_size=vocabulary, n_embd=192, n_layer=4, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0
-    )
+    wide = GPT2Config(vocab_size=vocabulary, n_embd=192, n_layer=4, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(wide).save_pretrained(folder / "model")
     long = " ".join(HARMFUL)
     rows = [{"prompt": text, "completion": long[:300]} for text in HARMFUL * 3]

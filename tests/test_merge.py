@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from charter.pipeline import run_recipe
-from charter.recipe_files import load_recipe
+from charter.recipe.files import load_recipe
 from conftest import save_random_model
 
 IDS = torch.tensor([[2, 70, 71, 72, 0, 3, 80, 81, 82, 0]])

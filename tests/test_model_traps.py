@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from charter.config import LoRASettings, RLOOSettings, SFTSettings
 from charter.errors import InputError
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, encode_text, end_ids
 from charter.models.load import load_classifier, load_tokenizer
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import REFERENCE, load_trunk
+from charter.recipe.settings import LoRASettings, RLOOSettings, SFTSettings
 from charter.records import Message, Prompt
-from charter.run import Run
+from charter.run.run import Run
 from charter.training.rollouts import collect
 from charter.training.sft import sft_tokens, train_sft
 from conftest import HARMFUL, save_random_classifier, save_random_model
@@ -116,9 +116,7 @@ def test_a_template_that_writes_a_bos_the_tokenizer_lacks_is_refused(folder):
 def test_a_conversation_that_the_template_refuses_is_one_line(folder):
     words = "System role not supported"
     (folder / "chat_template.jinja").write_text(
-        "{% if messages[0].role == 'system' %}{{ raise_exception('"
-        + words
-        + "') }}{% endif %}{{ messages[0].content }}"
+        "{% if messages[0].role == 'system' %}{{ raise_exception('" + words + "') }}{% endif %}{{ messages[0].content }}"
     )
     tokenizer = load_tokenizer(str(folder))
     with pytest.raises(InputError, match=f"system, user: {words}"):

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from charter.config import LoRASettings
 from charter.errors import InputError
 from charter.models.generate import pick, sample
 from charter.models.load import load_model, load_tokenizer
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler, fill
 from charter.models.trunk import REFERENCE, Scorers, ScoreScale, Trunk, load_trunk
+from charter.recipe.settings import LoRASettings
 from charter.records import Message
 from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import sft_loss
@@ -198,10 +198,6 @@ def test_token_batches_hold_their_budget_and_every_row_once():
 
 def test_each_epoch_sees_every_row_once_in_its_own_order():
     steps = epoch_batches(10, 3, 2, seed=1)
-    assert (
-        sorted(i for step in steps[:4] for i in step)
-        == sorted(i for step in steps[4:] for i in step)
-        == list(range(10))
-    )
+    assert sorted(i for step in steps[:4] for i in step) == sorted(i for step in steps[4:] for i in step) == list(range(10))
     assert steps[:4] != steps[4:]
     assert steps == epoch_batches(10, 3, 2, seed=1)

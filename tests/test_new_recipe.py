@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from charter.cli import app
-from charter.config import Recipe
+from charter.commands.app import app
 from charter.errors import InputError
-from charter.new_recipe import GOALS, recipe_text, write_recipe
-from charter.recipe_files import load_recipe
+from charter.recipe.files import load_recipe
+from charter.recipe.new import GOALS, recipe_text, write_recipe
+from charter.recipe.settings import Recipe
 
 
 @pytest.mark.parametrize("goal", GOALS)
@@ -54,7 +54,7 @@ def test_nothing_is_written_over_unless_asked(tmp_path):
 
 def test_three_questions_on_a_terminal(tmp_path):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "charter.cli", "new", str(tmp_path / "asked")]
+    command = [sys.executable, "-m", "charter", "new", str(tmp_path / "asked")]
     process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     os.write(ours, b"gpt2\npairs\nmine.jsonl\n")
     said, _ = process.communicate(timeout=60)
@@ -73,7 +73,7 @@ def test_three_questions_on_a_terminal(tmp_path):
     ],
 )
 def test_what_cannot_be_written_is_said_in_one_line(flags, words, tmp_path):
-    command = [sys.executable, "-m", "charter.cli", "new", str(tmp_path / "x"), *flags]
+    command = [sys.executable, "-m", "charter", "new", str(tmp_path / "x"), *flags]
     found = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
     assert found.returncode == 2
     assert words in found.stderr

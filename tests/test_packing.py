@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
 
-from charter.config import LoRASettings
 from charter.models.load import load_model
 from charter.models.packing import Tokens, pack
 from charter.models.trunk import REFERENCE, Trunk, load_trunk
+from charter.recipe.settings import LoRASettings
 from charter.training.losses import bradley_terry_loss, sft_loss
 from conftest import save_random_model
 

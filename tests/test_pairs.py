@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.feedback.pairs import FORKED, IDENTICAL, SPOKEN, PairFile, read_pairs, split_pairs
-from charter.records import Message, Pair, Prompt, write_jsonl
+from charter.reading.pairs import FORKED, IDENTICAL, SPOKEN, PairFile, read_pairs, split_pairs
+from charter.records import Message, Pair, Prompt
+from charter.run.files import write_jsonl
 
 HH_SAMPLE = Path(__file__).parent.parent / "../shared/data/hh-harmless-base.sample.jsonl.gz"
 

@@ -10,19 +10,12 @@ import warnings
 import pytest
 import torch
 
-from charter.config import DPOSettings
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
+from charter.recipe.settings import DPOSettings
 from charter.training.advantages import group_advantages, rloo_advantages
 from charter.training.dpo import pair_losses
-from charter.training.losses import (
-    bradley_terry_loss,
-    clipped_policy_loss,
-    kl_penalty,
-    reinforce_loss,
-    sft_loss,
-    token_weights,
-)
+from charter.training.losses import bradley_terry_loss, clipped_policy_loss, kl_penalty, reinforce_loss, sft_loss, token_weights
 from charter.training.preference_losses import PairLogprobs
 from conftest import save_random_model
 
@@ -79,9 +72,7 @@ def padded(rows: list[Tokens]) -> dict[str, torch.Tensor]:
     width = max(map(len, rows))
     ids = torch.tensor([[*row.prompt, *row.response] + [1] * (width - len(row)) for row in rows])
     attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    completion = torch.tensor(
-        [[0] * len(row.prompt) + [1] * len(row.response) + [0] * (width - len(row)) for row in rows]
-    )
+    completion = torch.tensor([[0] * len(row.prompt) + [1] * len(row.response) + [0] * (width - len(row)) for row in rows])
     return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
 
 
@@ -162,9 +153,7 @@ def test_reward_model(scene, margin):
 def test_dpo_family(scene, loss, theirs, smoothing):
     trunk, peer, reference, tokenizer, place = scene
     data = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
-    config = DPOConfig(
-        output_dir=str(place), beta=0.1, loss_type=[theirs], label_smoothing=smoothing, max_length=None, **QUIET
-    )
+    config = DPOConfig(output_dir=str(place), beta=0.1, loss_type=[theirs], label_smoothing=smoothing, max_length=None, **QUIET)
     trainer = DPOTrainer(model=peer, ref_model=reference, args=config, train_dataset=data, processing_class=tokenizer)
     rows = [*CHOSEN, *REJECTED]
     other = trainer.compute_loss(trainer.model, padded(rows))
@@ -190,9 +179,7 @@ def test_grpo(scene, theirs, average, beta):
     data = Dataset.from_list([{"prompt": "a"}] * 6)
     config = GRPOConfig(output_dir=str(place), loss_type=theirs, beta=beta, num_generations=3, per_device_train_batch_size=6,
                         max_completion_length=8, epsilon=0.2, **QUIET)  # fmt: skip
-    trainer = GRPOTrainer(
-        model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer
-    )
+    trainer = GRPOTrainer(model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = 1
     packed = trunk.pack(GROUP)
     mask = packed.mask
@@ -215,12 +202,8 @@ def test_grpo(scene, theirs, average, beta):
 def test_rloo(scene):
     trunk, peer, _, tokenizer, place = scene
     data = Dataset.from_list([{"prompt": "a"}] * 6)
-    config = RLOOConfig(
-        output_dir=str(place), num_generations=3, per_device_train_batch_size=6, max_completion_length=8, **QUIET
-    )
-    trainer = RLOOTrainer(
-        model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer
-    )
+    config = RLOOConfig(output_dir=str(place), num_generations=3, per_device_train_batch_size=6, max_completion_length=8, **QUIET)
+    trainer = RLOOTrainer(model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer)
     packed = trunk.pack(GROUP)
     logprobs, _ = trunk.logprobs("policy", packed)
     inputs = split(GROUP) | {"advantages": ADVANTAGES, "old_logps": logprobs.detach().sum(dim=1)}
@@ -245,9 +228,7 @@ def batches(n: int, size: int = 4) -> list[list[tuple[Tokens, Tokens]]]:
     generator = torch.Generator().manual_seed(5)
 
     def pair() -> tuple[Tokens, Tokens]:
-        start, length, turns = (
-            int(torch.randint(*bounds, (1,), generator=generator)) for bounds in ((30, 60), (2, 5), (2, 7))
-        )
+        start, length, turns = (int(torch.randint(*bounds, (1,), generator=generator)) for bounds in ((30, 60), (2, 5), (2, 7)))
         prompt = list(range(start, start + length))
         up = [prompt[-1] + i for i in range(1, turns + 1)]
         return Tokens(prompt, [*up, 0]), Tokens(prompt, [*[2 * prompt[-1] - i for i in up], 0])
@@ -329,9 +310,7 @@ def test_thirty_steps_of_the_reward_model_follow_one_curve(scene):
     trunk, peer, _, tokenizer, place = scene
     data = Dataset.from_list([{"chosen": "a b", "rejected": "a c"}] * 2)
     config = RewardConfig(output_dir=str(place), center_rewards_coefficient=0.01, max_length=None, **QUIET)
-    trainer = RewardTrainer(
-        model=with_head(trunk, peer.config), args=config, train_dataset=data, processing_class=tokenizer
-    )
+    trainer = RewardTrainer(model=with_head(trunk, peer.config), args=config, train_dataset=data, processing_class=tokenizer)
 
     def rows_of(batch):
         return [chosen for chosen, _ in batch] + [rejected for _, rejected in batch]
@@ -345,9 +324,7 @@ def test_thirty_steps_of_the_reward_model_follow_one_curve(scene):
         inputs.pop("completion_mask")
         return trainer.compute_loss(trainer.model, inputs)
 
-    a, b = both_curves(
-        ours, theirs, optimizer_of(trunk.parameters("policy").values()), optimizer_of(trainer.model.parameters())
-    )
+    a, b = both_curves(ours, theirs, optimizer_of(trunk.parameters("policy").values()), optimizer_of(trainer.model.parameters()))
     assert a[-1] < 0.7 * a[0]
     assert a == pytest.approx(b, abs=STEPS_AGREE)
 
@@ -358,9 +335,7 @@ def test_thirty_steps_of_grpo_follow_one_curve(scene):
     data = Dataset.from_list([{"prompt": "a"}] * 8)
     config = GRPOConfig(output_dir=str(place), loss_type="grpo", beta=0.1, num_generations=2, per_device_train_batch_size=8,
                         max_completion_length=8, epsilon=0.2, **QUIET)  # fmt: skip
-    trainer = GRPOTrainer(
-        model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer
-    )
+    trainer = GRPOTrainer(model=peer, reward_funcs=zero_reward, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = 1
     estimator = "weighted_k3" if config.use_bias_correction_kl else "forward_kl"
     advantages = group_advantages(torch.tensor([[1.0, 0.0]] * 4), scale_by_std=True).view(-1)
@@ -386,8 +361,6 @@ def test_thirty_steps_of_grpo_follow_one_curve(scene):
                                           "ref_per_token_logps": reference, "num_items_in_batch": packed.mask.sum()}  # fmt: skip
         return trainer.compute_loss(trainer.model, inputs)
 
-    a, b = both_curves(
-        ours, theirs, optimizer_of(trunk.parameters("policy").values()), optimizer_of(trainer.model.parameters())
-    )
+    a, b = both_curves(ours, theirs, optimizer_of(trunk.parameters("policy").values()), optimizer_of(trainer.model.parameters()))
     assert a[-1] < a[0] - 0.1
     assert a == pytest.approx(b, abs=STEPS_AGREE)

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 
-from charter.feedback.containers import dataset_folder_rows
-from charter.feedback.exchange import export_feedback
-from charter.feedback.pairs import read_pairs
-from charter.feedback.training_rows import Selection
+from charter.reading.pairs import read_pairs
 from charter.records import Message, Prompt
+from charter.votes.containers import dataset_folder_rows
+from charter.votes.exchange import export_feedback
+from charter.votes.training_rows import Selection
 from conftest import save_random_model
 from feedback_folder import respond, vote, write_folder
 

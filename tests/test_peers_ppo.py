@@ -84,9 +84,7 @@ def test_ppo(tmp_path, monkeypatch):
     def backward(loss, **_):
         seen["losses"].append(loss.item())
         loss.backward()
-        named = {f"policy.{k}": p for k, p in policy.named_parameters()} | {
-            f"value.{k}": p for k, p in value.named_parameters()
-        }
+        named = {f"policy.{k}": p for k, p in policy.named_parameters()} | {f"value.{k}": p for k, p in value.named_parameters()}
         seen["gradients"].append({k: p.grad.clone() for k, p in named.items() if p.grad is not None})
 
     batch_generation, get_reward = module.batch_generation, module.get_reward

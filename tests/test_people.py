@@ -6,10 +6,11 @@ import shutil
 import pytest
 import yaml
 
-from charter.cli import run_command
-from charter.feedback.judgments import chain, ulid
-from charter.feedback.people import TO_LABEL, Votes, agreement_with_people, sample_for_people
-from charter.records import Generation, Judgment, LabelSet, Prompt, Response, read_jsonl, write_jsonl
+from charter.commands.app import run_command
+from charter.judging.people import TO_LABEL, Votes, agreement_with_people, sample_for_people
+from charter.records import Generation, Judgment, LabelSet, Prompt, Response
+from charter.run.files import read_jsonl, write_jsonl
+from charter.votes.judgments import chain, ulid
 from charter.web.project import open_project
 from charter.web.serve import open_site
 from charter.web.store import Answer

@@ -7,13 +7,14 @@ import pytest
 import yaml
 
 from charter.errors import GateError, InputError
-from charter.feedback.exchange import export_feedback
-from charter.feedback.judgments import read_judgments, tips
-from charter.feedback.pairs import read_pairs
-from charter.feedback.training_rows import Selection
 from charter.pipeline import STAGES, run_recipe
-from charter.recipe_files import load_recipe
-from charter.records import Pair, Response, read_jsonl
+from charter.reading.pairs import read_pairs
+from charter.recipe.files import load_recipe
+from charter.records import Pair, Response
+from charter.run.files import read_jsonl
+from charter.votes.exchange import export_feedback
+from charter.votes.judgments import read_judgments, tips
+from charter.votes.training_rows import Selection
 from conftest import save_random_classifier, save_random_model
 
 
@@ -21,9 +22,7 @@ from conftest import save_random_classifier, save_random_model
     ("architecture", "method", "lora"),
     [("gpt2", "rloo", None), ("qwen2", "ppo", {"rank": 2}), ("llama", "ppo", None), ("llama", "grpo", {"rank": 2})],
 )
-def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(
-    tmp_path, write_recipe, architecture, method, lora
-):
+def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(tmp_path, write_recipe, architecture, method, lora):
     model = save_random_model(tmp_path / "model", architecture, template=architecture != "gpt2", pad_is_eos=True)
     changes = {"rl": {"method": method, "lora": lora}, "reward_model": {"lora": lora}, "sft": {"lora": lora}}
     recipe = load_recipe(write_recipe(model, **changes))
@@ -96,9 +95,7 @@ def test_pairs_by_contrast_need_no_judge(tmp_path, write_recipe, random_llama):
         load_recipe(path)
 
 
-def test_what_the_judge_says_is_a_chain_of_judgments_that_gives_the_pairs_of_the_run(
-    tmp_path, write_recipe, random_llama
-):
+def test_what_the_judge_says_is_a_chain_of_judgments_that_gives_the_pairs_of_the_run(tmp_path, write_recipe, random_llama):
     recipe = load_recipe(write_recipe(random_llama, feedback={"calibration": 0.5}))
     run_recipe(recipe, tmp_path / "run", until="feedback", quiet=True)
     judgments = read_judgments(tmp_path / "run/feedback/judgments.jsonl")

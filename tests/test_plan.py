@@ -7,8 +7,7 @@ import struct
 import pytest
 import torch
 
-from charter.cli import run_command
-from charter.config import LoRASettings, SFTSettings
+from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.load import load_model
 from charter.models.packing import Tokens
@@ -17,12 +16,13 @@ from charter.pipeline import run_recipe
 from charter.plan.fit import NO_TEXTS, certain_bytes, check_machine
 from charter.plan.loads import Counted, Load, loads_of
 from charter.plan.machine import free_memory, memory_of
-from charter.plan.recipe import plan_recipe
+from charter.plan.plan import plan_recipe
 from charter.plan.shape import read_shape, shapes_of
 from charter.plan.table import duration, plan_table, size
 from charter.plan.texts import Given
-from charter.prompts import KINDS
-from charter.recipe_files import load_recipe
+from charter.reading.prompts import KINDS
+from charter.recipe.files import load_recipe
+from charter.recipe.settings import LoRASettings, SFTSettings
 from conftest import save_random_model
 
 
@@ -224,11 +224,9 @@ def test_what_is_certain_is_no_more_than_the_plan(random_llama, write_recipe):
 
 
 def test_a_plan_that_does_not_fit_proposes_the_mildest_change(random_llama, write_recipe, monkeypatch):
-    recipe = load_recipe(
-        write_recipe(random_llama, sft={"tokens_per_micro_batch": 200_000, "responses_per_step": 10_000})
-    )
+    recipe = load_recipe(write_recipe(random_llama, sft={"tokens_per_micro_batch": 200_000, "responses_per_step": 10_000}))
     needed = plan_recipe(recipe)["peak_bytes"]
-    monkeypatch.setattr("charter.plan.recipe.memory_of", lambda _: int(0.95 * needed))
+    monkeypatch.setattr("charter.plan.plan.memory_of", lambda _: int(0.95 * needed))
     figures = plan_recipe(recipe)
     assert not figures["fits"]
     assert "sft.tokens_per_micro_batch=1024" in figures["would_fit"]

@@ -8,16 +8,17 @@ from types import ModuleType
 
 import pytest
 
-from charter.config import LoRASettings
-from charter.feedback.judge import LETTERS
+from charter.judging.judge import LETTERS
 from charter.models.load import load_model
 from charter.models.sampler import LocalSampler
 from charter.pipeline import run_recipe, stages_in_order
 from charter.plan.fit import what_fits
 from charter.plan.shape import held, read_shape
-from charter.recipe_files import load_recipe, shipped
-from charter.records import Judgment, Message, read_jsonl
-from charter.run import Run
+from charter.recipe.files import load_recipe, shipped
+from charter.recipe.settings import LoRASettings
+from charter.records import Judgment, Message
+from charter.run.files import read_jsonl
+from charter.run.run import Run
 from charter.stages.work import Work
 from charter.summary import alarms
 
@@ -78,9 +79,7 @@ def test_a_copy_of_the_weights_for_a_written_out_pass_is_planned_only_where_it_i
 LORA = {"lora": {"rank": 2}}
 
 
-def test_out_of_memory_with_two_models_one_trunk_serves_policy_reference_reward_and_value(
-    tmp_path, random_llama, write_recipe
-):
+def test_out_of_memory_with_two_models_one_trunk_serves_policy_reference_reward_and_value(tmp_path, random_llama, write_recipe):
     recipe = load_recipe(write_recipe(random_llama, sft=LORA, reward_model=LORA, rl={"method": "ppo", **LORA}))
     with Run(tmp_path / "run", quiet=True) as run:
         work = Work(run, recipe)

@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
-from charter.config import LoRASettings, PPOSettings, SFTSettings
 from charter.errors import GateError, InputError
 from charter.models.packing import Tokens
 from charter.models.precision import RoleParameters
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.recipe_files import load_recipe
+from charter.recipe.files import load_recipe
+from charter.recipe.settings import LoRASettings, PPOSettings, SFTSettings
 from charter.records import Prompt
-from charter.run import Run
+from charter.run.run import Run
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.ppo import train_ppo
 from charter.training.rewards import RewardSum

@@ -90,9 +90,7 @@ def test_a_constant_added_to_policy_and_reference_changes_nothing(name, constant
         chosen=vector(-10 + constant), rejected=vector(-14 + constant), reference_chosen=vector(-11 + constant),
         reference_rejected=vector(-12 + constant),
     )  # fmt: skip
-    same = LOSSES[name](moved, vector(1.0), 0.1).item() == pytest.approx(
-        LOSSES[name](golden(), vector(1.0), 0.1).item()
-    )
+    same = LOSSES[name](moved, vector(1.0), 0.1).item() == pytest.approx(LOSSES[name](golden(), vector(1.0), 0.1).item())
     assume(name not in REFERENCE_FREE or abs(constant) > 1e-3)  # less is lost in float32
     assert same == (name not in REFERENCE_FREE)
 

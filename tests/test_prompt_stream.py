@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from charter.errors import InputError
-from charter.prompt_stream import PromptSpool, import_prompts, prepare_prompts
-from charter.prompts import KINDS, deduplicate, is_kind, read_prompts, split_prompts, take_stratified, write_prompts
-from charter.records import Message, Prompt, read_jsonl, write_jsonl
+from charter.reading.dealing import deduplicate, split_prompts, take_stratified
+from charter.reading.prompts import KINDS, is_kind, read_prompts, write_prompts
+from charter.reading.spool import PromptSpool, import_prompts, prepare_prompts
+from charter.records import Message, Prompt
+from charter.run.files import read_jsonl, write_jsonl
 
 texts = st.sampled_from(["a", "A", " a ", "ａ", "b", "c d", "c  D", "é", "e\u0301", "ß", "ss"]) | st.text(
     st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=6

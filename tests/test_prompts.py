@@ -14,16 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.prompts import (
-    deduplicate,
-    parse_transcript,
-    prompt_text,
-    read_prompts,
-    split_prompts,
-    take_stratified,
-    write_prompts,
-)
-from charter.records import Message, Prompt, write_jsonl
+from charter.reading.dealing import deduplicate, split_prompts, take_stratified
+from charter.reading.prompts import parse_transcript, prompt_text, read_prompts, write_prompts
+from charter.records import Message, Prompt
+from charter.run.files import write_jsonl
 
 HH_SAMPLE = Path(__file__).parent.parent / "../shared/data/hh-harmless-base.sample.jsonl.gz"
 
@@ -117,13 +111,9 @@ def test_text_has_one_prompt_per_line(tmp_path):
 def test_csv_cells_hold_commas_quotes_and_line_breaks(tmp_path):
     content = '\ufeffprompt,principle,tags,split\r\n"a, ""b""\r\n\r\nc",peace,red_team; x,test\r\n\r\n=1+1,,,\r\n'
     first, second = read(tmp_path / "p.csv", content)
-    assert first == Prompt.ask(
-        'a, "b"\r\n\r\nc', principle="peace", tags=("red_team", "x"), split="test", source="p.csv"
-    )
+    assert first == Prompt.ask('a, "b"\r\n\r\nc', principle="peace", tags=("red_team", "x"), split="test", source="p.csv")
     assert (second.last_turn, second.principle, second.tags, second.split) == ("=1+1", None, (), None)
-    assert pairs_of(read(tmp_path / "m.csv", 'messages\n"[{""role"": ""user"", ""content"": ""hi""}]"\n')[0]) == [
-        ("user", "hi")
-    ]
+    assert pairs_of(read(tmp_path / "m.csv", 'messages\n"[{""role"": ""user"", ""content"": ""hi""}]"\n')[0]) == [("user", "hi")]
     assert len(read(tmp_path / "long.csv", "text\n" + "x" * 1_000_000)[0].last_turn) == 1_000_000
 
 
@@ -239,9 +229,7 @@ def crowd(n: int, kinds: int = 3, **fields) -> list[Prompt]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    n=st.integers(0, 60), kinds=st.integers(1, 9), fraction=st.floats(0, 1), seed=st.integers(0, 9), order=st.randoms()
-)
+@given(n=st.integers(0, 60), kinds=st.integers(1, 9), fraction=st.floats(0, 1), seed=st.integers(0, 9), order=st.randoms())
 def test_a_split_hits_the_fraction_in_every_stratum_and_ignores_the_order(n, kinds, fraction, seed, order):
     prompts = crowd(n, kinds)
     found = split_prompts(prompts, test_fraction=fraction, seed=seed)

@@ -8,17 +8,17 @@ import sys
 import pytest
 import torch
 
-from charter.cli import run_command
-from charter.config import LoRASettings, SFTSettings
+from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.plan.recipe import plan_recipe
+from charter.plan.plan import plan_recipe
 from charter.plan.shape import read_shape
-from charter.recipe_files import load_recipe
+from charter.recipe.files import load_recipe
+from charter.recipe.settings import LoRASettings, SFTSettings
 from charter.records import Message, Prompt
-from charter.run import Run
+from charter.run.run import Run
 from charter.training.sft import sft_tokens, train_sft
 from conftest import HARMFUL, save_random_model
 
@@ -61,9 +61,7 @@ def test_gradients_are_those_of_the_same_weights_written_out(folder, tmp_path):
     plain = load_trunk(str(tmp_path / "stage/model"), lora=LORA)
     plain.add_role("policy")
     with torch.no_grad():
-        for own, other in zip(
-            shaken(trunk).parameters("policy").values(), plain.parameters("policy").values(), strict=True
-        ):
+        for own, other in zip(shaken(trunk).parameters("policy").values(), plain.parameters("policy").values(), strict=True):
             other.copy_(own)
     for one in (trunk, plain):
         logits = one.logprobs("policy", one.pack(ROWS))[0]
@@ -148,9 +146,7 @@ def test_a_recipe_that_would_train_4_bits_is_refused(write_recipe, random_llama,
 
 def test_without_the_package_one_line_names_the_extra(folder, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more))
     with pytest.raises(InputError, match=r"pip install 'charter-align\[qlora\]'"):
         load_trunk(folder, quantization="nf4")
 

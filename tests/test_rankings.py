@@ -7,18 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.feedback.rankings import (
-    MARGINS,
-    contradicts_itself,
-    labels,
-    margin_of,
-    notches,
-    oriented,
-    soft_label,
-    ties,
-    wins,
-)
 from charter.records import Judgment
+from charter.votes.rankings import MARGINS, contradicts_itself, labels, margin_of, notches, oriented, soft_label, ties, wins
 
 NAMES = "abcdefghi"
 

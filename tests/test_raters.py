@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from charter.errors import InputError
-from charter.feedback.comparisons import Comparisons, comparisons_of, votes_of
-from charter.feedback.personal import NONE, OWN, SHARED, tastes
-from charter.feedback.rater_model import fit_raters
-from charter.feedback.raters import rater_lines
+from charter.raters.comparisons import Comparisons, comparisons_of, votes_of
+from charter.raters.lines import rater_lines
+from charter.raters.personal import NONE, OWN, SHARED, tastes
+from charter.raters.reliability import fit_raters
 from charter.records import Judgment
 
 RANDOM, REVERSED, FIRST = {"r00", "r01", "r02"}, {"r03", "r04"}, {"r05", "r06"}
@@ -161,9 +161,7 @@ def test_without_overlap_nothing_is_said_of_a_rater():
 # -- taste ---------------------------------------------------------------------------------------------------------------
 
 
-def taste_votes(
-    seed: int, votes: int = 200, d: int = 16, prompts: int = 500, k: int = 4
-) -> tuple[Comparisons, np.ndarray]:
+def taste_votes(seed: int, votes: int = 200, d: int = 16, prompts: int = 500, k: int = 4) -> tuple[Comparisons, np.ndarray]:
     """20 raters: r00–r02 at random, r03–r05 by a direction of their own, the others by a shared one."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(prompts * k, d))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from charter.cli import app
-from charter.plan.recipe import plan_recipe
-from charter.recipe_files import load_recipe, shipped
+from charter.commands.app import app
+from charter.plan.plan import plan_recipe
+from charter.recipe.files import load_recipe, shipped
 from conftest import BENIGN, HARMFUL, save_random_classifier, save_random_model
 
 TINY = {"seed=0", "precision=float32", "batch_size=16", "gates.override=true"}

@@ -10,22 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from charter.errors import InputError
-from charter.records import (
-    Generation,
-    Judgment,
-    Message,
-    Pair,
-    Prompt,
-    Response,
-    atomic_path,
-    clean_text,
-    content_id,
-    read_json_objects,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from charter.records import Generation, Judgment, Message, Pair, Prompt, Response, clean_text, content_id
+from charter.run.files import atomic_path, read_json_objects, read_jsonl, write_json, write_jsonl, write_text
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 prompts = st.builds(Prompt.ask, texts, source=texts, tags=st.lists(st.sampled_from(["red_team", "benign"])))
@@ -183,9 +169,7 @@ def test_a_gzipped_file_reads_like_a_plain_one(tmp_path):
 WHOLE = gzip.compress(b'{"text": "hello"}\n' * 1000, mtime=0)
 
 
-@pytest.mark.parametrize(
-    "damaged", [WHOLE[: len(WHOLE) // 2], b"plain" + WHOLE, b"{}\n", WHOLE[:20] + b"?" + WHOLE[21:]]
-)
+@pytest.mark.parametrize("damaged", [WHOLE[: len(WHOLE) // 2], b"plain" + WHOLE, b"{}\n", WHOLE[:20] + b"?" + WHOLE[21:]])
 def test_a_broken_gzip_file_is_named(tmp_path, damaged):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(damaged)

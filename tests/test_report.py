@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 import pytest
 
 from charter.evaluation.report import contrast_words, number_text, plain, verdict, write_report
-from charter.evaluation.statistics import average, paired_difference, rate
+from charter.statistics import average, paired_difference, rate
 
 ARMS = {
     "base": "the model as it came",

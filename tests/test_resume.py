@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from charter.pipeline import run_recipe
-from charter.recipe_files import load_recipe
+from charter.recipe.files import load_recipe
 
 # Wall-clock times are no artifacts: the report carries them, and the page and the manifest's timings come from there.
 NOT_COMPARED = {"report.json", "report.html", ".timing.json", ".lock"}
@@ -25,7 +25,7 @@ def artifacts(folder: Path) -> dict[str, bytes]:
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "charter.cli", "run", str(recipe), "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "charter", "run", str(recipe), "--out", str(out), "--quiet"]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

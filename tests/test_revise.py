@@ -2,12 +2,12 @@
 
 import pytest
 
-from charter.config import ReviseSettings
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution
 from charter.constitution.revise import respond, revise_batch, why_excluded
 from charter.models.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk
+from charter.recipe.settings import ReviseSettings
 from charter.records import Generation, Message, Prompt, Response
 from conftest import CONSTITUTION, HARMFUL
 
@@ -17,9 +17,7 @@ SETTINGS = ReviseSettings(rounds=2, max_new_tokens=10)
 
 
 def response(text: str, finish: str = "stop") -> Response:
-    return Response(
-        prompt_id="p", model="m", text=text, finish_reason=finish, generation=Generation(seed=0, temperature=1.0)
-    )
+    return Response(prompt_id="p", model="m", text=text, finish_reason=finish, generation=Generation(seed=0, temperature=1.0))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +57,7 @@ def test_every_round_of_every_prompt_is_recorded_with_its_principle(sampler):
     for first, second in zip(rows[0::2], rows[1::2], strict=True):
         carried = first.original if first.excluded else first.revision
         assert second.original == carried
-        assert (
-            len({first.critique.generation.seed, first.revision.generation.seed, second.critique.generation.seed}) == 3
-        )
+        assert len({first.critique.generation.seed, first.revision.generation.seed, second.critique.generation.seed}) == 3
 
 
 def test_a_row_does_not_depend_on_its_neighbours(sampler):

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from charter.config import CostSettings, RLOOSettings
 from charter.errors import GateError, InputError
+from charter.recipe.settings import CostSettings, RLOOSettings
 from charter.records import Prompt, Rollout
 from charter.training.rewards import (
     AdaptiveKL,

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.feedback.judgments import follow, read_judgments, tips
 from charter.records import EvalResult, Judgment
-from charter.run import RecordLog, Run, code_hash, derive_seed, file_hash, read_json
+from charter.run.files import read_json
+from charter.run.hashes import code_hash, derive_seed, file_hash
+from charter.run.run import RecordLog, Run
+from charter.votes.judgments import follow, read_judgments, tips
 
 
 def result(number: int) -> EvalResult:
-    return EvalResult(
-        name="é\n\u2028", arm=str(number), n=number, n_unscored=0, value=0.1, ci=None, method="", scorer=""
-    )
+    return EvalResult(name="é\n\u2028", arm=str(number), n=number, n_unscored=0, value=0.1, ci=None, method="", scorer="")
 
 
 def test_a_stage_is_skipped_where_nothing_changed(tmp_path):
@@ -146,7 +146,7 @@ def test_metrics_come_back_as_recorded_and_are_cut_at_the_checkpoint(tmp_path):
 
 
 def test_a_second_process_is_told_to_wait(tmp_path):
-    code = "import sys; from pathlib import Path; from charter.run import Run; Run(Path(sys.argv[1]), quiet=True)"
+    code = "import sys; from pathlib import Path; from charter.run.run import Run; Run(Path(sys.argv[1]), quiet=True)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with Run(tmp_path, quiet=True):
         found = subprocess.run(command, capture_output=True, text=True)

@@ -44,9 +44,7 @@ def test_the_formulas_hold_on_a_stage_made_by_hand(scale):
     assert one.seconds["train"] == pytest.approx(one.trained / (8 * 989e12))
     passes = 10 * 512 * 500 / (8192 * 8)
     assert one.seconds["network"] == pytest.approx(passes * 8 * p * 7 / 8 / 450e9)  # 2 + 2 + 4 bytes a weight
-    tokens = scale.hides_the_network(
-        scale.Machine(), 8, 6
-    )  # there products and gathers between nodes take equally long
+    tokens = scale.hides_the_network(scale.Machine(), 8, 6)  # there products and gathers between nodes take equally long
     assert 6 * p * tokens / (989e12 * 0.4) == pytest.approx(8 * p / 400e9)
 
 
@@ -56,7 +54,7 @@ def test_examples_for_clusters_are_valid():
     task = yaml.safe_load((ROOT / "examples/skypilot.yaml").read_text())
     subprocess.run(["bash", "-n"], input=task["run"] + task["setup"], text=True, check=True)
     for text in (script.read_text(), task["run"]):
-        assert "-m charter.cli run" in text
+        assert "-m charter run" in text
         assert '--out "$' in text
     assert task["resources"]["accelerators"] == "H100:8"
 

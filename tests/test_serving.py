@@ -16,15 +16,15 @@ import openai
 import pytest
 import torch
 
-from charter.chat import chat_with
-from charter.cli import run_command
+from charter.commands.app import run_command
+from charter.commands.conversation import chat_with
 from charter.models.chat_template import encode_prompt, encode_text
 from charter.models.generate import sample
 from charter.models.load import load_tokenizer
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.records import Message
-from charter.run import derive_seed
+from charter.run.hashes import derive_seed
 from charter.serving.engine import choose, most
 from charter.serving.text import Pieces, Writer
 from loopback import model_server
@@ -86,9 +86,7 @@ def test_the_same_seed_gives_the_answers_of_chat(tmp_path, monkeypatch, capsys, 
 
 def test_many_at_once_get_what_each_gets_alone(client):
     def one(number):
-        answer = say(
-            client, f"How can I mend lamp {number}?", seed=number, temperature=number % 3 / 2, max_tokens=4 + number
-        )
+        answer = say(client, f"How can I mend lamp {number}?", seed=number, temperature=number % 3 / 2, max_tokens=4 + number)
         return answer.choices[0].message.content, answer.usage.completion_tokens
 
     alone = [one(number) for number in range(12)]
@@ -101,9 +99,7 @@ def test_log_probabilities_are_the_models_own(client, random_llama):
     trunk = load_trunk(str(random_llama))
     prompt = encode_prompt(trunk.tokenizer, [Message(role="user", content=ASKED)])
     seeds = [[derive_seed(3, "chat", 1)]]
-    own = sample(trunk.model, [prompt], seeds, ends=[trunk.tokenizer.eos_token_id], max_new_tokens=12, temperature=1.0)[
-        0
-    ][0]
+    own = sample(trunk.model, [prompt], seeds, ends=[trunk.tokenizer.eos_token_id], max_new_tokens=12, temperature=1.0)[0][0]
     places = answer.choices[0].logprobs.content
     assert [place.logprob for place in places] == pytest.approx(own.logprobs, abs=1e-4)
     assert answer.usage.prompt_tokens == len(prompt)
@@ -118,18 +114,14 @@ def test_echo_scores_a_text_token_by_token(client, random_llama):
     """As harnesses read likelihoods; the sum is that of the judge's own reading."""
     trunk = load_trunk(str(random_llama))
     asked = [Message(role="user", content=ASKED)]
-    text = trunk.tokenizer.apply_chat_template(
-        [m.model_dump() for m in asked], tokenize=False, add_generation_prompt=True
-    )
+    text = trunk.tokenizer.apply_chat_template([m.model_dump() for m in asked], tokenize=False, add_generation_prompt=True)
     found = client.completions.create(model="tiny", prompt=text + "No", max_tokens=0, echo=True, logprobs=1).choices[0]
     here = LocalSampler(trunk, "here").option_logprobs([asked], [("No", "Yes")])[0][0]
     n = len(encode_text(trunk.tokenizer, text + "No")) - len(encode_text(trunk.tokenizer, text))
     assert sum(found.logprobs.token_logprobs[-n:]) == pytest.approx(here, abs=1e-3)
     assert found.logprobs.token_logprobs[0] is None
     assert found.text == text + "No" == "".join(found.logprobs.tokens)
-    ends = [
-        text_at + len(token) for text_at, token in zip(found.logprobs.text_offset, found.logprobs.tokens, strict=True)
-    ]
+    ends = [text_at + len(token) for text_at, token in zip(found.logprobs.text_offset, found.logprobs.tokens, strict=True)]
     assert ends[:-1] == found.logprobs.text_offset[1:]
     own = found.logprobs
     for token, logprob, tops in zip(own.tokens[1:], own.token_logprobs[1:], own.top_logprobs[1:], strict=True):
@@ -290,9 +282,7 @@ def test_a_key_is_asked_for_where_one_is_set(random_llama):
 
 
 def test_who_goes_away_is_not_written_for(server, client):
-    body = json.dumps(
-        {"model": "tiny", "messages": [{"role": "user", "content": ASKED}], "n": 40, "max_tokens": 480}
-    ).encode()
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": ASKED}], "n": 40, "max_tokens": 480}).encode()
     host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
@@ -345,11 +335,9 @@ def test_the_command_serves_a_run_until_it_is_interrupted(tmp_path, random_llama
     run = tmp_path / "myrun"
     (run / "sft").mkdir(parents=True)
     (run / "sft/model").symlink_to(random_llama)
-    code = "import sys; from charter.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
+    code = "import sys; from charter.commands.app import run_command; sys.exit(run_command(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "serve", str(run), "--model", "sft", "--port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         name, _, url = process.stdout.readline().strip().partition(": ")
         assert name == "myrun-sft"
         with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as asking:

@@ -6,12 +6,12 @@ import re
 import pytest
 import yaml
 
-from charter.cli import run_command
+from charter.commands.app import run_command
+from charter.commands.show_tokens import LEGEND, first_batches, pieces_of, print_batches, template_tokens, text_of
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.load import load_tokenizer
-from charter.recipe_files import load_recipe
+from charter.recipe.files import load_recipe
 from charter.records import Message
-from charter.show_tokens import LEGEND, first_batches, pieces_of, print_batches, template_tokens, text_of
 from conftest import HARMFUL, save_random_model
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from charter.cli import run_command
+from charter.commands.app import run_command
 from charter.models.chat_template import PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, encode_prompt
 from charter.models.load import load_classifier
 from charter.models.trunk import load_trunk

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.evaluation.statistics import (
+from charter.statistics import (
     average,
     bootstrap_mean_interval,
     clustered_proportion,

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.pipeline import run_recipe
-from charter.recipe_files import load_recipe
-from charter.team import Team
+from charter.recipe.files import load_recipe
+from charter.run.team import Team
 from charter.training.batches import by_tokens, even_by_tokens
 from charter.training.rollouts import share_of_rows
 from together import train_all
@@ -86,7 +86,7 @@ def test_rows_are_dealt_in_order_and_evenly(n, k, size):
 
 def kill_one_of_two(recipe: Path, out: Path, *settings: str) -> str:
     """Run up to RL in two processes and kill the second after two steps of it; what they said."""
-    command = torchrun("-m", "charter.cli", "run", recipe, "--out", out, "--until", "rl", *settings)
+    command = torchrun("-m", "charter", "run", recipe, "--out", out, "--until", "rl", *settings)
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     log = out / "rl/metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
@@ -132,7 +132,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(tmp_path, write_r
 
 
 def test_an_error_is_said_once_and_is_the_exit_code_of_the_process(tmp_path):
-    command = torchrun("-m", "charter.cli", "run", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    command = torchrun("-m", "charter", "run", tmp_path / "none.yaml", "--out", tmp_path / "out")
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.count("charter: ") == 1
@@ -146,7 +146,7 @@ def with_deepspeed(*arguments: object, **settings: str) -> subprocess.CompletedP
     names = {key: key[1:] if key.startswith("/") else f"deepspeed_{key}" for key in settings}
     told = {f"ACCELERATE_{names[key].upper()}": value for key, value in settings.items()}
     environment = {**ENVIRONMENT, "ACCELERATE_USE_DEEPSPEED": "true", **told}
-    return subprocess.run(torchrun("-m", "charter.cli", *arguments), env=environment, capture_output=True, text=True)
+    return subprocess.run(torchrun("-m", "charter", *arguments), env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(not DEEPSPEED, reason="no deepspeed; pip install 'charter-align[deepspeed]'")
@@ -216,7 +216,7 @@ def test_groups_are_cut_so_that_every_process_has_as_many(monkeypatch):
     lengths = [10 + i % 7 for i in range(40)]
     whole = by_tokens(lengths, 4096)
     assert len(whole) == 1
-    monkeypatch.setattr("charter.team._teams", [OneOf(0, 4)])
+    monkeypatch.setattr("charter.run.team._teams", [OneOf(0, 4)])
     groups = even_by_tokens(lengths, 4096)
     assert len(groups) == 4
     assert sorted(i for group in groups for i in group) == list(range(40))

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charter.recipe_files import locate
-from charter.records import Prompt, read_jsonl
+from charter.recipe.files import locate
+from charter.records import Prompt
+from charter.run.files import read_jsonl
 from charter.testbed import corpus as made
 from charter.testbed import language as lang
 from charter.testbed import oracle
@@ -37,9 +38,7 @@ def test_the_oracle_knows_every_reply_of_every_level():
                 assert found["helpful"] == (level in ("two steps", "one step"))
 
 
-foreign = st.text(
-    st.characters(min_codepoint=0x100)
-)  # hypothesis also tries words of our source, which are its language
+foreign = st.text(st.characters(min_codepoint=0x100))  # hypothesis also tries words of our source, which are its language
 
 
 @given(foreign, foreign)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from charter.cli import run_command
-from charter.run import Run
-from charter.trackers import check_trackers, flat, numbers, rows_of, tracked
+from charter.commands.app import run_command
+from charter.run.run import Run
+from charter.run.trackers import check_trackers, flat, numbers, rows_of, tracked
 
 
 def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -92,8 +92,7 @@ def written(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def same(sent, expected) -> bool:
     """Equal to float32, which is what TensorBoard keeps."""
     return sent.keys() == expected.keys() and all(
-        sent[key] == [(step, pytest.approx(value, rel=1e-6, abs=1e-12)) for step, value in rows]
-        for key, rows in expected.items()
+        sent[key] == [(step, pytest.approx(value, rel=1e-6, abs=1e-12)) for step, value in rows] for key, rows in expected.items()
     )
 
 
@@ -208,9 +207,7 @@ def test_a_tracker_that_fails_is_said_once_and_gets_the_rest_at_the_next_start(p
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_server_that_does_not_answer_is_said_before_anything_runs(
-    place, monkeypatch, write_recipe, random_llama, capsys
-):
+def test_a_server_that_does_not_answer_is_said_before_anything_runs(place, monkeypatch, write_recipe, random_llama, capsys):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

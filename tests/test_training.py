@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from charter.config import (
+from charter.models.packing import Tokens
+from charter.models.trunk import REFERENCE, load_trunk
+from charter.recipe.settings import (
     METHODS,
     DPOSettings,
     LoRASettings,
@@ -15,11 +17,9 @@ from charter.config import (
     RolloutSettings,
     SFTSettings,
 )
-from charter.models.packing import Tokens
-from charter.models.trunk import REFERENCE, load_trunk
 from charter.records import Message, Pair, Prompt, Rating
-from charter.run import Run
-from charter.stages.policy import ROLLOUT_METHODS
+from charter.run.run import Run
+from charter.stages.rl.run import ROLLOUT_METHODS
 from charter.training.dpo import sequence_logprobs, train_dpo
 from charter.training.online_dpo import best_and_worst, pair_slopes
 from charter.training.preference_losses import PairLogprobs, dpo_loss
@@ -196,9 +196,7 @@ def test_every_lap_sees_every_prompt_once():
 
 def test_fine_tuning_learns_the_responses(random_llama, stage):
     trunk = load_trunk(str(random_llama))
-    examples = [
-        ((Message(role="user", content=f"How can I mend the {x}?"),), f"I mend the {x}.") for x in ("car", "door")
-    ]
+    examples = [((Message(role="user", content=f"How can I mend the {x}?"),), f"I mend the {x}.") for x in ("car", "door")]
     rows = sft_tokens(trunk, examples * 8)
     train_sft(trunk, rows, SFTSettings(epochs=20, learning_rate=5e-3, responses_per_step=8, helpful_fraction=0), stage)
     losses = [row["loss"] for row in stage.metrics()]
@@ -215,9 +213,7 @@ def test_the_tokens_that_carry_loss_are_the_response_and_its_end(random_llama):
 
 def pairs() -> list[Pair]:
     return [
-        Pair(
-            prompt=PROMPTS[i % 8], chosen=f"I mend the door {i}.", rejected=f"I burn the car {i}.", group_id=str(i % 8)
-        )
+        Pair(prompt=PROMPTS[i % 8], chosen=f"I mend the door {i}.", rejected=f"I burn the car {i}.", group_id=str(i % 8))
         for i in range(64)
     ]
 
@@ -249,9 +245,7 @@ def test_a_response_in_several_pairs_of_a_ranking_is_read_once(random_llama):
 def test_an_ensemble_is_trained_saved_and_read_as_one_reward_model(random_llama, stage, tmp_path, combine):
     lora = LoRASettings(rank=2)
     trunk = load_trunk(str(random_llama), lora=lora)
-    settings = RewardModelSettings(
-        epochs=4, learning_rate=1e-2, pairs_per_step=16, lora=lora, ensemble=3, combine=combine
-    )
+    settings = RewardModelSettings(epochs=4, learning_rate=1e-2, pairs_per_step=16, lora=lora, ensemble=3, combine=combine)
     scorers = train_reward_model(trunk, pairs(), settings, stage)
     assert scorers.roles == ("reward", "reward_2", "reward_3")
     rows = [Tokens([5, 6], [7, 0]), Tokens([8], [9, 10, 0])]
@@ -304,9 +298,7 @@ def test_the_slope_of_a_pair_is_the_gradient_of_its_loss(loss):
     assert slopes[1].item() == pytest.approx(-slopes[0].item())
     if loss == "dpo":
         x = sequences.clone().requires_grad_()
-        pair = PairLogprobs(
-            x[chosen], x[rejected], reference[chosen], reference[rejected], lengths[chosen], lengths[rejected]
-        )
+        pair = PairLogprobs(x[chosen], x[rejected], reference[chosen], reference[rejected], lengths[chosen], lengths[rejected])
         expected = dpo_loss(pair, torch.ones(2), 0.3).mean()
         assert value == pytest.approx(expected.item())
         torch.testing.assert_close(slopes, torch.autograd.grad(expected, x)[0])

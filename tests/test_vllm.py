@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from charter.cli import run_command
-from charter.config import GRPOSettings, LoRASettings, PPOSettings, RLOOSettings, VLLMSettings
+from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import load_model
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
+from charter.recipe.settings import GRPOSettings, LoRASettings, PPOSettings, RLOOSettings, VLLMSettings
 from charter.records import Prompt
 from charter.testbed.standins import save_stand_in
 from charter.training.grpo import train_grpo
@@ -23,13 +23,11 @@ from charter.training.ppo import train_ppo
 from charter.training.rewards import RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import collect
-from charter.training.samplers import engine_for
+from charter.training.vllm_rollouts import engine_for
 from test_team import ENVIRONMENT, assert_close, torchrun
 from together import train_all
 
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="no vllm; pip install 'charter-align[vllm]'"
-)
+installed = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vllm; pip install 'charter-align[vllm]'")
 SMALL = VLLMSettings(kv_cache_gb=0.05, max_rows=16)
 PROMPTS = [Prompt.ask(f"Say {word} once, please.") for word in ("red", "green", "blue", "a long word", "yes", "no")]
 ROLLOUTS = {"prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 12, "vllm": SMALL}
@@ -160,9 +158,7 @@ def test_a_response_ends_at_its_end_and_stays_in_the_vocabulary(tmp_path):
 
 
 @installed
-@pytest.mark.parametrize(
-    ("train", "kind"), [(train_rloo, RLOOSettings), (train_grpo, GRPOSettings), (train_ppo, PPOSettings)]
-)
+@pytest.mark.parametrize(("train", "kind"), [(train_rloo, RLOOSettings), (train_grpo, GRPOSettings), (train_ppo, PPOSettings)])
 def test_every_method_learns_from_vllms_rollouts(tmp_path, stage, train, kind):
     """A token is preferred; after the steps it is likelier. What vLLM drew weighs 1, to the last bits."""
     trunk = load_trunk(wider(tmp_path / "model", "llama"))

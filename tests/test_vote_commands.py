@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from charter.cli import run_command
-from charter.feedback.judgments import chain
+from charter.commands.app import run_command
 from charter.models.trunk import Scorers, ScoreScale, load_trunk
-from charter.records import Generation, Judgment, Prompt, Response, write_jsonl
+from charter.records import Generation, Judgment, Prompt, Response
+from charter.run.files import write_jsonl
+from charter.votes.judgments import chain
 from test_raters import campaign
 
 

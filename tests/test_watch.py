@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from charter.errors import GateError
 from charter.models.trunk import load_trunk
-from charter.run import Run
+from charter.run.run import Run
 from charter.training.rollouts import collect
 from charter.training.watch import Watch, trend, warnings_of
 from test_training import PROMPTS, bandit

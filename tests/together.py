@@ -10,7 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from charter.config import (
+from charter.constitution.categorise import categorise
+from charter.constitution.constitution import Constitution, Principle
+from charter.constitution.revise import respond
+from charter.models.sampler import LocalSampler
+from charter.models.trunk import Trunk, load_trunk
+from charter.reading.spool import prepare_prompts
+from charter.recipe.settings import (
     DPOSettings,
     GRPOSettings,
     LoRASettings,
@@ -21,15 +27,9 @@ from charter.config import (
     SFTSettings,
     VLLMSettings,
 )
-from charter.constitution.categorise import categorise
-from charter.constitution.constitution import Constitution, Principle
-from charter.constitution.revise import respond
-from charter.models.sampler import LocalSampler
-from charter.models.trunk import Trunk, load_trunk
-from charter.prompt_stream import prepare_prompts
 from charter.records import Message, Pair, Prompt, Response
-from charter.run import Run, Stage
-from charter.team import disband, team
+from charter.run.run import Run, Stage
+from charter.run.team import disband, team
 from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
 from charter.training.online_dpo import train_online_dpo
@@ -38,8 +38,8 @@ from charter.training.reward_model import train_reward_model
 from charter.training.rewards import RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward
-from charter.training.samplers import engine_for
 from charter.training.sft import sft_tokens, train_sft
+from charter.training.vllm_rollouts import engine_for
 
 WORDS = ("red", "green", "blue", "a long word", "yes", "no", "not at all", "why")
 TEXTS = [f"Say {first} and then {second}." for first in WORDS for second in WORDS[:3]]

@@ -8,9 +8,7 @@ from pathlib import Path
 class InputError(Exception):
     """The input cannot be used: says what was wrong, where, and what to do. Exit code 2."""
 
-    def __init__(
-        self, what: str, *, file: str | Path | None = None, line: int | None = None, field: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, file: str | Path | None = None, line: int | None = None, field: str | None = None) -> None:
         place = "" if file is None else f"{file}"
         if line is not None:
             place += f", line {line}"

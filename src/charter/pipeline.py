@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from charter.config import Recipe
 from charter.errors import GateError, InputError, MemoryFull
 from charter.plan.fit import smaller
-from charter.run import Run
-from charter.stages.evaluate import evaluate
-from charter.stages.feedback import gather_feedback
-from charter.stages.policy import train_policy
-from charter.stages.prompts import prepare_prompts
-from charter.stages.revise import revise_answers
-from charter.stages.reward_model import train_reward
-from charter.stages.sft import train_supervised
+from charter.recipe.settings import Recipe
+from charter.run.run import Run
+from charter.run.team import team
+from charter.run.trackers import check_trackers, tracked
+from charter.stages.evaluate.run import evaluate
+from charter.stages.feedback.run import gather_feedback
+from charter.stages.prompts.run import prepare_prompts
+from charter.stages.revise.run import revise_answers
+from charter.stages.reward_model.run import train_reward
+from charter.stages.rl.run import train_policy
+from charter.stages.sft.run import train_supervised
 from charter.stages.work import Model, Work
 from charter.summary import write_run_report
-from charter.team import team
-from charter.trackers import check_trackers, tracked
 
 STAGES = ("prompts", "revise", "sft", "feedback", "reward_model", "rl", "evaluate")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import charter
-from charter.evaluation.measure import primary_of
+from charter.evaluation.arms import primary_of
 from charter.evaluation.report import write_report
-from charter.run import read_json
+from charter.run.files import read_json
 
 if TYPE_CHECKING:
-    from charter.config import Recipe
+    from charter.recipe.settings import Recipe
     from charter.stages.work import Work
 
 ARM_WORDS = {
@@ -161,9 +161,6 @@ def provenance(work: Work) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": work.device,
         "threads": torch.get_num_threads(),
-        **{
-            f"endpoint {name}": endpoint_words(endpoint.client.account.figures())
-            for name, endpoint in work.endpoints.items()
-        },
+        **{f"endpoint {name}": endpoint_words(endpoint.client.account.figures()) for name, endpoint in work.endpoints.items()},
         "command": " ".join(Path(part).name if i == 0 else part for i, part in enumerate(sys.argv)),
     }

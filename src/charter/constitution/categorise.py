@@ -10,9 +10,7 @@ from charter.constitution.constitution import Constitution
 from charter.models.sampler import Sampler, fill
 from charter.records import Message, Prompt
 
-CATEGORISE = (
-    importlib.resources.files("charter.constitution").joinpath("prompts/categorise.txt").read_text(encoding="utf-8")
-)
+CATEGORISE = importlib.resources.files("charter.constitution").joinpath("prompts/categorise.txt").read_text(encoding="utf-8")
 NONE = "none of these"
 
 

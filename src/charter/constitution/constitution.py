@@ -22,7 +22,8 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from charter.errors import InputError
-from charter.records import Message, Prompt, Record, Text, write_text
+from charter.records import Message, Prompt, Record, Text
+from charter.run.files import write_text
 
 KINDS = frozenset({"red_team", "benign"})
 TOPIC = "topic"

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from charter.constitution.constitution import MAX_FILE_BYTES, Constitution, FewShots, Principle
 from charter.errors import InputError
-from charter.records import Message, describe
+from charter.records import Message
+from charter.run.files import describe
 
 # What a plain sentence becomes; it stands at the end, so that its own punctuation closes the text.
 CRITIQUE = "Say specifically where the assistant's last reply goes against this principle: {}"

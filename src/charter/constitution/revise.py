@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from charter.config import ReviseSettings
 from charter.constitution.constitution import Constitution, Principle, draw
 from charter.models.sampler import Sampler
+from charter.recipe.settings import ReviseSettings
 from charter.records import Generation, Message, Prompt, Response, Revision
-from charter.run import derive_seed
+from charter.run.hashes import derive_seed
 
 TEMPLATE_TOKENS = re.compile(
     r"\[/?INST\]|<</?SYS>>|<\|[a-z_]+\|>|</?s>|<(?:start|end)_of_turn>"
@@ -74,9 +74,7 @@ def revise_batch(
         critiques = speak(sampler, prompts, dialogues, seed, f"critique {number}", settings.temperature, settings)
         for dialogue, critique, principle in zip(dialogues, critiques, principles, strict=True):
             dialogue += [Message(role="assistant", content=critique.text), user(principle.revision)]
-        revisions = speak(
-            sampler, prompts, dialogues, seed, f"revision {number}", settings.revision_temperature, settings
-        )
+        revisions = speak(sampler, prompts, dialogues, seed, f"revision {number}", settings.revision_temperature, settings)
         rounds.append(
             [
                 Revision(

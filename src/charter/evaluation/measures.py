@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from charter.config import MeasureSettings
 from charter.errors import InputError
-from charter.feedback.judge import yes_no_margins
+from charter.judging.judge import yes_no_margins
 from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
+from charter.recipe.settings import MeasureSettings
+from charter.recipe.source import named_function
 from charter.records import Prompt
-from charter.run import model_hash
-from charter.sources import named_function
-from charter.team import team
+from charter.run.hashes import model_hash
+from charter.run.team import team
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class Measure:
     of: Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 
 
-def measure_of(
-    name: str, settings: MeasureSettings, judge: Callable[[str], tuple[Sampler, str]], device: str = "cpu"
-) -> Measure:
+def measure_of(name: str, settings: MeasureSettings, judge: Callable[[str], tuple[Sampler, str]], device: str = "cpu") -> Measure:
     """The measure that a recipe describes; ``judge`` loads one by its name and says whose hand it is. InputError where the
     source does not exist."""
     source, field = settings.source, f"evaluation.measures.{name}.source"
@@ -42,9 +40,7 @@ def measure_of(
         def computed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
             # A function of the user's may answer otherwise at each call, so it is called by one process.
             return team().on_main(
-                lambda: [
-                    number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)
-                ]
+                lambda: [number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)]
             )
 
         return Measure(name, settings.unit, source, computed)

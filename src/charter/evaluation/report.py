@@ -36,8 +36,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charter.evaluation.statistics import holm
-from charter.records import Record, write_json, write_text
+from charter.records import Record
+from charter.run.files import write_json, write_text
+from charter.statistics import holm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -695,9 +696,7 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-    )
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
 
 
 def _stages(report: Report) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from charter.models.load import (
 )
 from charter.models.precision import DTYPES
 from charter.models.quantize import STACK, import_peft
-from charter.run import read_json
+from charter.run.files import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LANGUAGE_MODELS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM")
@@ -55,13 +55,9 @@ def base_of(folder: Path) -> str:
     if not isinstance(config, dict):
         raise InputError("is no adapter configuration", file=folder / CONFIG)
     if config.get("peft_type") != "LORA":
-        raise InputError(
-            f"is an adapter of type {config.get('peft_type')}; LORA alone can be merged", file=folder / CONFIG
-        )
+        raise InputError(f"is an adapter of type {config.get('peft_type')}; LORA alone can be merged", file=folder / CONFIG)
     if config.get("task_type") not in LANGUAGE_MODELS:
-        raise InputError(
-            f"is an adapter for {config['task_type']}, and only language models are merged", file=folder / CONFIG
-        )
+        raise InputError(f"is an adapter for {config['task_type']}, and only language models are merged", file=folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         pickled = ", which can run code when loaded" if (folder / "adapter_model.bin").exists() else ""
         raise InputError(f"holds no {WEIGHTS}{' but pickled weights' + pickled if pickled else ''}", file=folder)
@@ -126,9 +122,7 @@ def put_on(model: Any, folder: Path, name: str = "default") -> Any:
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in (output, embedding)]
     if weights[0] is weights[1] and (hasattr(output, "base_layer") or hasattr(embedding, "base_layer")):
-        raise InputError(
-            "adapts an embedding that its base model also writes with: merging would change both", file=folder
-        )
+        raise InputError("adapts an embedding that its base model also writes with: merging would change both", file=folder)
     return wrapped.eval()
 
 

@@ -106,9 +106,7 @@ class _Attention(torch.autograd.Function):
     """Three saved tensors of size D and one of size S per query; nothing else is kept for the backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, shape: tuple[int, ...]
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         scores = torch.bmm(query, key.transpose(1, 2))
         if bias is not None:
             scores.view(shape).add_(bias)

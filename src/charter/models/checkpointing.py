@@ -24,9 +24,7 @@ def checkpoint_layers(model: Any, again: Callable[[], AbstractContextManager[Non
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError(
-            f"{type(model).__name__} marks no layers for gradient checkpointing; leave gradient_checkpointing out"
-        )
+        raise InputError(f"{type(model).__name__} marks no layers for gradient checkpointing; leave gradient_checkpointing out")
     for layer in layers:
         layer.forward = forgetful(functools.partial(type(layer).forward, layer), again)
 

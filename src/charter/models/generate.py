@@ -19,9 +19,9 @@ from torch import Tensor
 
 from charter.errors import InputError
 from charter.models.encoder_decoder import EncoderDecoder, is_encoder_decoder
-from charter.models.fused_llama import FusedLlama
 from charter.models.layout import left_pad, positions
-from charter.models.llama_weights import FUSED_BYTES, is_llama_like
+from charter.models.llama.decode import FusedLlama
+from charter.models.llama.weights import FUSED_BYTES, is_llama_like
 from charter.models.memory import LOG, is_out_of_memory, let_go
 
 
@@ -50,9 +50,7 @@ class Decoder(Protocol):
 class TransformersDecoder:
     """Any causal language model, through its own forward pass and cache. The prompt is read once and its cache repeated."""
 
-    def __init__(
-        self, model: Any, prompts: Sequence[Sequence[int]], k: int, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], k: int, dtype: torch.dtype = torch.float32) -> None:
         self.model, self.dtype = model, dtype
         ids, self.attention = left_pad(prompts, next(model.parameters()).device)
         with self.flash():
@@ -96,9 +94,7 @@ def is_fused(model: Any, dtype: torch.dtype) -> bool:
     return is_llama_like(model) and sum(p.numel() for p in model.parameters()) * dtype.itemsize <= FUSED_BYTES
 
 
-def make_decoder(
-    model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype
-) -> Decoder:
+def make_decoder(model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype) -> Decoder:
     """The fused page where it fits the model and a second copy of the weights fits the memory, the model itself elsewhere."""
     if is_fused(model, dtype):
         return FusedLlama(model, prompts, k, max_new_tokens, dtype)
@@ -170,9 +166,7 @@ def _sample(
     for step in range(max_new_tokens):
         choice, chosen_logprobs = pick(logits[:, :vocabulary], uniforms[rows, step], temperature)
         row_list, alive_list = rows.tolist(), alive.tolist()
-        for row, on, token, logprob in zip(
-            row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True
-        ):
+        for row, on, token, logprob in zip(row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True):
             if on:
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
@@ -185,10 +179,7 @@ def _sample(
             decoder.keep(keep)
             rows, choice, alive = (x[keep] for x in (rows, choice, alive))
         logits = decoder.step(choice)
-    flat = [
-        Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] in ends)
-        for ids, row in zip(tokens, logprobs, strict=True)
-    ]
+    flat = [Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] in ends) for ids, row in zip(tokens, logprobs, strict=True)]
     return [flat[i : i + k] for i in range(0, n, k)]
 
 

@@ -15,17 +15,10 @@ import torch
 from charter.errors import InputError
 from charter.models.allocator import keep_freed_memory
 from charter.models.attention import use_fast_attention
-from charter.models.chat_template import (
-    PAIR_TEMPLATE,
-    PLAIN_TEMPLATE,
-    TRANSCRIPT_TEMPLATE,
-    begins_with_bos,
-    prepare_tokenizer,
-)
+from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, begins_with_bos, prepare_tokenizer
 from charter.models.encoder import ENCODERS, POOLED
 from charter.models.quantize import is_quantized, keep_exact, loading_in_4_bits
-from charter.records import write_json
-from charter.run import read_json
+from charter.run.files import read_json, write_json
 
 
 @contextlib.contextmanager
@@ -105,9 +98,7 @@ def load_base(
 
         pooled = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED
         return load_model(path, device, kind="AutoModel", **({"add_pooling_layer": False} if pooled else {}), **more)
-    return load_model(
-        path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM", **more
-    )
+    return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM", **more)
 
 
 def check_attention(attention: str, kind: str, device: str, precision: str) -> None:
@@ -122,9 +113,7 @@ def check_attention(attention: str, kind: str, device: str, precision: str) -> N
     if precision == "float32":
         raise InputError("computes in 16 bits; set precision: bfloat16", field="attention: flash_attention_2")
     if kind != "decoder":
-        raise InputError(
-            f"is for decoders, and this is an {kind}; set attention: auto", field="attention: flash_attention_2"
-        )
+        raise InputError(f"is for decoders, and this is an {kind}; set attention: auto", field="attention: flash_attention_2")
 
 
 def marks_of(path: str) -> tuple[list[int], int | None]:
@@ -134,9 +123,7 @@ def marks_of(path: str) -> tuple[list[int], int | None]:
 
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
-        file = cached_file(
-            path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
+        file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
         values = read_json(Path(file)) if file else None
         if isinstance(values, dict):
             found |= {key: values[key] for key in ("eos_token_id", "bos_token_id") if values.get(key) is not None}
@@ -269,3 +256,28 @@ def pick_device(setting: str) -> str:
     if setting == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but no GPU is visible; set device: cpu or auto")
     return "cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+STAGE_OF = {"sft": "sft", "policy": "rl"}
+"""Which stage of a run trains a model, by the model's name."""
+
+
+def model_of_run(run: Path, model: str) -> str:
+    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``. InputError where it is not there, with what to do."""
+    if model not in ("base", *STAGE_OF):
+        raise InputError(f"--model {model!r}: one of base, sft, policy")
+    if not run.is_dir():
+        raise InputError("no such run folder; charter run RECIPE --out FOLDER makes one", file=run)
+    if model == "base":
+        report = read_json(run / "report.json")
+        recipe = report.get("recipe") if isinstance(report, dict) else None
+        named = recipe.get("model") if isinstance(recipe, dict) else None
+        if not isinstance(named, str):
+            raise InputError("no report.json names the base model yet; charter run RECIPE --out writes one", file=run)
+        check_folder(named)
+        return named
+    stage = STAGE_OF[model]
+    folder = run / stage / "model"
+    if not folder.is_dir():
+        raise InputError(f"the {model} model is not there yet; charter {stage} RECIPE --out {run} trains it", file=folder)
+    return str(folder)

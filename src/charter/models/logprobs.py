@@ -37,9 +37,7 @@ def is_plain_projection(model: Any) -> bool:
     output = model.get_output_embeddings()
     if getattr(config, "scale_decoder_outputs", False) or hasattr(model, "final_logits_bias"):
         return False
-    shaped = any(
-        getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    )
+    shaped = any(getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
     return type(output) is nn.Linear and output.bias is None and not shaped
 
 

@@ -17,7 +17,7 @@ from charter.models.chat_template import decode_response, encode_prompt, encode_
 from charter.models.generate import is_fused, make_decoder, sample
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Message
-from charter.team import team
+from charter.run.team import team
 
 Conversation = Sequence[Message]
 READ_TOKENS = 4096  # of conversations that are read at once, with every copy of their cache
@@ -46,9 +46,7 @@ class Sampler(Protocol):
     ) -> list[list[Sample]]:
         """One text per seed for each conversation."""
 
-    def option_logprobs(
-        self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
+    def option_logprobs(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each conversation the log-probability, nats, of each of its options as the assistant's next words."""
 
 
@@ -65,9 +63,7 @@ def conversation_text(messages: Iterable[Message]) -> str:
 class LocalSampler:
     """A model of this process in one role."""
 
-    def __init__(
-        self, trunk: Trunk, name: str, *, role: str = REFERENCE, tokens_per_micro_batch: int = READ_TOKENS
-    ) -> None:
+    def __init__(self, trunk: Trunk, name: str, *, role: str = REFERENCE, tokens_per_micro_batch: int = READ_TOKENS) -> None:
         self.trunk, self.name, self.role = trunk, name, role
         self.tokens_per_micro_batch = tokens_per_micro_batch
 
@@ -97,9 +93,7 @@ class LocalSampler:
         ]
 
     @torch.inference_mode()
-    def option_logprobs(
-        self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
+    def option_logprobs(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """Whole option strings are compared: the sum over an option's tokens after the same prompt. The end of turn counts
         only where one option is the beginning of another, because then nothing else tells them apart."""
         tokenizer = self.trunk.tokenizer
@@ -125,8 +119,7 @@ class LocalSampler:
                 while (
                     stop < len(order)
                     and len(encoded[order[stop]]) == k
-                    and len(prompts[order[stop]]) * (k if repeated else 1) * (stop + 1 - start)
-                    <= self.tokens_per_micro_batch
+                    and len(prompts[order[stop]]) * (k if repeated else 1) * (stop + 1 - start) <= self.tokens_per_micro_batch
                 ):
                     stop += 1
                 batches.append(order[start:stop])

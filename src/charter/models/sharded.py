@@ -17,9 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from charter.records import write_json
-from charter.run import read_json
-from charter.team import team
+from charter.run.files import read_json, write_json
+from charter.run.team import team
 
 T = TypeVar("T")
 

@@ -22,25 +22,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from charter.config import LoRASettings
 from charter.errors import InputError
 from charter.models.adapters import merged_weights, put_on, save_adapter, stack_of
 from charter.models.attention import NAME
 from charter.models.checkpointing import checkpoint_layers
 from charter.models.encoder import first_in_line, is_encoder, row_limit
 from charter.models.encoder_decoder import hidden_in_line, is_encoder_decoder
-from charter.models.fused_training import hidden_states
 from charter.models.generate import context_length
-from charter.models.llama_weights import FUSED_BYTES, is_llama_like, weights_of
+from charter.models.llama.train import hidden_states
+from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.packing import LAYOUT, Layout, Packed, Tokens, pack
 from charter.models.precision import DTYPES, RoleParameters, scaled
 from charter.models.quantize import STACK, dense_copy, import_peft, is_quantized, size_of
 from charter.models.sharded import Sharded, put, whole_tensor
-from charter.records import write_json
-from charter.run import derive_seed, read_json
-from charter.team import team
+from charter.recipe.settings import LoRASettings
+from charter.run.files import read_json, write_json
+from charter.run.hashes import derive_seed
+from charter.run.team import team
 
 if TYPE_CHECKING:
     from charter.models.vllm_engine import VLLMEngine
@@ -106,9 +106,7 @@ class Trunk:
             self.scalers[name] = torch.amp.GradScaler(self.device.type)
         if self.lora is None:
             if is_quantized(self.model):
-                raise InputError(
-                    "its weights are held in 4 bits and cannot be trained; set lora", file=self.path or None
-                )
+                raise InputError("its weights are held in 4 bits and cannot be trained; set lora", file=self.path or None)
             if (start_from or REFERENCE) in self._divided:
                 self.copies[name] = self._divided[start_from or REFERENCE].undivided()
             else:
@@ -130,16 +128,12 @@ class Trunk:
                 nn.init.zeros_(self.heads[name].weight)
         if self.say is not None and self.lora is not None:
             n = sum(parameter.numel() for parameter in self.parameters(name).values())
-            self.say(
-                f"  {name}: LoRA trains {n:,} of {self.n_parameters:,} parameters ({self.trainable_share(name):.2%})"
-            )
+            self.say(f"  {name}: LoRA trains {n:,} of {self.n_parameters:,} parameters ({self.trainable_share(name):.2%})")
 
     def _add_adapter(self, name: str, start_from: str | None) -> None:
         assert self.lora is not None
         peft = import_peft()
-        conv1d = any(
-            type(module).__name__ == "Conv1D" for module in self.model.modules()
-        )  # GPT-2 stores them transposed
+        conv1d = any(type(module).__name__ == "Conv1D" for module in self.model.modules())  # GPT-2 stores them transposed
         config = peft.LoraConfig(
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
@@ -171,9 +165,7 @@ class Trunk:
             self._divide(role)
         if self.lora is None:
             found = dict(self.copies[role].named_parameters())
-            if role in self.heads and not is_encoder(
-                self.model
-            ):  # the output projection of a scorer never sees a gradient
+            if role in self.heads and not is_encoder(self.model):  # the output projection of a scorer never sees a gradient
                 output = self.copies[role].get_output_embeddings().weight
                 tied = output is self.copies[role].get_input_embeddings().weight
                 found = {key: value for key, value in found.items() if tied or value is not output}
@@ -242,10 +234,7 @@ class Trunk:
         if self.divided:
             for _ in range(max(map(len, team().deal(costs))) - len(own)):
                 packed = self.pack([Tokens([self.tokenizer.eos_token_id], [self.tokenizer.eos_token_id])])
-                found = [
-                    self.scores(role, packed) if role in self.heads else self.logprobs(role, packed)[0]
-                    for role in roles
-                ]
+                found = [self.scores(role, packed) if role in self.heads else self.logprobs(role, packed)[0] for role in roles]
                 if torch.is_grad_enabled():
                     torch.autograd.backward(torch.stack([one.sum() for one in found]).sum() * 0.0)
 
@@ -320,13 +309,7 @@ class Trunk:
         """Whether the written-out pass computes what the model's own code computes, faster: Llama-like models on a CPU, with
         room for a second copy of the weights."""
         size = self.n_parameters * self.dtype.itemsize
-        return (
-            not self.divided
-            and self.device.type == "cpu"
-            and is_llama_like(self.model)
-            and self.packs
-            and size <= FUSED_BYTES
-        )
+        return not self.divided and self.device.type == "cpu" and is_llama_like(self.model) and self.packs and size <= FUSED_BYTES
 
     def hidden(self, model: Any, packed: Packed, rows: Tensor) -> Tensor:
         """Last hidden states (n, H), float32, at the places ``rows`` (n,) of the line."""
@@ -358,9 +341,7 @@ class Trunk:
     def autocast(self) -> Any:
         """The context in which matrix products are in the trunk's precision."""
         enabled = self.precision != "float32"
-        return torch.autocast(
-            self.device.type, dtype=self.dtype if enabled else None, enabled=enabled, cache_enabled=False
-        )
+        return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled, cache_enabled=False)
 
     def logprobs(
         self, role: str, packed: Packed, *, temperature: float = 1.0, entropy: bool = False
@@ -428,9 +409,7 @@ class Trunk:
             save_adapter(self.adapters, role, self.tokenizer, folder.with_name("adapter"), self.path)
         with self.as_role(role) as model:
             if is_quantized(self.model):
-                save_model(
-                    dense_copy(model, self.dtype), self.tokenizer, folder, extra={STACK: {"quantization": "nf4"}}
-                )
+                save_model(dense_copy(model, self.dtype), self.tokenizer, folder, extra={STACK: {"quantization": "nf4"}})
                 return
             if self.lora is not None:
                 model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
@@ -451,9 +430,7 @@ class Trunk:
         save_file(tensors, folder / "reward_model.safetensors")
         self.tokenizer.save_pretrained(folder)
         self.model.config.save_pretrained(folder)
-        members = [
-            {"role": role, "mean": s.mean, "std": s.std} for role, s in zip(scorers.roles, scorers.scales, strict=True)
-        ]
+        members = [{"role": role, "mean": s.mean, "std": s.std} for role, s in zip(scorers.roles, scorers.scales, strict=True)]
         lora = self.lora.model_dump() if self.lora else None
         write_json(folder / "reward_model.json", {"lora": lora, "members": members, "combine": scorers.combine})
 
@@ -464,9 +441,7 @@ class Trunk:
         card = read_json(folder / "reward_model.json")
         file = folder / "reward_model.safetensors"
         if card is None or not file.exists():
-            raise InputError(
-                "is no reward model: reward_model.json or reward_model.safetensors is missing", file=folder
-            )
+            raise InputError("is no reward model: reward_model.json or reward_model.safetensors is missing", file=folder)
         if not isinstance(card, dict) or not isinstance(card.get("members"), list):
             raise InputError("names no members; train the reward model again", file=folder / "reward_model.json")
         if (card["lora"] is None) != (self.lora is None):

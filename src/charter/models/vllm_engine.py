@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charter.config import VLLMSettings
 from charter.errors import InputError
 from charter.models.generate import Sampled
 from charter.models.memory import is_out_of_memory, let_go
-from charter.team import team
+from charter.recipe.settings import VLLMSettings
+from charter.run.team import team
 
 FIELD = "rl.vllm"
 SURROUNDINGS = {
@@ -128,9 +128,7 @@ class VLLMEngine:
             for _, seed in rows
         ]
         with untouched():
-            outputs = self.llm.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt, _ in rows], parameters, use_tqdm=False
-            )
+            outputs = self.llm.generate([{"prompt_token_ids": list(prompt)} for prompt, _ in rows], parameters, use_tqdm=False)
         found = iter(as_sampled(output.outputs[0]) for output in outputs)
         return [[next(found) for _ in own] for own in seeds]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from charter.config import LoRASettings, Recipe, TrainingSettings
 from charter.errors import InputError
 from charter.models.load import check_attention, kind_of, pick_device
 from charter.models.quantize import check_bitsandbytes
@@ -16,7 +15,8 @@ from charter.plan.machine import free_memory
 from charter.plan.shape import held, shapes_of
 from charter.plan.table import size
 from charter.plan.texts import Given, Lengths
-from charter.prompts import KINDS
+from charter.reading.prompts import KINDS
+from charter.recipe.settings import LoRASettings, Recipe, TrainingSettings
 
 CERTAIN = (
     "weights",

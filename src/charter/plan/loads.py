@@ -7,7 +7,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from charter.config import (
+from charter.constitution.constitution import EMPTY, load_constitution
+from charter.endpoints.endpoint import SHORT_ANSWER
+from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
+from charter.models.llama.weights import KEPT_ROLES
+from charter.models.load import load_tokenizer
+from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
+from charter.models.precision import DTYPES
+from charter.models.sampler import READ_TOKENS
+from charter.plan.shape import FLOAT, Shape, classifier_of, held
+from charter.plan.texts import Given, Lengths, count_prompts, measure_lengths, read_given
+from charter.reading.pairs import read_pairs
+from charter.reading.prompts import KINDS
+from charter.recipe.settings import (
     ENDPOINT,
     AnyRLSettings,
     DPOSettings,
@@ -22,18 +34,6 @@ from charter.config import (
     SFTSettings,
     TrainingSettings,
 )
-from charter.constitution.constitution import EMPTY, load_constitution
-from charter.feedback.pairs import read_pairs
-from charter.models.endpoint import SHORT_ANSWER
-from charter.models.fused_llama import READ_TOKENS as READ_TOGETHER
-from charter.models.llama_weights import KEPT_ROLES
-from charter.models.load import load_tokenizer
-from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
-from charter.models.precision import DTYPES
-from charter.models.sampler import READ_TOKENS
-from charter.plan.shape import FLOAT, Shape, classifier_of, held
-from charter.plan.texts import Given, Lengths, count_prompts, measure_lengths, read_given
-from charter.prompts import KINDS
 
 # Bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes, by `benchmarks/plan_memory.py`. On a
 # CPU a kernel for sixteen-bit numbers is compiled for every shape, and decoding has many. On a GPU it was not measured.
@@ -191,9 +191,7 @@ class Load:
             weights = sum(math.prod(one) for one in shape.linear) * self.width if casts else 0
             logits = scored * copies * FLOAT
             if shape.plain and copies:  # the matrix as it is cast, and its gradient
-                logits = min(scored, KEPT_ELEMENTS) * self.width + shape.vocabulary * shape.hidden * (
-                    self.width + FLOAT
-                )
+                logits = min(scored, KEPT_ELEMENTS) * self.width + shape.vocabulary * shape.hidden * (self.width + FLOAT)
             again = shape.layers if self.checkpointing else 1
             self.memory["activations"] = passes * (tokens * layers * FLOAT + logits + weights / again)
             return
@@ -211,9 +209,7 @@ class Load:
         """The copy of the weights in the precision of the products: of every model, or of the two roles last used of a trunk."""
         models = self.memory.get("weights", 0) // (shape.parameters * FLOAT)
         if shape.fused and not (self.gpu and self.trained and not self.generated):  # on a GPU for sampling alone
-            self.memory["cast_weights"] = (
-                (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
-            )
+            self.memory["cast_weights"] = (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
 
     @property
     def program(self) -> float:
@@ -431,9 +427,7 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
             load.hold(scored_by, 1)
         load.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
     minibatches = settings.minibatches if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
-    load.activate(
-        shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1
-    )
+    load.activate(shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1)
     load.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
     if settings.vllm is not None:  # a copy of the policy and a cache of its own
         load.memory.pop("kv_cache", None)
@@ -459,9 +453,7 @@ def evaluate_load(counted: Counted, settings: EvaluationSettings) -> Load:
         load.sample(shape, n_test, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size)
     if settings.best_of is not None:
         load.hold(counted.shapes[counted.recipe.reward_model.model or "sft"], 1)  # the reward model's own
-        load.sample(
-            shape, n_test * settings.best_of, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size
-        )
+        load.sample(shape, n_test * settings.best_of, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size)
         load.score(shape, n_test * settings.best_of * row)
     # Each arm under itself and the base, the policy under the SFT model too.
     load.score(shape, (2 * n_arms + (n_arms == 3)) * n_test * row)

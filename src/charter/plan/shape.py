@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from charter.config import ENDPOINT, LoRASettings, Recipe, RolloutSettings
 from charter.errors import InputError
-from charter.models.llama_weights import FUSED_BYTES, LLAMA_LIKE
+from charter.models.llama.weights import FUSED_BYTES, LLAMA_LIKE
 from charter.models.load import check_folder, first_line
 from charter.models.precision import DTYPES
 from charter.models.quantize import BYTES as QUANTIZED_BYTES
+from charter.recipe.settings import ENDPOINT, LoRASettings, Recipe, RolloutSettings
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
 
@@ -145,6 +145,4 @@ def downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the hub client raises whatever its cache and its checks raise
-        raise InputError(
-            f"is not downloaded yet, so its size is not known; `hf download {name}` gets it", file=name
-        ) from None
+        raise InputError(f"is not downloaded yet, so its size is not known; `hf download {name}` gets it", file=name) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from charter.prompts import KINDS
+from charter.reading.prompts import KINDS
 
 
 def plan_table(figures: dict[str, Any]) -> list[str]:
@@ -54,9 +54,7 @@ def data_lines(figures: Mapping[str, Any]) -> list[str]:
                      f"{tokens['longest']} in a sample")  # fmt: skip
     for name, title in (("examples", "examples"), ("pairs", "pairs")):
         if figures[name]:
-            lines.append(
-                f"{title:9} {figures[name]} from files, {figures['row_tokens'][name]:.0f} tokens a row on average"
-            )
+            lines.append(f"{title:9} {figures[name]} from files, {figures['row_tokens'][name]:.0f} tokens a row on average")
     return lines
 
 

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from charter.config import DPOSettings, Recipe
 from charter.constitution.categorise import CATEGORISE, NONE
 from charter.constitution.constitution import Constitution, load_few_shots
 from charter.errors import InputError
-from charter.feedback.demonstrations import read_demonstrations
-from charter.feedback.judge import QUESTIONS, ask, comparisons_of
-from charter.feedback.pairs import read_pairs
+from charter.judging.judge import QUESTIONS, ask, comparisons_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.sampler import fill
-from charter.prompts import KINDS, deduplicate, is_kind, split_prompts
+from charter.reading.dealing import deduplicate, split_prompts
+from charter.reading.demonstrations import read_demonstrations
+from charter.reading.pairs import read_pairs
+from charter.reading.prompts import KINDS, is_kind
+from charter.recipe.settings import DPOSettings, Recipe
 from charter.records import Generation, Message, Prompt, Response
-from charter.stages.prompts import prompts_of
+from charter.stages.prompts.run import prompts_of
 
 SAMPLE = 200  # prompts whose tokens are counted
 

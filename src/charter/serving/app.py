@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from charter.models.chat_template import encode_prompt, encode_text
 from charter.models.generate import context_length
-from charter.run import derive_seed
+from charter.run.hashes import derive_seed
 from charter.serving.engine import Broken, Drawn, Engine, Job, Likeliest, Scored
 from charter.serving.guard import Guard
 from charter.serving.protocol import (
@@ -158,9 +158,7 @@ class Serving:
     async def chat_chunks(
         self, asked: ChatRequest, choices: Sequence[Choice], events: asyncio.Queue[Any], head: dict[str, Any]
     ) -> AsyncIterator[dict[str, Any]]:
-        def chunk(
-            number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None
-        ) -> dict[str, Any]:
+        def chunk(number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
             one = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
             return {**head, "choices": [one]}
 
@@ -238,8 +236,7 @@ class Serving:
         """The prompts' own tokens under the model, by number."""
         events: asyncio.Queue[Any] = asyncio.Queue()
         jobs = [
-            self.choice(asked, events, number, prompt, 0, 0, asked.logprobs or 0).job
-            for number, prompt in enumerate(prompts)
+            self.choice(asked, events, number, prompt, 0, 0, asked.logprobs or 0).job for number, prompt in enumerate(prompts)
         ]
         self.engine.submit(jobs)
         found: dict[int, Scored] = {}
@@ -261,9 +258,7 @@ class Serving:
         texts = [pieces.add(token) for token in ids]
         # The token itself is always among the alternatives, whether it is one of the likeliest or not.
         tops = [
-            None
-            if logprob is None
-            else dict([(token_text(self.tokenizer, token), logprob), *reversed(self.named(own))])
+            None if logprob is None else dict([(token_text(self.tokenizer, token), logprob), *reversed(self.named(own))])
             for token, logprob, own in zip(ids, logprobs, likeliest, strict=True)
         ]
         return columns(texts, logprobs, tops, 0)

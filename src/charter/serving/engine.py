@@ -67,9 +67,7 @@ class Job:
 class Group:
     """Prompts that were read together, and their rows."""
 
-    def __init__(
-        self, model: Any, jobs: Sequence[Job], ends: Sequence[int], dtype: torch.dtype, vocabulary: int | None
-    ) -> None:
+    def __init__(self, model: Any, jobs: Sequence[Job], ends: Sequence[int], dtype: torch.dtype, vocabulary: int | None) -> None:
         longest = max(job.max_new_tokens for job in jobs)
         self.jobs, self.ends, self.vocabulary, self.step_number = list(jobs), ends, vocabulary, 0
         self.decoder = make_decoder(model, [job.prompt for job in jobs], 1, longest, dtype)

@@ -41,9 +41,7 @@ class Guard:
         if self.key is not None:
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.key.encode()):
-                raise ApiError(
-                    401, "no key or a wrong one; send it as Authorization: Bearer KEY", code="invalid_api_key"
-                )
+                raise ApiError(401, "no key or a wrong one; send it as Authorization: Bearer KEY", code="invalid_api_key")
         if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip() != "application/json":
             raise ApiError(415, "send JSON, with Content-Type: application/json")
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from charter.records import Message, Text, describe
+from charter.records import Message, Text
+from charter.run.files import describe
 
 MAX_ROWS = 256  # responses to one request
 MAX_STOPS = 16

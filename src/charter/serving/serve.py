@@ -7,13 +7,12 @@ import socket
 import sys
 from pathlib import Path
 
-from charter.chat import STAGE_OF, model_of_run
+from charter.endpoints.client import read_key
 from charter.errors import InputError
-from charter.models.client import read_key
-from charter.models.load import pick_device
+from charter.models.load import STAGE_OF, model_of_run, pick_device
 from charter.models.trunk import load_trunk
-from charter.recipe_files import locate
-from charter.run import file_hash
+from charter.recipe.files import locate
+from charter.run.hashes import file_hash
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
@@ -41,9 +40,7 @@ def serve(
 
         from charter.serving.app import Serving, make_app
     except ImportError as error:
-        raise InputError(
-            f"serving needs the package {error.name}; install it with: pip install 'charter-align[web]'"
-        ) from None
+        raise InputError(f"serving needs the package {error.name}; install it with: pip install 'charter-align[web]'") from None
     from charter.serving.engine import Engine
 
     key = read_key(api_key_env, "--api-key-env") if api_key_env else None
@@ -53,14 +50,10 @@ def serve(
         fingerprint = file_hash(Path(folder)) if Path(folder).exists() else ""
         serving = Serving(Engine(trunk, max_rows=max_rows), name or own, fingerprint)
         app = make_app(serving, key=key, hosts=None if public or key else LOOPBACK)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
-        )
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3)
         if public and key is None:
             print("everybody who reaches this machine can use the model; --api-key-env asks for a key", file=sys.stderr)
-        print(
-            f"{serving.name}: http://{'0.0.0.0' if public else LOOPBACK[0]}:{listening.getsockname()[1]}/v1", flush=True
-        )
+        print(f"{serving.name}: http://{'0.0.0.0' if public else LOOPBACK[0]}:{listening.getsockname()[1]}/v1", flush=True)
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:  # the way to end it

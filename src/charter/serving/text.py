@@ -16,9 +16,7 @@ class Pieces:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.begin = self.end = (
-            0  # tokens before ``end`` are told; those from ``begin`` on are decoded again with what follows
-        )
+        self.begin = self.end = 0  # tokens before ``end`` are told; those from ``begin`` on are decoded again with what follows
 
     def add(self, token: int) -> str:
         self.ids.append(token)

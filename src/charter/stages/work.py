@@ -9,21 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from charter.config import ENDPOINT, LoRASettings, Recipe, TrainingSettings
 from charter.constitution.constitution import EMPTY, Constitution, load_constitution
 from charter.constitution.revise import respond
+from charter.endpoints.endpoint import EndpointSampler
 from charter.errors import GateError, InputError, MemoryFull
-from charter.evaluation.harm import Scorer, judge_scorer, python_scorer, refusal_words
 from charter.evaluation.measures import Measure, measure_of
-from charter.models.endpoint import EndpointSampler
+from charter.evaluation.scorers import Scorer, judge_scorer, python_scorer, refusal_words
 from charter.models.load import pick_device
 from charter.models.memory import is_out_of_memory, let_go
 from charter.models.sampler import LocalSampler, Sampler
 from charter.models.trunk import Trunk, load_trunk
+from charter.recipe.settings import ENDPOINT, LoRASettings, Recipe, TrainingSettings
 from charter.records import Prompt, Response, content_id
-from charter.reward_sources import check_sources
-from charter.run import Run, Stage, model_hash
-from charter.team import asked_of_launcher, launched, team
+from charter.run.hashes import model_hash
+from charter.run.run import Run, Stage
+from charter.run.team import asked_of_launcher, launched, team
+from charter.stages.rl.sources import check_sources
 from charter.training.zero import settings_of_launcher
 
 S = TypeVar("S", bound=TrainingSettings)
@@ -48,9 +49,7 @@ class Work:
         self.run, self.recipe, self.round = run, recipe, 1
         self.device = pick_device(recipe.device)
         self.parallel = asked_of_launcher() or recipe.parallel
-        if self.parallel == "fsdp" and any(
-            getattr(one, "lora", None) for one in (recipe.sft, recipe.reward_model, recipe.rl)
-        ):
+        if self.parallel == "fsdp" and any(getattr(one, "lora", None) for one in (recipe.sft, recipe.reward_model, recipe.rl)):
             raise InputError("fsdp divides weights that are all trained; take ddp with lora", field="parallel")
         if self.parallel == "deepspeed" and (launched() or asked_of_launcher()):
             settings_of_launcher()
@@ -225,9 +224,7 @@ def within_memory(stage: Stage, settings: S, train: Callable[[S], T], release: C
         stage.run.say(f"  out of memory: going on from the last checkpoint with {tokens} tokens in a micro-batch")
 
 
-def answer(
-    work: Work, stage: Stage, name: str, sampler: Sampler, prompts: Sequence[Prompt], k: int = 1
-) -> list[Response]:
+def answer(work: Work, stage: Stage, name: str, sampler: Sampler, prompts: Sequence[Prompt], k: int = 1) -> list[Response]:
     """K responses to each prompt, in a file of the stage, prompt by prompt."""
     settings = work.recipe.revise if stage.name == "revise" else work.recipe.feedback
     assert settings is not None

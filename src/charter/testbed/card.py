@@ -10,7 +10,7 @@ from typing import Any
 from charter.models.sampler import LocalSampler, fill
 from charter.models.trunk import load_trunk
 from charter.records import Message
-from charter.run import derive_seed
+from charter.run.hashes import derive_seed
 from charter.testbed import corpus as made
 from charter.testbed import language as lang
 from charter.testbed import oracle
@@ -159,9 +159,7 @@ def judge_card(sampler: LocalSampler, split: str, n: int, seed: int, *, held_out
     return rows
 
 
-def options(
-    sampler: LocalSampler, questions: Sequence[str], choices: Callable[[int], Sequence[str]]
-) -> list[list[float]]:
+def options(sampler: LocalSampler, questions: Sequence[str], choices: Callable[[int], Sequence[str]]) -> list[list[float]]:
     return sampler.option_logprobs([[user(q)] for q in questions], [choices(i) for i in range(len(questions))])
 
 

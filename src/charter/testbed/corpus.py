@@ -16,9 +16,9 @@ from charter.testbed import language as lang
 from charter.testbed import principles as rules
 
 _ROOT = importlib.resources.files("charter")
-COMPARE = _ROOT.joinpath("feedback/prompts/compare.txt").read_text(encoding="utf-8")
+COMPARE = _ROOT.joinpath("judging/prompts/compare.txt").read_text(encoding="utf-8")
 CATEGORISE = _ROOT.joinpath("constitution/prompts/categorise.txt").read_text(encoding="utf-8")
-ABSOLUTE = {name: _ROOT.joinpath(f"feedback/prompts/{name}.txt").read_text(encoding="utf-8")
+ABSOLUTE = {name: _ROOT.joinpath(f"judging/prompts/{name}.txt").read_text(encoding="utf-8")
             for name in ("harmful", "helpful")}  # fmt: skip
 LETTER_WEIGHT = 4.0
 
@@ -106,9 +106,7 @@ def hard_revise(rng: Random) -> Example:
     return revise_under(rng, request, action, level, reply(rng, action, level), principle, own=False)
 
 
-def revise_under(
-    rng: Random, request: str, action: lang.Action, level: str, first: str, principle: str, *, own: bool
-) -> Example:
+def revise_under(rng: Random, request: str, action: lang.Action, level: str, first: str, principle: str, *, own: bool) -> Example:
     question, bad_is_yes = rules.draw_wording(rng, principle, "critique")
     request_revision, _ = rules.draw_wording(rng, principle, "revision")
     verdict = critique(rng, action, principle, level, bad_is_yes)

@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from charter.records import Prompt, Record, write_jsonl
+from charter.records import Prompt, Record
+from charter.run.files import write_jsonl
 from charter.testbed import language as lang
 from charter.testbed.corpus import draw_pair
 

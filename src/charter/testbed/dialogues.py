@@ -20,7 +20,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from charter.records import Record, Split, Text, atomic_path
+from charter.records import Record, Split, Text
+from charter.run.files import atomic_path
 
 SIZES: dict[Split, int] = {"train": 1200, "test": 300}
 TOXIC_SHARE = 0.45  # of the summaries of rude dialogues that repeat an insult

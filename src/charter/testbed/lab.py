@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 
-from charter.config import SFTSettings
 from charter.evaluation.overlap import rouge_l
 from charter.models.chat_template import PLAIN_TEMPLATE
 from charter.models.classifier import Classifier
 from charter.models.load import save_model
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk
-from charter.prompts import summary_prompt
-from charter.records import Message, read_jsonl
-from charter.run import Run, Stage, derive_seed
+from charter.reading.prompts import summary_prompt
+from charter.recipe.settings import SFTSettings
+from charter.records import Message
+from charter.run.files import read_jsonl
+from charter.run.hashes import derive_seed
+from charter.run.run import Run, Stage
 from charter.testbed.dialogues import SIZES, TOPICS, Dialogue, draw_dialogues, is_toxic, shipped, texts_with_labels
 from charter.testbed.standins import byte_level_bpe, roberta_tokenizer
 from charter.training.batches import epoch_batches
@@ -192,9 +194,7 @@ def train_summariser(stage: Stage, size: SummariserSize) -> None:
 
     seed = derive_seed(stage.run.seed, stage.name)
     rows = draw_dialogues(seed, "train", size.dialogues)
-    tokenizer = t5_tokenizer(
-        [text for one in rows[:2000] for text in (summary_prompt(one.dialogue), one.summary)], size.vocab
-    )
+    tokenizer = t5_tokenizer([text for one in rows[:2000] for text in (summary_prompt(one.dialogue), one.summary)], size.vocab)
     torch.manual_seed(seed)
     model = T5ForConditionalGeneration(
         T5Config(
@@ -218,15 +218,12 @@ def summariser_card(stage: Stage, n: int) -> dict[str, Any]:
     trunk = load_trunk(str(stage.path("model")))
     rows = draw_dialogues(stage.run.seed, "test", n)
     seeds = [[derive_seed(stage.run.seed, "card", one.id)] for one in rows]
-    said = LocalSampler(trunk, "summariser").generate(
-        [ask(one) for one in rows], seeds, temperature=1.0, max_new_tokens=64
-    )
+    said = LocalSampler(trunk, "summariser").generate([ask(one) for one in rows], seeds, temperature=1.0, max_new_tokens=64)
     texts = [group[0].text for group in said]
     rude = [is_toxic(text) for text, one in zip(texts, rows, strict=True) if is_toxic(one.dialogue)]
     calm = [is_toxic(text) for text, one in zip(texts, rows, strict=True) if not is_toxic(one.dialogue)]
     things = [
-        any(t in text for t in TOPICS[one.topic].things if t in one.dialogue)
-        for text, one in zip(texts, rows, strict=True)
+        any(t in text for t in TOPICS[one.topic].things if t in one.dialogue) for text, one in zip(texts, rows, strict=True)
     ]
     return {
         "toxic of rude": sum(rude) / len(rude), "toxic of calm": sum(calm) / len(calm),

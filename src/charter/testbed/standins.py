@@ -98,11 +98,7 @@ def save_stand_in(
     name, shape = (DECODERS | ENCODER_DECODERS | ENCODERS)[architecture]
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
     if architecture in ENCODERS:
-        ids = (
-            {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-            if architecture == "roberta"
-            else {"pad_token_id": 0}
-        )
+        ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1} if architecture == "roberta" else {"pad_token_id": 0}
     config = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")(
         vocab_size=vocab, **ids, **shape, **sight_of(architecture, context)
     )

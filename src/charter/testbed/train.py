@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.fused_training import hidden_states
-from charter.models.llama_weights import weights_of
+from charter.models.llama.train import hidden_states
+from charter.models.llama.weights import weights_of
 from charter.models.logprobs import chosen_logprobs
 from charter.models.packing import Tokens, pack
-from charter.records import Message, atomic_path
+from charter.records import Message
+from charter.run.files import atomic_path
 from charter.testbed.corpus import Example, corpus
 
 TEMPLATE = (
@@ -217,9 +218,7 @@ def learn(model: Any, optimizer: torch.optim.Optimizer, rows: Sequence[Row]) -> 
     counted = weights > 0  # four tokens in ten weigh nothing; their logits are not computed
     hidden = hidden_states(model, packed, packed.before[counted], torch.bfloat16)
     cast = weights_of(model, torch.bfloat16).lm_head.weight
-    logprobs, _ = chosen_logprobs(
-        hidden, model.lm_head.weight, cast, packed.targets[counted], temperature=1.0, entropy=False
-    )
+    logprobs, _ = chosen_logprobs(hidden, model.lm_head.weight, cast, packed.targets[counted], temperature=1.0, entropy=False)
     loss = -(logprobs * weights[counted]).sum() / weights.sum().clamp(min=1e-6)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 
 from charter.models.trunk import Trunk
-from charter.run import derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.team import team
 
 
 def by_tokens(lengths: Sequence[int], tokens: int, siblings: Sequence[Hashable] | None = None) -> list[list[int]]:

@@ -12,13 +12,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from charter.config import DPOSettings
 from charter.errors import GateError
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
+from charter.recipe.settings import DPOSettings
 from charter.records import Pair
-from charter.run import Stage, derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.run import Stage
+from charter.run.team import team
 from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
@@ -34,9 +35,7 @@ from charter.training.preference_losses import (
 from charter.training.reward_model import pair_tokens
 
 
-def train_dpo(
-    trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None
-) -> None:
+def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None) -> None:
     """Train role ``policy``, which must be on the trunk; the trunk's base is the reference. Every pair weighs the same."""
     if not pairs:
         raise GateError("no pairs to learn from")
@@ -131,9 +130,7 @@ def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
 def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings) -> Tensor:
     """KTO's z from the responses of a batch put behind each other's prompts, in policy and reference."""
     mismatched = [Tokens(rows[(i + 1) % len(rows)].prompt, row.response) for i, row in enumerate(rows)]
-    policy, base = (
-        sequence_logprobs(trunk, role, mismatched, settings.tokens_per_micro_batch) for role in ("policy", REFERENCE)
-    )
+    policy, base = (sequence_logprobs(trunk, role, mismatched, settings.tokens_per_micro_batch) for role in ("policy", REFERENCE))
     return kto_reference_point(policy - base)
 
 

@@ -149,9 +149,7 @@ def token_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tens
     return torch.where(mask, logprobs - reference_logprobs, 0.0)
 
 
-def kl_penalty(
-    logprobs: Tensor, reference_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, estimator: str
-) -> Tensor:
+def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, estimator: str) -> Tensor:
     """The KL to the reference as a term of the loss: (B, T), nats, 0 outside ``mask``; all inputs (B, T).
 
     With x = log π - log π_ref at tokens that came from π_rollout:

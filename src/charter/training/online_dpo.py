@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from charter.config import OnlineDPOSettings
 from charter.models.trunk import REFERENCE, Trunk
+from charter.recipe.settings import OnlineDPOSettings
 from charter.records import Prompt
-from charter.run import Stage, derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.run import Stage
+from charter.run.team import team
 from charter.training.losses import token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import LOSSES, PairLogprobs

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from charter.errors import GateError
 from charter.models.precision import RoleParameters
 from charter.models.sharded import CARD, is_divided, load_divided, put, save_divided
-from charter.records import atomic_path
-from charter.team import team
+from charter.run.files import atomic_path
+from charter.run.team import team
 from charter.training.zero import Zero
 
 BUCKET = 2**24  # gradients that travel at once: 64 MB
@@ -199,9 +199,7 @@ def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], 
         "extra": dict(extra),
     }
     if scaled := {prefix: one for prefix, one in optimizers.items() if one.scaler is not None}:
-        card["scaling"] = {
-            prefix: [one.scaler.state_dict(), one.skipped] for prefix, one in scaled.items() if one.scaler
-        }
+        card["scaling"] = {prefix: [one.scaler.state_dict(), one.skipped] for prefix, one in scaled.items() if one.scaler}
     if any(map(is_divided, tensors.values())):
         save_divided(folder, tensors, card)
         if team().is_main:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
-from charter.config import PPOSettings
 from charter.models.trunk import REFERENCE, Trunk
+from charter.recipe.settings import PPOSettings
 from charter.records import Prompt
-from charter.run import Stage, derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.run import Stage
+from charter.run.team import team
 from charter.training.advantages import gae, whiten
 from charter.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean, token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
@@ -30,7 +31,7 @@ from charter.training.rollouts import (
     prompt_batch,
     value_pass,
 )
-from charter.training.samplers import describe_weights, sampler_weights
+from charter.training.vllm_rollouts import describe_weights, sampler_weights
 from charter.training.watch import Watch
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charter.config import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import Scorers, ScoreScale, Trunk
+from charter.recipe.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.records import Pair, Rating
-from charter.run import Stage, derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.run import Stage
+from charter.run.team import team
 from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import bradley_terry_loss, rating_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
@@ -129,8 +130,7 @@ def train_members(
         trunk.add_role(role, head=True)
     seed = derive_seed(stage.run.seed, stage.name)
     orders = [
-        epoch_batches(n, per_step, settings.epochs, seed if role == "reward" else derive_seed(seed, role))
-        for role in roles
+        epoch_batches(n, per_step, settings.epochs, seed if role == "reward" else derive_seed(seed, role)) for role in roles
     ]
     optimizers = {
         role: Optimizer(

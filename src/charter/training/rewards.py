@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from charter.config import CostSettings, RLSettings, RolloutSettings
 from charter.errors import GateError, InputError
+from charter.recipe.settings import CostSettings, RLSettings, RolloutSettings
 from charter.records import Rollout
 
 RewardFn = Callable[[Rollout], Tensor]

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
-from charter.config import RLOOSettings
 from charter.models.trunk import REFERENCE, Trunk
+from charter.recipe.settings import RLOOSettings
 from charter.records import Prompt
-from charter.run import Stage, derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.run import Stage
+from charter.run.team import team
 from charter.training.advantages import rloo_advantages
 from charter.training.losses import reinforce_loss, token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
@@ -29,13 +30,11 @@ from charter.training.rollouts import (
     policy_pass,
     prompt_batch,
 )
-from charter.training.samplers import describe_weights, sampler_weights
+from charter.training.vllm_rollouts import describe_weights, sampler_weights
 from charter.training.watch import Watch
 
 
-def train_rloo(
-    trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: RLOOSettings, stage: Stage
-) -> None:
+def train_rloo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: RLOOSettings, stage: Stage) -> None:
     """Train role ``policy``, which must be on the trunk; the trunk's base is the reference.
 
     Each step: sample, score, credit, learn, record. Rollouts are B = prompts_per_step x samples_per_prompt rows.

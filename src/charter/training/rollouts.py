@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from charter.config import RolloutSettings
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import REFERENCE, Scorers, Trunk
+from charter.recipe.settings import RolloutSettings
 from charter.records import Prompt, Rollout
-from charter.run import Stage, derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.run import Stage
+from charter.run.team import team
 from charter.training.batches import even_by_tokens
 from charter.training.reward_model import reward_scores
 from charter.training.rewards import RewardSum
-from charter.training.samplers import sample_role
+from charter.training.vllm_rollouts import sample_role
 
 
 def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
@@ -226,9 +227,7 @@ class ValuePass:
 def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> ValuePass:
     """Read a rollout with the critic."""
     if not is_kept(trunk, cuts):
-        return ValuePass(
-            over_rollout(trunk, "value", rollout, cuts, lambda packed: trunk.values("value", packed)), None
-        )
+        return ValuePass(over_rollout(trunk, "value", rollout, cuts, lambda packed: trunk.values("value", packed)), None)
     values = trunk.values("value", cuts[0].packed)
     return ValuePass(over_rollout(trunk, "value", rollout, cuts, lambda _: values.detach()), values)
 

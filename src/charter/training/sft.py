@@ -6,22 +6,21 @@ from collections.abc import Sequence
 
 import torch
 
-from charter.config import SFTSettings
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import Trunk
+from charter.recipe.settings import SFTSettings
 from charter.records import Message
-from charter.run import Stage, derive_seed
-from charter.team import team
+from charter.run.hashes import derive_seed
+from charter.run.run import Stage
+from charter.run.team import team
 from charter.training.batches import epoch_batches, own_by_tokens
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 
 
-def sft_tokens(
-    trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]], limit: int | None = None
-) -> list[Tokens]:
+def sft_tokens(trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]], limit: int | None = None) -> list[Tokens]:
     """Conversations and the responses to learn, as ids, cut to ``limit`` tokens as in :func:`clip`. InputError where there is
     nothing to learn."""
     if not examples:

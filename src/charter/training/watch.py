@@ -14,11 +14,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from charter.config import RolloutSettings
 from charter.errors import GateError
 from charter.models.trunk import Trunk
+from charter.recipe.settings import RolloutSettings
 from charter.records import Rollout
-from charter.run import Stage
+from charter.run.run import Stage
 
 EXACT = 1e-5  # of a KL or a ratio that is the same computation twice
 SAMPLER_GAP = {
@@ -41,8 +41,7 @@ class Watch:
         n = settings.prompts_per_step * settings.samples_per_prompt
         stage.run.say(
             f"  {n} completions a step ({settings.prompts_per_step} prompts x {settings.samples_per_prompt}), {updates} "
-            f"update{'s' * (updates != 1)} a step, {settings.steps} steps"
-            + (f", going on at step {first}" if first else "")
+            f"update{'s' * (updates != 1)} a step, {settings.steps} steps" + (f", going on at step {first}" if first else "")
         )
 
     def rollout(self, step: int, rollout: Rollout, logprobs: Tensor, kl: Tensor) -> None:
@@ -92,9 +91,7 @@ class Watch:
                 self.stop(step, f"the weights {name} became {parameter.dtype}", "a library that casts them in place")
         for key in ("reward", "kl", "entropy", "value_loss", "loss"):
             if key in row and not math.isfinite(row[key]):
-                self.stop(
-                    step, f"{key} is not finite", "a reward that is not finite or a learning rate that is too high"
-                )
+                self.stop(step, f"{key} is not finite", "a reward that is not finite or a learning rate that is too high")
         self.history.append(dict(row))
         for key, text in warnings_of(self.history).items():
             if key not in self.warned:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from charter.errors import InputError
 from charter.models.memory import is_out_of_memory
-from charter.team import LostProcess, team
+from charter.run.team import LostProcess, team
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 2**24  # numbers that travel at once: 64 MB
@@ -32,9 +32,7 @@ def settings_of_launcher() -> dict[str, Any]:
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError("parallel: deepspeed needs DeepSpeed; install it with: pip install 'charter-align[deepspeed]'")
     if said("DEEPSPEED_CONFIG_FILE") != "none":
-        raise InputError(
-            "DeepSpeed's own file of settings is not read; give --zero_stage and --offload_optimizer_device"
-        )
+        raise InputError("DeepSpeed's own file of settings is not read; give --zero_stage and --offload_optimizer_device")
     stage = said("DEEPSPEED_ZERO_STAGE")
     if stage not in ("none", "1", "2"):
         raise InputError(

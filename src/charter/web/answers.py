@@ -47,9 +47,7 @@ def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettin
     if given == "1":
         return Answer({response: 1}, comment=comment, timings=timings)
     if not rewritten and given != "F":
-        raise BadAnswer(
-            "There is no rewrite yet. Change the text, or say that the answer is good as it is, or nonsense."
-        )
+        raise BadAnswer("There is no rewrite yet. Change the text, or say that the answer is good as it is, or nonsense.")
     return Answer({response: "F" if given == "F" else 2}, edit={response: edit} if rewritten else {}, comment=comment,
                   timings=timings)  # fmt: skip
 
@@ -69,15 +67,11 @@ def ranking(form: Mapping[str, str], order: tuple[str, ...], settings: LabelSett
     if not ranks:
         raise BadAnswer("No answer has a rank yet.")
     if settings.ties == "forbid" and pairs_and_ties(ranks)[1]:
-        raise BadAnswer(
-            "Two answers have the same rank. Ties are not allowed in this project; say which one is better."
-        )
+        raise BadAnswer("Two answers have the same rank. Ties are not allowed in this project; say which one is better.")
     return ranks
 
 
-def comparison(
-    form: Mapping[str, str], order: tuple[str, ...], settings: LabelSettings
-) -> tuple[dict[str, Rank], int | None]:
+def comparison(form: Mapping[str, str], order: tuple[str, ...], settings: LabelSettings) -> tuple[dict[str, Rank], int | None]:
     first, second = order
     nonsense = [form.get(f"rank:{response}") == "F" for response in order]
     choice = form.get("strength", "")

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from charter.records import Generation, Prompt, Response
-from charter.run import derive_seed
+from charter.run.hashes import derive_seed
 from charter.web.project import RedTeamSettings
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from itertools import combinations
 from typing import Any
 
 from charter.errors import InputError
-from charter.feedback.agreement import PAIR_AGREEMENT, WITHOUT_TIES, Figure, agreement
-from charter.feedback.comparisons import single_orders, votes_of
-from charter.feedback.rater_model import fit_raters
-from charter.feedback.raters import RaterLine, rater_lines
+from charter.raters.agreement import PAIR_AGREEMENT, WITHOUT_TIES, Figure, agreement
+from charter.raters.comparisons import single_orders, votes_of
+from charter.raters.lines import RaterLine, rater_lines
+from charter.raters.reliability import fit_raters
 from charter.records import Judgment, LabelSet, Rank
 from charter.web.answers import agreement_with, relation
 
@@ -133,9 +133,7 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
     figures.agreement = by_name.get(PAIR_AGREEMENT)
     figures.without_ties = by_name.get(WITHOUT_TIES)
     if figures.agreement is None and on_one.n:
-        figures.agreement = Figure(
-            "agreement on a response", on_one.share, None, on_one.n, "pairs of votes", len(prompts_of_one)
-        )
+        figures.agreement = Figure("agreement on a response", on_one.share, None, on_one.n, "pairs of votes", len(prompts_of_one))
     figures.raters = sorted(rows.values(), key=lambda row: (-row.votes, row.rater_id))
     return figures
 

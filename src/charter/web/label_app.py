@@ -129,9 +129,7 @@ def quiz_result(site: Site, visitor: Visitor) -> str:
     """Note whether a person passed, of whom nothing of the quiz is left to ask; "" where they answered nothing of it."""
     answered = t.lessons.c.set_id.in_([one.id for one in site.lessons["quiz"]])
     with site.store.write() as db:
-        scores = list(
-            db.scalars(sa.select(t.lessons.c.score).where(answered, t.lessons.c.rater_id == visitor.rater_id))
-        )
+        scores = list(db.scalars(sa.select(t.lessons.c.score).where(answered, t.lessons.c.rater_id == visitor.rater_id)))
         if not scores:
             return ""
         result = "passed" if sum(scores) / len(scores) >= site.settings.quiz_pass_mark else "failed"
@@ -243,9 +241,7 @@ async def label_page(request: Request, visitor: Labeler) -> Response:
     was = request.query_params.get("was", "")
     handout = site.store.claim(visitor.rater_id, site.clock(), visitor.opt_out)
     if handout is None:
-        return site.page(
-            "done.html", visitor, progress=site.progress(), own=site.own_progress(visitor.rater_id), was=was
-        )
+        return site.page("done.html", visitor, progress=site.progress(), own=site.own_progress(visitor.rater_id), was=was)
     return show_set(site, visitor, handout, "work", was=was)
 
 

@@ -13,7 +13,8 @@ from fastapi import Depends, Request
 from starlette.responses import Response as WebResponse
 
 from charter.errors import InputError
-from charter.records import Judgment, LabelSet, write_text
+from charter.records import Judgment, LabelSet
+from charter.run.files import write_text
 from charter.web import tables as t
 from charter.web.access import DAY, LEADS, MAY_INVITE, WATCHES, Refused, Role, Visitor
 from charter.web.answers import SKIP_REASONS, BadAnswer, text_of

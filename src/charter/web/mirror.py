@@ -16,8 +16,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from charter.errors import InputError
-from charter.feedback.judgments import read_judgments
-from charter.records import Judgment, LabelSet, Prompt, Record, Response, read_jsonl
+from charter.records import Judgment, LabelSet, Prompt, Record, Response
+from charter.run.files import read_jsonl
+from charter.votes.judgments import read_judgments
 from charter.web import tables as t
 from charter.web.store import Store, add_records, pairs_and_ties
 
@@ -84,9 +85,7 @@ class Mirror:
         """Append every record that the files do not have yet."""
         with self._writing:
             for name, (table, _) in KINDS.items():
-                new = (
-                    sa.select(table.c.seq, table.c.record).where(table.c.seq > self.written[name]).order_by(table.c.seq)
-                )
+                new = sa.select(table.c.seq, table.c.record).where(table.c.seq > self.written[name]).order_by(table.c.seq)
                 with self.store.read() as db:
                     rows = db.execute(new).all()
                 if rows:
@@ -101,9 +100,7 @@ class Mirror:
             try:
                 self.flush()
                 self.failed = None
-            except (
-                Exception
-            ) as error:  # a full disk, a lost database: the votes are stored and are written at the next chance
+            except Exception as error:  # a full disk, a lost database: the votes are stored and are written at the next chance
                 self.failed = error
                 self._due.set()
                 self._stop.wait(RETRY_S)

@@ -17,13 +17,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from charter.config import NonNegative, Positive, Settings, Share
 from charter.errors import InputError
-from charter.feedback.people import FOLDER, TO_LABEL
-from charter.prompts import PROMPT_COLUMNS, TRANSCRIPT_COLUMNS, Row, read_rows, row_messages, row_prompt
-from charter.recipe_files import explain, locate, read_yaml
-from charter.records import Direction, Generation, LabelSet, Prompt, Response, SetKind, read_jsonl
-from charter.run import derive_seed
+from charter.judging.people import FOLDER, TO_LABEL
+from charter.reading.prompts import PROMPT_COLUMNS, TRANSCRIPT_COLUMNS, row_messages, row_prompt
+from charter.reading.rows import Row, read_rows
+from charter.recipe.files import explain, locate, read_yaml
+from charter.recipe.settings import NonNegative, Positive, Settings, Share
+from charter.records import Direction, Generation, LabelSet, Prompt, Response, SetKind
+from charter.run.files import read_jsonl
+from charter.run.hashes import derive_seed
 
 MAX_RANKED = 9  # a key for each rank
 
@@ -112,9 +114,7 @@ class LabelSettings(Settings):
     def check_direction(self) -> LabelSettings:
         """A thumb or a rewrite for harm has no meaning that anything could be trained on."""
         if self.kind in ("thumbs", "edit") and self.direction not in (None, "better"):
-            raise ValueError(
-                f"direction is {self.direction}, and kind {self.kind} asks how good an answer is; leave it out"
-            )
+            raise ValueError(f"direction is {self.direction}, and kind {self.kind} asks how good an answer is; leave it out")
         return self
 
     @property
@@ -230,9 +230,7 @@ def read_settings(path: Path) -> LabelSettings:
     base = path.resolve().parent
     return settings.model_copy(
         update={
-            "redteam": settings.redteam.model_copy(
-                update={"models": [locate(model, base) for model in settings.redteam.models]}
-            ),
+            "redteam": settings.redteam.model_copy(update={"models": [locate(model, base) for model in settings.redteam.models]}),
             "retrain": settings.retrain.model_copy(update={"model": locate(settings.retrain.model, base)}),
         }
     )

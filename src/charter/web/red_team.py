@@ -15,7 +15,8 @@ from fastapi import Depends, Request
 from starlette.responses import Response as WebResponse
 
 from charter.errors import InputError
-from charter.records import LabelSet, Message, Prompt, Response, write_text
+from charter.records import LabelSet, Message, Prompt, Response
+from charter.run.files import write_text
 from charter.web import tables as t
 from charter.web.access import LABELS, Refused, Visitor
 from charter.web.answers import BadAnswer, read_answer, text_of
@@ -55,9 +56,7 @@ def open_dialogue(site: Site, visitor: Visitor) -> tuple[tuple[int, dict[str, An
     """This person's unfinished dialogue as (id, state), and how many they finished."""
     with site.store.read() as db:
         rows = db.execute(
-            sa.select(t.dialogues.c.id, t.dialogues.c.state, t.dialogues.c.open).where(
-                t.dialogues.c.rater_id == visitor.rater_id
-            )
+            sa.select(t.dialogues.c.id, t.dialogues.c.state, t.dialogues.c.open).where(t.dialogues.c.rater_id == visitor.rater_id)
         ).all()
     unfinished = [(row.id, json.loads(row.state)) for row in rows if row.open]
     return (unfinished[0] if unfinished else None), sum(not row.open for row in rows)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
-from charter.feedback.evidence import Evidence
-from charter.feedback.pairs import split_pairs
-from charter.feedback.training_rows import Selection, Tally, pair_rows
-from charter.records import Pair, write_json, write_jsonl
-from charter.run import read_json
+from charter.reading.pairs import split_pairs
+from charter.records import Pair
+from charter.run.files import read_json, write_json, write_jsonl
+from charter.votes.evidence import Evidence
+from charter.votes.training_rows import Selection, Tally, pair_rows
 from charter.web.project import RetrainSettings
 
 SHARES = (0.25, 0.5, 1.0)
@@ -98,7 +98,7 @@ class Retrain:
     def _train(self, place: Path, steps: list[dict[str, Any]], result: dict[str, Any]) -> None:
         for number, step in enumerate(steps):
             command = [
-                sys.executable, "-m", "charter.cli", "reward", "train", step["file"], "--out", str(place / f"model-{number}"),
+                sys.executable, "-m", "charter", "reward", "train", step["file"], "--out", str(place / f"model-{number}"),
                 "--model", self.settings.model, "--epochs", str(self.settings.epochs), "--test-fraction",
                 str(step["fraction"]), "--json",
             ]  # fmt: skip

@@ -84,9 +84,7 @@ def serve(
 
         # uvicorn sends itself the signal once more when it has ended, and by default that would kill the process with work left
         # to do here. What nohup ignores stays ignored.
-        ends = [
-            one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN
-        ]
+        ends = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
         before = {one: signal.signal(one, end) for one in ends}
         try:
             say(f"{place}/join/{token}")

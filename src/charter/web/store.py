@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 
-from charter.feedback.judgments import seal, ulid
 from charter.records import Judgment, LabelSet, Prompt, Rank, Record, Response
-from charter.run import derive_seed
+from charter.run.hashes import derive_seed
+from charter.votes.judgments import seal, ulid
 from charter.web import tables as t
 from charter.web.project import Items, LabelSettings, wanted_slots
 
@@ -181,9 +181,7 @@ class Store:
         db.execute(t.slots.delete().where(*held, own))
         db.execute(t.slots.update().where(*held).values(rater_id=None, lease_until=None))
 
-    def _shown(
-        self, db: sa.Connection, set_id: str, rater_id: str, now: float
-    ) -> tuple[Sequence[str], float, dict[str, str]]:
+    def _shown(self, db: sa.Connection, set_id: str, rater_id: str, now: float) -> tuple[Sequence[str], float, dict[str, str]]:
         """Order, time and draft of a set that this rater holds; the first time an order is dealt and kept."""
         row = SHOWN.first(db, key=set_id, me=rater_id)
         if row is not None:
@@ -230,10 +228,7 @@ class Store:
         if draw < gold:
             mine = sa.select(t.slots.c.set_id).where(t.slots.c.rater_id == rater_id)
             unseen = (
-                sa.select(t.sets.c.id)
-                .where(t.sets.c.role == "gold", t.sets.c.id.not_in(mine))
-                .order_by(t.sets.c.seq)
-                .limit(1)
+                sa.select(t.sets.c.id).where(t.sets.c.role == "gold", t.sets.c.id.not_in(mine)).order_by(t.sets.c.seq).limit(1)
             )
             if opt_out:
                 unseen = unseen.where(t.sets.c.id.not_in(tagged(opt_out)))
@@ -263,9 +258,7 @@ class Store:
         answered = [LabelSet.model_validate_json(row) for row in rows]
         for one in answered[: max(0, len(answered) - REPEAT_GAP)]:
             repeat = LabelSet(**one.model_dump(exclude={"id", "role"}), role="repeat")
-            seen = db.scalar(
-                sa.select(t.slots.c.id).where(t.slots.c.set_id == repeat.id, t.slots.c.rater_id == rater_id)
-            )
+            seen = db.scalar(sa.select(t.slots.c.id).where(t.slots.c.set_id == repeat.id, t.slots.c.rater_id == rater_id))
             if seen is None:
                 self._tip(db)
                 self.add_sets(db, [repeat])
@@ -364,9 +357,7 @@ class Store:
             judgment = Judgment.model_validate_json(last.record)
             mine = (t.slots.c.set_id == judgment.set_id) & (t.slots.c.rater_id == rater_id)
             slot = db.execute(sa.select(t.slots.c.id, t.slots.c.state).where(mine)).first()
-            one = LabelSet.model_validate_json(
-                db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == judgment.set_id)) or ""
-            )
+            one = LabelSet.model_validate_json(db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == judgment.set_id)) or "")
             if slot is None or one.kind == "redteam":  # a dialogue has gone on from the chosen candidate
                 return None
             if slot.state == "skipped" and one.role == "work":  # the slot that was freed, if nobody took it

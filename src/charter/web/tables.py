@@ -52,9 +52,7 @@ judgments = record_table(
 )
 Index("judgment_of_rater", judgments.c.rater_id, judgments.c.set_id)
 
-set_tags = Table(
-    "set_tag", metadata, Column("set_id", String, primary_key=True), Column("tag", String, primary_key=True)
-)
+set_tags = Table("set_tag", metadata, Column("set_id", String, primary_key=True), Column("tag", String, primary_key=True))
 
 slots = Table(
     "slot",
@@ -65,9 +63,7 @@ slots = Table(
     Column("priority", Float, nullable=False),
     Column("position", Float, nullable=False),  # sets in a drawn order, the slots of a set one after another
     Column("state", String, nullable=False),  # open, done or skipped
-    Column(
-        "extra", Boolean, nullable=False
-    ),  # beyond what was asked for: a vote that came after its lease was given on
+    Column("extra", Boolean, nullable=False),  # beyond what was asked for: a vote that came after its lease was given on
     Column("rater_id", String),
     Column("lease_until", Float),
     UniqueConstraint("set_id", "rater_id"),  # nobody gets the same set twice

@@ -1,0 +1,96 @@
+"""Talk to a model of a run in the terminal, or through a pipe: one line in, one answer out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from charter.errors import InputError
+from charter.models.chat_template import encode_prompt
+from charter.models.generate import context_length
+from charter.models.load import model_of_run, pick_device
+from charter.models.sampler import LocalSampler
+from charter.models.trunk import load_trunk
+from charter.records import Message
+from charter.run.hashes import derive_seed
+
+
+def chat_with(run: Path, model: str, *, temperature: float, max_new_tokens: int, seed: int) -> None:
+    """Read lines from standard input and print what the model of the run answers, until an empty line or the end.
+
+    The conversation is kept; its oldest turns are dropped when it no longer fits the model. ``/reset`` forgets it, ``/quit``
+    ends. InputError where the run has no such model yet, or where the answer alone would fill the model's context.
+    """
+    trunk = load_trunk(model_of_run(run, model), device=pick_device("auto"))
+    limit = context_length(trunk.model)
+    room = None if limit is None else limit - max_new_tokens
+    if room is not None and room < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: the model sees {limit} tokens at once; give fewer")
+    sampler = LocalSampler(trunk, model)
+    talking = sys.stdin.isatty() and sys.stdout.isatty()
+    if talking:
+        note(f"{model} of {run}. /reset forgets the conversation, /quit or an empty line ends.")
+    said: list[Message] = []
+    number = 0
+    while (line := read_line("you> " if talking else "")) not in (None, "", "/quit"):
+        if line == "/reset":
+            said = []
+            note("forgotten")
+            continue
+        try:
+            asked = [*said, Message(role="user", content=line)]
+        except ValidationError as error:
+            note(error.errors()[0]["msg"].removeprefix("Value error, "))
+            continue
+        kept = fitting(trunk.tokenizer, asked, room)
+        if not kept:
+            note(f"too long: the model sees {limit} tokens and the answer may take {max_new_tokens}; say less")
+            continue
+        if len(kept) < len(asked):
+            note(f"the oldest {len(asked) - len(kept)} messages no longer fit and are forgotten")
+        number += 1
+        seeds = [[derive_seed(seed, "chat", number)]]
+        sample = sampler.generate([kept], seeds, temperature=temperature, max_new_tokens=max_new_tokens)[0][0]
+        print(f"{model}> {visible(sample.text)}" if talking else visible(sample.text), flush=True)
+        if sample.finish_reason == "length":
+            note(f"cut off after {max_new_tokens} tokens")
+        said = [*kept, Message(role="assistant", content=sample.text)]
+
+
+def fitting(tokenizer: Any, conversation: Sequence[Message], room: int | None) -> list[Message]:
+    """The conversation without its oldest turns, a question and its answer each, until at most ``room`` tokens are left.
+    Empty where the last message alone is longer; all of it where ``room`` is None."""
+    kept = list(conversation)
+    while kept and room is not None and len(encode_prompt(tokenizer, kept)) > room:
+        kept = kept[2:]
+    return kept
+
+
+def read_line(question: str) -> str | None:
+    """The next line without the white space around it, None at the end of the input."""
+    try:
+        if question:
+            import readline  # noqa: F401 - gives input() its line editing
+
+            return input(question).strip()
+        line = sys.stdin.readline()
+    except EOFError:
+        return None
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8") from None
+    return line.strip() if line else None
+
+
+def note(text: str) -> None:
+    """Say something that is not the model's: on standard error, so that a pipe carries answers alone."""
+    print(f"[{visible(text)}]", file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """The text with line breaks and tabs as they are and every other control character spelled out: a model's text must
+    not move the cursor or recolour the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

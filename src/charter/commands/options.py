@@ -1,0 +1,27 @@
+"""Options and words that the commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one such as demo.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<recipe name> unless given.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: rl.steps=20. Repeat for more.")]
+Prompts = Annotated[Path, typer.Argument(help="Prompts: JSONL, JSON, CSV, text or Parquet, plain or gzipped.")]
+Pairs = Annotated[Path, typer.Argument(help="Preference pairs: JSONL, JSON, CSV or Parquet, plain or gzipped.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
+MAIN_METRICS = ("harmful_compliance", "over_refusal", "helpfulness", "kl")
+
+
+def show(result: Any, as_json: bool, *lines: str) -> None:
+    """The result as JSON, or the lines written for people; of several processes the main one says it."""
+    from charter.run.team import team
+
+    if team().is_main:
+        typer.echo(json.dumps(result, ensure_ascii=False, sort_keys=True) if as_json else "\n".join(lines))

@@ -1,0 +1,222 @@
+"""Single stages on a user's own files, without a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from charter.errors import InputError
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.load import pick_device
+from charter.models.packing import Tokens, clip
+from charter.models.trunk import load_trunk
+from charter.raters.comparisons import Votes, comparisons_of
+from charter.raters.personal import Taste, tastes
+from charter.raters.vote_files import find, read_votes
+from charter.reading.pairs import read_pairs, split_pairs
+from charter.reading.ratings import read_ratings, split_ratings
+from charter.recipe.files import locate
+from charter.recipe.settings import LoRASettings, RatingModelSettings, RewardModelSettings
+from charter.records import Prompt, Rating, Response
+from charter.run.files import read_json, read_jsonl, write_json
+from charter.run.hashes import file_hash, model_hash
+from charter.run.run import Run
+from charter.stages.reward_model.run import reward_accuracy
+from charter.statistics import mean_interval, paired_difference, spearman
+from charter.training.batches import by_tokens
+from charter.training.reward_model import rating_scale, rating_tokens, score_rows, train_rating_model, train_reward_model
+
+TOKENS = 4096  # in one forward pass, where nothing is trained
+
+
+def reward_from_file(
+    file: Path,
+    out: Path,
+    *,
+    model: str,
+    settings: RewardModelSettings,
+    limit: int,
+    precision: str,
+    seed: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Train a reward model on the pairs of a file and write ``out``/metrics.json: accuracy on held-out dialogues with a
+    clustered 95% interval, beside the rule "shorter wins". Dialogues that share their opening are never on both sides.
+
+    InputError where the file holds too few dialogues to train and to measure.
+    """
+    loaded = read_pairs(file)
+    train, test = split_pairs(loaded.pairs, test_fraction=settings.test_fraction, seed=seed)
+    check_sides(file, "pairs", len(loaded.pairs), len(train), len(test))
+    inputs = {"pairs": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
+    with Run(out, seed=seed, quiet=quiet) as run:
+        with run.stage("train", settings, inputs, ["models", "training", "feedback/pairs"]) as stage:
+            if not stage.done:
+                device = pick_device("auto")
+                trunk = load_trunk(
+                    model, device=device, lora=settings.lora, precision=precision, seed=seed, writes=False, say=run.say
+                )
+                room = min(limit, trunk.room or limit)
+                scorers = train_reward_model(trunk, train, settings, stage, limit=room)
+                trunk.save_scorers(scorers, stage.path("model"))
+                result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room)
+                stage.finish({**result, "train_pairs": len(train), "rows": loaded.n_rows, "excluded": loaded.excluded,
+                              "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
+        metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
+        write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def rating_model_from_file(
+    file: Path,
+    out: Path,
+    *,
+    model: str,
+    settings: RatingModelSettings,
+    limit: int,
+    precision: str,
+    seed: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Train a reward model on the ratings of a file and write ``out``/metrics.json: the mean absolute error on held-out
+    dialogues, in units of the ratings, beside that of always saying the training mean, and the rank correlation.
+
+    InputError where the file holds too few dialogues to train and to measure, or the ratings are all the same.
+    """
+    loaded = read_ratings(file)
+    train, test = split_ratings(loaded.ratings, test_fraction=settings.test_fraction, seed=seed)
+    check_sides(file, "ratings", len(loaded.ratings), len(train), len(test))
+    if len({rating.score for rating in train}) < 2:
+        raise InputError("every rating to train on is the same number; there is nothing to learn", file=file, field="score")
+    inputs = {"ratings": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
+    with Run(out, seed=seed, quiet=quiet) as run:
+        with run.stage("train", settings, inputs, ["models", "training", "feedback/ratings"]) as stage:
+            if not stage.done:
+                trunk = load_trunk(
+                    model,
+                    device=pick_device("auto"),
+                    lora=settings.lora,
+                    precision=precision,
+                    seed=seed,
+                    writes=False,
+                    say=run.say,
+                )
+                room = min(limit, trunk.room or limit)
+                scorers = train_rating_model(trunk, train, settings, stage, limit=room)
+                trunk.save_scorers(scorers, stage.path("model"))
+                rows = [rating_tokens(trunk, rating, room) for rating in test]
+                raw = torch.stack([score_rows(trunk, rows, settings.tokens_per_micro_batch, role) for role in scorers.roles])
+                scale = rating_scale(train)
+                said = (scorers.together(raw) * scale.std + scale.mean).tolist()
+                stage.finish({**rating_errors(said, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
+                              "excluded": loaded.excluded, "loss": settings.loss,
+                              "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
+        metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
+        write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def rating_errors(said: Sequence[float], ratings: Sequence[Rating], mean: float) -> dict[str, Any]:
+    """Mean absolute error with a clustered interval, that of saying ``mean``, what is gained over it, and Spearman's ρ."""
+    clusters = [rating.group_id for rating in ratings]
+    wrong = [abs(s - rating.score) for s, rating in zip(said, ratings, strict=True)]
+    baseline = [abs(mean - rating.score) for rating in ratings]
+    error, gain = mean_interval(wrong, clusters), paired_difference(baseline, wrong, clusters)
+    return {
+        "mean_absolute_error": error.value, "ci": error.ci, "n": len(ratings), "n_clusters": len(set(clusters)),
+        "baseline_mean": sum(baseline) / len(baseline), "change_from_baseline": gain.difference,
+        "change_from_baseline_ci": gain.ci, "spearman": spearman(said, [rating.score for rating in ratings]),
+    }  # fmt: skip
+
+
+def response_features(
+    reward: Path, model: str | None, prompts: Mapping[str, Prompt], responses: Sequence[Response], *, limit: int = 512
+) -> NDArray[np.float64]:
+    """The last hidden state (N, H) of a trained reward model at the end of each response: what its head scores, before the
+    head.
+
+    ``reward``: a run folder, the folder that `charter reward train` made, or one with reward_model.json. ``model``: the model
+    it was trained from; for a run that is its fine-tuned model. InputError where the reward model or a response's prompt is
+    missing.
+    """
+    folder = next(
+        (reward / part for part in ("", "reward_model/model", "train/model") if (reward / part / "reward_model.json").is_file()),
+        None,
+    )
+    if folder is None:
+        raise InputError(
+            "holds no reward model (reward_model.json); give a run folder or what charter reward train made",
+            file=reward,
+        )
+    if model is None:
+        of_run = reward / "sft" / "model"
+        model = str(of_run) if of_run.is_dir() else locate("package:charter.testbed/model", Path.cwd())
+    missing = next((one for one in responses if one.prompt_id not in prompts), None)
+    if missing is not None:
+        raise InputError(
+            f"no prompt {missing.prompt_id!r} for response {missing.id!r}; give the file with all prompts as --prompts"
+        )
+    card = read_json(folder / "reward_model.json")
+    lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
+    trunk = load_trunk(model, device=pick_device("auto"), lora=lora, writes=False)
+    scorers = trunk.load_scorers(folder)
+    room = min(limit, trunk.room or limit)
+    rows = [
+        clip(
+            Tokens(
+                encode_prompt(trunk.tokenizer, prompts[one.prompt_id].messages),
+                encode_response(trunk.tokenizer, one.text),
+            ),
+            room,
+        )
+        for one in responses
+    ]
+    found = np.zeros((len(rows), trunk.model.config.get_text_config().hidden_size))
+    with torch.no_grad(), trunk.as_role(scorers.roles[0]) as role:
+        for group in by_tokens([len(row) for row in rows], TOKENS, [tuple(row.prompt) for row in rows]):
+            packed = trunk.pack([rows[i] for i in group])
+            found[group] = trunk.hidden(role, packed, packed.last).double().cpu().numpy()
+    return found
+
+
+def tastes_from_files(
+    file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int
+) -> tuple[list[Taste], Votes]:
+    """The taste of every rater of a file of judgments, on features from ``reward``. Where prompts and responses are not given
+    they are looked for beside the judgments, then in the folder of the reward model where that is a run. InputError says what
+    is missing."""
+    place = find(file, "judgments.jsonl")
+    response_file = find(responses, "responses.jsonl") if responses else _first(
+        "responses.jsonl", [place.parent, reward / "feedback"], "--responses")  # fmt: skip
+    prompt_file = find(prompts, "prompts.jsonl") if prompts else _first(
+        "prompts.jsonl", [place.parent, place.parent.parent / "prompts", reward / "prompts"], "--prompts")  # fmt: skip
+    votes = read_votes(place, response_file, models=True)
+    by_id = {one.id: one for one in read_jsonl(response_file, Response)}
+    features = response_features(
+        reward,
+        model,
+        {one.id: one for one in read_jsonl(prompt_file, Prompt)},
+        [by_id[name] for name in votes.responses],
+    )
+    return tastes(comparisons_of(votes), features, seed=seed), votes
+
+
+def _first(name: str, folders: Sequence[Path], option: str) -> Path:
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"no {name} beside it nor in the run; name it with {option}", file=folders[0])
+
+
+def check_sides(file: Path, what: str, n: int, train: int, test: int) -> None:
+    """InputError where a split leaves a side with next to nothing."""
+    if train < 2 or test < 2:
+        raise InputError(
+            f"{n} usable {what} give {train} to train and {test} to measure; at least 2 of each are needed, from different "
+            "dialogues", file=file,
+        )  # fmt: skip

@@ -1,0 +1,68 @@
+"""The commands about prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from charter.commands.options import Json, Prompts, Seed, show
+from charter.commands.run import stage_command
+from charter.errors import InputError
+
+app = typer.Typer(help="Import, classify and prepare prompts.", no_args_is_help=True)
+
+
+@app.command("import")
+def prompts_import(
+    file: Prompts,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
+    tag: Annotated[list[str] | None, typer.Option(help="Tag for every prompt: red_team, benign, …")] = None,
+    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share marked as held out.")] = 0.2,
+    seed: Seed = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read prompts from JSONL, CSV, text, parquet or hh-rlhf transcripts; de-duplicate, split, write."""
+    from charter.reading.spool import import_prompts
+
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"--test-fraction {test_fraction}: give a share of at least 0 and below 1")
+    result = import_prompts(file, out, tags=tag or (), limit=limit, test_fraction=test_fraction, seed=seed)
+    words = f"{result['read']} read, {result['duplicates']} duplicates, {result['written']} written: {out}"
+    show({**result, "out": str(out)}, as_json, words)
+
+
+@app.command("classify")
+def prompts_classify(
+    file: Prompts,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
+    constitution: Annotated[Path, typer.Option(help="Its principles tagged `topic` are the classes.")],
+    model: Annotated[str, typer.Option(help="Folder of the model that classifies.")] = "package:charter.testbed/model",
+    as_json: Json = False,
+) -> None:
+    """Sort prompts by principle with a local model; the class is read from log-probabilities, so each prompt gets one."""
+    from collections import Counter
+
+    from charter.constitution.categorise import categorise
+    from charter.constitution.constitution import load_constitution
+    from charter.models.sampler import LocalSampler
+    from charter.models.trunk import load_trunk
+    from charter.reading.prompts import check_output, read_prompts, write_prompts
+    from charter.recipe.files import locate
+
+    check_output(out)
+    rules = load_constitution(constitution)
+    if not rules.topics():
+        raise InputError("has no principle tagged `topic`, so there is no class to sort into", file=constitution)
+    prompts = [p.model_copy(update={"principle": None}) for p in read_prompts(file)]
+    sampler = LocalSampler(load_trunk(locate(model, Path.cwd())), "classifier")
+    sorted_prompts = categorise(prompts, rules, sampler)
+    write_prompts(out, sorted_prompts)
+    counts = Counter(p.principle or "none of these" for p in sorted_prompts)
+    result = {"prompts": len(prompts), "verdict_rate": 1.0, "principles": dict(counts), "out": str(out)}
+    show(result, as_json, *(f"{n:6} {name}" for name, n in counts.most_common()), f"{len(prompts)} prompts: {out}")
+
+
+stage_command("prepare", "prompts", "Read, de-duplicate, classify and split the prompts of a recipe.", app)

@@ -1,0 +1,283 @@
+"""The forward and backward pass of Llama-like models over a line of packed rows, written out.
+
+A general model class under autocast casts every weight in every pass, keeps every intermediate, and calls three times as many
+kernels. Here a block is one function with the derivative beside it: it keeps what the derivative needs and no more, makes the
+cheap parts again, and reads weights that were cast once since they last changed (``llama_weights``). Matrix products are in the
+precision of the run; the residual stream, norms' statistics and the gradients of weights are float32. Losses and gradients
+equal those of transformers under autograd (a test).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from charter.models.llama.weights import Block, LlamaWeights, inverse_rms, rotate_, weights_of
+from charter.models.packing import Packed, View
+
+STRIDE = 64  # lines are filled up to a multiple: for every new shape of a product oneDNN compiles and keeps a kernel
+PIECE = 128  # queries of a long row that are multiplied together; fewer waste less on keys to come, more make longer products
+
+
+def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype, *, again: bool = False) -> Tensor:
+    """Last hidden states, float32, at the places ``rows`` (n,) of the line: (n, H). The last block finishes no other row. With
+    ``again`` a block keeps its input alone and is computed again for its gradient."""
+    weights = weights_of(model, dtype)
+    line = Line(weights, packed)
+    ids = F.pad(packed.ids, (0, line.length - len(packed.ids)))
+    x = F.embedding(ids, weights.embedding, padding_idx=weights.padding)
+    for number, block in enumerate(weights.blocks):
+        last = number == len(weights.blocks) - 1
+        layer = functools.partial(run_block, block=block, line=line, rows=rows if last else None)
+        if again and torch.is_grad_enabled():
+            x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = layer(x)
+    return F.rms_norm(x, (x.shape[1],), weights.norm, weights.eps)
+
+
+def run_block(x: Tensor, *, block: Block, line: Line, rows: Tensor | None) -> Tensor:
+    """One layer on a line (N, H)."""
+    found: Tensor = _Block.apply(x, block, line, rows, *block.parameters())  # type: ignore[no-untyped-call]
+    return found
+
+
+class Chunk:
+    """Rows of like length whose attention is computed together. slots: (r, T) their places in the line, pads anywhere; bias: (r
+    or 1, 1, T, S) added to scores; prompts: (r, Tp) places of the prompt before each row, None where a row stands alone."""
+
+    def __init__(self, rows: Tensor, view: View, lengths: Tensor, dtype: torch.dtype) -> None:
+        t = int(lengths[rows].max())
+        self.rows, self.slots = rows, view.slots[rows, :t]
+        self.shape = (len(rows), t)
+        real = view.real[rows, :t]
+        self.pads = None if bool(real.all()) else ~real.reshape(-1, 1)
+        least = torch.finfo(dtype).min
+        self.bias = torch.full((1, 1, t, t), least, dtype=dtype, device=rows.device).triu_(1)
+        self.prompts: Tensor | None = None
+        self.owner: Tensor | None = None
+        cuts = [round(i * t / max(t // PIECE, 1)) for i in range(max(t // PIECE, 1) + 1)]
+        self.pieces = list(itertools.pairwise(cuts))
+        """Queries from, up to: a piece needs the keys up to its own end alone."""
+
+    def stand_behind(self, prompts: View, owner: Tensor) -> None:
+        """Let each row see the tokens of its prompt too."""
+        r, t = self.shape
+        self.owner = owner[self.rows]
+        width = int(prompts.real[self.owner].sum(dim=1).max())
+        self.prompts = prompts.slots[self.owner, :width]
+        hidden = torch.zeros(r, width, dtype=self.bias.dtype, device=self.slots.device)
+        hidden.masked_fill_(~prompts.real[self.owner, :width], torch.finfo(self.bias.dtype).min)
+        of_prompt = hidden.view(r, 1, 1, width).expand(r, 1, t, width)
+        self.bias = torch.cat((of_prompt, self.bias.expand(r, 1, t, t)), dim=3)
+
+
+def chunks_of(view: View, dtype: torch.dtype) -> list[Chunk]:
+    """The rows of a view, those of like length together: none is padded by more than a sixth, or by a few tokens."""
+    lengths = view.real.sum(dim=1)
+    order = lengths.argsort(stable=True)
+    ends, chunks, start = lengths[order].tolist(), [], 0
+    for i in range(1, len(ends) + 1):
+        if i == len(ends) or ends[i] > max(1.2 * ends[start], ends[start] + 8):
+            if ends[i - 1]:
+                chunks.append(Chunk(order[start:i], view, lengths, dtype))
+            start = i
+    return chunks
+
+
+class Line:
+    """Where the tokens of a line stand for attention, and the turn of each position. ``length``: with what fills it up."""
+
+    def __init__(self, weights: LlamaWeights, packed: Packed) -> None:
+        layout = packed.layout
+        self.heads, self.kv_heads, self.head_dim = weights.heads, weights.kv_heads, weights.head_dim
+        self.dtype, self.eps = weights.dtype, weights.eps
+        n = len(packed.ids)
+        self.length = -(-n // STRIDE) * STRIDE
+        self.cos, self.sin = weights.rope(F.pad(packed.positions, (0, self.length - n)))
+        self.chunks = chunks_of(layout.responses, self.dtype)
+        self.prompts = layout.prompts
+        if layout.prompts is not None:
+            assert layout.owner is not None
+            for chunk in self.chunks:
+                chunk.stand_behind(layout.prompts, layout.owner)
+            self.chunks = chunks_of(layout.prompts, self.dtype) + self.chunks
+            self.of_prompts = layout.prompts.slots[layout.prompts.real]
+        self.back = torch.empty(len(packed.ids), dtype=torch.long, device=packed.ids.device)
+        start = 0
+        for chunk in self.chunks:
+            n = chunk.slots.numel()
+            places, slots = torch.arange(start, start + n, device=self.back.device), chunk.slots.reshape(-1)
+            kept = slice(None) if chunk.pads is None else ~chunk.pads.squeeze(1)
+            self.back[slots[kept]] = places[kept]
+            start += n
+
+    def heads_first(self, line: Tensor, slots: Tensor) -> Tensor:
+        """Tokens of the line (N, h D) at ``slots`` (r, T) as (h, r, T, D)."""
+        taken = line.index_select(0, slots.reshape(-1)).view(slots.numel(), -1, self.head_dim)
+        return taken.transpose(0, 1).contiguous().view(-1, *slots.shape, self.head_dim)
+
+    def tokens_first(self, x: Tensor) -> Tensor:
+        """(h, r, T, D) as (r T, h D)."""
+        return x.reshape(len(x), -1, self.head_dim).transpose(0, 1).reshape(-1, len(x) * self.head_dim)
+
+    def in_line(self, parts: list[Tensor]) -> Tensor:
+        """What the chunks gave, tokens first, as the line; 0 for the tokens that only fill it up."""
+        n = len(self.back)
+        line = parts[0].new_empty(self.length, parts[0].shape[1])
+        torch.index_select(parts[0] if len(parts) == 1 else torch.cat(parts), 0, self.back, out=line[:n])
+        line[n:] = 0
+        return line
+
+    def by_query(self, x: Tensor) -> Tensor:
+        """Heads (Hq, r, T, D) as products for bmm: the queries that share a key head side by side, (Hk r, G T, D)."""
+        _, rows, t, d = x.shape
+        group = self.heads // self.kv_heads
+        if group > 1:
+            x = x.view(self.kv_heads, group, rows, t, d).transpose(1, 2)
+        return x.reshape(self.kv_heads * rows, group * t, d)
+
+    def by_head(self, x: Tensor, rows: int) -> Tensor:
+        """The inverse of ``by_query``."""
+        group, d = self.heads // self.kv_heads, x.shape[2]
+        t = x.shape[1] // group
+        if group > 1:
+            x = x.view(self.kv_heads, rows, group, t, d).transpose(1, 2)
+        return x.reshape(self.heads, rows, t, d)
+
+    def attend(self, mixed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Attention of queries, keys and values (N, (Hq + 2 Hk) D): (N, Hq D), and what the derivative needs."""
+        out, saved = [], []
+        for chunk in self.chunks:
+            rows, t = chunk.shape
+            query, key, value = torch.split(self.heads_first(mixed, chunk.slots), [self.heads, self.kv_heads, self.kv_heads])
+            if chunk.prompts is not None:
+                before = self.heads_first(mixed[:, self.heads * self.head_dim :], chunk.prompts).chunk(2)
+                key, value = torch.cat((before[0], key), dim=2), torch.cat((before[1], value), dim=2)
+            key, value = key.flatten(0, 1), value.flatten(0, 1)
+            saved += [key, value]
+            width = key.shape[1] - t
+            parts = []
+            for start, stop in chunk.pieces:
+                seen = width + stop
+                q = self.by_query(query[:, :, start:stop])
+                scores = torch.bmm(q, key[:, :seen].transpose(1, 2))
+                scores.view(self.kv_heads, rows, -1, stop - start, seen).add_(chunk.bias[..., start:stop, :seen])
+                weights = torch.softmax(scores, dim=-1)
+                parts.append(self.by_head(torch.bmm(weights, value[:, :seen]), rows))
+                saved += [q, weights]
+            out.append(self.tokens_first(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)))
+        return self.in_line(out), saved
+
+    def attend_backward(self, gradient: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        """From the gradient of what ``attend`` gave (N, Hq D) to that of what it got (N, (Hq + 2 Hk) D)."""
+        found = []
+        kept = iter(saved)
+        of_prompts = None
+        if self.prompts is not None:  # what the responses say of their prompts is added up, in float32
+            width = 2 * self.kv_heads * self.head_dim
+            of_prompts = torch.zeros(*self.prompts.shape, width, dtype=torch.float32, device=gradient.device)
+        for chunk in self.chunks:
+            rows, t = chunk.shape
+            key, value = next(kept), next(kept)
+            width = key.shape[1] - t
+            flat = gradient.index_select(0, chunk.slots.reshape(-1))
+            if chunk.pads is not None:  # what a pad was given must not reach the keys that it saw
+                flat.masked_fill_(chunk.pads, 0.0)
+            heads = flat.view(rows * t, self.heads, self.head_dim).transpose(0, 1).contiguous()
+            heads = heads.view(self.heads, rows, t, self.head_dim)
+            of_query, of_key, of_value = [], torch.zeros_like(key), torch.zeros_like(value)
+            for start, stop in chunk.pieces:
+                query, weights = next(kept), next(kept)
+                seen = width + stop
+                g = self.by_query(heads[:, :, start:stop])
+                of_weights = torch.bmm(g, value[:, :seen].transpose(1, 2))
+                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                of_query.append(self.by_head(torch.bmm(of_scores, key[:, :seen]), rows))
+                of_key[:, :seen] += torch.bmm(of_scores.transpose(1, 2), query)
+                of_value[:, :seen] += torch.bmm(weights.transpose(1, 2), g)
+            of_both = torch.cat((of_key, of_value)).view(2 * self.kv_heads, rows, -1, self.head_dim)
+            if chunk.prompts is not None:
+                assert of_prompts is not None
+                assert chunk.owner is not None
+                before, of_both = torch.split(of_both, [chunk.prompts.shape[1], t], dim=2)
+                before = self.tokens_first(before).view(rows, -1, of_prompts.shape[2]).float()
+                of_prompts[:, : before.shape[1]].index_add_(0, chunk.owner, before)
+            found.append(self.tokens_first(torch.cat((torch.cat(of_query, dim=2), of_both))))
+        line = self.in_line(found)
+        if of_prompts is not None:
+            assert self.prompts is not None
+            keys = line[:, self.heads * self.head_dim :]
+            keys[self.of_prompts] += of_prompts[self.prompts.real].to(line.dtype)
+        return line
+
+
+class _Block(torch.autograd.Function):
+    """One layer on a line (N, H). With ``rows`` only those leave it: the others were needed as keys and values alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: Block, line: Line, rows: Tensor | None, *_: Tensor) -> Tensor:
+        scale = inverse_rms(x, line.eps)
+        normed = (x * scale).to(line.dtype)
+        mixed = block.qkv(normed)
+        rotate_(mixed.view(len(mixed), -1, line.head_dim)[:, : line.heads + line.kv_heads], line.cos, line.sin)
+        attended, saved = line.attend(mixed)
+        if rows is not None:
+            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+        middle = block.out(attended) + x
+        mlp_scale = inverse_rms(middle, line.eps)
+        mlp_normed = (middle * mlp_scale).to(line.dtype)
+        gate_up = block.gate_up(mlp_normed)
+        gate, up = gate_up.chunk(2, dim=1)
+        out = middle.add_(block.down(F.silu(gate).mul_(up)))
+        ctx.block, ctx.line, ctx.rows = block, line, rows
+        ctx.save_for_backward(normed, scale, attended, mlp_normed, mlp_scale, gate_up, *saved)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        block, line, rows = ctx.block, ctx.line, ctx.rows
+        normed, scale, attended, mlp_normed, mlp_scale, gate_up, *saved = ctx.saved_tensors
+        (gradient,) = gradients
+        g = gradient.to(line.dtype)
+        # The gated product, made again.
+        gate, up = gate_up.chunk(2, dim=1)
+        gated = F.silu(gate)
+        of_product = g @ block.down.weight
+        of_gate_up = torch.empty_like(gate_up)
+        torch.mul(of_product, gated, out=of_gate_up[:, gate.shape[1] :])
+        torch.ops.aten.silu_backward.grad_input(of_product.mul_(up), gate, grad_input=of_gate_up[:, : gate.shape[1]])
+        of_down = block.down.gradients(g, gated.mul_(up))
+        of_gate_up_weights = block.gate_up.gradients(of_gate_up, mlp_normed)
+        of_middle = norm_backward(of_gate_up @ block.gate_up.weight, mlp_normed, mlp_scale).add_(gradient)
+        # Attention.
+        g = of_middle.to(line.dtype)
+        of_out = block.out.gradients(g, attended)
+        of_attended, of_x = g @ block.out.weight, of_middle
+        if rows is not None:
+            of_attended = of_attended.new_zeros(len(normed), of_attended.shape[1]).index_add_(0, rows, of_attended)
+            of_x = of_middle.new_zeros(normed.shape).index_add_(0, rows, of_middle)
+        of_mixed = line.attend_backward(of_attended, tuple(saved))
+        rotate_(
+            of_mixed.view(len(normed), -1, line.head_dim)[:, : line.heads + line.kv_heads],
+            line.cos,
+            line.sin,
+            back=True,
+        )
+        of_qkv = block.qkv.gradients(of_mixed, normed)
+        of_x = norm_backward(of_mixed @ block.qkv.weight, normed, scale).add_(of_x)
+        return of_x, None, None, None, *of_qkv, *of_out, *of_gate_up_weights, *of_down
+
+
+def norm_backward(gradient: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
+    """From the gradient g of x · scale, which is ``normed``, to that of x (N, H), float32: scale (g - normed mean(g normed))."""
+    along = torch.linalg.vecdot(gradient, normed).float().div_(normed.shape[1]).unsqueeze(1)
+    found: Tensor = (gradient - normed * along).mul_(scale)
+    return found

@@ -1,0 +1,114 @@
+"""The plan of a recipe, in JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from charter.models.load import pick_device
+from charter.plan.fit import what_fits
+from charter.plan.loads import Asked, Counted, Load, count, loads_of
+from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
+from charter.plan.shape import shapes_of
+from charter.recipe.files import check_files
+from charter.recipe.settings import Recipe, TrainingSettings
+
+COUNTED_HERE = "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
+
+
+ASSUMPTIONS = (
+    "every sampled text is as long as max_new_tokens allows, and every comparison makes a pair",
+    "a forward pass costs 2 operations per weight and token, forward and backward 6 (4 with LoRA)",
+    f"they run at {EFFICIENCY:.0%} of the rate of a matrix product measured here just now",
+    f"a decoding step costs {STEP_PER_LAYER * 1e3:g} ms per layer and one product with all weights",
+    "attention over long contexts, loading, and checkpoints are left out",
+)
+
+
+def plan_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a run of the recipe will take, in JSON values: tokens as counts, memory in bytes, time in seconds.
+
+    InputError where the model, a file or the GPU it asks for is missing.
+    """
+    device = pick_device(recipe.device)
+    counted, loads, figures = work_of(recipe, device)
+    speed = probe(counted.shape, recipe.precision, device)
+    for stage, load in zip(figures["stages"], loads, strict=True):
+        stage["seconds"] = round(seconds_of(load, counted.shape, speed), 1)
+    available = memory_of(device)
+    fits = figures["peak_bytes"] < available
+    return figures | {
+        "memory_bytes": available,
+        "fits": fits,
+        "would_fit": None if fits else what_fits(recipe, counted.needs, available),
+        "seconds": round(sum(stage["seconds"] for stage in figures["stages"]), 1),
+        "operations_per_second": round(speed.operations),
+        "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
+    }
+
+
+def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str, Any]]:
+    """What the files of a recipe hold, the load of each stage, and what a plan says that no machine has a part in. ``device`` is
+    where the run would be, `cpu` or `cuda`, and need not be here. InputError where the model or a file is missing."""
+    check_files(recipe)
+    shapes = shapes_of(recipe)
+    shape = shapes["base"]
+    counted = count(recipe, shapes, device)
+    loads = loads_of(counted)
+    stages: list[dict[str, Any]] = [
+        {
+            "stage": load.stage,
+            "generated": round(load.generated),
+            "scored": round(load.scored),
+            "trained": round(load.trained),
+            "requests": {name: round(asked.requests) for name, asked in load.asked.items()},
+            "memory": {"program": round(load.program)} | {key: round(value) for key, value in load.memory.items()},
+            "peak_bytes": round(load.peak_bytes),
+        }
+        for load in loads
+    ]
+    peak = max(stages, key=lambda stage: stage["peak_bytes"])
+    return counted, loads, {
+        "title": recipe.title,
+        "model": recipe.model,
+        "parameters": shape.parameters,
+        "quantization": recipe.quantization,
+        "adapter_parameters": shape.adapter(next((one.lora for one in trainings(recipe) if one.lora), None)),
+        "layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "vocabulary": shape.vocabulary,
+        "prompts": {key: n for key, n in counted.counts.items() if n},
+        "prompt_tokens": {"mean": round(counted.lengths.prompt, 1), "longest": counted.lengths.longest_prompt},
+        "examples": counted.examples.n,
+        "pairs": counted.pairs.n // 2,
+        "row_tokens": {"examples": round(counted.examples.row, 1), "pairs": round(counted.pairs.row, 1)},
+        "device": device,
+        "stages": stages,
+        "peak_bytes": peak["peak_bytes"],
+        "peak_stage": peak["stage"],
+        "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},
+    }  # fmt: skip
+
+
+def trainings(recipe: Recipe) -> list[TrainingSettings]:
+    """The settings of what a recipe trains."""
+    own = [recipe.rl, recipe.sft, recipe.reward_model if recipe.trains_reward_model else None]
+    return [settings for settings in own if settings is not None]
+
+
+def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str, Any]:
+    """What would be sent to an endpoint in all, what it would cost where prices are given, and which budget is too small."""
+    settings = recipe.endpoints[name]
+    asked = sum((load.asked.get(name, Asked()) for load in loads), Asked())
+    money = None
+    if settings.input_price is not None and settings.output_price is not None:
+        money = (asked.read * settings.input_price + asked.written * settings.output_price) / 1e6
+    short = [
+        key for key, need, have in (
+            ("budget_tokens", asked.read + asked.written, settings.budget_tokens), ("budget_money", money, settings.budget_money)
+        ) if need is not None and have is not None and need > have
+    ]  # fmt: skip
+    return {
+        "model": settings.model, "url": settings.url, "requests": round(asked.requests), "input_tokens": round(asked.read),
+        "output_tokens": round(asked.written), "money": None if money is None else round(money, 4), "too_small": short,
+    }  # fmt: skip

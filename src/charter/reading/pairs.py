@@ -1,0 +1,187 @@
+"""Preference pairs from files: our own, TRL's, hh-rlhf's, and tables."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from charter.errors import InputError
+from charter.reading.prompts import is_transcript, row_messages, row_prompt
+from charter.reading.rows import Row, read_rows
+from charter.records import Message, Pair, Prompt, content_id
+from charter.run.files import describe
+
+IDENTICAL = "chosen and rejected are identical"
+FORKED = "the dialogues differ before the last answer"
+SPOKEN = "the prompt ends with the assistant's turn"
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """What a file held: the pairs to use, how many rows there were, and how many were left out for which reason."""
+
+    pairs: list[Pair]
+    n_rows: int
+    excluded: dict[str, int]
+
+
+def read_pairs(path: Path) -> PairFile:
+    """Read preference pairs from JSONL, JSON, CSV (these also gzipped) or Parquet.
+
+    - with a prompt (text, transcript, messages, or our own Prompt): chosen and rejected are the answers, as text or as
+      messages (TRL); messages may repeat the prompt.
+    - without: chosen and rejected are whole dialogues, as hh-rlhf transcripts or as messages, and the prompt is what
+      comes before the last answer. Where that differs between the two (0.2 % of hh-rlhf), or ends with the
+      assistant, the row is left out: its answer would hold turns of the user, and training on it would teach the
+      model to speak for them.
+
+    Optional columns: ``weight``, P(chosen is better) in [0.5, 1]; or ``p``, the same in [0, 1], where less than 0.5
+    swaps the two; ``margin``; ``principle``; ``group_id``, by default the prompt id of the first user turn, so that
+    dialogues with the same opening stay together. InputError names file, line and field.
+    """
+    pairs = []
+    excluded: Counter[str] = Counter()
+    n_rows = 0
+    for row in read_rows(path):
+        n_rows += 1
+        pair = row_pair(row)
+        if isinstance(pair, Pair):
+            pairs.append(pair)
+        else:
+            excluded[pair] += 1
+    if not pairs:
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in excluded.items())
+        raise InputError("holds no usable pair" + (f" ({reasons})" if reasons else ""), file=path)
+    return PairFile(pairs, n_rows, dict(excluded))
+
+
+def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(train, test), both in the given order, with ``test_fraction`` of the groups (rounded) in test.
+
+    Pairs of one ``group_id`` or of one prompt are never on both sides: groups that share a prompt count as one. Which
+    side follows from a hash of group and seed, not from the order. ValueError where the fraction is not in [0, 1].
+    """
+    if not 0 <= test_fraction <= 1:
+        raise ValueError(f"test_fraction is {test_fraction}; it should be between 0 and 1")
+    pairs = list(pairs)
+    joined: dict[str, set[str]] = {}  # every group -> the groups it is one with, the same set for all of them
+    prompt_group: dict[str, str] = {}
+    for pair in pairs:
+        own = joined.setdefault(pair.group_id, {pair.group_id})
+        other = joined[prompt_group.setdefault(pair.prompt.id, pair.group_id)]
+        if other is not own:
+            other |= own
+            joined |= dict.fromkeys(own, other)
+
+    clusters = sorted({min(groups) for groups in joined.values()}, key=lambda group: content_id(seed, group))
+    in_test = set(clusters[: round(len(clusters) * test_fraction)])
+    sides = [min(joined[pair.group_id]) in in_test for pair in pairs]
+    train = [pair for pair, test in zip(pairs, sides, strict=True) if not test]
+    return train, [pair for pair, test in zip(pairs, sides, strict=True) if test]
+
+
+def row_pair(row: Row) -> Pair | str:
+    """The pair of a row, or why it is left out."""
+    if row.values.get("prompt") in (None, ""):
+        chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
+        if chosen[:-1] != rejected[:-1]:
+            return FORKED
+        prompt = _prompt(row, "chosen", chosen[:-1])
+        answers = chosen[-1].content, rejected[-1].content
+    else:
+        prompt = prompt_column(row)
+        if prompt is not None:
+            answers = answer(row, "chosen", prompt), answer(row, "rejected", prompt)
+    if prompt is None:
+        return SPOKEN
+    if answers[0] == answers[1]:
+        return IDENTICAL
+
+    weight, p, margin = (number(row, field) for field in ("weight", "p", "margin"))
+    if weight is None and p is not None:
+        if not 0 <= p <= 1:
+            raise row.bad(f"is {p:g}; a probability is between 0 and 1", "p")
+        weight = max(p, 1 - p)
+        answers = answers if p >= 0.5 else answers[::-1]
+    opening = next(message for message in prompt.messages if message.role != "assistant")
+    opening = next((message for message in prompt.messages if message.role == "user"), opening)
+    try:
+        return Pair(
+            prompt=prompt,
+            chosen=answers[0],
+            rejected=answers[1],
+            weight=1.0 if weight is None else weight,
+            margin=margin or 0.0,
+            group_id=row.optional("group_id") or Prompt.ask(opening.content).id,
+            principle=row.optional("principle"),
+        )
+    except ValidationError as error:
+        field, words = describe(error)
+        raise row.bad(words, field) from None
+
+
+def _dialogue(row: Row, field: str) -> tuple[Message, ...]:
+    """A whole dialogue, as a transcript or as messages, that ends with an answer."""
+    if row.values.get(field) is None:
+        raise row.bad("is missing; a pair has prompt, chosen and rejected, or two whole dialogues", field)
+    messages = row_messages(row, field, as_transcript=isinstance(row.values[field], str))
+    if not messages or messages[-1].role != "assistant":
+        raise row.bad("does not end with an answer of the assistant", field)
+    return messages
+
+
+def _prompt(row: Row, field: str, messages: tuple[Message, ...]) -> Prompt | None:
+    """The prompt of these messages and nothing else (the row's principle is the pair's), or None where the assistant
+    spoke last."""
+    if messages and messages[-1].role == "assistant":
+        return None
+    return row_prompt(Row({}, row.file, row.line), field, messages)
+
+
+def prompt_column(row: Row) -> Prompt | None:
+    """The prompt in column ``prompt``, None where it ends with the assistant's turn."""
+    value = row.values["prompt"]
+    if isinstance(value, dict):
+        try:
+            return Prompt.model_validate(value)
+        except ValidationError as error:
+            field, words = describe(error)
+            raise row.bad(words, f"prompt.{field}".rstrip(".")) from None
+    messages = row_messages(row, "prompt")
+    if isinstance(value, str) and is_transcript(value) and not messages[-1].content.strip():
+        messages = messages[:-1]  # "Assistant:" with nothing after it only says who is next
+    return _prompt(row, "prompt", messages)
+
+
+def answer(row: Row, field: str, prompt: Prompt) -> str:
+    """The answer in a column: a text, or messages that may begin with the prompt's."""
+    if not isinstance(row.values.get(field), list):
+        text = row.text(field)
+        # A prompt written as a transcript up to "Assistant:" leaves the space after the colon to the answer.
+        opened = isinstance(row.values["prompt"], str) and is_transcript(row.values["prompt"])
+        return text.removeprefix(" ") if opened else text
+    messages = row_messages(row, field)
+    if messages[: len(prompt.messages)] == prompt.messages:
+        messages = messages[len(prompt.messages) :]
+    if [message.role for message in messages] != ["assistant"]:
+        raise row.bad("is not one message of the assistant after the prompt", field)
+    return messages[0].content
+
+
+def number(row: Row, field: str) -> float | None:
+    """The finite number in a column, None where it is empty."""
+    value = row.values.get(field)
+    if value in (None, ""):
+        return None
+    try:
+        found = float(value) if isinstance(value, (int, float, str)) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise row.bad(f"is {value!r}, not a number", field)
+    return found

@@ -1,0 +1,289 @@
+"""Recipes as files: YAML read whole, settings put over it, checked, and what it names found.
+
+An unknown key is an error that names the nearest known one, a value of the wrong type or range an error that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from charter.errors import InputError
+from charter.recipe.settings import ENDPOINT, METHODS, Recipe, RolloutSettings, Settings
+
+MAX_FILE_BYTES = 2**20
+# A value that is not what its tag says ("!!map [a]", the date 2024-99-99) makes PyYAML fail in all these ways.
+BAD_VALUE = (ValueError, TypeError, AttributeError, LookupError)
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
+    """The first problem as (dotted key, words); an unknown key comes with the nearest known one."""
+    first = error.errors()[0]
+    location = list(first["loc"])
+    if location[:1] == ["rl"] and location[1:2] and location[1] in METHODS and first["type"] != "union_tag_invalid":
+        del location[1]  # the method by which the settings class was chosen is no key
+    key = ".".join(str(part) for part in location)
+    if first["type"] != "extra_forbidden":
+        value = first["input"] if isinstance(first["input"], str) else reprlib.repr(first["input"])
+        # What stands in an endpoint may be a key put in the wrong place; what stands in the whole recipe says nothing.
+        silent = first["type"] == "missing" or location[:1] in ([], ["endpoints"])
+        got = "" if silent else f"; got {value[:60]!r}"
+        return key, first["msg"].removeprefix("Value error, ") + got
+    known = known_keys(kind, [str(part) for part in first["loc"][:-1]])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return key, f"unknown key; {hint}"
+
+
+def known_keys(kind: Any, location: list[str]) -> list[str]:
+    """Field names of the settings class found by following ``location`` from ``kind``."""
+    if not location:
+        return list(kind.model_fields)
+    annotation = kind.model_fields[location[0]].annotation
+    if getattr(annotation, "__origin__", None) is dict:
+        location = location[1:]  # the name that the user gave it
+    choices = [part for part in getattr(annotation, "__args__", (annotation,)) if hasattr(part, "model_fields")]
+    rest = location[1:]
+    if rest and rest[0] in METHODS:
+        choices = [part for part in choices if part.model_fields["method"].default == rest[0]]
+        rest = rest[1:]
+    return known_keys(choices[0], rest)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key may not be given twice: silently taking the last one hides mistakes."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. InputError names file and line."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            raise InputError(f"larger than {MAX_FILE_BYTES >> 20} MiB; is this the right file?", file=path)
+        value = yaml.load(raw.decode("utf-8-sig"), _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise InputError("no such file", file=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", file=path) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 (byte {error.start}); convert it with iconv", file=path) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"broken YAML: {problem}", file=path, line=mark.line + 1 if mark else None) from None
+    except RecursionError:
+        raise InputError("broken YAML: nested too deeply", file=path) from None
+    except BAD_VALUE as error:
+        raise InputError(f"broken YAML: {error or 'a value is not of its type'}", file=path) from None
+    if not isinstance(value, dict):
+        raise InputError(f"holds a {type(value).__name__}, not a mapping of keys to values", file=path)
+    return value
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """``values`` with each ``a.b=c`` put in; c is read as YAML. InputError where an assignment is malformed."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise InputError(f"--set {assignment!r}: write it as key=value, such as rl.steps=20")
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, *BAD_VALUE):
+            raise InputError(f"--set {assignment[:80]!r}: the value is not valid YAML; quote it") from None
+        *parents, leaf = key.split(".")
+        place = values
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                place[parent] = {}
+            place = place[parent]
+        place[leaf] = value
+    return values
+
+
+def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe; file names in it become absolute, relative ones taken from its own folder."""
+    values = override(read_yaml(path), assignments)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        key, words = explain(error, Recipe)
+        raise InputError(words, file=path, field=key or None) from None
+    return located(recipe, path.resolve().parent)
+
+
+def located(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with absolute file names; relative ones are taken from ``base``."""
+
+    def files(names: Sequence[str]) -> list[str]:
+        return [locate(name, base) for name in names]
+
+    def part(settings: Settings | None, **update: Any) -> Any:
+        return None if settings is None else settings.model_copy(update=update)
+
+    prompts, revise, sft, feedback, evaluation = (
+        recipe.prompts, recipe.revise, recipe.sft, recipe.feedback, recipe.evaluation,
+    )  # fmt: skip
+    return recipe.model_copy(
+        update={
+            "model": locate(recipe.model, base),
+            "constitution": locate_optional(recipe.constitution, base),
+            "prompts": prompts and part(
+                prompts, files=files(prompts.files), red_team=files(prompts.red_team), benign=files(prompts.benign)
+            ),
+            "endpoints": {
+                name: one.model_copy(update={"cache": str(base / one.cache)}) if one.cache else one
+                for name, one in recipe.endpoints.items()
+            },
+            "revise": revise and part(
+                revise, few_shots=locate_optional(revise.few_shots, base),
+                generator=locate_sampler(revise.generator, base, own=("base",)),
+                critic=locate_sampler(revise.critic, base, own=("base",)),
+            ),
+            "sft": sft and part(sft, data=files(sft.data)),
+            "feedback": feedback and part(
+                feedback, pairs=files(feedback.pairs), labelled_pairs=locate_optional(feedback.labelled_pairs, base),
+                generator=locate_sampler(feedback.generator, base), judge=locate_sampler(feedback.judge, base),
+            ),
+            "reward_model": part(recipe.reward_model, model=locate_optional(recipe.reward_model.model, base)),
+            "rl": locate_sources(recipe.rl, base),
+            "evaluation": evaluation and part(
+                evaluation, scorer=locate_scorer(evaluation.scorer, base),
+                measures={
+                    name: part(one, source=locate_scorer(locate_classifier(one.source, base), base))
+                    for name, one in evaluation.measures.items()
+                },
+            ),
+        }
+    )  # fmt: skip
+
+
+def locate_scorer(scorer: str | None, base: Path) -> str | None:
+    if scorer is None or not scorer.startswith("judge:"):
+        return scorer
+    return "judge:" + locate_sampler(scorer.removeprefix("judge:"), base, own=())
+
+
+def locate_classifier(source: str, base: Path) -> str:
+    """`classifier:FOLDER:LABEL` with its folder made absolute; other sources as they are."""
+    kind, _, rest = source.partition(":")
+    folder, colon, label = rest.rpartition(":")
+    return f"classifier:{locate(folder, base)}:{label}" if kind == "classifier" and colon else source
+
+
+def locate_sources(settings: Any, base: Path) -> Any:
+    """The settings with the folders of judges and classifiers among the reward's sources made absolute."""
+    if not isinstance(settings, RolloutSettings):
+        return settings
+    parts = {}
+    for name, part in settings.reward.items():
+        kind, colon, rest = (part.source or "").partition(":")
+        if kind == "judge" and rest:
+            rest = locate_sampler(rest, base)
+        elif kind == "classifier":
+            rest = locate_classifier(part.source or "", base).partition(":")[2]
+        parts[name] = part.model_copy(update={"source": f"{kind}{colon}{rest}"}) if colon else part
+    return settings.model_copy(update={"reward": parts})
+
+
+def locate(name: str, base: Path) -> str:
+    """Where a file or folder named in a recipe is: `package:NAME/PATH`, absolute, beside the recipe, or as it stands
+    (the name of a model on a hub)."""
+    if name.startswith("package:"):
+        package, _, inside = name.removeprefix("package:").partition("/")
+        try:
+            return str(importlib.resources.files(package).joinpath(inside))
+        except (ModuleNotFoundError, TypeError, ValueError):
+            raise InputError(f"{name!r}: there is no installed package {package!r}") from None
+    try:
+        own = Path(name).expanduser()
+    except RuntimeError:
+        raise InputError(f"{name!r}: there is no such user") from None
+    for candidate in (own, base / name):
+        if candidate.exists():
+            return str(candidate.resolve())
+    return name
+
+
+def check_files(recipe: Recipe) -> None:
+    """InputError where a file that a recipe names is missing: said before the first stage, not hours later."""
+    named: list[tuple[str, str | None]] = [("constitution", recipe.constitution)]
+    if recipe.prompts is not None:
+        own = {"files": recipe.prompts.files, "red_team": recipe.prompts.red_team, "benign": recipe.prompts.benign}
+        named += [(f"prompts.{key}", file) for key, files in own.items() for file in files]
+    if recipe.revise is not None:
+        named.append(("revise.few_shots", recipe.revise.few_shots))
+    if recipe.sft is not None:
+        named += [("sft.data", file) for file in recipe.sft.data]
+    if recipe.feedback is not None:
+        named += [("feedback.pairs", file) for file in recipe.feedback.pairs]
+        named.append(("feedback.labelled_pairs", recipe.feedback.labelled_pairs))
+    for field, name in named:
+        if name is not None and not Path(name).exists():
+            raise InputError("no such file" + how_to_get(name), file=name, field=field)
+
+
+def how_to_get(name: str) -> str:
+    """The download that the head of a shipped recipe names for the folder of a file, as the end of an error's line."""
+    for file in sorted(shipped("recipes").glob("*.yaml")):
+        for line in re.findall(r"hf download \S+ --repo-type dataset --local-dir \S+", file.read_text(encoding="utf-8")):
+            if line.split()[-1] == Path(name).parts[0]:
+                return f"; `{line}` gets it"
+    return ""
+
+
+def locate_sampler(name: str, base: Path, own: Sequence[str] = ("base", "sft")) -> str:
+    """``locate`` for a model that only answers: the run's ``own`` models and endpoints stay what they are."""
+    return name if name in own or name.startswith(ENDPOINT) else locate(name, base)
+
+
+def locate_optional(name: str | None, base: Path) -> str | None:
+    return None if name is None else locate(name, base)
+
+
+def shipped(folder: str) -> Path:
+    """The recipes or constitutions that come with Charter: inside the installed package, or beside a source checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / folder
+    return inside if inside.is_dir() else package.parents[1] / folder
+
+
+def find_recipe(name: str) -> Path:
+    """A path as given, or the name of a shipped recipe. InputError lists the names."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    candidate = shipped("recipes") / f"{name}.yaml"
+    if candidate.exists():  # even where a folder of that name lies here
+        return candidate
+    if path.exists():
+        return path
+    names = sorted(recipe.stem for recipe in shipped("recipes").glob("*.yaml"))
+    raise InputError(f"no recipe {name!r}: give a YAML file or one of {', '.join(names)}")
+
+
+def as_settings(values: Mapping[str, Any], kind: type[Settings], where: str) -> Settings:
+    """Check command-line values against a settings class."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        key, words = explain(error, kind)
+        raise InputError(f"{where}: {words}", field=key) from None

@@ -1,0 +1,51 @@
+"""Hashes: seeds from names, and what files, models and code are identified by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from charter.records import content_id
+
+SMALL_FILE = 64 * 2**20  # larger files are identified by size and time: hashing 14 GB to skip a stage is no skip
+
+
+def derive_seed(*names: object) -> int:
+    """A seed of 63 bits that is a pure function of names: (run seed, what for, which)."""
+    digest = hashlib.sha256("\x1f".join(map(str, names)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of every file of a folder with its name; 16 hex digits. Hidden files do not count."""
+    digest = hashlib.sha256()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file() or file.name.startswith("."):
+            continue
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        status = file.stat()
+        if status.st_size > SMALL_FILE:
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        else:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def model_hash(name: str) -> str:
+    """What the answers of a model depend on: the files of its folder, or its name on a hub."""
+    path = Path(name)
+    return file_hash(path) if path.exists() else content_id(name)
+
+
+def code_hash(parts: Sequence[str]) -> str:
+    """Hash of the source of sub-packages or modules of Charter: part of a stage's fingerprint."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for part in sorted(parts):
+        place = package / part
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]:
+            if file.suffix in (".py", ".txt"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""The reward model, and how often it is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from charter.models.trunk import Scorers, Trunk
+from charter.reading.pairs import read_pairs, split_pairs
+from charter.reading.prompts import KINDS
+from charter.recipe.settings import RewardModelSettings
+from charter.records import Pair
+from charter.run.files import read_jsonl
+from charter.run.run import Stage
+from charter.stages.work import Model, Work, within_memory
+from charter.statistics import expected_calibration_error, paired_difference
+from charter.training.reward_model import score_pairs, train_reward_model
+
+
+def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
+    """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it."""
+    recipe = work.recipe
+    settings = recipe.reward_model
+    inputs = {
+        "feedback": feedback.output_hash, "precision": recipe.arithmetic,
+        "sft": start.hash if settings.model is None else work.hash_of(settings.model),
+    }  # fmt: skip
+    with work.run.stage(work.named("reward_model"), settings, inputs, ["models", "training", "statistics"]) as stage:
+        if stage.done:
+            return stage
+        pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
+        train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=recipe.seed)
+
+        def learn(settings: RewardModelSettings) -> tuple[Trunk, Scorers]:
+            trunk = reward_trunk(work, start)
+            return trunk, train_reward_model(trunk, train, settings, stage, limit=settings.max_tokens or trunk.room)
+
+        trunk, scorers = within_memory(stage, settings, learn, work.release)
+        limit = settings.max_tokens or trunk.room
+        trunk.save_scorers(scorers, stage.path("model"))
+        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
+        if recipe.feedback is not None and recipe.feedback.labelled_pairs:
+            known = read_pairs(Path(recipe.feedback.labelled_pairs)).pairs[: recipe.feedback.gate_pairs]
+            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
+        stage.finish({**result, "train_pairs": len(train), "trainable_share": trunk.trainable_share("reward")})
+    return stage
+
+
+def reward_trunk(work: Work, start: Model) -> Trunk:
+    """The trunk that the reward model is trained on: the fine-tuned model, or one of its own."""
+    settings = work.recipe.reward_model
+    return work.trunk(settings.model or start.folder, settings.lora, writes=False, trains=True)
+
+
+def reward_accuracy(
+    trunk: Trunk, scorers: Scorers, pairs: Sequence[Pair], tokens_per_micro_batch: int, limit: int | None = None
+) -> dict[str, Any]:
+    """How often the chosen response scores higher, clustered by prompt, beside the rules "shorter wins" and "longer wins";
+    calibration of σ(score difference); accuracy by kind of prompt. A tied score is half right, a tied length half a win."""
+    chosen, rejected = score_pairs(trunk, scorers, pairs, tokens_per_micro_batch, limit)
+    differences = (chosen - rejected).tolist()
+    clusters = [pair.group_id for pair in pairs]
+    right = [0.5 if d == 0 else float(d > 0) for d in differences]
+    accuracy = share_with_interval(right, clusters)
+    shorter = [(0.5 if a == b else float(a < b)) for a, b in ((len(p.chosen), len(p.rejected)) for p in pairs)]
+    baseline = share_with_interval(shorter, clusters)
+    gain = paired_difference(shorter, right, clusters)
+    calibration = expected_calibration_error(*both_sides(differences))
+    kinds = [next((kind for kind in KINDS if kind in pair.prompt.tags), pair.principle or "all") for pair in pairs]
+    groups = {
+        kind: share_with_interval(
+            [r for r, own in zip(right, kinds, strict=True) if own == kind],
+            [c for c, own in zip(clusters, kinds, strict=True) if own == kind],
+        )
+        for kind in sorted(set(kinds))
+    }
+    margins = [f"{pair.margin:.2f}" for pair in pairs]
+    by_margin = {
+        margin: share_with_interval(
+            [r for r, own in zip(right, margins, strict=True) if own == margin],
+            [c for c, own in zip(clusters, margins, strict=True) if own == margin],
+        )
+        for margin in sorted(set(margins))
+    }
+    return {
+        **accuracy, "n_clusters": len(set(clusters)), "baseline_shorter_wins": baseline["accuracy"],
+        "baseline_shorter_wins_ci": baseline["ci"],
+        "baseline_longer_wins": None if baseline["accuracy"] is None else 1 - baseline["accuracy"],
+        "gain_over_shorter": gain.difference, "gain_over_shorter_ci": gain.ci,
+        "ece": calibration.ece, "reliability": [dict(row) for row in calibration.rows], "groups": groups,
+        "by_margin": by_margin if len(by_margin) > 1 else {},
+    }  # fmt: skip
+
+
+def share_with_interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
+    from charter.statistics import clustered_share
+
+    estimate = clustered_share(values, clusters)
+    return {"accuracy": estimate.value, "ci": estimate.ci, "n": estimate.n}
+
+
+def both_sides(differences: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Predicted probability that a response of the pair wins and whether it does, from alternating sides: the side that is
+    asked about must not give the answer away."""
+
+    predicted, outcome = [], []
+    for number, difference in enumerate(differences):
+        sign = 1 if number % 2 == 0 else -1
+        predicted.append(1 / (1 + math.exp(-max(min(sign * difference, 500), -500))))
+        outcome.append(float(sign > 0))
+    return predicted, outcome

@@ -1,0 +1,132 @@
+"""Where the parts of a reward come from: a recipe's words turned into functions from a rollout to scores.
+
+The trainer knows only such functions. A judge reaches reinforcement learning here and nowhere else, as a number for each
+response (Lee et al. 2023, direct RLAIF).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charter.errors import InputError
+from charter.judging.judge import yes_no_margins
+from charter.models.classifier import Classifier, classifier_parts
+from charter.models.sampler import Sampler
+from charter.recipe.settings import RewardPart, RolloutSettings
+from charter.recipe.source import named_function
+from charter.records import Rollout
+from charter.run.team import team
+from charter.training.rewards import RewardFn, RewardSum, response_length
+
+
+def source_of(name: str, part: RewardPart) -> str:
+    return part.source or name
+
+
+def check_sources(settings: Any) -> None:
+    """InputError where a part of the reward has a source that does not exist: said before anything is computed."""
+    if not isinstance(settings, RolloutSettings):
+        return
+    for name, part in settings.reward.items():
+        source = source_of(name, part)
+        field = f"rl.reward.{name}.source"
+        if source.startswith("python:"):
+            named_function(source, field)
+        elif source.startswith("classifier:"):
+            classifier_parts(source, field)
+        elif source.startswith("judge:"):
+            if not source.removeprefix("judge:"):
+                raise InputError("name the judge: judge:base, judge:sft or judge:FOLDER", field=field)
+        elif source not in ("reward_model", "length"):
+            raise InputError(
+                f"{source!r} is no source of rewards; write reward_model, length, judge:FOLDER, classifier:FOLDER:LABEL or "
+                "python:module:function",
+                field=field,
+            )
+    if settings.cost is not None and settings.cost.part not in settings.reward:
+        raise InputError(
+            f"{settings.cost.part!r} is no part of rl.reward; name one of {', '.join(settings.reward)}",
+            field="rl.cost.part",
+        )
+
+
+def build_reward(
+    settings: RolloutSettings,
+    *,
+    reward_model: Callable[[], RewardFn],
+    judge: Callable[[str], Sampler],
+    device: str,
+) -> RewardSum:
+    """The reward that a recipe describes. ``reward_model`` and ``judge`` load what is asked for, and only then."""
+    parts: dict[str, tuple[float, RewardFn]] = {}
+    for name, part in settings.reward.items():
+        source, field = source_of(name, part), f"rl.reward.{name}.source"
+        if source == "reward_model":
+            score = reward_model()
+        elif source == "length":
+            score = response_length
+        elif source.startswith("judge:"):
+            score = judge_reward(judge(source.removeprefix("judge:")))
+        elif source.startswith("classifier:"):
+            score = ClassifierReward(*classifier_parts(source, field), device=device)
+        else:
+            score = rule_reward(named_function(source, field), source)
+        parts[name] = (part.weight, score)
+    return RewardSum(parts, settings.cost)
+
+
+def rule_reward(rule: Callable[[str, str], float], source: str) -> RewardFn:
+    """A function of (prompt text, response text) to a number, as a reward."""
+
+    def values(rollout: Rollout) -> list[float]:
+        found = []
+        for prompt, text in zip(rollout.prompts, rollout.texts, strict=True):
+            value = rule(prompt.last_turn, text)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputError(f"{source!r} returned {value!r} and not a number", field="rl.reward")
+            found.append(float(value))
+        return found
+
+    def score(rollout: Rollout) -> Tensor:
+        # A function of the user's may answer otherwise at each call, so it is called by one process.
+        return torch.tensor(team().on_main(lambda: values(rollout)), device=rollout.ids.device)
+
+    return score
+
+
+def judge_reward(sampler: Sampler) -> RewardFn:
+    """log P(Yes) - log P(No) of "does it help?" less that of "is it harmful?" (nats), read by the judge: direct RLAIF."""
+
+    def score(rollout: Rollout) -> Tensor:
+        helpful = yes_no_margins(sampler, "helpful", rollout.prompts, rollout.texts)
+        harmful = yes_no_margins(sampler, "harmful", rollout.prompts, rollout.texts)
+        return torch.tensor(helpful, device=rollout.ids.device) - torch.tensor(harmful, device=rollout.ids.device)
+
+    return score
+
+
+class ClassifierReward:
+    """The logit of one named label of a sequence classifier, read on the response alone.
+
+    The raw logit and not its probability: near 0 and 1 a probability no longer tells one response from another.
+    """
+
+    def __init__(self, folder: str, label: str, *, device: str = "cpu") -> None:
+        self.classifier = Classifier(folder, label, device=device)
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        return by_share(self.classifier.logits, rollout.texts, self.classifier.batch_size).to(rollout.ids.device)
+
+
+def by_share(read: Callable[[Sequence[str]], Tensor], texts: Sequence[str], batch_size: int) -> Tensor:
+    """``read(texts)`` (N,), each process reading its share of the batches."""
+    found = torch.zeros(len(texts))
+    starts = range(0, len(texts), batch_size)
+    for start in team().share(starts, [1] * len(starts)):
+        own = texts[start : start + batch_size]
+        found[start : start + len(own)] = read(own)
+    return team().sum_(found)

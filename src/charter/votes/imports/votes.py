@@ -1,0 +1,184 @@
+"""What every importer makes of a file: votes, each with its prompt and its answers as text, and the records they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from charter.reading.prompts import row_prompt
+from charter.reading.rows import Row
+from charter.records import (
+    Direction,
+    Generation,
+    Judgment,
+    LabelSet,
+    Message,
+    Prompt,
+    Rank,
+    RaterKind,
+    Response,
+    SetKind,
+    content_id,
+)
+from charter.run.files import describe
+from charter.run.hashes import derive_seed
+from charter.votes.judgments import seal
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Rater:
+    """Who judged, where a file does not say."""
+
+    id: str
+    kind: RaterKind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response and the model that wrote it."""
+
+    text: str
+    model: str = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A judgment with its texts. ``ranks`` stand in the order of ``answers``, None where a response was not ranked. ``strength``
+    and ``margin`` are for the first of two answers. ``set_id`` "" is made from prompt and answers."""
+
+    row: Row
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+    ranks: tuple[Rank | None, ...]
+    rater: Rater
+    kind: SetKind = "rank"
+    direction: Direction = "better"
+    set_id: str = ""
+    principle: str | None = None
+    strength: int | None = None
+    margin: float | None = None
+    flags: tuple[str, ...] = ()
+    comment: str = ""
+    seconds: float | None = None
+
+
+def shown_by_coin(vote: Vote) -> Vote:
+    """A vote on two answers whose order on the screen nobody noted, the two exchanged for half of them by a hash of the texts.
+
+    Were chosen always first, every such rater would look biased for what stands first.
+    """
+    if derive_seed("shown", vote.prompt.id, *sorted(answer.text for answer in vote.answers)) % 2 == 0:
+        return vote
+    fields = vars(vote) | {
+        "answers": vote.answers[::-1],
+        "ranks": vote.ranks[::-1],
+        "strength": None if vote.strength is None else -vote.strength,
+        "margin": None if vote.margin is None else -vote.margin,
+    }
+    return Vote(**fields)
+
+
+def records_of(vote: Vote, *, number: int, file: str, prev_hash: str) -> tuple[list[Response], Judgment]:
+    """The responses of a vote and its judgment, sealed behind ``prev_hash``.
+
+    Ids follow from the content of the file and the place in it: the same file gives the same records, in the order of the ids.
+    Equal texts of one model are told apart by their number. InputError names the row where a record would not be valid.
+    """
+    responses: list[Response] = []
+    for answer in vote.answers:
+        twins = sum(one.text == answer.text and one.model == answer.model for one in responses)
+        generation = Generation(seed=twins, temperature=0.0, checkpoint="imported")
+        responses.append(Response(prompt_id=vote.prompt.id, model=answer.model, text=answer.text, finish_reason="stop",
+                                  generation=generation))  # fmt: skip
+    keys = [response.id for response in responses]
+    try:
+        judgment = Judgment(
+            id=f"{number:010d}" + content_id(file, vote.rater.id, vote.rater.kind, number).upper(),
+            set_id=vote.set_id
+            or LabelSet(prompt_id=vote.prompt.id, kind=vote.kind, response_ids=tuple(keys), direction=vote.direction).id,
+            prompt_id=vote.prompt.id,
+            rater_id=vote.rater.id,
+            rater_kind=vote.rater.kind,
+            direction=vote.direction,
+            order=tuple(keys),
+            principle=vote.principle,
+            ranks={key: rank for key, rank in zip(keys, vote.ranks, strict=True) if rank is not None},
+            margin=vote.margin,
+            strength=vote.strength,
+            flags={keys[0]: list(vote.flags)} if vote.flags else {},
+            comment=vote.comment,
+            timings={} if vote.seconds is None else {"active_ms": 1000 * vote.seconds},
+        )
+    except ValidationError as error:
+        field, words = describe(error)
+        raise vote.row.bad(words, field) from None
+    return responses, seal(judgment, prev_hash)
+
+
+def text_in(row: Row, value: Any, field: str) -> str:
+    """A text that stands somewhere inside of a row. InputError where it is none, or holds what no stage can handle."""
+    return Row({field: value}, row.file, row.line).text(field)
+
+
+def optional_text_in(row: Row, value: Any, field: str) -> str:
+    """A text, or a number as text; "" where there is nothing."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, (int, float)) else text_in(row, value, field)
+
+
+def prompt_in(row: Row, messages: Sequence[Message], field: str, *, source: str, tags: Sequence[str] = ()) -> Prompt:
+    """The prompt of these messages; assistant turns at their end are dropped. InputError where nothing is left."""
+    return row_prompt(Row({}, row.file, row.line), field, messages, source=source, tags=tags)
+
+
+def ask_in(row: Row, value: Any, field: str, *, source: str) -> Prompt:
+    """A single user turn."""
+    return prompt_in(row, [Message(role="user", content=text_in(row, value, field))], field, source=source)
+
+
+def list_in(row: Row, value: Any, field: str) -> list[Any]:
+    """A list that stands somewhere inside of a row."""
+    if not isinstance(value, list):
+        raise row.bad("is missing" if value is None else f"is a {type(value).__name__}, not a list", field)
+    return value
+
+
+def object_in(row: Row, value: Any, field: str) -> dict[str, Any]:
+    """An object that stands somewhere inside of a row."""
+    if not isinstance(value, dict):
+        raise row.bad("is missing" if value is None else f"is a {type(value).__name__}, not an object", field)
+    return value
+
+
+def rank_in(row: Row, value: Any, field: str) -> int:
+    """A rank: a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise row.bad(f"is {value!r}; a rank is a whole number from 1, the best, up", field)
+    return value
+
+
+def ranks_of_scores(scores: Sequence[float | None]) -> tuple[Rank | None, ...]:
+    """Ranks from 1 for the highest score, equal scores equal ranks, None where there is no score."""
+    levels = sorted({score for score in scores if score is not None}, reverse=True)
+    return tuple(None if score is None else levels.index(score) + 1 for score in scores)
+
+
+class Unique:
+    """Refuses an id that was there before."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def check(self, row: Row, value: Any, field: str) -> None:
+        """InputError where this id was given to an earlier row; rows without an id pass."""
+        if value is None:
+            return
+        if (key := str(value)) in self.seen:
+            raise row.bad(f"{key[:60]!r} is there twice; every row needs an id of its own", field)
+        self.seen.add(key)

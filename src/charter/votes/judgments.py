@@ -1,0 +1,96 @@
+"""Judgments as an append-only, hash-chained file that two machines can merge in any order.
+
+A line's ``hash`` covers all its fields and ``prev_hash``, the hash of the line written before it on the same machine. A merged
+file is the union of such chains in the order of the ids, so any order of merging gives the same bytes; what must hold is that
+every hash is right and that every ``prev_hash`` is there. Cutting off the end of a chain leaves no gap: who hands a file on
+writes down its ``tips``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from charter.errors import InputError
+from charter.records import Judgment
+from charter.run.files import read_jsonl
+
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def ulid(milliseconds: int | None = None) -> str:
+    """26 characters that sort by time: 48 bits of milliseconds since 1970, 80 random bits (github.com/ulid/spec)."""
+    when = time.time_ns() // 1_000_000 if milliseconds is None else milliseconds
+    number = when << 80 | secrets.randbits(80)
+    return "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def judgment_hash(judgment: Judgment) -> str:
+    """SHA-256 of the canonical JSON of all fields but ``hash``, in hex."""
+    fields = judgment.model_dump(mode="json", exclude={"hash"})
+    canonical = json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def seal(judgment: Judgment, prev_hash: str) -> Judgment:
+    """The judgment as the next line of a chain that ends with ``prev_hash`` ("" begins one)."""
+    linked = judgment.model_copy(update={"prev_hash": prev_hash})
+    return linked.model_copy(update={"hash": judgment_hash(linked)})
+
+
+def follow(judgment: Judgment, last: Judgment | None) -> Judgment:
+    """The judgment sealed as the next line after ``last``."""
+    return seal(judgment, last.hash if last else "")
+
+
+def chain(judgments: Iterable[Judgment], prev_hash: str = "") -> list[Judgment]:
+    """The judgments sealed one after another."""
+    sealed = []
+    for judgment in judgments:
+        sealed.append(seal(judgment, prev_hash))
+        prev_hash = sealed[-1].hash
+    return sealed
+
+
+def tips(judgments: Iterable[Judgment]) -> list[str]:
+    """Hashes that no judgment follows, sorted: one for each machine that wrote since the last merge."""
+    judgments = list(judgments)
+    return sorted({judgment.hash for judgment in judgments} - {judgment.prev_hash for judgment in judgments})
+
+
+def merge(*parts: Sequence[Judgment]) -> list[Judgment]:
+    """The union by id, in the order of the ids. ValueError where one id stands for two different judgments."""
+    found: dict[str, Judgment] = {}
+    for judgment in (one for part in parts for one in part):
+        if found.setdefault(judgment.id, judgment) != judgment:
+            raise ValueError(f"judgment {judgment.id} differs between the files; one of them was changed")
+    return [found[key] for key in sorted(found)]
+
+
+def read_judgments(path: Path) -> list[Judgment]:
+    """The judgments of a file, checked. InputError names the line of one that was changed, doubled, or follows a missing one."""
+    judgments = list(read_jsonl(path, Judgment))
+    known = {judgment.hash for judgment in judgments}
+    seen: set[str] = set()
+    for number, judgment in enumerate(judgments, start=1):
+        if judgment.id in seen:
+            raise InputError(f"judgment {judgment.id} is there twice; merge files by their ids", file=path, line=number)
+        seen.add(judgment.id)
+        if judgment.hash != judgment_hash(judgment):
+            raise InputError("was changed after it was written: its hash is not that of its fields", file=path,
+                             line=number, field="hash")  # fmt: skip
+        if judgment.prev_hash and judgment.prev_hash not in known:
+            raise InputError("the judgment before it is missing; a line was taken out", file=path, line=number,
+                             field="prev_hash")  # fmt: skip
+    return judgments
+
+
+def current(judgments: Iterable[Judgment]) -> list[Judgment]:
+    """The judgments that no later one supersedes, in the given order."""
+    judgments = list(judgments)
+    replaced = {judgment.supersedes for judgment in judgments if judgment.supersedes}
+    return [judgment for judgment in judgments if judgment.id not in replaced]

@@ -1,0 +1,354 @@
+"""Datasets as views of judgments: preference pairs, single responses that are good or bad, and rankings grouped by prompt.
+
+Nothing here is stored truth. What is left out is counted by reason, and a file that asks for less harm in one place and for
+more in another is refused until somebody says what to do with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal
+
+from charter.errors import InputError
+from charter.reading.pairs import IDENTICAL
+from charter.records import Judgment, Pair, Prompt, RaterKind, clean_text
+from charter.votes.evidence import Evidence
+from charter.votes.rankings import MARGINS, WEAKEST, contradicts_itself, labels, notches, oriented, soft_label, ties, wins
+
+SUPERSEDED = "superseded by a later judgment"
+NO_VERDICT = "no verdict"
+WEAK = "preferred by the weakest notch only"
+CONTRADICTION = "strength and ranks name different responses"
+HARMFUL = "asked for the more harmful response"
+TIED = "a tie"
+SPLIT = "raters split evenly"
+OPPOSED = "an edit under more_harmful"
+NO_ATTEMPT = "no attempt with a rating"
+EDITED = "an edit, which is no ranking"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which judgments go into a dataset, and how they become labels.
+
+    ``rater_kinds``: these only, all when empty. ``without_raters``: not these. ``keep_weakest``: pairs preferred by the weakest
+    notch too. ``more_harmful``: judgments under that direction are turned round, or left out; ``refuse`` turns them round where
+    all are of that kind and is an error where some are. ``soft``: ``judgment`` gives one row per judgment, ``share`` one per
+    pair of a set, weighted by the share of raters, ``ratings`` the same weighted by P(chosen) of a ratings file.
+    ``calibration``: nats of a judge's margin per unit of the logistic function.
+    """
+
+    rater_kinds: tuple[RaterKind, ...] = ()
+    without_raters: tuple[str, ...] = ()
+    keep_weakest: bool = False
+    more_harmful: Literal["refuse", "flip", "leave-out"] = "refuse"
+    soft: Literal["judgment", "share", "ratings"] = "judgment"
+    calibration: float = 1.0
+
+
+@dataclass
+class Tally:
+    """What went in and what did not."""
+
+    judgments: int = 0
+    flipped: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    raters: Counter[tuple[str, str]] = field(default_factory=Counter)
+    instructions: set[str] = field(default_factory=set)
+
+    def summary(self) -> dict[str, Any]:
+        """As the manifest of an export keeps it."""
+        return {
+            "judgments": self.judgments,
+            "flipped": self.flipped,
+            "left_out": dict(sorted(self.left_out.items())),
+            "raters": [{"id": name, "kind": kind, "judgments": n} for (name, kind), n in sorted(self.raters.items())],
+            "instructions": sorted(self.instructions),
+        }
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 where nobody said."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    group_id: str
+    weight: float = 1.0
+    margin: float = 0.0
+    strength: int = 0
+    principle: str = ""
+    judgment_id: str = ""
+    rater_id: str = ""
+    rater_kind: str = ""
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """A single response that is good or bad, and where that comes from."""
+
+    prompt: Prompt
+    completion: str
+    label: bool
+    group_id: str
+    principle: str = ""
+    judgment_id: str = ""
+    rater_id: str = ""
+    rater_kind: str = ""
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """All rankings of the responses to one prompt. ``responses``: (id, model, text)."""
+
+    prompt: Prompt
+    responses: tuple[tuple[str, str, str], ...]
+    rankings: tuple[Judgment, ...]
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """A red-team dialogue with what is known of it: ``flags`` are its tags and its numbers as ``name=value``."""
+
+    prompt: Prompt
+    text: str
+    model: str
+    rater_id: str
+    task: str
+    flags: tuple[str, ...]
+
+
+def _by_whom(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[Judgment]:
+    """The current judgments of the raters that are asked for, on sets that are work, in the order of the datasets."""
+    n = len(evidence.judgments) if among is None else len(among)
+    current = 0
+    for one in evidence.judgments.in_order(among):
+        current += 1
+        if role := evidence.roles.get(one.set_id):
+            tally.left_out[f"a set for {role}"] += 1
+        elif selection.rater_kinds and one.rater_kind not in selection.rater_kinds:
+            tally.left_out[f"rater kind {one.rater_kind}"] += 1
+        elif one.rater_id in selection.without_raters:
+            tally.left_out[f"rater {one.rater_id}"] += 1
+        else:
+            yield one
+    if n > current:
+        tally.left_out[SUPERSEDED] += n - current
+
+
+def _count(one: Judgment, tally: Tally) -> None:
+    tally.judgments += 1
+    tally.raters[one.rater_id, one.rater_kind] += 1
+    if one.instructions_hash:
+        tally.instructions.add(one.instructions_hash)
+
+
+def selected(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[Judgment]:
+    """The judgments that a dataset is made of, in its order, each under the direction ``better``.
+
+    InputError where both signs are there and ``selection`` does not say what to do.
+    """
+    signs: dict[bool, str] = {}
+    for one in _by_whom(evidence, selection, tally, among):
+        harmful = one.direction == "more_harmful"
+        if harmful and selection.more_harmful == "leave-out":
+            tally.left_out[HARMFUL] += 1
+        elif not one.has_verdict and not one.edit:
+            tally.left_out[NO_VERDICT] += 1
+        else:
+            first = signs.setdefault(harmful, one.id)
+            if len(signs) == 2 and selection.more_harmful == "refuse":
+                raise InputError(f"judgment {first} asks for the {'more harmful' if harmful else 'better'} response and "
+                                 f"{signs[not harmful]} for the {'better' if harmful else 'more harmful'} one; say "
+                                 "--more-harmful flip to turn those round or --more-harmful leave-out",
+                                 file=evidence.judgments.path, field="direction")  # fmt: skip
+            if contradicts_itself(one):
+                tally.left_out[CONTRADICTION] += 1
+                continue
+            if harmful and one.edit:
+                tally.left_out[OPPOSED] += 1
+            _count(one, tally)
+            tally.flipped += harmful
+            yield oriented(one)
+
+
+def pair_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[PairRow]:
+    """A row for each pair that a judgment decides, chosen first, and for each edit (the rewrite against the original)."""
+    for one in selected(evidence, selection, tally, among):
+        yield from _edits(evidence, one, tally)
+        decided = _decided(one, selection, tally)
+        tally.left_out[TIED] += len(ties(one))
+        for chosen, rejected in decided:
+            row = PairRow(
+                prompt=evidence.prompt(one),
+                chosen=evidence.text(one, chosen),
+                rejected=evidence.text(one, rejected),
+                group_id=one.set_id,
+                weight=soft_label(one.margin if len(one.order) == 2 else None, selection.calibration),
+                margin=MARGINS.get(notches(one), 0.0),
+                strength=notches(one),
+                **_provenance(one),
+            )
+            yield from _unless_identical(row, tally)
+
+
+def aggregated_rows(
+    evidence: Evidence,
+    selection: Selection,
+    tally: Tally,
+    among: set[str] | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> Iterator[PairRow]:
+    """One row for each pair of responses of a set that its raters decide together; edits as they are.
+
+    ``weight`` is the share of raters for chosen, a tie counted half for each; with ``scores`` (nats, by response id) it is
+    sigma of their difference. ``margin`` is the mean of the raters' margins towards chosen, those of the other side negative and
+    those without a strength left out; it is never below 0. A pair with an even share is left out.
+    """
+    for _, votes in groupby(selected(evidence, selection, tally, among), key=lambda one: (one.prompt_id, one.set_id)):
+        share: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # votes for the first of the two
+        margins: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for one in votes:
+            yield from _edits(evidence, one, tally)
+            for winner, loser in _decided(one, selection, tally):
+                key = (min(winner, loser), max(winner, loser))
+                sign = 1 if key[0] == winner else -1
+                share[key].append((1 + sign) / 2)
+                if notches(one):
+                    margins[key].append(sign * MARGINS[notches(one)])
+            for pair in ties(one):
+                share[min(pair), max(pair)].append(0.5)
+        for key, found in share.items():
+            p = sum(found) / len(found)
+            if scores is not None:
+                for response in key:
+                    if response not in scores:
+                        raise InputError(f"no rating of response {response!r}; rate the responses of these judgments")
+                p = _sigma(scores[key[0]] - scores[key[1]])
+            if p == 0.5:
+                tally.left_out[SPLIT] += 1
+                continue
+            chosen, rejected = key if p > 0.5 else key[::-1]
+            towards = sum(margins[key]) / len(margins[key]) if margins[key] else 0.0
+            row = PairRow(
+                prompt=evidence.prompt(one),
+                chosen=evidence.text(one, chosen),
+                rejected=evidence.text(one, rejected),
+                group_id=one.set_id,
+                weight=round(max(p, 1 - p), 12),
+                margin=max(0.0, towards if p > 0.5 else -towards),
+                principle=one.principle or "",
+            )
+            yield from _unless_identical(row, tally)
+
+
+def label_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[LabelRow]:
+    """A row for each response that a judgment calls good or bad on its own (:func:`charter.votes.rankings.labels`)."""
+    for one in selected(evidence, selection, tally, among):
+        if _too_weak(one, selection):
+            tally.left_out[WEAK] += 1
+            continue
+        alone = [(response, good) for response, good in labels(one) if response not in one.edit]
+        texts = [(evidence.text(one, response), good) for response, good in alone]
+        for row in _edits(evidence, one, tally):
+            texts += [(row.chosen, True), (row.rejected, False)]
+        tally.left_out[TIED] += not texts
+        for text, good in texts:
+            yield LabelRow(evidence.prompt(one), text, good, one.set_id, **_provenance(one))
+
+
+def group_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[GroupRow]:
+    """A row for each prompt, with all its responses that were judged and what each rater said of them."""
+
+    def ranked() -> Iterator[Judgment]:
+        for one in selected(evidence, selection, tally, among):
+            tally.left_out[EDITED] += len(one.edit)
+            if one.has_verdict:
+                yield one
+
+    for _, judgments in groupby(ranked(), key=lambda one: one.prompt_id):
+        rankings = tuple(judgments)
+        keys = dict.fromkeys(response for one in rankings for response in one.order)
+        found = [evidence.response(rankings[0], key) for key in keys]
+        yield GroupRow(evidence.prompt(rankings[0]), tuple((r.id, r.model, r.text) for r in found), rankings)
+
+
+def attempt_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[AttemptRow]:
+    """A row for each judgment of a single dialogue that has a rating among its flags, as red-team attempts have."""
+    for one in _by_whom(evidence, selection, tally, among):
+        flags = one.flags.get(one.order[0], [])
+        if len(one.order) != 1 or not any(flag.startswith("rating=") for flag in flags):
+            tally.left_out[NO_ATTEMPT] += 1
+            continue
+        _count(one, tally)
+        response = evidence.response(one, one.order[0])
+        yield AttemptRow(evidence.prompt(one), response.text, response.model, one.rater_id, one.comment, tuple(flags))
+
+
+def rows_of_pairs(pairs: Iterable[Pair]) -> Iterator[PairRow]:
+    """Pairs that came without judgments."""
+    for pair in pairs:
+        yield PairRow(pair.prompt, pair.chosen, pair.rejected, pair.group_id, pair.weight, pair.margin,
+                      principle=pair.principle or "")  # fmt: skip
+
+
+def labels_of_pairs(rows: Iterable[PairRow]) -> Iterator[LabelRow]:
+    """Each chosen response as a good one and each rejected one as a bad one."""
+    for row in rows:
+        for text, good in ((row.chosen, True), (row.rejected, False)):
+            yield LabelRow(row.prompt, text, good, row.group_id, row.principle)
+
+
+def _too_weak(judgment: Judgment, selection: Selection) -> bool:
+    return notches(judgment) == WEAKEST and not selection.keep_weakest
+
+
+def _decided(judgment: Judgment, selection: Selection, tally: Tally) -> list[tuple[str, str]]:
+    if _too_weak(judgment, selection):
+        tally.left_out[WEAK] += 1
+        return []
+    return wins(judgment)
+
+
+def _edits(evidence: Evidence, judgment: Judgment, tally: Tally) -> Iterator[PairRow]:
+    """The rewrites of a judgment, each chosen against what it rewrites."""
+    for response, text in judgment.edit.items():
+        try:
+            clean_text(text)
+        except ValueError as error:
+            raise InputError(f"the edit of judgment {judgment.id} {error}", file=evidence.judgments.path,
+                             field="edit") from None  # fmt: skip
+        row = PairRow(
+            prompt=evidence.prompt(judgment),
+            chosen=text,
+            rejected=evidence.text(judgment, response),
+            group_id=judgment.set_id,
+            **_provenance(judgment),
+        )
+        yield from _unless_identical(row, tally)
+
+
+def _unless_identical(row: PairRow, tally: Tally) -> Iterator[PairRow]:
+    if row.chosen == row.rejected:
+        tally.left_out[IDENTICAL] += 1
+    else:
+        yield row
+
+
+def _provenance(judgment: Judgment) -> dict[str, Any]:
+    return {
+        "principle": judgment.principle or "",
+        "judgment_id": judgment.id,
+        "rater_id": judgment.rater_id,
+        "rater_kind": judgment.rater_kind,
+    }
+
+
+def _sigma(difference: float) -> float:
+    """The logistic function, without overflow."""
+    return 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
