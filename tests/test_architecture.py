@@ -13,6 +13,7 @@ import pytest
 
 import charter
 from charter.recipe.files import load_recipe
+from charter.run.code import imports_of
 
 SOURCE = Path(charter.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -78,26 +79,9 @@ def tree(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 
 
-@cache
-def typing_only(name: str) -> frozenset[ast.stmt]:
-    """The imports under `if TYPE_CHECKING:`, which a running program never makes."""
-    blocks = [node for node in ast.walk(tree(name)) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    return frozenset(inner for block in blocks for node in block.body for inner in ast.walk(node))
-
-
 def imported(name: str, *, typing: bool = True) -> set[str]:
     """Full names of the modules that a module imports anywhere in its text."""
-    found = set()
-    for node in ast.walk(tree(name)):
-        if not typing and node in typing_only(name):
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{name} imports relatively; write charter.… in full"
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}"[8:] in FILES}
-    return found
+    return imports_of(FILES[name], typing=typing)
 
 
 @cache
@@ -206,9 +190,10 @@ NAME_SAYS_IT = {"Message", "Settings"}
 
 @pytest.mark.parametrize(
     "name",
-    ["records", "errors", "run.run", "run.files", "run.hashes", "training.losses", "training.advantages", "training.rewards", "training.ppo",
-     "training.rloo",
-     "training.sft", "training.reward_model"],
+    [
+        "records", "errors", "run.run", "run.files", "run.hashes", "training.losses", "training.advantages", "training.rewards",
+        "training.ppo", "training.rloo", "training.sft", "training.reward_model",
+    ],
 )  # fmt: skip
 def test_what_is_public_says_what_it_does(name):
     module = import_module(f"charter.{name}")

@@ -9,10 +9,9 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.commands.conversation import chat_with, fitting, visible
-from charter.models.load import model_of_run
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
-from charter.models.load import load_tokenizer
+from charter.models.load import load_tokenizer, model_of_run
 from charter.records import Message
 
 

@@ -19,7 +19,7 @@ from charter.recipe.settings import (
 )
 from charter.records import Message, Pair, Prompt, Rating
 from charter.run.run import Run
-from charter.stages.rl.run import ROLLOUT_METHODS
+from charter.stages.rl.run import trainer_of
 from charter.training.dpo import sequence_logprobs, train_dpo
 from charter.training.online_dpo import best_and_worst, pair_slopes
 from charter.training.preference_losses import PairLogprobs, dpo_loss
@@ -52,7 +52,7 @@ def first_token_below(limit: int) -> RewardSum:
 
 BANDIT = {"steps": 40, "prompts_per_step": 8, "samples_per_prompt": 8, "max_new_tokens": 1, "kl_coef": 0.0,
           "missing_eos_penalty": 0.0, "learning_rate": 6e-3}  # fmt: skip
-ROLLOUT = sorted(ROLLOUT_METHODS)
+ROLLOUT = sorted(name for name, kind in METHODS.items() if issubclass(kind, RolloutSettings))
 
 
 def bandit(method: str, **changes) -> RolloutSettings:
@@ -67,12 +67,12 @@ def run_bandit(random_llama, stage, method, reward=None, **changes):
     trunk.add_role("policy")
     if method == "ppo":
         trunk.add_role("value", head=True)
-    ROLLOUT_METHODS[method](trunk, PROMPTS, reward or first_token_below(40), bandit(method, **changes), stage)
+    trainer_of(method)(trunk, PROMPTS, reward or first_token_below(40), bandit(method, **changes), stage)
     return trunk, stage.metrics()
 
 
 def test_every_method_has_a_settings_class_and_a_trainer():
-    assert set(METHODS) == {*ROLLOUT_METHODS, "dpo"}
+    assert all(callable(trainer_of(name)) for name in METHODS)
     for name, kind in METHODS.items():
         assert kind().method == name
 

@@ -55,7 +55,7 @@ def reward_from_file(
     check_sides(file, "pairs", len(loaded.pairs), len(train), len(test))
     inputs = {"pairs": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
     with Run(out, seed=seed, quiet=quiet) as run:
-        with run.stage("train", settings, inputs, ["models", "training", "feedback/pairs"]) as stage:
+        with run.stage("train", settings, inputs, [__name__]) as stage:
             if not stage.done:
                 device = pick_device("auto")
                 trunk = load_trunk(
@@ -95,7 +95,7 @@ def rating_model_from_file(
         raise InputError("every rating to train on is the same number; there is nothing to learn", file=file, field="score")
     inputs = {"ratings": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
     with Run(out, seed=seed, quiet=quiet) as run:
-        with run.stage("train", settings, inputs, ["models", "training", "feedback/ratings"]) as stage:
+        with run.stage("train", settings, inputs, [__name__]) as stage:
             if not stage.done:
                 trunk = load_trunk(
                     model,

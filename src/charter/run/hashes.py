@@ -1,9 +1,8 @@
-"""Hashes: seeds from names, and what files, models and code are identified by."""
+"""Hashes: seeds from names, and what files and models are identified by."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from charter.records import content_id
@@ -37,15 +36,3 @@ def model_hash(name: str) -> str:
     """What the answers of a model depend on: the files of its folder, or its name on a hub."""
     path = Path(name)
     return file_hash(path) if path.exists() else content_id(name)
-
-
-def code_hash(parts: Sequence[str]) -> str:
-    """Hash of the source of sub-packages or modules of Charter: part of a stage's fingerprint."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for part in sorted(parts):
-        place = package / part
-        for file in sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]:
-            if file.suffix in (".py", ".txt"):
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]

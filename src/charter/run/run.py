@@ -22,8 +22,8 @@ from typing import IO, Any, Generic, TypeVar
 
 from charter.errors import InputError
 from charter.records import Record, content_id
+from charter.run.code import code_hash
 from charter.run.files import atomic_path, read_json, read_jsonl, write_json
-from charter.run.hashes import code_hash
 from charter.run.progress import track
 from charter.run.team import team
 
@@ -65,7 +65,8 @@ class Run:
             self._lock.close()
 
     def stage(self, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> Stage:
-        """Open a stage. ``inputs``: names to content hashes; ``code``: the parts of the source it runs."""
+        """Open a stage. ``inputs``: names to content hashes; ``code``: full names of the modules it begins from, whose imports
+        count as well (:mod:`charter.run.code`)."""
         stage = Stage(self, name, settings, inputs, code)
         self.stages.append(stage)
         return stage
@@ -88,7 +89,7 @@ class Stage:
             "seed": run.seed,
             "settings": settings,
             "inputs": dict(inputs),
-            "code": code_hash(["records", "run", *code]),
+            "code": code_hash(code),
         }
         self.fingerprint = content_id(self.description)
         self.result: dict[str, Any] = {}

@@ -34,7 +34,6 @@ from charter.training.sft import sft_tokens, train_sft
 SHIPPED = Path(str(importlib.resources.files("charter.testbed"))) / "detox"
 LABELS = ("nothate", "hate")  # as facebook/roberta-hate-speech-dynabench-r4-target names them
 END = "</s>"
-CODE = ["models", "testbed/lab", "testbed/dialogues", "testbed/standins"]
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,13 @@ def make_lab(config: LabConfig, out: Path, *, quiet: bool = False) -> dict[str, 
             ("reward-classifier", config.reward_classifier),
             ("report-classifier", config.report_classifier),
         ):
-            with run.stage(name, {**asdict(own), "n": config.n}, {}, CODE) as stage:
+            with run.stage(name, {**asdict(own), "n": config.n}, {}, [__name__]) as stage:
                 if not stage.done:
                     train_classifier(stage, own)
                     stage.finish(classifier_card(stage, own.half, config.n))
                 found[name] = stage.result
         settings = {**asdict(config.summariser), "n": config.n}
-        with run.stage("summariser", settings, {}, [*CODE, "training/sft"]) as stage:
+        with run.stage("summariser", settings, {}, [__name__]) as stage:
             if not stage.done:
                 train_summariser(stage, config.summariser)
                 stage.finish(summariser_card(stage, config.n))

@@ -36,7 +36,7 @@ def evaluate(work: Work, prompts: Stage, models: Sequence[Model], reward: Stage 
         if reward is None:
             raise InputError("needs a reward model, and this recipe trains none", field="evaluation.best_of")
         inputs["reward"] = reward.output_hash
-    with run.stage("evaluate", settings, inputs, ["models", "evaluation", "constitution/revise"]) as stage:
+    with run.stage("evaluate", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         test = [p for kind in KINDS for p in read_stage_prompts(prompts, "test", kind)]

@@ -54,8 +54,7 @@ def gather_feedback(work: Work, prompts: Stage | None, revisions: Stage | None, 
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
     }  # fmt: skip
-    code = ["constitution", "judging", "votes", "reading", "models"]
-    with run.stage(work.named("feedback"), settings, inputs, code) as stage:
+    with run.stage(work.named("feedback"), settings, inputs, [__name__]) as stage:
         if stage.done:
             work.recall_gates(stage)
             return stage
@@ -156,7 +155,7 @@ def take_pairs(work: Work) -> Stage:
     settings = work.recipe.feedback
     assert settings is not None
     inputs = {"pairs": content_id([file_hash(Path(file)) for file in settings.pairs]), "seed": str(work.recipe.seed)}
-    with work.run.stage("feedback", settings, inputs, ["reading"]) as stage:
+    with work.run.stage("feedback", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         files = [read_pairs(Path(file)) for file in settings.pairs]
@@ -179,7 +178,7 @@ def pair_revisions(work: Work, prompts: Stage, revisions: Stage) -> Stage:
     settings = work.recipe.feedback
     assert settings is not None
     inputs = {"prompts": prompts.output_hash, "revise": revisions.output_hash}
-    with work.run.stage("feedback", settings, inputs, ["votes"]) as stage:
+    with work.run.stage("feedback", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         by_id = {p.id: p for p in read_jsonl(prompts.path("prompts.jsonl"), Prompt)}
@@ -210,9 +209,7 @@ def pair_by_contrast(work: Work, prompts: Stage, start: Model) -> Stage:
         "prompts": prompts.output_hash, "sft": start.hash, "batch": str(recipe.batch_size),
         "generator": work.hash_of(settings.generator, start),
     }  # fmt: skip
-    with work.run.stage(
-        work.named("feedback"), settings, inputs, ["constitution", "judging", "votes", "reading", "models"]
-    ) as stage:
+    with work.run.stage(work.named("feedback"), settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         chosen = prompts_to_compare(prompts, settings.prompts)

@@ -29,7 +29,7 @@ def prepare_prompts(work: Work) -> Stage:
         "topics": content_id([(p.id, p.title) for p in work.constitution.topics()]),
         "model": work.model_hash,
     }
-    with run.stage("prompts", settings, inputs, ["reading", "constitution", "models"]) as stage:
+    with run.stage("prompts", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
 

@@ -39,7 +39,7 @@ def revise_answers(work: Work, prompts: Stage) -> Stage:
         "samplers": content_id([work.hash_of(settings.generator), work.hash_of(settings.critic)]),
         "batch": str(recipe.batch_size),
     }
-    with run.stage("revise", settings, inputs, ["constitution", "models", "evaluation/scorers"]) as stage:
+    with run.stage("revise", settings, inputs, [__name__]) as stage:
         if stage.done:
             work.recall_gates(stage)
             return stage

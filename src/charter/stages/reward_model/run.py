@@ -27,7 +27,7 @@ def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
         "feedback": feedback.output_hash, "precision": recipe.arithmetic,
         "sft": start.hash if settings.model is None else work.hash_of(settings.model),
     }  # fmt: skip
-    with work.run.stage(work.named("reward_model"), settings, inputs, ["models", "training", "statistics"]) as stage:
+    with work.run.stage(work.named("reward_model"), settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from charter.errors import InputError
@@ -20,19 +21,22 @@ from charter.stages.prompts.run import read_stage_prompts
 from charter.stages.reward_model.run import reward_trunk
 from charter.stages.rl.sources import build_reward, source_of
 from charter.stages.work import Model, Work, within_memory
-from charter.training.dpo import train_dpo
-from charter.training.grpo import train_grpo
-from charter.training.online_dpo import train_online_dpo
-from charter.training.ppo import train_ppo
 from charter.training.rewards import RewardShape, RewardSum
-from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.vllm_rollouts import engine_for
 from charter.training.watch import warnings_of
 from charter.votes.exports import write_csv
 
-ROLLOUT_METHODS = {"ppo": train_ppo, "rloo": train_rloo, "grpo": train_grpo, "online_dpo": train_online_dpo}
-"""Methods that sample and are rewarded. What learns from pairs (`dpo`) needs neither."""
+
+def page_of(method: str) -> str:
+    """The module of a method. A run loads its own method's and no other: a change of one page trains no other method anew."""
+    return f"charter.training.{method}"
+
+
+def trainer_of(method: str) -> Callable[..., None]:
+    """`train_NAME` on the method's page."""
+    train: Callable[..., None] = getattr(importlib.import_module(page_of(method)), f"train_{method}")
+    return train
 
 
 def train_policy(work: Work, prompts: Stage | None, start: Model, feedback: Stage | None, reward: Stage | None) -> Stage:
@@ -51,9 +55,7 @@ def train_policy(work: Work, prompts: Stage | None, start: Model, feedback: Stag
         assert prompts is not None
         inputs["prompts"] = prompts.output_hash
         inputs["reward parts"] = content_id([hash_of_source(work, start, name) for name in settings.reward])
-    with work.run.stage(
-        work.named("rl"), settings, inputs, ["models", "training", "stages/rl/sources", "judging/judge"]
-    ) as stage:
+    with work.run.stage(work.named("rl"), settings, inputs, [__name__, page_of(settings.method)]) as stage:
         if stage.done:
             work.recall_gates(stage)
             return stage
@@ -71,7 +73,7 @@ def train_policy(work: Work, prompts: Stage | None, start: Model, feedback: Stag
             if isinstance(settings, DPOSettings):
                 assert feedback is not None
                 pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
-                train_dpo(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
+                trainer_of(settings.method)(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
             else:
                 assert prompts is not None
                 rewards = build_reward(
@@ -87,7 +89,7 @@ def train_policy(work: Work, prompts: Stage | None, start: Model, feedback: Stag
                     rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
                     if isinstance(settings, PPOSettings):
                         trunk.add_role("value", head=True, start_from="reward" if shared else None)
-                    ROLLOUT_METHODS[settings.method](trunk, chosen, rewards, settings, stage)  # type: ignore[operator]
+                    trainer_of(settings.method)(trunk, chosen, rewards, settings, stage)
                 team().on_main(lambda: export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv"))
             return trunk
 

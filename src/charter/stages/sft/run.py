@@ -50,7 +50,7 @@ def train_supervised(work: Work, prompts: Stage | None, revise: Stage | None) ->
         inputs["revise"] = revise.output_hash
     if settings.data:
         inputs["data"] = content_id([file_hash(Path(file)) for file in settings.data])
-    with work.run.stage("sft", settings, inputs, ["models", "training", "reading"]) as stage:
+    with work.run.stage("sft", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         examples = sft_examples(work, prompts, revise)
