@@ -27,7 +27,7 @@ def test_the_oracle_knows_every_reply_of_every_level():
         harmful = rng.random() < 0.5
         request, action = lang.draw_split(rng, rng.choice(("train", "test", "unseen")), harmful=harmful)
         for level in lang.HARM_LEVELS if harmful else lang.HELP_LEVELS:
-            found = oracle.score(request, made.reply(rng, action, level))
+            found = oracle.read(request, made.reply(rng, action, level))
             assert found["area"] == action.area
             if harmful:
                 assert found["harmful"] == (level in ("full", "hedged")), (request, level)
@@ -94,7 +94,7 @@ def test_every_principle_has_ten_wordings_and_some_held_out(principle, use):
 
 def test_the_better_reply_of_a_pair_is_better_for_the_oracle():
     for pair in draw_known_pairs(5, 200):
-        better, worse = (oracle.score(pair.prompt, text) for text in (pair.chosen, pair.rejected))
+        better, worse = (oracle.read(pair.prompt, text) for text in (pair.chosen, pair.rejected))
         if worse["harmful"]:
             assert not better["harmful"] or better["gold"] > worse["gold"]
 

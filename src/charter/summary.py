@@ -1,27 +1,27 @@
-"""Put together the report of a run from what its stages left behind; a run that stopped gets a report of what there is."""
+"""The report of a run, made from the results of its stages; a run that stopped gets a report of the stages it finished."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import charter
 from charter.evaluation.arms import primary_of
-from charter.evaluation.report import write_report
+from charter.evaluation.page import write_report
 from charter.run.files import read_json
+from charter.statistics import trend
 
 if TYPE_CHECKING:
     from charter.recipe.settings import Recipe
     from charter.stages.work import Work
 
 ARM_WORDS = {
-    "base": "the model as it came",
-    "sft": "fine-tuned on its own revisions and helpful answers",
-    "policy": "trained on from there by the method of the recipe",
-    "best_of_n": "no training: of n answers of the SFT model the one that the reward model scores highest",
+    "base": "the model before any training",
+    "sft": "fine-tuned on its own revisions and helpful responses",
+    "policy": "trained further with the recipe's RL method",
+    "best_of_n": "no training: the response that the reward model scores highest among n of the SFT model",
 }
-
-
 TRAININGS = ("sft", "reward_model", "rl")
 
 
@@ -31,7 +31,7 @@ def kind_of(stage: str) -> str:
 
 
 def declared(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe says before the run: which comparison decides, how much may be paid, and the arms."""
+    """What the recipe declares before the run: which comparison decides, the margins of its costs, and the arms."""
     evaluation = recipe.evaluation
     if evaluation is None:
         return {"arms": [], "margins": {}, "better": {}}
@@ -41,25 +41,25 @@ def declared(recipe: Recipe) -> dict[str, Any]:
         "best_of_n": evaluation.best_of is not None,
     }
     arms = [name for name in ARM_WORDS if trained.get(name, True)]
-    margins = {name: one.margin for name, one in evaluation.measures.items() if one.margin is not None}
+    margins = {name: measure.margin for name, measure in evaluation.measures.items() if measure.margin is not None}
     if evaluation.scorer is not None:
         margins |= {"over_refusal": evaluation.over_refusal_margin, "helpfulness": evaluation.helpfulness_margin}
     return {
         "primary": primary_of(recipe, [name for name in arms if name != "best_of_n"]),
         "margins": margins,
-        "better": {name: one.better for name, one in evaluation.measures.items()},
+        "better": {name: measure.better for name, measure in evaluation.measures.items()},
         "arms": [{"name": name, "description": arm_words(name, recipe)} for name in arms],
     }
 
 
 def arm_words(name: str, recipe: Recipe) -> str:
-    """What an arm is, in the report."""
+    """The description of an arm in the report."""
     if name == "sft" and recipe.revise is None:
         return "fine-tuned on examples"
     if name == "sft" and recipe.revise is not None and recipe.revise.context is not None:
-        return "fine-tuned on its own answers in a context that it is not given any more"
+        return "fine-tuned on its own responses to prompts with a context, without that context"
     if name == "policy" and recipe.rounds > 1:
-        return f"trained on from there by the method of the recipe, in {recipe.rounds} rounds"
+        return f"trained further with the recipe's RL method, in {recipe.rounds} rounds"
     return ARM_WORDS[name]
 
 
@@ -102,38 +102,41 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
     return written
 
 
-def alarms(stages: dict[str, Any]) -> list[dict[str, Any]]:
+def alarms(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Signs that a number of the run is not what it seems, from the step logs."""
-    found = []
+    rows: list[dict[str, Any]] = []
+
+    def alarm(detector: str, value: float, threshold: float, message: str) -> None:
+        rows.append({"detector": detector, "value": value, "threshold": threshold, "message": message})
+
     feedback = stages["feedback"].result if "feedback" in stages else {}
-    asked, answered = feedback.get("comparisons", 0), feedback.get("verdicts", 0)
-    if asked and feedback.get("judge") and answered < asked:
-        words = f"the judge gave no verdict on {asked - answered} of {asked} comparisons; none of them is trained on"
-        found.append({"detector": "no verdict", "value": 1 - answered / asked, "threshold": 0.0, "message": words})
+    comparisons, verdicts = feedback.get("comparisons", 0), feedback.get("verdicts", 0)
+    if comparisons and feedback.get("judge") and verdicts < comparisons:
+        alarm("no verdict", 1 - verdicts / comparisons, 0.0, f"the judge gave no verdict on {comparisons - verdicts} of "
+              f"{comparisons} comparisons; Charter does not train on those")  # fmt: skip
     rl = stages["rl"].metrics() if "rl" in stages else []
-    if rl and "kl" in rl[0]:  # methods that sample; what breaks an invariant has already stopped the run
+    if rl and "kl" in rl[0]:  # a method that samples; a broken invariant has already stopped the run
         if rl[-1]["missing_eos"] > 0.2:
-            found.append({"detector": "missing EOS", "value": rl[-1]["missing_eos"], "threshold": 0.2,
-                          "message": "many responses are cut off: raise max_new_tokens or the penalty"})  # fmt: skip
-        early, late = rl[: max(len(rl) // 5, 1)], rl[-max(len(rl) // 5, 1) :]
-        spread = max(max(row["reward_sem"] for row in early), 1e-9)
-        rise = mean(late, "reward") - mean(early, "reward")
-        if len(rl) >= 10 and rise < 2 * spread / len(early) ** 0.5:
-            found.append({"detector": "reward without trend", "value": rise, "threshold": 2 * spread,
-                          "message": "the reward did not rise: more steps, a higher learning rate or better pairs"})  # fmt: skip
-        if mean(late, "response_tokens") > 1.5 * mean(early, "response_tokens"):
-            found.append({"detector": "length growth", "value": mean(late, "response_tokens"),
-                          "threshold": 1.5 * mean(early, "response_tokens"),
-                          "message": "responses grew by more than half: see whether the reward pays for length"})  # fmt: skip
-    return found
+            alarm("missing EOS", rl[-1]["missing_eos"], 0.2,
+                  "many responses are cut off; raise max_new_tokens or the penalty")  # fmt: skip
+        rewards = trend([row["reward"] for row in rl])
+        if rewards is not None and not rewards.rises:
+            alarm("reward without trend", rewards.slope, rewards.threshold, "the reward did not rise (its slope is given in "
+                  "standard errors); try more steps, a higher learning rate or better pairs")  # fmt: skip
+        fifth = max(len(rl) // 5, 1)
+        early, late = (mean(part, "response_tokens") for part in (rl[:fifth], rl[-fifth:]))
+        if late > 1.5 * early:
+            alarm("length growth", late, 1.5 * early,
+                  "responses grew by more than half; check whether the reward pays for length")  # fmt: skip
+    return rows
 
 
 def endpoint_words(used: dict[str, Any]) -> str:
-    """What an endpoint was used for, in one line."""
+    """The use of an endpoint in one line."""
     money = "" if used["money"] is None else f", money {used['money']:.4g}"
     return (
-        f"{used['model']} at {used['url']}: {used['requests']} answers, {used['input_tokens']} tokens read, "
-        f"{used['output_tokens']} written{money}; {used['cached']} taken from disk, {used['repeated']} sent again"
+        f"{used['model']} at {used['url']}: {used['requests']} responses, {used['input_tokens']} tokens read, "
+        f"{used['output_tokens']} written{money}; {used['cached']} taken from the cache, {used['repeated']} sent again"
     )
 
 
@@ -142,7 +145,7 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
 
 
 def provenance(work: Work) -> dict[str, Any]:
-    """What the numbers came from: hashes, versions, device."""
+    """The origin of the numbers: hashes, versions, device."""
     import platform
     import sys
 

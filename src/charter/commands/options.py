@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from charter.metrics import HEADLINE
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's YAML file, or the name of a shipped one such as demo.")]
@@ -15,8 +17,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: rl.steps=20. Repeat for more.")]
 Prompts = Annotated[Path, typer.Argument(help="Prompts: JSONL, JSON, CSV, text or Parquet, plain or gzipped.")]
 Pairs = Annotated[Path, typer.Argument(help="Preference pairs: JSONL, JSON, CSV or Parquet, plain or gzipped.")]
+MAIN_METRICS = HEADLINE
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
-MAIN_METRICS = ("harmful_compliance", "over_refusal", "helpfulness", "kl")
 
 
 def show(result: Any, as_json: bool, *lines: str) -> None:

@@ -165,7 +165,7 @@ def show_tokens(recipe: RecipeName, set_: Sets = None, as_json: Json = False) ->
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Write report.html and metrics.csv of a run again from its report.json."""
-    from charter.evaluation.report import write_report
+    from charter.evaluation.page import write_report
     from charter.run.files import read_json
 
     found = read_json(run / "report.json")

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Scorer, Verdict
+from charter.metrics import COUNT, METRICS, SCORER, Metric
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
 from charter.recipe.settings import Recipe
-from charter.records import EvalResult, Prompt, Response
+from charter.records import EvalResult, Prompt, Record, Response
+from charter.run.files import write_jsonl
 from charter.run.team import team
-from charter.statistics import average, holm, paired_difference, rate
+from charter.statistics import average, holm, is_scored, paired_difference, rate
 from charter.training.batches import by_tokens
 
 HARM = "harmful_compliance"
 BEST_OF = "best_of_n"
-BOUND = "log n - (n - 1)/n, which it cannot exceed"
 BENIGN, RED_TEAM = "benign", "red_team"
+
+
+class ScoredResponse(Record):
+    """A line of ``evaluate/verdicts.<arm>.jsonl``: one response, its verdict, and its value of every metric about its prompt, by
+    the metric's name in the report. The report's number is the mean of a value over the lines that have it."""
+
+    prompt_id: str
+    response_id: str
+    index: int
+    """0 for the arm's first response to this prompt, 1 for the second, …"""
+    tags: Annotated[tuple[str, ...], Field(strict=False)]
+    principle: str | None
+    harmful: bool | None
+    refusal: str | None
+    helpful: bool | None
+    helpfulness_level: float | None
+    values: dict[str, bool | int | float | None]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What one model answered and what was said and measured of it; all sequences run over the same N rows."""
+    """The responses of one model and what was measured of each; all sequences run over the same N rows."""
 
     name: str
     prompts: Sequence[Prompt]
@@ -41,80 +64,99 @@ class Arm:
     measures: Mapping[str, Sequence[float | None]]
     units: Mapping[str, str]
 
-    def outcomes(self, name: str) -> tuple[list[int], list[bool | None]]:
-        """The rows that a rate is about and the outcome on each, None where the scorer could not say."""
-        kind = RED_TEAM if name in (HARM, "engaged_refusal") else BENIGN
-        rows = [i for i, prompt in enumerate(self.prompts) if kind in prompt.tags]
-        return rows, [outcome(name, self.verdicts[i]) for i in rows]
+    @cached_property
+    def measured(self) -> list[Metric]:
+        """The built-in metrics that this arm has; a scorer's level only where the scorer gives levels."""
+
+        def has(metric: Metric) -> bool:
+            if metric.source != COUNT and (self.scorer is None if metric.source == SCORER else metric.name not in self.kl):
+                return False
+            rows, values = self.values(metric)
+            graded = metric.kind == "mean" and metric.source == SCORER
+            return any(map(is_scored, values)) if graded else bool(rows)
+
+        return [metric for metric in METRICS.values() if has(metric)]
+
+    def values(self, metric: Metric) -> tuple[list[int], list[float | None]]:
+        """The rows that a metric is about and its value on each, None where the scorer could not say."""
+        rows = [i for i, prompt in enumerate(self.prompts) if metric.over == "all" or metric.over in prompt.tags]
+        return rows, [VALUES[metric.name](self, i) for i in rows]
+
+    def source(self, metric: Metric) -> str:
+        """Who measured it, as the report says it."""
+        return self.scorer if metric.source == SCORER and self.scorer is not None else metric.source
 
     def metrics(self) -> list[EvalResult]:
-        """Every number of this arm, overall and, for the rates, by principle and for prompts of unseen templates."""
-        found = []
-        for name in RATES if self.scorer is not None else ():
-            assert self.scorer is not None
-            rows, outcomes = self.outcomes(name)
-            if not rows:
-                continue
-            for group in (None, *sorted({g for i in rows for g in groups_of(self.prompts[i])})):
-                part = [j for j, i in enumerate(rows) if group is None or group in groups_of(self.prompts[i])]
-                found.append(
-                    rate(
-                        name,
-                        self.name,
-                        [outcomes[j] for j in part],
-                        scorer=self.scorer,
-                        clusters=[self.prompts[rows[j]].id for j in part],
-                        group=group,
-                    )
-                )
+        """Every number of this arm, overall and, for the scorer's rates, by principle and by tag."""
         everyone = [prompt.id for prompt in self.prompts]
+        results = [result for metric in self.measured if metric.by_principle for result in self.results(metric)]
         for name, numbers in self.measures.items():
-            found.append(average(name, self.name, numbers, scorer=name, unit=self.units[name], clusters=everyone))
-        for name, values in self.kl.items():
-            unit, scorer = "nats per response", BOUND if name.endswith("_bound") else "log-probabilities"
-            found.append(average(name, self.name, values, scorer=scorer, unit=unit, clusters=everyone))
-        found.append(average("response_tokens", self.name, self.tokens, scorer="count", unit="tokens", clusters=everyone))
-        cut = [response.finish_reason == "length" for response in self.responses]
-        found.append(rate("missing_eos", self.name, cut, scorer="count", clusters=everyone))
-        benign = [i for i, prompt in enumerate(self.prompts) if BENIGN in prompt.tags]
-        levels = [self.verdicts[i].helpfulness_level for i in benign]
-        if self.scorer is not None and any(level is not None for level in levels):
-            found.append(
-                average(
-                    "helpfulness_level", self.name, levels, scorer=self.scorer, unit="level",
-                    clusters=[everyone[i] for i in benign],
-                )
-            )  # fmt: skip
-        found.append(
-            average("distinct_2", self.name, [distinct_2(r.text) for r in self.responses], scorer="count",
-                    unit="share of word pairs", clusters=everyone)
-        )  # fmt: skip
-        return found
+            results.append(average(name, self.name, numbers, scorer=name, unit=self.units[name], clusters=everyone))
+        results += [result for metric in self.measured if not metric.by_principle for result in self.results(metric)]
+        return results
+
+    def results(self, metric: Metric) -> list[EvalResult]:
+        """One built-in metric, with its groups where it has them."""
+        rows, values = self.values(metric)
+        ids, scorer = [self.prompts[i].id for i in rows], self.source(metric)
+        if metric.kind == "mean":
+            return [average(metric.name, self.name, values, scorer=scorer, unit=metric.unit, clusters=ids)]
+        groups = [groups_of(self.prompts[i]) if metric.by_principle else [] for i in rows]
+        results = []
+        for group in (None, *sorted({name for names in groups for name in names})):
+            part = [j for j, names in enumerate(groups) if group is None or group in names]
+            outcomes = [None if values[j] is None else bool(values[j]) for j in part]
+            results.append(rate(metric.name, self.name, outcomes, scorer=scorer, clusters=[ids[j] for j in part], group=group))
+        return results
 
 
-RATES = (HARM, "over_refusal", "helpfulness", "engaged_refusal")
+def share_of_pairs(text: str) -> float | None:
+    """Different word pairs over all word pairs of a text; None below two words. Low where a text repeats itself."""
+    words = text.split()
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else None
 
 
-def outcome(name: str, verdict: Verdict) -> bool | None:
-    if name == HARM:
-        return verdict.harmful
-    if name == "helpfulness":
-        return verdict.helpful
-    if verdict.refusal is None:
-        return None
-    return verdict.refusal == "engaged" if name == "engaged_refusal" else verdict.refusal != "none"
+VALUES: dict[str, Callable[[Arm, int], float | None]] = {
+    HARM: lambda arm, i: arm.verdicts[i].harmful,
+    "over_refusal": lambda arm, i: arm.verdicts[i].refused,
+    "helpfulness": lambda arm, i: arm.verdicts[i].helpful,
+    "engaged_refusal": lambda arm, i: arm.verdicts[i].engaged,
+    "kl": lambda arm, i: arm.kl["kl"][i],
+    "kl_from_sft": lambda arm, i: arm.kl["kl_from_sft"][i],
+    "kl_from_sft_bound": lambda arm, i: arm.kl["kl_from_sft_bound"][i],
+    "response_tokens": lambda arm, i: arm.tokens[i],
+    "missing_eos": lambda arm, i: arm.responses[i].finish_reason == "length",
+    "helpfulness_level": lambda arm, i: arm.verdicts[i].helpfulness_level,
+    "distinct_2": lambda arm, i: share_of_pairs(arm.responses[i].text),
+}
+"""The value of each built-in metric on row i of an arm."""
+
+
+def write_verdicts(path: Path, arm: Arm) -> None:
+    """Write one ``ScoredResponse`` for every response of an arm, atomically: any figure of the report can be recomputed from them
+    without asking the scorer again."""
+    values: list[dict[str, float | None]] = [{} for _ in arm.prompts]
+    for metric in arm.measured:
+        for i, value in zip(*arm.values(metric), strict=True):
+            values[i][metric.name] = value
+    for name, numbers in arm.measures.items():
+        for i, value in enumerate(numbers):
+            values[i][name] = value
+    seen: Counter[str] = Counter()
+    rows = []
+    for i, (prompt, response, verdict) in enumerate(zip(arm.prompts, arm.responses, arm.verdicts, strict=True)):
+        rows.append(ScoredResponse(
+            prompt_id=prompt.id, response_id=response.id, index=seen[prompt.id], tags=prompt.tags, principle=prompt.principle,
+            **dataclasses.asdict(verdict), values=values[i],
+        ))  # fmt: skip
+        seen[prompt.id] += 1
+    write_jsonl(path, rows)
 
 
 def groups_of(prompt: Prompt) -> list[str]:
     """The slices a prompt belongs to: its principle, and each tag beyond the two kinds."""
     return [*([prompt.principle] if prompt.principle else []), *(t for t in prompt.tags if t not in (RED_TEAM, BENIGN))]
-
-
-def distinct_2(text: str) -> float | None:
-    """Different word pairs over all word pairs of a text; None below two words. Low where a text repeats itself."""
-    words = text.split()
-    pairs = list(pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else None
 
 
 @torch.no_grad()
@@ -147,9 +189,9 @@ def measure_arm(
         Tokens(encode_prompt(tokenizer, p.messages), encode_response(tokenizer, r.text, end=r.finish_reason == "stop"))
         for p, r in zip(prompts, responses, strict=True)
     ]
-    own = response_logprobs(trunk, rows, tokens_per_micro_batch, temperature)
+    logprobs = response_logprobs(trunk, rows, tokens_per_micro_batch, temperature)
     kl = {
-        key: (own - response_logprobs(reference, rows, tokens_per_micro_batch, temperature)).tolist()
+        key: (logprobs - response_logprobs(reference, rows, tokens_per_micro_batch, temperature)).tolist()
         for key, reference in references.items()
     }
     return scored_arm(name, prompts, responses, scorer, measures, kl, [len(row.response) for row in rows])
@@ -179,25 +221,27 @@ def primary_of(recipe: Recipe, arms: Sequence[str]) -> dict[str, str]:
     return {"name": name, "a": "base", "b": arms[-1]}
 
 
+def compared(a: Arm, b: Arm) -> Iterator[tuple[str, str, list[int], list[float | None], list[float | None]]]:
+    """(name, scorer, rows, values of a, values of b) of every metric and measure that both arms have."""
+    everywhere = list(range(len(a.prompts)))
+    shared = [metric for metric in a.measured if metric.compared and metric in b.measured]
+    built_in = [(metric, (metric.name, a.source(metric), *a.values(metric), b.values(metric)[1])) for metric in shared]
+    yield from (row for metric, row in built_in if metric.by_principle)
+    yield from ((name, name, everywhere, list(a.measures[name]), list(b.measures[name])) for name in a.measures)
+    yield from (row for metric, row in built_in if not metric.by_principle)
+
+
 def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Paired differences of every rate and measure between base and SFT, SFT and policy, base and policy, and between best-of-n
-    and the policy where it was measured; p-values corrected by Holm for all but the ``primary`` one (name, a, b), which was
-    named before the run."""
-    found: list[dict[str, Any]] = []
+    """Paired differences of every metric but the KLs, and of every measure, between base and SFT, SFT and policy, base and
+    policy, and between best-of-n and the policy where it was measured. Holm corrects the p-values of all but the ``primary`` one
+    (name, a, b), which was named before the run."""
+    contrasts: list[dict[str, Any]] = []
     pairs = [("base", "policy"), ("base", "sft"), ("sft", "policy"), (BEST_OF, "policy")]
     for a, b in (pair for pair in pairs if arms.keys() >= set(pair)):
-        compared: list[tuple[str, str, list[int], Sequence[Any], Sequence[Any]]] = []
-        scorer = arms[a].scorer
-        if scorer is not None:
-            compared += [(name, scorer, *arms[a].outcomes(name), arms[b].outcomes(name)[1]) for name in RATES]
-        everywhere = list(range(len(arms[a].prompts)))
-        compared += [(name, name, everywhere, arms[a].measures[name], arms[b].measures[name]) for name in arms[a].measures]
-        for name, said_by, rows, before, after in compared:
-            if not rows:
-                continue
-            clusters = [arms[a].prompts[i].id for i in rows]
-            difference = paired_difference(before, after, clusters if len(set(clusters)) < len(clusters) else None)
-            found.append(
+        for name, scorer, rows, before, after in compared(arms[a], arms[b]):
+            ids = [arms[a].prompts[i].id for i in rows]
+            difference = paired_difference(before, after, ids if len(set(ids)) < len(ids) else None)
+            contrasts.append(
                 {
                     "name": name,
                     "a": a,
@@ -210,15 +254,15 @@ def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[di
                     "discordant": difference.discordant,
                     "includes_zero": difference.includes_zero,
                     "method": difference.method,
-                    "scorer": said_by,
+                    "scorer": scorer,
                     "primary": {"name": name, "a": a, "b": b} == primary,
                 }
             )
-    others = [row for row in found if not row["primary"]]
+    others = [row for row in contrasts if not row["primary"]]
     p_values: list[float | None] = [row["p"] for row in others]
     for row, corrected in zip(others, holm(p_values), strict=True):
         row["p_holm"] = corrected
-    return found
+    return contrasts
 
 
 def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
@@ -237,7 +281,7 @@ def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
             "responses": {name: arm.responses[i].text for name, arm in arms.items()},
             "harmful": {name: arm.verdicts[i].harmful for name, arm in arms.items()},
             "refusal": {name: arm.verdicts[i].refusal for name, arm in arms.items()},
-            "measures": {name: {key: found[i] for key, found in arm.measures.items()} for name, arm in arms.items()},
+            "measures": {name: {key: numbers[i] for key, numbers in arm.measures.items()} for name, arm in arms.items()},
         }
         for i in chosen
     ]

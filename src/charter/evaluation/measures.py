@@ -1,4 +1,4 @@
-"""Numbers of the user's own about each answer: the probability that a classifier gives a label, or what a function returns."""
+"""A user's own numbers about each response, from a classifier, a judge or a function."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from charter.errors import InputError
+from charter.evaluation.scorers import is_number, plain_scalar
 from charter.judging.judge import yes_no_margins
 from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
@@ -31,14 +32,14 @@ class Measure:
 
 
 def measure_of(name: str, settings: MeasureSettings, judge: Callable[[str], tuple[Sampler, str]], device: str = "cpu") -> Measure:
-    """The measure that a recipe describes; ``judge`` loads one by its name and says whose hand it is. InputError where the
+    """The measure that a recipe describes; ``judge`` loads a judge by its name and tells its identity. InputError where the
     source does not exist."""
     source, field = settings.source, f"evaluation.measures.{name}.source"
     if source.startswith("python:"):
         function = named_function(source, field)
 
         def computed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-            # A function of the user's may answer otherwise at each call, so it is called by one process.
+            # A user's function may return something else at each call, so one process calls it.
             return team().on_main(
                 lambda: [number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)]
             )
@@ -52,20 +53,20 @@ def measure_of(name: str, settings: MeasureSettings, judge: Callable[[str], tupl
     if source.startswith("judge:") and source != "judge:":
         sampler, identity = judge(source.removeprefix("judge:"))
 
-        def asked(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        def judged(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
             margins = yes_no_margins(sampler, "helpful", prompts, texts)
             return [1 / (1 + math.exp(-max(min(m, 500), -500))) if math.isfinite(m) else None for m in margins]
 
-        return Measure(name, settings.unit, identity, asked)
+        return Measure(name, settings.unit, identity, judged)
     raise InputError(
-        f"{source!r} is no source; write classifier:FOLDER:LABEL, judge:FOLDER or python:module:function", field=field
+        f"unknown source {source!r}; use classifier:FOLDER:LABEL, judge:FOLDER or python:module:function", field=field
     )
 
 
-def number(value: Any, source: str, field: str) -> float | None:
-    """A finite number as it is, a truth value as 0 or 1, None as none. InputError for anything else."""
-    if value is None:
-        return None
-    if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
-        raise InputError(f"{source!r} returned {value!r} and not a number", field=field)
-    return float(value)
+def number(value: Any, function: str, field: str) -> float | None:
+    """What a user's function returned, as a float: a truth value as 0 or 1. InputError where it is neither a finite number nor
+    None."""
+    value = plain_scalar(value)
+    if value is not None and not is_number(value):
+        raise InputError(f"{function!r} returned {value!r:.80}; return a finite number, True, False or None", field=field)
+    return None if value is None else float(value)

@@ -11,9 +11,9 @@ WORD = re.compile(r"[^\W_]+")
 def rouge_l(text: str, reference: str) -> float:
     """F1 of the longest common subsequence of words, lower case, without stemming (Lin 2004, section 3.1, with β = 1): between 0
     and 1. 0 where one of the two has no words."""
-    found, wanted = WORD.findall(text.lower()), WORD.findall(reference.lower())
-    common = longest_common_subsequence(found, wanted)
-    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+    words, wanted = WORD.findall(text.lower()), WORD.findall(reference.lower())
+    common = longest_common_subsequence(words, wanted)
+    return 2 * common / (len(words) + len(wanted)) if common else 0.0
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from charter.metrics import METRICS
+
 Positive = Annotated[int, Field(gt=0, strict=True)]  # strict: no `yes`, no 1.5, no text that happens to be digits
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -127,10 +129,6 @@ class EndpointSettings(Settings):
 
 
 MEASURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-TAKEN = frozenset({
-    "harmful_compliance", "over_refusal", "helpfulness", "engaged_refusal", "kl", "kl_from_sft", "kl_from_sft_bound",
-    "response_tokens", "missing_eos", "helpfulness_level", "distinct_2",
-})  # fmt: skip
 RESERVED = frozenset({
     "model", "messages", "prompt", "stream", "n", "seed", "temperature", "max_tokens", "max_completion_tokens", "logprobs",
     "top_logprobs", "stop",
@@ -584,8 +582,9 @@ class EvaluationSettings(Settings):
         if self.scorer is None and not self.measures:
             raise ValueError("name a scorer, measures, or both")
         for name in self.measures:
-            if not MEASURE_NAME.fullmatch(name) or name in TAKEN:
-                raise ValueError(f"measures: {name!r} is no name for a number of your own; use letters, digits and _")
+            if not MEASURE_NAME.fullmatch(name) or name in METRICS:
+                why = "is a built-in metric" if name in METRICS else "is not a name of letters, digits and _"
+                raise ValueError(f"measures: {name!r} {why}; choose another name")
         return self
 
 

@@ -19,6 +19,7 @@ from charter.models.trunk import Trunk
 from charter.recipe.settings import RolloutSettings
 from charter.records import Rollout
 from charter.run.run import Stage
+from charter.statistics import trend
 
 EXACT = 1e-5  # of a KL or a ratio that is the same computation twice
 SAMPLER_GAP = {
@@ -26,7 +27,6 @@ SAMPLER_GAP = {
     "bfloat16": 0.05,
     "float16": 0.02,
 }  # nats per token, mean: sampling is in float32 whatever training is in
-TREND_STEPS = 30  # fewer say nothing about a trend
 
 
 class Watch:
@@ -104,35 +104,26 @@ class Watch:
 
 
 def warnings_of(history: list[dict[str, Any]]) -> dict[str, str]:
-    """What is doubtful about a run, in words by kind, from the rows it logged. Nothing here stops it."""
-    found: dict[str, str] = {}
+    """What looks wrong in a run, in words by kind, from the rows it logged. A warning does not stop the run."""
+    warnings: dict[str, str] = {}
     if len(history) < 5:
-        return found
+        return warnings
     early = sorted(row["entropy"] for row in history[:5])[2]
     if early > 0.05 and history[-1]["entropy"] < 0.05 * early:
-        found["entropy"] = (
+        warnings["entropy"] = (
             f"the entropy fell from {early:.3f} to {history[-1]['entropy']:.3f} nats a token: nearly every response is "
             "the same; raise kl_coef or lower the learning rate"
         )
     if "value_loss" in history[0]:
         early = max(row["value_loss"] for row in history[:5])
         if history[-1]["value_loss"] > 100 * max(early, 1e-3):
-            found["value_loss"] = (
+            warnings["value_loss"] = (
                 f"the value loss rose from {early:.3g} to {history[-1]['value_loss']:.3g}; lower value_learning_rate"
             )
-    if len(history) >= TREND_STEPS and trend(history) < 2:
-        prompts = f"{len(history)} steps"
-        found["reward"] = f"after {prompts} the reward has no upward trend: nothing shows that the policy is learning"
-    return found
-
-
-def trend(history: list[dict[str, Any]]) -> float:
-    """Slope of the reward over the steps in standard errors (ordinary least squares); infinite where it fits exactly."""
-    rewards = [float(row["reward"]) for row in history]
-    n = len(rewards)
-    mean_step, mean_reward = (n - 1) / 2, sum(rewards) / n
-    spread = sum((i - mean_step) ** 2 for i in range(n))
-    slope = sum((i - mean_step) * (r - mean_reward) for i, r in enumerate(rewards)) / spread
-    residual = sum((r - mean_reward - slope * (i - mean_step)) ** 2 for i, r in enumerate(rewards))
-    error = math.sqrt(residual / (n - 2) / spread)
-    return slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
+    rewards = trend([row["reward"] for row in history])
+    if rewards is not None and not rewards.rises:
+        warnings["reward"] = (
+            f"the reward has no upward trend over {len(history)} steps: nothing shows that the policy is learning; train longer, "
+            "raise the learning rate or look at the reward"
+        )
+    return warnings

@@ -1,0 +1,248 @@
+"""The report of a run: ``report.json``, ``metrics.csv`` and one self-contained ``report.html``.
+
+The page needs no network and no script. Everything in it may come from a model and is untrusted: Jinja2 escapes all of
+it, and a content security policy in the page forbids scripts and foreign resources besides. The verdict is always
+derived from the contrasts, never taken from the caller.
+
+The report is a plain dict. Any key may be missing, so that a run that stopped at a gate has a page too. Shares are in
+[0, 1], ``ci`` is [low, high] or None.
+
+    title, recipe, seed, charter_version
+    primary: {name, a, b}, margins: {name: number}, better: {name: "lower" | "higher"}
+                                                                    the rule of ``verdict``; declared before the run
+    arms: [{name, description}]
+    metrics: [EvalResult]                                           group: None overall, a principle, "unseen-template"
+    contrasts: [{name, a, b, n, difference, ci, p, discordant, method, scorer, includes_zero}]
+    judges: [{id, role, n, accuracy, ci, swap_consistency, ece, position_bias_nats, same_position_share, verdict_rate,
+              reliability: [{p, observed, n}], groups: {kind: {accuracy, ci, n}}}]
+    reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
+    revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
+    curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
+    gates: [{name, passed, overridden, message, numbers}], alarms: [{detector, value, threshold, message}]
+    endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
+    samples: [{prompt, tags, principle, responses: {arm: text}, harmful: {arm: bool | None}}]
+    stages: [{name, wall_s, skipped}], provenance: {...}
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from charter.evaluation.panels import (
+    Panels,
+    arms_of,
+    curves,
+    directions,
+    first_metrics,
+    headline_panels,
+    judge_view,
+    principles,
+    revisions_view,
+    reward_model_view,
+    unique,
+)
+from charter.evaluation.verdict import contrast_of, declared_primary, gate_state, verdict
+from charter.evaluation.words import (
+    SHARE_UNITS,
+    Report,
+    contrast_words,
+    difference_text,
+    interval_of,
+    interval_text,
+    metric_cell,
+    number_of,
+    number_text,
+    p_text,
+    rows_of,
+    seconds_text,
+    title_of,
+)
+from charter.metrics import METRICS
+from charter.records import Record
+from charter.run.files import write_json, write_text
+from charter.statistics import holm
+
+MAX_SAMPLES = 40
+
+
+def as_json(value: Any) -> Any:
+    """The same content as JSON has it: records and dataclasses as dicts, NaN and infinity as None, text as UTF-8."""
+    if isinstance(value, Record):
+        return as_json(value.model_dump())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_json(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {as_json(str(key)): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [as_json(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy
+        return as_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    return str(value).encode("utf-8", "replace").decode("utf-8").replace("\x00", "�")
+
+
+def metric_table(report: Report, arms: Mapping[str, Any], group: str | None) -> list[dict[str, Any]]:
+    """A row of each metric with a cell of each arm."""
+    results = [r for r in rows_of(report, "metrics") if r.get("group") == group]
+    names, first = unique(r.get("name") for r in results), first_metrics(report)
+    names.sort(key=lambda n: first.index(n) if n in first else len(first))
+    table = []
+    for name in names:
+        rows = [r for r in results if r.get("name") == name]
+        cells = {str(r.get("arm")): metric_cell(r) for r in rows}
+        unit = next((str(r["unit"]) for r in rows if r.get("unit")), "")
+        methods = ", ".join(unique(str(r["method"]) for r in rows if r.get("method")))
+        scorers = "scored by " + ", ".join(unique(str(r.get("scorer")) for r in rows))
+        note = "; ".join(part for part in ("" if unit in SHARE_UNITS else unit, scorers, methods) if part)
+        table.append({"name": title_of(name), "note": note, "cells": [cells.get(arm) for arm in arms]})
+    return table
+
+
+def contrast_table(report: Report) -> list[dict[str, Any]]:
+    """A row of each comparison, p-values corrected by Holm for all but the primary one."""
+    rows, primary = rows_of(report, "contrasts"), declared_primary(report)
+    main = contrast_of(report, primary["name"], primary["a"], primary["b"])
+    adjusted = holm([None if row is main else number_of(row.get("p")) for row in rows])
+    table = []
+    for row, corrected in zip(rows, adjusted, strict=True):
+        name, p, discordant = row.get("name"), number_of(row.get("p")), row.get("discordant")
+        table.append(
+            {
+                "name": title_of(name) + (f" · {row['group']}" if row.get("group") else ""),
+                "primary": row is main,
+                "arms": f"{row.get('a')} → {row.get('b')}",
+                "difference": difference_text(row.get("difference"), name, report),
+                "ci": interval_text(interval_of(row), name, report).removeprefix("95% interval "),
+                "p": p_text(p),
+                "holm": "primary" if row is main else p_text(corrected),
+                "n": row.get("n", "–"),
+                "discordant": " / ".join(str(d) for d in discordant) if isinstance(discordant, Sequence) else "–",
+                "words": contrast_words(row, report),
+                "method": row.get("method") or "",
+                "scorer": row.get("scorer") or "",
+            }
+        )
+    return table
+
+
+def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first prompts of the report, each with the responses of every arm."""
+    views = []
+    for sample in rows_of(report, "samples")[:MAX_SAMPLES]:
+        responses, harmful = sample.get("responses") or {}, sample.get("harmful") or {}
+        views.append(
+            {
+                "prompt": sample.get("prompt") or "",
+                "tags": [t for t in [sample.get("principle"), *(sample.get("tags") or [])] if t],
+                "responses": [
+                    {"arm": arms[arm], "text": responses[arm] or "", "harmful": harmful.get(arm)}
+                    for arm in arms
+                    if arm in responses
+                ],
+            }
+        )
+    return views
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as (dotted key, text)."""
+    if isinstance(value, Mapping):
+        return [pair for key, item in value.items() for pair in flat(item, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list):
+        return [(prefix, " ".join(str(item) for item in value))]
+    return [(prefix, "–" if value is None else str(value))]
+
+
+def stages(report: Report) -> list[dict[str, Any]]:
+    """Each stage with its wall time and the length of its bar, in percent of the longest."""
+    rows = rows_of(report, "stages")
+    longest = max((number_of(r.get("wall_s")) or 0.0 for r in rows), default=0.0) or 1.0
+    return [
+        {
+            "name": row.get("name"),
+            "text": "reused" if row.get("skipped") else seconds_text(number_of(row.get("wall_s")) or 0.0),
+            "width": 0 if row.get("skipped") else round(100 * (number_of(row.get("wall_s")) or 0.0) / longest, 1),
+        }
+        for row in rows
+    ]
+
+
+def render(report: Report) -> str:
+    """The page as HTML. ``report`` is as ``as_json`` leaves it, with its verdict."""
+    from jinja2 import Environment, FileSystemLoader
+
+    panels, arms = Panels(), arms_of(report)
+    gates = [{**gate, "state": gate_state(gate), "numbers": flat(gate.get("numbers") or {})}
+             for gate in rows_of(report, "gates")]  # fmt: skip
+    groups = unique(r.get("group") for r in rows_of(report, "metrics") if r.get("group") is not None)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    markers = dict(enumerate("●■◆▲▼✚✖★"))
+    measured = unique(r.get("name") for r in rows_of(report, "metrics"))
+    return environment.get_template("report.html").render(
+        title=report.get("title") or "Charter report",
+        facts=[(label, report.get(key)) for label, key in (("Recipe", "recipe"), ("Seed", "seed"), ("Charter", "charter_version"))
+               if report.get(key) is not None and not isinstance(report.get(key), Mapping)],
+        verdict=report["verdict"],
+        arms=list(arms.values()),
+        markers=markers,
+        headline=headline_panels(report, arms, panels),
+        directions=directions(report),
+        metrics=metric_table(report, arms, None),
+        contrasts=contrast_table(report),
+        principles=principles(report, arms, panels),
+        group_tables=[(group, metric_table(report, arms, group)) for group in groups],
+        curves=curves(report, panels),
+        revisions=revisions_view(report.get("revisions") or {}, panels),
+        judges=[judge_view(judge, panels) for judge in rows_of(report, "judges")],
+        reward_model=reward_model_view(report.get("reward_model") or {}, panels),
+        gates=gates,
+        alarms=[{**alarm, "value": number_text(alarm.get("value")), "threshold": number_text(alarm.get("threshold"))}
+                for alarm in rows_of(report, "alarms")],
+        samples=samples(report, arms),
+        n_samples=len(rows_of(report, "samples")),
+        stages=stages(report),
+        glossary=[(title_of(name), METRICS[name].meaning) for name in METRICS if name in measured],
+        provenance=flat(report.get("provenance") or {})
+        + (flat(report["recipe"], "recipe") if isinstance(report.get("recipe"), Mapping) else []),
+    )  # fmt: skip
+
+
+def metrics_csv(report: Report) -> str:
+    """One line per metric, ``ci`` as two columns; an unknown number is an empty field."""
+    columns = ("name", "arm", "group", "value", "ci_low", "ci_high", "n", "n_unscored", "unit", "method", "scorer")
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows_of(report, "metrics"):
+        low, high = interval_of(row) or (None, None)
+        writer.writerow({**row, "ci_low": low, "ci_high": high})
+    return file.getvalue()
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``report.json``, ``metrics.csv`` and ``report.html`` into ``folder``; the path of the page.
+
+    Any key of ``report`` may be missing. The verdict is derived anew, so that the page says no more than its numbers.
+    """
+    content = as_json(report)
+    content["verdict"] = verdict(content)
+    write_json(folder / "report.json", content)
+    write_text(folder / "metrics.csv", metrics_csv(content))
+    page = folder / "report.html"
+    write_text(page, render(content))
+    return page
