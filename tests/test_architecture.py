@@ -168,7 +168,13 @@ def test_the_command_line_imports_nothing_heavy_at_its_top(name):
     top = [node for node in tree(name).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
     of_charter = {name for name in names if name.startswith("charter")}
-    assert of_charter <= {"charter.errors", "charter.metrics", "charter.commands", "charter.commands.options", "charter.commands.run"}
+    assert of_charter <= {
+        "charter.errors",
+        "charter.metrics",
+        "charter.commands",
+        "charter.commands.options",
+        "charter.commands.run",
+    }
     assert not names & {*HEAVY, "rich", "pydantic", "yaml", "numpy", "scipy", "matplotlib"}
 
 

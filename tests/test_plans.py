@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from charter.evaluation.verdict import verdict
 from charter.judging.judge import LETTERS
 from charter.models.load import load_model
 from charter.models.sampler import LocalSampler
@@ -21,6 +22,7 @@ from charter.run.files import read_jsonl
 from charter.run.run import Run
 from charter.stages.work import Work
 from charter.summary import alarms
+from charter.training.watch import warnings_of
 
 PAGE = Path(__file__).parents[1] / "docs/plans.py"
 CARD = 24e9  # bytes
@@ -146,3 +148,35 @@ def test_reward_without_trend_is_said_of_a_flat_curve_and_not_of_a_rising_one(st
         stage.record(step, reward=rise * step + wobble, reward_sem=0.05, kl=0.1, missing_eos=0.0, response_tokens=20)
     found = [one["detector"] for one in alarms({"rl": stage})]
     assert found == (["reward without trend"] if raised else [])
+
+
+def logged(rewards, sem):
+    return [
+        {"step": i, "reward": r, "reward_sem": sem, "kl": 0.1, "entropy": 1.0, "missing_eos": 0.0, "response_tokens": 20}
+        for i, r in enumerate(rewards)
+    ]
+
+
+WAVE = [0.1 * (-1) ** i for i in range(40)]
+CURVES = {
+    # Ends a little above its start, by more than the spread within a batch and by less than the noise between batches.
+    "within the noise": ([w + 0.03 * (i >= 32) for i, w in enumerate(WAVE)], 0.01, False),
+    # Ends above its start, after a hump.
+    "hump": ([0.01 * (-1) ** i + 1.0 * (8 <= i < 32) + 0.1 * (i >= 32) for i in range(40)], 0.4, False),
+    # Rises in every part, in batches of few and scattered responses.
+    "scattered batches": ([0.02 * i + w for i, w in enumerate(WAVE)], 1.0, True),
+    "short": ([0.1 * i for i in range(19)], 0.01, None),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_warning_alarm_and_verdict_agree_whether_the_reward_rose(stage, name):
+    rewards, sem, rose = CURVES[name]
+    rows = logged(rewards, sem)
+    for row in rows:
+        stage.record(**row)
+    harm_rose = {"name": "harmful_compliance", "a": "base", "b": "policy", "difference": 0.1, "ci": [0.05, 0.15]}
+    word = verdict({"contrasts": [harm_rose], "curves": {"rl": rows}})["word"]
+    assert word == ("over-optimised" if rose else "worse")
+    assert ("reward" in warnings_of(rows)) == (rose is False)
+    assert ("reward without trend" in [alarm["detector"] for alarm in alarms({"rl": stage})]) == (rose is False)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from charter.statistics import (
     average,
-    bootstrap_mean_interval,
     clustered_proportion,
     clustered_share,
     expected_calibration_error,
@@ -23,6 +22,7 @@ from charter.statistics import (
     paired_difference,
     rate,
     spearman,
+    trend,
     wilson,
 )
 
@@ -39,7 +39,7 @@ def test_wilson_known_values(k, n, low, high):
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 5)])
 def test_wilson_refuses_what_is_no_proportion(k, n):
-    with pytest.raises(ValueError, match="no proportion"):
+    with pytest.raises(ValueError, match="not a proportion"):
         wilson(k, n)
 
 
@@ -77,24 +77,15 @@ def test_infinite_values_and_unequal_lengths_are_refused():
         paired_difference([True], [True, False])
 
 
-def test_clustered_interval_covers_and_the_bootstrap_falls_short():
+def test_clustered_interval_covers():
     rng = np.random.default_rng(0)
     clusters = list(np.repeat(np.arange(10), 4))
-    by_t = by_bootstrap = 0
+    covered = 0
     for _ in range(300):
         values = list(np.repeat(rng.normal(size=10), 4) + rng.normal(0, 0.5, 40))
         low, high = mean_interval(values, clusters).ci or (0, 0)
-        by_t += low <= 0 <= high
-        low, high = bootstrap_mean_interval(values, clusters)
-        by_bootstrap += low <= 0 <= high
-    assert 0.925 <= by_t / 300 <= 0.98
-    assert by_bootstrap < by_t - 6
-
-
-def test_bootstrap_agrees_with_t_where_clusters_are_many():
-    values = list(np.random.default_rng(3).normal(5, 2, 400))
-    assert bootstrap_mean_interval(values) == pytest.approx(mean_interval(values).ci, abs=0.03)
-    assert bootstrap_mean_interval(values) == bootstrap_mean_interval(values)
+        covered += low <= 0 <= high
+    assert 0.925 <= covered / 300 <= 0.98
 
 
 def test_clustered_proportion_covers_a_rare_event():
@@ -228,6 +219,36 @@ def test_holm_never_lowers_a_p(ps):
     for p, adjusted in zip(ps, holm(ps), strict=True):
         assert (p is None) == (adjusted is None)
         assert p is None or p <= adjusted <= 1
+
+
+@given(st.floats(-2, 2), st.floats(-5, 5))
+def test_the_trend_is_the_slope_in_standard_errors(slope, start):
+    fit = trend([start + slope * i + 0.1 * (-1) ** i for i in range(31)])
+    assert fit.rises == (slope > 0.004) or 0.002 < slope < 0.006
+    assert fit.slope == pytest.approx(slope / 0.0020, rel=0.1, abs=1)
+
+
+def test_a_trend_known_value():
+    # y = 0, 1, 0, 1, … on x = 0 … 19: Sxx = 665, Sxy = 5, Syy = 5, so slope 1/133 and residual 5 − 25/665 at 18 degrees
+    fit = trend([float(i % 2) for i in range(20)])
+    assert fit.slope == pytest.approx((1 / 133) / math.sqrt((5 - 25 / 665) / 18 / 665))
+    assert fit.threshold == pytest.approx(2.100922, abs=1e-6)  # t(.975, 18)
+    assert not fit.rises
+
+
+def test_a_trend_needs_twenty_steps_and_is_flat_where_nothing_moves():
+    assert trend([float(i) for i in range(19)]) is None
+    assert trend([1.0] * 19 + [None, math.nan]) is None
+    assert trend([float(i) for i in range(20)]).rises
+    assert not trend([2.0] * 30).rises
+
+
+def test_noise_rises_as_rarely_as_said_and_a_rise_is_seen_as_often():
+    rng = np.random.default_rng(0)
+    rises = [trend(list(rng.normal(size=20))).rises for _ in range(1000)]
+    assert np.mean(rises) < 0.04
+    seen = [trend(list(np.linspace(0, 2.2, 20) + rng.normal(size=20))).rises for _ in range(1000)]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.05)
 
 
 def test_over_optimisation_curve_is_recovered():

@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from charter.errors import GateError
 from charter.models.trunk import load_trunk
 from charter.run.run import Run
 from charter.training.rollouts import collect
-from charter.training.watch import Watch, trend, warnings_of
+from charter.training.watch import Watch, warnings_of
 from test_training import PROMPTS, bandit
 
 
@@ -102,10 +100,3 @@ def test_collapse_explosion_and_standstill_are_warned_of():
     critic = [row(reward=0.1 * i + 0.1 * (-1) ** i, value_loss=0.1) for i in range(40)]
     assert set(warnings_of([*critic, row(reward=9.0, value_loss=50.0)])) == {"value_loss"}
     assert warnings_of(flat[:4]) == {}
-
-
-@given(st.floats(-2, 2), st.floats(-5, 5))
-def test_the_trend_is_the_slope_in_standard_errors(slope, start):
-    rewards = [start + slope * i + 0.1 * (-1) ** i for i in range(31)]
-    found = trend([row(reward=r) for r in rewards])
-    assert (found > 10) == (slope > 0.02) or abs(slope) < 0.05

@@ -50,7 +50,7 @@ def lower_first(title: str) -> str:
 
 def either(names: Sequence[str], word: str = "or") -> str:
     """``a, b or c``."""
-    return f" {word} ".join([part for part in (", ".join(names[:-1]), names[-1]) if part])
+    return f" {word} ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def signed(text: str) -> str:
