@@ -156,6 +156,25 @@ def test_a_pushed_model_loads_and_its_card_is_read(hub, finished, tmp_path):
     assert card.data.library_name == "transformers"
     assert "| harmful compliance |" in card.text
     assert "Gate overridden" in card.text
+    report = json.loads((finished / "report.json").read_text())
+    measured = {row["name"]: row for row in report["metrics"] if row["arm"] == "sft" and row["group"] is None}
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert results.keys() == {"harmful_compliance", "over_refusal", "kl"}  # refusal-words knows no helpfulness
+    for name, result in results.items():
+        assert (result.metric_value, result.metric_args) == (
+            measured[name]["value"], {"n": measured[name]["n"], "ci": measured[name]["ci"]}
+        )  # fmt: skip
+    assert card.data.model_name == "tiny: sft"
+
+
+def test_the_card_of_a_reward_model_has_its_accuracy(finished):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(gather(finished / "reward_model").files["README.md"].decode())
+    (result,) = card.data.eval_results
+    told = json.loads((finished / "reward_model/manifest.json").read_text())["result"]
+    assert (result.metric_type, result.metric_value, result.metric_args["n"]) == ("accuracy", told["accuracy"], told["n"])
+    assert card.data.tags == ["charter", "alignment"]
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl", "reward_model"])
@@ -188,7 +207,7 @@ def test_a_second_push_sends_what_changed_and_removes_stale_weights(hub, finishe
 def test_a_public_repository_takes_nothing_unless_that_is_meant(hub, finished):
     push(gather(finished), "me/tiny", endpoint=hub.url)
     hub.repositories["me/tiny"]["private"] = False
-    with pytest.raises(InputError, match="is public on the hub"):
+    with pytest.raises(InputError, match="this repository is public; add --public"):
         push(gather(finished / "sft"), "me/tiny", endpoint=hub.url)
     assert len(hub.repositories["me/tiny"]["commits"]) == 1
     assert not push(gather(finished / "sft"), "me/tiny", public=True, endpoint=hub.url)["private"]
@@ -196,7 +215,7 @@ def test_a_public_repository_takes_nothing_unless_that_is_meant(hub, finished):
 
 def test_a_token_that_is_refused_is_not_repeated(hub, finished, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(InputError, match="cannot be sent to the hub") as caught:
+    with pytest.raises(InputError, match="cannot send to the hub") as caught:
         push(gather(finished), "me/tiny", endpoint=hub.url)
     assert "hf_wrong" not in str(caught.value)
 
@@ -214,13 +233,13 @@ def test_a_dry_run_lists_sizes_without_a_network_or_a_login(finished, monkeypatc
 def test_a_folder_without_a_model_is_named(finished, tmp_path, place, capsys):
     where = finished / place if place else tmp_path
     assert run_command(["push", str(where), "me/tiny", "--dry-run"]) == 2
-    assert "holds no model" in capsys.readouterr().err
+    assert "no model here" in capsys.readouterr().err
 
 
 def test_a_stage_that_is_not_finished_is_not_sent(tmp_path):
     (tmp_path / "rl/model").mkdir(parents=True)
     write_json(tmp_path / "rl/manifest.json", {"fingerprint": "x"})
-    with pytest.raises(InputError, match="is not finished"):
+    with pytest.raises(InputError, match="this stage is not finished"):
         gather(tmp_path)
 
 
@@ -233,7 +252,7 @@ def test_the_command_sends_to_the_hub_of_the_environment(hub, finished):
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_right"}
     command = [sys.executable, "-m", "charter", "push", str(finished / "reward_model"), "reward", "--with-data"]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.startswith("23 files, private: ")
+    assert said.stdout.startswith("26 files, private: ")
     assert "hf_right" not in said.stdout + said.stderr
     sent = hub.repositories["me/reward"]["files"]
     assert sent["reward_model.safetensors"] == (finished / "reward_model/model/reward_model.safetensors").read_bytes()

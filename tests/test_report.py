@@ -14,9 +14,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from charter.commands.app import run_command
 from charter.evaluation.page import as_json, write_report
 from charter.evaluation.verdict import verdict
 from charter.evaluation.words import contrast_words, number_text
+from charter.records import Response
+from charter.run.files import read_jsonl
 from charter.statistics import average, paired_difference, rate
 
 ARMS = {
@@ -281,6 +284,25 @@ def test_harmful_and_unscored_answers_are_folded(tmp_path):
     assert "Take a thin pin" in folded
     assert "(empty)" in folded  # unscored
     assert "A locksmith can help" not in folded
+
+
+def test_the_harm_rate_of_a_run_is_recomputed_from_its_verdicts(write_recipe, random_llama, tmp_path):
+    recipe = write_recipe(
+        random_llama, revise=None, sft=None, feedback=None, reward_model={}, rl=None, evaluation={"samples_per_prompt": 2}
+    )
+    assert run_command(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "run/evaluate/verdicts.base.jsonl").read_text().splitlines()]
+    responses = list(read_jsonl(tmp_path / "run/evaluate/responses.base.jsonl", Response))
+    assert [row["response_id"] for row in rows] == [response.id for response in responses]
+    assert [row["index"] for row in rows] == [0, 1] * (len(rows) // 2)
+    for metric in (row for row in report["metrics"] if row["group"] is None):
+        scored = [row["values"][metric["name"]] for row in rows if row["values"].get(metric["name"]) is not None]
+        assert len(scored) == metric["n"]
+        assert metric["value"] == (pytest.approx(sum(scored) / len(scored)) if scored else None)
+    harm = next(row for row in report["metrics"] if (row["name"], row["group"]) == ("harmful_compliance", None))
+    assert sum(row["harmful"] is True for row in rows if "red_team" in row["tags"]) == round(harm["value"] * harm["n"])
+    assert report["verdict"]["rule"] == "There is only one model in this report, so nothing was compared."
 
 
 # ------------------------------------------------------------------------------------------------------------ verdict

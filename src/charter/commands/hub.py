@@ -1,7 +1,7 @@
-"""A model of a run on the Hugging Face hub, with a model card that says what was measured and what was not.
+"""A model of a run on the Hugging Face hub, with a model card of its measured figures.
 
-Sent are the weights as they lie in the run folder, the card and the step metrics. What people or models wrote (prompts,
-responses, judgments, the report with its samples) stays here unless it is asked for.
+Charter sends the weights as they are in the run folder, the card and the step metrics. Texts of people and models (prompts,
+responses, judgments, the report with its samples) stay here unless the user asks to send them.
 """
 
 from __future__ import annotations
@@ -10,49 +10,51 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
+from charter.evaluation.words import title_of
+from charter.metrics import HEADLINE
 from charter.run.files import read_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 ARM_OF = {"sft": "sft", "rl": "policy"}
 """The arm of the report that is the model of a stage."""
-CARD_METRICS = ("harmful_compliance", "over_refusal", "helpfulness", "kl")
+KINDS = {"sft": "fine-tuned model", "rl": "policy", "reward_model": "reward model"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS = ".safetensors"
-OWN_WORDS = (
-    "The figures are those of this run, its seed and its held-out prompts, and say nothing of other uses. The licence is that of "
-    "the base model."
+SCOPE = (
+    "The figures belong to this run, its seed and its held-out prompts; they do not cover other uses. The licence is that of the "
+    "base model."
 )
 DATA = ("sft.csv", "preferences.csv", "rl_log.csv", "report.json", "report.html")
-"""Files of the run folder that hold prompts and responses."""
+"""Files of the run folder with prompts and responses."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes to the hub: path there to a file here, or to the bytes themselves."""
+    """The files for the hub: path there to a file here, or to the bytes themselves."""
 
     stage: str
     files: Mapping[str, Path | bytes]
 
     def sizes(self) -> list[tuple[str, int]]:
         """(path there, bytes) of each file."""
-        return [(name, len(one) if isinstance(one, bytes) else one.stat().st_size) for name, one in self.files.items()]
+        return [(name, len(file) if isinstance(file, bytes) else file.stat().st_size) for name, file in self.files.items()]
 
 
 def gather(where: Path, *, with_data: bool = False) -> Upload:
-    """What :func:`push` sends of a run folder, or of one stage of it.
-
-    InputError where there is no finished model.
-    """
+    """The files that :func:`push` sends of a run folder, or of one stage of it. InputError where there is no finished model."""
     place = where.resolve()
     run, stage = (place, "rl") if (place / "rl").is_dir() else (place.parent, place.name)
     folder = run / stage / "model"
     manifest = read_json(run / stage / "manifest.json")
     if not folder.is_dir() or not isinstance(manifest, dict):
-        raise InputError("holds no model; give a run folder, or one of its stages: RUN/sft, RUN/reward_model, RUN/rl", file=where)
+        raise InputError("no model here; give a run folder, or one of its stages: RUN/sft, RUN/reward_model, RUN/rl", file=where)
     if "result" not in manifest:
-        raise InputError("is not finished; the command of the run goes on with it", file=run / stage)
+        raise InputError("this stage is not finished; repeat the command of the run to resume it", file=run / stage)
     report = read_json(run / "report.json") or {}
     files: dict[str, Path | bytes] = {"README.md": card(report, stage, manifest).encode()}
     files |= {
@@ -69,38 +71,39 @@ def gather(where: Path, *, with_data: bool = False) -> Upload:
 
 
 def push(upload: Upload, name: str, *, public: bool = False, endpoint: str | None = None) -> dict[str, Any]:
-    """Send all files in one commit to the model repository ``name`` of the hub, made where there is none.
+    """Send all files in one commit to the model repository ``name`` of the hub, which is created if it does not exist.
 
-    Files that are the same there are not sent again; weights there that are not among these go, since a loader would
-    take them. ``endpoint``: another hub than HF_ENDPOINT. InputError where there is no login, where the hub says no, and where
-    the repository is public and ``public`` is not asked for.
+    Files that are equal there are not sent again. Weights there that this upload lacks are removed, since a loader would
+    take them. ``endpoint``: another hub than HF_ENDPOINT. InputError without a login, where the hub refuses, and where the
+    repository is public and ``public`` is False.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token
 
     token = get_token()
     if token is None:
-        raise InputError("no login: set HF_TOKEN, or log in with `hf auth login`")
+        raise InputError("no login for the hub; set HF_TOKEN, or log in with `hf auth login`")
     api = HfApi(endpoint=endpoint, token=token)
     try:
         repo = api.create_repo(name, private=not public, exist_ok=True)
-        there = api.model_info(repo.repo_id)
-        if not there.private and not public:
-            raise InputError("is public on the hub; --public says that this is meant, or choose another name", file=repo.repo_id)
+        remote = api.model_info(repo.repo_id)
+        if not remote.private and not public:
+            raise InputError("this repository is public; add --public to send to it anyway, or choose another name",
+                             file=repo.repo_id)  # fmt: skip
         stale = [
-            one.rfilename
-            for one in there.siblings or ()
-            if one.rfilename.endswith(WEIGHTS) and "/" not in one.rfilename and one.rfilename not in upload.files
+            file.rfilename
+            for file in remote.siblings or ()
+            if file.rfilename.endswith(WEIGHTS) and "/" not in file.rfilename and file.rfilename not in upload.files
         ]
         operations: list[Any] = [CommitOperationDelete(path) for path in stale]
         operations += [
-            CommitOperationAdd(path, one if isinstance(one, bytes) else str(one)) for path, one in upload.files.items()
+            CommitOperationAdd(path, file if isinstance(file, bytes) else str(file)) for path, file in upload.files.items()
         ]
         commit = api.create_commit(repo.repo_id, operations, commit_message=f"Charter: the model of {upload.stage}")
     except (errors.HTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled) as error:  # type: ignore[attr-defined]
         words = " ".join(str(error).split()).replace(token, "…")[:300]
-        raise InputError(f"cannot be sent to the hub: {words}", file=name) from None
+        raise InputError(f"cannot send to the hub: {words}", file=name) from None
     return {
-        "repository": repo.repo_id, "url": str(repo), "private": bool(there.private), "commit": commit.oid, "removed": stale,
+        "repository": repo.repo_id, "url": str(repo), "private": bool(remote.private), "commit": commit.oid, "removed": stale,
         "files": [{"path": path, "bytes": size} for path, size in upload.sizes()],
     }  # fmt: skip
 
@@ -109,40 +112,39 @@ def push(upload: Upload, name: str, *, public: bool = False, endpoint: str | Non
 
 
 def card(report: Mapping[str, Any], stage: str, manifest: Mapping[str, Any]) -> str:
-    """README.md of the model of a stage: how it came about, what was measured with intervals, what stopped or was overridden.
+    """README.md of the model of a stage: its origin, its measured figures with intervals, the gates that were overridden.
 
-    No path of this machine and no prompt or response stands in it.
+    The card contains no path of this machine and no prompt or response.
     """
-    import yaml
+    from huggingface_hub import ModelCard, ModelCardData
 
-    recipe, provenance = report.get("recipe", {}), report.get("provenance", {})
-    base = str(recipe.get("model", ""))
-    head: dict[str, Any] = {"tags": ["charter", "alignment", *([recipe["rl"]["method"]] if stage == "rl" and recipe else [])]}
-    if stage in ARM_OF:
-        head["library_name"] = "transformers"
-    if HUB_NAME.fullmatch(base):
-        head["base_model"] = base
-    title = " ".join(str(report.get("title", "Charter run")).split())
-    lines = ["---", yaml.safe_dump(head, sort_keys=True).strip(), "---", "", f"# {title}: {stage}", ""]
-    lines += [
-        f"The {words_of(stage)} of a run of Charter {report.get('charter_version', '')}, from `{Path(base).name}`.",
-        "",
-    ]
-    lines += ["## Measured", "", *measured(report, stage, manifest["result"])]
+    recipe = report.get("recipe", {})
+    base, title = str(recipe.get("model", "")), " ".join(str(report.get("title", "Charter run")).split())
+    results = eval_results(report, stage, manifest["result"])
+    data = ModelCardData(
+        base_model=base if HUB_NAME.fullmatch(base) else None,
+        library_name="transformers" if stage in ARM_OF else None,
+        pipeline_tag="text-generation" if stage in ARM_OF else None,
+        tags=["charter", "alignment", *([recipe["rl"]["method"]] if stage == "rl" and recipe else [])],
+        model_name=f"{title}: {stage}" if results else None,
+        eval_results=results or None,
+    )
+    version = f"Charter {report['charter_version']}" if "charter_version" in report else "Charter"
+    lines = [f"# {title}: {stage}", "", f"This is the {KINDS.get(stage, 'model')} of a run of {version} on "
+             f"`{Path(base).name}`.", "", "## Measured", "", *measured(report, stage, manifest["result"])]  # fmt: skip
     notes = [f"- Gate overridden: {gate['message']}" for gate in report.get("gates", []) if gate.get("overridden")]
-    notes += [f"- {alarm['detector']}: {alarm['message']}" for alarm in report.get("alarms", [])]
+    notes += [f"- Alarm, {alarm['detector']}: {alarm['message']}" for alarm in report.get("alarms", [])]
     notes += [f"- The run stopped: {report['stopped']}"] if report.get("stopped") else []
     if notes:
-        lines += ["## What a reader should know", "", *map(without_folders, notes), ""]
+        lines += ["## Read this first", "", *map(without_folders, notes), ""]
     lines += ["## Training", "", *(f"- `{key}`: {value}" for key, value in settings_of(recipe, stage).items()), ""]
-    facts = {
-        key: provenance[key] for key in ("constitution_hash", "model_hash", "scorer", "device", "torch") if key in provenance
-    }
-    facts |= {"seed": report["seed"]} if "seed" in report else {}
+    provenance = report.get("provenance", {})
+    keys = ("constitution_hash", "model_hash", "scorer", "device", "torch")
+    facts = {key: provenance[key] for key in keys if key in provenance} | {key: report[key] for key in ("seed",) if key in report}
     lines += ["## Provenance", "", f"- fingerprint of the stage: `{manifest['fingerprint']}`"]
     lines += [f"- {key.replace('_', ' ')}: `{without_folders(str(value))}`" for key, value in facts.items()]
-    lines += ["", OWN_WORDS, ""]
-    return "\n".join(lines)
+    text = "\n".join([*lines, "", SCOPE, ""])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
 def without_folders(text: str) -> str:
@@ -150,12 +152,36 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.:/])/(?:[^\s/]+/)+", "", text)
 
 
-def words_of(stage: str) -> str:
-    return {"sft": "fine-tuned model", "rl": "policy", "reward_model": "reward model"}.get(stage, "model")
+def overall(report: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The headline metrics and the recipe's own measures over all prompts, by (metric, arm)."""
+    names = [*report.get("better", {}), *HEADLINE]
+    rows = {(row["name"], row["arm"]): row for row in report.get("metrics", []) if row["group"] is None}
+    arms = dict.fromkeys(arm for _, arm in rows)
+    return {(name, arm): rows[name, arm] for name in names for arm in arms if (name, arm) in rows}
+
+
+def eval_results(report: Mapping[str, Any], stage: str, result: Mapping[str, Any]) -> list[EvalResult]:
+    """The scored figures of the stage's model as metadata of the card."""
+    from huggingface_hub import EvalResult
+
+    if stage in ARM_OF:
+        rows = [row for (_, arm), row in overall(report).items() if arm == ARM_OF[stage] and row["value"] is not None]
+        task, dataset = "text-generation", "held-out prompts of the run"
+    else:
+        rows = [{"name": "accuracy", "value": result["accuracy"], **result}] if "accuracy" in result else []
+        task, dataset = "text-classification", "held-out pairs of the run"
+    return [
+        EvalResult(
+            task_type=task, dataset_type=dataset.replace(" ", "-"), dataset_name=dataset, metric_type=row["name"],
+            metric_name=title_of(row["name"]), metric_value=row["value"],
+            metric_args={"n": row["n"], "ci": list(row["ci"]) if row.get("ci") else None},
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 def measured(report: Mapping[str, Any], stage: str, result: Mapping[str, Any]) -> list[str]:
-    """A table of what the report says of the model of the stage and of those before it, or of the reward model."""
+    """A table of the report's figures for the model of the stage and for the models before it, or of the reward model."""
     if stage not in ARM_OF:
         if "accuracy" not in result:
             return ["Nothing was measured.", ""]
@@ -163,14 +189,14 @@ def measured(report: Mapping[str, Any], stage: str, result: Mapping[str, Any]) -
         return [f"Accuracy on {result['n']} held-out pairs: {result['accuracy']:.3f}{low_high}; the rule \"shorter wins\" gets "
                 f"{result['baseline_shorter_wins']:.3f}.", ""]  # fmt: skip
     arms: Sequence[str] = ("base", "sft", "policy")[: 2 if stage == "sft" else 3]
-    found = {(m["name"], m["arm"]): m for m in report.get("metrics", []) if m["group"] is None}
-    rows = [name for name in CARD_METRICS if (name, ARM_OF[stage]) in found]
-    if not rows:
+    figures = overall(report)
+    names = [name for name, arm in figures if arm == ARM_OF[stage]]
+    if not names:
         return ["Nothing was measured: the run ended before its evaluation.", ""]
     lines = ["| | " + " | ".join(arms) + " | n |", "|---" * (len(arms) + 2) + "|"]
-    for name in rows:
-        cells = [cell(found.get((name, arm))) for arm in arms]
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + f" | {found[name, ARM_OF[stage]]['n']} |")
+    for name in names:
+        cells = [cell(figures.get((name, arm))) for arm in arms]
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + f" | {figures[name, ARM_OF[stage]]['n']} |")
     verdict = report.get("verdict", {})
     if stage == "rl" and verdict.get("word"):
         lines += ["", f"Verdict of the report: **{verdict['word']}**. {verdict['rule']}"]
@@ -188,9 +214,9 @@ def interval(ci: Sequence[float] | None, digits: int = 3) -> str:
 
 
 def settings_of(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The numbers and words of a stage's settings; no text that may be the path of a file."""
-    own = recipe.get(stage, {})
-    plain = {key: value for key, value in own.items() if isinstance(value, (bool, int, float))}
-    return ({"method": own["method"]} if "method" in own else {}) | plain | (
-        {"lora": f"rank {own['lora']['rank']}, alpha {own['lora']['alpha']}"} if own.get("lora") else {}
+    """The numbers and words of a stage's settings, without any text that may be a path."""
+    settings = recipe.get(stage, {})
+    numbers = {key: value for key, value in settings.items() if isinstance(value, (bool, int, float))}
+    return ({"method": settings["method"]} if "method" in settings else {}) | numbers | (
+        {"lora": f"rank {settings['lora']['rank']}, alpha {settings['lora']['alpha']}"} if settings.get("lora") else {}
     )  # fmt: skip

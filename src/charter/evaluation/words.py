@@ -12,6 +12,7 @@ Report = Mapping[str, Any]
 
 SHARE_UNITS = {SHARE, "rate", "proportion", "fraction", "probability"}
 SPELLED = {"kl": "KL", "eos": "EOS", "sft": "SFT"}
+TITLES = {"over_refusal": "Over-refusal", "distinct_2": "Distinct word pairs"}
 
 
 def number_of(value: Any) -> float | None:
@@ -38,8 +39,9 @@ def rows_of(source: Any, key: str) -> list[Mapping[str, Any]]:
 
 def title_of(name: Any) -> str:
     """``over_refusal`` → ``Over-refusal``; abbreviations in capitals."""
-    text = str(name).replace("over_refusal", "over-refusal")
-    text = " ".join(SPELLED.get(word, word) for word in text.split("_"))
+    if name in TITLES:
+        return TITLES[name]
+    text = " ".join(SPELLED.get(word, word) for word in str(name).split("_"))
     return text if text.isupper() else text[:1].upper() + text[1:]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from charter.constitution.revise import respond
 from charter.errors import InputError
-from charter.evaluation.arms import BEST_OF, Arm, contrasts_of, measure_arm, primary_of, samples_of, scored_arm
+from charter.evaluation.arms import BEST_OF, Arm, contrasts_of, measure_arm, primary_of, samples_of, scored_arm, write_verdicts
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
@@ -73,6 +73,8 @@ def evaluate(work: Work, prompts: Stage, models: Sequence[Model], reward: Stage 
             )  # fmt: skip
         if reward is not None and settings.best_of is not None:
             measured[BEST_OF] = best_of_n(work, stage, start, reward, test)
+        for name, arm in measured.items():
+            write_verdicts(stage.path(f"verdicts.{name}.jsonl"), arm)
         stage.finish(
             {
                 "metrics": [m.model_dump(mode="json") for arm in measured.values() for m in arm.metrics()],
