@@ -154,7 +154,7 @@ def test_a_pushed_model_loads_and_its_card_is_read(hub, finished, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.model_type == "llama"
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "transformers"
-    assert "| harmful compliance |" in card.text
+    assert "| Harmful compliance |" in card.text
     assert "Gate overridden" in card.text
     report = json.loads((finished / "report.json").read_text())
     measured = {row["name"]: row for row in report["metrics"] if row["arm"] == "sft" and row["group"] is None}

@@ -196,7 +196,7 @@ def measured(report: Mapping[str, Any], stage: str, result: Mapping[str, Any]) -
     lines = ["| | " + " | ".join(arms) + " | n |", "|---" * (len(arms) + 2) + "|"]
     for name in names:
         cells = [cell(figures.get((name, arm))) for arm in arms]
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + f" | {figures[name, ARM_OF[stage]]['n']} |")
+        lines.append(f"| {title_of(name)} | " + " | ".join(cells) + f" | {figures[name, ARM_OF[stage]]['n']} |")
     verdict = report.get("verdict", {})
     if stage == "rl" and verdict.get("word"):
         lines += ["", f"Verdict of the report: **{verdict['word']}**. {verdict['rule']}"]
