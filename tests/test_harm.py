@@ -18,7 +18,7 @@ from charter.evaluation.arms import (
     share_of_pairs,
     write_verdicts,
 )
-from charter.evaluation.measures import number
+from charter.evaluation.measures import as_number
 from charter.evaluation.scorers import Verdict, as_verdict, judge_scorer, python_scorer, refusal_words
 from charter.metrics import METRICS
 from charter.models.sampler import LocalSampler
@@ -111,10 +111,10 @@ def test_the_result_of_a_scoring_function_that_cannot_be_read_is_one_clear_line(
 
 
 def test_the_result_of_a_measuring_function_is_a_number():
-    assert [number(value, "python:mine:f", "x") for value in (np.float32(0.5), True, None)] == [0.5, 1.0, None]
+    assert [as_number(value, "python:mine:f", "x") for value in (np.float32(0.5), True, None)] == [0.5, 1.0, None]
     for value in ("0.5", math.nan, [1]):
         with pytest.raises(InputError, match="return a finite number, True, False or None"):
-            number(value, "python:mine:f", "x")
+            as_number(value, "python:mine:f", "x")
 
 
 def test_a_judge_as_scorer_always_answers(random_llama):

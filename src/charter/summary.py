@@ -25,7 +25,7 @@ ARM_WORDS = {
 TRAININGS = ("sft", "reward_model", "rl")
 
 
-def kind_of(stage: str) -> str:
+def stage_kind(stage: str) -> str:
     """`rl` of `rl-2`, the stage of a second round."""
     return stage.partition("-")[0]
 
@@ -88,7 +88,7 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in work.endpoints.items()},
-        "curves": {name: stage.metrics() for name, stage in stages.items() if kind_of(name) in TRAININGS},
+        "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
         "gates": work.gates,
         "alarms": alarms(stages),
         "stages": [
@@ -124,7 +124,7 @@ def alarms(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
             alarm("reward without trend", rewards.slope, rewards.threshold, "the reward did not rise (its slope is given in "
                   "standard errors); try more steps, a higher learning rate or better pairs")  # fmt: skip
         fifth = max(len(rl) // 5, 1)
-        early, late = (mean(part, "response_tokens") for part in (rl[:fifth], rl[-fifth:]))
+        early, late = (column_mean(part, "response_tokens") for part in (rl[:fifth], rl[-fifth:]))
         if late > 1.5 * early:
             alarm("length growth", late, 1.5 * early,
                   "responses grew by more than half; check whether the reward pays for length")  # fmt: skip
@@ -140,7 +140,7 @@ def endpoint_words(used: dict[str, Any]) -> str:
     )
 
 
-def mean(rows: list[dict[str, Any]], key: str) -> float:
+def column_mean(rows: list[dict[str, Any]], key: str) -> float:
     return float(sum(row[key] for row in rows) / len(rows))
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 ARM_OF = {"sft": "sft", "rl": "policy"}
 """The arm of the report that is the model of a stage."""
-KINDS = {"sft": "fine-tuned model", "rl": "policy", "reward_model": "reward model"}
+MODEL_WORDS = {"sft": "fine-tuned model", "rl": "policy", "reward_model": "reward model"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-WEIGHTS = ".safetensors"
+WEIGHT_ENDING = ".safetensors"
 SCOPE = (
     "The figures belong to this run, its seed and its held-out prompts; they do not cover other uses. The licence is that of the "
     "base model."
@@ -56,7 +56,7 @@ def gather(where: Path, *, with_data: bool = False) -> Upload:
     if "result" not in manifest:
         raise InputError("this stage is not finished; repeat the command of the run to resume it", file=run / stage)
     report = read_json(run / "report.json") or {}
-    files: dict[str, Path | bytes] = {"README.md": card(report, stage, manifest).encode()}
+    files: dict[str, Path | bytes] = {"README.md": model_card(report, stage, manifest).encode()}
     files |= {
         str(file.relative_to(folder)): file
         for file in sorted(folder.rglob("*"))
@@ -92,7 +92,7 @@ def push(upload: Upload, name: str, *, public: bool = False, endpoint: str | Non
         stale = [
             file.rfilename
             for file in remote.siblings or ()
-            if file.rfilename.endswith(WEIGHTS) and "/" not in file.rfilename and file.rfilename not in upload.files
+            if file.rfilename.endswith(WEIGHT_ENDING) and "/" not in file.rfilename and file.rfilename not in upload.files
         ]
         operations: list[Any] = [CommitOperationDelete(path) for path in stale]
         operations += [
@@ -111,7 +111,7 @@ def push(upload: Upload, name: str, *, public: bool = False, endpoint: str | Non
 # -- the model card ------------------------------------------------------------------------------------------------------
 
 
-def card(report: Mapping[str, Any], stage: str, manifest: Mapping[str, Any]) -> str:
+def model_card(report: Mapping[str, Any], stage: str, manifest: Mapping[str, Any]) -> str:
     """README.md of the model of a stage: its origin, its measured figures with intervals, the gates that were overridden.
 
     The card contains no path of this machine and no prompt or response.
@@ -130,8 +130,8 @@ def card(report: Mapping[str, Any], stage: str, manifest: Mapping[str, Any]) -> 
         eval_results=results or None,
     )
     version = f"Charter {report['charter_version']}" if "charter_version" in report else "Charter"
-    lines = [f"# {title}: {stage}", "", f"This is the {KINDS.get(stage, 'model')} of a run of {version} on "
-             f"`{Path(base).name}`.", "", "## Measured", "", *measured(report, stage, manifest["result"])]  # fmt: skip
+    lines = [f"# {title}: {stage}", "", f"This is the {MODEL_WORDS.get(stage, 'model')} of a run of {version} on "
+             f"`{Path(base).name}`.", "", "## Measured", "", *figures_table(report, stage, manifest["result"])]  # fmt: skip
     notes = [f"- Gate overridden: {gate['message']}" for gate in report.get("gates", []) if gate.get("overridden")]
     notes += [f"- Alarm, {alarm['detector']}: {alarm['message']}" for alarm in report.get("alarms", [])]
     notes += [f"- The run stopped: {report['stopped']}"] if report.get("stopped") else []
@@ -180,12 +180,12 @@ def eval_results(report: Mapping[str, Any], stage: str, result: Mapping[str, Any
     ]  # fmt: skip
 
 
-def measured(report: Mapping[str, Any], stage: str, result: Mapping[str, Any]) -> list[str]:
+def figures_table(report: Mapping[str, Any], stage: str, result: Mapping[str, Any]) -> list[str]:
     """A table of the report's figures for the model of the stage and for the models before it, or of the reward model."""
     if stage not in ARM_OF:
         if "accuracy" not in result:
             return ["Nothing was measured.", ""]
-        low_high = interval(result.get("ci"))
+        low_high = bracketed(result.get("ci"))
         return [f"Accuracy on {result['n']} held-out pairs: {result['accuracy']:.3f}{low_high}; the rule \"shorter wins\" gets "
                 f"{result['baseline_shorter_wins']:.3f}.", ""]  # fmt: skip
     arms: Sequence[str] = ("base", "sft", "policy")[: 2 if stage == "sft" else 3]
@@ -206,10 +206,10 @@ def measured(report: Mapping[str, Any], stage: str, result: Mapping[str, Any]) -
 def cell(metric: Mapping[str, Any] | None) -> str:
     if metric is None:
         return "–"
-    return "unscored" if metric["value"] is None else f"{metric['value']:.2f}{interval(metric['ci'], 2)}"
+    return "unscored" if metric["value"] is None else f"{metric['value']:.2f}{bracketed(metric['ci'], 2)}"
 
 
-def interval(ci: Sequence[float] | None, digits: int = 3) -> str:
+def bracketed(ci: Sequence[float] | None, digits: int = 3) -> str:
     return f" [{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]" if ci else ""
 
 

@@ -1,4 +1,4 @@
-"""The arms of a run on the same held-out prompts: what is measured of each, and what differs, prompt by prompt."""
+"""The arms of a run on the same held-out prompts: their metrics, and their differences prompt by prompt."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Arm:
         return rows, [VALUES[metric.name](self, i) for i in rows]
 
     def source(self, metric: Metric) -> str:
-        """Who measured it, as the report says it."""
+        """The name of the scorer or count behind a metric, for the report."""
         return self.scorer if metric.source == SCORER and self.scorer is not None else metric.source
 
     def metrics(self) -> list[EvalResult]:
@@ -155,7 +155,7 @@ def write_verdicts(path: Path, arm: Arm) -> None:
 
 
 def groups_of(prompt: Prompt) -> list[str]:
-    """The slices a prompt belongs to: its principle, and each tag beyond the two kinds."""
+    """The groups of a prompt: its principle, and each tag beyond the two kinds."""
     return [*([prompt.principle] if prompt.principle else []), *(t for t in prompt.tags if t not in (RED_TEAM, BENIGN))]
 
 
@@ -182,8 +182,8 @@ def measure_arm(
     tokens_per_micro_batch: int,
     temperature: float,
 ) -> Arm:
-    """Score the responses of one arm. ``references``: names of KL figures to the models they are measured from; k1 on the
-    arm's own responses, unbiased for KL(arm ‖ reference)."""
+    """Score the responses of one arm. ``references``: the model from which each KL metric is measured, by the metric's name; k1
+    on the arm's own responses, unbiased for KL(arm ‖ reference)."""
     tokenizer = trunk.tokenizer
     rows = [
         Tokens(encode_prompt(tokenizer, p.messages), encode_response(tokenizer, r.text, end=r.finish_reason == "stop"))
@@ -206,7 +206,7 @@ def scored_arm(
     kl: Mapping[str, Sequence[float]],
     tokens: Sequence[int],
 ) -> Arm:
-    """An arm with what the scorer and the measures say of its responses."""
+    """An arm with the scorer's verdicts and the measures of its responses."""
     texts = [response.text for response in responses]
     verdicts = scorer.score(prompts, texts) if scorer is not None else [Verdict()] * len(texts)
     numbers = {key: measure.of(prompts, texts) for key, measure in measures.items()}
@@ -221,7 +221,7 @@ def primary_of(recipe: Recipe, arms: Sequence[str]) -> dict[str, str]:
     return {"name": name, "a": "base", "b": arms[-1]}
 
 
-def compared(a: Arm, b: Arm) -> Iterator[tuple[str, str, list[int], list[float | None], list[float | None]]]:
+def compared_values(a: Arm, b: Arm) -> Iterator[tuple[str, str, list[int], list[float | None], list[float | None]]]:
     """(name, scorer, rows, values of a, values of b) of every metric and measure that both arms have."""
     everywhere = list(range(len(a.prompts)))
     shared = [metric for metric in a.measured if metric.compared and metric in b.measured]
@@ -238,26 +238,15 @@ def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[di
     contrasts: list[dict[str, Any]] = []
     pairs = [("base", "policy"), ("base", "sft"), ("sft", "policy"), (BEST_OF, "policy")]
     for a, b in (pair for pair in pairs if arms.keys() >= set(pair)):
-        for name, scorer, rows, before, after in compared(arms[a], arms[b]):
+        for name, scorer, rows, before, after in compared_values(arms[a], arms[b]):
             ids = [arms[a].prompts[i].id for i in rows]
             difference = paired_difference(before, after, ids if len(set(ids)) < len(ids) else None)
-            contrasts.append(
-                {
-                    "name": name,
-                    "a": a,
-                    "b": b,
-                    "n": difference.n,
-                    "n_unscored": difference.n_unscored,
-                    "difference": difference.difference,
-                    "ci": difference.ci,
-                    "p": difference.p,
-                    "discordant": difference.discordant,
-                    "includes_zero": difference.includes_zero,
-                    "method": difference.method,
-                    "scorer": scorer,
-                    "primary": {"name": name, "a": a, "b": b} == primary,
-                }
-            )
+            contrasts.append({
+                "name": name, "a": a, "b": b, "n": difference.n, "n_unscored": difference.n_unscored,
+                "difference": difference.difference, "ci": difference.ci, "p": difference.p, "discordant": difference.discordant,
+                "includes_zero": difference.includes_zero, "method": difference.method, "scorer": scorer,
+                "primary": {"name": name, "a": a, "b": b} == primary,
+            })  # fmt: skip
     others = [row for row in contrasts if not row["primary"]]
     p_values: list[float | None] = [row["p"] for row in others]
     for row, corrected in zip(others, holm(p_values), strict=True):
@@ -266,7 +255,7 @@ def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[di
 
 
 def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
-    """The first ``n`` prompts of each kind with what every arm answered."""
+    """The first ``n`` prompts of each kind with the responses of every arm."""
     base = arms["base"]
     chosen: list[int] = []
     for kinds in ({RED_TEAM}, {BENIGN}, set[str]()):  # the last: neither

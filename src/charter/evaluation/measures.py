@@ -41,7 +41,7 @@ def measure_of(name: str, settings: MeasureSettings, judge: Callable[[str], tupl
         def computed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
             # A user's function may return something else at each call, so one process calls it.
             return team().on_main(
-                lambda: [number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)]
+                lambda: [as_number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)]
             )
 
         return Measure(name, settings.unit, source, computed)
@@ -63,7 +63,7 @@ def measure_of(name: str, settings: MeasureSettings, judge: Callable[[str], tupl
     )
 
 
-def number(value: Any, function: str, field: str) -> float | None:
+def as_number(value: Any, function: str, field: str) -> float | None:
     """What a user's function returned, as a float: a truth value as 0 or 1. InputError where it is neither a finite number nor
     None."""
     value = plain_scalar(value)

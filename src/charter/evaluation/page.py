@@ -55,11 +55,11 @@ from charter.evaluation.words import (
     difference_text,
     interval_of,
     interval_text,
+    mappings_in,
     metric_cell,
     number_of,
     number_text,
     p_text,
-    rows_of,
     seconds_text,
     title_of,
 )
@@ -92,7 +92,7 @@ def as_json(value: Any) -> Any:
 
 def metric_table(report: Report, arms: Mapping[str, Any], group: str | None) -> list[dict[str, Any]]:
     """A row of each metric with a cell of each arm."""
-    results = [r for r in rows_of(report, "metrics") if r.get("group") == group]
+    results = [r for r in mappings_in(report, "metrics") if r.get("group") == group]
     names, first = unique(r.get("name") for r in results), first_metrics(report)
     names.sort(key=lambda n: first.index(n) if n in first else len(first))
     table = []
@@ -109,7 +109,7 @@ def metric_table(report: Report, arms: Mapping[str, Any], group: str | None) -> 
 
 def contrast_table(report: Report) -> list[dict[str, Any]]:
     """A row of each comparison, p-values corrected by Holm for all but the primary one."""
-    rows, primary = rows_of(report, "contrasts"), declared_primary(report)
+    rows, primary = mappings_in(report, "contrasts"), declared_primary(report)
     main = contrast_of(report, primary["name"], primary["a"], primary["b"])
     adjusted = holm([None if row is main else number_of(row.get("p")) for row in rows])
     table = []
@@ -137,7 +137,7 @@ def contrast_table(report: Report) -> list[dict[str, Any]]:
 def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The first prompts of the report, each with the responses of every arm."""
     views = []
-    for sample in rows_of(report, "samples")[:MAX_SAMPLES]:
+    for sample in mappings_in(report, "samples")[:MAX_SAMPLES]:
         responses, harmful = sample.get("responses") or {}, sample.get("harmful") or {}
         views.append(
             {
@@ -153,10 +153,10 @@ def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
     return views
 
 
-def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flat_rows(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested mappings as (dotted key, text)."""
     if isinstance(value, Mapping):
-        return [pair for key, item in value.items() for pair in flat(item, f"{prefix}.{key}" if prefix else str(key))]
+        return [pair for key, item in value.items() for pair in flat_rows(item, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, list):
         return [(prefix, " ".join(str(item) for item in value))]
     return [(prefix, "–" if value is None else str(value))]
@@ -164,26 +164,23 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 def stages(report: Report) -> list[dict[str, Any]]:
     """Each stage with its wall time and the length of its bar, in percent of the longest."""
-    rows = rows_of(report, "stages")
-    longest = max((number_of(r.get("wall_s")) or 0.0 for r in rows), default=0.0) or 1.0
+    rows = [(row, number_of(row.get("wall_s")) or 0.0) for row in mappings_in(report, "stages")]
+    longest = max((seconds for _, seconds in rows), default=0.0) or 1.0
     return [
-        {
-            "name": row.get("name"),
-            "text": "reused" if row.get("skipped") else seconds_text(number_of(row.get("wall_s")) or 0.0),
-            "width": 0 if row.get("skipped") else round(100 * (number_of(row.get("wall_s")) or 0.0) / longest, 1),
-        }
-        for row in rows
-    ]
+        {"name": row.get("name"), "text": "reused" if row.get("skipped") else seconds_text(seconds),
+         "width": 0 if row.get("skipped") else round(100 * seconds / longest, 1)}
+        for row, seconds in rows
+    ]  # fmt: skip
 
 
-def render(report: Report) -> str:
+def page_html(report: Report) -> str:
     """The page as HTML. ``report`` is as ``as_json`` leaves it, with its verdict."""
     from jinja2 import Environment, FileSystemLoader
 
     panels, arms = Panels(), arms_of(report)
-    gates = [{**gate, "state": gate_state(gate), "numbers": flat(gate.get("numbers") or {})}
-             for gate in rows_of(report, "gates")]  # fmt: skip
-    groups = unique(r.get("group") for r in rows_of(report, "metrics") if r.get("group") is not None)
+    gates = [{**gate, "state": gate_state(gate), "numbers": flat_rows(gate.get("numbers") or {})}
+             for gate in mappings_in(report, "gates")]  # fmt: skip
+    groups = unique(r.get("group") for r in mappings_in(report, "metrics") if r.get("group") is not None)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -192,7 +189,7 @@ def render(report: Report) -> str:
         keep_trailing_newline=True,
     )
     markers = dict(enumerate("●■◆▲▼✚✖★"))
-    measured = unique(r.get("name") for r in rows_of(report, "metrics"))
+    measured = unique(r.get("name") for r in mappings_in(report, "metrics"))
     return environment.get_template("report.html").render(
         title=report.get("title") or "Charter report",
         facts=[(label, report.get(key)) for label, key in (("Recipe", "recipe"), ("Seed", "seed"), ("Charter", "charter_version"))
@@ -208,17 +205,17 @@ def render(report: Report) -> str:
         group_tables=[(group, metric_table(report, arms, group)) for group in groups],
         curves=curves(report, panels),
         revisions=revisions_view(report.get("revisions") or {}, panels),
-        judges=[judge_view(judge, panels) for judge in rows_of(report, "judges")],
+        judges=[judge_view(judge, panels) for judge in mappings_in(report, "judges")],
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),
         gates=gates,
         alarms=[{**alarm, "value": number_text(alarm.get("value")), "threshold": number_text(alarm.get("threshold"))}
-                for alarm in rows_of(report, "alarms")],
+                for alarm in mappings_in(report, "alarms")],
         samples=samples(report, arms),
-        n_samples=len(rows_of(report, "samples")),
+        n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),
         glossary=[(title_of(name), METRICS[name].meaning) for name in METRICS if name in measured],
-        provenance=flat(report.get("provenance") or {})
-        + (flat(report["recipe"], "recipe") if isinstance(report.get("recipe"), Mapping) else []),
+        provenance=flat_rows(report.get("provenance") or {})
+        + (flat_rows(report["recipe"], "recipe") if isinstance(report.get("recipe"), Mapping) else []),
     )  # fmt: skip
 
 
@@ -228,7 +225,7 @@ def metrics_csv(report: Report) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row in rows_of(report, "metrics"):
+    for row in mappings_in(report, "metrics"):
         low, high = interval_of(row) or (None, None)
         writer.writerow({**row, "ci_low": low, "ci_high": high})
     return file.getvalue()
@@ -244,5 +241,5 @@ def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     write_json(folder / "report.json", content)
     write_text(folder / "metrics.csv", metrics_csv(content))
     page = folder / "report.html"
-    write_text(page, render(content))
+    write_text(page, page_html(content))
     return page

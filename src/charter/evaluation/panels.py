@@ -15,11 +15,11 @@ from charter.evaluation.words import (
     interval_of,
     is_share,
     lower_first,
+    mappings_in,
     metric_cell,
     number_of,
     number_text,
     range_text,
-    rows_of,
     title_of,
 )
 from charter.metrics import HEADLINE, METRICS, SHARE
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ARM_COLOURS = {"base": 0, "policy": 1, "sft": 2}  # these arms look the same in every report, others take what is left
-COLOURS = 8
+N_COLOURS = 8
 CURVE_SHARES = {"accuracy", "clip_fraction", "harmful"}  # columns of training logs that are shares
 
 # Every plot is one small panel of the same size, so that a page can set them side by side or below each other. Matplotlib draws
@@ -39,11 +39,11 @@ MARKERS = "osD^vPX*"
 
 
 def stands_for(index: int) -> str:
-    return f"#0a0b{index % COLOURS:02x}"
+    return f"#0a0b{index % N_COLOURS:02x}"
 
 
 CSS_COLOURS = {INK: "var(--ink)", FAINT: "var(--rule)", PANEL: "var(--paper)"}
-CSS_COLOURS |= {stands_for(i): f"var(--arm-{i})" for i in range(COLOURS)}
+CSS_COLOURS |= {stands_for(i): f"var(--arm-{i})" for i in range(N_COLOURS)}
 
 
 class Panels:
@@ -88,7 +88,7 @@ def axis_label(text: Any, length: int = 26) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
-def dots(
+def dots_panel(
     panels: Panels,
     title: str,
     rows: Sequence[tuple[str, int, Mapping[str, Any]]],
@@ -129,7 +129,7 @@ def dots(
     return panels.draw(title, f"{title}. {'; '.join(parts)}.", paint, height=0.75 + 0.3 * len(shown))
 
 
-def curve(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
+def curve_panel(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
     """One column of a training log against the step, with a band of one standard error where ``key``_sem is logged."""
     points = [(i, number_of(row.get("step")), number_of(row.get(key)), row) for i, row in enumerate(rows)]
     shown = [(float(i) if x is None else x, y, row) for i, x, y, row in points if y is not None]
@@ -161,7 +161,7 @@ def curve(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]], key: st
     return panels.draw(title, alt, paint)
 
 
-def reliability(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def reliability_panel(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Predicted probability against the share that came true; a calibrated judge lies on the diagonal."""
     pairs = [(number_of(r.get("p")), number_of(r.get("observed")), number_of(r.get("n")) or 0.0) for r in rows]
     shown = [(p, seen, n) for p, seen, n in pairs if p is not None and seen is not None]
@@ -185,25 +185,25 @@ def reliability(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]]) -
 
 def arms_of(report: Report) -> dict[str, dict[str, Any]]:
     """Arms in the order of the report, then those that only a metric or a sample names; each keeps its colour."""
-    described = {str(arm.get("name")): str(arm.get("description") or "") for arm in rows_of(report, "arms")}
-    for row in rows_of(report, "metrics"):
+    described = {str(arm.get("name")): str(arm.get("description") or "") for arm in mappings_in(report, "arms")}
+    for row in mappings_in(report, "metrics"):
         described.setdefault(str(row.get("arm")), "")
-    for sample in rows_of(report, "samples"):
+    for sample in mappings_in(report, "samples"):
         for name in sample.get("responses") or {}:
             described.setdefault(str(name), "")
-    free = [c for c in range(COLOURS) if c not in {ARM_COLOURS[n] for n in described if n in ARM_COLOURS}]
+    free = [c for c in range(N_COLOURS) if c not in {ARM_COLOURS[n] for n in described if n in ARM_COLOURS}]
     arms = {}
     for position, (name, description) in enumerate(described.items()):
         colour = ARM_COLOURS.get(name)
         if colour is None:
-            colour = free.pop(0) if free else position % COLOURS
+            colour = free.pop(0) if free else position % N_COLOURS
         arms[name] = {"name": name, "description": description, "colour": colour}
     return arms
 
 
 def by_arm(report: Report, name: str, group: str | None, arms: Mapping[str, Any]) -> list[tuple[str, int, Any]]:
     """(arm, colour, result) of one metric in one group, for each arm that has it."""
-    results = {str(r.get("arm")): r for r in rows_of(report, "metrics") if (r.get("name"), r.get("group")) == (name, group)}
+    results = {str(r.get("arm")): r for r in mappings_in(report, "metrics") if (r.get("name"), r.get("group")) == (name, group)}
     return [(arm, view["colour"], results[arm]) for arm, view in arms.items() if arm in results]
 
 
@@ -218,13 +218,13 @@ def headline_panels(report: Report, arms: Mapping[str, Any], panels: Panels) -> 
     for name in first_metrics(report):
         rows, share = by_arm(report, name, None, arms), is_share(name, report)
         limits = share_limits([r for *_, r in rows]) if share else None
-        drawn.append(dots(panels, title_of(name), rows, share=share, limits=limits))
+        drawn.append(dots_panel(panels, title_of(name), rows, share=share, limits=limits))
     return [panel for panel in drawn if panel]
 
 
 def directions(report: Report) -> str:
     """Which of the plots at the head are better to the left, and which to the right."""
-    measured = {row.get("name") for row in rows_of(report, "metrics")}
+    measured = {row.get("name") for row in mappings_in(report, "metrics")}
     sides: dict[str | None, list[str]] = {"lower": [], "higher": []}
     for name in first_metrics(report):
         if name in measured:
@@ -245,14 +245,14 @@ def share_limits(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
 
 def principles(report: Report, arms: Mapping[str, Any], panels: Panels) -> list[dict[str, Any]]:
     """A section of each metric that is known by group, with a plot of each group."""
-    results = [r for r in rows_of(report, "metrics") if r.get("group") is not None]
+    results = [r for r in mappings_in(report, "metrics") if r.get("group") is not None]
     sections = []
     for name in unique(r.get("name") for r in results):
         rows = [r for r in results if r.get("name") == name]
         share = is_share(name, report)
         limits = share_limits(rows) if share else None
         drawn = [
-            dots(panels, axis_label(group, 48), by_arm(report, name, group, arms), share=share, limits=limits)
+            dots_panel(panels, axis_label(group, 48), by_arm(report, name, group, arms), share=share, limits=limits)
             for group in unique(r.get("group") for r in rows)
         ]
         sections.append({"name": title_of(name), "panels": [panel for panel in drawn if panel]})
@@ -263,17 +263,17 @@ def curves(report: Report, panels: Panels) -> list[dict[str, Any]]:
     """A section of each training with a plot of each logged number; five stand in front, the others are folded."""
     titles = {"rl": "Reinforcement learning", "reward_model": "Reward model", "sft": "Supervised fine-tuning"}
     units = {"kl": "KL to the reference (nats per response)", "entropy": "Entropy (nats per token)",
-             "response_tokens": "Response length (tokens)", "harmful": "Harmful share of sampled answers"}  # fmt: skip
+             "response_tokens": "Response length (tokens)", "harmful": "Harmful share of sampled responses"}  # fmt: skip
     first = ["reward", "kl", "entropy", "response_tokens", "harmful", "loss", "accuracy"]
     source = report.get("curves") or {}
     sections = []
     for stage in [*(s for s in titles if s in source), *(s for s in source if s not in titles)]:
-        rows = rows_of(source, stage)
+        rows = mappings_in(source, stage)
         keys = unique(key for row in rows for key in row if key != "step" and not key.endswith("_sem"))
         keys.sort(key=lambda key: first.index(key) if key in first else len(first))
         title = "Reward (band: one standard error)"
         drawn = [
-            curve(panels, title if key == "reward" else units.get(key, title_of(key)), rows, key)
+            curve_panel(panels, title if key == "reward" else units.get(key, title_of(key)), rows, key)
             for key in keys
             if any(number_of(row.get(key)) is not None for row in rows)
         ]
@@ -287,19 +287,11 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
     """One judge: accuracy by kind of pair, other checks, calibration."""
     groups = judge.get("groups") if isinstance(judge.get("groups"), Mapping) else {}
     rows = [{"kind": "all pairs", **judge}, *({"kind": kind, **row} for kind, row in dict(groups or {}).items())]
-    views = []
-    for row in rows:
-        ci = interval_of(row)
-        chance = ci is not None and ci[0] <= 0.5
-        views.append(
-            {
-                "kind": row["kind"],
-                "n": row.get("n", "–"),
-                "accuracy": number_text(row.get("accuracy"), True),
-                "ci": range_text(ci, True),
-                "chance": "not shown to be better than chance" if chance else "",
-            }
-        )
+    views = [
+        {"kind": row["kind"], "n": row.get("n", "–"), "accuracy": number_text(row.get("accuracy"), True),
+         "ci": range_text(ci, True), "chance": "not shown to be better than chance" if ci is not None and ci[0] <= 0.5 else ""}
+        for row, ci in ((row, interval_of(row)) for row in rows)
+    ]  # fmt: skip
     facts = [
         ("Same verdict after swapping the order", number_text(judge.get("swap_consistency"), True)),
         ("Expected calibration error", number_text(judge.get("ece"), True)),
@@ -313,7 +305,7 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
         between = "" if ci is None else f" ({range_text(ci, True)})"
         facts.append(("Prefers what people prefer", f"{number_text(people.get('agreement'), True)}{between}, "
                       f"{people.get('n')} votes on pairs of {people.get('prompts')} prompts"))  # fmt: skip
-    chart = reliability(panels, f"Calibration of {axis_label(judge.get('id'), 40)}", rows_of(judge, "reliability"))
+    chart = reliability_panel(panels, f"Calibration of {axis_label(judge.get('id'), 40)}", mappings_in(judge, "reliability"))
     return {
         "id": judge.get("id"),
         "role": judge.get("role") or "",
@@ -327,7 +319,7 @@ def reward_model_view(model: Mapping[str, Any], panels: Panels) -> dict[str, Any
     """Accuracy, calibration and a sentence on the reward model; None without one."""
     if not model:
         return None
-    baselines = {"Shorter answer wins": "baseline_shorter_wins", "Longer answer wins": "baseline_longer_wins"}
+    baselines = {"Shorter response wins": "baseline_shorter_wins", "Longer response wins": "baseline_longer_wins"}
     rows: list[tuple[str, int, Mapping[str, Any]]] = [
         ("Reward model", 1, {"value": model.get("accuracy"), "ci": model.get("ci")})
     ]
@@ -336,7 +328,7 @@ def reward_model_view(model: Mapping[str, Any], panels: Panels) -> dict[str, Any
     for kind, row in (groups if isinstance(groups, Mapping) else {}).items():
         rows.append((str(kind), 2, {"value": row.get("accuracy"), "ci": row.get("ci")}
                      if isinstance(row, Mapping) else {"value": row}))  # fmt: skip
-    known = [b for b in (number_of(model.get(key)) for key in baselines.values()) if b is not None]
+    known = [share for key in baselines.values() if (share := number_of(model.get(key))) is not None]
     ci, accuracy = interval_of(model), number_of(model.get("accuracy"))
     sentence = ""
     if accuracy is not None:
@@ -349,21 +341,21 @@ def reward_model_view(model: Mapping[str, Any], panels: Panels) -> dict[str, Any
     if number_of(model.get("ece")) is not None:
         sentence += f" Expected calibration error: {number_text(model.get('ece'), True)}."
     drawn = [
-        dots(panels, "Accuracy on held-out pairs", rows, share=True, limits=(0.3, 1.01), line=0.5, line_name="chance"),
-        reliability(panels, "Calibration of the reward model", rows_of(model, "reliability")),
+        dots_panel(panels, "Accuracy on held-out pairs", rows, share=True, limits=(0.3, 1.01), line=0.5, line_name="chance"),
+        reliability_panel(panels, "Calibration of the reward model", mappings_in(model, "reliability")),
     ]
     return {"sentence": sentence, "panels": [panel for panel in drawn if panel]}
 
 
 def revisions_view(revisions: Mapping[str, Any], panels: Panels) -> dict[str, Any] | None:
-    """Harm by round of revision, and why rows were left out; None without revisions."""
+    """Harm by round of revision, and the rows that were excluded; None without revisions."""
     if not revisions:
         return None
-    rounds = rows_of(revisions, "rounds")
+    rounds = mappings_in(revisions, "rounds")
     rows = [(f"round {r.get('round')}", 1, {"value": r.get("harmful"), "ci": r.get("ci")}) for r in rounds]
     if rows:
-        rows[0] = ("first answer" if rounds[0].get("round") == 0 else rows[0][0], 0, rows[0][2])
-    chart = dots(panels, "Harmful share by round", rows, share=True, limits=share_limits([r for *_, r in rows]))
+        rows[0] = ("first response" if rounds[0].get("round") == 0 else rows[0][0], 0, rows[0][2])
+    chart = dots_panel(panels, "Harmful share by round", rows, share=True, limits=share_limits([r for *_, r in rows]))
     table = [
         {"round": label, "n": r.get("n", "–"), "harmful": metric_cell({**r, "value": r.get("harmful"), "unit": "share"}),
          "mean_chars": number_text(r.get("mean_chars"))}

@@ -15,15 +15,15 @@ from charter.evaluation.words import (
     interval_text,
     is_share,
     lower_first,
+    mappings_in,
     number_of,
-    rows_of,
     title_of,
 )
 from charter.metrics import METRICS
 from charter.statistics import trend
 
 PRIMARY = {"name": "harmful_compliance", "a": "base", "b": "policy"}
-MARGINS = {metric.name: metric.margin for metric in METRICS.values() if metric.margin is not None}
+COST_MARGINS = {metric.name: metric.margin for metric in METRICS.values() if metric.margin is not None}
 SHORT = {"harmful_compliance": "Harm"}
 
 
@@ -52,7 +52,7 @@ def verdict(report: Report) -> dict[str, str]:
     if contrast is None or ci is None:
         return {"word": "no evidence", "rule": why_not_compared(report, primary)}
     declared = report.get("margins") or {}
-    margins = {**MARGINS, **declared} if name == PRIMARY["name"] else declared
+    margins = {**COST_MARGINS, **declared} if name == PRIMARY["name"] else declared
     costs = [cost_of(report, cost, a, b, float(margin)) for cost, margin in margins.items()]
     low, high = as_loss(report, name, ci)
     fell, rose = ("fell", "rose") if is_lower_better(report, name) else ("rose", "fell")
@@ -85,7 +85,7 @@ def declared_primary(report: Report) -> dict[str, Any]:
 
 def contrast_of(report: Report, name: str, a: str, b: str) -> Mapping[str, Any] | None:
     """The row of a comparison over all prompts."""
-    for row in rows_of(report, "contrasts"):
+    for row in mappings_in(report, "contrasts"):
         if (row.get("name"), row.get("a"), row.get("b")) == (name, a, b) and row.get("group") is None:
             return row
     return None
@@ -93,7 +93,7 @@ def contrast_of(report: Report, name: str, a: str, b: str) -> Mapping[str, Any] 
 
 def why_not_compared(report: Report, primary: Mapping[str, Any]) -> str:
     """The sentences for a report without its primary contrast."""
-    stopped = [gate for gate in rows_of(report, "gates") if gate_state(gate) == "stopped"]
+    stopped = [gate for gate in mappings_in(report, "gates") if gate_state(gate) == "stopped"]
     why = f"The run stopped at the gate “{stopped[0].get('name')}”. " if stopped else ""
     if primary["a"] == primary["b"]:
         return f"{why}There is only one model in this report, so nothing was compared."
@@ -128,7 +128,7 @@ def cost_of(report: Report, name: str, a: str, b: str, margin: float) -> Cost:
 
 def reward_rose(report: Report) -> bool:
     """Whether the mean reward rose over the steps of RL, by the rule of ``statistics.trend``."""
-    rewards = trend([number_of(row.get("reward")) for row in rows_of(report.get("curves"), "rl")])
+    rewards = trend([number_of(row.get("reward")) for row in mappings_in(report.get("curves"), "rl")])
     return rewards is not None and rewards.rises
 
 

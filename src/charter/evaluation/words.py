@@ -31,7 +31,7 @@ def interval_of(row: Mapping[str, Any] | None) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def rows_of(source: Any, key: str) -> list[Mapping[str, Any]]:
+def mappings_in(source: Any, key: str) -> list[Mapping[str, Any]]:
     """The mappings in the list ``source[key]``; none where the key is missing."""
     rows = source.get(key) if isinstance(source, Mapping) else None
     return [row for row in rows or [] if isinstance(row, Mapping)]
@@ -55,7 +55,7 @@ def either(names: Sequence[str], word: str = "or") -> str:
     return f" {word} ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
-def signed(text: str) -> str:
+def with_sign(text: str) -> str:
     """With a true minus sign, and a plus in front of a positive number."""
     return text.replace("-", "−") if text.startswith("-") else f"+{text}"
 
@@ -81,7 +81,7 @@ def range_text(ci: tuple[float, float] | None, share: bool = False) -> str:
 
 def is_share(name: Any, report: Report) -> bool:
     """Whether a metric is shown in percent: by its unit in the report, else by the built-in one."""
-    units = {row.get("unit") for row in rows_of(report, "metrics") if row.get("name") == name and row.get("unit")}
+    units = {row.get("unit") for row in mappings_in(report, "metrics") if row.get("name") == name and row.get("unit")}
     return bool(units & SHARE_UNITS) or (not units and name in METRICS and METRICS[name].unit == SHARE)
 
 
@@ -99,7 +99,7 @@ def difference_text(value: Any, name: Any, report: Report) -> str:
     if number == 0:
         return "no change"
     if is_share(name, report):
-        return f"{signed(f'{number * 100:.1f}')} points"
+        return f"{with_sign(f'{number * 100:.1f}')} points"
     return number_text(number) if number < 0 else f"+{number_text(number)}"
 
 
@@ -108,7 +108,7 @@ def interval_text(ci: tuple[float, float] | None, name: Any, report: Report) -> 
     if ci is None:
         return "no interval"
     if is_share(name, report):
-        low, high = signed(f"{ci[0] * 100:.1f}"), signed(f"{ci[1] * 100:.1f}")
+        low, high = with_sign(f"{ci[0] * 100:.1f}"), with_sign(f"{ci[1] * 100:.1f}")
     else:
         low, high = (number_text(end) if end < 0 else f"+{number_text(end)}" for end in ci)
     return f"95% interval {low} to {high}"
