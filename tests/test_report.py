@@ -17,7 +17,7 @@ import pytest
 from charter.commands.app import run_command
 from charter.evaluation.page import as_json, write_report
 from charter.evaluation.verdict import verdict
-from charter.evaluation.words import contrast_words, number_text
+from charter.evaluation.words import contrast_words, either, number_text, sentence, title_of
 from charter.records import Response
 from charter.run.files import read_jsonl
 from charter.statistics import average, paired_difference, rate
@@ -183,6 +183,8 @@ def test_full_report(tmp_path):
     assert "lower, interval excludes 0 (better)" in text
     assert "not shown to be better than chance" in text
     assert "Overridden gate “reward model”" in text
+    assert "Better to the left: harmful compliance, over-refusal. Better to the right: helpfulness." in text
+    assert "scored by oracle; Wilson" in text
     assert html.count('role="img"') == len(re.findall(r'aria-label="[^"]+" viewBox', html)) > 15
     assert not re.findall(r"#0[14a7]0[258b]0[0-9]", html)  # no placeholder colour is left
     assert not re.search(r"\b(nan|none|inf)\b", text.replace("none seen", ""), re.IGNORECASE)
@@ -377,6 +379,13 @@ def test_only_what_excludes_zero_has_a_direction():
 )  # fmt: skip
 def test_numbers_read_well(value, share, text):
     assert number_text(value, share) == text
+
+
+def test_a_message_becomes_a_sentence_and_a_name_a_title():
+    assert sentence("the reward did not rise") == "The reward did not rise."
+    assert (sentence("Done."), sentence(None)) == ("Done.", "")
+    assert [title_of(name) for name in ("over_refusal", "kl_from_sft", "toxicity")] == ["Over-refusal", "KL from SFT", "Toxicity"]
+    assert either(["a", "b", "c"]) == "a, b or c"
 
 
 def test_importing_the_report_stays_light():

@@ -60,7 +60,9 @@ from charter.evaluation.words import (
     number_of,
     number_text,
     p_text,
+    scored_by,
     seconds_text,
+    sentence,
     title_of,
 )
 from charter.metrics import METRICS
@@ -101,7 +103,7 @@ def metric_table(report: Report, arms: Mapping[str, Any], group: str | None) -> 
         cells = {str(r.get("arm")): metric_cell(r) for r in rows}
         unit = next((str(r["unit"]) for r in rows if r.get("unit")), "")
         methods = ", ".join(unique(str(r["method"]) for r in rows if r.get("method")))
-        scorers = "scored by " + ", ".join(unique(str(r.get("scorer")) for r in rows))
+        scorers = ", ".join(unique(scored_by(r.get("scorer")) for r in rows))
         note = "; ".join(part for part in ("" if unit in SHARE_UNITS else unit, scorers, methods) if part)
         table.append({"name": title_of(name), "note": note, "cells": [cells.get(arm) for arm in arms]})
     return table
@@ -127,8 +129,7 @@ def contrast_table(report: Report) -> list[dict[str, Any]]:
                 "n": row.get("n", "–"),
                 "discordant": " / ".join(str(d) for d in discordant) if isinstance(discordant, Sequence) else "–",
                 "words": contrast_words(row, report),
-                "method": row.get("method") or "",
-                "scorer": row.get("scorer") or "",
+                "note": "; ".join([*([row["method"]] if row.get("method") else []), scored_by(row.get("scorer"))]),
             }
         )
     return table
@@ -178,8 +179,8 @@ def page_html(report: Report) -> str:
     from jinja2 import Environment, FileSystemLoader
 
     panels, arms = Panels(), arms_of(report)
-    gates = [{**gate, "state": gate_state(gate), "numbers": flat_rows(gate.get("numbers") or {})}
-             for gate in mappings_in(report, "gates")]  # fmt: skip
+    gates = [{**gate, "state": gate_state(gate), "message": sentence(gate.get("message")),
+              "numbers": flat_rows(gate.get("numbers") or {})} for gate in mappings_in(report, "gates")]  # fmt: skip
     groups = unique(r.get("group") for r in mappings_in(report, "metrics") if r.get("group") is not None)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -208,8 +209,8 @@ def page_html(report: Report) -> str:
         judges=[judge_view(judge, panels) for judge in mappings_in(report, "judges")],
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),
         gates=gates,
-        alarms=[{**alarm, "value": number_text(alarm.get("value")), "threshold": number_text(alarm.get("threshold"))}
-                for alarm in mappings_in(report, "alarms")],
+        alarms=[{**alarm, "message": sentence(alarm.get("message")), "value": number_text(alarm.get("value")),
+                 "threshold": number_text(alarm.get("threshold"))} for alarm in mappings_in(report, "alarms")],
         samples=samples(report, arms),
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),

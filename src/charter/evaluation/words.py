@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from charter.metrics import METRICS, SHARE
+from charter.metrics import BOUND, COUNT, LOGPROBS, METRICS, SHARE
 
 Report = Mapping[str, Any]
 
@@ -43,6 +43,17 @@ def title_of(name: Any) -> str:
         return TITLES[name]
     text = " ".join(SPELLED.get(word, word) for word in str(name).split("_"))
     return text if text.isupper() else text[:1].upper() + text[1:]
+
+
+def sentence(text: Any) -> str:
+    """A message as a sentence of the page: a capital first, a full stop last."""
+    words = str(text or "").strip()
+    return words[:1].upper() + words[1:] + ("" if words[-1:] in ("", ".", "!", "?") else ".")
+
+
+def scored_by(scorer: Any) -> str:
+    """The origin of a number: ``counted``, ``from log-probabilities``, else the scorer."""
+    return {COUNT: "counted", LOGPROBS: f"from {LOGPROBS}", BOUND: BOUND}.get(str(scorer), f"scored by {scorer}")
 
 
 def lower_first(title: str) -> str:
@@ -127,7 +138,7 @@ def metric_cell(row: Mapping[str, Any]) -> dict[str, Any]:
             main, sub = f"≥ {number_text(ci[0], True)}", f"all of {n}"
     elif value is not None:
         sub = "no interval"
-    counts = f"n {n}" if n is not None else ""
+    counts = f"n = {n}" if n is not None else ""
     if unscored:
         counts += f", {unscored} unscored"
     return {"main": main, "sub": sub, "counts": counts, "warn": bool(n and unscored > 0.05 * (n + unscored))}
