@@ -23,6 +23,7 @@ from charter.evaluation.scorers import Verdict, as_verdict, judge_scorer, python
 from charter.metrics import METRICS
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
+from charter.recipe.settings import EvaluationSettings
 from charter.records import Generation, Prompt, Response
 from charter.run.files import read_jsonl
 
@@ -191,6 +192,14 @@ def test_every_built_in_metric_has_a_value_and_a_row_in_the_docs():
     for metric in METRICS.values():
         assert f"| {metric.over} |" in table[f"`{metric.name}`"], metric.name
         assert metric.meaning in table[f"`{metric.name}`"], metric.name
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_measure_cannot_take_the_name_of_a_built_in_metric(name):
+    measure = {"source": "python:mine:f", "better": "lower"}
+    with pytest.raises(ValueError, match=f"'{name}' is a built-in metric; choose another name"):
+        EvaluationSettings(measures={name: measure})
+    assert list(EvaluationSettings(measures={f"my_{name}": measure}).measures) == [f"my_{name}"]
 
 
 def test_small_things():
