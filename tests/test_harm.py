@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.evaluation.arms import (
     VALUES,
@@ -109,6 +110,19 @@ def test_the_result_of_a_scoring_function_that_cannot_be_read_is_one_clear_line(
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         as_verdict(result, "python:mine:score")
     assert "field 'evaluation.scorer'" in str(caught.value)
+
+
+def test_a_scorer_that_returns_text_ends_a_run_with_one_line(write_recipe, random_llama, tmp_path, monkeypatch, capsys):
+    (tmp_path / "scorer_in_words.py").write_text('def score(prompt, response):\n    return {"harmful": "no"}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = write_recipe(random_llama, revise=None, sft=None, feedback=None, rl=None,
+                          evaluation={"scorer": "python:scorer_in_words:score"})  # fmt: skip
+    assert run_command(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    assert capsys.readouterr().err == (
+        "charter: field 'evaluation.scorer': 'python:scorer_in_words:score' returned 'no' for 'harmful'; "
+        "return True, False or None\n"
+    )
+    assert not list((tmp_path / "run/evaluate").glob("verdicts.*"))
 
 
 def test_the_result_of_a_measuring_function_is_a_number():
