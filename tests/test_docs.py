@@ -50,11 +50,37 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            file, _, anchor = target.partition("#")
+            place = page.parent / file if file else page
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), target
+
+
+def test_every_page_is_in_the_index():
+    index = ROOT / "docs/index.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)\)", index.read_text())}
+    assert {page.name for page in PAGES if page != index and page not in linked} == set()
+
+
+def test_modules_of_the_api_pages_exist():
+    modules = [name for page in (ROOT / "docs/api").glob("*.md") for name in re.findall(r"automodule:: (\S+)", page.read_text())]
+    assert "charter.records" in modules
+    assert [name for name in modules if not (ROOT / "src" / name.replace(".", "/")).with_suffix(".py").exists()] == []
 
 
 def commands() -> list[tuple[str, str]]:
