@@ -1,8 +1,8 @@
 """The detox lab: a summariser that repeats insults learns not to, by PPO against a hate-speech classifier.
 
-A T5 summarises dialogues, rudeness included. LoRA adapters are trained by PPO; the reward of a summary is the logit `nothate` of
-a classifier that reads the summary alone. Before and after, held-out dialogues are summarised with the same seeds, and a second
-classifier, which never gave a reward, says how toxic the summaries are. Without options everything ships with Charter.
+A T5 summarises dialogues and repeats their rudeness. PPO trains LoRA adapters; the reward of a summary is the logit `nothate` of a
+classifier that reads the summary alone. Before and after, the model summarises held-out dialogues with the same seeds, and a second
+classifier, which never gave a reward, scores their toxicity. Without options everything ships with Charter.
 
     python examples/detox.py --out runs/detox
 """
@@ -69,7 +69,7 @@ def main() -> None:
 
     with Run(given.out, seed=given.seed) as run, run.stage("rl", settings, {"model": given.model}, []) as stage:
         if stage.done:
-            raise SystemExit(f"{given.out} holds a finished run; name another folder")
+            raise SystemExit(f"{given.out} contains a finished run; name another folder")
         before = summaries("reference")
         reward = RewardSum({"nothate": (1.0, ClassifierReward(given.reward, "nothate"))})
         train_ppo(trunk, list(read_prompts(given.train)), reward, settings, stage)

@@ -2,8 +2,8 @@
 
 The best policy at KL price β is π*(y) ∝ π_ref(y) exp(r(y)/β), in closed form. Three methods start from the same reference and
 see the same rewards: PPO and RLOO as a number for each sampled response, DPO as the preferences that a Bradley-Terry judge with
-these rewards would state. All three must end at π*. Best-of-n is drawn beside them, with its own analytic distribution: it is
-another policy.
+these rewards would state. All three must end at π*. The picture also shows best-of-n with its analytic distribution, which is a
+different policy.
 
     python examples/enumerated_optimum.py OUT.png
 """
