@@ -1,8 +1,8 @@
 """The detox lab: a summariser that repeats insults learns not to, by PPO against a hate-speech classifier.
 
-A T5 summarises dialogues and repeats their rudeness. PPO trains LoRA adapters; the reward of a summary is the logit `nothate` of a
-classifier that reads the summary alone. Before and after, the model summarises held-out dialogues with the same seeds, and a second
-classifier, which never gave a reward, scores their toxicity. Without options everything ships with Charter.
+A T5 summarises dialogues and repeats their rudeness. PPO trains LoRA adapters; the reward of a summary is the logit `nothate` of
+a classifier that reads the summary alone. Before and after, the model summarises held-out dialogues with the same seeds, and a
+second classifier, which never gave a reward, scores their toxicity. Without options everything ships with Charter.
 
     python examples/detox.py --out runs/detox
 """
