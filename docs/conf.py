@@ -23,6 +23,8 @@ python_maximum_signature_line_length = 100
 html_theme = "furo"
 html_title = "Charter"
 html_extra_path = ["site"]
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 pygments_style = "friendly"
 

@@ -38,9 +38,9 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     spec.loader.exec_module(module)
     assert place.with_suffix(".md").read_text() == module.page()
     shown = {kind for _, kind in module.SECTIONS}
-    found = {kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, config.Settings)}
+    kinds = {kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, config.Settings)}
     # What others are made of, and ratings, which come from a file and not from a recipe.
-    assert found - shown == {
+    assert kinds - shown == {
         config.Settings,
         config.TrainingSettings,
         config.RolloutSettings,
@@ -85,13 +85,13 @@ def test_modules_of_the_api_pages_exist():
 
 def commands() -> list[tuple[str, str]]:
     """Every `charter …` that a page shows in backticks or in a shell block."""
-    found = []
+    lines = []
     for page in PAGES:
         text = page.read_text()
-        found += [(page.name, line) for line in re.findall(r"`(charter [^`\n]+)`", text)]
+        lines += [(page.name, line) for line in re.findall(r"`(charter [^`\n]+)`", text)]
         for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
-            found += [(page.name, line.strip()) for line in block.splitlines() if line.strip().startswith("charter ")]
-    return found
+            lines += [(page.name, line.strip()) for line in block.splitlines() if line.strip().startswith("charter ")]
+    return lines
 
 
 # What the words of the pages stand for, by the command they belong to.
@@ -134,20 +134,24 @@ def workplace(tmp_path_factory, random_llama):
 
 def write_votes(folder):
     """Two raters who like long answers, on the responses in the folder: judgments.jsonl."""
-    responses = {one.id: one for one in read_jsonl(folder / "responses.jsonl", Response)}
+    responses = {response.id: response for response in read_jsonl(folder / "responses.jsonl", Response)}
     by_prompt = {}
-    for one in responses.values():
-        by_prompt.setdefault(one.prompt_id, []).append(one)
-    # The run's responses are of one model; every other one is called another's.
-    named = [one.model_copy(update={"model": f"model-{i % 2}"}) for group in by_prompt.values() for i, one in enumerate(group)]
+    for response in responses.values():
+        by_prompt.setdefault(response.prompt_id, []).append(response)
+    # All responses come from one model; every other response is assigned to a second model.
+    named = [
+        response.model_copy(update={"model": f"model-{i % 2}"})
+        for group in by_prompt.values()
+        for i, response in enumerate(group)
+    ]
     write_jsonl(folder / "responses.jsonl", named)
     votes = []
     for prompt, group in by_prompt.items():
-        order = sorted(group, key=lambda one: -len(one.text))
+        order = sorted(group, key=lambda response: -len(response.text))
         for rater in ("ann", "bob"):
-            ranks = {one.id: number for number, one in enumerate(order, start=1)}
+            ranks = {response.id: number for number, response in enumerate(order, start=1)}
             votes.append(Judgment(id=f"{prompt}-{rater}", set_id=prompt, prompt_id=prompt, rater_id=rater, rater_kind="human",
-                                  order=tuple(one.id for one in group), ranks=ranks))  # fmt: skip
+                                  order=tuple(response.id for response in group), ranks=ranks))  # fmt: skip
     write_jsonl(folder / "judgments.jsonl", chain(votes))
 
 
