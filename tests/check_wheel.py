@@ -74,6 +74,7 @@ def check_label_page() -> None:
 
 def main() -> None:
     """All of it, in an empty folder."""
+    sys.stdout.reconfigure(line_buffering=True)
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         check_files()
