@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo smoke test coverage peers lint types bench clean
+.PHONY: demo smoke test coverage peers lint types docs wheel bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/charter run demo --out runs/demo
@@ -32,6 +32,19 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# The documentation site, into build/docs; a broken link or a docstring that cannot be read fails.
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/docs
+	@echo "open build/docs/index.html"
+
+# The wheel, installed alone into a clean environment and used there: commands, recipes, models, pages.
+wheel: $(VENV)/.created
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls build/wheel/*.whl)[web]"
+	build/wheel/venv/bin/python -I tests/check_wheel.py
+
 # Speed and memory against TRL at its best settings, each run in a process of its own on one core; several hours.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]" --constraint constraints.txt
@@ -50,6 +63,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint constraints.txt
 	touch $@
 
 clean:

@@ -163,18 +163,19 @@ def write_parquet(file: Path, columns: dict[str, list[Any]]) -> None:
 
 HEAD = """# What the shipped recipes take
 
-Written by `python docs/plans.py`, which downloads nothing. **Nothing here was measured.** These are the bounds of
-`charter plan RECIPE`: every sampled text as long as its settings allow, every comparison a pair, memory at the worst moment of
-each stage. Recipes on models of a hub are planned for one GPU, those on the testbed's model for a CPU. On your own machine, with
-the model and the data there, `charter plan RECIPE` says it with your tokenizer and your files, and a time.
+`python docs/plans.py` writes this page and downloads nothing. **Nothing here was measured.** The figures are the upper bounds
+of `charter plan RECIPE`: every sampled text has its maximum length, every comparison gives a pair, and memory is that of the
+worst moment of each stage. Recipes on hub models are planned for one GPU, recipes on the testbed's model for a CPU. On your
+machine, with the model and the data, `charter plan RECIPE` uses your tokenizer and your files and estimates the time.
 
-What stands in for the downloads: each model's configuration with its published sizes, and the shapes of its weights; data files
-with the published number of rows ({hh_rows} of hh-rlhf, {tldr_rows} of TL;DR, {imdb:,} of imdb) and made-up texts of about their
-lengths (prompts of {prompt} and responses of {response} tokens in hh-rlhf, {post} and {summary} in TL;DR). Token counts are by a
-byte-pair tokenizer that was trained on texts that ship with Charter: about 4 characters a token on the constitutions, as the
-models' own tokenizers take of English. Their own counts will differ by some percent.
+Instead of downloads the script uses each model's configuration with its published sizes, the shapes of its weights, and data
+files with the published number of rows ({hh_rows} of hh-rlhf, {tldr_rows} of TL;DR, {imdb:,} of imdb) and artificial texts of
+about their lengths (prompts of {prompt} and responses of {response} tokens in hh-rlhf, {post} and {summary} in TL;DR). Token
+counts come from a byte-pair tokenizer trained on texts that ship with Charter. It gives about 4 characters per token on the
+constitutions, like the models' own tokenizers on English. Their own counts will differ by some percent.
 
-A GB is 10⁹ bytes. The driver and the gaps of the allocator take some of a card: where little is left, lower `batch_size` first.
+A GB is 10⁹ bytes. The driver and the gaps of the allocator take part of a card's memory: if little is left, lower
+`batch_size` first.
 """
 
 

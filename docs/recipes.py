@@ -7,9 +7,9 @@ from charter.recipe import settings as config
 HEAD = """# Recipes
 
 A recipe is a YAML file; `charter run RECIPE --set rl.steps=20` changes a setting. An unknown key is an error that names the
-nearest one. `null` for `revise`, `sft`, `feedback`, `rl` or `evaluation` leaves the stage out. File names are taken from the
-recipe's folder; `package:NAME/PATH` is a file inside an installed package. This page
-is checked against the settings classes by a test and written by `python docs/recipes.py`.
+nearest key. `null` for `revise`, `sft`, `feedback`, `rl` or `evaluation` leaves the stage out. File names are relative to the
+recipe's folder; `package:NAME/PATH` is a file inside an installed package. `python docs/recipes.py` writes this page from the
+settings classes, and a test checks it.
 """
 
 SECTIONS = [

@@ -1,8 +1,8 @@
 """The detox lab: a summariser that repeats insults learns not to, by PPO against a hate-speech classifier.
 
-A T5 summarises dialogues, rudeness included. LoRA adapters are trained by PPO; the reward of a summary is the logit `nothate` of
-a classifier that reads the summary alone. Before and after, held-out dialogues are summarised with the same seeds, and a second
-classifier, which never gave a reward, says how toxic the summaries are. Without options everything ships with Charter.
+A T5 summarises dialogues and repeats their rudeness. PPO trains LoRA adapters; the reward of a summary is the logit `nothate` of
+a classifier that reads the summary alone. Before and after, the model summarises held-out dialogues with the same seeds, and a
+second classifier, which never gave a reward, scores their toxicity. Without options everything ships with Charter.
 
     python examples/detox.py --out runs/detox
 """
@@ -49,38 +49,38 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = options()
+    args = options()
     settings = PPOSettings(
-        steps=given.steps, prompts_per_step=32, samples_per_prompt=2, max_new_tokens=64, learning_rate=given.learning_rate,
-        kl_coef=given.kl, lora=LoRASettings(rank=16), reward={"nothate": RewardPart(source=f"classifier:{given.reward}:nothate")},
+        steps=args.steps, prompts_per_step=32, samples_per_prompt=2, max_new_tokens=64, learning_rate=args.learning_rate,
+        kl_coef=args.kl, lora=LoRASettings(rank=16), reward={"nothate": RewardPart(source=f"classifier:{args.reward}:nothate")},
     )  # fmt: skip
-    test = list(islice(read_prompts(given.test), given.n))
-    references = [row.text("summary") for row in islice(read_rows(given.test), given.n)]
-    trunk = load_trunk(given.model, lora=settings.lora, precision="bfloat16", seed=given.seed)
+    test = list(islice(read_prompts(args.test), args.n))
+    references = [row.text("summary") for row in islice(read_rows(args.test), args.n)]
+    trunk = load_trunk(args.model, lora=settings.lora, precision="bfloat16", seed=args.seed)
     trunk.add_role("policy")
     trunk.add_role("value", head=True)
     print(f"{trunk.n_parameters:,} parameters, of which {trunk.trainable_share('policy'):.1%} are trained")
 
     def summaries(role: str) -> list[str]:
-        seeds = [[derive_seed(given.seed, "held out", prompt.id)] for prompt in test]
-        asked = [prompt.messages for prompt in test]
-        found = LocalSampler(trunk, role, role=role).generate(asked, seeds, temperature=1.0, max_new_tokens=64)
-        return [group[0].text for group in found]
+        seeds = [[derive_seed(args.seed, "held out", prompt.id)] for prompt in test]
+        messages = [prompt.messages for prompt in test]
+        groups = LocalSampler(trunk, role, role=role).generate(messages, seeds, temperature=1.0, max_new_tokens=64)
+        return [group[0].text for group in groups]
 
-    with Run(given.out, seed=given.seed) as run, run.stage("rl", settings, {"model": given.model}, []) as stage:
+    with Run(args.out, seed=args.seed) as run, run.stage("rl", settings, {"model": args.model}, []) as stage:
         if stage.done:
-            raise SystemExit(f"{given.out} holds a finished run; name another folder")
+            raise SystemExit(f"{args.out} contains a finished run; name another folder")
         before = summaries("reference")
-        reward = RewardSum({"nothate": (1.0, ClassifierReward(given.reward, "nothate"))})
-        train_ppo(trunk, list(read_prompts(given.train)), reward, settings, stage)
+        reward = RewardSum({"nothate": (1.0, ClassifierReward(args.reward, "nothate"))})
+        train_ppo(trunk, list(read_prompts(args.train)), reward, settings, stage)
         after = summaries("policy")
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         stage.finish({"first_kl": metrics[0]["kl"], "first_ratio": metrics[0]["first_ratio"]})
 
     measures: dict[str, Callable[[Sequence[str]], list[float | None]]] = {
-        "toxicity, second classifier": Classifier(given.judge, "hate").probabilities,
-        "toxicity, first classifier": Classifier(given.reward, "hate").probabilities,
+        "toxicity, second classifier": Classifier(args.judge, "hate").probabilities,
+        "toxicity, first classifier": Classifier(args.reward, "hate").probabilities,
         "insults, by the word list": lambda texts: [float(is_toxic(text)) for text in texts],
         "garbled words": lambda texts: [float(is_garbled(text)) for text in texts],
         "ROUGE-L with the reference": lambda texts: [rouge_l(*both) for both in zip(texts, references, strict=True)],
@@ -104,7 +104,7 @@ def main() -> None:
     print(f"at the end: KL {last['kl']:.2f} nats, reward {first['reward']:.2f} to {last['reward']:.2f}")
     for prompt, old, new in [row for row in zip(test, before, after, strict=True) if is_toxic(row[1])][:3]:
         print(f"\n{prompt.last_turn.split(chr(10), 2)[2].removesuffix('Summary: ')}before: {old}\nafter:  {new}")
-    write_json(given.out / "detox.json", {"measures": rows, "before": before, "after": after})
+    write_json(args.out / "detox.json", {"measures": rows, "before": before, "after": after})
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 The best policy at KL price β is π*(y) ∝ π_ref(y) exp(r(y)/β), in closed form. Three methods start from the same reference and
 see the same rewards: PPO and RLOO as a number for each sampled response, DPO as the preferences that a Bradley-Terry judge with
-these rewards would state. All three must end at π*. Best-of-n is drawn beside them, with its own analytic distribution: it is
-another policy.
+these rewards would state. All three must end at π*. The picture also shows best-of-n with its analytic distribution, which is a
+different policy.
 
     python examples/enumerated_optimum.py OUT.png
 """
@@ -62,9 +62,9 @@ def best_of_n(reference: Tensor, n: int) -> Tensor:
     order = REWARDS.argsort()
     cumulative = reference[order].cumsum(0).clamp(max=1)
     before = torch.cat([cumulative.new_zeros(1), cumulative[:-1]])
-    found = torch.zeros_like(reference)
-    found[order] = cumulative**n - before**n
-    return found
+    probabilities = torch.zeros_like(reference)
+    probabilities[order] = cumulative**n - before**n
+    return probabilities
 
 
 @dataclass
@@ -168,8 +168,8 @@ def main(out: str) -> None:
     goal = optimum(base)
     trained = {"PPO": train_ppo(reference), "RLOO": train_rloo(reference), "DPO": train_dpo(reference)}
     best, analytic = sample_best_of_n(reference, 4), best_of_n(base, 4)
-    for name, found in trained.items():
-        print(f"{name:12} distance to the optimum {distance(found, goal):.4f}, J {objective(found, base):.4f}")
+    for name, probabilities in trained.items():
+        print(f"{name:12} distance to the optimum {distance(probabilities, goal):.4f}, J {objective(probabilities, base):.4f}")
     print(f"{'best of 4':12} distance to its own distribution {distance(best, analytic):.4f}, "
           f"J {objective(analytic, base):.4f}")  # fmt: skip
     print(f"{'optimum':12} J {objective(goal, base):.4f}")
@@ -177,8 +177,8 @@ def main(out: str) -> None:
     x = np.arange(9)
     bars = {"reference": base, **trained, "best of 4": best}
     colours = ["#bbbbbb", "#4477aa", "#66ccee", "#228833", "#ccbb44"]
-    for i, (name, found) in enumerate(bars.items()):
-        axes.bar(x + 0.16 * (i - 2), found.numpy(), 0.16, label=name, color=colours[i])
+    for i, (name, probabilities) in enumerate(bars.items()):
+        axes.bar(x + 0.16 * (i - 2), probabilities.numpy(), 0.16, label=name, color=colours[i])
     axes.hlines(goal.numpy(), x - 0.32, x + 0.24, color="black", linewidth=1.5, label="optimum π*")
     axes.hlines(analytic.numpy(), x + 0.24, x + 0.4, color="#aa3377", linewidth=1.5, label="best of 4, analytic")
     labels = [f"{a}{b}\nr={reward:+.1f}" for (a, b), reward in zip(ANSWERS.tolist(), REWARDS.tolist(), strict=True)]

@@ -1,6 +1,6 @@
-"""Defects that were found in other tools, each under its number in the list we keep, each as a test of this one.
+"""Defects of other alignment tools. The docstring of each test names one of them; the test shows that Charter does not have it.
 
-Where a whole file is about one of them, the test here is the shortest that would have caught it.
+Where a whole test file covers the subject, the test here is the shortest that would have caught the defect.
 """
 
 import ast
@@ -38,7 +38,9 @@ def response(prompt: Prompt, text: str) -> Response:
 
 
 @pytest.mark.parametrize("honest", [True, False])
-def test_b01_the_answer_of_the_judge_reaches_the_label(honest):
+def test_the_judges_answer_decides_the_label(honest):
+    """The label came from the position of the response; the judge's answer was never used."""
+
     def judge(comparisons):  # prefers, or shuns, the response that says `good`
         logits = [(5.0 if "good" in c.first.text else -5.0) * (1 if honest else -1) for c in comparisons]
         return [Preference(x, x) for x in logits]
@@ -53,18 +55,21 @@ def test_b01_the_answer_of_the_judge_reaches_the_label(honest):
     assert [pair.chosen for pair in made] == ["good" if honest else "bad"] * len(PROMPTS)
 
 
-def test_b02_as_many_updates_are_made_as_are_planned(random_llama, stage):
+def test_the_planned_number_of_updates_is_made(random_llama, stage):
+    """A loop over epochs and minibatches left early, so fewer updates ran than the settings said."""
     _, metrics = run_bandit(random_llama, stage, "ppo", steps=3, epochs=3, minibatches=4)
     assert [row["updates"] for row in metrics] == [12, 12, 12]
 
 
-def test_b03_statistics_are_sums_with_counts(random_llama, stage):
+def test_statistics_are_sums_with_counts(random_llama, stage):
+    """A mean over a preallocated table counted slots that no update had filled."""
     _, metrics = run_bandit(random_llama, stage, "ppo", steps=1, epochs=1, minibatches=4, learning_rate=1e-9)
     assert metrics[0]["ratio"] == pytest.approx(1, abs=1e-5)  # and not 1/4 for slots that were never filled
 
 
-def test_b04_every_setting_is_read_somewhere():
-    read = {node.attr for file in SOURCE.rglob("*.py") if file.name not in ("recipe/settings.py", "recipe/files.py")
+def test_every_setting_is_read():
+    """A setting was accepted and documented, but no code read it."""
+    read = {node.attr for file in SOURCE.rglob("*.py") if file.name != "settings.py" and file.parent.name != "recipe"
             for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}  # fmt: skip
     read |= {"red_team", "benign"}  # through PromptSettings.sources
     read |= {"more_urls"}  # through EndpointSettings.servers
@@ -73,14 +78,16 @@ def test_b04_every_setting_is_read_somewhere():
         assert set(kind.model_fields) <= read, (kind.__name__, set(kind.model_fields) - read)
 
 
-def test_b05_pad_may_be_the_end_token_and_stand_inside_an_answer():
+def test_pad_may_be_the_end_token():
+    """A mask made of token ids dropped the end token when pad and end were the same id."""
     rows = [Tokens([5, 6], [0, 7, 0]), Tokens([5], [8, 0])]  # 0 is end and pad
     packed = pack(rows)
     assert packed.mask.sum(dim=1).tolist() == [3, 2]
     assert packed.targets[packed.mask].tolist() == [0, 7, 0, 8, 0]
 
 
-def test_b05_a_run_with_pad_as_end_counts_every_token(tmp_path):
+def test_rollouts_count_every_token_when_pad_is_end(tmp_path):
+    """The same defect in a rollout: end tokens were missing from the mask."""
     model = save_random_model(tmp_path / "model", "llama", pad_is_eos=True)
     trunk = load_trunk(str(model))
     trunk.add_role("policy")
@@ -88,7 +95,8 @@ def test_b05_a_run_with_pad_as_end_counts_every_token(tmp_path):
     assert int(rollout.mask.sum()) == rollout.n_tokens
 
 
-def test_b06_entropy_is_of_response_tokens_and_holds_no_sentinel(random_llama):
+def test_entropy_covers_response_tokens_only(random_llama):
+    """The mean entropy included prompt and padding positions, or a filler value at masked positions."""
     trunk = load_trunk(str(random_llama))
     packed = trunk.pack([Tokens([5, 6], [7, 0]), Tokens([5], [8] * 20)])
     _, entropies = trunk.logprobs("reference", packed, entropy=True)
@@ -96,7 +104,8 @@ def test_b06_entropy_is_of_response_tokens_and_holds_no_sentinel(random_llama):
     assert (entropies[packed.mask] > 0).all()
 
 
-def test_b07_every_argument_of_every_loss_has_an_effect():
+def test_every_argument_of_a_loss_has_an_effect():
+    """A loss accepted a margin or a weight and ignored it."""
     for settings in ({}, {"margin": 1.0}, {"centering": 0.5}, {"weight": 0.7}):
         score = torch.tensor([0.4], requires_grad=True)
         losses.bradley_terry_loss(score, torch.tensor([0.1]), **settings).sum().backward()
@@ -105,7 +114,8 @@ def test_b07_every_argument_of_every_loss_has_an_effect():
         assert (score.grad.item() == plain.grad.item()) == (not settings)
 
 
-def test_b08_the_price_of_kl_outlives_a_stop(random_llama, tmp_path):
+def test_a_checkpoint_keeps_the_adaptive_kl_coefficient(random_llama, tmp_path):
+    """A resumed run started again from the first KL coefficient, not from the adapted one."""
     from charter.training.optimizer import load_checkpoint
 
     with Run(tmp_path / "run", quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
@@ -117,7 +127,8 @@ def test_b08_the_price_of_kl_outlives_a_stop(random_llama, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["Say: this: that", "line one\nline two", "Human: hi\n\nAssistant: ho", "assistant: x"])
-def test_b09_nothing_of_a_prompt_is_lost(tmp_path, random_llama, text):
+def test_nothing_of_a_prompt_is_lost(tmp_path, random_llama, text):
+    """A prompt was cut at ": ", at a line break, or at a role word in its text."""
     import json
 
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text}) + "\n")
@@ -127,7 +138,8 @@ def test_b09_nothing_of_a_prompt_is_lost(tmp_path, random_llama, text):
     assert text in tokenizer.decode(encode_prompt(tokenizer, [Message(role="user", content=text)]))
 
 
-def test_b10_no_verdict_is_neither_a_win_nor_a_loss_nor_a_zero():
+def test_no_verdict_is_neither_a_win_nor_a_loss():
+    """A comparison without a verdict counted as a win for one side, or as a score of 0."""
     prompt = PROMPTS[0]
     asked = Comparison(prompt, response(prompt, "a"), response(prompt, "b"), "p", "Which?")
     label = judgment(asked, Preference(float("nan"), float("nan")), rater_id="j", abstain_below=0.1)
@@ -135,41 +147,47 @@ def test_b10_no_verdict_is_neither_a_win_nor_a_loss_nor_a_zero():
     assert pairs_of([label], {prompt.id: prompt}, {r.id: r for r in (asked.first, asked.second)}) == []
 
 
-def test_b11_pairs_that_are_left_out_are_counted(tmp_path):
+def test_excluded_pairs_are_counted(tmp_path):
+    """The reader dropped pairs without a word."""
     rows = ['{"prompt": "q", "chosen": "a", "rejected": "b"}', '{"prompt": "q", "chosen": "same", "rejected": "same"}']
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows) + "\n")
     found = read_pairs(tmp_path / "pairs.jsonl")
     assert (len(found.pairs), sum(found.excluded.values())) == (1, 1)
 
 
-def test_b12_weights_stay_in_float32_under_bfloat16(random_llama, stage):
+def test_weights_stay_in_float32_under_bfloat16(random_llama, stage):
+    """Weights were cast to bfloat16, where small updates round to nothing."""
     trunk = load_trunk(str(random_llama), precision="bfloat16")
     train_reward_model(trunk, pairs(), config.RewardModelSettings(epochs=1), stage)
     assert {p.dtype for p in trunk.parameters("reward").values()} == {torch.float32}
     assert {p.dtype for p in trunk.model.parameters()} == {torch.float32}
 
 
-def test_b13_what_is_sampled_is_the_whole_distribution():
+def test_sampling_uses_the_whole_distribution():
+    """Responses were sampled with top-k or top-p, but scored under the full distribution."""
     text = (SOURCE / "models/generate.py").read_text()
     assert not re.search(r"top_[kp]\b", "".join(line for line in text.splitlines() if "#" not in line and '"' not in line))
     assert not any(name.startswith("top_") for kind in config.METHODS.values() for name in kind.model_fields)
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
-def test_b14_greedy_rollouts_are_refused(method):
+def test_greedy_rollouts_are_refused(method):
+    """Rollouts at temperature 0 gave equal responses, so there was nothing to learn from."""
     with pytest.raises(ValueError, match="greater than 0"):
         config.METHODS[method](temperature=0)
 
 
 @pytest.mark.parametrize("constant", [0.05, 0.1, 0.3, 0.7, 0.9, 1.2])
 @pytest.mark.parametrize("k", [2, 4, 8, 16])
-def test_b15_equal_rewards_are_no_advantage(constant, k):
+def test_equal_rewards_give_no_advantage(constant, k):
+    """Rounding errors divided by a tiny deviation became advantages of any size."""
     group = torch.full((2, k), constant)
     for found in (rloo_advantages(group), group_advantages(group, scale_by_std=True)):
         assert (found == 0).all()
 
 
-def test_b16_padding_has_no_part_in_the_whitening():
+def test_padding_does_not_change_the_whitening():
+    """Mean and deviation of the advantages included padded positions."""
     values = torch.tensor([[1.0, 2.0, 4.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True, False, False]])
     assert torch.equal(whiten(values, mask)[:, :3], whiten(values[:, :3], mask[:, :3]))
@@ -178,7 +196,8 @@ def test_b16_padding_has_no_part_in_the_whitening():
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_b17_every_answer_has_a_token_that_can_be_trained(random_llama, limit):
+def test_every_response_has_a_token_to_train(random_llama, limit):
+    """A response of one token was left without any position in the mask, and its loss was 0 / 0."""
     trunk = load_trunk(str(random_llama))
     trunk.add_role("policy")
     rollout = collect(trunk, PROMPTS, bandit("grpo", max_new_tokens=limit), seed=0)

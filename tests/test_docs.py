@@ -38,9 +38,9 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     spec.loader.exec_module(module)
     assert place.with_suffix(".md").read_text() == module.page()
     shown = {kind for _, kind in module.SECTIONS}
-    found = {kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, config.Settings)}
+    kinds = {kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, config.Settings)}
     # What others are made of, and ratings, which come from a file and not from a recipe.
-    assert found - shown == {
+    assert kinds - shown == {
         config.Settings,
         config.TrainingSettings,
         config.RolloutSettings,
@@ -50,22 +50,48 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            file, _, anchor = target.partition("#")
+            place = page.parent / file if file else page
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), target
+
+
+def test_every_page_is_in_the_index():
+    index = ROOT / "docs/index.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)\)", index.read_text())}
+    assert {page.name for page in PAGES if page != index and page not in linked} == set()
+
+
+def test_modules_of_the_api_pages_exist():
+    modules = [name for page in (ROOT / "docs/api").glob("*.md") for name in re.findall(r"automodule:: (\S+)", page.read_text())]
+    assert "charter.records" in modules
+    assert [name for name in modules if not (ROOT / "src" / name.replace(".", "/")).with_suffix(".py").exists()] == []
 
 
 def commands() -> list[tuple[str, str]]:
     """Every `charter …` that a page shows in backticks or in a shell block."""
-    found = []
+    lines = []
     for page in PAGES:
         text = page.read_text()
-        found += [(page.name, line) for line in re.findall(r"`(charter [^`\n]+)`", text)]
+        lines += [(page.name, line) for line in re.findall(r"`(charter [^`\n]+)`", text)]
         for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
-            found += [(page.name, line.strip()) for line in block.splitlines() if line.strip().startswith("charter ")]
-    return found
+            lines += [(page.name, line.strip()) for line in block.splitlines() if line.strip().startswith("charter ")]
+    return lines
 
 
 # What the words of the pages stand for, by the command they belong to.
@@ -108,20 +134,24 @@ def workplace(tmp_path_factory, random_llama):
 
 def write_votes(folder):
     """Two raters who like long answers, on the responses in the folder: judgments.jsonl."""
-    responses = {one.id: one for one in read_jsonl(folder / "responses.jsonl", Response)}
+    responses = {response.id: response for response in read_jsonl(folder / "responses.jsonl", Response)}
     by_prompt = {}
-    for one in responses.values():
-        by_prompt.setdefault(one.prompt_id, []).append(one)
-    # The run's responses are of one model; every other one is called another's.
-    named = [one.model_copy(update={"model": f"model-{i % 2}"}) for group in by_prompt.values() for i, one in enumerate(group)]
+    for response in responses.values():
+        by_prompt.setdefault(response.prompt_id, []).append(response)
+    # All responses come from one model; every other response is assigned to a second model.
+    named = [
+        response.model_copy(update={"model": f"model-{i % 2}"})
+        for group in by_prompt.values()
+        for i, response in enumerate(group)
+    ]
     write_jsonl(folder / "responses.jsonl", named)
     votes = []
     for prompt, group in by_prompt.items():
-        order = sorted(group, key=lambda one: -len(one.text))
+        order = sorted(group, key=lambda response: -len(response.text))
         for rater in ("ann", "bob"):
-            ranks = {one.id: number for number, one in enumerate(order, start=1)}
+            ranks = {response.id: number for number, response in enumerate(order, start=1)}
             votes.append(Judgment(id=f"{prompt}-{rater}", set_id=prompt, prompt_id=prompt, rater_id=rater, rater_kind="human",
-                                  order=tuple(one.id for one in group), ranks=ranks))  # fmt: skip
+                                  order=tuple(response.id for response in group), ranks=ranks))  # fmt: skip
     write_jsonl(folder / "judgments.jsonl", chain(votes))
 
 
