@@ -16,7 +16,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.evaluation.overlap import longest_common_subsequence, rouge_l
-from charter.reading.prompts import read_prompts, summary_prompt
+from charter.reading.forms import summary_prompt
+from charter.reading.prompts import read_prompts
 from charter.reading.rows import read_rows
 from charter.run.files import read_jsonl
 from charter.testbed import dialogues as made

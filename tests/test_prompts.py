@@ -55,7 +55,7 @@ def test_a_transcript_keeps_everything_but_its_markers():
     assert [(m.role, m.content) for m in parse_transcript("\n\nBe brief.\n\nHuman: hi")] == [
         ("system", "Be brief."), ("user", "hi")
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="is no transcript"):
+    with pytest.raises(ValueError, match="not a transcript"):
         parse_transcript("Human beings say: hello")
 
 
@@ -149,20 +149,20 @@ def test_text_formats_may_be_gzipped(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.jsonl", "", "p.jsonl: holds no prompt"),
-        ("p.json", "[]", "holds no prompt"),
-        ("p.csv", "prompt\n", "holds no prompt"),
-        ("p.csv", "question\nhi\n", "line 2: no prompt; give one of the columns messages, prompt"),
+        ("p.jsonl", "", "p.jsonl: the prompts are missing"),
+        ("p.json", "[]", "the prompts are missing"),
+        ("p.csv", "prompt\n", "the prompts are missing"),
+        ("p.csv", "puzzle\nhi\n", "line 2: no prompt; give one of the columns messages, conversations, prompt"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": 7}', "line 2, field 'prompt': is a int; give a text or a list"),
         ("p.jsonl", '{"prompt": " "}', "line 1, field 'prompt': is empty"),
         ("p.jsonl", '{"prompt": "\\ud800"}', "line 1, field 'prompt': holds a lone surrogate"),
         ("p.jsonl", '{"prompt": "a", "tags": ["\\ud800"]}', "line 1, field 'tags.0'"),
         ("p.jsonl", '{"messages": [{"role": "user"}]}', "line 1, field 'messages.0.content'"),
-        ("p.jsonl", '{"messages": [{"role": "human", "content": "a"}]}', "field 'messages.0.role'"),
+        ("p.jsonl", '{"messages": [{"role": "narrator", "content": "a"}]}', "field 'messages.0.role'"),
         ("p.jsonl", '{"messages": ["a"]}', "field 'messages.0': is not an object"),
-        ("p.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "holds nothing for the assistant"),
-        ("p.jsonl", '{"messages": []}', "holds nothing for the assistant"),
-        ("p.jsonl", '{"chosen": "a", "rejected": "b"}', "line 1, field 'chosen': is no transcript"),
+        ("p.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "nothing for the assistant"),
+        ("p.jsonl", '{"messages": []}', "nothing for the assistant"),
+        ("p.jsonl", '{"chosen": "a", "rejected": "b"}', "line 1, field 'chosen': not a transcript"),
         ("p.jsonl", '{"prompt": "a", "split": "dev"}', "field 'split': Input should be 'train' or 'test'"),
         ("p.jsonl", '{"prompt": "a", "tags": {"b": 1}}', "field 'tags': is not a list of texts"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: not valid JSON"),
@@ -189,7 +189,7 @@ def test_a_missing_file_and_an_unknown_format_are_named(tmp_path):
     for name in ("none.csv", "none.jsonl", "none"):
         with pytest.raises(InputError, match=r"no such file|cannot be read"):
             list(read_prompts(tmp_path / name))
-    with pytest.raises(InputError, match="unknown format 'xml'; known are jsonl, json, csv"):
+    with pytest.raises(InputError, match="unknown format 'xml'; use one of jsonl, json, csv"):
         list(read_prompts(tmp_path / "p", format="xml"))
 
 

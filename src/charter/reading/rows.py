@@ -1,27 +1,45 @@
-"""Numbered rows from the tables people have: JSONL, JSON, CSV, text, Parquet, all but the last also gzipped."""
+"""Numbered rows from the tables people have: JSONL, JSON, CSV, TSV, text and Parquet; all but Parquet also compressed."""
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from charter.errors import InputError
 from charter.records import clean_text
 from charter.run.files import MAX_LINE_BYTES, read_lines
 
-Format = Literal["jsonl", "json", "csv", "txt", "parquet"]
+Format = Literal["jsonl", "json", "csv", "tsv", "txt", "parquet"]
 SUFFIXES: dict[str, Format] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".txt": "txt", ".parquet": "parquet",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".txt": "txt",
+    ".parquet": "parquet",
 }  # fmt: skip
-MAX_FILE_BYTES = 2**30  # for the formats that are read whole; a gzipped file may be a thousand times its size
+WRAPPERS = ("data", "results", "rows", "examples", "items")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+MAX_FILE_BYTES = 2**30  # for the formats that are read whole; a compressed file may grow to a thousand times its size
+
+
+def _open_zst(path: Path, _: str) -> IO[bytes]:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")  # type: ignore[no-any-return]
+
+
+# The first bytes of a compressed file, its name, and what opens it; None where nothing here does.
+MAGIC: tuple[tuple[bytes, str, Callable[[Path, str], Any] | None], ...] = (
+    (b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open), (b"\xfd7zXZ", "xz", lzma.open),
+    (b"\x28\xb5\x2f\xfd", "zstd", _open_zst), (b"PK\x03\x04", "zip", None), (b"7z\xbc\xaf", "7z", None),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,26 +73,72 @@ def read_rows(path: Path, *, format: Format | None = None) -> Iterator[Row]:
     """The rows of a table in any format, each with its place. A line of a text file is a row with the column prompt."""
     format = format or _detect(path)
     if format not in get_args(Format):
-        raise InputError(f"unknown format {format!r}; known are {', '.join(get_args(Format))}", file=path)
-    readers = {"jsonl": _jsonl_rows, "json": _json_rows, "csv": _csv_rows, "txt": _txt_rows, "parquet": _parquet_rows}
+        raise InputError(f"unknown format {format!r}; use one of {', '.join(get_args(Format))}", file=path)
+    readers = {"jsonl": _jsonl_rows, "json": _json_rows, "csv": _csv_rows, "tsv": _tsv_rows, "txt": _txt_rows,
+               "parquet": _parquet_rows}  # fmt: skip
     return readers[format](path)
 
 
 def _detect(path: Path) -> Format:
     """By suffix, but a .json file may hold JSON lines and a .jsonl file one array; by content where there is none."""
-    named = SUFFIXES.get((path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower())
-    if named in ("csv", "txt", "parquet"):
+    named = SUFFIXES.get((path.with_suffix("") if path.suffix in COMPRESSED else path).suffix.lower())
+    if named in ("csv", "tsv", "parquet"):
         return named
     head = _read_bytes(path, 4096)
     if head.startswith(b"PAR1"):
         return "parquet"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    return "json" if start == b"[" else "jsonl" if start == b"{" else named or "txt"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if named == "txt" or text[:1] not in (b"[", b"{"):
+        return named or ("tsv" if _is_tsv(text) else "txt")
+    return "json" if text[:1] == b"[" else "jsonl"
+
+
+def _is_tsv(head: bytes) -> bool:
+    """Whether the first line names columns between tabs and the second has as many cells."""
+    first, second = [*head.splitlines(), b"", b""][:2]
+    return re.fullmatch(rb"\w+(\t\w+)+", first) is not None and second.count(b"\t") == first.count(b"\t")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not empty."""
+    if _compression(path)[0] == ("gzip" if path.suffix == ".gz" else ""):
+        yield from read_lines(path)
+        return
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line.rstrip("\r")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in read_lines(path):
-        yield _object(_parse_json(line, path, number), Row({}, str(path), number))
+    for number, line in _lines(path):
+        row = Row({}, str(path), number)
+        try:
+            value = _parse_json(line, path, number)
+        except InputError:
+            if number > 1 or (values := _json_values(_read_text(path))) is None:
+                raise
+            for count, value in enumerate(values, start=1):
+                yield _object(value, Row({}, f"{path}, item {count}"))
+            return
+        yield _object(value, row)
+
+
+def _json_values(text: str) -> list[Any] | None:
+    """JSON values that span several lines each, one after the other, or the list inside a lone wrapper such as {"data": [...]};
+    None where the text is something else."""
+    decoder, values, text = json.JSONDecoder(), [], text.strip()
+    place = 0
+    try:
+        while place < len(text):
+            value, end = decoder.raw_decode(text, place)
+            values.append(value)
+            place = end + len(re.compile(r"\s*").match(text, end)[0])  # type: ignore[index]  # matches the empty text too
+    except (ValueError, RecursionError):
+        return None
+    if len(values) == 1 and isinstance(values[0], dict) and len(values[0]) == 1:
+        ((key, inner),) = values[0].items()
+        return inner if key in WRAPPERS and isinstance(inner, list) else values
+    return values
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -94,7 +158,7 @@ def _object(value: Any, row: Row) -> Row:
 
 
 def _txt_rows(path: Path) -> Iterator[Row]:
-    for number, line in read_lines(path):
+    for number, line in _lines(path):
         row = Row({"prompt": line.strip()}, str(path), number)
         if re.match(r"(Human|Assistant):", row.values["prompt"]):
             raise row.bad('looks like a dialogue, but every line of a .txt is a prompt of its own; put each dialogue '
@@ -102,10 +166,17 @@ def _txt_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _tsv_rows(path: Path) -> Iterator[Row]:
+    return _csv_rows(path, "\t")
+
+
+def _csv_rows(path: Path, delimiter: str | None = None) -> Iterator[Row]:
     # Python's default of 131,072 characters is less than some dialogues; the limit is global, so it only ever grows.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    text = _read_text(path)
+    first = text.partition("\n")[0]
+    delimiter = delimiter or next((mark for mark in ",\t;" if mark in first), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     line = 1
     while True:
@@ -154,7 +225,7 @@ def _parse_json(text: str, path: Path, line: int | None) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    """A whole UTF-8 text file, plain or gzipped, line ends as they are."""
+    """A whole UTF-8 text file, plain or compressed, line ends as they are."""
     raw = _read_bytes(path, MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
         raise InputError(f"larger than {MAX_FILE_BYTES >> 30} GiB; convert it to JSONL", file=path)
@@ -165,13 +236,28 @@ def _read_text(path: Path) -> str:
         raise InputError("not UTF-8; convert it with iconv", file=path, line=line) from None
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
-    """Up to ``limit`` bytes from the start of a file, unzipped."""
+def _compression(path: Path) -> tuple[str, Any]:
+    """The name of a file's compression, empty where there is none, and what opens it. InputError where nothing does."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            return file.read(limit)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        words = f"broken gzip file ({error}); download or compress it again"
-        raise InputError(words, file=path) from None
+        with open(path, "rb") as file:
+            head = file.read(6)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from None
+    name, opener = next(((name, opener) for magic, name, opener in MAGIC if head.startswith(magic)), ("", open))
+    if path.suffix == ".gz" and not name:
+        return "gzip", gzip.open
+    if opener is None:
+        raise InputError(f"is a {name} archive; unpack it, or compress the file with gzip or zstd", file=path)
+    return name, opener
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    """Up to ``limit`` bytes from the start of a file, decompressed."""
+    name, opener = _compression(path)
+    try:
+        with opener(path, "rb") as file:
+            return bytes(file.read(limit))
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if not name or getattr(error, "strerror", None):
+            raise InputError(f"cannot be read ({getattr(error, 'strerror', None) or error})", file=path) from None
+        raise InputError(f"broken {name} file ({error}); download or compress it again", file=path) from None
