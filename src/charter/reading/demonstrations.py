@@ -39,9 +39,9 @@ class DemonstrationFile:
 def read_demonstrations(path: Path) -> DemonstrationFile:
     """The examples of a JSONL, JSON, CSV, TSV or Parquet file, in file order.
 
-    A row has ``prompt`` (or instruction, with input) and one of the columns completion, response, answer, output, summary, chosen;
-    or, in one of the columns messages, conversations, conversation, chosen, text, a whole dialogue that ends with the assistant's
-    answer: messages, or a transcript of hh-rlhf. Rows are left out and counted where the last two turns are both the
+    A row has ``prompt`` (or instruction, with input) and one of the columns completion, response, answer, output, summary,
+    chosen; or, in one of the columns messages, conversations, conversation, chosen, text, a whole dialogue that ends with the
+    assistant's answer: messages, or a transcript of hh-rlhf. Rows are left out and counted where the last two turns are both the
     assistant's, as in pairs, where the answer is empty, where KTO's ``label`` is false, and where a part of the row is not
     rendered (tools, reasoning, media). InputError names file, line and field.
     """

@@ -148,7 +148,9 @@ def usual_turn(row: Row, item: Any, field: str) -> dict[str, Any]:
     if isinstance(role, str) and role in TOOL_ROLES:
         raise LeftOut(row, "a turn is a tool's, which Charter does not render", f"{field}.role")
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
+        if not all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+        ):
             raise LeftOut(row, "a turn has media, which Charter does not read", f"{field}.content")
         content = "".join(part["text"] for part in content)
     # Other keys (name, weight, tool calls that are null) are common in published sets and mean nothing here.

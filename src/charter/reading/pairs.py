@@ -21,6 +21,7 @@ IDENTICAL = "chosen and rejected are identical"
 FORKED = "the dialogues differ before the last answer"
 SPOKEN = "the prompt ends with the assistant's turn"
 EMPTY = "an answer is empty"
+SAME_TOKENS = "chosen and rejected are the same tokens when cut to"
 
 
 @dataclass(frozen=True)

@@ -51,21 +51,27 @@ def read_prompts(
     field) and where there is no row.
     """
     empty = True
-    for row in map(usual_columns, read_rows(path, format=format)):
+    for row in read_rows(path, format=format):
         empty = False
-        present = [name for name in PROMPT_COLUMNS if row.values.get(name) is not None]
-        if not present:
-            check_tool_export(row)
-            columns = ", ".join(map(str, row.values)) or "none"
-            raise row.bad(f"no prompt; give one of the columns {', '.join(PROMPT_COLUMNS)} (columns here: {columns})")
-        field = next((name for name in present if row.values[name] != ""), present[0])
-        if field == "chosen" and row.values.get("prompt") == "" and not is_transcript(str(row.values[field])):
-            raise row.bad("is empty; write the prompt or remove the row", "prompt")
-        row = replace(row, values={**row.values, field: without_answer(row.values[field])})
-        messages = row_conversation(row, field, as_transcript=field in TRANSCRIPT_COLUMNS)
-        yield row_prompt(row, field, messages, tags=tags, source=source, default_source=path.name)
+        yield row_to_prompt(row, tags=tags, source=source, default_source=path.name)
     if empty:
         raise InputError("the prompts are missing; give at least one row", file=path)
+
+
+def row_to_prompt(row: Row, **fields: Any) -> Prompt:
+    """The prompt of a row of a file of prompts; ``fields`` as of :func:`row_prompt`."""
+    row = usual_columns(row)
+    present = [name for name in PROMPT_COLUMNS if row.values.get(name) is not None]
+    if not present:
+        check_tool_export(row)
+        columns = ", ".join(map(str, row.values)) or "none"
+        raise row.bad(f"no prompt; give one of the columns {', '.join(PROMPT_COLUMNS)} (columns here: {columns})")
+    field = next((name for name in present if row.values[name] != ""), present[0])
+    value = row.values[field]
+    if field == "chosen" and row.values.get("prompt") == "" and not is_transcript(str(value)):
+        raise row.bad("is empty; write the prompt or remove the row", "prompt")
+    row = replace(row, values={**row.values, field: without_answer(value)})
+    return row_prompt(row, field, row_conversation(row, field, as_transcript=field in TRANSCRIPT_COLUMNS), **fields)
 
 
 def row_conversation(row: Row, field: str, *, as_transcript: bool = False) -> tuple[Message, ...]:
@@ -156,12 +162,15 @@ def parse_transcript(text: str) -> tuple[Message, ...]:
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text is a dialogue and not one turn: it opens with a blank line and a role word, or with a human's turn that
-    an assistant's follows."""
+    """Whether a text is a dialogue and not one turn: it opens with a blank line and a role word, or with the human's turn,
+    an assistant's follows, and the dialogue waits for an answer."""
     text = text.replace("\r\n", "\n")
     if text.startswith(("\n\nHuman:", "\n\nAssistant:")):
         return True
-    return re.match(r"\s*Human:", text) is not None and "\nAssistant:" in text
+    if not re.match(r"\s*Human:", text) or "\nAssistant:" not in text:
+        return False
+    last = parse_transcript(text)[-1]
+    return last.role == "user" or not last.content.strip()
 
 
 def prompt_text(prompt: Prompt) -> str:

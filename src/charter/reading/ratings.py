@@ -9,7 +9,7 @@ from pathlib import Path
 
 from charter.reading.forms import LeftOut, usual_columns
 from charter.reading.pairs import SPOKEN, answer, nothing_usable, number, prompt_column
-from charter.reading.rows import read_rows
+from charter.reading.rows import Row, read_rows
 from charter.records import Prompt, Rating, content_id
 
 
@@ -32,10 +32,7 @@ def read_ratings(path: Path) -> RatingFile:
     n_rows = 0
     for row in read_rows(path):
         n_rows += 1
-        try:
-            rating = _row_rating(usual_columns(row))
-        except LeftOut as error:
-            rating = error.reason
+        rating = row_rating(row)
         if isinstance(rating, str):
             excluded[rating] += 1
         else:
@@ -43,6 +40,14 @@ def read_ratings(path: Path) -> RatingFile:
     if not ratings:
         raise nothing_usable(path, "rating", excluded)
     return RatingFile(ratings, n_rows, dict(excluded))
+
+
+def row_rating(row: Row) -> Rating | str:
+    """The rating of a row, or the reason to leave it out."""
+    try:
+        return _row_rating(usual_columns(row))
+    except LeftOut as error:
+        return error.reason
 
 
 def _row_rating(row: Row) -> Rating | str:
