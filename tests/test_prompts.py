@@ -3,8 +3,6 @@
 import csv
 import gzip
 import json
-import random
-from collections import Counter
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.reading.dealing import deduplicate, split_prompts, take_stratified
+from charter.reading.dealing import what_it_says
 from charter.reading.prompts import parse_transcript, prompt_text, read_prompts, write_prompts
 from charter.records import Message, Prompt
 from charter.run.files import write_jsonl
@@ -213,89 +211,6 @@ def test_a_csv_prompt_is_its_own_text_where_that_is_unambiguous(tmp_path):
         write_prompts(tmp_path / "p.xlsx", [])
 
 
-def test_duplicates_differ_at_most_in_case_space_and_unicode_form():
-    first = Prompt.ask("Is  the ﬁrst Ｏne\nhere?", source="kept")
-    same = [Prompt.ask("is the first one here?"), Prompt.ask(" Is the FIRST one here? "), Prompt.ask(first.last_turn)]
-    other = Prompt.ask("Is the first one here")
-    kept, dropped = deduplicate([first, other, *same])
-    assert (kept, dropped) == ([first, other], 3)
-    asked_by_system = Prompt(messages=(Message(role="system", content=other.last_turn),))
-    assert deduplicate(iter([other, asked_by_system])) == ([other, asked_by_system], 0)
-    assert deduplicate([]) == ([], 0)
-
-
-def crowd(n: int, kinds: int = 3, **fields) -> list[Prompt]:
-    return [Prompt.ask(f"prompt {i}", principle=f"p{i % kinds}", **fields) for i in range(n)]
-
-
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(0, 60), kinds=st.integers(1, 9), fraction=st.floats(0, 1), seed=st.integers(0, 9), order=st.randoms())
-def test_a_split_hits_the_fraction_in_every_stratum_and_ignores_the_order(n, kinds, fraction, seed, order):
-    prompts = crowd(n, kinds)
-    found = split_prompts(prompts, test_fraction=fraction, seed=seed)
-    assert [p.id for p in found] == [p.id for p in prompts]
-    tests = Counter(p.principle for p in found if p.split == "test")
-    assert tests.total() == round(n * fraction)
-    for principle, size in Counter(p.principle for p in prompts).items():
-        assert abs(tests[principle] - size * fraction) < 1 + 1e-9
-
-    shuffled = order.sample(prompts, n)
-    again = {p.id: p.split for p in split_prompts(shuffled, test_fraction=fraction, seed=seed)}
-    assert again == {p.id: p.split for p in found}
-
-
-def test_a_given_split_stays_and_counts():
-    given_test = [Prompt.ask(f"given {i}", split="test") for i in range(3)]
-    free = [Prompt.ask(f"free {i}") for i in range(7)]
-    found = split_prompts([*free, *given_test], test_fraction=0.4, seed=0)
-    assert [p.split for p in found[7:]] == ["test"] * 3
-    assert Counter(p.split for p in found) == {"test": 4, "train": 6}
-    assert {p.split for p in split_prompts([*free, *given_test], test_fraction=0.1, seed=0)[:7]} == {"train"}
-
-
-def test_one_prompt_is_never_on_both_sides():
-    twins = [Prompt.ask(f"prompt {i}", principle=principle) for i in range(20) for principle in ("a", "b")]
-    sides = {(p.id, p.split) for p in split_prompts(twins, test_fraction=0.5, seed=3)}
-    assert len(sides) == 20
-    marked = split_prompts([Prompt.ask("x", split="test"), Prompt.ask("x", principle="a")], test_fraction=0, seed=0)
-    assert [p.split for p in marked] == ["test", "test"]
-    with pytest.raises(InputError, match="is in both train and test; keep it in one"):
-        split_prompts([Prompt.ask("x", split="test"), Prompt.ask("x", split="train")], test_fraction=0.5, seed=0)
-
-
-def test_another_seed_is_another_split():
-    prompts = crowd(40)
-    one, other = (split_prompts(prompts, test_fraction=0.5, seed=seed) for seed in (0, 1))
-    assert one != other
-    assert one == split_prompts(one, test_fraction=0.9, seed=1)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        split_prompts(prompts, test_fraction=1.5, seed=0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(size=st.integers(1, 60), share=st.floats(0, 1), kinds=st.integers(1, 7), order=st.randoms())
-def test_a_sample_has_the_size_asked_for_and_the_mix_of_the_whole(size, share, kinds, order):
-    prompts = crowd(size, kinds)
-    n = round(size * share)
-    taken = take_stratified(prompts, n, seed=5)
-    assert len({p.id for p in taken}) == len(taken) == n
-    mix = Counter(p.principle for p in taken)
-    for principle, whole in Counter(p.principle for p in prompts).items():
-        assert abs(mix[principle] - whole * n / size) < 1 + 1e-9
-    assert take_stratified(order.sample(prompts, size), n, seed=5) == taken
-
-
-def test_a_sample_may_be_mixed_by_other_fields():
-    benign = [Prompt.ask(f"benign {i}", principle="p0", tags=("benign",)) for i in range(10)]
-    prompts = crowd(30, 1, tags=("red_team",)) + benign
-    random.Random(0).shuffle(prompts)
-    taken = take_stratified(prompts, 8, seed=0, by=("principle", "tags"))
-    assert Counter(p.tags[0] for p in taken) == {"red_team": 6, "benign": 2}
-    assert taken != take_stratified(prompts, 8, seed=1, by=("principle", "tags"))
-    with pytest.raises(InputError, match="41 prompts asked for, 40 are there"):
-        take_stratified(prompts, 41, seed=0)
-
-
 def test_our_own_records_come_back_whole(tmp_path):
     record = Prompt(
         messages=[Message(role="system", content="s"), Message(role="user", content="u")],
@@ -314,4 +229,4 @@ def test_real_transcripts_are_read_whole():
             role = {"user": "Human", "assistant": "Assistant"}
             text = "".join(f"\n\n{role[m.role]}: {m.content}" for m in prompt.messages)
             assert json.loads(line)["chosen"].startswith(text + "\n\nAssistant:")
-    assert deduplicate(prompts)[1] == 2
+    assert len({what_it_says(prompt) for prompt in prompts}) == 1598
