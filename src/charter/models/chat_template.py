@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from jinja2 import TemplateError
@@ -191,8 +192,10 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Ids of the conversation up to where the assistant's answer begins. TemplateRefusal where the template does not take it
     (some take no system message, some no two turns of one side) or leaves out a message."""
     pattern, _ = control_tokens(tokenizer)
-    spelled = dict.fromkeys(token for message in messages for token in pattern.findall(message.content))
-    stand_ins = {token: chr(STAND_INS + number) for number, token in enumerate(spelled)}
+    words = "\0".join(message.content for message in messages)  # which no record contains
+    spelled = dict.fromkeys(pattern.findall(words))
+    unused = (character for number in count(STAND_INS) if (character := chr(number)) not in words)
+    stand_ins = dict(zip(spelled, unused, strict=False))
     turns = [message.model_dump() for message in messages]
     for turn in turns if spelled else ():
         turn["content"] = pattern.sub(lambda match: stand_ins[match[0]], turn["content"])
