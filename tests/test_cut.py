@@ -8,7 +8,7 @@ from charter.commands.app import run_command
 from charter.errors import GateError, InputError
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.classifier import Classifier
-from charter.models.cut import Cut, rows_of
+from charter.models.cut import Cut, answer_rows
 from charter.models.load import load_tokenizer
 from charter.models.trunk import load_trunk
 from charter.recipe.settings import DPOSettings, LoRASettings, RewardModelSettings, SFTSettings
@@ -45,7 +45,7 @@ def tokenizer(random_llama):
 
 
 def test_a_row_that_fits_is_prompt_and_answer(tokenizer):
-    (row,) = rows_of(tokenizer, TALK, ["Ask me."], 400)
+    (row,) = answer_rows(tokenizer, TALK, ["Ask me."], 400)
     assert (row.prompt, row.response, row.lost) == (encode_prompt(tokenizer, TALK), encode_response(tokenizer, "Ask me."), None)
 
 
@@ -53,13 +53,13 @@ def test_a_row_that_fits_is_prompt_and_answer(tokenizer):
 def test_the_oldest_turns_go_whole_and_the_system_turn_stays(tokenizer, kept):
     answer = encode_response(tokenizer, "Ask me.")
     expected = encode_prompt(tokenizer, [SYSTEM, *kept])
-    (row,) = rows_of(tokenizer, TALK, ["Ask me."], len(expected) + len(answer))
+    (row,) = answer_rows(tokenizer, TALK, ["Ask me."], len(expected) + len(answer))
     assert (row.prompt, row.response, row.lost) == (expected, answer, "prompt")
 
 
 def test_of_a_last_turn_that_is_too_long_the_beginning_goes(tokenizer):
     long = "Mend the lamp of Anna, then the door of Ben, then the fence of the neighbour."
-    (row,) = rows_of(tokenizer, [SYSTEM, user(long)], ["Ask me."], 60)
+    (row,) = answer_rows(tokenizer, [SYSTEM, user(long)], ["Ask me."], 60)
     assert len(row) == 60
     text = tokenizer.decode(row.prompt)
     begin, end = "<|system|>Be kind.<|end|><|user|>", "<|end|><|assistant|>"
@@ -71,14 +71,14 @@ def test_of_a_last_turn_that_is_too_long_the_beginning_goes(tokenizer):
 
 def test_an_answer_loses_its_end_where_nothing_else_can_go(tokenizer):
     answer = "Ask " + "Anna or Ben or " * 10
-    (row,) = rows_of(tokenizer, [SYSTEM, user("How do I mend a lamp?")], [answer], 64)
+    (row,) = answer_rows(tokenizer, [SYSTEM, user("How do I mend a lamp?")], [answer], 64)
     assert tokenizer.decode(row.prompt).startswith("<|system|>Be kind.<|end|><|user|>")
     assert (len(row), row.lost) == (64, "answer")
     assert list(row.response) == encode_response(tokenizer, answer)[: len(row.response)]
 
 
 def test_both_answers_of_a_pair_follow_the_same_prompt(tokenizer):
-    rows = rows_of(tokenizer, TALK, ["No.", "Ask Anna, who has mended many lamps."], 70)
+    rows = answer_rows(tokenizer, TALK, ["No.", "Ask Anna, who has mended many lamps."], 70)
     assert rows[0].prompt == rows[1].prompt
     assert max(map(len, rows)) <= 70
     assert [row.lost for row in rows] == ["prompt", "prompt"]

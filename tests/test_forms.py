@@ -11,8 +11,8 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.errors import InputError
-from charter.reading.demonstrations import BAD, read_demonstrations
-from charter.reading.pairs import EMPTY, SPOKEN, read_pairs
+from charter.reading.demonstrations import BAD_ANSWER, read_demonstrations
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, read_pairs
 from charter.reading.prompts import read_prompts
 from charter.reading.ratings import read_ratings
 from charter.web.project import open_project
@@ -99,7 +99,7 @@ def test_rows_that_cannot_be_learned_are_counted_by_reason(tmp_path):
     ))  # fmt: skip
     assert (len(file), file.n_rows) == (3, 12)
     assert file.excluded == {
-        BAD: 2, EMPTY: 1, SPOKEN: 1, "a turn has reasoning beside its content, which Charter does not render": 1,
+        BAD_ANSWER: 2, EMPTY_ANSWER: 1, SPOKEN: 1, "a turn has reasoning beside its content, which Charter does not render": 1,
         "a turn calls tools, which Charter does not render": 1, "a turn is a tool's, which Charter does not render": 1,
         "the row gives tools, which Charter does not render": 1, "the row has media, which Charter does not read": 1,
     }  # fmt: skip
@@ -112,7 +112,7 @@ def test_pairs_and_ratings_count_what_they_leave_out(tmp_path):
     pairs = read_pairs(lines(tmp_path / "p.jsonl", row, {**row, "rejected": "\n"}, {**row, "chosen": ""}, thinks, undecided))
     assert (len(pairs.pairs), pairs.n_rows) == (1, 5)
     assert pairs.excluded == {
-        EMPTY: 2, "a turn has reasoning beside its content, which Charter does not render": 1,
+        EMPTY_ANSWER: 2, "a turn has reasoning beside its content, which Charter does not render": 1,
         "the row has no preference between 1 and 2": 1,
     }  # fmt: skip
     rated = {"prompt": "Name a tree.", "response": "Oak.", "score": 4}

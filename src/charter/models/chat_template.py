@@ -90,7 +90,7 @@ def prepare_tokenizer(
     if not tokenizer.chat_template:
         begin = "{{ bos_token }}" if template == TRANSCRIPT_TEMPLATE and begins_with_bos(tokenizer) else ""
         tokenizer.chat_template = begin + template
-    elif tokenizer.bos_token is None and bos_id is not None and MARK in render(tokenizer, "a", bos_token=MARK):
+    elif tokenizer.bos_token is None and bos_id is not None and MARK in render_turns(tokenizer, "a", bos_token=MARK):
         raise InputError(
             f"the chat template begins with bos_token, which config.json knows as id {bos_id} and the tokenizer does not; "
             "set bos_token in tokenizer_config.json"
@@ -102,7 +102,7 @@ def prepare_tokenizer(
     return tokenizer
 
 
-def render(tokenizer: Any, *texts: str, **values: Any) -> str:
+def render_turns(tokenizer: Any, *texts: str, **values: Any) -> str:
     """A conversation of these turns, the user's first, under the chat template; empty where the template takes no such one."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     try:
@@ -113,14 +113,14 @@ def render(tokenizer: Any, *texts: str, **values: Any) -> str:
 
 def find_opening(tokenizer: Any) -> Opening:
     """The generation prompt compared with a finished turn under the template, as texts and as ids."""
-    asked, answer = "Name a soup", "Bread"
-    prompt, finished = render(tokenizer, asked, add_generation_prompt=True), render(tokenizer, asked, answer)
+    question, answer = "Name a soup", "Bread"
+    prompt, finished = render_turns(tokenizer, question, add_generation_prompt=True), render_turns(tokenizer, question, answer)
     before, answered, _ = finished.rpartition(answer)
-    if asked not in prompt or not answered:
+    if question not in prompt or not answered:
         return Opening()  # it takes no such conversation; :func:`encode_prompt` refuses what it does not render
     common = common_length(prompt, before)
     surplus, missing = prompt[common:], before[common:].rstrip(" ")
-    if asked in surplus + missing:
+    if question in surplus + missing:
         return Opening()  # it renders a turn that was answered differently from one that waits
     space = before[common + len(missing) :]
 
@@ -170,7 +170,7 @@ def control_tokens(tokenizer: Any) -> tuple[re.Pattern[str], Mapping[str, Any]]:
 def closing_id(tokenizer: Any, ends: set[int]) -> int:
     """The one of ``ends`` with which the chat template closes the assistant's turn; the end-of-sequence token where it writes
     none of them (Gemma's template writes <end_of_turn> and its tokenizer ends with <eos>)."""
-    after = render(tokenizer, "a", MARK).rpartition(MARK)[2]
+    after = render_turns(tokenizer, "a", MARK).rpartition(MARK)[2]
     ids = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"] if after else []
     return int(next((number for number in ids if number in ends), tokenizer.eos_token_id))
 

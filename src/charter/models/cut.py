@@ -42,7 +42,7 @@ class Cut:
         return "; ".join(([text] if self.rows else []) + ([equal] if self.equal_pairs else []))
 
 
-def rows_of(tokenizer: Any, messages: Sequence[Message], answers: Sequence[str], limit: int | None) -> list[Tokens]:
+def answer_rows(tokenizer: Any, messages: Sequence[Message], answers: Sequence[str], limit: int | None) -> list[Tokens]:
     """One row for each answer to a conversation, each closed by the end-of-turn token, after the same prompt."""
     prompt = encode_prompt(tokenizer, messages)
     responses = [encode_response(tokenizer, text) for text in answers]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charter.reading.forms import DIALOGUE_COLUMNS, LeftOut, check_tool_export, usual_columns
-from charter.reading.pairs import EMPTY, SPOKEN, answer, ending_with_answer, nothing_usable, prompt_column
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer, ending_with_answer, nothing_usable, prompt_column
 from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
 from charter.reading.rows import Row, read_rows
 from charter.records import Prompt
 
 ANSWERS = ("completion", "response", "answer", "output", "summary", "chosen")
 DIALOGUES = (*DIALOGUE_COLUMNS, "chosen", "text")
-BAD = "the label is false: a bad answer"
+BAD_ANSWER = "the label is false: a bad answer"
 
 Demonstration = tuple[Prompt, str]
 """A prompt and the answer to learn."""
@@ -71,8 +71,8 @@ def row_demonstration(row: Row) -> Demonstration | str:
         return SPOKEN
     label = row.values.get("label")
     if row.values.get("completion") is not None and (label is False or label in (0, "0", "false", "False")):
-        return BAD
-    return example if example[1].strip() else EMPTY
+        return BAD_ANSWER
+    return example if example[1].strip() else EMPTY_ANSWER
 
 
 def _from_columns(row: Row) -> Demonstration | None:

@@ -20,7 +20,7 @@ from charter.run.files import describe
 IDENTICAL = "chosen and rejected are identical"
 FORKED = "the dialogues differ before the last answer"
 SPOKEN = "the prompt ends with the assistant's turn"
-EMPTY = "an answer is empty"
+EMPTY_ANSWER = "an answer is empty"
 SAME_TOKENS = "chosen and rejected are the same tokens when cut to"
 
 
@@ -59,7 +59,7 @@ def read_pairs(path: Path) -> PairFile:
         if not isinstance(pair, Pair):
             excluded[pair] += 1
         elif not (pair.chosen.strip() and pair.rejected.strip()):
-            excluded[EMPTY] += 1
+            excluded[EMPTY_ANSWER] += 1
         else:
             pairs.append(pair)
     if not pairs:

@@ -22,7 +22,7 @@ from charter.reading.rows import Format, Row, read_rows
 from charter.records import Message, Prompt
 from charter.run.files import atomic_path, describe, write_jsonl, write_text
 
-ROLES: dict[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
+SPEAKERS: dict[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 LINE_TURN = re.compile(r"(?:\A\s*|\n)(Human|Assistant):")  # of transcripts that part their turns by single line breaks
 TRANSCRIPT_COLUMNS = ("transcript", "chosen")  # never plain text: an answer alone is no prompt
@@ -158,7 +158,7 @@ def parse_transcript(text: str) -> tuple[Message, ...]:
         raise ValueError("not a transcript; turns begin with a blank line and then 'Human:' or 'Assistant:'")
     system = [Message(role="system", content=before.strip("\n"))] if before.strip() else []
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return (*system, *(Message(role=ROLES[role], content=words.removeprefix(" ")) for role, words in turns))
+    return (*system, *(Message(role=SPEAKERS[role], content=words.removeprefix(" ")) for role, words in turns))
 
 
 def is_transcript(text: str) -> bool:

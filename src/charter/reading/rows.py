@@ -26,7 +26,7 @@ SUFFIXES: dict[str, Format] = {
 }  # fmt: skip
 WRAPPERS = ("data", "results", "rows", "examples", "items")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-MAX_FILE_BYTES = 2**30  # for the formats that are read whole; a compressed file may grow to a thousand times its size
+MAX_TABLE_BYTES = 2**30  # for the formats that are read whole; a compressed file may grow to a thousand times its size
 
 
 def _open_zst(path: Path, _: str) -> IO[bytes]:
@@ -226,9 +226,9 @@ def _parse_json(text: str, path: Path, line: int | None) -> Any:
 
 def _read_text(path: Path) -> str:
     """A whole UTF-8 text file, plain or compressed, line ends as they are."""
-    raw = _read_bytes(path, MAX_FILE_BYTES + 1)
-    if len(raw) > MAX_FILE_BYTES:
-        raise InputError(f"larger than {MAX_FILE_BYTES >> 30} GiB; convert it to JSONL", file=path)
+    raw = _read_bytes(path, MAX_TABLE_BYTES + 1)
+    if len(raw) > MAX_TABLE_BYTES:
+        raise InputError(f"larger than {MAX_TABLE_BYTES >> 30} GiB; convert it to JSONL", file=path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -29,7 +29,7 @@ from charter.records import Prompt, Split, content_id
 from charter.run.files import write_jsonl
 from charter.run.team import team
 
-Rows = NDArray[np.int64]
+Numbers = NDArray[np.int64]
 """Numbers of prompts of a spool, in some order."""
 SPLITS: tuple[Split, ...] = ("train", "test")
 BATCH = 256
@@ -39,8 +39,8 @@ class PromptSpool:
     """Prompts in an unnamed file beside ``out``, gone when it is closed or the process ends; 45 bytes of each in memory.
 
     ``digests``: 16 bytes of the hash of what it says. ``ids``: its id, 16 hex digits. ``starts``: the byte at which its line
-    begins. ``groups``: number of its (principle, tags). ``given``: the split that its file gave, -1 none. ``characters``: of all
-    its messages.
+    begins. ``groups``: number of its (principle, tags). ``file_splits``: the split of its file, -1 for none. ``characters``: of all its
+    messages.
     """
 
     def __init__(self, out: Path) -> None:
@@ -49,7 +49,7 @@ class PromptSpool:
         """What is made of the prompts: errors of the disk name it, since the spool has no name."""
         self._file = tempfile.TemporaryFile(dir=out.parent, prefix=".prompts-")  # noqa: SIM115 - held until the spool is closed
         self._digests, self._ids, self._starts = array("Q"), array("Q"), array("Q")
-        self._groups, self._characters, self._given = array("I"), array("I"), array("b")
+        self._groups, self._characters, self._file_splits = array("I"), array("I"), array("b")
         self._numbers: dict[tuple[str | None, tuple[str, ...]], int] = {}
 
     def __enter__(self) -> PromptSpool:
@@ -71,7 +71,7 @@ class PromptSpool:
             self._ids.append(int(prompt.id, 16))
             self._starts.append(end)
             self._groups.append(self._numbers.setdefault((prompt.principle, prompt.tags), len(self._numbers)))
-            self._given.append(-1 if prompt.split is None else SPLITS.index(prompt.split))
+            self._file_splits.append(-1 if prompt.split is None else SPLITS.index(prompt.split))
             self._characters.append(sum(len(message.content) for message in prompt.messages))
             end += self._write(prompt.model_dump_json().encode() + b"\n")
         self._write(b"", flush=True)
@@ -94,11 +94,11 @@ class PromptSpool:
         """Of what all of its prompts say, in their order."""
         return hashlib.sha256(self._digests.tobytes()).hexdigest()
 
-    def everything(self) -> Rows:
+    def everything(self) -> Numbers:
         """All numbers, in the order in which the prompts came."""
         return np.arange(len(self), dtype=np.int64)
 
-    def unique(self) -> Rows:
+    def unique(self) -> Numbers:
         """The numbers of the first of all prompts that say the same (:func:`charter.reading.dealing.what_it_says`), in order."""
         digests = np.frombuffer(self._digests, dtype=np.uint64).reshape(-1, 2)
         order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: of equal ones the first comes first
@@ -106,34 +106,34 @@ class PromptSpool:
         differs[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
         return np.sort(order[differs])
 
-    def shorter(self, rows: Rows, characters: int) -> Rows:
+    def shorter(self, rows: Numbers, characters: int) -> Numbers:
         """Those with fewer characters than that."""
         return rows[np.frombuffer(self._characters, dtype=np.uint32)[rows] < characters]
 
-    def of_kind(self, rows: Rows, kind: str) -> Rows:
+    def of_kind(self, rows: Numbers, kind: str) -> Numbers:
         """Those of a kind (:func:`charter.reading.prompts.is_kind`)."""
         fits = np.array([is_kind(tags, kind) for _, tags in self._numbers], dtype=bool)
         return rows[fits[self._group_of(rows)]] if len(rows) else rows
 
-    def split(self, rows: Rows, *, test_fraction: float, seed: int) -> NDArray[np.int8]:
+    def split(self, rows: Numbers, *, test_fraction: float, seed: int) -> NDArray[np.int8]:
         """0 for train and 1 for test, in the order of ``rows``; of prompts that say the same only one may be among them.
 
         A split of the file stays. The others are dealt by a hash of id and seed within each stratum of (principle, tags), so that
         the test part is ``test_fraction`` of every stratum and of the whole, to within one prompt unless the files' splits exceed
         it, whatever the order of the prompts."""
-        given = np.frombuffer(self._given, dtype=np.int8)[rows]
+        file_splits = np.frombuffer(self._file_splits, dtype=np.int8)[rows]
         strata, names = self._strata(rows, lambda principle, tags: content_id(principle, sorted(tags)))
         quotas = apportion(self._sizes(strata, names), test_fraction, seed)
-        ranks, dealt = self.ranks(rows, seed), given.copy()
+        ranks, dealt = self.ranks(rows, seed), file_splits.copy()
         for number, name in enumerate(names):
             members = np.flatnonzero(strata == number)
-            free = members[given[members] < 0]
+            free = members[file_splits[members] < 0]
             free = free[np.argsort(ranks[free], kind="stable")]
-            wanted = max(0, quotas[name] - int((given[members] == 1).sum()))
+            wanted = max(0, quotas[name] - int((file_splits[members] == 1).sum()))
             dealt[free[:wanted]], dealt[free[wanted:]] = 1, 0
         return dealt
 
-    def take(self, rows: Rows, n: int, *, seed: int, by: Sequence[str] = ("principle",)) -> Rows:
+    def take(self, rows: Numbers, n: int, *, seed: int, by: Sequence[str] = ("principle",)) -> Numbers:
         """``n`` of the rows, whose mix over the fields ``by`` is that of all rows to within one each. Which, and their order,
         follow from their ids and the seed, not from the order of the rows."""
         fields: dict[str, Callable[[str | None, tuple[str, ...]], Any]] = {
@@ -149,8 +149,8 @@ class PromptSpool:
         return rows[order[chosen[order]]]
 
     def deal(
-        self, rows: Rows, *, train: int | None, test: int | None, test_fraction: float, seed: int
-    ) -> dict[tuple[Split, str], Rows]:
+        self, rows: Numbers, *, train: int | None, test: int | None, test_fraction: float, seed: int
+    ) -> dict[tuple[Split, str], Numbers]:
         """The rows that a run takes, by split and kind, in its order: of each at most ``train`` or ``test``."""
         dealt = self.split(rows, test_fraction=test_fraction, seed=seed)
         parts = {}
@@ -161,19 +161,21 @@ class PromptSpool:
                 parts[split, kind] = self.take(pool, n, seed=seed, by=("principle", "tags"))
         return parts
 
-    def without_principle(self, rows: Rows) -> int:
+    def without_principle(self, rows: Numbers) -> int:
         """How many of the rows have no principle, so that the prompt stage asks the model for theirs."""
         bare = np.array([principle is None for principle, _ in self._numbers], dtype=bool)
         return int(bare[self._group_of(rows)].sum()) if len(rows) else 0
 
-    def ranks(self, rows: Rows, seed: int) -> NDArray[np.uint64]:
+    def ranks(self, rows: Numbers, seed: int) -> NDArray[np.uint64]:
         """The hash of id and seed by which prompts are dealt."""
         return np.fromiter((int(content_id(seed, f"{self._ids[row]:016x}"), 16) for row in rows), np.uint64, len(rows))
 
-    def _group_of(self, rows: Rows) -> NDArray[np.uint32]:
+    def _group_of(self, rows: Numbers) -> NDArray[np.uint32]:
         return np.frombuffer(self._groups, dtype=np.uint32)[rows]
 
-    def _strata(self, rows: Rows, name_of: Callable[[str | None, tuple[str, ...]], str]) -> tuple[NDArray[np.int64], list[str]]:
+    def _strata(
+        self, rows: Numbers, name_of: Callable[[str | None, tuple[str, ...]], str]
+    ) -> tuple[NDArray[np.int64], list[str]]:
         """The stratum of each row as a number, and the names of the numbers."""
         named = [name_of(principle, tags) for principle, tags in self._numbers]
         names = sorted(set(named))
@@ -214,7 +216,7 @@ def prepare_prompts(
     seed: int,
     shorter: Callable[[], int | None] = lambda: None,
     sort: Callable[[Sequence[Prompt]], Iterable[Prompt]] = lambda prompts: prompts,
-    progress: Callable[[Sequence[Rows]], Iterable[Rows]] = lambda batches: batches,
+    progress: Callable[[Sequence[Numbers]], Iterable[Numbers]] = lambda batches: batches,
 ) -> dict[str, Any]:
     """The prompts of a run: without duplicates and those of ``shorter()`` characters or more, each with the principle that
     ``sort`` gives it (in batches of 256), split, and of each split and kind at most ``train`` or ``test``, in JSONL.
@@ -263,7 +265,7 @@ class TakenPrompts:
     """The prompts that a run takes: ``parts`` by split and kind, and how many of them all the stage sorts by principle."""
 
     spool: PromptSpool
-    parts: dict[tuple[Split, str], Rows]
+    parts: dict[tuple[Split, str], Numbers]
     unsorted: int
 
     @property

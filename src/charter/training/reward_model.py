@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from charter.errors import GateError
-from charter.models.cut import Cut, rows_of
+from charter.models.cut import Cut, answer_rows
 from charter.models.packing import Packed, Tokens
 from charter.models.trunk import Scorers, ScoreScale, Trunk
 from charter.recipe.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
@@ -31,7 +31,7 @@ SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 def pair_tokens(trunk: Trunk, pair: Pair, limit: int | None = None) -> tuple[Tokens, Tokens]:
     """Chosen and rejected as ids after the same prompt, each closed by the end-of-turn token; cut to ``limit`` tokens
     (:mod:`charter.models.cut`)."""
-    chosen, rejected = rows_of(trunk.tokenizer, pair.prompt.messages, [pair.chosen, pair.rejected], limit)
+    chosen, rejected = answer_rows(trunk.tokenizer, pair.prompt.messages, [pair.chosen, pair.rejected], limit)
     return chosen, rejected
 
 
@@ -101,7 +101,7 @@ def train_reward_model(
     train_members(trunk, settings, stage, len(groups), per_step, lambda role, batch: learn(
         role, [i for g in batch for i in groups[g]]), ("loss", "accuracy"))  # fmt: skip
     some = rows[:: max(1, len(rows) // SCALE_ROWS)]
-    return scaled(trunk, settings, [row for pair in some for row in pair])
+    return with_scales(trunk, settings, [row for pair in some for row in pair])
 
 
 def train_rating_model(
@@ -125,7 +125,7 @@ def train_rating_model(
         return (total,)
 
     train_members(trunk, settings, stage, len(rows), settings.ratings_per_step, learn, ("loss",))
-    return scaled(trunk, settings, rows[:: max(1, len(rows) // (2 * SCALE_ROWS))])
+    return with_scales(trunk, settings, rows[:: max(1, len(rows) // (2 * SCALE_ROWS))])
 
 
 def train_members(
@@ -185,7 +185,7 @@ def pack_once(trunk: Trunk, rows: Sequence[Tokens]) -> tuple[Packed, Tensor]:
 
 def rating_tokens(trunk: Trunk, rating: Rating, limit: int | None) -> Tokens:
     """Prompt and response of a rating as ids, closed by the end of turn, at most ``limit`` of them."""
-    (row,) = rows_of(trunk.tokenizer, rating.prompt.messages, [rating.response], limit)
+    (row,) = answer_rows(trunk.tokenizer, rating.prompt.messages, [rating.response], limit)
     return row
 
 
@@ -195,7 +195,7 @@ def rating_scale(ratings: Sequence[Rating]) -> ScoreScale:
     return ScoreScale(float(values.mean()), max(float(values.std()), 1e-6))
 
 
-def scaled(trunk: Trunk, settings: ScorerSettings, rows: Sequence[Tokens]) -> Scorers:
+def with_scales(trunk: Trunk, settings: ScorerSettings, rows: Sequence[Tokens]) -> Scorers:
     """The trained roles with the scale of each: mean and standard deviation of its scores of ``rows``."""
     roles = members(settings)
     scales = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from charter.errors import InputError
-from charter.models.cut import Cut, rows_of
+from charter.models.cut import Cut, answer_rows
 from charter.models.packing import Tokens
 from charter.models.trunk import Trunk
 from charter.recipe.settings import SFTSettings
@@ -25,7 +25,7 @@ def sft_tokens(trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]], 
     there is nothing to learn."""
     if not examples:
         raise InputError("no examples to fine-tune on")
-    return [row for messages, answer in examples for row in rows_of(trunk.tokenizer, messages, [answer], limit)]
+    return [row for messages, answer in examples for row in answer_rows(trunk.tokenizer, messages, [answer], limit)]
 
 
 def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage: Stage) -> Cut:
