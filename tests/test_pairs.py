@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.reading.pairs import FORKED, IDENTICAL, SPOKEN, PairFile, read_pairs, split_pairs
+from charter.reading.pairs import EMPTY_ANSWER, FORKED, IDENTICAL, SPOKEN, PairFile, read_pairs, split_pairs
 from charter.records import Message, Pair, Prompt
 from charter.run.files import write_jsonl
 
@@ -190,7 +190,7 @@ def test_a_system_message_does_not_make_a_cluster(tmp_path):
 @pytest.mark.skipif(not HH_SAMPLE.exists(), reason="the sample of hh-rlhf is not in ../shared/data")
 def test_real_pairs_rebuild_their_transcripts():
     found = read_pairs(HH_SAMPLE)
-    assert (len(found.pairs), found.n_rows, found.excluded) == (1599, 1600, {FORKED: 1})
+    assert (len(found.pairs), found.n_rows, found.excluded) == (1595, 1600, {FORKED: 1, EMPTY_ANSWER: 4})
     with gzip.open(HH_SAMPLE, "rt", encoding="utf-8") as file:
         originals = {(row["chosen"], row["rejected"]) for row in map(json.loads, file)}
     names = {"user": "Human", "assistant": "Assistant"}

@@ -39,8 +39,8 @@ class PromptSpool:
     """Prompts in an unnamed file beside ``out``, gone when it is closed or the process ends; 45 bytes of each in memory.
 
     ``digests``: 16 bytes of the hash of what it says. ``ids``: its id, 16 hex digits. ``starts``: the byte at which its line
-    begins. ``groups``: number of its (principle, tags). ``file_splits``: the split of its file, -1 for none. ``characters``: of all its
-    messages.
+    begins. ``groups``: number of its (principle, tags). ``file_splits``: the split of its file, -1 for none.
+    ``characters``: of all its messages.
     """
 
     def __init__(self, out: Path) -> None:
