@@ -68,7 +68,8 @@ def main() -> None:
             measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             sizes = (source.stat().st_size, measured["peak"], measured["above"])
             mega = "".join(f"{size / 1e6:>7.0f} MB" for size in sizes)
-            print(f"{n:>10}{mega}{measured['above'] / n:>10.0f} B{measured['seconds']:>6.0f} s   {measured['written']}", flush=True)
+            each = measured["above"] / n
+            print(f"{n:>10}{mega}{each:>10.0f} B{measured['seconds']:>6.0f} s   {measured['written']}", flush=True)
 
 
 if __name__ == "__main__":

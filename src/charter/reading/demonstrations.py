@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from charter.reading.forms import DIALOGUE_COLUMNS, LeftOut, check_tool_export, usual_columns
-from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer, ending_with_answer, nothing_usable, prompt_column
+from charter.reading.forms import DIALOGUE_COLUMNS, check_tool_export, read_usable, usual_columns
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer, ending_with_answer, prompt_column
 from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
-from charter.reading.rows import Row, read_rows
+from charter.reading.rows import Row
 from charter.records import Prompt
 
 ANSWERS = ("completion", "response", "answer", "output", "summary", "chosen")
@@ -45,28 +44,13 @@ def read_demonstrations(path: Path) -> DemonstrationFile:
     assistant's, as in pairs, where the answer is empty, where KTO's ``label`` is false, and where a part of the row is not
     rendered (tools, reasoning, media). InputError names file, line and field.
     """
-    examples: list[Demonstration] = []
-    excluded: Counter[str] = Counter()
-    n_rows = 0
-    for row in read_rows(path):
-        n_rows += 1
-        example = row_demonstration(row)
-        if isinstance(example, str):
-            excluded[example] += 1
-        else:
-            examples.append(example)
-    if not examples:
-        raise nothing_usable(path, "example", excluded)
-    return DemonstrationFile(examples, n_rows, dict(excluded))
+    return DemonstrationFile(*read_usable(path, row_demonstration, "example"))
 
 
 def row_demonstration(row: Row) -> Demonstration | str:
-    """The example of a row, or the reason to leave it out."""
-    try:
-        row = usual_columns(row)
-        example = _from_columns(row) if row.values.get("prompt") is not None else _from_dialogue(row)
-    except LeftOut as error:
-        return error.reason
+    """The example of a row, or the reason to leave it out, which may also be raised as LeftOut."""
+    row = usual_columns(row)
+    example = _from_columns(row) if row.values.get("prompt") is not None else _from_dialogue(row)
     if example is None:
         return SPOKEN
     label = row.values.get("label")

@@ -6,14 +6,17 @@ dialogues. Nothing that a row says to the model is dropped: a part that Charter 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 from charter.errors import InputError
-from charter.reading.rows import Row
+from charter.reading.rows import Row, read_rows
 from charter.records import Split
 
+T = TypeVar("T")
 DIALOGUE_COLUMNS = ("messages", "conversations", "conversation")
 QUESTION_COLUMNS = ("instruction", "question", "query")
 SYSTEM_COLUMNS = ("system", "system_prompt")
@@ -34,6 +37,28 @@ class LeftOut(InputError):
     def __init__(self, row: Row, reason: str, field: str | None = None) -> None:
         self.reason = reason
         super().__init__(f"{reason}; remove the row or that part of it", file=row.file, line=row.line, field=field)
+
+
+def read_usable(path: Path, read: Callable[[Row], T | str], what: str) -> tuple[list[T], int, dict[str, int]]:
+    """What ``read`` makes of the rows of a file, how many rows there are, and how many were left out for which reason (``read``
+    returns the reason or raises LeftOut). InputError where nothing is left."""
+    records: list[T] = []
+    excluded: Counter[str] = Counter()
+    n_rows = 0
+    for row in read_rows(path):
+        n_rows += 1
+        try:
+            record = read(row)
+        except LeftOut as error:
+            record = error.reason
+        if isinstance(record, str):
+            excluded[record] += 1
+        else:
+            records.append(record)
+    if not records:
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in excluded.items())
+        raise InputError(f"no usable {what}" + (f" ({reasons})" if reasons else f"; give at least one {what}"), file=path)
+    return records, n_rows, dict(excluded)
 
 
 def usual_columns(row: Row) -> Row:

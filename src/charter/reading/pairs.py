@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from charter.errors import InputError
-from charter.reading.forms import LeftOut, check_tool_export, preferred_output, usual_columns
+from charter.reading.forms import LeftOut, check_tool_export, preferred_output, read_usable, usual_columns
 from charter.reading.prompts import is_transcript, messages_in_json, row_conversation, row_messages, row_prompt
-from charter.reading.rows import Row, read_rows
+from charter.reading.rows import Row
 from charter.records import Message, Pair, Prompt, content_id
 from charter.run.files import describe
 
@@ -50,27 +48,12 @@ def read_pairs(path: Path) -> PairFile:
     swaps the two; ``margin``; ``principle``; ``group_id``, by default the prompt id of the first user turn, so that
     dialogues with the same opening stay together. InputError names file, line and field.
     """
-    pairs = []
-    excluded: Counter[str] = Counter()
-    n_rows = 0
-    for row in read_rows(path):
-        n_rows += 1
-        pair = row_pair(row)
-        if not isinstance(pair, Pair):
-            excluded[pair] += 1
-        elif not (pair.chosen.strip() and pair.rejected.strip()):
-            excluded[EMPTY_ANSWER] += 1
-        else:
-            pairs.append(pair)
-    if not pairs:
-        raise nothing_usable(path, "pair", excluded)
-    return PairFile(pairs, n_rows, dict(excluded))
+    return PairFile(*read_usable(path, _pair_with_words, "pair"))
 
 
-def nothing_usable(path: Path, what: str, excluded: Mapping[str, int]) -> InputError:
-    """The error of a file whose rows were all left out, with the reasons."""
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in excluded.items())
-    return InputError(f"no usable {what}" + (f" ({reasons})" if reasons else f"; give at least one {what}"), file=path)
+def _pair_with_words(row: Row) -> Pair | str:
+    pair = row_pair(row)
+    return EMPTY_ANSWER if isinstance(pair, Pair) and not (pair.chosen.strip() and pair.rejected.strip()) else pair
 
 
 def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:

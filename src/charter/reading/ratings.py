@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from charter.reading.forms import LeftOut, usual_columns
-from charter.reading.pairs import SPOKEN, answer, nothing_usable, number, prompt_column
-from charter.reading.rows import Row, read_rows
+from charter.reading.forms import read_usable, usual_columns
+from charter.reading.pairs import SPOKEN, answer, number, prompt_column
+from charter.reading.rows import Row
 from charter.records import Prompt, Rating, content_id
 
 
@@ -27,30 +26,12 @@ def read_ratings(path: Path) -> RatingFile:
     or our own Prompt), ``response`` and ``score``; ``group_id`` by default the id of the first user turn, so that dialogues with
     the same opening stay together. Rows are left out and counted where the prompt ends with the assistant and where a part of
     the row is not rendered. InputError names file, line, field."""
-    ratings: list[Rating] = []
-    excluded: Counter[str] = Counter()
-    n_rows = 0
-    for row in read_rows(path):
-        n_rows += 1
-        rating = row_rating(row)
-        if isinstance(rating, str):
-            excluded[rating] += 1
-        else:
-            ratings.append(rating)
-    if not ratings:
-        raise nothing_usable(path, "rating", excluded)
-    return RatingFile(ratings, n_rows, dict(excluded))
+    return RatingFile(*read_usable(path, row_rating, "rating"))
 
 
 def row_rating(row: Row) -> Rating | str:
-    """The rating of a row, or the reason to leave it out."""
-    try:
-        return _row_rating(usual_columns(row))
-    except LeftOut as error:
-        return error.reason
-
-
-def _row_rating(row: Row) -> Rating | str:
+    """The rating of a row, or the reason to leave it out, which may also be raised as LeftOut."""
+    row = usual_columns(row)
     if row.values.get("prompt") in (None, ""):
         raise row.bad("is missing; a rating has prompt, response and score", "prompt")
     prompt = prompt_column(row)
