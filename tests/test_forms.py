@@ -179,6 +179,15 @@ def test_tables_come_in_many_wrappings(tmp_path, name):
 def test_objects_over_several_lines_one_after_the_other(tmp_path):
     (tmp_path / "p.jsonl").write_text('{\n "prompt": "a"\n}\n{\n "prompt": "b"\n}\n')
     assert [prompt.last_turn for prompt in read_prompts(tmp_path / "p.jsonl")] == ["a", "b"]
+    (tmp_path / "p.jsonl").write_text('{\n "prompt": "a"\n}\n\n{\n "prompt": 7\n}\n')
+    with pytest.raises(InputError, match=r"p\.jsonl, line 5, field 'prompt'"):
+        list(read_prompts(tmp_path / "p.jsonl"))
+
+
+def test_an_answer_about_json_is_a_text(tmp_path):
+    row = {"prompt": "Show a turn.", "chosen": '[{"role": "user", "content": "hi"}]', "rejected": '{"role": "assistant"}'}
+    (pair,) = read_pairs(lines(tmp_path / "p.jsonl", row)).pairs
+    assert (pair.chosen, pair.rejected) == (row["chosen"], row["rejected"])
 
 
 @pytest.mark.parametrize(

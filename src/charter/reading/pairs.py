@@ -180,10 +180,13 @@ def _with_system_of(row: Row, field: str, prompt: Prompt) -> Prompt:
 
 
 def _answer_messages(row: Row, field: str) -> tuple[Message, ...] | None:
-    """An answer as messages, None where it is a plain text."""
+    """An answer as messages, None where it is a plain text. A text is messages only where they end with a whole turn of the
+    assistant: an answer may be about JSON."""
     value = row.values.get(field)
-    is_list = isinstance(value, (list, dict)) or (isinstance(value, str) and messages_in_json(value) is not None)
-    return row_messages(row, field) if is_list else None
+    if isinstance(value, str):
+        last = (messages_in_json(value) or [{}])[-1]
+        return row_messages(row, field) if last.get("role") == "assistant" and isinstance(last.get("content"), str) else None
+    return row_messages(row, field) if isinstance(value, (list, dict)) else None
 
 
 def answer(row: Row, field: str, prompt: Prompt) -> str:

@@ -115,30 +115,31 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         try:
             value = _parse_json(line, path, number)
         except InputError:
-            if number > 1 or (values := _json_values(_read_text(path))) is None:
+            if number > 1 or (rows := _spread_rows(path)) is None:
                 raise
-            for count, value in enumerate(values, start=1):
-                yield _object(value, Row({}, f"{path}, item {count}"))
+            yield from rows
             return
         yield _object(value, row)
 
 
-def _json_values(text: str) -> list[Any] | None:
-    """JSON values that span several lines each, one after the other, or the list inside a lone wrapper such as {"data": [...]};
-    None where the text is something else."""
-    decoder, values, text = json.JSONDecoder(), [], text.strip()
-    place = 0
+def _spread_rows(path: Path) -> list[Row] | None:
+    """The rows of a file of JSON objects that span several lines each, or of the list inside a lone wrapper such as
+    {"data": [...]}; None where the file is something else."""
+    decoder, text, rows, end, line = json.JSONDecoder(), _read_text(path).rstrip(), [], 0, 1
     try:
-        while place < len(text):
-            value, end = decoder.raw_decode(text, place)
-            values.append(value)
-            place = end + len(re.compile(r"\s*").match(text, end)[0])  # type: ignore[index]  # matches the empty text too
+        while end < len(text):
+            start = re.compile(r"\s*").match(text, end).end()  # type: ignore[union-attr]  # it matches the empty text too
+            line += text.count("\n", end, start)
+            value, end = decoder.raw_decode(text, start)
+            rows.append(_object(value, Row({}, str(path), line)))
+            line += text.count("\n", start, end)
     except (ValueError, RecursionError):
         return None
-    if len(values) == 1 and isinstance(values[0], dict) and len(values[0]) == 1:
-        ((key, inner),) = values[0].items()
-        return inner if key in WRAPPERS and isinstance(inner, list) else values
-    return values
+    if len(rows) == 1 and len(rows[0].values) == 1:
+        ((key, inner),) = rows[0].values.items()
+        if key in WRAPPERS and isinstance(inner, list):
+            return [_object(value, Row({}, f"{path}, item {number}")) for number, value in enumerate(inner, start=1)]
+    return rows
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
