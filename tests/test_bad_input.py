@@ -200,7 +200,7 @@ CASES = [
     Case("a limit of none", "prompts import prompts.jsonl --out out.jsonl --limit 0", ("--limit",)),
     Case("a tag with a surrogate", "prompts import prompts.jsonl --out out.jsonl --tag a\udcff", ("tags",)),
     import_case("broken JSON", "p.jsonl", line(prompt="a") + '{"prompt": \n', "line 2", "JSON"),
-    import_case("a JSON number", "p.jsonl", line(prompt="a") + "7\n", "line 2", "int"),
+    import_case("a JSON number", "p.jsonl", line(prompt="a") + "7\n", "line 2", "not a number"),
     import_case("a number of 5000 digits", "p.jsonl", '{"prompt": ' + "7" * 5000 + "}\n", "line 1"),
     import_case("JSON nested without end", "p.jsonl", '{"prompt": ' + "[" * 100_000 + "\n", "line 1"),
     import_case("a NUL byte", "p.jsonl", '{"prompt": "a\\u0000b"}\n', "line 1", "prompt", "NUL"),

@@ -50,7 +50,7 @@ def test_a_prompt_that_stands_in_the_row_is_not_replaced(tmp_path):
     assert prompt.last_turn == "What do they say?"
 
 
-@pytest.mark.parametrize(("dialogue", "words"), [(["Hello."], "is a list"), (" ", "is empty"), (None, "is missing")])
+@pytest.mark.parametrize(("dialogue", "words"), [(["Hello."], "must be a text, not a list"), (" ", "empty"), (None, "missing")])
 def test_a_dialogue_that_is_none_is_said_with_its_line(tmp_path, dialogue, words):
     (tmp_path / "d.jsonl").write_text(json.dumps({**ROW, "dialogue": dialogue}) + "\n")
     with pytest.raises(InputError, match=f"line 1, field 'dialogue': {words}"):

@@ -195,13 +195,13 @@ def test_an_answer_about_json_is_a_text(tmp_path):
     [
         ("p.jsonl.zst", b"\x28\xb5\x2f\xfdnonsense", "broken zstd file"),
         ("p.jsonl.xz", lzma.compress(b"{}")[:20], "broken xz file"),
-        ("p.jsonl", b"PK\x03\x04\x14\x00", "is a zip archive; unpack it"),
-        ("p.jsonl", b'{"prompt": "", "chosen": "a", "rejected": "b"}', "line 1, field 'prompt': is empty; write the prompt"),
+        ("p.jsonl", b"PK\x03\x04\x14\x00", "a zip archive; unpack it"),
+        ("p.jsonl", b'{"prompt": "", "chosen": "a", "rejected": "b"}', "line 1, field 'prompt': empty; write the prompt"),
         ("p.jsonl", b'{"system": "a", "prompt": [{"role": "system", "content": "b"}, {"role": "user", "content": "c"}], '
                     b'"chosen": "d", "rejected": "e"}', "line 1, field 'system': differs from the system turn in 'prompt'"),
         ("p.jsonl", b'{"prompt": "a", "answer1": "b", "annotator": 1, "annotation_id": 2}', "export of Label Studio; read"),
         ("p.jsonl", b'{"prompt": "a", "order.responses": [["a"]]}', "export of Argilla; read the file with `charter import`"),
-        ("p.jsonl", b'{"prompt": "a", "history": ["b"], "chosen": "c", "rejected": "d"}', "'history': is not a list of pairs"),
+        ("p.jsonl", b'{"prompt": "a", "history": ["b"], "chosen": "c", "rejected": "d"}', "'history': must be a list of pairs"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("read", [read_pairs, read_demonstrations])

@@ -89,7 +89,7 @@ def check_tool_export(row: Row) -> None:
     names = [str(name) for name in row.values]
     tool = "Label Studio" if {"annotator", "annotation_id"} <= set(names) else "Argilla"
     if tool == "Label Studio" or any(name.endswith(".responses") for name in names):
-        raise row.bad(f"is a row of an export of {tool}; read the file with `charter import` first, which makes pairs of votes")
+        raise row.bad(f"a row of an export of {tool}; read the file with `charter import` first, which makes pairs of votes")
 
 
 def _summary_task(row: Row) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _summary_task(row: Row) -> dict[str, Any]:
     named = {"split": split} if split in get_args(Split) and values.get("split") in (None, "") else {}
     dialogue = row.text("dialogue")
     if not dialogue.strip():
-        raise row.bad("is empty; write the dialogue or remove the row", "dialogue")
+        raise row.bad("empty; write the dialogue or remove the row", "dialogue")
     return {**named, "prompt": summary_prompt(dialogue)}
 
 
@@ -147,7 +147,7 @@ def _alpaca_input(row: Row) -> dict[str, Any]:
         text += f"\n\n{row.text('input')}"
     before = values.get("history") or []
     if not isinstance(before, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in before):
-        raise row.bad("is not a list of pairs of turns", "history")
+        raise row.bad("must be a list of pairs of turns", "history")
     turns = [{"role": role, "content": words} for pair in before for role, words in zip(("user", "assistant"), pair, strict=True)]
     return {"prompt": [*turns, {"role": "user", "content": text}] if turns else text}
 
@@ -163,7 +163,7 @@ def without_answer(turns: Any) -> Any:
 def usual_turn(row: Row, item: Any, field: str) -> dict[str, Any]:
     """One turn as role and content, from ShareGPT's names too. LeftOut where it has a part that Charter cannot render."""
     if not isinstance(item, dict):
-        raise row.bad("is not an object with role and content", field)
+        raise row.bad("must be an object with role and content", field)
     role, content = (item.get(first, item.get(second)) for first, second in (("role", "from"), ("content", "value")))
     role = ROLE_NAMES.get(role, role) if isinstance(role, str) else role
     for names, words in ((CALLS, "a turn calls tools, which Charter does not render"),

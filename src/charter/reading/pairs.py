@@ -92,7 +92,7 @@ def row_pair(row: Row) -> Pair | str:
 def _row_pair(row: Row) -> Pair | str:
     if (missing := next((name for name in ("chosen", "rejected") if row.values.get(name) is None), None)) is not None:
         check_tool_export(row)
-        raise row.bad("is missing; a pair has prompt, chosen and rejected, or two whole dialogues", missing)
+        raise row.bad("missing; a pair needs prompt, chosen and rejected, or two whole dialogues", missing)
     if row.values.get("prompt") in (None, ""):
         chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
         if chosen[:-1] != rejected[:-1]:
@@ -112,7 +112,7 @@ def _row_pair(row: Row) -> Pair | str:
     weight, p, margin = (number(row, field) for field in ("weight", "p", "margin"))
     if weight is None and p is not None:
         if not 0 <= p <= 1:
-            raise row.bad(f"is {p:g}; a probability is between 0 and 1", "p")
+            raise row.bad(f"{p:g} is not between 0 and 1; give a probability", "p")
         weight = max(p, 1 - p)
         answers = answers if p >= 0.5 else answers[::-1]
     opening = next(message for message in prompt.messages if message.role != "assistant")
@@ -137,7 +137,7 @@ def _dialogue(row: Row, field: str) -> tuple[Message, ...]:
     value = row.values[field]
     plain = isinstance(value, str) and messages_in_json(value) is None
     if plain and row.values.get("prompt") == "" and not is_transcript(value):
-        raise row.bad("is empty; write the prompt or remove the row", "prompt")
+        raise row.bad("empty; write the prompt or remove the row", "prompt")
     return ending_with_answer(row, field, row_conversation(row, field, as_transcript=plain))
 
 
@@ -200,7 +200,7 @@ def answer(row: Row, field: str, prompt: Prompt) -> str:
     if messages[: len(prompt.messages)] == prompt.messages:
         messages = messages[len(prompt.messages) :]
     if [message.role for message in messages] != ["assistant"]:
-        raise row.bad("is not one message of the assistant after the prompt", field)
+        raise row.bad("must be one message of the assistant after the prompt", field)
     return messages[0].content
 
 
@@ -214,5 +214,5 @@ def number(row: Row, field: str) -> float | None:
     except (ValueError, OverflowError):
         parsed = math.nan
     if not math.isfinite(parsed):
-        raise row.bad(f"is {value!r}, not a number", field)
+        raise row.bad(f"must be a number, not {value!r}", field)
     return parsed

@@ -18,14 +18,14 @@ from pydantic import ValidationError
 
 from charter.errors import InputError
 from charter.reading.forms import PROMPT_COLUMNS, SYSTEM_COLUMNS, check_tool_export, usual_columns, usual_turn, without_answer
-from charter.reading.rows import Format, Row, read_rows
+from charter.reading.rows import Format, Row, kind_of, read_rows
 from charter.records import Message, Prompt
 from charter.run.files import atomic_path, describe, write_jsonl, write_text
 
 SPEAKERS: dict[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 LINE_TURN = re.compile(r"(?:\A\s*|\n)(Human|Assistant):")  # of transcripts that part their turns by single line breaks
-TRANSCRIPT_COLUMNS = ("transcript", "chosen")  # never plain text: an answer alone is no prompt
+TRANSCRIPT_COLUMNS = ("transcript", "chosen")  # never plain text: an answer alone is not a prompt
 CSV_COLUMNS = ("prompt", "source", "principle", "tags", "split")
 
 
@@ -69,7 +69,7 @@ def row_to_prompt(row: Row, **fields: Any) -> Prompt:
     field = next((name for name in present if row.values[name] != ""), present[0])
     value = row.values[field]
     if field == "chosen" and row.values.get("prompt") == "" and not is_transcript(str(value)):
-        raise row.bad("is empty; write the prompt or remove the row", "prompt")
+        raise row.bad("empty; write the prompt or remove the row", "prompt")
     row = replace(row, values={**row.values, field: without_answer(value)})
     return row_prompt(row, field, row_conversation(row, field, as_transcript=field in TRANSCRIPT_COLUMNS), **fields)
 
@@ -102,7 +102,7 @@ def row_messages(row: Row, field: str, *, as_transcript: bool = False) -> tuple[
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise row.bad(f"is a {type(value).__name__}; give a text or a list of messages", field)
+        raise row.bad(f"must be a text or a list of messages, not {kind_of(value)}", field)
     messages = []
     for number, item in enumerate(value):
         try:
@@ -129,7 +129,7 @@ def row_prompt(
     if not waiting:
         raise row.bad("nothing for the assistant to answer; begin with a turn of the user", field)
     if not waiting[-1].content.strip():
-        raise row.bad("is empty; write the prompt or remove the row", field)
+        raise row.bad("empty; write the prompt or remove the row", field)
     row_source = default_source if row.values.get("source") is None else row.text("source")
     try:
         return Prompt(
@@ -211,9 +211,9 @@ def _tags(row: Row) -> list[str]:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            raise row.bad('is not valid JSON; write tags as "one; two"', "tags") from None
+            raise row.bad('not valid JSON; write tags as "one; two"', "tags") from None
     if value is not None and not (isinstance(value, list) and all(isinstance(tag, str) for tag in value)):
-        raise row.bad("is not a list of texts", "tags")
+        raise row.bad("must be a list of texts", "tags")
     tags = Row({f"tags.{number}": tag for number, tag in enumerate(value or [])}, row.file, row.line)
     return [tags.text(field) for field in tags.values]
 

@@ -33,11 +33,11 @@ def row_rating(row: Row) -> Rating | str:
     """The rating of a row, or the reason to leave it out, which may also be raised as LeftOut."""
     row = usual_columns(row)
     if row.values.get("prompt") in (None, ""):
-        raise row.bad("is missing; a rating has prompt, response and score", "prompt")
+        raise row.bad("missing; a rating needs prompt, response and score", "prompt")
     prompt = prompt_column(row)
     score = number(row, "score")
     if score is None:
-        raise row.bad("is missing; a rating has prompt, response and score", "score")
+        raise row.bad("missing; a rating needs prompt, response and score", "score")
     if prompt is None:
         return SPOKEN
     opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])

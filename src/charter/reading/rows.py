@@ -51,14 +51,14 @@ class Row:
     line: int | None = None
 
     def bad(self, words: str, field: str | None = None) -> InputError:
-        """The error that says so."""
+        """The error with these words at the place of the row."""
         return InputError(words, file=self.file, line=self.line, field=field)
 
     def text(self, field: str) -> str:
         """A text that is there and that every stage can handle."""
         value = self.values.get(field)
         if not isinstance(value, str):
-            raise self.bad("is missing" if value is None else f"is a {type(value).__name__}, not a text", field)
+            raise self.bad("missing" if value is None else f"must be a text, not {kind_of(value)}", field)
         try:
             return clean_text(value)
         except ValueError as error:
@@ -67,6 +67,12 @@ class Row:
     def optional(self, field: str) -> str | None:
         """A text, or None where it is missing or empty."""
         return None if self.values.get(field) in (None, "") else self.text(field)
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, in words."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)
 
 
 def read_rows(path: Path, *, format: Format | None = None) -> Iterator[Row]:
@@ -145,7 +151,7 @@ def _spread_rows(path: Path) -> list[Row] | None:
 def _json_rows(path: Path) -> Iterator[Row]:
     content = _parse_json(_read_text(path), path, None)
     if not isinstance(content, list):
-        raise InputError(f"is a JSON {type(content).__name__}; it should be a list of objects", file=path)
+        raise InputError(f"must be a list of objects, not {kind_of(content)}", file=path)
     for number, item in enumerate(content, start=1):
         yield _object(item, Row({}, f"{path}, item {number}"))
 
@@ -154,7 +160,7 @@ def _object(value: Any, row: Row) -> Row:
     if isinstance(value, str):
         return replace(row, values={"prompt": value})
     if not isinstance(value, dict):
-        raise row.bad(f"is a JSON {type(value).__name__}; every row is a JSON object")
+        raise row.bad(f"must be a JSON object, not {kind_of(value)}")
     return replace(row, values=value)
 
 
@@ -162,7 +168,7 @@ def _txt_rows(path: Path) -> Iterator[Row]:
     for number, line in _lines(path):
         row = Row({"prompt": line.strip()}, str(path), number)
         if re.match(r"(Human|Assistant):", row.values["prompt"]):
-            raise row.bad('looks like a dialogue, but every line of a .txt is a prompt of its own; put each dialogue '
+            raise row.bad('looks like a dialogue, but every line of a .txt is one prompt; put each dialogue '
                           'into a JSONL line {"text": "..."}')  # fmt: skip
         yield row
 
@@ -248,7 +254,7 @@ def _compression(path: Path) -> tuple[str, Any]:
     if path.suffix == ".gz" and not name:
         return "gzip", gzip.open
     if opener is None:
-        raise InputError(f"is a {name} archive; unpack it, or compress the file with gzip or zstd", file=path)
+        raise InputError(f"a {name} archive; unpack it, or compress the file with gzip or zstd", file=path)
     return name, opener
 
 
