@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from charter.commands.app import run_command
 from charter.errors import GateError, InputError
@@ -16,7 +18,7 @@ from charter.records import Message, Pair, Prompt
 from charter.training.dpo import train_dpo
 from charter.training.reward_model import pairs_that_differ, train_reward_model
 from charter.training.sft import sft_tokens, train_sft
-from conftest import save_random_model
+from conftest import save_random_encoder, save_random_model
 
 SYSTEM = Message(role="system", content="Be kind.")
 
@@ -144,3 +146,28 @@ def test_a_published_reward_model_is_not_taken_for_a_classifier(tmp_path):
     LlamaForSequenceClassification(config).save_pretrained(folder)
     with pytest.raises(InputError, match=r"is a reward model \(LlamaForSequenceClassification with one label\)"):
         Classifier(str(folder), "LABEL_0")
+
+
+@pytest.fixture(scope="module")
+def pair_tokenizer(tmp_path_factory):
+    return load_trunk(str(save_random_encoder(tmp_path_factory.mktemp("bert"), "bert")), writes=False).tokenizer
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["lamp", "mend the door", "of Anna " * 9, "漢字"]), min_size=1, max_size=5),
+    answers=st.lists(st.sampled_from(["No.", "Yes, " * 20, "Ask Ben."]), min_size=1, max_size=2),
+    limit=st.integers(4, 90), system=st.booleans(), pair=st.booleans(),
+)  # fmt: skip
+def test_every_row_fits_and_says_what_it_lost(tokenizer, pair_tokenizer, words, answers, limit, system, pair):
+    tokens = pair_tokenizer if pair else tokenizer
+    turns = [(user, assistant)[i % 2](text) for i, text in enumerate(words[: len(words) - 1 + len(words) % 2] or words)]
+    messages = [SYSTEM, *turns] if system else turns
+    whole = encode_prompt(tokens, messages)
+    for row, text in zip(answer_rows(tokens, messages, answers, limit), answers, strict=True):
+        response = encode_response(tokens, text)
+        assert len(row) <= limit
+        assert len(row.prompt) > 0
+        assert list(row.response) == response[: len(row.response)]
+        assert (row.lost == "answer") == (len(row.response) < len(response))
+        assert (row.lost is None) == (list(row.prompt) == whole and list(row.response) == response)
