@@ -95,14 +95,14 @@ def _detect(path: Path) -> Format:
         return "parquet"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if named == "txt" or text[:1] not in (b"[", b"{"):
-        return named or ("tsv" if _is_tsv(text) else "txt")
+        return "tsv" if named in (None, "txt") and _is_tsv(text) else named or "txt"
     return "json" if text[:1] == b"[" else "jsonl"
 
 
 def _is_tsv(head: bytes) -> bool:
     """Whether the first line names columns between tabs and the second has as many cells."""
     first, second = [*head.splitlines(), b"", b""][:2]
-    return re.fullmatch(rb"\w+(\t\w+)+", first) is not None and second.count(b"\t") == first.count(b"\t")
+    return re.fullmatch(rb"[\w.-]+(\t[\w.-]+)+", first) is not None and second.count(b"\t") == first.count(b"\t")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
