@@ -160,7 +160,8 @@ def test_a_prompt_about_a_dialogue_is_one_turn(tmp_path, text):
 TABLE = "prompt\tchosen\trejected\nName a tree.\tOak, or elm\tOx\n"
 OBJECT = b'{"prompt": "Name a tree.", "chosen": "Oak, or elm", "rejected": "Ox"}\n'
 PACKED = {
-    "p.tsv": TABLE.encode(), "p.csv": TABLE.encode(), "p": TABLE.encode(), "p.txt": TABLE.encode(), "q.csv": TABLE.replace("\t", ";").encode(),
+    "p.tsv": TABLE.encode(), "p.csv": TABLE.encode(), "p": TABLE.encode(), "p.txt": TABLE.encode(),
+    "q.csv": TABLE.replace("\t", ";").encode(),
     "p.tsv.bz2": bz2.compress(TABLE.encode()), "p.tsv.xz": lzma.compress(TABLE.encode()),
     "p.tsv.zst": pyarrow.compress(TABLE.encode(), "zstd", asbytes=True), "gzip-without-suffix.tsv": gzip.compress(TABLE.encode()),
     "p.jsonl.zst": pyarrow.compress(OBJECT, "zstd", asbytes=True),
