@@ -43,7 +43,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SIDEWAYS = {
     ("testbed.lab", "recipe.settings"): "the lab's summariser is trained with the settings of a recipe",
     ("testbed.lab", "evaluation.overlap"): "the lab's summaries are compared with their references",
-    ("testbed.lab", "reading.prompts"): "the lab's summariser learns under the prompt that its files are read with",
+    ("testbed.lab", "reading.forms"): "the lab's summariser learns under the prompt that its files are read with",
     ("testbed.lab", "training.batches"): "the lab's classifiers learn in the batches of every training",
     ("testbed.lab", "training.sft"): "the lab's summariser is trained as any model is",
     ("pipeline", "plan.fit"): "a run that ran out of memory is told what would fit",

@@ -16,7 +16,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.evaluation.overlap import longest_common_subsequence, rouge_l
-from charter.reading.prompts import read_prompts, summary_prompt
+from charter.reading.forms import summary_prompt
+from charter.reading.prompts import read_prompts
 from charter.reading.rows import read_rows
 from charter.run.files import read_jsonl
 from charter.testbed import dialogues as made
@@ -49,7 +50,7 @@ def test_a_prompt_that_stands_in_the_row_is_not_replaced(tmp_path):
     assert prompt.last_turn == "What do they say?"
 
 
-@pytest.mark.parametrize(("dialogue", "words"), [(["Hello."], "is a list"), (" ", "is empty"), (None, "is missing")])
+@pytest.mark.parametrize(("dialogue", "words"), [(["Hello."], "must be a text, not a list"), (" ", "empty"), (None, "missing")])
 def test_a_dialogue_that_is_none_is_said_with_its_line(tmp_path, dialogue, words):
     (tmp_path / "d.jsonl").write_text(json.dumps({**ROW, "dialogue": dialogue}) + "\n")
     with pytest.raises(InputError, match=f"line 1, field 'dialogue': {words}"):

@@ -8,11 +8,11 @@ import torch
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.packing import Tokens
+from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
 from charter.recipe.settings import LoRASettings, RewardModelSettings
 from charter.records import Pair, Prompt
-from charter.training.reward_model import clip, reward_scores, train_reward_model
+from charter.training.reward_model import reward_scores, train_reward_model
 from conftest import ENCODERS, HARMFUL, save_random_classifier, save_random_encoder
 
 PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]

@@ -26,8 +26,8 @@ openings = st.sampled_from(["", "=", "+", "-1", "@", "\ufeff", "[", "\n\nHuman: 
 texts = st.builds(str.__add__, openings, st.text(clean))
 asked = st.builds(Prompt.ask, texts.filter(str.strip)) | st.just(DIALOGUE)
 pairs = st.builds(
-    Pair, prompt=asked, chosen=texts, rejected=texts, weight=st.floats(0.5, 1), margin=st.floats(0, 1e9),
-    group_id=st.text(clean, min_size=1), principle=st.none() | st.text(clean, min_size=1),
+    Pair, prompt=asked, chosen=texts.filter(str.strip), rejected=texts.filter(str.strip), weight=st.floats(0.5, 1),
+    margin=st.floats(0, 1e9), group_id=st.text(clean, min_size=1), principle=st.none() | st.text(clean, min_size=1),
 ).filter(lambda pair: pair.chosen != pair.rejected)  # fmt: skip
 
 

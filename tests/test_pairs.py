@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.reading.pairs import FORKED, IDENTICAL, SPOKEN, PairFile, read_pairs, split_pairs
+from charter.reading.pairs import EMPTY_ANSWER, FORKED, IDENTICAL, SPOKEN, PairFile, read_pairs, split_pairs
 from charter.records import Message, Pair, Prompt
 from charter.run.files import write_jsonl
 
@@ -57,10 +57,10 @@ def test_our_own_pairs_come_back_whole(tmp_path):
 
 def test_a_transcript_is_cut_before_the_last_answer(tmp_path):
     shared = "\n\nHuman: hi\n\nAssistant: Is it: this?\n\nHuman: yes"
-    row = {"chosen": shared + "\n\nAssistant: one\n\ntwo", "rejected": shared + "\n\nAssistant: "}
+    row = {"chosen": shared + "\n\nAssistant: one\n\ntwo", "rejected": shared + "\n\nAssistant: three"}
     (pair,) = read(tmp_path / "p.jsonl", row).pairs
     assert [m.content for m in pair.prompt.messages] == ["hi", "Is it: this?", "yes"]
-    assert (pair.chosen, pair.rejected) == ("one\n\ntwo", "")
+    assert (pair.chosen, pair.rejected) == ("one\n\ntwo", "three")
     assert pair.group_id == HI.id  # the opening, not the whole dialogue
 
 
@@ -106,21 +106,21 @@ def test_csv_parquet_and_gzip(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "hi", "chosen": "a"}, "field 'rejected': is missing"),
-        ({"prompt": "hi", "chosen": 7, "rejected": "b"}, "field 'chosen': is a int, not a text"),
-        ({"prompt": " ", "chosen": "a", "rejected": "b"}, "field 'prompt': is empty"),
+        ({"prompt": "hi", "chosen": "a"}, "field 'rejected': missing"),
+        ({"prompt": "hi", "chosen": 7, "rejected": "b"}, "field 'chosen': must be a text, not a number"),
+        ({"prompt": " ", "chosen": "a", "rejected": "b"}, "field 'prompt': empty"),
         ({"prompt": "hi", "chosen": "a", "rejected": "\ud800"}, "field 'rejected': holds a lone surrogate"),
-        ({"prompt": "hi", "chosen": [user("no")], "rejected": "b"}, "field 'chosen': is not one message of the"),
+        ({"prompt": "hi", "chosen": [user("no")], "rejected": "b"}, "field 'chosen': must be one message of the"),
         ({"prompt": {"messages": []}, "chosen": "a", "rejected": "b"}, "field 'prompt.messages'"),
-        ({"chosen": "a", "rejected": "b"}, "field 'chosen': is no transcript"),
+        ({"chosen": "a", "rejected": "b"}, "field 'chosen': not a transcript"),
         ({"chosen": "\n\nHuman: hi", "rejected": "\n\nHuman: hi"}, "field 'chosen': does not end with an answer"),
-        ({"rejected": "b"}, "field 'chosen': is missing; a pair has prompt, chosen and rejected"),
-        ({"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "holds nothing for the assistant to answer"),
+        ({"rejected": "b"}, "field 'chosen': missing; a pair needs prompt, chosen and rejected"),
+        ({"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "nothing for the assistant to answer"),
         ({"prompt": "hi", "chosen": "a", "rejected": "b", "weight": 0.4}, "field 'weight': Input should be greater"),
-        ({"prompt": "hi", "chosen": "a", "rejected": "b", "p": 1.5}, "field 'p': is 1.5; a probability"),
-        ({"prompt": "hi", "chosen": "a", "rejected": "b", "p": "NaN"}, "field 'p': is 'NaN', not a number"),
+        ({"prompt": "hi", "chosen": "a", "rejected": "b", "p": 1.5}, "field 'p': 1.5 is not between 0 and 1"),
+        ({"prompt": "hi", "chosen": "a", "rejected": "b", "p": "NaN"}, "field 'p': must be a number, not 'NaN'"),
         ({"prompt": "hi", "chosen": "a", "rejected": "b", "margin": -1}, "field 'margin'"),
-        ({"prompt": "hi", "chosen": "a", "rejected": "b", "margin": [1]}, "field 'margin': is [1], not a number"),
+        ({"prompt": "hi", "chosen": "a", "rejected": "b", "margin": [1]}, "field 'margin': must be a number, not [1]"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_field(tmp_path, row, words):
@@ -131,7 +131,7 @@ def test_a_bad_row_is_named_by_file_line_and_field(tmp_path, row, words):
 
 
 def test_a_file_without_a_pair_says_why(tmp_path):
-    with pytest.raises(InputError, match=r"holds no usable pair$"):
+    with pytest.raises(InputError, match=r"no usable pair; give at least one"):
         read(tmp_path / "p.jsonl", "")
     with pytest.raises(InputError, match=r"no usable pair \(1 x chosen and rejected are identical\)"):
         read(tmp_path / "p.jsonl", {"prompt": "hi", "chosen": "a", "rejected": "a"})
@@ -190,7 +190,7 @@ def test_a_system_message_does_not_make_a_cluster(tmp_path):
 @pytest.mark.skipif(not HH_SAMPLE.exists(), reason="the sample of hh-rlhf is not in ../shared/data")
 def test_real_pairs_rebuild_their_transcripts():
     found = read_pairs(HH_SAMPLE)
-    assert (len(found.pairs), found.n_rows, found.excluded) == (1599, 1600, {FORKED: 1})
+    assert (len(found.pairs), found.n_rows, found.excluded) == (1595, 1600, {FORKED: 1, EMPTY_ANSWER: 4})
     with gzip.open(HH_SAMPLE, "rt", encoding="utf-8") as file:
         originals = {(row["chosen"], row["rejected"]) for row in map(json.loads, file)}
     names = {"user": "Human", "assistant": "Assistant"}

@@ -3,8 +3,6 @@
 import csv
 import gzip
 import json
-import random
-from collections import Counter
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.reading.dealing import deduplicate, split_prompts, take_stratified
+from charter.reading.dealing import what_it_says
 from charter.reading.prompts import parse_transcript, prompt_text, read_prompts, write_prompts
 from charter.records import Message, Prompt
 from charter.run.files import write_jsonl
@@ -55,7 +53,7 @@ def test_a_transcript_keeps_everything_but_its_markers():
     assert [(m.role, m.content) for m in parse_transcript("\n\nBe brief.\n\nHuman: hi")] == [
         ("system", "Be brief."), ("user", "hi")
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="is no transcript"):
+    with pytest.raises(ValueError, match="not a transcript"):
         parse_transcript("Human beings say: hello")
 
 
@@ -149,32 +147,32 @@ def test_text_formats_may_be_gzipped(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.jsonl", "", "p.jsonl: holds no prompt"),
-        ("p.json", "[]", "holds no prompt"),
-        ("p.csv", "prompt\n", "holds no prompt"),
-        ("p.csv", "question\nhi\n", "line 2: no prompt; give one of the columns messages, prompt"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 7}', "line 2, field 'prompt': is a int; give a text or a list"),
-        ("p.jsonl", '{"prompt": " "}', "line 1, field 'prompt': is empty"),
+        ("p.jsonl", "", "p.jsonl: the prompts are missing"),
+        ("p.json", "[]", "the prompts are missing"),
+        ("p.csv", "prompt\n", "the prompts are missing"),
+        ("p.csv", "puzzle\nhi\n", "line 2: no prompt; give one of the columns messages, conversations, prompt"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 7}', "line 2, field 'prompt': must be a text or a list of messages, not"),
+        ("p.jsonl", '{"prompt": " "}', "line 1, field 'prompt': empty"),
         ("p.jsonl", '{"prompt": "\\ud800"}', "line 1, field 'prompt': holds a lone surrogate"),
         ("p.jsonl", '{"prompt": "a", "tags": ["\\ud800"]}', "line 1, field 'tags.0'"),
         ("p.jsonl", '{"messages": [{"role": "user"}]}', "line 1, field 'messages.0.content'"),
-        ("p.jsonl", '{"messages": [{"role": "human", "content": "a"}]}', "field 'messages.0.role'"),
-        ("p.jsonl", '{"messages": ["a"]}', "field 'messages.0': is not an object"),
-        ("p.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "holds nothing for the assistant"),
-        ("p.jsonl", '{"messages": []}', "holds nothing for the assistant"),
-        ("p.jsonl", '{"chosen": "a", "rejected": "b"}', "line 1, field 'chosen': is no transcript"),
+        ("p.jsonl", '{"messages": [{"role": "narrator", "content": "a"}]}', "field 'messages.0.role'"),
+        ("p.jsonl", '{"messages": ["a"]}', "field 'messages.0': must be an object"),
+        ("p.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "nothing for the assistant"),
+        ("p.jsonl", '{"messages": []}', "nothing for the assistant"),
+        ("p.jsonl", '{"chosen": "a", "rejected": "b"}', "line 1, field 'chosen': not a transcript"),
         ("p.jsonl", '{"prompt": "a", "split": "dev"}', "field 'split': Input should be 'train' or 'test'"),
-        ("p.jsonl", '{"prompt": "a", "tags": {"b": 1}}', "field 'tags': is not a list of texts"),
+        ("p.jsonl", '{"prompt": "a", "tags": {"b": 1}}', "field 'tags': must be a list of texts"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2: not valid JSON"),
-        ("p.jsonl", '{"prompt": "a"}\n3', "line 2: is a JSON int"),
+        ("p.jsonl", '{"prompt": "a"}\n3', "line 2: must be a JSON object, not a number"),
         ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1: not valid JSON"),
-        ("p.json", '[{"prompt": "a"},\n3]', "p.json, item 2: is a JSON int"),
+        ("p.json", '[{"prompt": "a"},\n3]', "p.json, item 2: must be a JSON object, not a number"),
         ("p.json", '["a",\n', "line 2: not valid JSON"),
         ("p.csv", 'prompt,tags\nok,\n"a\nb",x,y\n', "line 3: has 3 cells where the header has 2"),
         ("p.csv", 'prompt\nok\n"never closed\n', "line 3: not valid CSV"),
         ("p.csv", "prompt,prompt\na,b\n", "line 1: two columns have the same name"),
         ("p.csv", b"prompt\nna\xefve\n", "line 2: not UTF-8"),
-        ("p.csv", "prompt,tags\na,[\n", "line 2, field 'tags': is not valid JSON"),
+        ("p.csv", "prompt,tags\na,[\n", "line 2, field 'tags': not valid JSON"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_field(tmp_path, name, content, words):
@@ -189,7 +187,7 @@ def test_a_missing_file_and_an_unknown_format_are_named(tmp_path):
     for name in ("none.csv", "none.jsonl", "none"):
         with pytest.raises(InputError, match=r"no such file|cannot be read"):
             list(read_prompts(tmp_path / name))
-    with pytest.raises(InputError, match="unknown format 'xml'; known are jsonl, json, csv"):
+    with pytest.raises(InputError, match="unknown format 'xml'; use one of jsonl, json, csv"):
         list(read_prompts(tmp_path / "p", format="xml"))
 
 
@@ -213,89 +211,6 @@ def test_a_csv_prompt_is_its_own_text_where_that_is_unambiguous(tmp_path):
         write_prompts(tmp_path / "p.xlsx", [])
 
 
-def test_duplicates_differ_at_most_in_case_space_and_unicode_form():
-    first = Prompt.ask("Is  the ﬁrst Ｏne\nhere?", source="kept")
-    same = [Prompt.ask("is the first one here?"), Prompt.ask(" Is the FIRST one here? "), Prompt.ask(first.last_turn)]
-    other = Prompt.ask("Is the first one here")
-    kept, dropped = deduplicate([first, other, *same])
-    assert (kept, dropped) == ([first, other], 3)
-    asked_by_system = Prompt(messages=(Message(role="system", content=other.last_turn),))
-    assert deduplicate(iter([other, asked_by_system])) == ([other, asked_by_system], 0)
-    assert deduplicate([]) == ([], 0)
-
-
-def crowd(n: int, kinds: int = 3, **fields) -> list[Prompt]:
-    return [Prompt.ask(f"prompt {i}", principle=f"p{i % kinds}", **fields) for i in range(n)]
-
-
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(0, 60), kinds=st.integers(1, 9), fraction=st.floats(0, 1), seed=st.integers(0, 9), order=st.randoms())
-def test_a_split_hits_the_fraction_in_every_stratum_and_ignores_the_order(n, kinds, fraction, seed, order):
-    prompts = crowd(n, kinds)
-    found = split_prompts(prompts, test_fraction=fraction, seed=seed)
-    assert [p.id for p in found] == [p.id for p in prompts]
-    tests = Counter(p.principle for p in found if p.split == "test")
-    assert tests.total() == round(n * fraction)
-    for principle, size in Counter(p.principle for p in prompts).items():
-        assert abs(tests[principle] - size * fraction) < 1 + 1e-9
-
-    shuffled = order.sample(prompts, n)
-    again = {p.id: p.split for p in split_prompts(shuffled, test_fraction=fraction, seed=seed)}
-    assert again == {p.id: p.split for p in found}
-
-
-def test_a_given_split_stays_and_counts():
-    given_test = [Prompt.ask(f"given {i}", split="test") for i in range(3)]
-    free = [Prompt.ask(f"free {i}") for i in range(7)]
-    found = split_prompts([*free, *given_test], test_fraction=0.4, seed=0)
-    assert [p.split for p in found[7:]] == ["test"] * 3
-    assert Counter(p.split for p in found) == {"test": 4, "train": 6}
-    assert {p.split for p in split_prompts([*free, *given_test], test_fraction=0.1, seed=0)[:7]} == {"train"}
-
-
-def test_one_prompt_is_never_on_both_sides():
-    twins = [Prompt.ask(f"prompt {i}", principle=principle) for i in range(20) for principle in ("a", "b")]
-    sides = {(p.id, p.split) for p in split_prompts(twins, test_fraction=0.5, seed=3)}
-    assert len(sides) == 20
-    marked = split_prompts([Prompt.ask("x", split="test"), Prompt.ask("x", principle="a")], test_fraction=0, seed=0)
-    assert [p.split for p in marked] == ["test", "test"]
-    with pytest.raises(InputError, match="is in both train and test; keep it in one"):
-        split_prompts([Prompt.ask("x", split="test"), Prompt.ask("x", split="train")], test_fraction=0.5, seed=0)
-
-
-def test_another_seed_is_another_split():
-    prompts = crowd(40)
-    one, other = (split_prompts(prompts, test_fraction=0.5, seed=seed) for seed in (0, 1))
-    assert one != other
-    assert one == split_prompts(one, test_fraction=0.9, seed=1)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        split_prompts(prompts, test_fraction=1.5, seed=0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(size=st.integers(1, 60), share=st.floats(0, 1), kinds=st.integers(1, 7), order=st.randoms())
-def test_a_sample_has_the_size_asked_for_and_the_mix_of_the_whole(size, share, kinds, order):
-    prompts = crowd(size, kinds)
-    n = round(size * share)
-    taken = take_stratified(prompts, n, seed=5)
-    assert len({p.id for p in taken}) == len(taken) == n
-    mix = Counter(p.principle for p in taken)
-    for principle, whole in Counter(p.principle for p in prompts).items():
-        assert abs(mix[principle] - whole * n / size) < 1 + 1e-9
-    assert take_stratified(order.sample(prompts, size), n, seed=5) == taken
-
-
-def test_a_sample_may_be_mixed_by_other_fields():
-    benign = [Prompt.ask(f"benign {i}", principle="p0", tags=("benign",)) for i in range(10)]
-    prompts = crowd(30, 1, tags=("red_team",)) + benign
-    random.Random(0).shuffle(prompts)
-    taken = take_stratified(prompts, 8, seed=0, by=("principle", "tags"))
-    assert Counter(p.tags[0] for p in taken) == {"red_team": 6, "benign": 2}
-    assert taken != take_stratified(prompts, 8, seed=1, by=("principle", "tags"))
-    with pytest.raises(InputError, match="41 prompts asked for, 40 are there"):
-        take_stratified(prompts, 41, seed=0)
-
-
 def test_our_own_records_come_back_whole(tmp_path):
     record = Prompt(
         messages=[Message(role="system", content="s"), Message(role="user", content="u")],
@@ -314,4 +229,4 @@ def test_real_transcripts_are_read_whole():
             role = {"user": "Human", "assistant": "Assistant"}
             text = "".join(f"\n\n{role[m.role]}: {m.content}" for m in prompt.messages)
             assert json.loads(line)["chosen"].startswith(text + "\n\nAssistant:")
-    assert deduplicate(prompts)[1] == 2
+    assert len({what_it_says(prompt) for prompt in prompts}) == 1598

@@ -78,7 +78,7 @@ def test_the_judge_is_shown_both_orders_and_two_options(model, batches):
         texts = [tokenizer.decode(chosen(row, "attention")) for row in (first, second)]
         a, b = re.search(r"\(A\) (.*?)\n\n\(B\) (.*)\n\nAnswer", texts[0], re.DOTALL).groups()
         assert f"(A) {b}\n\n(B) {a}\n\nAnswer" in texts[1]
-        assert [tokenizer.decode(option["ids"]) for option in first["options"]] == ["A", "B"]
+        assert [decode_response(tokenizer, option["ids"]) for option in first["options"]] == ["A", "B"]
         assert not any(first["mask"])
 
 

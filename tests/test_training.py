@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from charter.models.packing import Tokens
+from charter.models.packing import Tokens, clip
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.recipe.settings import (
     METHODS,
@@ -25,7 +25,6 @@ from charter.training.online_dpo import best_and_worst, pair_slopes
 from charter.training.preference_losses import PairLogprobs, dpo_loss
 from charter.training.reward_model import (
     by_group,
-    clip,
     pack_once,
     pair_shares,
     reward_scores,

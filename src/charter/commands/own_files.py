@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.cut import Cut
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
 from charter.raters.comparisons import Votes, comparisons_of
 from charter.raters.personal import Taste, tastes
 from charter.raters.vote_files import find, read_votes
-from charter.reading.pairs import read_pairs, split_pairs
+from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
+from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
 from charter.recipe.files import locate
 from charter.recipe.settings import LoRASettings, RatingModelSettings, RewardModelSettings
@@ -29,7 +31,14 @@ from charter.run.run import Run
 from charter.stages.reward_model.run import reward_accuracy
 from charter.statistics import mean_interval, paired_difference, spearman
 from charter.training.batches import by_tokens
-from charter.training.reward_model import rating_scale, rating_tokens, score_rows, train_rating_model, train_reward_model
+from charter.training.reward_model import (
+    pairs_that_differ,
+    rating_scale,
+    rating_tokens,
+    score_rows,
+    train_rating_model,
+    train_reward_model,
+)
 
 TOKENS = 4096  # in one forward pass, where nothing is trained
 
@@ -62,11 +71,16 @@ def reward_from_file(
                     model, device=device, lora=settings.lora, precision=precision, seed=seed, writes=False, say=run.say
                 )
                 room = min(limit, trunk.room or limit)
+                with naming_the_row([file]):
+                    pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
+                excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
+                train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=seed)
+                check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
                 scorers = train_reward_model(trunk, train, settings, stage, limit=room)
                 trunk.save_scorers(scorers, stage.path("model"))
                 result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room)
-                stage.finish({**result, "train_pairs": len(train), "rows": loaded.n_rows, "excluded": loaded.excluded,
-                              "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
+                stage.finish({**result, "train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded,
+                              "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
         metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
         write_json(out / "metrics.json", metrics)
     return metrics
@@ -107,30 +121,32 @@ def rating_model_from_file(
                     say=run.say,
                 )
                 room = min(limit, trunk.room or limit)
+                with naming_the_row([file]):
+                    cut = Cut.of(rating_tokens(trunk, rating, room) for rating in loaded.ratings)
                 scorers = train_rating_model(trunk, train, settings, stage, limit=room)
                 trunk.save_scorers(scorers, stage.path("model"))
                 rows = [rating_tokens(trunk, rating, room) for rating in test]
                 raw = torch.stack([score_rows(trunk, rows, settings.tokens_per_micro_batch, role) for role in scorers.roles])
                 scale = rating_scale(train)
-                said = (scorers.together(raw) * scale.std + scale.mean).tolist()
-                stage.finish({**rating_errors(said, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
-                              "excluded": loaded.excluded, "loss": settings.loss,
+                predicted = (scorers.together(raw) * scale.std + scale.mean).tolist()
+                stage.finish({**rating_errors(predicted, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
+                              "excluded": loaded.excluded, "cut": cut.figures, "loss": settings.loss,
                               "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
         metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
         write_json(out / "metrics.json", metrics)
     return metrics
 
 
-def rating_errors(said: Sequence[float], ratings: Sequence[Rating], mean: float) -> dict[str, Any]:
+def rating_errors(predicted: Sequence[float], ratings: Sequence[Rating], mean: float) -> dict[str, Any]:
     """Mean absolute error with a clustered interval, that of saying ``mean``, what is gained over it, and Spearman's ρ."""
     clusters = [rating.group_id for rating in ratings]
-    wrong = [abs(s - rating.score) for s, rating in zip(said, ratings, strict=True)]
+    wrong = [abs(p - rating.score) for p, rating in zip(predicted, ratings, strict=True)]
     baseline = [abs(mean - rating.score) for rating in ratings]
     error, gain = mean_interval(wrong, clusters), paired_difference(baseline, wrong, clusters)
     return {
         "mean_absolute_error": error.value, "ci": error.ci, "n": len(ratings), "n_clusters": len(set(clusters)),
         "baseline_mean": sum(baseline) / len(baseline), "change_from_baseline": gain.difference,
-        "change_from_baseline_ci": gain.ci, "spearman": spearman(said, [rating.score for rating in ratings]),
+        "change_from_baseline_ci": gain.ci, "spearman": spearman(predicted, [rating.score for rating in ratings]),
     }  # fmt: skip
 
 

@@ -66,8 +66,10 @@ def reward_train(
         metrics = reward_from_file(file, out, settings=pair_settings, **options)
         words = (f"accuracy {metrics['accuracy']:.3f}{interval(metrics['ci'])} on {metrics['n']} held-out pairs; "
                  f"the rule \"shorter wins\" gets {metrics['baseline_shorter_wins']:.3f}")  # fmt: skip
-    excluded = f"excluded: {metrics['excluded'] or 'none'}"
-    show(metrics, as_json, words, excluded, f"metrics: {out / 'metrics.json'}")
+    lines = [words, f"excluded: {metrics['excluded'] or 'none'}", f"metrics: {out / 'metrics.json'}"]
+    if cut := metrics["cut"]:
+        lines.insert(2, f"cut to {max_tokens} tokens: {cut['rows']} rows, {cut['ends']} of them without the end of the answer")
+    show(metrics, as_json, *lines)
 
 
 def interval(ci: Any) -> str:

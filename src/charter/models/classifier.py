@@ -9,17 +9,26 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
+from charter.models.encoder import ENCODERS
 from charter.models.load import load_classifier
 
 
 class Classifier:
-    """A label of a classifier's folder. InputError where the folder holds no classifier or it has no such label."""
+    """A label of a classifier's folder. InputError where the folder is not a classifier's, has no such label, or is a reward
+    model's that reads a whole conversation."""
 
     def __init__(self, folder: str, label: str, *, device: str = "cpu", batch_size: int = 32) -> None:
         self.model, self.tokenizer = load_classifier(folder, device)
-        names = {str(name).lower(): int(i) for i, name in self.model.config.id2label.items()}
+        config = self.model.config
+        if config.num_labels == 1 and config.model_type not in ENCODERS:
+            raise InputError(
+                f"is a reward model ({type(self.model).__name__} with one label), which reads the conversation under its chat "
+                "template, and a classifier reads the answer alone; ask it from python:module:function, or train a reward model",
+                file=folder,
+            )
+        names = {str(name).lower(): int(i) for i, name in config.id2label.items()}
         if label.lower() not in names:
-            raise InputError(f"has no label {label!r}; its labels are {', '.join(sorted(names))}", file=folder)
+            raise InputError(f"unknown label {label!r}; use one of {', '.join(sorted(names))}", file=folder)
         self.label, self.batch_size = names[label.lower()], batch_size
 
     def logits(self, texts: Sequence[str]) -> Tensor:
@@ -31,24 +40,24 @@ class Classifier:
         config = self.model.config
         several = getattr(config, "problem_type", None) == "multi_label_classification" or config.num_labels == 1
         logits = self._read(texts)
-        found = (logits.sigmoid() if several else logits.softmax(dim=1))[:, self.label].tolist()
-        return [value if text.strip() else None for text, value in zip(texts, found, strict=True)]
+        shares = (logits.sigmoid() if several else logits.softmax(dim=1))[:, self.label].tolist()
+        return [value if text.strip() else None for text, value in zip(texts, shares, strict=True)]
 
     @torch.no_grad()
     def _read(self, texts: Sequence[str]) -> Tensor:
         """All logits (N, labels), float32, on the CPU."""
-        found = []
+        logits = []
         for start in range(0, len(texts), self.batch_size):
             batch = self.tokenizer(
                 [text if text.strip() else " " for text in texts[start : start + self.batch_size]],
                 padding=True, truncation=True, return_tensors="pt",
             ).to(self.model.device)  # fmt: skip
-            found.append(self.model(**batch).logits.float().cpu())
-        return torch.cat(found)
+            logits.append(self.model(**batch).logits.float().cpu())
+        return torch.cat(logits)
 
 
 def classifier_parts(source: str, field: str) -> tuple[str, str]:
-    """Folder and label of `classifier:FOLDER:LABEL`. InputError where one is missing or the folder is no model."""
+    """Folder and label of `classifier:FOLDER:LABEL`. InputError where one is missing or there is no such folder."""
     folder, _, label = source.removeprefix("classifier:").rpartition(":")
     if not folder or not label:
         raise InputError("write classifier:FOLDER:LABEL", field=field)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,21 +20,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tokens:
-    """One row: prompt ids followed by response ids."""
+    """One row: prompt ids followed by response ids; ``lost``: which of the two lost tokens to a limit (the answer also where
+    both did)."""
 
     prompt: Sequence[int]
     response: Sequence[int]
+    lost: Literal["prompt", "answer"] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
 
-def clip(row: Tokens, limit: int | None) -> Tokens:
-    """At most ``limit`` tokens: the oldest of the prompt go first, then the end of the response."""
+def clip(row: Tokens, limit: int | None, keep: int = 1) -> Tokens:
+    """At most ``limit`` tokens: the oldest of the prompt go first but for ``keep`` of them, then the end of the response."""
     if limit is None or len(row) <= limit:
         return row
-    response = row.response[: limit - 1]
-    return Tokens(row.prompt[len(row.prompt) - (limit - len(response)) :], response)
+    response = row.response[: limit - keep]
+    lost: Literal["prompt", "answer"] = "answer" if len(response) < len(row.response) else "prompt"
+    return Tokens(row.prompt[len(row.prompt) - (limit - len(response)) :], response, lost)
 
 
 @dataclass(frozen=True)

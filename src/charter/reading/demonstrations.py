@@ -2,56 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from charter.errors import InputError
-from charter.reading.pairs import answer, prompt_column
-from charter.reading.prompts import row_messages, row_prompt
-from charter.reading.rows import Row, read_rows
+from charter.reading.forms import DIALOGUE_COLUMNS, check_tool_export, read_usable, usual_columns
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer, ending_with_answer, prompt_column
+from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
+from charter.reading.rows import Row
 from charter.records import Prompt
 
 ANSWERS = ("completion", "response", "answer", "output", "summary", "chosen")
-DIALOGUES = ("messages", "conversation", "chosen", "text")
+DIALOGUES = (*DIALOGUE_COLUMNS, "chosen", "text")
+BAD_ANSWER = "the label is false: a bad answer"
+
+Demonstration = tuple[Prompt, str]
+"""A prompt and the answer to learn."""
 
 
-def read_demonstrations(path: Path) -> list[tuple[Prompt, str]]:
-    """(prompt, answer) of each row of a JSONL, JSON, CSV or Parquet file, in file order.
+@dataclass(frozen=True)
+class DemonstrationFile:
+    """The examples of a file to learn, how many rows it has, and how many of them were left out for which reason."""
 
-    A row has ``prompt`` and one of the columns completion, response, answer, output, summary, chosen; or, in one of the columns
-    messages, conversation, chosen, text, a whole dialogue that ends with the assistant's answer: messages, or a transcript of
-    hh-rlhf. Rows whose last turns are two answers of the assistant in a row are left out, as in pairs. InputError names file,
-    line and field.
+    examples: list[Demonstration]
+    n_rows: int
+    excluded: dict[str, int]
+
+    def __iter__(self) -> Iterator[Demonstration]:
+        return iter(self.examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def read_demonstrations(path: Path) -> DemonstrationFile:
+    """The examples of a JSONL, JSON, CSV, TSV or Parquet file, in file order.
+
+    A row has ``prompt`` (or instruction, with input) and one of the columns completion, response, answer, output, summary,
+    chosen; or, in one of the columns messages, conversations, conversation, chosen, text, a whole dialogue that ends with the
+    assistant's answer: messages, or a transcript of hh-rlhf. Rows are left out and counted where the last two turns are both the
+    assistant's, as in pairs, where the answer is empty, where KTO's ``label`` is false, and where a part of the row is not
+    rendered (tools, reasoning, media). InputError names file, line and field.
     """
-    found = []
-    for row in read_rows(path):
-        one = from_columns(row) if row.values.get("prompt") is not None else from_dialogue(row)
-        if one is not None:
-            if not one[1].strip():
-                raise row.bad("holds an empty answer; write it or remove the row")
-            found.append(one)
-    if not found:
-        raise InputError("holds no example to learn from", file=path)
-    return found
+    return DemonstrationFile(*read_usable(path, row_demonstration, "example"))
 
 
-def from_columns(row: Row) -> tuple[Prompt, str] | None:
+def row_demonstration(row: Row) -> Demonstration | str:
+    """The example of a row, or the reason to leave it out, which may also be raised as LeftOut."""
+    row = usual_columns(row)
+    example = _from_columns(row) if row.values.get("prompt") is not None else _from_dialogue(row)
+    if example is None:
+        return SPOKEN
+    label = row.values.get("label")
+    if row.values.get("completion") is not None and (label is False or label in (0, "0", "false", "False")):
+        return BAD_ANSWER
+    return example if example[1].strip() else EMPTY_ANSWER
+
+
+def _from_columns(row: Row) -> Demonstration | None:
     """Prompt and answer in columns of their own."""
     field = next((name for name in ANSWERS if row.values.get(name) is not None), None)
     if field is None:
-        raise row.bad(f"no answer to learn; give one of the columns {', '.join(ANSWERS)} beside prompt")
+        check_tool_export(row)
+        raise row.bad(f"no answer to learn; give one of the columns {', '.join(ANSWERS)} as well as prompt")
     prompt = prompt_column(row)
     return None if prompt is None else (prompt, answer(row, field, prompt))
 
 
-def from_dialogue(row: Row) -> tuple[Prompt, str] | None:
+def _from_dialogue(row: Row) -> Demonstration | None:
     """Prompt and answer of one whole dialogue."""
     field = next((name for name in DIALOGUES if row.values.get(name) is not None), None)
     if field is None:
+        check_tool_export(row)
         words = f"give prompt and an answer, or a dialogue in one of the columns {', '.join(DIALOGUES)}"
-        raise row.bad(f"is no example to learn; {words} (columns here: {', '.join(map(str, row.values)) or 'none'})")
-    messages = row_messages(row, field, as_transcript=isinstance(row.values[field], str))
-    if not messages or messages[-1].role != "assistant":
-        raise row.bad("does not end with an answer of the assistant", field)
+        raise row.bad(f"not an example to learn; {words} (columns here: {', '.join(map(str, row.values)) or 'none'})")
+    value = row.values[field]
+    plain = isinstance(value, str) and messages_in_json(value) is None
+    messages = ending_with_answer(row, field, row_conversation(row, field, as_transcript=plain))
     before = messages[:-1]
     if before and before[-1].role == "assistant":
         return None

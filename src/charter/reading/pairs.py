@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from charter.errors import InputError
-from charter.reading.prompts import is_transcript, row_messages, row_prompt
-from charter.reading.rows import Row, read_rows
+from charter.reading.forms import LeftOut, check_tool_export, preferred_output, read_usable, usual_columns
+from charter.reading.prompts import is_transcript, messages_in_json, row_conversation, row_messages, row_prompt
+from charter.reading.rows import Row
 from charter.records import Message, Pair, Prompt, content_id
 from charter.run.files import describe
 
 IDENTICAL = "chosen and rejected are identical"
 FORKED = "the dialogues differ before the last answer"
 SPOKEN = "the prompt ends with the assistant's turn"
+EMPTY_ANSWER = "an answer is empty"
+SAME_TOKENS = "chosen and rejected are the same tokens when cut to"
 
 
 @dataclass(frozen=True)
 class PairFile:
-    """What a file held: the pairs to use, how many rows there were, and how many were left out for which reason."""
+    """The pairs of a file to use, how many rows it has, and how many of them were left out for which reason."""
 
     pairs: list[Pair]
     n_rows: int
@@ -31,33 +32,28 @@ class PairFile:
 
 
 def read_pairs(path: Path) -> PairFile:
-    """Read preference pairs from JSONL, JSON, CSV (these also gzipped) or Parquet.
+    """Read preference pairs from JSONL, JSON, CSV, TSV (these also compressed) or Parquet.
 
     - with a prompt (text, transcript, messages, or our own Prompt): chosen and rejected are the answers, as text or as
       messages (TRL); messages may repeat the prompt.
     - without: chosen and rejected are whole dialogues, as hh-rlhf transcripts or as messages, and the prompt is what
       comes before the last answer. Where that differs between the two (0.2 % of hh-rlhf), or ends with the
-      assistant, the row is left out: its answer would hold turns of the user, and training on it would teach the
+      assistant, the row is left out: its answer would contain turns of the user, and training on it would teach the
       model to speak for them.
+    - in the forms of ShareGPT, axolotl, ms-swift and AlpacaEval, under their columns; a column ``system`` stands before.
+
+    Rows with an empty answer, or with a part that Charter does not render (tools, reasoning, media), are left out and counted.
 
     Optional columns: ``weight``, P(chosen is better) in [0.5, 1]; or ``p``, the same in [0, 1], where less than 0.5
     swaps the two; ``margin``; ``principle``; ``group_id``, by default the prompt id of the first user turn, so that
     dialogues with the same opening stay together. InputError names file, line and field.
     """
-    pairs = []
-    excluded: Counter[str] = Counter()
-    n_rows = 0
-    for row in read_rows(path):
-        n_rows += 1
-        pair = row_pair(row)
-        if isinstance(pair, Pair):
-            pairs.append(pair)
-        else:
-            excluded[pair] += 1
-    if not pairs:
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in excluded.items())
-        raise InputError("holds no usable pair" + (f" ({reasons})" if reasons else ""), file=path)
-    return PairFile(pairs, n_rows, dict(excluded))
+    return PairFile(*read_usable(path, _pair_with_words, "pair"))
+
+
+def _pair_with_words(row: Row) -> Pair | str:
+    pair = row_pair(row)
+    return EMPTY_ANSWER if isinstance(pair, Pair) and not (pair.chosen.strip() and pair.rejected.strip()) else pair
 
 
 def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -72,11 +68,11 @@ def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tu
     joined: dict[str, set[str]] = {}  # every group -> the groups it is one with, the same set for all of them
     prompt_group: dict[str, str] = {}
     for pair in pairs:
-        own = joined.setdefault(pair.group_id, {pair.group_id})
+        cluster = joined.setdefault(pair.group_id, {pair.group_id})
         other = joined[prompt_group.setdefault(pair.prompt.id, pair.group_id)]
-        if other is not own:
-            other |= own
-            joined |= dict.fromkeys(own, other)
+        if other is not cluster:
+            other |= cluster
+            joined |= dict.fromkeys(cluster, other)
 
     clusters = sorted({min(groups) for groups in joined.values()}, key=lambda group: content_id(seed, group))
     in_test = set(clusters[: round(len(clusters) * test_fraction)])
@@ -86,7 +82,17 @@ def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tu
 
 
 def row_pair(row: Row) -> Pair | str:
-    """The pair of a row, or why it is left out."""
+    """The pair of a row, or the reason to leave it out."""
+    try:
+        return _row_pair(usual_columns(preferred_output(row)))
+    except LeftOut as error:
+        return error.reason
+
+
+def _row_pair(row: Row) -> Pair | str:
+    if (missing := next((name for name in ("chosen", "rejected") if row.values.get(name) is None), None)) is not None:
+        check_tool_export(row)
+        raise row.bad("missing; a pair needs prompt, chosen and rejected, or two whole dialogues", missing)
     if row.values.get("prompt") in (None, ""):
         chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
         if chosen[:-1] != rejected[:-1]:
@@ -96,6 +102,7 @@ def row_pair(row: Row) -> Pair | str:
     else:
         prompt = prompt_column(row)
         if prompt is not None:
+            prompt = _with_system_of(row, "chosen", prompt)
             answers = answer(row, "chosen", prompt), answer(row, "rejected", prompt)
     if prompt is None:
         return SPOKEN
@@ -105,7 +112,7 @@ def row_pair(row: Row) -> Pair | str:
     weight, p, margin = (number(row, field) for field in ("weight", "p", "margin"))
     if weight is None and p is not None:
         if not 0 <= p <= 1:
-            raise row.bad(f"is {p:g}; a probability is between 0 and 1", "p")
+            raise row.bad(f"{p:g} is not between 0 and 1; give a probability", "p")
         weight = max(p, 1 - p)
         answers = answers if p >= 0.5 else answers[::-1]
     opening = next(message for message in prompt.messages if message.role != "assistant")
@@ -127,9 +134,15 @@ def row_pair(row: Row) -> Pair | str:
 
 def _dialogue(row: Row, field: str) -> tuple[Message, ...]:
     """A whole dialogue, as a transcript or as messages, that ends with an answer."""
-    if row.values.get(field) is None:
-        raise row.bad("is missing; a pair has prompt, chosen and rejected, or two whole dialogues", field)
-    messages = row_messages(row, field, as_transcript=isinstance(row.values[field], str))
+    value = row.values[field]
+    plain = isinstance(value, str) and messages_in_json(value) is None
+    if plain and row.values.get("prompt") == "" and not is_transcript(value):
+        raise row.bad("empty; write the prompt or remove the row", "prompt")
+    return ending_with_answer(row, field, row_conversation(row, field, as_transcript=plain))
+
+
+def ending_with_answer(row: Row, field: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages, whose last is an answer. InputError where it is not."""
     if not messages or messages[-1].role != "assistant":
         raise row.bad("does not end with an answer of the assistant", field)
     return messages
@@ -146,30 +159,48 @@ def _prompt(row: Row, field: str, messages: tuple[Message, ...]) -> Prompt | Non
 def prompt_column(row: Row) -> Prompt | None:
     """The prompt in column ``prompt``, None where it ends with the assistant's turn."""
     value = row.values["prompt"]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "messages" in value:
         try:
             return Prompt.model_validate(value)
         except ValidationError as error:
             field, words = describe(error)
             raise row.bad(words, f"prompt.{field}".rstrip(".")) from None
-    messages = row_messages(row, "prompt")
+    messages = row_conversation(row, "prompt")
     if isinstance(value, str) and is_transcript(value) and not messages[-1].content.strip():
-        messages = messages[:-1]  # "Assistant:" with nothing after it only says who is next
+        messages = messages[:-1]  # "Assistant:" with nothing after it only marks who is next
     return _prompt(row, "prompt", messages)
+
+
+def _with_system_of(row: Row, field: str, prompt: Prompt) -> Prompt:
+    """The prompt after the system turn with which an answer in messages begins and the prompt does not."""
+    messages = _answer_messages(row, field) or ()
+    if messages and messages[0].role == "system" and all(message.role != "system" for message in prompt.messages):
+        return row_prompt(Row({}, row.file, row.line), field, (messages[0], *prompt.messages))
+    return prompt
+
+
+def _answer_messages(row: Row, field: str) -> tuple[Message, ...] | None:
+    """An answer as messages, None where it is a plain text. A text is messages only where they end with a whole turn of the
+    assistant: an answer may be about JSON."""
+    value = row.values.get(field)
+    if isinstance(value, str):
+        last = (messages_in_json(value) or [{}])[-1]
+        return row_messages(row, field) if last.get("role") == "assistant" and isinstance(last.get("content"), str) else None
+    return row_messages(row, field) if isinstance(value, (list, dict)) else None
 
 
 def answer(row: Row, field: str, prompt: Prompt) -> str:
     """The answer in a column: a text, or messages that may begin with the prompt's."""
-    if not isinstance(row.values.get(field), list):
+    messages = _answer_messages(row, field)
+    if messages is None:
         text = row.text(field)
         # A prompt written as a transcript up to "Assistant:" leaves the space after the colon to the answer.
         opened = isinstance(row.values["prompt"], str) and is_transcript(row.values["prompt"])
         return text.removeprefix(" ") if opened else text
-    messages = row_messages(row, field)
     if messages[: len(prompt.messages)] == prompt.messages:
         messages = messages[len(prompt.messages) :]
     if [message.role for message in messages] != ["assistant"]:
-        raise row.bad("is not one message of the assistant after the prompt", field)
+        raise row.bad("must be one message of the assistant after the prompt", field)
     return messages[0].content
 
 
@@ -179,9 +210,9 @@ def number(row: Row, field: str) -> float | None:
     if value in (None, ""):
         return None
     try:
-        found = float(value) if isinstance(value, (int, float, str)) else math.nan
+        parsed = float(value) if isinstance(value, (int, float, str)) else math.nan
     except (ValueError, OverflowError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise row.bad(f"is {value!r}, not a number", field)
-    return found
+        parsed = math.nan
+    if not math.isfinite(parsed):
+        raise row.bad(f"must be a number, not {value!r}", field)
+    return parsed

@@ -1,30 +1,31 @@
 """Prompts from the files people have, without duplicates, in splits that stay apart.
 
-All tables (JSONL, JSON, CSV, text, Parquet; all but the last also gzipped) come in as the same numbered rows, so that
-whatever is wrong with one is said with its file, line and field.
+All tables come in as the same numbered rows, so that an error names file, line and field.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from charter.errors import InputError
-from charter.reading.rows import Format, Row, read_rows
-from charter.records import Message, Prompt, Split
+from charter.reading.forms import PROMPT_COLUMNS, SYSTEM_COLUMNS, check_tool_export, usual_columns, usual_turn, without_answer
+from charter.reading.rows import Format, Row, kind_of, read_rows
+from charter.records import Message, Prompt
 from charter.run.files import atomic_path, describe, write_jsonl, write_text
 
-ROLES: dict[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
+SPEAKERS: dict[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-PROMPT_COLUMNS = ("messages", "prompt", "text", "transcript", "chosen")
-TRANSCRIPT_COLUMNS = ("transcript", "chosen")  # never plain text: an answer alone is no prompt
+LINE_TURN = re.compile(r"(?:\A\s*|\n)(Human|Assistant):")  # of transcripts that part their turns by single line breaks
+TRANSCRIPT_COLUMNS = ("transcript", "chosen")  # never plain text: an answer alone is not a prompt
 CSV_COLUMNS = ("prompt", "source", "principle", "tags", "split")
 
 
@@ -42,44 +43,47 @@ def read_prompts(
 ) -> Iterator[Prompt]:
     """The prompts of a file, in file order. ``tags`` are added to each; ``source`` replaces the file's own.
 
-    The conversation is the first of the columns messages, prompt, text, transcript, chosen: a list of messages (in
-    CSV as JSON), a transcript with ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` turns, or plain text, which is one user
-    turn. Assistant turns at its end are the answer and are dropped. A row of DialogSum becomes the request for its
-    summary. Columns principle, tags, split and source are kept, others ignored, ids computed anew. The format follows from
-    suffix and content unless it is given. InputError where a row cannot be used (with file, line and field) and where
-    there is no row.
+    The conversation is the first of the columns messages, conversations, prompt, text, transcript, chosen: a list of messages
+    (in CSV as JSON), a transcript with ``Human:`` and ``Assistant:`` turns, or plain text, which is one user turn. A column
+    system stands before it. Assistant turns at its end are the answer and are dropped. Rows of other published forms are read
+    too (:mod:`charter.reading.forms`). Columns principle, tags, split and source are kept, others ignored, ids computed anew.
+    The format follows from suffix and content unless it is given. InputError where a row cannot be used (with file, line and
+    field) and where there is no row.
     """
     empty = True
-    for row in map(as_summary_task, read_rows(path, format=format)):
+    for row in read_rows(path, format=format):
         empty = False
-        present = [name for name in PROMPT_COLUMNS if row.values.get(name) is not None]
-        if not present:
-            found = ", ".join(map(str, row.values)) or "none"
-            raise row.bad(f"no prompt; give one of the columns {', '.join(PROMPT_COLUMNS)} (columns here: {found})")
-        field = next((name for name in present if row.values[name] != ""), present[0])
-        messages = row_messages(row, field, as_transcript=field in TRANSCRIPT_COLUMNS)
-        yield row_prompt(row, field, messages, tags=tags, source=source, default_source=path.name)
+        yield row_to_prompt(row, tags=tags, source=source, default_source=path.name)
     if empty:
-        raise InputError("holds no prompt", file=path)
+        raise InputError("the prompts are missing; give at least one row", file=path)
 
 
-def summary_prompt(dialogue: str) -> str:
-    """What asks for the summary of a dialogue, in the words of the course labs that use FLAN-T5."""
-    return f"Summarize the following conversation.\n\n{dialogue}\n\nSummary: "
+def row_to_prompt(row: Row, **fields: Any) -> Prompt:
+    """The prompt of a row of a file of prompts; ``fields`` as of :func:`row_prompt`."""
+    row = usual_columns(row)
+    present = [name for name in PROMPT_COLUMNS if row.values.get(name) is not None]
+    if not present:
+        check_tool_export(row)
+        columns = ", ".join(map(str, row.values)) or "none"
+        raise row.bad(f"no prompt; give one of the columns {', '.join(PROMPT_COLUMNS)} (columns here: {columns})")
+    field = next((name for name in present if row.values[name] != ""), present[0])
+    value = row.values[field]
+    if field == "chosen" and row.values.get("prompt") == "" and not is_transcript(str(value)):
+        raise row.bad("empty; write the prompt or remove the row", "prompt")
+    row = replace(row, values={**row.values, field: without_answer(value)})
+    return row_prompt(row, field, row_conversation(row, field, as_transcript=field in TRANSCRIPT_COLUMNS), **fields)
 
 
-def as_summary_task(row: Row) -> Row:
-    """A row of DialogSum or SAMSum (columns dialogue and summary) as the prompt that asks for the summary; any other as it is.
-    DialogSum's ids say the split: train_0, test_0_1."""
-    values = row.values
-    if not values.keys() >= {"dialogue", "summary"} or any(values.get(name) is not None for name in PROMPT_COLUMNS):
-        return row
-    split = str(values.get("id")).partition("_")[0]
-    given = {"split": split} if split in get_args(Split) and values.get("split") in (None, "") else {}
-    dialogue = row.text("dialogue")
-    if not dialogue.strip():
-        raise row.bad("is empty; write the dialogue or remove the row", "dialogue")
-    return replace(row, values={**values, **given, "prompt": summary_prompt(dialogue)})
+def row_conversation(row: Row, field: str, *, as_transcript: bool = False) -> tuple[Message, ...]:
+    """The conversation in one column of a row (:func:`row_messages`), after the system turn of a column system."""
+    messages = row_messages(row, field, as_transcript=as_transcript)
+    column = next((name for name in SYSTEM_COLUMNS if row.values.get(name) not in (None, "")), None)
+    if column is None:
+        return messages
+    system = Message(role="system", content=row.text(column))
+    if any(message.role == "system" and message != system for message in messages):
+        raise row.bad(f"differs from the system turn in {field!r}; keep one of the two", column)
+    return messages if messages[:1] == (system,) else (system, *messages)
 
 
 def row_messages(row: Row, field: str, *, as_transcript: bool = False) -> tuple[Message, ...]:
@@ -95,15 +99,14 @@ def row_messages(row: Row, field: str, *, as_transcript: bool = False) -> tuple[
         value = messages_in_json(text)
         if value is None:
             return (Message(role="user", content=text),)
+    if isinstance(value, dict):
+        value = [value]
     if not isinstance(value, list):
-        raise row.bad(f"is a {type(value).__name__}; give a text or a list of messages", field)
+        raise row.bad(f"must be a text or a list of messages, not {kind_of(value)}", field)
     messages = []
     for number, item in enumerate(value):
-        if not isinstance(item, dict):
-            raise row.bad("is not an object with role and content", f"{field}.{number}")
         try:
-            # Other keys (name, weight, tool calls that are null) are common in published sets and mean nothing here.
-            messages.append(Message.model_validate({key: item[key] for key in ("role", "content") if key in item}))
+            messages.append(Message.model_validate(usual_turn(row, item, f"{field}.{number}")))
         except ValidationError as error:
             part, words = describe(error)
             raise row.bad(words, f"{field}.{number}.{part}") from None
@@ -124,14 +127,14 @@ def row_prompt(
     while waiting and waiting[-1].role == "assistant":
         waiting.pop()
     if not waiting:
-        raise row.bad("holds nothing for the assistant to answer", field)
+        raise row.bad("nothing for the assistant to answer; begin with a turn of the user", field)
     if not waiting[-1].content.strip():
-        raise row.bad("is empty; write the prompt or remove the row", field)
-    own_source = default_source if row.values.get("source") is None else row.text("source")
+        raise row.bad("empty; write the prompt or remove the row", field)
+    row_source = default_source if row.values.get("source") is None else row.text("source")
     try:
         return Prompt(
             messages=tuple(waiting),
-            source=own_source if source is None else source,
+            source=row_source if source is None else source,
             principle=row.optional("principle"),
             tags=tuple(dict.fromkeys([*_tags(row), *tags])),
             split=row.optional("split"),  # type: ignore[arg-type]  # validated there
@@ -144,20 +147,30 @@ def row_prompt(
 def parse_transcript(text: str) -> tuple[Message, ...]:
     """Messages of a dialogue written as ``\\n\\nHuman: ...\\n\\nAssistant: ...`` (the form of hh-rlhf).
 
-    Only a role word that opens a paragraph begins a turn. Of a turn all is kept but the one space after the colon; text
-    before the first turn is a system message. ValueError where there is no turn.
+    Only a role word that opens a paragraph begins a turn, or one that opens a line where none opens a paragraph. Of a turn all
+    is kept but the one space after the colon, and line ends are ``\\n``; text before the first turn is a system message.
+    ValueError where there is no turn.
     """
-    before, *parts = TURN.split(text)
+    text = text.replace("\r\n", "\n")
+    paragraphs = re.search(r"\n\n(Human|Assistant):", text)
+    before, *parts = (TURN if paragraphs else LINE_TURN).split(text)
     if not parts:
-        raise ValueError("is no transcript; turns begin with a blank line and then 'Human:' or 'Assistant:'")
+        raise ValueError("not a transcript; turns begin with a blank line and then 'Human:' or 'Assistant:'")
     system = [Message(role="system", content=before.strip("\n"))] if before.strip() else []
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return (*system, *(Message(role=ROLES[role], content=words.removeprefix(" ")) for role, words in turns))
+    return (*system, *(Message(role=SPEAKERS[role], content=words.removeprefix(" ")) for role, words in turns))
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text is a dialogue and not one turn: it opens with a blank line and a role word."""
-    return text.startswith(("\n\nHuman:", "\n\nAssistant:"))
+    """Whether a text is a dialogue and not one turn: it opens with a blank line and a role word, or with the human's turn,
+    an assistant's follows, and the dialogue waits for an answer."""
+    text = text.replace("\r\n", "\n")
+    if text.startswith(("\n\nHuman:", "\n\nAssistant:")):
+        return True
+    if not re.match(r"\s*Human:", text) or "\nAssistant:" not in text:
+        return False
+    last = parse_transcript(text)[-1]
+    return last.role == "user" or not last.content.strip()
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -172,15 +185,20 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def messages_in_json(text: str) -> list[Any] | None:
-    """The list of messages that a text is the JSON of, or None where it is plain text."""
-    if not text.lstrip().startswith("["):
+    """The messages that a text is the JSON of, or the Python of (pandas writes lists into CSV cells so); None where it is plain
+    text."""
+    if not text.lstrip().startswith(("[", "{")):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    is_messages = isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value)
-    return value if is_messages else None
+        try:
+            value = ast.literal_eval(text.strip()) if re.match(r"\s*\[?\s*\{\s*'", text) else None
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    turns = [value] if isinstance(value, dict) and "content" in value else value
+    is_messages = isinstance(turns, list) and turns and all(isinstance(turn, dict) and "role" in turn for turn in turns)
+    return turns if is_messages else None
 
 
 def _tags(row: Row) -> list[str]:
@@ -193,9 +211,9 @@ def _tags(row: Row) -> list[str]:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            raise row.bad('is not valid JSON; write tags as "one; two"', "tags") from None
+            raise row.bad('not valid JSON; write tags as "one; two"', "tags") from None
     if value is not None and not (isinstance(value, list) and all(isinstance(tag, str) for tag in value)):
-        raise row.bad("is not a list of texts", "tags")
+        raise row.bad("must be a list of texts", "tags")
     tags = Row({f"tags.{number}": tag for number, tag in enumerate(value or [])}, row.file, row.line)
     return [tags.text(field) for field in tags.values]
 

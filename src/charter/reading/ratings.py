@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from charter.errors import InputError
+from charter.reading.forms import read_usable, usual_columns
 from charter.reading.pairs import SPOKEN, answer, number, prompt_column
-from charter.reading.rows import read_rows
+from charter.reading.rows import Row
 from charter.records import Prompt, Rating, content_id
 
 
 @dataclass(frozen=True)
 class RatingFile:
-    """What a file held: the ratings to use, how many rows there were, and how many were left out for which reason."""
+    """The ratings of a file to use, how many rows it has, and how many of them were left out for which reason."""
 
     ratings: list[Rating]
     n_rows: int
@@ -22,28 +22,27 @@ class RatingFile:
 
 
 def read_ratings(path: Path) -> RatingFile:
-    """Read ratings from JSONL, JSON, CSV (these also gzipped) or Parquet: columns ``prompt`` (text, transcript, messages, or our
-    own Prompt), ``response`` and ``score``; ``group_id`` by default the id of the first user turn, so that dialogues with the
-    same opening stay together. A row whose prompt ends with the assistant is left out. InputError names file, line, field."""
-    ratings = []
-    excluded = n_rows = 0
-    for row in read_rows(path):
-        n_rows += 1
-        if row.values.get("prompt") in (None, ""):
-            raise row.bad("is missing; a rating has prompt, response and score", "prompt")
-        prompt = prompt_column(row)
-        score = number(row, "score")
-        if score is None:
-            raise row.bad("is missing; a rating has prompt, response and score", "score")
-        if prompt is None:
-            excluded += 1
-            continue
-        opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])
-        group = row.optional("group_id") or Prompt.ask(opening.content).id
-        ratings.append(Rating(prompt=prompt, response=answer(row, "response", prompt), score=score, group_id=group))
-    if not ratings:
-        raise InputError("holds no usable rating", file=path)
-    return RatingFile(ratings, n_rows, {SPOKEN: excluded} if excluded else {})
+    """Read ratings from JSONL, JSON, CSV, TSV (these also compressed) or Parquet: columns ``prompt`` (text, transcript, messages,
+    or our own Prompt), ``response`` and ``score``; ``group_id`` by default the id of the first user turn, so that dialogues with
+    the same opening stay together. Rows are left out and counted where the prompt ends with the assistant and where a part of
+    the row is not rendered. InputError names file, line, field."""
+    return RatingFile(*read_usable(path, row_rating, "rating"))
+
+
+def row_rating(row: Row) -> Rating | str:
+    """The rating of a row, or the reason to leave it out, which may also be raised as LeftOut."""
+    row = usual_columns(row)
+    if row.values.get("prompt") in (None, ""):
+        raise row.bad("missing; a rating needs prompt, response and score", "prompt")
+    prompt = prompt_column(row)
+    score = number(row, "score")
+    if score is None:
+        raise row.bad("missing; a rating needs prompt, response and score", "score")
+    if prompt is None:
+        return SPOKEN
+    opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])
+    group = row.optional("group_id") or Prompt.ask(opening.content).id
+    return Rating(prompt=prompt, response=answer(row, "response", prompt), score=score, group_id=group)
 
 
 def split_ratings(ratings: Sequence[Rating], *, test_fraction: float, seed: int) -> tuple[list[Rating], list[Rating]]:

@@ -20,7 +20,7 @@ from charter.models.classifier import Classifier
 from charter.models.load import save_model
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk
-from charter.reading.prompts import summary_prompt
+from charter.reading.forms import summary_prompt
 from charter.recipe.settings import SFTSettings
 from charter.records import Message
 from charter.run.files import read_jsonl

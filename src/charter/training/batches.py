@@ -6,8 +6,10 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
+from charter.models.cut import Cut
 from charter.models.trunk import Trunk
 from charter.run.hashes import derive_seed
+from charter.run.run import Stage
 from charter.run.team import team
 
 
@@ -65,3 +67,9 @@ def epoch_batches(n: int, per_step: int, epochs: int, seed: int) -> list[list[in
         order = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(n).tolist()
         steps += [order[i : i + per_step] for i in range(0, n, per_step)]
     return steps
+
+
+def report_cut(stage: Stage, cut: Cut, limit: int | None) -> None:
+    """Tell at the beginning of a training what cutting its rows to ``limit`` tokens cost."""
+    if cut.figures and not stage.metrics():
+        stage.run.say(f"  {cut.words(limit)}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from charter.errors import GateError
+from charter.models.cut import Cut
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
 from charter.recipe.settings import DPOSettings
@@ -20,7 +21,7 @@ from charter.records import Pair
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
-from charter.training.batches import epoch_batches, own_by_tokens
+from charter.training.batches import epoch_batches, own_by_tokens, report_cut
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import (
@@ -32,15 +33,18 @@ from charter.training.preference_losses import (
     kto_reference_point,
     simpo_loss,
 )
-from charter.training.reward_model import pair_tokens
+from charter.training.reward_model import pairs_that_differ
 
 
-def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None) -> None:
-    """Train role ``policy``, which must be on the trunk; the trunk's base is the reference. Every pair weighs the same."""
+def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None) -> Cut:
+    """Train role ``policy``, which must be on the trunk; the trunk's base is the reference. Every pair weighs the same. Returns
+    what cutting the rows cost; pairs whose rows are equal are left out."""
+    pairs, both, cut = pairs_that_differ(trunk, pairs, limit)
+    report_cut(stage, cut, limit)
     if not pairs:
-        raise GateError("no pairs to learn from")
+        raise GateError("no pairs to learn from" + (f": {cut.words(limit)}" if cut.figures else ""))
     seed = derive_seed(stage.run.seed, stage.name)
-    rows = [row for pair in pairs for row in pair_tokens(trunk, pair, limit)]  # chosen and rejected in turn
+    rows = [row for sides in both for row in sides]  # chosen and rejected in turn
     tokens = torch.tensor([float(len(row.response)) for row in rows], device=trunk.device).view(-1, 2)
     weights = torch.tensor([pair.weight for pair in pairs], device=trunk.device)
     weights = weights * (1 - settings.label_smoothing) + (1 - weights) * settings.label_smoothing
@@ -105,6 +109,7 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
         )
         if (step + 1) % settings.checkpoint_every == 0:
             save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})
+    return cut
 
 
 def pair_losses(pairs: PairLogprobs, weight: Tensor, point: Tensor | None, settings: DPOSettings) -> Tensor:

@@ -5,22 +5,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.packing import Packed, Tokens, clip
+from charter.errors import GateError
+from charter.models.cut import Cut, answer_rows
+from charter.models.packing import Packed, Tokens
 from charter.models.trunk import Scorers, ScoreScale, Trunk
 from charter.recipe.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.records import Pair, Rating
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
-from charter.training.batches import epoch_batches, own_by_tokens
+from charter.training.batches import epoch_batches, own_by_tokens, report_cut
 from charter.training.losses import bradley_terry_loss, rating_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 
@@ -28,12 +29,20 @@ SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
 
 def pair_tokens(trunk: Trunk, pair: Pair, limit: int | None = None) -> tuple[Tokens, Tokens]:
-    """Chosen and rejected as ids, each closed by the end-of-turn token. With ``limit`` the oldest prompt tokens are dropped
-    until a row fits; a response longer than the limit loses its own end."""
-    prompt = encode_prompt(trunk.tokenizer, pair.prompt.messages)
-    return tuple(  # type: ignore[return-value]
-        clip(Tokens(prompt, encode_response(trunk.tokenizer, text)), limit) for text in (pair.chosen, pair.rejected)
-    )
+    """Chosen and rejected as ids after the same prompt, each closed by the end-of-turn token; cut to ``limit`` tokens
+    (:mod:`charter.models.cut`)."""
+    chosen, rejected = answer_rows(trunk.tokenizer, pair.prompt.messages, [pair.chosen, pair.rejected], limit)
+    return chosen, rejected
+
+
+def pairs_that_differ(
+    trunk: Trunk, pairs: Sequence[Pair], limit: int | None
+) -> tuple[list[Pair], list[tuple[Tokens, Tokens]], Cut]:
+    """The pairs whose two rows are different tokens once they are cut, those rows, and what the cutting cost."""
+    rows = [pair_tokens(trunk, pair, limit) for pair in pairs]
+    differ = [chosen.response != rejected.response for chosen, rejected in rows]
+    cut = Cut.of((row for both in rows for row in both), differ.count(False))
+    return list(compress(pairs, differ)), list(compress(rows, differ)), cut
 
 
 def by_group(pairs: Sequence[Pair]) -> list[list[int]]:
@@ -59,8 +68,11 @@ def train_reward_model(
 ) -> Scorers:
     """Train role ``reward`` of the trunk on pairs, or all members of an ensemble. The loss is a mean over pairs, or a
     mean over rankings of the mean over their pairs (Ouyang et al. 2022, eq. 1). A response that stands in several pairs of a
-    ranking goes through the model once (ibid., 3.5)."""
-    rows = [pair_tokens(trunk, pair, limit) for pair in pairs]
+    ranking goes through the model once (ibid., 3.5). Pairs whose rows are equal are left out."""
+    pairs, rows, cut = pairs_that_differ(trunk, pairs, limit)
+    report_cut(stage, cut, limit)
+    if not pairs:
+        raise GateError("no pairs to learn from" + (f": {cut.words(limit)}" if cut.figures else ""))
     groups = by_group(pairs)
     lengths = [max(len(row) for row in both) for both in rows]
 
@@ -89,7 +101,7 @@ def train_reward_model(
     train_members(trunk, settings, stage, len(groups), per_step, lambda role, batch: learn(
         role, [i for g in batch for i in groups[g]]), ("loss", "accuracy"))  # fmt: skip
     some = rows[:: max(1, len(rows) // SCALE_ROWS)]
-    return scaled(trunk, settings, [row for pair in some for row in pair])
+    return with_scales(trunk, settings, [row for pair in some for row in pair])
 
 
 def train_rating_model(
@@ -98,6 +110,7 @@ def train_rating_model(
     """Train the same roles on ratings of single responses: the score is pulled to the rating, both on mean 0 and standard
     deviation 1 of the training ratings, by the squared or the absolute distance. The loss is a mean over responses."""
     rows = [rating_tokens(trunk, rating, limit) for rating in ratings]
+    report_cut(stage, Cut.of(rows), limit)
     scale = rating_scale(ratings)
     targets = scale(torch.tensor([rating.score for rating in ratings], device=trunk.device))
 
@@ -112,7 +125,7 @@ def train_rating_model(
         return (total,)
 
     train_members(trunk, settings, stage, len(rows), settings.ratings_per_step, learn, ("loss",))
-    return scaled(trunk, settings, rows[:: max(1, len(rows) // (2 * SCALE_ROWS))])
+    return with_scales(trunk, settings, rows[:: max(1, len(rows) // (2 * SCALE_ROWS))])
 
 
 def train_members(
@@ -172,8 +185,8 @@ def pack_once(trunk: Trunk, rows: Sequence[Tokens]) -> tuple[Packed, Tensor]:
 
 def rating_tokens(trunk: Trunk, rating: Rating, limit: int | None) -> Tokens:
     """Prompt and response of a rating as ids, closed by the end of turn, at most ``limit`` of them."""
-    prompt = encode_prompt(trunk.tokenizer, rating.prompt.messages)
-    return clip(Tokens(prompt, encode_response(trunk.tokenizer, rating.response)), limit)
+    (row,) = answer_rows(trunk.tokenizer, rating.prompt.messages, [rating.response], limit)
+    return row
 
 
 def rating_scale(ratings: Sequence[Rating]) -> ScoreScale:
@@ -182,7 +195,7 @@ def rating_scale(ratings: Sequence[Rating]) -> ScoreScale:
     return ScoreScale(float(values.mean()), max(float(values.std()), 1e-6))
 
 
-def scaled(trunk: Trunk, settings: ScorerSettings, rows: Sequence[Tokens]) -> Scorers:
+def with_scales(trunk: Trunk, settings: ScorerSettings, rows: Sequence[Tokens]) -> Scorers:
     """The trained roles with the scale of each: mean and standard deviation of its scores of ``rows``."""
     roles = members(settings)
     scales = []

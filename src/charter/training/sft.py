@@ -7,36 +7,35 @@ from collections.abc import Sequence
 import torch
 
 from charter.errors import InputError
-from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.packing import Tokens, clip
+from charter.models.cut import Cut, answer_rows
+from charter.models.packing import Tokens
 from charter.models.trunk import Trunk
 from charter.recipe.settings import SFTSettings
 from charter.records import Message
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
-from charter.training.batches import epoch_batches, own_by_tokens
+from charter.training.batches import epoch_batches, own_by_tokens, report_cut
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 
 
 def sft_tokens(trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]], limit: int | None = None) -> list[Tokens]:
-    """Conversations and the responses to learn, as ids, cut to ``limit`` tokens as in :func:`clip`. InputError where there is
-    nothing to learn."""
+    """Conversations and the responses to learn, as ids, cut to ``limit`` tokens (:mod:`charter.models.cut`). InputError where
+    there is nothing to learn."""
     if not examples:
         raise InputError("no examples to fine-tune on")
-    return [
-        clip(Tokens(encode_prompt(trunk.tokenizer, messages), encode_response(trunk.tokenizer, response)), limit)
-        for messages, response in examples
-    ]
+    return [row for messages, answer in examples for row in answer_rows(trunk.tokenizer, messages, [answer], limit)]
 
 
-def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage: Stage) -> None:
-    """Train role ``policy`` of the trunk on the response tokens of ``rows``.
+def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage: Stage) -> Cut:
+    """Train role ``policy`` of the trunk on the response tokens of ``rows``; returns what cutting them cost.
 
     The loss is the mean over all response tokens of a step, not a mean of means, so the split into micro-batches does not
     matter.
     """
+    cut = Cut.of(rows)
+    report_cut(stage, cut, max(map(len, rows)))
     trunk.add_role("policy")
     seed = derive_seed(stage.run.seed, stage.name)
     steps = epoch_batches(len(rows), settings.responses_per_step, settings.epochs, seed)
@@ -66,3 +65,4 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
         stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm, **scaling_of(optimizer))
         if (step + 1) % settings.checkpoint_every == 0:
             save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})
+    return cut

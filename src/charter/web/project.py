@@ -10,7 +10,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from charter.errors import InputError
 from charter.judging.people import FOLDER, TO_LABEL
-from charter.reading.prompts import PROMPT_COLUMNS, TRANSCRIPT_COLUMNS, row_messages, row_prompt
+from charter.reading.forms import PROMPT_COLUMNS
+from charter.reading.pairs import row_pair
+from charter.reading.prompts import TRANSCRIPT_COLUMNS, row_conversation, row_prompt
 from charter.reading.rows import Row, read_rows
 from charter.recipe.files import explain, locate, read_yaml
 from charter.recipe.settings import NonNegative, Positive, Settings, Share
@@ -240,7 +242,8 @@ def read_responses(path: Path, items: Items) -> None:
     """Add the responses of a table and their prompts: our own records, or rows with a prompt and its response or responses.
 
     Columns: ``prompt`` (or messages, text …) with ``responses``, a list of texts or of objects with text and model; or with
-    ``response`` and optionally ``model``, one a row; or with ``chosen`` and ``rejected``, which are shown as any two.
+    ``response`` and optionally ``model``, one a row; or with ``chosen`` and ``rejected``, answers or whole dialogues, which are
+    shown as any two.
     """
     rows = iter(read_rows(path))
     first = next(rows, None)
@@ -250,7 +253,14 @@ def read_responses(path: Path, items: Items) -> None:
         read_records(path, items)
         return
     for row in (r for part in ([first], rows) for r in part):
-        prompt = prompt_of(row)
+        if row.values.get("chosen") is None or any(row.values.get(name) for name in ("responses", *PROMPT_COLUMNS[:-1])):
+            prompt = prompt_of(row)
+        elif isinstance(pair := row_pair(row), str):
+            items.left_out += 1
+            continue
+        else:
+            prompt = pair.prompt
+            row = replace(row, values={**row.values, "responses": [pair.chosen, pair.rejected]})
         items.add(prompt, responses_of(row, prompt))
 
 
@@ -279,7 +289,7 @@ def prompt_of(row: Row) -> Prompt:
             return Prompt.model_validate(row.values[name])
         except ValidationError as error:
             raise row.bad(error.errors()[0]["msg"].removeprefix("Value error, "), name) from None
-    return row_prompt(row, name, row_messages(row, name, as_transcript=name in TRANSCRIPT_COLUMNS))
+    return row_prompt(row, name, row_conversation(row, name, as_transcript=name in TRANSCRIPT_COLUMNS))
 
 
 def responses_of(row: Row, prompt: Prompt) -> list[Response]:
