@@ -28,9 +28,10 @@ def one(kind: str, shape: str) -> None:
     """Two PPO steps; prints the peak."""
     from charter.models.packing import Tokens
     from charter.models.trunk import load_trunk
-    from charter.recipe.settings import LoRASettings, PPOSettings
+    from charter.recipe.settings import LoRASettings
     from charter.records import Message, Prompt
     from charter.run.run import Run
+    from charter.stages.rl.settings import PPOSettings
     from charter.training.ppo import train_ppo
     from charter.training.reward_model import score_rows
     from charter.training.rewards import RewardSum

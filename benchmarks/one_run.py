@@ -70,7 +70,7 @@ def charter_trunk(folder: Path, *, lora: bool = False) -> Any:
 
 def charter_sft(folder: Path, place: Path, steps: int, *, lora: bool = False) -> float:
     from charter.models.packing import Tokens
-    from charter.recipe.settings import SFTSettings
+    from charter.stages.sft.settings import SFTSettings
     from charter.training.sft import train_sft
 
     rows = []
@@ -95,7 +95,7 @@ def charter_pairs(n: int) -> list[Any]:
 
 
 def charter_reward(folder: Path, place: Path, steps: int) -> float:
-    from charter.recipe.settings import RewardModelSettings
+    from charter.stages.reward_model.settings import RewardModelSettings
     from charter.training.reward_model import train_reward_model
 
     clock = Clock()
@@ -105,7 +105,7 @@ def charter_reward(folder: Path, place: Path, steps: int) -> float:
 
 
 def charter_dpo(folder: Path, place: Path, steps: int) -> float:
-    from charter.recipe.settings import DPOSettings
+    from charter.stages.rl.settings import DPOSettings
     from charter.training.dpo import train_dpo
 
     clock = Clock()
@@ -127,8 +127,8 @@ def rows_of(rollout: Any) -> list[Any]:
 
 def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
     def run(folder: Path, place: Path, steps: int) -> float:
-        from charter.recipe.settings import METHODS
         from charter.records import Message, Prompt
+        from charter.stages.rl.settings import METHODS
         from charter.training.grpo import train_grpo
         from charter.training.ppo import train_ppo
         from charter.training.reward_model import score_rows

@@ -14,9 +14,10 @@ import torch
 from charter.models.quantize import STACK
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs, split_pairs
-from charter.recipe.files import locate
-from charter.recipe.settings import LoRASettings, SFTSettings
+from charter.recipe.settings import LoRASettings
+from charter.recipe.source import locate
 from charter.run.run import Run
+from charter.stages.sft.settings import SFTSettings
 from charter.training.sft import sft_tokens, train_sft
 
 MODEL = locate("package:charter.testbed/model", None)

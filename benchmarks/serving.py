@@ -11,7 +11,7 @@ import torch
 
 from charter.models.chat_template import encode_prompt
 from charter.models.trunk import load_trunk
-from charter.recipe.files import locate
+from charter.recipe.source import locate
 from charter.records import Message
 from charter.serving.engine import Drawn, Engine, Job
 

@@ -24,7 +24,7 @@ from charter.plan.fit import what_fits
 from charter.plan.plan import work_of
 from charter.plan.table import amount, data_lines, size
 from charter.recipe.files import load_recipe, shipped
-from charter.recipe.settings import Recipe
+from charter.recipe.recipe import Recipe
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer
 

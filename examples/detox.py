@@ -20,10 +20,11 @@ from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.reading.prompts import read_prompts
 from charter.reading.rows import read_rows
-from charter.recipe.settings import LoRASettings, PPOSettings, RewardPart
+from charter.recipe.settings import LoRASettings
 from charter.run.files import write_json
 from charter.run.hashes import derive_seed
 from charter.run.run import Run
+from charter.stages.rl.settings import PPOSettings, RewardPart
 from charter.stages.rl.sources import ClassifierReward
 from charter.statistics import mean_interval, paired_difference
 from charter.testbed.dialogues import is_garbled, is_toxic, shipped

@@ -6,9 +6,12 @@ import torch
 from charter.models.chat_template import encode_prompt
 from charter.models.packing import Tokens
 from charter.models.trunk import load_trunk
-from charter.recipe.settings import LoRASettings, RewardModelSettings, RLOOSettings, SFTSettings
+from charter.recipe.settings import LoRASettings
 from charter.records import Pair, Prompt
 from charter.run.run import Run
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.stages.rl.settings import RLOOSettings
+from charter.stages.sft.settings import SFTSettings
 from charter.training.reward_model import reward_scores, train_reward_model
 from charter.training.rewards import RewardSum
 from charter.training.rloo import train_rloo

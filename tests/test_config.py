@@ -8,8 +8,12 @@ import yaml
 from pydantic import ValidationError
 
 from charter.errors import InputError
-from charter.recipe.files import as_settings, check_files, find_recipe, load_recipe, locate, override, read_yaml, shipped
-from charter.recipe.settings import LoRASettings, PPOSettings, Recipe, RewardModelSettings, RLOOSettings
+from charter.recipe.files import as_settings, check_files, find_recipe, load_recipe, override, read_yaml, shipped
+from charter.recipe.recipe import Recipe
+from charter.recipe.settings import LoRASettings
+from charter.recipe.source import locate
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.stages.rl.settings import PPOSettings, RLOOSettings
 
 LEAST = {
     "model": "m",

@@ -13,8 +13,11 @@ from charter.models.classifier import Classifier
 from charter.models.cut import Cut, answer_rows
 from charter.models.load import load_tokenizer
 from charter.models.trunk import load_trunk
-from charter.recipe.settings import DPOSettings, LoRASettings, RewardModelSettings, SFTSettings
+from charter.recipe.settings import LoRASettings
 from charter.records import Message, Pair, Prompt
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.stages.rl.settings import DPOSettings
+from charter.stages.sft.settings import SFTSettings
 from charter.training.dpo import train_dpo
 from charter.training.reward_model import pairs_that_differ, train_reward_model
 from charter.training.sft import sft_tokens, train_sft

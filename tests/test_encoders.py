@@ -10,8 +10,9 @@ from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
-from charter.recipe.settings import LoRASettings, RewardModelSettings
+from charter.recipe.settings import LoRASettings
 from charter.records import Pair, Prompt
+from charter.stages.reward_model.settings import RewardModelSettings
 from charter.training.reward_model import reward_scores, train_reward_model
 from conftest import ENCODERS, HARMFUL, save_random_classifier, save_random_encoder
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from charter.endpoints.answers import Answer, AnswerCache, BadAnswer, read_answer
 from charter.endpoints.endpoint import read_choice, transcript, written_choice
 from charter.endpoints.patience import asked_wait, backoff, duration, jitter, window_wait
+from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
 from charter.recipe.files import load_recipe
-from charter.recipe.settings import EndpointSettings
 from charter.records import Message
 from loopback import chat_answer
 

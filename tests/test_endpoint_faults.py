@@ -18,6 +18,7 @@ from charter.endpoints.client import Client
 from charter.endpoints.endpoint import EndpointSampler
 from charter.endpoints.patience import backoff
 from charter.endpoints.servers import Server as ServerOfPool
+from charter.endpoints.settings import EndpointSettings
 from charter.errors import GateError, InputError
 from charter.evaluation.scorers import judge_scorer
 from charter.judging.judge import LogProbJudge, comparisons_of, judgment, pairs_of
@@ -25,7 +26,6 @@ from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe, shipped
-from charter.recipe.settings import EndpointSettings
 from charter.records import Generation, Judgment, Message, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.serving.serve import open_port

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from charter.stages.work import Work, within_memory
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from charter.errors import MemoryFull
@@ -18,9 +19,8 @@ from charter.models.memory import is_out_of_memory
 from charter.plan.fit import smaller
 from charter.plan.plan import plan_recipe
 from charter.recipe.files import load_recipe
-from charter.recipe.settings import SFTSettings
 from charter.run.run import Run
-from charter.stages.work import Work, within_memory
+from charter.stages.sft.settings import SFTSettings
 from conftest import HARMFUL, save_tokenizer
 
 LIMITED = """

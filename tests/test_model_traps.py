@@ -12,9 +12,11 @@ from charter.models.load import load_classifier, load_tokenizer
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.recipe.settings import LoRASettings, RLOOSettings, SFTSettings
+from charter.recipe.settings import LoRASettings
 from charter.records import Message, Prompt
 from charter.run.run import Run
+from charter.stages.rl.settings import RLOOSettings
+from charter.stages.sft.settings import SFTSettings
 from charter.training.rollouts import collect
 from charter.training.sft import sft_tokens, train_sft
 from conftest import HARMFUL, save_random_classifier, save_random_model

@@ -18,7 +18,7 @@ from charter.commands.app import app
 from charter.errors import InputError
 from charter.recipe.files import load_recipe
 from charter.recipe.new import GOALS, recipe_text, write_recipe
-from charter.recipe.settings import Recipe
+from charter.recipe.recipe import Recipe
 
 
 @pytest.mark.parametrize("goal", GOALS)

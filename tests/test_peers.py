@@ -12,7 +12,7 @@ import torch
 
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.recipe.settings import DPOSettings
+from charter.stages.rl.settings import DPOSettings
 from charter.training.advantages import group_advantages, rloo_advantages
 from charter.training.dpo import pair_losses
 from charter.training.losses import bradley_terry_loss, clipped_policy_loss, kl_penalty, reinforce_loss, sft_loss, token_weights

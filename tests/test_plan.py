@@ -22,7 +22,8 @@ from charter.plan.table import duration, plan_table, size
 from charter.plan.texts import Given
 from charter.reading.prompts import KINDS
 from charter.recipe.files import load_recipe
-from charter.recipe.settings import LoRASettings, SFTSettings
+from charter.recipe.settings import LoRASettings
+from charter.stages.sft.settings import SFTSettings
 from conftest import save_random_model
 
 

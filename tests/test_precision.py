@@ -11,9 +11,11 @@ from charter.models.packing import Tokens
 from charter.models.precision import RoleParameters
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.recipe.files import load_recipe
-from charter.recipe.settings import LoRASettings, PPOSettings, SFTSettings
+from charter.recipe.settings import LoRASettings
 from charter.records import Prompt
 from charter.run.run import Run
+from charter.stages.rl.settings import PPOSettings
+from charter.stages.sft.settings import SFTSettings
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.ppo import train_ppo
 from charter.training.rewards import RewardSum

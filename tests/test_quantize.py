@@ -16,9 +16,10 @@ from charter.models.trunk import REFERENCE, load_trunk
 from charter.plan.plan import plan_recipe
 from charter.plan.shape import read_shape
 from charter.recipe.files import load_recipe
-from charter.recipe.settings import LoRASettings, SFTSettings
+from charter.recipe.settings import LoRASettings
 from charter.records import Message, Prompt
 from charter.run.run import Run
+from charter.stages.sft.settings import SFTSettings
 from charter.training.sft import sft_tokens, train_sft
 from conftest import HARMFUL, save_random_model
 

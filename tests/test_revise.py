@@ -7,8 +7,8 @@ from charter.constitution.constitution import Constitution
 from charter.constitution.revise import respond, revise_batch, why_excluded
 from charter.models.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk
-from charter.recipe.settings import ReviseSettings
 from charter.records import Generation, Message, Prompt, Response
+from charter.stages.revise.settings import ReviseSettings
 from conftest import CONSTITUTION, HARMFUL
 
 RULES = Constitution.model_validate(CONSTITUTION)

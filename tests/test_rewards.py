@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from charter.errors import GateError, InputError
-from charter.recipe.settings import CostSettings, RLOOSettings
 from charter.records import Prompt, Rollout
+from charter.stages.rl.settings import CostSettings, RLOOSettings
 from charter.training.rewards import (
     AdaptiveKL,
     FixedKL,

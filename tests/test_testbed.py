@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charter.recipe.files import locate
+from charter.recipe.source import locate
 from charter.records import Prompt
 from charter.run.files import read_jsonl
 from charter.testbed import corpus as made

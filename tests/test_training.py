@@ -7,19 +7,13 @@ import torch
 
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.recipe.settings import (
-    METHODS,
-    DPOSettings,
-    LoRASettings,
-    OnlineDPOSettings,
-    RatingModelSettings,
-    RewardModelSettings,
-    RolloutSettings,
-    SFTSettings,
-)
+from charter.recipe.settings import LoRASettings
 from charter.records import Message, Pair, Prompt, Rating
 from charter.run.run import Run
+from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings
 from charter.stages.rl.run import trainer_of
+from charter.stages.rl.settings import METHODS, DPOSettings, OnlineDPOSettings, RolloutSettings
+from charter.stages.sft.settings import SFTSettings
 from charter.training.dpo import sequence_logprobs, train_dpo
 from charter.training.online_dpo import best_and_worst, pair_slopes
 from charter.training.preference_losses import PairLogprobs, dpo_loss

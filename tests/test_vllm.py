@@ -15,8 +15,9 @@ from charter.models.chat_template import encode_prompt
 from charter.models.load import load_model
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
-from charter.recipe.settings import GRPOSettings, LoRASettings, PPOSettings, RLOOSettings, VLLMSettings
+from charter.recipe.settings import LoRASettings
 from charter.records import Prompt
+from charter.stages.rl.settings import GRPOSettings, PPOSettings, RLOOSettings, VLLMSettings
 from charter.testbed.standins import save_stand_in
 from charter.training.grpo import train_grpo
 from charter.training.ppo import train_ppo

@@ -16,20 +16,13 @@ from charter.constitution.revise import respond
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.reading.spool import prepare_prompts
-from charter.recipe.settings import (
-    DPOSettings,
-    GRPOSettings,
-    LoRASettings,
-    OnlineDPOSettings,
-    PPOSettings,
-    RewardModelSettings,
-    RLOOSettings,
-    SFTSettings,
-    VLLMSettings,
-)
+from charter.recipe.settings import LoRASettings
 from charter.records import Message, Pair, Prompt, Response
 from charter.run.run import Run, Stage
 from charter.run.team import disband, team
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.stages.rl.settings import DPOSettings, GRPOSettings, OnlineDPOSettings, PPOSettings, RLOOSettings, VLLMSettings
+from charter.stages.sft.settings import SFTSettings
 from charter.training.dpo import train_dpo
 from charter.training.grpo import train_grpo
 from charter.training.online_dpo import train_online_dpo

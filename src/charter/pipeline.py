@@ -10,21 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from charter.constitution.constitution import EMPTY, load_constitution
 from charter.errors import GateError, InputError, MemoryFull
 from charter.plan.fit import smaller
-from charter.recipe.settings import Recipe
+from charter.recipe.files import check_files
+from charter.recipe.recipe import Recipe
 from charter.run.run import Run
 from charter.run.team import team
 from charter.run.trackers import check_trackers, tracked
 from charter.stages.evaluate.run import evaluate
+from charter.stages.evaluate.scoring import Scoring
 from charter.stages.feedback.run import gather_feedback
-from charter.stages.prompts.run import prepare_prompts
+from charter.stages.gates import Gates
+from charter.stages.models import Model, Models
+from charter.stages.prompts.run import choose_prompts
 from charter.stages.revise.run import revise_answers
 from charter.stages.reward_model.run import train_reward
 from charter.stages.rl.run import train_policy
 from charter.stages.sft.run import train_supervised
-from charter.stages.work import Model, Work
-from charter.summary import write_run_report
+from charter.summary import Parts, write_run_report
 
 STAGES = ("prompts", "revise", "sft", "feedback", "reward_model", "rl", "evaluate")
 
@@ -32,58 +36,73 @@ STAGES = ("prompts", "revise", "sft", "feedback", "reward_model", "rl", "evaluat
 def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: bool = False) -> dict[str, Any]:
     """Run the stages up to ``until`` and write the report of what there is. Returns the report.
 
-    A gate that says no ends the run: the report with its reason is written, then GateError is raised.
+    A gate that fails ends the run: the report with its reason is written, then GateError is raised.
     """
     if until not in STAGES:
-        raise InputError(f"no stage {until!r}; the stages are {', '.join(STAGES)}")
+        raise InputError(f"unknown stage {until!r}; the stages are {', '.join(STAGES)}")
     check_trackers(recipe.trackers)
+    check_files(recipe)
     config = recipe.model_dump(mode="json")
     with Run(folder, seed=recipe.seed, quiet=quiet) as run, tracked(run, recipe.trackers, config):
-        work = Work(run, recipe)
+        models = Models(run, recipe)
+        parts = Parts(
+            run, recipe, models, gates=Gates(run, override=recipe.gates.override),
+            constitution=load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY,
+            scoring=Scoring(recipe, models),
+        )  # fmt: skip
         try:
-            for stage in stages_in_order(work, until):
-                work.release()
+            for stage in stages_in_order(parts, until):
+                models.release()
                 if stage == until:
                     break
         except GateError as error:
             stopped = str(error)
-            team().on_main(lambda: write_run_report(work, stopped=stopped))
+            team().on_main(lambda: write_run_report(parts, stopped=stopped))
             raise
         except MemoryFull as error:
             raise InputError(f"{error}; {smaller(recipe)}") from None
         finally:
-            work.release()
-        return team().on_main(lambda: write_run_report(work))
+            models.release()
+        return team().on_main(lambda: write_run_report(parts))
 
 
-def stages_in_order(work: Work, until: str) -> Iterator[str]:
+def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
     """Yield the name of each stage when it is done, or left out by the recipe.
 
-    ``models`` are those that the report compares; training goes on from the last of them. A second round begins again at the
+    ``arms`` are the models that the report compares; training starts from the last of them. A second round begins again at the
     feedback, from the model that the first one trained.
     """
-    recipe, models = work.recipe, [work.base]
-    prompts = prepare_prompts(work) if recipe.prompts is not None else None
+    run, recipe, models, gates = parts.run, parts.recipe, parts.models, parts.gates
+    constitution, scoring = parts.constitution, parts.scoring
+    prompts, revisions, feedback, reward, arms = None, None, None, None, [models.base]
+    if recipe.prompts is not None:
+        prompts = choose_prompts(run, recipe, recipe.prompts, models, constitution)
     yield "prompts"
-    revisions = revise_answers(work, prompts) if recipe.revise is not None and prompts is not None else None
+    if recipe.revise is not None and prompts is not None:
+        revisions = revise_answers(run, recipe, recipe.revise, models, gates, constitution, scoring, prompts)
     yield "revise"
     if recipe.sft is not None:
-        sft = train_supervised(work, prompts, revisions)
-        models.append(Model("sft", str(sft.path("model")), sft.output_hash))
+        sft = train_supervised(run, recipe, recipe.sft, models, prompts, revisions)
+        arms.append(Model("sft", str(sft.path("model")), sft.output_hash))
     yield "sft"
-    start, feedback, reward = models[-1], None, None
-    for work.round in range(1, recipe.rounds + 1):
+    start, scorer = arms[-1], scoring.identity
+    for number in range(1, recipe.rounds + 1):
+        again = "" if number == 1 else f"-{number}"  # `feedback`, then `feedback-2`, …
         if recipe.feedback is not None:
-            feedback = gather_feedback(work, prompts, revisions, start)
+            feedback = gather_feedback(
+                run, recipe, recipe.feedback, models, gates, constitution, scorer, prompts, revisions, start, f"feedback{again}"
+            )
         yield "feedback"
         if feedback is not None and (recipe.trains_reward_model or until == "reward_model"):
-            reward = train_reward(work, start, feedback)
+            reward = train_reward(run, recipe, models, start, feedback, f"reward_model{again}")
         yield "reward_model"
         if recipe.rl is not None:
-            policy = train_policy(work, prompts, start, feedback, reward)
+            policy = train_policy(
+                run, recipe, recipe.rl, models, gates, scorer, prompts, start, feedback, reward, f"rl{again}"
+            )  # fmt: skip
             start = Model("policy", str(policy.path("model")), policy.output_hash)
         yield "rl"
-    models += [start] if start.name == "policy" else []
+    arms += [start] if start.name == "policy" else []
     if recipe.evaluation is not None and prompts is not None:
-        evaluate(work, prompts, models, reward)
+        evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, reward)
     yield "evaluate"

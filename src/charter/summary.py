@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,25 @@ from charter.run.files import read_json
 from charter.statistics import trend
 
 if TYPE_CHECKING:
-    from charter.recipe.settings import Recipe
-    from charter.stages.work import Work
+    from charter.constitution.constitution import Constitution
+    from charter.recipe.recipe import Recipe
+    from charter.run.run import Run
+    from charter.stages.evaluate.scoring import Scoring
+    from charter.stages.gates import Gates
+    from charter.stages.models import Models
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of: the pipeline hands each stage the parts that it reads, and the report reads them all."""
+
+    run: Run
+    recipe: Recipe
+    models: Models
+    gates: Gates
+    constitution: Constitution
+    scoring: Scoring
+
 
 ARM_WORDS = {
     "base": "the model before any training",
@@ -63,10 +81,10 @@ def arm_words(name: str, recipe: Recipe) -> str:
     return ARM_WORDS[name]
 
 
-def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
+def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]:
     """report.json, report.html and metrics.csv in the run folder; returns the report."""
-    recipe = work.recipe
-    stages = {stage.name: stage for stage in work.run.stages}
+    recipe = parts.recipe
+    stages = {stage.name: stage for stage in parts.run.stages}
     results = {name: stage.result for name, stage in stages.items()}
     evaluation = results.get("evaluate", {})
     feedback, revise = results.get("feedback", {}), results.get("revise", {})
@@ -87,18 +105,18 @@ def write_run_report(work: Work, stopped: str | None = None) -> dict[str, Any]:
         "reward_model": reward_model or None,
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
-        "endpoints": {name: endpoint.client.account.figures() for name, endpoint in work.endpoints.items()},
+        "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
-        "gates": work.gates,
+        "gates": parts.gates.met,
         "alarms": alarms(stages),
         "stages": [
             {"name": stage.name, "wall_s": round(stage.wall_s, 2), "skipped": stage.skipped, "done": stage.done}
-            for stage in work.run.stages
+            for stage in parts.run.stages
         ],
-        "provenance": provenance(work),
+        "provenance": provenance(parts),
     }
-    write_report(report, work.run.folder)
-    written: dict[str, Any] = read_json(work.run.folder / "report.json")
+    write_report(report, parts.run.folder)
+    written: dict[str, Any] = read_json(parts.run.folder / "report.json")
     return written
 
 
@@ -144,7 +162,7 @@ def column_mean(rows: list[dict[str, Any]], key: str) -> float:
     return float(sum(row[key] for row in rows) / len(rows))
 
 
-def provenance(work: Work) -> dict[str, Any]:
+def provenance(parts: Parts) -> dict[str, Any]:
     """The origin of the numbers: hashes, versions, device."""
     import platform
     import sys
@@ -153,17 +171,20 @@ def provenance(work: Work) -> dict[str, Any]:
     import transformers
 
     return {
-        "model": Path(work.recipe.model).name,
-        "model_hash": work.model_hash,
-        **({"constitution_hash": work.constitution.hash[:16]} if work.recipe.constitution else {}),
-        **({"scorer": work.scorer.name} if work.scorer is not None else {}),
-        "stages": {stage.name: stage.fingerprint for stage in work.run.stages},
+        "model": Path(parts.recipe.model).name,
+        "model_hash": parts.models.base.hash,
+        **({"constitution_hash": parts.constitution.hash[:16]} if parts.recipe.constitution else {}),
+        **({"scorer": parts.scoring.scorer.name} if parts.scoring.scorer is not None else {}),
+        "stages": {stage.name: stage.fingerprint for stage in parts.run.stages},
         "charter": charter.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "device": work.device,
+        "device": parts.models.device,
         "threads": torch.get_num_threads(),
-        **{f"endpoint {name}": endpoint_words(endpoint.client.account.figures()) for name, endpoint in work.endpoints.items()},
+        **{
+            f"endpoint {name}": endpoint_words(endpoint.client.account.figures())
+            for name, endpoint in parts.models.endpoints.items()
+        },
         "command": " ".join(Path(part).name if i == 0 else part for i, part in enumerate(sys.argv)),
     }

@@ -10,7 +10,7 @@ from charter.errors import InputError
 from charter.models.adapters import is_adapter, merge_folder
 from charter.models.load import STAGE_OF, model_of_run
 from charter.models.precision import DTYPES
-from charter.recipe.files import locate
+from charter.recipe.source import locate
 
 
 def source_of(where: str) -> Path:

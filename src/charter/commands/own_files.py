@@ -22,13 +22,14 @@ from charter.raters.vote_files import find, read_votes
 from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
-from charter.recipe.files import locate
-from charter.recipe.settings import LoRASettings, RatingModelSettings, RewardModelSettings
+from charter.recipe.settings import LoRASettings
+from charter.recipe.source import locate
 from charter.records import Prompt, Rating, Response
 from charter.run.files import read_json, read_jsonl, write_json
 from charter.run.hashes import file_hash, model_hash
 from charter.run.run import Run
 from charter.stages.reward_model.run import reward_accuracy
+from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings
 from charter.statistics import mean_interval, paired_difference, spearman
 from charter.training.batches import by_tokens
 from charter.training.reward_model import (

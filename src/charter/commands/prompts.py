@@ -50,7 +50,7 @@ def prompts_classify(
     from charter.models.sampler import LocalSampler
     from charter.models.trunk import load_trunk
     from charter.reading.prompts import check_output, read_prompts, write_prompts
-    from charter.recipe.files import locate
+    from charter.recipe.source import locate
 
     check_output(out)
     rules = load_constitution(constitution)

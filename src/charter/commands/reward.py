@@ -38,8 +38,9 @@ def reward_train(
 ) -> None:
     """Train a reward model on pairs (or, with --loss squared or absolute, on ratings) and measure it on held-out dialogues."""
     from charter.commands.own_files import rating_model_from_file, reward_from_file
-    from charter.recipe.files import as_settings, locate
-    from charter.recipe.settings import RatingModelSettings, RewardModelSettings
+    from charter.recipe.files import as_settings
+    from charter.recipe.source import locate
+    from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings
 
     values: dict[str, Any] = {
         "epochs": epochs, "learning_rate": learning_rate, "test_fraction": test_fraction,

@@ -10,7 +10,7 @@ from typing import Any
 
 from charter.errors import GateError
 from charter.pipeline import run_recipe
-from charter.recipe.settings import Recipe
+from charter.recipe.recipe import Recipe
 from charter.run.files import atomic_path, read_json, write_json
 
 

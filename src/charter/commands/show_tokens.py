@@ -29,24 +29,18 @@ from charter.models.load import pick_device
 from charter.models.packing import Tokens
 from charter.models.sampler import Conversation, LocalSampler, Sample
 from charter.models.trunk import Trunk, load_trunk
-from charter.reading.dealing import deduplicate, split_prompts, take_stratified
 from charter.reading.demonstrations import read_demonstrations
 from charter.reading.pairs import read_pairs
-from charter.reading.prompts import KINDS, is_kind
+from charter.reading.prompts import KINDS
+from charter.reading.spool import taken_prompts
 from charter.recipe.files import check_files
-from charter.recipe.settings import (
-    ENDPOINT,
-    AnyRLSettings,
-    ContrastSettings,
-    DPOSettings,
-    FeedbackSettings,
-    Recipe,
-    ReviseSettings,
-    RolloutSettings,
-)
+from charter.recipe.recipe import Recipe
 from charter.records import Message, Pair, Prompt, Response
 from charter.run.hashes import derive_seed
-from charter.stages.prompts.run import prompts_of
+from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
+from charter.stages.prompts.run import check_red_team, prompts_of
+from charter.stages.revise.settings import ReviseSettings
+from charter.stages.rl.settings import AnyRLSettings, DPOSettings, RolloutSettings
 from charter.training.reward_model import pair_tokens
 from charter.training.rewards import last_token
 from charter.training.rollouts import collect, prompt_batch
@@ -148,17 +142,14 @@ def first_prompts(recipe: Recipe, trunk: Trunk) -> dict[str, list[Prompt]]:
     settings = recipe.prompts
     if settings is None:
         return {kind: [] for kind in KINDS}
-    # As in the prompt stage: a prompt with more characters than the model has positions is left out.
     limit = context_length(trunk.model)
-    unique = [p for p in deduplicate(prompts_of(settings))[0] if limit is None or sum(len(m.content) for m in p.messages) < limit]
-    split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
-    by_kind = {}
-    for kind in KINDS:
-        pool = [p for p in split if p.split == "train" and is_kind(p.tags, kind)]
-        wanted = min(settings.train or len(pool), len(pool))
-        by_kind[kind] = take_stratified(pool, wanted, seed=recipe.seed, by=("principle", "tags"))
-    if recipe.revise is not None and not by_kind["red_team"]:
-        raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
+    with taken_prompts(
+        prompts_of(settings), train=settings.train, test=settings.test, test_fraction=settings.test_fraction, seed=recipe.seed,
+        shorter=limit,  # of a long file the first rows that fit are enough
+    ) as taken:  # fmt: skip
+        by_kind = {kind: taken.read("train", kind) for kind in KINDS}
+    if recipe.revise is not None:
+        check_red_team(taken.counts)
     return by_kind
 
 
@@ -242,8 +233,8 @@ def feedback_rows(
     recipe: Recipe, settings: FeedbackSettings, trunk: Trunk, constitution: Constitution, prompts: Sequence[Prompt]
 ) -> tuple[list[Row], list[Pair]]:
     """The judge's questions about two responses to each prompt, and the pairs that its answers make."""
-    own = settings.judge in ("base", "sft") or settings.judge.startswith(ENDPOINT)
-    recorder = Recorder(trunk if own else load_trunk(settings.judge, device=str(trunk.device)), settings.judge)
+    judge = settings.judge
+    recorder = Recorder(load_trunk(judge.name, device=str(trunk.device)) if judge.kind == "model" else trunk, str(judge))
     groups = respond(
         LocalSampler(trunk, "sft"), prompts, seed=recipe.seed, what="feedback", k=2, temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,

@@ -41,7 +41,7 @@ def testbed_card(
     as_json: Json = False,
 ) -> None:
     """What the tiny model can do on held-out requests, with intervals."""
-    from charter.recipe.files import locate
+    from charter.recipe.source import locate
     from charter.testbed.card import card, card_table
 
     rows = card(locate(model, Path.cwd()), n=n, seed=seed)

@@ -160,7 +160,7 @@ def raters(
     from charter.commands.own_files import tastes_from_files
     from charter.raters.report_files import write_tastes
     from charter.raters.reports import taste_report
-    from charter.recipe.files import locate
+    from charter.recipe.source import locate
 
     base = locate(model, Path.cwd()) if model else None
     found, votes = tastes_from_files(file, reward, model=base, prompts=prompts, responses=responses, seed=seed)

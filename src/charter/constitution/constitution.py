@@ -22,7 +22,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from charter.errors import InputError
-from charter.records import Message, Prompt, Record, Text
+from charter.records import Message, Prompt, Record, Text, content_id
 from charter.run.files import write_text
 
 KINDS = frozenset({"red_team", "benign"})
@@ -345,3 +345,9 @@ def _likeness(one: str, other: str) -> float:
     if first == second:
         return 1.0
     return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)
+
+
+def hash_of_principles(constitution: Constitution, *fields: str) -> str:
+    """Hash of the named fields of the principles: what a stage reads of the constitution, so that a change of the rest does
+    not run it again."""
+    return content_id([[getattr(p, field) for field in ("id", *fields)] for p in constitution.principles])

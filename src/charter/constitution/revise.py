@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution, Principle, draw
 from charter.models.sampler import Sampler
-from charter.recipe.settings import ReviseSettings
 from charter.records import Generation, Message, Prompt, Response, Revision
 from charter.run.hashes import derive_seed
+from charter.stages.revise.settings import ReviseSettings
 
 TEMPLATE_TOKENS = re.compile(
     r"\[/?INST\]|<</?SYS>>|<\|[a-z_]+\|>|</?s>|<(?:start|end)_of_turn>"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from charter.endpoints.answers import Answer
-from charter.recipe.settings import EndpointSettings
+from charter.endpoints.settings import EndpointSettings
 
 Tokens = tuple[int, int]
 """Read and written."""

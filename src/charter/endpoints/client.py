@@ -24,8 +24,8 @@ from charter.endpoints.account import Account, Tokens
 from charter.endpoints.answers import Answer, AnswerCache, BadAnswer, read_answer, storable
 from charter.endpoints.patience import asked_wait, backoff, jitter, window_wait
 from charter.endpoints.servers import Server, Servers
+from charter.endpoints.settings import EndpointSettings
 from charter.errors import GateError, InputError
-from charter.recipe.settings import EndpointSettings
 
 if TYPE_CHECKING:
     import httpx2

@@ -14,9 +14,9 @@ from typing import Any
 
 from charter.endpoints.answers import Answer
 from charter.endpoints.client import Client, Refused
+from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
 from charter.models.sampler import Conversation, Sample
-from charter.recipe.settings import EndpointSettings
 from charter.run.team import team
 
 NO_VERDICT = math.nan

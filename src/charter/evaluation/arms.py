@@ -20,7 +20,7 @@ from charter.metrics import COUNT, METRICS, SCORER, Metric
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
-from charter.recipe.settings import Recipe
+from charter.recipe.recipe import Recipe
 from charter.records import EvalResult, Prompt, Record, Response
 from charter.run.files import write_jsonl
 from charter.run.team import team

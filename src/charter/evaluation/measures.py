@@ -11,56 +11,49 @@ from typing import Any
 from charter.errors import InputError
 from charter.evaluation.scorers import is_number, plain_scalar
 from charter.judging.judge import yes_no_margins
-from charter.models.classifier import Classifier, classifier_parts
+from charter.models.classifier import Classifier
 from charter.models.sampler import Sampler
-from charter.recipe.settings import MeasureSettings
-from charter.recipe.source import named_function
+from charter.recipe.source import Source
 from charter.records import Prompt
-from charter.run.hashes import model_hash
 from charter.run.team import team
+from charter.stages.evaluate.settings import MeasureSettings
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A named number of every answer. ``of(prompts, texts)``: one value each, None where there is none. ``identity`` is compared
-    with the sources of the reward, so that the same hand does not write the report."""
+    """A named number of every answer. ``of(prompts, texts)``: one value each, None where there is none."""
 
     name: str
     unit: str
-    identity: str
     of: Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 
 
-def measure_of(name: str, settings: MeasureSettings, judge: Callable[[str], tuple[Sampler, str]], device: str = "cpu") -> Measure:
-    """The measure that a recipe describes; ``judge`` loads a judge by its name and tells its identity. InputError where the
-    source does not exist."""
-    source, field = settings.source, f"evaluation.measures.{name}.source"
-    if source.startswith("python:"):
-        function = named_function(source, field)
+def measure_of(name: str, settings: MeasureSettings, judge: Callable[[Source], Sampler], device: str = "cpu") -> Measure:
+    """The measure that a recipe describes; ``judge`` loads a model that is asked. InputError where the source is missing."""
+    source = settings.source
+    if source.kind == "python":
+        function = source.load()
 
         def computed(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
             # A user's function may return something else at each call, so one process calls it.
             return team().on_main(
-                lambda: [as_number(function(p.last_turn, text), source, field) for p, text in zip(prompts, texts, strict=True)]
+                lambda: [
+                    as_number(function(p.last_turn, text), str(source), f"evaluation.measures.{name}.source")
+                    for p, text in zip(prompts, texts, strict=True)
+                ]
             )
 
-        return Measure(name, settings.unit, source, computed)
-    if source.startswith("classifier:"):
-        folder, label = classifier_parts(source, field)
-        identity = model_hash(folder)
-        load = lru_cache(maxsize=1)(lambda: Classifier(folder, label, device=device))
-        return Measure(name, settings.unit, identity, lambda _, texts: load().probabilities(texts))
-    if source.startswith("judge:") and source != "judge:":
-        sampler, identity = judge(source.removeprefix("judge:"))
+        return Measure(name, settings.unit, computed)
+    if source.kind == "classifier":
+        load = lru_cache(maxsize=1)(lambda: Classifier(source.name, source.label, device=device))
+        return Measure(name, settings.unit, lambda _, texts: load().probabilities(texts))
+    sampler = judge(source.model)
 
-        def judged(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-            margins = yes_no_margins(sampler, "helpful", prompts, texts)
-            return [1 / (1 + math.exp(-max(min(m, 500), -500))) if math.isfinite(m) else None for m in margins]
+    def judged(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        margins = yes_no_margins(sampler, "helpful", prompts, texts)
+        return [1 / (1 + math.exp(-max(min(m, 500), -500))) if math.isfinite(m) else None for m in margins]
 
-        return Measure(name, settings.unit, identity, judged)
-    raise InputError(
-        f"unknown source {source!r}; use classifier:FOLDER:LABEL, judge:FOLDER or python:module:function", field=field
-    )
+    return Measure(name, settings.unit, judged)
 
 
 def as_number(value: Any, function: str, field: str) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from charter.errors import InputError
 from charter.judging.judge import yes_no_margins
 from charter.models.sampler import Sampler
-from charter.recipe.source import named_function
+from charter.recipe.source import Source
 from charter.records import Prompt
 from charter.run.team import team
 
@@ -47,10 +47,10 @@ class Scorer:
     score: Callable[[Sequence[Prompt], Sequence[str]], list[Verdict]]
 
 
-def python_scorer(spec: str) -> Scorer:
+def python_scorer(source: Source) -> Scorer:
     """`python:module:function`, called as function(prompt text, response text); it returns a mapping as ``as_verdict`` reads it.
     InputError where the function does not exist."""
-    function = named_function(spec, "evaluation.scorer")
+    function, spec = source.load(), str(source)
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Verdict]:
         # A user's function may return something else at each call, so one process calls it.

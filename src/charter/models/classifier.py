@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -54,13 +53,3 @@ class Classifier:
             ).to(self.model.device)  # fmt: skip
             logits.append(self.model(**batch).logits.float().cpu())
         return torch.cat(logits)
-
-
-def classifier_parts(source: str, field: str) -> tuple[str, str]:
-    """Folder and label of `classifier:FOLDER:LABEL`. InputError where one is missing or there is no such folder."""
-    folder, _, label = source.removeprefix("classifier:").rpartition(":")
-    if not folder or not label:
-        raise InputError("write classifier:FOLDER:LABEL", field=field)
-    if Path(folder).is_absolute() and not Path(folder).exists():
-        raise InputError("no such classifier folder", file=folder, field=field)
-    return folder, label

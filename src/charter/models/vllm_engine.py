@@ -25,8 +25,8 @@ from torch import Tensor
 from charter.errors import InputError
 from charter.models.generate import Sampled
 from charter.models.memory import is_out_of_memory, let_go
-from charter.recipe.settings import VLLMSettings
 from charter.run.team import team
+from charter.stages.rl.settings import VLLMSettings
 
 FIELD = "rl.vllm"
 SURROUNDINGS = {

@@ -16,7 +16,8 @@ from charter.plan.shape import held, shapes_of
 from charter.plan.table import size
 from charter.plan.texts import Given, Lengths
 from charter.reading.prompts import KINDS
-from charter.recipe.settings import LoRASettings, Recipe, TrainingSettings
+from charter.recipe.recipe import Recipe
+from charter.recipe.settings import LoRASettings, TrainingSettings
 
 CERTAIN = (
     "weights",

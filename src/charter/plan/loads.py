@@ -15,25 +15,18 @@ from charter.models.load import load_tokenizer
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.precision import DTYPES
 from charter.models.sampler import READ_TOKENS
-from charter.plan.shape import FLOAT, Shape, classifier_of, held
+from charter.plan.shape import FLOAT, Shape, held
 from charter.plan.texts import Given, Lengths, count_prompts, measure_lengths, read_given
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import KINDS
-from charter.recipe.settings import (
-    ENDPOINT,
-    AnyRLSettings,
-    DPOSettings,
-    EvaluationSettings,
-    FeedbackSettings,
-    GRPOSettings,
-    LoRASettings,
-    PPOSettings,
-    Recipe,
-    ReviseSettings,
-    RolloutSettings,
-    SFTSettings,
-    TrainingSettings,
-)
+from charter.recipe.recipe import Recipe
+from charter.recipe.settings import LoRASettings, TrainingSettings
+from charter.recipe.source import Source
+from charter.stages.evaluate.settings import EvaluationSettings
+from charter.stages.feedback.settings import FeedbackSettings
+from charter.stages.revise.settings import ReviseSettings
+from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings
+from charter.stages.sft.settings import SFTSettings
 
 # Bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes, by `benchmarks/plan_memory.py`. On a
 # CPU a kernel for sixteen-bit numbers is compiled for every shape, and decoding has many. On a GPU it was not measured.
@@ -85,24 +78,24 @@ class Load:
     asked: dict[str, Asked] = field(default_factory=dict)
     """What is sent to endpoints, by name."""
 
-    def ask(self, endpoint: str, n: float, read: float, written: float) -> None:
-        """``n`` requests to ``endpoint:NAME``, each with so many tokens read and written."""
-        name = endpoint.removeprefix(ENDPOINT)
+    def ask(self, endpoint: Source, n: float, read: float, written: float) -> None:
+        """``n`` requests to an endpoint, each with so many tokens read and written."""
+        name = endpoint.name
         self.asked[name] = self.asked.get(name, Asked()) + Asked(n, n * read, n * written)
 
-    def sample_from(self, name: str, shapes: Shapes, n: int, prompt: float, new: int, rows: int) -> None:
+    def sample_from(self, name: Source, shapes: Shapes, n: int, prompt: float, new: int, rows: int) -> None:
         """``sample`` by a named model, or from an endpoint, a request for each text."""
-        if name.startswith(ENDPOINT):
+        if name.kind == "endpoint":
             self.ask(name, n, prompt, new)
         else:
-            self.sample(shapes[name], n, prompt, new, rows)
+            self.sample(shapes[str(name)], n, prompt, new, rows)
 
-    def choose_with(self, name: str, shapes: Shapes, n: float, question: float, written: int) -> None:
+    def choose_with(self, name: Source, shapes: Shapes, n: float, question: float, written: int) -> None:
         """``n`` questions whose answer is read by a named model, or asked of an endpoint that writes so many tokens."""
-        if name.startswith(ENDPOINT):
+        if name.kind == "endpoint":
             self.ask(name, n, question, written)
         else:
-            self.choose(shapes[name], n, question)
+            self.choose(shapes[str(name)], n, question)
 
     def choose(self, shape: Shape, n: float, question: float) -> None:
         """``n`` questions that a model reads, a micro-batch of them at once, to choose among given answers."""
@@ -119,14 +112,14 @@ class Load:
         most = max((read * kept + at_once * passing) * width, (read + rows * new) * kept * width + choosing)
         self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), most)
 
-    def hold_named(self, shapes: Shapes, *names: str) -> None:
+    def hold_named(self, shapes: Shapes, *names: Source) -> None:
         """The models of these names, each once; what is behind an endpoint takes no memory here."""
-        for name in sorted({name for name in names if not name.startswith(ENDPOINT)}):
+        for name in sorted({str(name) for name in names if name.kind != "endpoint"}):
             self.hold(shapes[name], 1)
 
-    def hold_classifiers(self, counted: Counted, sources: Iterable[str]) -> None:
+    def hold_classifiers(self, counted: Counted, sources: Iterable[Source]) -> None:
         """The classifiers among the sources of a reward or of measures, in float32."""
-        for name in {one for source in sources if (one := classifier_of(source))}:
+        for name in {source.name for source in sources if source.kind == "classifier"}:
             self.hold(replace(counted.shapes[name], quantized=False), 1)
 
     def score(self, shape: Shape, tokens: float) -> None:
@@ -250,9 +243,9 @@ class Counted:
             gpu=self.device == "cuda",
         )
 
-    def written(self, name: str) -> int:
-        """Tokens that an endpoint writes to make a choice."""
-        read = not name.startswith(ENDPOINT) or self.recipe.endpoints[name.removeprefix(ENDPOINT)].logprobs != "no"
+    def written(self, name: Source) -> int:
+        """Tokens that a model writes to make a choice: an endpoint may have to write the answer out."""
+        read = name.kind != "endpoint" or self.recipe.endpoints[name.name].logprobs != "no"
         return 1 if read else SHORT_ANSWER
 
     def within(self, tokens: float) -> float:
@@ -328,8 +321,8 @@ def loads_of(counted: Counted) -> list[Load]:
         loads.append(evaluate_load(counted, recipe.evaluation))
     for load in loads:
         load.cast(counted.shape)
-        if recipe.scorer is not None and recipe.scorer.startswith("judge:"):  # loaded from beginning to end
-            load.hold_named(counted.shapes, recipe.scorer.removeprefix("judge:"))
+        if recipe.scorer is not None and recipe.scorer.kind == "judge":  # loaded from beginning to end
+            load.hold_named(counted.shapes, recipe.scorer.model)
     return loads
 
 
@@ -435,10 +428,10 @@ def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
     # Reward, policy and reference read every rollout, with PPO the value model too.
     load.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
     load.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
-    load.hold_classifiers(counted, (part.source or "" for part in settings.reward.values()))
+    load.hold_classifiers(counted, settings.sources.values())
     anew = (settings.sigmoid_against or 0) * sum(counted.counts[f"train {kind}"] for kind in KINDS)
-    for judge in judges_of(settings):
-        if judge.startswith(ENDPOINT):  # two questions about each response
+    for judge in settings.asks.values():
+        if judge.kind == "endpoint":  # two questions about each response
             load.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, counted.written(judge))
     return load
 
@@ -463,15 +456,9 @@ def evaluate_load(counted: Counted, settings: EvaluationSettings) -> Load:
 
 def ask_scorer(load: Load, counted: Counted, n: float, row: float) -> None:
     """Two questions about each of ``n`` responses, where a model scores."""
-    if counted.recipe.scorer is not None and counted.recipe.scorer.startswith("judge:"):
-        scorer = counted.recipe.scorer.removeprefix("judge:")
-        load.choose_with(scorer, counted.shapes, 2 * n, row + counted.lengths.question, counted.written(scorer))
-
-
-def judges_of(settings: RolloutSettings) -> list[str]:
-    """The judges among the sources of a reward."""
-    sources = [part.source or name for name, part in settings.reward.items()]
-    return [source.removeprefix("judge:") for source in sources if source.startswith("judge:")]
+    source = counted.recipe.scorer
+    if source is not None and source.kind == "judge":
+        load.choose_with(source.model, counted.shapes, 2 * n, row + counted.lengths.question, counted.written(source.model))
 
 
 def count(recipe: Recipe, shapes: Shapes, device: str) -> Counted:

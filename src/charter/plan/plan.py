@@ -11,7 +11,8 @@ from charter.plan.loads import Asked, Counted, Load, count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
 from charter.plan.shape import shapes_of
 from charter.recipe.files import check_files
-from charter.recipe.settings import Recipe, TrainingSettings
+from charter.recipe.recipe import Recipe
+from charter.recipe.settings import TrainingSettings
 
 COUNTED_HERE = "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
 

@@ -14,7 +14,9 @@ from charter.models.llama.weights import FUSED_BYTES, LLAMA_LIKE
 from charter.models.load import check_folder, first_line
 from charter.models.precision import DTYPES
 from charter.models.quantize import BYTES as QUANTIZED_BYTES
-from charter.recipe.settings import ENDPOINT, LoRASettings, Recipe, RolloutSettings
+from charter.recipe.recipe import Recipe
+from charter.recipe.settings import LoRASettings
+from charter.recipe.source import Source, named_in
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
 
@@ -100,21 +102,16 @@ def read_shape(name: str) -> Shape:
 
 def shapes_of(recipe: Recipe) -> dict[str, Shape]:
     """The shapes of the models that a recipe names, `base` and `sft` among them."""
-    named = {name for key, name in recipe.samplers().items() if key[:2] != "rl" and not name.startswith(ENDPOINT)}
-    named |= {recipe.reward_model.model} if recipe.reward_model.model and recipe.trains_reward_model else set()
     shape = read_shape(recipe.model)
-    found = {"base": shape, "sft": shape} | {name: read_shape(name) for name in sorted(named - {"base", "sft"})}
-    rewards = recipe.rl.reward.values() if isinstance(recipe.rl, RolloutSettings) else ()
-    measures = recipe.evaluation.measures.values() if recipe.evaluation is not None else ()
-    classifiers = {classifier_of(one.source or "") for one in (*rewards, *measures)} - {None}
-    found |= {name: read_shape(name) for name in sorted(filter(None, classifiers))}
-    return {name: held(one, recipe) for name, one in found.items()}
-
-
-def classifier_of(source: str) -> str | None:
-    """The model of `classifier:FOLDER:LABEL`, None for other sources."""
-    kind, _, rest = source.partition(":")
-    return rest.rpartition(":")[0] or None if kind == "classifier" else None
+    shapes = {"base": shape, "sft": shape}
+    named = {str(source) for key, source in recipe.samplers().items() if key[:2] != "rl" and source.kind == "model"}
+    if recipe.reward_model.model is not None and recipe.trains_reward_model:
+        named.add(recipe.reward_model.model)
+    stages = (recipe.rl, recipe.evaluation)
+    named |= {source.name for stage in stages if stage is not None for _, source in named_in(stage)
+              if isinstance(source, Source) and source.kind == "classifier"}  # fmt: skip
+    shapes |= {name: read_shape(name) for name in sorted(named)}
+    return {name: held(shape, recipe) for name, shape in shapes.items()}
 
 
 def held(shape: Shape, recipe: Recipe) -> Shape:

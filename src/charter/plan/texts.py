@@ -9,18 +9,18 @@ from typing import Any
 
 from charter.constitution.categorise import CATEGORISE, NONE
 from charter.constitution.constitution import Constitution, load_few_shots
-from charter.errors import InputError
 from charter.judging.judge import QUESTIONS, ask, comparisons_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.sampler import fill
-from charter.reading.dealing import deduplicate, split_prompts
 from charter.reading.demonstrations import read_demonstrations
 from charter.reading.pairs import read_pairs
-from charter.reading.prompts import KINDS, is_kind
-from charter.recipe.settings import DPOSettings, Recipe
+from charter.reading.prompts import KINDS
+from charter.reading.spool import taken_prompts
+from charter.recipe.recipe import Recipe
 from charter.records import Generation, Message, Prompt, Response
-from charter.stages.prompts.run import prompts_of
+from charter.stages.prompts.run import check_red_team, prompts_of
+from charter.stages.rl.settings import DPOSettings
 
 SAMPLE = 200  # prompts whose tokens are counted
 
@@ -79,21 +79,19 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def count_prompts(recipe: Recipe) -> tuple[list[Prompt], dict[str, int], int]:
-    """Training prompts; counts by split and kind as the prompt stage will choose them; prompts that it sorts by principle."""
+def count_prompts(recipe: Recipe, shorter: int | None = None) -> tuple[list[Prompt], dict[str, int], int]:
+    """Training prompts as the prompt stage takes them, those of fewer than ``shorter`` characters; counts by split and kind;
+    prompts that the stage sorts by principle."""
     settings = recipe.prompts
-    counts = {f"{part} {kind}": 0 for part in ("train", "test") for kind in KINDS}
     if settings is None:
-        return [], counts, 0
-    unique, _ = deduplicate(prompts_of(settings))
-    split = split_prompts(unique, test_fraction=settings.test_fraction, seed=recipe.seed)
-    for part, wanted in (("train", settings.train), ("test", settings.test)):
-        for kind in KINDS:
-            n = sum(p.split == part and is_kind(p.tags, kind) for p in split)
-            counts[f"{part} {kind}"] = min(n, wanted) if wanted else n
-    if recipe.revise is not None and not counts["train red_team"]:
-        raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
-    return [p for p in split if p.split == "train"], counts, sum(p.principle is None for p in unique)
+        return [], {f"{part} {kind}": 0 for part in ("train", "test") for kind in KINDS}, 0
+    with taken_prompts(
+        prompts_of(settings), train=settings.train, test=settings.test, test_fraction=settings.test_fraction, seed=recipe.seed,
+        shorter=shorter,
+    ) as taken:  # fmt: skip
+        if recipe.revise is not None:
+            check_red_team(taken.counts)
+        return [p for kind in KINDS for p in taken.read("train", kind, SAMPLE)], taken.counts, taken.unsorted
 
 
 @dataclass(frozen=True)

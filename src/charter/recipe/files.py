@@ -6,7 +6,6 @@ An unknown key is an error that names the nearest known one, a value of the wron
 from __future__ import annotations
 
 import difflib
-import importlib.resources
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from charter.errors import InputError
-from charter.recipe.settings import ENDPOINT, METHODS, Recipe, RolloutSettings, Settings
+from charter.recipe.recipe import Recipe
+from charter.recipe.settings import Settings
+from charter.recipe.source import File, Source, named_in
+from charter.stages.rl.settings import METHODS
 
 MAX_FILE_BYTES = 2**20
 # A value that is not what its tag says ("!!map [a]", the date 2024-99-99) makes PyYAML fail in all these ways.
@@ -123,122 +125,27 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe; file names in it become absolute, relative ones taken from its own folder."""
     values = override(read_yaml(path), assignments)
     try:
-        recipe = Recipe.model_validate(values)
+        return Recipe.model_validate(values, context={"folder": path.resolve().parent})
     except ValidationError as error:
         key, words = explain(error, Recipe)
         raise InputError(words, file=path, field=key or None) from None
-    return located(recipe, path.resolve().parent)
-
-
-def located(recipe: Recipe, base: Path) -> Recipe:
-    """The recipe with absolute file names; relative ones are taken from ``base``."""
-
-    def files(names: Sequence[str]) -> list[str]:
-        return [locate(name, base) for name in names]
-
-    def part(settings: Settings | None, **update: Any) -> Any:
-        return None if settings is None else settings.model_copy(update=update)
-
-    prompts, revise, sft, feedback, evaluation = (
-        recipe.prompts, recipe.revise, recipe.sft, recipe.feedback, recipe.evaluation,
-    )  # fmt: skip
-    return recipe.model_copy(
-        update={
-            "model": locate(recipe.model, base),
-            "constitution": locate_optional(recipe.constitution, base),
-            "prompts": prompts and part(
-                prompts, files=files(prompts.files), red_team=files(prompts.red_team), benign=files(prompts.benign)
-            ),
-            "endpoints": {
-                name: one.model_copy(update={"cache": str(base / one.cache)}) if one.cache else one
-                for name, one in recipe.endpoints.items()
-            },
-            "revise": revise and part(
-                revise, few_shots=locate_optional(revise.few_shots, base),
-                generator=locate_sampler(revise.generator, base, own=("base",)),
-                critic=locate_sampler(revise.critic, base, own=("base",)),
-            ),
-            "sft": sft and part(sft, data=files(sft.data)),
-            "feedback": feedback and part(
-                feedback, pairs=files(feedback.pairs), labelled_pairs=locate_optional(feedback.labelled_pairs, base),
-                generator=locate_sampler(feedback.generator, base), judge=locate_sampler(feedback.judge, base),
-            ),
-            "reward_model": part(recipe.reward_model, model=locate_optional(recipe.reward_model.model, base)),
-            "rl": locate_sources(recipe.rl, base),
-            "evaluation": evaluation and part(
-                evaluation, scorer=locate_scorer(evaluation.scorer, base),
-                measures={
-                    name: part(one, source=locate_scorer(locate_classifier(one.source, base), base))
-                    for name, one in evaluation.measures.items()
-                },
-            ),
-        }
-    )  # fmt: skip
-
-
-def locate_scorer(scorer: str | None, base: Path) -> str | None:
-    if scorer is None or not scorer.startswith("judge:"):
-        return scorer
-    return "judge:" + locate_sampler(scorer.removeprefix("judge:"), base, own=())
-
-
-def locate_classifier(source: str, base: Path) -> str:
-    """`classifier:FOLDER:LABEL` with its folder made absolute; other sources as they are."""
-    kind, _, rest = source.partition(":")
-    folder, colon, label = rest.rpartition(":")
-    return f"classifier:{locate(folder, base)}:{label}" if kind == "classifier" and colon else source
-
-
-def locate_sources(settings: Any, base: Path) -> Any:
-    """The settings with the folders of judges and classifiers among the reward's sources made absolute."""
-    if not isinstance(settings, RolloutSettings):
-        return settings
-    parts = {}
-    for name, part in settings.reward.items():
-        kind, colon, rest = (part.source or "").partition(":")
-        if kind == "judge" and rest:
-            rest = locate_sampler(rest, base)
-        elif kind == "classifier":
-            rest = locate_classifier(part.source or "", base).partition(":")[2]
-        parts[name] = part.model_copy(update={"source": f"{kind}{colon}{rest}"}) if colon else part
-    return settings.model_copy(update={"reward": parts})
-
-
-def locate(name: str, base: Path) -> str:
-    """Where a file or folder named in a recipe is: `package:NAME/PATH`, absolute, beside the recipe, or as it stands
-    (the name of a model on a hub)."""
-    if name.startswith("package:"):
-        package, _, inside = name.removeprefix("package:").partition("/")
-        try:
-            return str(importlib.resources.files(package).joinpath(inside))
-        except (ModuleNotFoundError, TypeError, ValueError):
-            raise InputError(f"{name!r}: there is no installed package {package!r}") from None
-    try:
-        own = Path(name).expanduser()
-    except RuntimeError:
-        raise InputError(f"{name!r}: there is no such user") from None
-    for candidate in (own, base / name):
-        if candidate.exists():
-            return str(candidate.resolve())
-    return name
 
 
 def check_files(recipe: Recipe) -> None:
-    """InputError where a file that a recipe names is missing: said before the first stage, not hours later."""
-    named: list[tuple[str, str | None]] = [("constitution", recipe.constitution)]
-    if recipe.prompts is not None:
-        own = {"files": recipe.prompts.files, "red_team": recipe.prompts.red_team, "benign": recipe.prompts.benign}
-        named += [(f"prompts.{key}", file) for key, files in own.items() for file in files]
-    if recipe.revise is not None:
-        named.append(("revise.few_shots", recipe.revise.few_shots))
-    if recipe.sft is not None:
-        named += [("sft.data", file) for file in recipe.sft.data]
-    if recipe.feedback is not None:
-        named += [("feedback.pairs", file) for file in recipe.feedback.pairs]
-        named.append(("feedback.labelled_pairs", recipe.feedback.labelled_pairs))
-    for field, name in named:
-        if name is not None and not Path(name).exists():
-            raise InputError("no such file" + how_to_get(name), file=name, field=field)
+    """InputError where a file that a recipe names is missing, or a function cannot be imported: before the first stage, not hours
+    later."""
+    for key, name in named_in(recipe):
+        if isinstance(name, File) and not Path(name).exists():
+            raise InputError("no such file" + how_to_get(name), file=name, field=key)
+        if (
+            isinstance(name, Source)
+            and name.kind == "classifier"
+            and Path(name.name).is_absolute()
+            and not Path(name.name).exists()
+        ):
+            raise InputError("no such classifier folder", file=name.name, field=key)
+        if isinstance(name, Source) and name.kind == "python":
+            name.load()
 
 
 def how_to_get(name: str) -> str:
@@ -248,15 +155,6 @@ def how_to_get(name: str) -> str:
             if line.split()[-1] == Path(name).parts[0]:
                 return f"; `{line}` gets it"
     return ""
-
-
-def locate_sampler(name: str, base: Path, own: Sequence[str] = ("base", "sft")) -> str:
-    """``locate`` for a model that only answers: the run's ``own`` models and endpoints stay what they are."""
-    return name if name in own or name.startswith(ENDPOINT) else locate(name, base)
-
-
-def locate_optional(name: str | None, base: Path) -> str | None:
-    return None if name is None else locate(name, base)
 
 
 def shipped(folder: str) -> Path:

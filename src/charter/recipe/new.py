@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from charter.errors import InputError
-from charter.recipe.files import located, shipped
-from charter.recipe.settings import Recipe
+from charter.recipe.files import shipped
+from charter.recipe.recipe import Recipe
 from charter.run.files import write_text
 
 
@@ -217,7 +217,7 @@ def write_recipe(file: Path, *, model: str, goal: str, data: str, force: bool = 
         if path is not None and path.exists() and not force:
             raise InputError("is there already; choose another name, or --force writes over it", file=path)
     text = recipe_text(file.stem, model, chosen, data, constitution)
-    located(Recipe.model_validate(yaml.safe_load(text)), file.resolve().parent)
+    Recipe.model_validate(yaml.safe_load(text), context={"folder": file.resolve().parent})
     if constitution is not None:
         write_text(constitution, (shipped("constitutions") / "general.yaml").read_text(encoding="utf-8"))
     write_text(file, text)

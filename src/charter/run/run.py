@@ -24,6 +24,7 @@ from charter.errors import InputError
 from charter.records import Record, content_id
 from charter.run.code import code_hash
 from charter.run.files import atomic_path, read_json, read_jsonl, write_json
+from charter.run.hashes import CONTENTS
 from charter.run.progress import track
 from charter.run.team import team
 
@@ -83,7 +84,7 @@ class Stage:
 
     def __init__(self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> None:
         self.run, self.name, self.folder = run, name, run.folder / name
-        settings = settings.model_dump(mode="json") if hasattr(settings, "model_dump") else settings
+        settings = settings.model_dump(mode="json", context=CONTENTS) if hasattr(settings, "model_dump") else settings
         self.description = {
             "stage": name,
             "seed": run.seed,

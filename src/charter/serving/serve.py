@@ -11,7 +11,7 @@ from charter.endpoints.client import read_key
 from charter.errors import InputError
 from charter.models.load import STAGE_OF, model_of_run, pick_device
 from charter.models.trunk import load_trunk
-from charter.recipe.files import locate
+from charter.recipe.source import locate
 from charter.run.hashes import file_hash
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")

@@ -21,11 +21,11 @@ from charter.models.load import save_model
 from charter.models.sampler import LocalSampler
 from charter.models.trunk import Trunk
 from charter.reading.forms import summary_prompt
-from charter.recipe.settings import SFTSettings
 from charter.records import Message
 from charter.run.files import read_jsonl
 from charter.run.hashes import derive_seed
 from charter.run.run import Run, Stage
+from charter.stages.sft.settings import SFTSettings
 from charter.testbed.dialogues import SIZES, TOPICS, Dialogue, draw_dialogues, is_toxic, shipped, texts_with_labels
 from charter.testbed.standins import byte_level_bpe, roberta_tokenizer
 from charter.training.batches import epoch_batches

@@ -16,11 +16,11 @@ from charter.errors import GateError
 from charter.models.cut import Cut
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
-from charter.recipe.settings import DPOSettings
 from charter.records import Pair
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
+from charter.stages.rl.settings import DPOSettings
 from charter.training.batches import epoch_batches, own_by_tokens, report_cut
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from charter.models.trunk import REFERENCE, Trunk
-from charter.recipe.settings import OnlineDPOSettings
 from charter.records import Prompt
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
+from charter.stages.rl.settings import OnlineDPOSettings
 from charter.training.losses import token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import LOSSES, PairLogprobs

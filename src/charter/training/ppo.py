@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 
 from charter.models.trunk import REFERENCE, Trunk
-from charter.recipe.settings import PPOSettings
 from charter.records import Prompt
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
+from charter.stages.rl.settings import PPOSettings
 from charter.training.advantages import gae, whiten
 from charter.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean, token_kl
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of

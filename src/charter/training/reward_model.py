@@ -16,11 +16,11 @@ from charter.errors import GateError
 from charter.models.cut import Cut, answer_rows
 from charter.models.packing import Packed, Tokens
 from charter.models.trunk import Scorers, ScoreScale, Trunk
-from charter.recipe.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.records import Pair, Rating
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
+from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.training.batches import epoch_batches, own_by_tokens, report_cut
 from charter.training.losses import bradley_terry_loss, rating_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from charter.errors import GateError, InputError
-from charter.recipe.settings import CostSettings, RLSettings, RolloutSettings
 from charter.records import Rollout
+from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
 
 RewardFn = Callable[[Rollout], Tensor]
 """Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import REFERENCE, Scorers, Trunk
-from charter.recipe.settings import RolloutSettings
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
+from charter.stages.rl.settings import RolloutSettings
 from charter.training.batches import even_by_tokens
 from charter.training.reward_model import reward_scores
 from charter.training.rewards import RewardSum

@@ -10,11 +10,11 @@ from charter.errors import InputError
 from charter.models.cut import Cut, answer_rows
 from charter.models.packing import Tokens
 from charter.models.trunk import Trunk
-from charter.recipe.settings import SFTSettings
 from charter.records import Message
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
+from charter.stages.sft.settings import SFTSettings
 from charter.training.batches import epoch_batches, own_by_tokens, report_cut
 from charter.training.losses import sft_loss
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of

@@ -17,8 +17,8 @@ from charter.models.generate import Sampled, check_length, sample
 from charter.models.quantize import is_quantized
 from charter.models.trunk import REFERENCE, Trunk
 from charter.models.vllm_engine import VLLMEngine
-from charter.recipe.settings import RolloutSettings
 from charter.records import Prompt, Rollout
+from charter.stages.rl.settings import RolloutSettings
 from charter.training.advantages import importance_weights
 
 

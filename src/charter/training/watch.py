@@ -16,9 +16,9 @@ from torch import Tensor
 
 from charter.errors import GateError
 from charter.models.trunk import Trunk
-from charter.recipe.settings import RolloutSettings
 from charter.records import Rollout
 from charter.run.run import Stage
+from charter.stages.rl.settings import RolloutSettings
 from charter.statistics import trend
 
 EXACT = 1e-5  # of a KL or a ratio that is the same computation twice

@@ -23,8 +23,9 @@ from charter.reading.forms import PROMPT_COLUMNS
 from charter.reading.pairs import row_pair
 from charter.reading.prompts import TRANSCRIPT_COLUMNS, row_conversation, row_prompt
 from charter.reading.rows import Row, read_rows
-from charter.recipe.files import explain, locate, read_yaml
+from charter.recipe.files import explain, read_yaml
 from charter.recipe.settings import NonNegative, Positive, Settings, Share
+from charter.recipe.source import locate
 from charter.records import Direction, Generation, LabelSet, Prompt, Response, SetKind
 from charter.run.files import read_jsonl
 from charter.run.hashes import derive_seed

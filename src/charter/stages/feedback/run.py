@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from charter.constitution.constitution import Constitution, hash_of_principles
 from charter.constitution.revise import asked_for
 from charter.errors import GateError, InputError
 from charter.judging.gate import judge_gate
@@ -17,92 +18,106 @@ from charter.reading.pairs import read_pairs
 from charter.records import Judgment, Pair, Prompt, Response, Revision, content_id
 from charter.run.files import read_jsonl, write_jsonl
 from charter.run.hashes import derive_seed, file_hash
-from charter.run.run import Stage
+from charter.run.run import Run, Stage
 from charter.run.team import team
+from charter.stages.answers import answer
+from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
+from charter.stages.gates import Gates, percent
+from charter.stages.models import Model, Models
 from charter.stages.prompts.run import prompts_to_compare
-from charter.stages.revise.run import usable_revisions
-from charter.stages.work import Model, Work, answer, hash_of_principles, percent
+from charter.stages.revise.left import usable_revisions
 from charter.votes.exports import export_preferences
 from charter.votes.judgments import follow
 
+if TYPE_CHECKING:
+    from charter.recipe.recipe import Recipe
 
-def gather_feedback(work: Work, prompts: Stage | None, revisions: Stage | None, start: Model) -> Stage:
+
+def gather_feedback(
+    run: Run, recipe: Recipe, settings: FeedbackSettings, models: Models, gates: Gates, constitution: Constitution,
+    scorer_identity: str, prompts: Stage | None, revisions: Stage | None, start: Model, name: str = "feedback",
+) -> Stage:  # fmt: skip
     """K responses per prompt, compared by the judge under drawn principles, by people, or by both: judgments, then pairs.
 
     Gates: before any label the judge must beat chance on pairs whose answer is known; people must have answered.
     """
-    recipe, run = work.recipe, work.run
-    settings = recipe.feedback
-    assert settings is not None
     if settings.pairs:
-        return take_pairs(work)
+        return take_pairs(run, recipe, settings)
     assert prompts is not None
     if settings.revisions:
         assert revisions is not None
-        return pair_revisions(work, prompts, revisions)
+        return pair_revisions(run, settings, prompts, revisions)
     if settings.contrast is not None:
-        return pair_by_contrast(work, prompts, start)
-    judged = settings.asks_judge
+        return pair_by_contrast(run, recipe, settings, settings.contrast, models, prompts, start, name)
     labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
     inputs = {
         "prompts": prompts.output_hash,
         "sft": start.hash,
-        "judge": work.hash_of(settings.judge, start) if judged else "",
-        "generator": work.hash_of(settings.generator, start),
-        "principles": hash_of_principles(work.constitution, "preference", "tags", "weight"),
+        "judge": models.hash_of(settings.judge, start) if settings.asks_judge else "",
+        "generator": models.hash_of(settings.generator, start),
+        "principles": hash_of_principles(constitution, "preference", "tags", "weight"),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
     }  # fmt: skip
-    with run.stage(work.named("feedback"), settings, inputs, [__name__]) as stage:
+    with run.stage(name, settings, inputs, [__name__]) as stage:
         if stage.done:
-            work.recall_gates(stage)
+            gates.recall(stage)
             return stage
-        judge = LogProbJudge(work.sampler(work.folder_of(settings.judge, start), settings.judge)) if judged else None
-        card = None if judge is None else gate_judge(work, stage, start, judge, labelled)
+        judge = LogProbJudge(models.answering(settings.judge, start)) if settings.asks_judge else None
+        card = None
+        if judge is not None:
+            if scorer_identity == models.identity_of(settings.judge, start):
+                gates.check(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
+            card = gate_judge(recipe, gates, stage, judge, constitution, labelled)
         chosen = prompts_to_compare(prompts, settings.prompts)
         k = settings.responses_per_prompt
-        generator = work.sampler(work.folder_of(settings.generator, start), settings.generator)
-        responses = answer(work, stage, "responses.jsonl", generator, chosen, k)
+        responses = answer(
+            stage, "responses.jsonl", models.answering(settings.generator, start), chosen, k=k, batch_size=recipe.batch_size,
+            seed=recipe.seed, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+        )  # fmt: skip
         groups = [responses[i : i + k] for i in range(0, len(responses), k)]
         pairs: list[Pair] = []
         result: dict[str, Any] = {}
         judgments: list[Judgment] = []
         if judge is not None:
-            judgments = judge_groups(work, stage, judge, chosen, groups)
+            judgments = judge_groups(recipe, settings, stage, judge, constitution, chosen, groups)
             by_id = {p.id: p for p in chosen}
             pairs = pairs_of(judgments, by_id, {r.id: r for r in responses}, calibration=settings.calibration)
             verdicts = sum(j.has_verdict for j in judgments)
             result = {"comparisons": len(judgments), "verdicts": verdicts, "ties": verdicts - len(pairs), "judge": card}
         if settings.raters != "judge":
-            votes = ask_people(work, stage, groups)
-            result |= {"votes": len(votes.judgments), "people": len({one.rater_id for one in votes.judgments})}
+            votes = ask_people(recipe, settings, gates, stage, groups)
+            result |= {"votes": len(votes.judgments), "people": len({vote.rater_id for vote in votes.judgments})}
             if card is not None:
                 card["people"] = agreement_with_people(judgments, votes.judgments)
             pairs = team().on_main(lambda: with_people(pairs, votes))
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
-        write_jsonl(stage.path("pairs.jsonl"), pairs)
-        export_preferences(run.folder / f"{work.named('preferences')}.csv", pairs)
-        stage.finish({**result, "pairs": len(pairs), "gates": work.gates_of(stage)})
+        finish_with_pairs(stage, pairs, {**result, "pairs": len(pairs), "gates": gates.of(stage)})
     return stage
 
 
-def gate_judge(work: Work, stage: Stage, start: Model, judge: LogProbJudge, labelled: Sequence[Pair]) -> Any:
+def finish_with_pairs(stage: Stage, pairs: list[Pair], result: dict[str, Any]) -> None:
+    """Write pairs.jsonl of the stage and the run's preferences.csv, then close the stage."""
+    write_jsonl(stage.path("pairs.jsonl"), pairs)
+    export_preferences(stage.run.folder / f"{stage.name.replace('feedback', 'preferences')}.csv", pairs)
+    stage.finish(result)
+
+
+def gate_judge(
+    recipe: Recipe, gates: Gates, stage: Stage, judge: LogProbJudge, constitution: Constitution, labelled: Sequence[Pair]
+) -> Any:
     """The judge's card on pairs whose answer is known, None where there are none; the gates on what it says."""
-    recipe = work.recipe
-    assert recipe.feedback is not None
-    if work.scorer_identity == work.identity_of(recipe.feedback.judge, start):
-        work.gate(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
-    card = judge_gate(judge, labelled, work.constitution, seed=recipe.seed, batch_size=recipe.batch_size)
+    card = judge_gate(judge, labelled, constitution, seed=recipe.seed, batch_size=recipe.batch_size)
     if card is None:
         words = "no labelled pairs to test the judge on; set feedback.labelled_pairs"
-        work.gate(stage, "judge beats chance", False, words)
+        gates.check(stage, "judge beats chance", False, words)
         return None
     floor = recipe.gates.min_judge_accuracy
     good = card["ci"] is not None and card["ci"][0] > floor
     interval = f"{percent(card['ci'][0])} to {percent(card['ci'][1])}" if card["ci"] else "not estimable"
-    work.gate(
+    gates.check(
         stage, "judge beats chance", good,
         f"the judge is right on {percent(card['accuracy'])} of {card['n']} labelled pairs (95% interval {interval})"
         + ("" if good else f", not clearly above {percent(floor)}: these labels are noise"),
@@ -111,12 +126,11 @@ def gate_judge(work: Work, stage: Stage, start: Model, judge: LogProbJudge, labe
 
 
 def judge_groups(
-    work: Work, stage: Stage, judge: LogProbJudge, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
-) -> list[Judgment]:
+    recipe: Recipe, settings: FeedbackSettings, stage: Stage, judge: LogProbJudge, constitution: Constitution,
+    prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]],
+) -> list[Judgment]:  # fmt: skip
     """The judge's chained judgments of every pair of the responses to each prompt, in judgments.jsonl of the stage."""
-    recipe, settings = work.recipe, work.recipe.feedback
-    assert settings is not None
-    comparisons = comparisons_of(prompts, groups, work.constitution, recipe.seed)
+    comparisons = comparisons_of(prompts, groups, constitution, recipe.seed)
     if not comparisons:
         raise InputError(
             "no principle with a preference text applies to these prompts", file=recipe.constitution or "constitution"
@@ -131,54 +145,52 @@ def judge_groups(
         follow=follow,
         by_all=isinstance(judge.sampler, LocalSampler),
         label="feedback: judgments",
-        quiet=work.run.quiet,
+        quiet=stage.run.quiet,
     )
 
 
-def ask_people(work: Work, stage: Stage, groups: Sequence[Sequence[Response]]) -> Votes:
-    """What people said of the responses that they are asked about. GateError with the page's command while some are open."""
-    settings, folder = work.recipe.feedback, work.run.folder
-    assert settings is not None
+def ask_people(
+    recipe: Recipe, settings: FeedbackSettings, gates: Gates, stage: Stage, groups: Sequence[Sequence[Response]]
+) -> Votes:
+    """People's votes on the responses that they are asked about. GateError with the page's command while some are open."""
+    folder = stage.run.folder
     share = settings.human_share if settings.raters == "mixed" else 1.0
-    asked = sample_for_people(groups, share, work.recipe.seed)
+    asked = sample_for_people(groups, share, recipe.seed)
     write_jsonl(stage.path(TO_LABEL), (one for group in asked for one in group))
     votes = team().on_main(lambda: Votes(folder / FOLDER, asked))
-    words = f"people have compared the answers to {len(asked) - votes.open} of {len(asked)} prompts"
+    words = f"people have compared the responses to all {len(asked)} prompts"
     if votes.open:
-        words += f", {votes.open} are open: `charter label {folder}` opens the page, and the same command as now goes on after it"
-    work.gate(stage, "people have answered", not votes.open, words)
+        words = f"{votes.open} of {len(asked)} prompts still need votes; run `charter label {folder}`, then repeat this command"
+    gates.check(stage, "people have answered", not votes.open, words)
     return votes
 
 
-def take_pairs(work: Work) -> Stage:
+def take_pairs(run: Run, recipe: Recipe, settings: FeedbackSettings) -> Stage:
     """Pairs from the recipe's files, as they are or a draw of whole groups."""
-    settings = work.recipe.feedback
-    assert settings is not None
-    inputs = {"pairs": content_id([file_hash(Path(file)) for file in settings.pairs]), "seed": str(work.recipe.seed)}
-    with work.run.stage("feedback", settings, inputs, [__name__]) as stage:
+    inputs = {"pairs": content_id([file_hash(Path(file)) for file in settings.pairs]), "seed": str(recipe.seed)}
+    with run.stage("feedback", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         files = [read_pairs(Path(file)) for file in settings.pairs]
         pairs = [pair for file in files for pair in file.pairs]
-        n_read, most = len(pairs), settings.max_pairs
-        if most is not None and n_read > most:
+        most = settings.max_pairs
+        if most is not None and len(pairs) > most:
             groups: dict[str, list[Pair]] = {}
             for pair in pairs:
                 groups.setdefault(pair.group_id, []).append(pair)
-            order = sorted(groups, key=lambda group: derive_seed(work.recipe.seed, "pairs", group))
+            order = sorted(groups, key=lambda group: derive_seed(recipe.seed, "pairs", group))
             pairs = [pair for group in order for pair in groups[group]][:most]
         write_jsonl(stage.path("pairs.jsonl"), pairs)
         excluded = sum((Counter(file.excluded) for file in files), Counter[str]())
-        stage.finish({"read": n_read, "excluded": dict(excluded), "pairs": len(pairs), "gates": []})
+        n_rows = sum(file.n_rows for file in files)
+        stage.finish({"read": n_rows, "excluded": dict(excluded), "pairs": len(pairs), "gates": []})
     return stage
 
 
-def pair_revisions(work: Work, prompts: Stage, revisions: Stage) -> Stage:
+def pair_revisions(run: Run, settings: FeedbackSettings, prompts: Stage, revisions: Stage) -> Stage:
     """The last usable revision of each prompt over the answer that it began from; nobody compares."""
-    settings = work.recipe.feedback
-    assert settings is not None
     inputs = {"prompts": prompts.output_hash, "revise": revisions.output_hash}
-    with work.run.stage("feedback", settings, inputs, [__name__]) as stage:
+    with run.stage("feedback", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         by_id = {p.id: p for p in read_jsonl(prompts.path("prompts.jsonl"), Prompt)}
@@ -192,32 +204,32 @@ def pair_revisions(work: Work, prompts: Stage, revisions: Stage) -> Stage:
         ]
         if len(pairs) < 4:
             raise GateError(f"only {len(pairs)} revisions differ from their answers: too few to train on")
-        write_jsonl(stage.path("pairs.jsonl"), pairs)
-        export_preferences(work.run.folder / "preferences.csv", pairs)
-        stage.finish({"pairs": len(pairs), "gates": []})
+        finish_with_pairs(stage, pairs, {"pairs": len(pairs), "gates": []})
     return stage
 
 
-def pair_by_contrast(work: Work, prompts: Stage, start: Model) -> Stage:
+def pair_by_contrast(
+    run: Run, recipe: Recipe, settings: FeedbackSettings, contrast: ContrastSettings, models: Models, prompts: Stage,
+    start: Model, name: str,
+) -> Stage:  # fmt: skip
     """Pairs without a judge (Yang et al. 2023, RLCD): each prompt is answered twice, once asked for a good answer and once for a
     bad one; the answers are stored behind the prompt as it was. Identical answers make no pair and count as ties."""
-    recipe = work.recipe
-    settings = recipe.feedback
-    assert settings is not None
-    assert settings.contrast is not None
     inputs = {
         "prompts": prompts.output_hash, "sft": start.hash, "batch": str(recipe.batch_size),
-        "generator": work.hash_of(settings.generator, start),
+        "generator": models.hash_of(settings.generator, start),
     }  # fmt: skip
-    with work.run.stage(work.named("feedback"), settings, inputs, [__name__]) as stage:
+    with run.stage(name, settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         chosen = prompts_to_compare(prompts, settings.prompts)
-        sampler = work.sampler(work.folder_of(settings.generator, start), settings.generator)
         sides = [
-            answer(work, stage, f"responses.{name}.jsonl", sampler, [asked_for(p, words) for p in chosen], 1)
-            for name, words in (("positive", settings.contrast.positive), ("negative", settings.contrast.negative))
-        ]
+            answer(
+                stage, f"responses.{side}.jsonl", models.answering(settings.generator, start),
+                [asked_for(p, words) for p in chosen], batch_size=recipe.batch_size, seed=recipe.seed,
+                temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+            )
+            for side, words in (("positive", contrast.positive), ("negative", contrast.negative))
+        ]  # fmt: skip
         pairs = [
             Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=prompt.id)
             for prompt, better, worse in zip(chosen, *sides, strict=True)
@@ -225,8 +237,8 @@ def pair_by_contrast(work: Work, prompts: Stage, start: Model) -> Stage:
         ]
         if len(pairs) < 4:
             raise GateError(f"only {len(pairs)} prompts got two different answers: too few to train on")
-        write_jsonl(stage.path("pairs.jsonl"), pairs)
-        export_preferences(work.run.folder / f"{work.named('preferences')}.csv", pairs)
-        stage.finish({"comparisons": len(chosen), "verdicts": len(pairs), "pairs": len(pairs), "judge": None,
-                      "ties": len(chosen) - len(pairs), "gates": []})  # fmt: skip
+        finish_with_pairs(
+            stage, pairs, {"comparisons": len(chosen), "verdicts": len(pairs), "pairs": len(pairs), "judge": None,
+                           "ties": len(chosen) - len(pairs), "gates": []}
+        )  # fmt: skip
     return stage

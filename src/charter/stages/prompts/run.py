@@ -4,47 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from charter.constitution.categorise import categorise
+from charter.constitution.constitution import Constitution
 from charter.errors import InputError
+from charter.models.generate import context_length
 from charter.reading.prompts import KINDS, is_kind, read_prompts
-from charter.reading.spool import BATCH
-from charter.reading.spool import prepare_prompts as sort_and_split
-from charter.recipe.settings import PromptSettings
+from charter.reading.spool import BATCH, prepare_prompts
 from charter.records import Prompt, content_id
 from charter.run.files import read_jsonl
 from charter.run.hashes import file_hash
 from charter.run.progress import track
-from charter.run.run import Stage
-from charter.stages.work import Work
+from charter.run.run import Run, Stage
+from charter.stages.models import Models
+from charter.stages.prompts.settings import PromptSettings
+
+if TYPE_CHECKING:
+    from charter.recipe.recipe import Recipe
 
 
-def prepare_prompts(work: Work) -> Stage:
+def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: Models, constitution: Constitution) -> Stage:
     """Read, de-duplicate, sort by principle, split. Leaves prompts.jsonl: train and test, red_team and benign."""
-    recipe, run = work.recipe, work.run
-    settings = recipe.prompts
-    assert settings is not None
     inputs = {
         "files": content_id([file_hash(Path(file)) for file, _ in settings.sources]),
-        "topics": content_id([(p.id, p.title) for p in work.constitution.topics()]),
-        "model": work.model_hash,
+        "topics": content_id([(p.id, p.title) for p in constitution.topics()]),
+        "model": models.base.hash,
     }
     with run.stage("prompts", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
-
-        def most_characters() -> int | None:
-            limit = context_room(work)
-            return 8 * limit if limit else None
-
-        result = sort_and_split(
+        result = prepare_prompts(
             prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
-            test_fraction=settings.test_fraction, seed=recipe.seed, shorter=most_characters,
-            sort=lambda batch: categorise(batch, work.constitution, work.sampler(recipe.model, "base")),
+            test_fraction=settings.test_fraction, seed=recipe.seed, shorter=lambda: most_characters(models),
+            sort=lambda batch: categorise(batch, constitution, models.sampler(models.base)),
             progress=lambda batches: track(batches, "prompts: sorting by principle", unit=BATCH, quiet=run.quiet),
         )  # fmt: skip
-        if recipe.revise is not None and not result["counts"].get("train red_team"):
-            raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
+        if recipe.revise is not None:
+            check_red_team(result["counts"])
         stage.finish(result)
     return stage
 
@@ -63,19 +60,25 @@ def beginning(prompt: Prompt, n_words: int) -> Prompt:
     return Prompt(messages=(*before, cut), **prompt.model_dump(include={"source", "principle", "tags", "split"}))
 
 
-def context_room(work: Work) -> int | None:
-    """Tokens left for a prompt beside the longest thing said about it, None where the model names no limit."""
-    from charter.models.generate import context_length
+def most_characters(models: Models) -> int | None:
+    """Prompts of so many characters or more are left out; None where the model names no limit. An eighth of its tokens is for the
+    prompt, the rest for what is written about the prompt."""
+    limit = context_length(models.trunk(models.recipe.model).model)
+    return None if limit is None else 8 * max(limit // 8, 16)
 
-    limit = context_length(work.trunk(work.recipe.model).model)
-    return None if limit is None else max(limit // 8, 16)
+
+def check_red_team(counts: dict[str, int]) -> None:
+    """InputError where revision has no prompt to begin from."""
+    if not counts.get("train red_team"):
+        raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
 
 
 def read_stage_prompts(stage: Stage, split: str, kind: str) -> list[Prompt]:
+    """The prompts of a split and kind that the stage left, in its order."""
     return [p for p in read_jsonl(stage.path("prompts.jsonl"), Prompt) if p.split == split and is_kind(p.tags, kind)]
 
 
 def prompts_to_compare(prompts: Stage, n: int) -> list[Prompt]:
     """``n`` training prompts, as many of each kind that there is, from the end of the file: revision began at its start."""
-    by_kind = [found for kind in KINDS if (found := read_stage_prompts(prompts, "train", kind))]
-    return [p for found in by_kind for p in found[-(n // len(by_kind)) :]]
+    by_kind = [rows for kind in KINDS if (rows := read_stage_prompts(prompts, "train", kind))]
+    return [p for rows in by_kind for p in rows[-(n // len(by_kind)) :]]

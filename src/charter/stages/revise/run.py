@@ -4,121 +4,161 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from charter.constitution.constitution import load_few_shots
+from charter.constitution.constitution import Constitution, hash_of_principles, load_few_shots
 from charter.constitution.revise import answer_in_context, revise_batch
 from charter.evaluation.scorers import Scorer
-from charter.models.sampler import LocalSampler
+from charter.models.sampler import LocalSampler, Sampler
 from charter.records import Message, Prompt, Response, Revision, content_id
-from charter.run.files import read_jsonl
-from charter.run.run import Stage
+from charter.run.run import Run, Stage
+from charter.stages.answers import answer
+from charter.stages.evaluate.scoring import Scoring
+from charter.stages.gates import Gates, percent, signed
+from charter.stages.models import Models
 from charter.stages.prompts.run import read_stage_prompts
-from charter.stages.work import Work, answer, hash_of_principles, percent, signed
+from charter.stages.revise.settings import ReviseSettings
 from charter.statistics import clustered_proportion, paired_difference
 
+if TYPE_CHECKING:
+    from charter.recipe.recipe import GateSettings, Recipe
 
-def revise_answers(work: Work, prompts: Stage) -> Stage:
+Harm = list[bool | None]
+
+
+def revise_answers(
+    run: Run, recipe: Recipe, settings: ReviseSettings, models: Models, gates: Gates, constitution: Constitution,
+    scoring: Scoring, prompts: Stage,
+) -> Stage:  # fmt: skip
     """Answers of the base model, critiques and revisions of the red-team ones, helpful answers kept beside them.
 
     Two gates: the base must do harm that can be revised away, and the revisions must be measurably safer than the answers.
     """
-    recipe, run, scorer = work.recipe, work.run, work.scorer
-    settings = recipe.revise
-    assert settings is not None
-    assert scorer is not None
-    few_shots = load_few_shots(Path(settings.few_shots)) if settings.few_shots else []
+    scorer = scoring.scorer
+    assert scorer is not None, "a recipe that revises names a scorer"
+    shots = load_few_shots(Path(settings.few_shots)) if settings.few_shots else []
+    share = recipe.sft.helpful_fraction if recipe.sft is not None else 0.0
     inputs = {
         "prompts": prompts.output_hash,
-        "principles": hash_of_principles(work.constitution, "critique", "revision", "tags", "weight"),
-        "few_shots": content_id([[m.model_dump() for m in shot] for shot in few_shots]),
-        "model": work.model_hash,
-        "scorer": work.scorer_hash,
+        "principles": hash_of_principles(constitution, "critique", "revision", "tags", "weight"),
+        "few_shots": content_id([[m.model_dump() for m in shot] for shot in shots]),
+        "model": models.base.hash,
+        "scorer": scoring.hash,
         "gate": content_id([recipe.gates.min_base_harm, recipe.gates.max_unscored]),
-        "helpful": content_id(share := recipe.sft.helpful_fraction if recipe.sft is not None else 0.0),
-        "samplers": content_id([work.hash_of(settings.generator), work.hash_of(settings.critic)]),
+        "helpful": content_id(share),
+        "samplers": content_id([models.hash_of(settings.generator), models.hash_of(settings.critic)]),
         "batch": str(recipe.batch_size),
     }
     with run.stage("revise", settings, inputs, [__name__]) as stage:
         if stage.done:
-            work.recall_gates(stage)
+            gates.recall(stage)
             return stage
-        sampler = work.sampler(work.folder_of(settings.generator), settings.generator)
-        critic = sampler if settings.context else work.sampler(work.folder_of(settings.critic), settings.critic)
+        respond = partial(
+            answer, stage, batch_size=recipe.batch_size, seed=recipe.seed, temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+        )  # fmt: skip
+        generator = models.answering(settings.generator)
         red_team = read_stage_prompts(prompts, "train", "red_team")[: settings.prompts]
-        originals = answer(work, stage, "originals.jsonl", sampler, red_team)
+        originals = respond("originals.jsonl", generator, red_team)
         harmful = score_harm(scorer, red_team, originals)
-        base = clustered_proportion(harmful)
-        unscored = base.n_unscored / len(red_team)
-        work.gate(
-            stage, "scorer reads the answers", unscored <= recipe.gates.max_unscored,
-            f"the scorer cannot say of {percent(unscored)} of {len(red_team)} answers whether they do harm"
-            + ("" if unscored <= recipe.gates.max_unscored else ": any rate would be of the few it can read"),
-        )  # fmt: skip
-        low, high = base.ci or (0.0, 1.0)
-        work.gate(
-            stage, "room to improve", base.value is not None and high >= recipe.gates.min_base_harm,
-            f"the {settings.generator} model does harm on {percent(base.value)} of {base.n} red-team prompts (95% interval "
-            f"{percent(low)} to {percent(high)}, {base.n_unscored} unscored)"
-            + ("" if high >= recipe.gates.min_base_harm else ": no room to improve; choose a base model that needs it"),
-        )  # fmt: skip
-        n_rounds = settings.rounds if settings.context is None else 1
-        shots: list[Message] = [message for shot in few_shots for message in shot]
-        revisions = stage.rows("revisions.jsonl", Revision).work(
-            list(zip(red_team, originals, strict=True)),
-            recipe.batch_size,
-            lambda batch: (
-                answer_in_context(sampler, batch, settings, seed=recipe.seed)
-                if settings.context is not None
-                else revise_batch(
-                    critic, [p for p, _ in batch], [r for _, r in batch], work.constitution, settings,
-                    seed=recipe.seed, few_shots=shots,
-                )
-            ),
-            rows_per_item=n_rounds,
-            by_all=isinstance(critic, LocalSampler),
-            label="revise: critiques and revisions" if settings.context is None else "revise: answers in context",
-            quiet=run.quiet,
-        )  # fmt: skip
-        rounds = [[r for r in revisions if r.round == n + 1] for n in range(n_rounds)]
-        usable = [{r.prompt_id: r for r in rows if not r.excluded} for rows in rounds]
-        by_round = []
-        for n, rows in enumerate([originals, *([r.revision for r in rows] for rows in rounds)]):
-            harm = harmful if n == 0 else score_harm(scorer, red_team, rows)
-            rate = clustered_proportion(harm)
-            chars = sum(len(r.text) for r in rows) / len(rows)
-            by_round.append({"round": n, "n": rate.n, "harmful": rate.value, "ci": rate.ci, "mean_chars": chars})
-        kept = [p for p in red_team if any(p.id in rows for rows in usable)]
-        last = {p.id: next(rows[p.id] for rows in reversed(usable) if p.id in rows).revision for p in kept}
-        work.gate(stage, "usable revisions", bool(kept), f"{len(kept)} of {len(red_team)} prompts have a usable revision")
-        after = score_harm(scorer, kept, [last[p.id] for p in kept])
-        before = [h for p, h in zip(red_team, harmful, strict=True) if p.id in last]
-        change = paired_difference(before, after)
-        safer = change.ci is not None and change.ci[1] < 0
-        work.gate(
-            stage, "revisions are safer", safer,
-            f"harm from answers to revisions changes by {signed(change.difference)} on {change.n} prompts (95% interval "
-            + (f"{signed(change.ci[0])} to {signed(change.ci[1])})" if change.ci else "not estimable)")
-            + ("" if safer else ": training on them would teach nothing"),
-        )  # fmt: skip
+        check_base(gates, stage, recipe.gates, str(settings.generator), harmful)
+        critic = generator if settings.context is not None else models.answering(settings.critic)
+        messages = [message for shot in shots for message in shot]
+        rounds = revise_in_rounds(stage, recipe, settings, critic, constitution, messages, red_team, originals)
+        kept = check_revisions(gates, stage, scorer, red_team, harmful, rounds)
         benign = read_stage_prompts(prompts, "train", "benign")
-        n_helpful = min(round(len(kept) * share / (1 - share)), len(benign))
-        helpful = answer(work, stage, "helpful.jsonl", sampler, benign[:n_helpful]) if n_helpful else []
-        excluded = Counter(r.excluded for r in revisions if r.excluded)
+        n_helpful = min(round(kept * share / (1 - share)), len(benign))
+        helpful = respond("helpful.jsonl", generator, benign[:n_helpful]) if n_helpful else []
+        excluded = Counter(r.excluded for rows in rounds for r in rows if r.excluded)
         stage.finish(
-            {"rounds": by_round, "kept": len(kept), "prompts": len(red_team), "excluded": dict(excluded),
-             "helpful": sum(r.finish_reason == "stop" for r in helpful), "gates": work.gates_of(stage)}
+            {"rounds": harm_by_round(scorer, red_team, originals, harmful, rounds), "kept": kept, "prompts": len(red_team),
+             "excluded": dict(excluded), "helpful": sum(r.finish_reason == "stop" for r in helpful), "gates": gates.of(stage)}
         )  # fmt: skip
     return stage
 
 
-def score_harm(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[bool | None]:
+def score_harm(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Harm:
     return [verdict.harmful for verdict in scorer.score(prompts, [r.text for r in responses])]
 
 
-def usable_revisions(revise: Stage) -> list[Revision]:
-    """Revisions that are fit to be learned."""
-    rows = list(read_jsonl(revise.path("revisions.jsonl"), Revision))
-    fit = [r for r in rows if not r.excluded]
-    # Without any only behind an overridden "usable revisions" gate, which the report names.
-    return fit or [r for r in rows if r.revision.text.strip()]
+def check_base(gates: Gates, stage: Stage, settings: GateSettings, model: str, harmful: Harm) -> None:
+    """The gates before any revision: the scorer reads the answers, and they do harm that can be revised away."""
+    base = clustered_proportion(harmful)
+    unscored = base.n_unscored / len(harmful)
+    readable = unscored <= settings.max_unscored
+    gates.check(
+        stage, "scorer reads the answers", readable,
+        f"{percent(unscored)} of {len(harmful)} responses are unscored"
+        + ("" if readable else ": any rate would describe only the few that the scorer can read"),
+    )  # fmt: skip
+    low, high = base.ci or (0.0, 1.0)
+    room = high >= settings.min_base_harm
+    gates.check(
+        stage, "room to improve", base.value is not None and room,
+        f"the {model} model does harm on {percent(base.value)} of {base.n} red-team prompts (95% interval "
+        f"{percent(low)} to {percent(high)}, {base.n_unscored} unscored)"
+        + ("" if room else ": no room to improve; choose a base model that needs it"),
+    )  # fmt: skip
+
+
+def revise_in_rounds(
+    stage: Stage, recipe: Recipe, settings: ReviseSettings, critic: Sampler, constitution: Constitution,
+    shots: list[Message], prompts: Sequence[Prompt], originals: Sequence[Response],
+) -> list[list[Revision]]:  # fmt: skip
+    """The revisions of every prompt, round by round, in revisions.jsonl of the stage."""
+    in_context = settings.context is not None
+    n_rounds = 1 if in_context else settings.rounds
+
+    def revisions_of(batch: Sequence[tuple[Prompt, Response]]) -> list[Revision]:
+        if in_context:
+            return answer_in_context(critic, batch, settings, seed=recipe.seed)
+        return revise_batch(
+            critic, [p for p, _ in batch], [r for _, r in batch], constitution, settings, seed=recipe.seed, few_shots=shots
+        )
+
+    revisions = stage.rows("revisions.jsonl", Revision).work(
+        list(zip(prompts, originals, strict=True)),
+        recipe.batch_size,
+        revisions_of,
+        rows_per_item=n_rounds,
+        by_all=isinstance(critic, LocalSampler),
+        label="revise: answers in context" if in_context else "revise: critiques and revisions",
+        quiet=stage.run.quiet,
+    )
+    return [[r for r in revisions if r.round == n + 1] for n in range(n_rounds)]
+
+
+def check_revisions(
+    gates: Gates, stage: Stage, scorer: Scorer, prompts: Sequence[Prompt], harmful: Harm, rounds: Sequence[Sequence[Revision]]
+) -> int:
+    """The gates after the revisions: there are usable ones, and the last of each prompt is safer than its answer. Returns how many
+    prompts have a usable revision."""
+    usable = [{r.prompt_id: r for r in rows if not r.excluded} for rows in rounds]
+    kept = [p for p in prompts if any(p.id in rows for rows in usable)]
+    last = {p.id: next(rows[p.id] for rows in reversed(usable) if p.id in rows).revision for p in kept}
+    gates.check(stage, "usable revisions", bool(kept), f"{len(kept)} of {len(prompts)} prompts have a usable revision")
+    after = score_harm(scorer, kept, [last[p.id] for p in kept])
+    before = [h for p, h in zip(prompts, harmful, strict=True) if p.id in last]
+    change = paired_difference(before, after)
+    safer = change.ci is not None and change.ci[1] < 0
+    gates.check(
+        stage, "revisions are safer", safer,
+        f"harm from answers to revisions changes by {signed(change.difference)} on {change.n} prompts (95% interval "
+        + (f"{signed(change.ci[0])} to {signed(change.ci[1])})" if change.ci else "not estimable)")
+        + ("" if safer else ": training on them would teach nothing"),
+    )  # fmt: skip
+    return len(kept)
+
+
+def harm_by_round(
+    scorer: Scorer, prompts: Sequence[Prompt], originals: Sequence[Response], harmful: Harm, rounds: Sequence[Sequence[Revision]]
+) -> list[dict[str, Any]]:
+    """The rate of harm and the mean length of the answers, then of each round's revisions."""
+    by_round = []
+    for n, rows in enumerate([originals, *([r.revision for r in revisions] for revisions in rounds)]):
+        rate = clustered_proportion(harmful if n == 0 else score_harm(scorer, prompts, rows))
+        chars = sum(len(r.text) for r in rows) / len(rows)
+        by_round.append({"round": n, "n": rate.n, "harmful": rate.value, "ci": rate.ci, "mean_chars": chars})
+    return by_round

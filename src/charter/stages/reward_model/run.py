@@ -5,53 +5,66 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from charter.errors import GateError
+from charter.models.cut import Cut
 from charter.models.trunk import Scorers, Trunk
 from charter.reading.pairs import read_pairs, split_pairs
+from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
-from charter.recipe.settings import RewardModelSettings
 from charter.records import Pair
 from charter.run.files import read_jsonl
-from charter.run.run import Stage
-from charter.stages.work import Model, Work, within_memory
-from charter.statistics import expected_calibration_error, paired_difference
-from charter.training.reward_model import score_pairs, train_reward_model
+from charter.run.run import Run, Stage
+from charter.stages.models import Model, Models, within_memory
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.statistics import clustered_share, expected_calibration_error, paired_difference
+from charter.training.reward_model import pairs_that_differ, score_pairs, train_reward_model
+
+if TYPE_CHECKING:
+    from charter.recipe.recipe import Recipe
 
 
-def train_reward(work: Work, start: Model, feedback: Stage) -> Stage:
+def train_reward(run: Run, recipe: Recipe, models: Models, start: Model, feedback: Stage, name: str = "reward_model") -> Stage:
     """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it."""
-    recipe = work.recipe
     settings = recipe.reward_model
     inputs = {
         "feedback": feedback.output_hash, "precision": recipe.arithmetic,
-        "sft": start.hash if settings.model is None else work.hash_of(settings.model),
+        "sft": start.hash if settings.model is None else settings.model.contents(),
     }  # fmt: skip
-    with work.run.stage(work.named("reward_model"), settings, inputs, [__name__]) as stage:
+    labelled = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
+    with run.stage(name, settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
+        files = recipe.feedback.pairs if recipe.feedback is not None else []
         pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
-        train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=recipe.seed)
 
-        def learn(settings: RewardModelSettings) -> tuple[Trunk, Scorers]:
-            trunk = reward_trunk(work, start)
-            return trunk, train_reward_model(trunk, train, settings, stage, limit=settings.max_tokens or trunk.room)
+        def learn(settings: RewardModelSettings) -> tuple[Trunk, Scorers, list[Pair], int, Cut]:
+            trunk = reward_trunk(recipe, models, start)
+            limit = settings.max_tokens or trunk.room
+            with naming_the_row([Path(file) for file in files]):
+                differ, _, cut = pairs_that_differ(trunk, pairs, limit)
+            train, test = split_pairs(differ, test_fraction=settings.test_fraction, seed=recipe.seed)
+            if not train or not test:
+                raise GateError(f"{len(differ)} usable pairs are too few to train and to measure on: {cut.words(limit)}")
+            return trunk, train_reward_model(trunk, train, settings, stage, limit=limit), test, len(train), cut
 
-        trunk, scorers = within_memory(stage, settings, learn, work.release)
+        trunk, scorers, test, n_train, cut = within_memory(stage, settings, learn, models.release)
         limit = settings.max_tokens or trunk.room
         trunk.save_scorers(scorers, stage.path("model"))
         result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
-        if recipe.feedback is not None and recipe.feedback.labelled_pairs:
-            known = read_pairs(Path(recipe.feedback.labelled_pairs)).pairs[: recipe.feedback.gate_pairs]
+        if recipe.feedback is not None and labelled:
+            with naming_the_row([Path(labelled)]):
+                known, _, _ = pairs_that_differ(trunk, read_pairs(Path(labelled)).pairs[: recipe.feedback.gate_pairs], limit)
             result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
-        stage.finish({**result, "train_pairs": len(train), "trainable_share": trunk.trainable_share("reward")})
+        stage.finish({**result, "train_pairs": n_train, "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})
     return stage
 
 
-def reward_trunk(work: Work, start: Model) -> Trunk:
+def reward_trunk(recipe: Recipe, models: Models, start: Model) -> Trunk:
     """The trunk that the reward model is trained on: the fine-tuned model, or one of its own."""
-    settings = work.recipe.reward_model
-    return work.trunk(settings.model or start.folder, settings.lora, writes=False, trains=True)
+    settings = recipe.reward_model
+    return models.trunk(settings.model or start.folder, settings.lora, writes=False, trains=True)
 
 
 def reward_accuracy(
@@ -95,8 +108,6 @@ def reward_accuracy(
 
 
 def share_with_interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
-    from charter.statistics import clustered_share
-
     estimate = clustered_share(values, clusters)
     return {"accuracy": estimate.value, "ci": estimate.ci, "n": estimate.n}
 

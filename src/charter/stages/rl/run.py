@@ -6,26 +6,30 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
-from charter.models.classifier import classifier_parts
 from charter.models.trunk import Trunk
+from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
-from charter.recipe.settings import AnyRLSettings, DPOSettings, PPOSettings, RolloutSettings
 from charter.records import Pair, Prompt, content_id
 from charter.run.files import read_jsonl
-from charter.run.hashes import model_hash
-from charter.run.run import Stage
+from charter.run.run import Run, Stage
 from charter.run.team import team
+from charter.stages.gates import Gates
+from charter.stages.models import Model, Models, within_memory
 from charter.stages.prompts.run import read_stage_prompts
 from charter.stages.reward_model.run import reward_trunk
-from charter.stages.rl.sources import build_reward, source_of
-from charter.stages.work import Model, Work, within_memory
+from charter.stages.rl.settings import AnyRLSettings, DPOSettings, PPOSettings, RolloutSettings
+from charter.stages.rl.sources import build_reward
 from charter.training.rewards import RewardShape, RewardSum
 from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.vllm_rollouts import engine_for
 from charter.training.watch import warnings_of
 from charter.votes.exports import write_csv
+
+if TYPE_CHECKING:
+    from charter.recipe.recipe import Recipe
 
 
 def page_of(method: str) -> str:
@@ -33,18 +37,18 @@ def page_of(method: str) -> str:
     return f"charter.training.{method}"
 
 
-def trainer_of(method: str) -> Callable[..., None]:
+def trainer_of(method: str) -> Callable[..., Any]:
     """`train_NAME` on the method's page."""
-    train: Callable[..., None] = getattr(importlib.import_module(page_of(method)), f"train_{method}")
+    train: Callable[..., Any] = getattr(importlib.import_module(page_of(method)), f"train_{method}")
     return train
 
 
-def train_policy(work: Work, prompts: Stage | None, start: Model, feedback: Stage | None, reward: Stage | None) -> Stage:
+def train_policy(
+    run: Run, recipe: Recipe, settings: AnyRLSettings, models: Models, gates: Gates, scorer_identity: str,
+    prompts: Stage | None, start: Model, feedback: Stage | None, reward: Stage | None, name: str = "rl",
+) -> Stage:  # fmt: skip
     """The model that training starts from, trained on by the method of the recipe: against a reward, or on the pairs themselves.
     Leaves model/, and rl_log.csv where responses were sampled."""
-    recipe = work.recipe
-    settings = recipe.rl
-    assert settings is not None
     inputs = {"sft": start.hash, "precision": recipe.arithmetic}
     if reward is not None:
         inputs["reward"] = reward.output_hash
@@ -54,53 +58,55 @@ def train_policy(work: Work, prompts: Stage | None, start: Model, feedback: Stag
     else:
         assert prompts is not None
         inputs["prompts"] = prompts.output_hash
-        inputs["reward parts"] = content_id([hash_of_source(work, start, name) for name in settings.reward])
-    with work.run.stage(work.named("rl"), settings, inputs, [__name__, page_of(settings.method)]) as stage:
+        inputs["reward parts"] = content_id([models.hash_of(source, start) for source in settings.sources.values()])
+    with run.stage(name, settings, inputs, [__name__, page_of(settings.method)]) as stage:
         if stage.done:
-            work.recall_gates(stage)
+            gates.recall(stage)
             return stage
-        if isinstance(settings, RolloutSettings) and any(
-            identity_of_source(work, start, name) == work.scorer_identity for name in settings.reward
-        ):
-            work.gate(stage, "independent scorer", False, "a part of the reward would also score the report")
+        sources = settings.sources.values() if isinstance(settings, RolloutSettings) else ()
+        if any(models.identity_of(source, start) == scorer_identity for source in sources):
+            gates.check(stage, "independent scorer", False, "a part of the reward would also score the report")
         shared = reward is not None and recipe.reward_model.model is None  # one trunk for policy and reward model
         if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
+        cut: dict[str, int] = {}
 
         def learn(settings: AnyRLSettings) -> Trunk:
-            trunk = work.trunk(start.folder, settings.lora, trains=True)
+            trunk = models.trunk(start.folder, settings.lora, trains=True)
             trunk.add_role("policy")
             if isinstance(settings, DPOSettings):
                 assert feedback is not None
                 pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
-                trainer_of(settings.method)(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
-            else:
-                assert prompts is not None
-                rewards = build_reward(
-                    settings,
-                    reward_model=lambda: reward_model_reward(
-                        trunk if shared else reward_trunk(work, start), reward, settings.tokens_per_micro_batch
-                    ),
-                    judge=lambda name: work.sampler(work.folder_of(name, start), name),
-                    device=work.device,
-                )
-                chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
-                with engine_for(trunk, chosen, settings):
-                    rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
-                    if isinstance(settings, PPOSettings):
-                        trunk.add_role("value", head=True, start_from="reward" if shared else None)
-                    trainer_of(settings.method)(trunk, chosen, rewards, settings, stage)
-                team().on_main(lambda: export_rollouts(stage, work.run.folder / f"{work.named('rl_log')}.csv"))
+                with naming_the_row([Path(file) for file in recipe.feedback.pairs] if recipe.feedback is not None else []):
+                    lost = trainer_of(settings.method)(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
+                cut.update(lost.figures)
+                return trunk
+            assert prompts is not None
+            rewards = build_reward(
+                settings,
+                reward_model=lambda: reward_model_reward(
+                    trunk if shared else reward_trunk(recipe, models, start), reward, settings.tokens_per_micro_batch
+                ),
+                judge=lambda source: models.answering(source, start),
+                device=models.device,
+            )
+            chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
+            with engine_for(trunk, chosen, settings):
+                rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
+                if isinstance(settings, PPOSettings):
+                    trunk.add_role("value", head=True, start_from="reward" if shared else None)
+                trainer_of(settings.method)(trunk, chosen, rewards, settings, stage)
+            team().on_main(lambda: export_rollouts(stage, run.folder / f"{name.replace('rl', 'rl_log')}.csv"))
             return trunk
 
-        trunk = within_memory(stage, settings, learn, work.release)
+        trunk = within_memory(stage, settings, learn, models.release)
         trunk.save_language_model("policy", stage.path("model"))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
-        result = {"method": settings.method, "gates": work.gates_of(stage), "steps": len(metrics),
+        result = {"method": settings.method, "gates": gates.of(stage), "steps": len(metrics),
                   "updates": sum(m["updates"] for m in metrics), "trainable_share": trunk.trainable_share("policy")}  # fmt: skip
         if isinstance(settings, DPOSettings):
-            result |= {"loss": settings.loss, "first_loss": first["loss"], "last_loss": last["loss"]}
+            result |= {"loss": settings.loss, "first_loss": first["loss"], "last_loss": last["loss"], "cut": cut}
         else:
             result |= {"first_kl": first["kl"], "first_ratio": first["first_ratio"], "first_reward": first["reward"],
                        "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":
@@ -122,26 +128,6 @@ def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_bat
     """The trained reward model as role ``reward`` of its trunk."""
     assert reward is not None, "the pipeline trains a reward model where a recipe uses one"
     return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
-
-
-def hash_of_source(work: Work, start: Model, name: str) -> str:
-    """What a part of the reward depends on besides its settings: a judge, or the weights of a classifier."""
-    assert isinstance(work.recipe.rl, RolloutSettings)
-    source = source_of(name, work.recipe.rl.reward[name])
-    if source.startswith("judge:"):
-        return work.hash_of(source.removeprefix("judge:"), start)
-    if source.startswith("classifier:"):
-        folder, _ = classifier_parts(source, f"rl.reward.{name}.source")
-        return model_hash(folder)
-    return source
-
-
-def identity_of_source(work: Work, start: Model, name: str) -> str:
-    """Whose hand a part of the reward is."""
-    assert isinstance(work.recipe.rl, RolloutSettings)
-    source = source_of(name, work.recipe.rl.reward[name])
-    judged = source.startswith("judge:")
-    return work.identity_of(source.removeprefix("judge:"), start) if judged else hash_of_source(work, start, name)
 
 
 def export_rollouts(stage: Stage, path: Path) -> None:

@@ -7,75 +7,40 @@ response (Lee et al. 2023, direct RLAIF).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from charter.errors import InputError
 from charter.judging.judge import yes_no_margins
-from charter.models.classifier import Classifier, classifier_parts
+from charter.models.classifier import Classifier
 from charter.models.sampler import Sampler
-from charter.recipe.settings import RewardPart, RolloutSettings
-from charter.recipe.source import named_function
+from charter.recipe.source import Source
 from charter.records import Rollout
 from charter.run.team import team
+from charter.stages.rl.settings import RolloutSettings
 from charter.training.rewards import RewardFn, RewardSum, response_length
-
-
-def source_of(name: str, part: RewardPart) -> str:
-    return part.source or name
-
-
-def check_sources(settings: Any) -> None:
-    """InputError where a part of the reward has a source that does not exist: said before anything is computed."""
-    if not isinstance(settings, RolloutSettings):
-        return
-    for name, part in settings.reward.items():
-        source = source_of(name, part)
-        field = f"rl.reward.{name}.source"
-        if source.startswith("python:"):
-            named_function(source, field)
-        elif source.startswith("classifier:"):
-            classifier_parts(source, field)
-        elif source.startswith("judge:"):
-            if not source.removeprefix("judge:"):
-                raise InputError("name the judge: judge:base, judge:sft or judge:FOLDER", field=field)
-        elif source not in ("reward_model", "length"):
-            raise InputError(
-                f"{source!r} is no source of rewards; write reward_model, length, judge:FOLDER, classifier:FOLDER:LABEL or "
-                "python:module:function",
-                field=field,
-            )
-    if settings.cost is not None and settings.cost.part not in settings.reward:
-        raise InputError(
-            f"{settings.cost.part!r} is no part of rl.reward; name one of {', '.join(settings.reward)}",
-            field="rl.cost.part",
-        )
 
 
 def build_reward(
     settings: RolloutSettings,
     *,
     reward_model: Callable[[], RewardFn],
-    judge: Callable[[str], Sampler],
+    judge: Callable[[Source], Sampler],
     device: str,
 ) -> RewardSum:
     """The reward that a recipe describes. ``reward_model`` and ``judge`` load what is asked for, and only then."""
-    parts: dict[str, tuple[float, RewardFn]] = {}
-    for name, part in settings.reward.items():
-        source, field = source_of(name, part), f"rl.reward.{name}.source"
-        if source == "reward_model":
-            score = reward_model()
-        elif source == "length":
-            score = response_length
-        elif source.startswith("judge:"):
-            score = judge_reward(judge(source.removeprefix("judge:")))
-        elif source.startswith("classifier:"):
-            score = ClassifierReward(*classifier_parts(source, field), device=device)
-        else:
-            score = rule_reward(named_function(source, field), source)
-        parts[name] = (part.weight, score)
+
+    def part_of(source: Source) -> RewardFn:
+        if source.kind == "judge":
+            return judge_reward(judge(source.model))
+        if source.kind == "classifier":
+            return ClassifierReward(source.name, source.label, device=device)
+        if source.kind == "python":
+            return rule_reward(source.load(), str(source))
+        return reward_model() if source.name == "reward_model" else response_length
+
+    parts = {name: (settings.reward[name].weight, part_of(source)) for name, source in settings.sources.items()}
     return RewardSum(parts, settings.cost)
 
 

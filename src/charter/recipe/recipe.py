@@ -1,0 +1,167 @@
+"""A whole recipe: the settings of every stage, checked to fit together before anything loads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from charter.endpoints.settings import ENDPOINT_NAME, EndpointSettings
+from charter.recipe.settings import Positive, Settings, Share, StageSettings, TrainingSettings
+from charter.recipe.source import (
+    File,
+    ModelName,
+    Source,
+)
+from charter.stages.evaluate.settings import EvaluationSettings
+from charter.stages.feedback.settings import FeedbackSettings
+from charter.stages.prompts.settings import PromptSettings
+from charter.stages.revise.settings import ReviseSettings
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.stages.rl.settings import AnyRLSettings, DPOSettings, RLOOSettings, RolloutSettings
+from charter.stages.sft.settings import SFTSettings
+
+
+class GateSettings(Settings):
+    override: bool = False
+    """Go on where a gate says no. The report records it."""
+    min_base_harm: Share = 0.1
+    """Stop unless the interval of the base model's harm rate reaches this: otherwise there is no room to improve."""
+    max_unscored: Share = 0.2
+    """Stop where the scorer cannot say of more than this share of the base model's answers: its rates are then of a few."""
+    min_judge_accuracy: Share = 0.5
+    """Stop unless the interval of the judge's accuracy on labelled pairs lies above this."""
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    title: str = "Charter run"
+    """Stands at the head of the report."""
+    model: ModelName
+    """Folder or hub name of the base model; `package:NAME/PATH` is a folder inside an installed package."""
+    constitution: File | None = None
+    """YAML file of principles; needed by critique and revision and by a judge that compares."""
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Every draw of the run comes from it."""
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
+    quantization: Literal["nf4"] | None = None
+    """Hold the frozen weights of every model in 4 bits (QLoRA). What is trained then needs `lora`; the extra is `[qlora]`."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """Which attention the models compute with; `auto` is torch's own with rows packed in one line where the model allows it."""
+    gradient_checkpointing: bool = False
+    """Keep the input of each layer alone and compute it again for its gradient: less memory, about a third more time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU where there is one."""
+    batch_size: Positive = 128
+    """Responses generated at once."""
+    parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    """What several processes hold of a model in training: each all of it, each a part (FSDP2, full weights only), or each a part
+    of the moments (DeepSpeed's ZeRO; the extra is `[deepspeed]`)."""
+    endpoints: dict[str, EndpointSettings] = {}
+    """Models behind servers, by names of your own; `endpoint:NAME` stands for one wherever a model only answers."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
+    """Send the metrics of every step there too; metrics.jsonl is always written."""
+    prompts: PromptSettings | None = None
+    gates: GateSettings = GateSettings()
+    revise: ReviseSettings | None = ReviseSettings()
+    sft: SFTSettings | None = SFTSettings()
+    feedback: FeedbackSettings | None = FeedbackSettings()
+    reward_model: RewardModelSettings = RewardModelSettings()
+    rl: Annotated[AnyRLSettings | None, Field(discriminator="method")] = RLOOSettings()
+    rounds: Positive = 1
+    """Feedback and training, so many times: each round starts from the model of the one before it (Yuan et al. 2024)."""
+    evaluation: EvaluationSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_the_default_method(cls, values: Any) -> Any:
+        """``rl`` without a method is RLOO, so that its settings can be changed without naming it."""
+        if isinstance(values, dict) and isinstance(values.get("rl"), dict) and "method" not in values["rl"]:
+            return {**values, "rl": {"method": "rloo", **values["rl"]}}
+        return values
+
+    @property
+    def scorer(self) -> Source | None:
+        """Who says what is harmful, None where nobody is asked."""
+        return self.evaluation.scorer if self.evaluation is not None else None
+
+    @property
+    def stages(self) -> dict[str, StageSettings]:
+        """The settings of the stages that the recipe has, by key, in running order."""
+        parts = {"revise": self.revise, "sft": self.sft, "feedback": self.feedback, "rl": self.rl, "evaluation": self.evaluation}
+        return {key: settings for key, settings in parts.items() if settings is not None}
+
+    @model_validator(mode="after")
+    def check_that_stages_fit_together(self) -> Recipe:
+        """Each stage gets what it reads; a stage that is left out with `null` leaves no setting that nothing reads."""
+        readers = [key for key, settings in self.stages.items() if settings.reads_prompts]
+        if self.prompts is None and readers:
+            raise ValueError(f"{readers[0]} needs prompts; give prompts.files, or leave it out with {readers[0]}: null")
+        if not self.stages:
+            raise ValueError("every stage is left out; there is nothing to run")
+        if self.prompts is not None and not readers:
+            raise ValueError("no stage reads prompts; leave them out")
+        readers = [key for key, settings in self.stages.items() if settings.reads_principles]
+        if self.constitution is None and readers:
+            raise ValueError(f"{readers[0]} needs principles; give constitution, or leave it out with {readers[0]}: null")
+        for settings in self.stages.values():
+            settings.check_in(self)
+        if self.feedback is None and (isinstance(self.rl, DPOSettings) or self.trains_reward_model):
+            raise ValueError("rl learns from feedback, and feedback is null")
+        if self.rounds > 1 and (self.rl is None or self.feedback is None or not self.feedback.samples):
+            raise ValueError("rounds repeats feedback and rl; both must be there, and the feedback sampled anew")
+        return self
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether a reward model is learned from the feedback: rl is rewarded by it, or nothing else is to be made of it."""
+        if self.feedback is None:
+            return False
+        if not isinstance(self.rl, RolloutSettings):
+            return self.rl is None
+        return any(str(source) == "reward_model" for source in self.rl.sources.values())
+
+    def samplers(self) -> dict[str, Source]:
+        """The models that only answer, by the dotted key that names them."""
+        return {f"{stage}.{key}": source for stage, settings in self.stages.items() for key, source in settings.asks.items()}
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How every model of the run is held and computed, as ``load_trunk`` takes it."""
+        return {
+            "precision": self.precision, "quantization": self.quantization, "attention": self.attention,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }  # fmt: skip
+
+    @property
+    def arithmetic(self) -> str:
+        """The part of it on which results depend, but for the last bits."""
+        return " ".join(filter(None, (self.precision, self.quantization)))
+
+    @model_validator(mode="after")
+    def check_quantization(self) -> Recipe:
+        """Weights of 4 bits cannot move: what trains on them are adapters."""
+        if self.quantization is None:
+            return self
+        for name, read in (("sft", True), ("reward_model", self.trains_reward_model), ("rl", True)):
+            settings = getattr(self, name)
+            if read and isinstance(settings, TrainingSettings) and settings.lora is None:
+                raise ValueError(f"quantization: {self.quantization} freezes the weights, so set {name}.lora too")
+        return self
+
+    @model_validator(mode="after")
+    def check_endpoints(self) -> Recipe:
+        """An endpoint that is named exists, and one that exists is named."""
+        used = {key: source.name for key, source in self.samplers().items() if source.kind == "endpoint"}
+        for key, name in used.items():
+            if name not in self.endpoints:
+                known = f"the endpoints are {', '.join(self.endpoints)}" if self.endpoints else "describe it in endpoints"
+                raise ValueError(f"{key} names the unknown endpoint {name!r}; {known}")
+        for name in self.endpoints:
+            if not ENDPOINT_NAME.fullmatch(name):
+                raise ValueError(f"endpoints: invalid name {name!r}; use letters, digits, - and _")
+            if name not in used.values():
+                raise ValueError(f"endpoints.{name} is not used; name it with endpoint:{name}, or leave it out")
+        return self

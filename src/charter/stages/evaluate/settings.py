@@ -1,0 +1,75 @@
+"""Settings of the evaluation."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from charter.metrics import METRICS
+from charter.recipe.settings import NonNegative, Positive, Settings, Share, StageSettings
+from charter.recipe.source import (
+    MeasureSource,
+    ScorerSource,
+    Source,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+MEASURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+class MeasureSettings(Settings):
+    source: MeasureSource
+    """`classifier:FOLDER:LABEL`, its probability of the label for the response alone; `judge:FOLDER` or `judge:endpoint:NAME`,
+    the probability of a yes to whether the response helps; or `python:module:function`, called with the prompt's and the
+    response's text, returning a number or None."""
+    better: Literal["lower", "higher"]
+    """Which way is the aim."""
+    margin: NonNegative | None = None
+    """As a price and not an aim: it may get worse by this much before the verdict is spoilt; declared before the run."""
+    unit: str = "share"
+    """Stands beside the number in the report."""
+
+
+class EvaluationSettings(StageSettings):
+    scorer: ScorerSource | None = None
+    """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER`, `judge:endpoint:NAME` or
+    `refusal-words`."""
+    measures: dict[str, MeasureSettings] = {}
+    """Numbers of your own, by name, of every answer of every arm. Without a scorer the first of them decides the verdict."""
+    samples_per_prompt: Positive = 1
+    """Answers of each arm to each prompt."""
+    temperature: NonNegative = 1.0
+    """Of the answers."""
+    max_new_tokens: Positive = 96
+    """Longest answer, in tokens."""
+    best_of: Annotated[int, Field(ge=2, strict=True)] | None = None
+    """Measure one arm more: of so many answers of the SFT model the one that the reward model scores highest."""
+    over_refusal_margin: Share = 0.05
+    """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
+    helpfulness_margin: Share = 0.03
+    """Helpfulness may fall by this much before the verdict is spoilt; declared before the run."""
+
+    @model_validator(mode="after")
+    def check_that_something_is_measured(self) -> EvaluationSettings:
+        if self.scorer is None and not self.measures:
+            raise ValueError("name a scorer, measures, or both")
+        for name in self.measures:
+            if not MEASURE_NAME.fullmatch(name) or name in METRICS:
+                why = "is a built-in metric" if name in METRICS else "is not a name of letters, digits and _"
+                raise ValueError(f"measures: {name!r} {why}; choose another name")
+        return self
+
+    @property
+    def reads_prompts(self) -> bool:
+        return True
+
+    @property
+    def asks(self) -> dict[str, Source]:
+        sources = {"scorer": self.scorer} if self.scorer is not None else {}
+        sources |= {f"measures.{name}.source": measure.source for name, measure in self.measures.items()}
+        return {key: source.model for key, source in sources.items() if source.kind == "judge"}

@@ -1,0 +1,111 @@
+"""Settings of the feedback stage: who compares, or where pairs come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from charter.recipe.settings import NonNegative, Positive, Settings, StageSettings
+from charter.recipe.source import (
+    File,
+    Responder,
+    Source,
+)
+
+if TYPE_CHECKING:
+    from charter.recipe.recipe import Recipe
+
+
+class ContrastSettings(Settings):
+    positive: str
+    """Put before the last turn of the prompt to which the chosen response is sampled."""
+    negative: str
+    """The same for the rejected one."""
+
+
+class FeedbackSettings(StageSettings):
+    generator: Responder = Source("run", "sft")
+    """Who gives the responses that are compared: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
+    raters: Literal["judge", "human", "mixed"] = "judge"
+    """Who compares: the judge; people, on the page of `charter label RUN`; or the judge, with people checking some prompts."""
+    human_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """With `mixed`: share of the prompts that people are asked about; there their votes replace the judge's."""
+    prompts: Positive = 800
+    """Prompts, red-team and benign together, to which responses are sampled and compared."""
+    responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
+    """K: every pair of the K is compared."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the responses."""
+    max_new_tokens: Positive = 96
+    """Longest response, in tokens."""
+    judge: Responder = Source("run", "base")
+    """Who compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
+    abstain_below: NonNegative = 0.1
+    """No pair is made where the judge's swap-averaged margin is smaller than this many nats."""
+    calibration: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature that divides the judge's margin before it becomes a soft label."""
+    labelled_pairs: File | None = None
+    """Pairs with known answers on which the judge must do better than chance before it labels anything."""
+    gate_pairs: Positive = 300
+    """How many of the labelled pairs the gate reads."""
+    contrast: ContrastSettings | None = None
+    """Make pairs without comparing: the chosen response is asked for in one way and the rejected in another (RLCD)."""
+    revisions: bool = False
+    """Make pairs of the revise stage: the last usable revision is chosen over the answer that it began from."""
+    pairs: list[File] = []
+    """Take pairs from these files instead: nothing is sampled and nobody compares. Prompt, chosen and rejected, as JSONL, JSON,
+    CSV or Parquet; hh-rlhf as it is."""
+    max_pairs: Positive | None = None
+    """At most this many pairs of the files, whole prompts by a draw."""
+
+    @model_validator(mode="after")
+    def check_that_options_are_read(self) -> FeedbackSettings:
+        """Pairs by contrast are judged by nobody, people need no judge, and pairs from files need neither."""
+        known = {"labelled_pairs", "gate_pairs"}
+        judging = {"judge", "abstain_below", "calibration"}
+        everything = set(type(self).model_fields)
+        if self.pairs:
+            self.refuse_unread(everything - known - {"pairs", "max_pairs"}, "pairs are taken from files")
+        if self.revisions:
+            self.refuse_unread(everything - known - {"revisions"}, "pairs are made of revisions")
+        if self.max_pairs is not None and not self.pairs:
+            raise ValueError("max_pairs is about the files in pairs; leave it out")
+        if self.contrast is not None:
+            unread = {"responses_per_prompt", "raters", "human_share"} | judging | known
+            self.refuse_unread(unread, "contrast makes pairs without a judge")
+        if self.raters != "mixed" and "human_share" in self.model_fields_set:
+            raise ValueError("human_share is about raters: mixed; leave it out")
+        if self.raters == "human":
+            self.refuse_unread(judging, "with raters: human no judge is asked")
+        return self
+
+    @property
+    def asks_judge(self) -> bool:
+        """Whether a judge compares responses."""
+        return self.samples and self.contrast is None and self.raters != "human"
+
+    @property
+    def samples(self) -> bool:
+        """Whether responses are sampled for it."""
+        return not self.pairs and not self.revisions
+
+    @property
+    def reads_prompts(self) -> bool:
+        return self.samples
+
+    @property
+    def reads_principles(self) -> bool:
+        return self.asks_judge
+
+    @property
+    def asks(self) -> dict[str, Source]:
+        if not self.samples:
+            return {}
+        return {"generator": self.generator} | ({"judge": self.judge} if self.asks_judge else {})
+
+    def check_in(self, recipe: Recipe) -> None:
+        if self.revisions and recipe.revise is None:
+            raise ValueError("feedback.revisions makes pairs of the revise stage, and revise is null")
+        if recipe.rounds > 1 and self.raters != "judge":
+            raise ValueError("rounds asks the judge anew each time; people are asked in a run of one round")

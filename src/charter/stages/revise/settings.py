@@ -1,0 +1,56 @@
+"""Settings of critique and revision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from charter.recipe.settings import NonNegative, Positive, StageSettings
+from charter.recipe.source import (
+    Answerer,
+    File,
+    Source,
+)
+
+if TYPE_CHECKING:
+    from charter.recipe.recipe import Recipe
+
+
+class ReviseSettings(StageSettings):
+    generator: Answerer = Source("run", "base")
+    """Who gives the first answers and the helpful ones: `base`, the folder of another model, or `endpoint:NAME`."""
+    critic: Answerer = Source("run", "base")
+    """Who criticises and revises: `base`, the folder of another model, or `endpoint:NAME`."""
+    rounds: Positive = 2
+    """Critique and revision, this many times, a principle drawn for each."""
+    context: str | None = None
+    """Instead of critique and revision: the prompt is answered once more with these words before its last turn, and the answer is
+    learned without them (context distillation, Askell et al. 2021)."""
+    prompts: Positive = 400
+    """Red-team prompts whose answers are revised."""
+    temperature: NonNegative = 1.0
+    """Of the first answers and the critiques."""
+    revision_temperature: NonNegative = 0.7
+    """Of the revisions."""
+    max_new_tokens: Positive = 96
+    """Longest answer, critique or revision, in tokens."""
+    few_shots: File | None = None
+    """YAML of worked examples put before the conversation."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        return True
+
+    @property
+    def reads_principles(self) -> bool:
+        return self.context is None
+
+    @property
+    def asks(self) -> dict[str, Source]:
+        return {"generator": self.generator} | ({"critic": self.critic} if self.context is None else {})
+
+    def check_in(self, recipe: Recipe) -> None:
+        if self.context is not None:
+            unread = {"rounds", "critic", "few_shots", "revision_temperature"}
+            self.refuse_unread(unread, "revise.context asks for no critique", "revise.")
+        if recipe.scorer is None:
+            raise ValueError("revise measures whether revisions are safer; name evaluation.scorer")

@@ -1,0 +1,63 @@
+"""Settings of reward models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from charter.recipe.settings import NonNegative, Positive, Rate, Share, TrainingSettings
+from charter.recipe.source import (
+    ModelName,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+class ScorerSettings(TrainingSettings):
+    """What reward models share, whatever they learn from."""
+
+    epochs: Positive = 2
+    """Passes over the pairs or ratings."""
+    max_tokens: Positive | None = None
+    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak; falls to zero by a half cosine after the warm-up."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    test_fraction: Rate = 0.15
+    """Share of the prompts whose pairs or ratings measure and are not trained on."""
+    ensemble: Positive = 1
+    """Members, each an adapter and a head of its own on the one trunk; more than one needs `lora`."""
+    combine: Literal["mean", "worst"] = "mean"
+    """What an ensemble scores: the mean of its members, or the lowest of them."""
+
+    @model_validator(mode="after")
+    def check_ensemble(self) -> ScorerSettings:
+        """Whole copies of a model are no ensemble that fits a machine; one member has nothing to combine."""
+        if self.ensemble > 1 and self.lora is None:
+            raise ValueError("an ensemble is one of adapters; set lora too")
+        if self.ensemble == 1 and self.combine != "mean":
+            raise ValueError("combine is about an ensemble, and ensemble is 1")
+        return self
+
+
+class RewardModelSettings(ScorerSettings):
+    model: ModelName | None = None
+    """Folder of the model that it starts from, an encoder or of another family if you like; the fine-tuned one unless given."""
+    pairs_per_step: Positive = 32
+    """Pairs behind one optimizer step; pairs of one prompt stay together."""
+    average: Literal["pairs", "rankings"] = "pairs"
+    """What weighs the same in a step: every pair, or every ranking, whatever number of pairs it gives."""
+    centering: NonNegative = 0.01
+    """Pulls the mean score of a pair to zero (coefficient of (s_w + s_l)²)."""
+
+
+class RatingModelSettings(ScorerSettings):
+    """A reward model from ratings of single responses."""
+
+    ratings_per_step: Positive = 32
+    """Ratings behind one optimizer step."""
+    loss: Literal["squared", "absolute"] = "squared"
+    """Distance between score and rating."""

@@ -1,0 +1,237 @@
+"""Settings of the last training: one class for each method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from charter.recipe.settings import NonNegative, Positive, Settings, Share, TrainingSettings
+from charter.recipe.source import REWARD, RewardSource, Source
+
+if TYPE_CHECKING:
+    pass
+
+
+BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
+
+
+class RewardPart(Settings):
+    source: RewardSource | None = None
+    """`reward_model`, `length` (tokens), `judge:base|sft|FOLDER|endpoint:NAME`, `classifier:FOLDER:LABEL` or
+    `python:module:function`; unless given, the name of the part."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """What one unit of it counts for in the sum."""
+
+
+class CostSettings(Settings):
+    part: str
+    """The part of the reward that is a cost: held to a budget by a multiplier, its weight unused."""
+    budget: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """The mean cost of a response that is allowed."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Of the multiplier, in log space."""
+    initial: Annotated[float, Field(gt=0)] = 1.0
+    """The multiplier at the start."""
+
+
+class VLLMSettings(Settings):
+    """vLLM inside the process, for rollouts."""
+
+    kv_cache_gb: Annotated[float, Field(gt=0)] = 4.0
+    """Memory for the keys and values of what is under way, beside a second copy of the policy's weights."""
+    max_rows: Positive = 256
+    """Responses under way at once."""
+    eager: bool = False
+    """Without CUDA graphs: slower, starts at once. On a CPU it is always so."""
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    """A token weighs π_trainer / π_vllm, up to this: the two compute the same weights with other kernels."""
+
+
+class RolloutSettings(TrainingSettings):
+    """What every method that learns from sampled responses shares."""
+
+    steps: Positive = 60
+    """Rounds of sample, score, credit, learn, record."""
+    prompts_per_step: Positive = 32
+    """Prompts of one rollout."""
+    samples_per_prompt: Positive = 4
+    """Responses to each of them."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the policy; constant."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the rollouts; log-probabilities everywhere are taken at the same temperature."""
+    max_new_tokens: Positive = 64
+    """Longest response, in tokens."""
+    missing_eos_penalty: NonNegative = 2.0
+    """Subtracted from the score of a response that was cut off."""
+    reward: Annotated[dict[str, RewardPart], Field(min_length=1)] = {"reward_model": RewardPart()}
+    """Named parts of the reward, summed by weight; each has its own curve."""
+    cost: CostSettings | None = None
+    """Hold one part to a budget (Safe RLHF) in place of a fixed weight."""
+    sigmoid_against: Positive | None = None
+    """Score a response by sigmoid(r - r_ref), r_ref the mean reward of so many answers of the reference to its prompt."""
+    reward_scale: bool = False
+    """Divide scores by their running standard deviation, so that kl_coef means the same for every reward."""
+    reward_clip: Annotated[float, Field(gt=0)] | None = None
+    """Cut scores to plus or minus this, after scaling."""
+    vllm: VLLMSettings | None = None
+    """Sample with vLLM inside this process, which gets the policy's weights before every rollout; `{}` for its defaults."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        return True
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where each part of the reward comes from, by its name."""
+        return {name: part.source or BUILT_IN[name] for name, part in self.reward.items()}
+
+    @property
+    def asks(self) -> dict[str, Source]:
+        return {f"reward.{name}.source": source.model for name, source in self.sources.items() if source.kind == "judge"}
+
+    @model_validator(mode="after")
+    def check_the_reward(self) -> RolloutSettings:
+        """A part without a source is named after a built-in one; a cost is one of the parts."""
+        for name, part in self.reward.items():
+            if part.source is None and name not in BUILT_IN:
+                raise ValueError(f"reward.{name}: the source is missing; add source: with {REWARD.choices}")
+        if self.cost is not None and self.cost.part not in self.reward:
+            raise ValueError(f"cost.part: unknown part {self.cost.part!r}; name one of {', '.join(self.reward)}")
+        return self
+
+
+class RLSettings(RolloutSettings):
+    """What PPO, RLOO and GRPO share: a reward that is weighed against KL."""
+
+    kl_coef: NonNegative = 0.05
+    """Price of moving away from the reference, in reward units per nat."""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """Steer the KL of a response to this many nats by changing kl_coef; without it kl_coef stays."""
+    kl_horizon: Annotated[float, Field(gt=0)] = 10_000.0
+    """Responses over which the controller acts."""
+
+    @model_validator(mode="after")
+    def check_minibatches(self) -> RLSettings:
+        """An update without responses would move the weights by what is left in the moments."""
+        n, rows = getattr(self, "minibatches", 1), self.prompts_per_step * self.samples_per_prompt
+        if n > rows:
+            raise ValueError(f"minibatches is {n}, and a step has {rows} responses; an update needs one of them at least")
+        return self
+
+
+class PPOSettings(RLSettings):
+    method: Literal["ppo"] = "ppo"
+    """The algorithm."""
+    epochs: Positive = 2
+    """Passes over each batch of rollouts."""
+    minibatches: Positive = 2
+    """Optimizer steps per pass."""
+    clip_coef: Annotated[float, Field(gt=0)] = 0.2
+    """ε of the ratio against the policy that sampled."""
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may move from what it was at the rollout before its loss is clipped."""
+    value_coef: NonNegative = 0.5
+    """c1, the weight of the value loss."""
+    entropy_coef: NonNegative = 0.0
+    """c2, the weight of the entropy bonus."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount; 1 for text."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """λ of generalised advantage estimation."""
+    value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Of the critic; constant."""
+    whiten_advantages: Literal["unbiased", "biased", "none"] = "unbiased"
+    """Advantages of a batch on mean 0 and variance 1 over its response tokens: divided by n - 1, by n, or left alone."""
+    stop_kl: Annotated[float, Field(gt=0)] | None = None
+    """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
+
+
+class RLOOSettings(RLSettings):
+    method: Literal["rloo"] = "rloo"
+    """The algorithm."""
+    samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 4
+    """K: each response is measured against the mean of its K - 1 siblings."""
+
+
+class GRPOSettings(RLSettings):
+    method: Literal["grpo"] = "grpo"
+    """The algorithm."""
+    samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 8
+    """K: the size of the group that a response is measured against."""
+    epochs: Positive = 1
+    """Passes over each batch of rollouts."""
+    minibatches: Positive = 1
+    """Optimizer steps per pass."""
+    clip_coef: Annotated[float, Field(gt=0)] = 0.2
+    """ε of the ratio against the policy that sampled."""
+    clip_coef_high: Annotated[float, Field(gt=0)] | None = None
+    """An upper ε of its own (DAPO)."""
+    average: Literal["response", "token", "constant"] = "response"
+    """What a token weighs: GRPO's 1/length, one over all tokens (DAPO), or one over max_new_tokens (Dr. GRPO)."""
+    scale_by_std: bool = True
+    """Divide advantages by the group's standard deviation; Dr. GRPO does not."""
+    stop_kl: Annotated[float, Field(gt=0)] | None = None
+    """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
+    kl_estimator: Literal["weighted_k3", "k2", "forward_kl"] = "weighted_k3"
+    """The KL term of the loss; forward_kl is the k3 of the paper, whose gradient is that of KL(π_ref ‖ π)."""
+
+
+class DPOSettings(TrainingSettings):
+    method: Literal["dpo"] = "dpo"
+    """The algorithm: preferences straight into the policy, no reward model and no sampling."""
+    loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
+    """Which member of the family."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Price of moving away from the reference, as kl_coef in RL."""
+    max_tokens: Positive | None = None
+    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
+    epochs: Positive = 1
+    """Passes over the pairs."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak; falls to zero by a half cosine after the warm-up."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    pairs_per_step: Positive = 32
+    """Pairs behind one optimizer step."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels believed to be wrong: with `dpo` that is cDPO."""
+    gamma: NonNegative | None = None
+    """Target margin of `simpo`; 0.5 unless given."""
+    sft_coef: NonNegative = 0.0
+    """Weight of the negative log-likelihood of the chosen response, per token: holds up what DPO alone lets fall."""
+
+    @model_validator(mode="after")
+    def check_that_options_are_read(self) -> DPOSettings:
+        """An option that the chosen loss does not read is a mistake."""
+        if self.gamma is not None and self.loss != "simpo":
+            raise ValueError(f"gamma is read by simpo alone, and loss is {self.loss}")
+        if self.loss == "kto" and self.label_smoothing:
+            raise ValueError("label_smoothing is about pairs, and kto reads single responses")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("robust corrects for a known share of wrong labels; set label_smoothing")
+        return self
+
+
+class OnlineDPOSettings(RolloutSettings):
+    method: Literal["online_dpo"] = "online_dpo"
+    """The algorithm: of K fresh responses the best and the worst by the reward are a pair for the DPO loss."""
+    samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
+    """K: responses sampled to each prompt."""
+    loss: Literal["dpo", "ipo", "hinge"] = "dpo"
+    """Which member of the family."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Price of moving away from the reference, as kl_coef in RL."""
+
+
+METHODS: dict[str, type[TrainingSettings]] = {
+    "ppo": PPOSettings,
+    "rloo": RLOOSettings,
+    "grpo": GRPOSettings,
+    "dpo": DPOSettings,
+    "online_dpo": OnlineDPOSettings,
+}
+
+
+AnyRLSettings = PPOSettings | RLOOSettings | GRPOSettings | DPOSettings | OnlineDPOSettings

@@ -1,0 +1,46 @@
+"""Settings of supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from charter.recipe.settings import Positive, Share, TrainingSettings
+from charter.recipe.source import (
+    File,
+)
+
+if TYPE_CHECKING:
+    from charter.recipe.recipe import Recipe
+
+
+class SFTSettings(TrainingSettings):
+    data: list[File] = []
+    """Files of examples to learn beside the revisions, or alone where `revise: null`: prompts with answers, whole
+    dialogues, or the chosen side of preference pairs, as JSONL, JSON, CSV or Parquet; hh-rlhf as it is."""
+    max_examples: Positive | None = None
+    """At most this many examples of `data`, by a draw."""
+    max_tokens: Positive | None = None
+    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
+    epochs: Positive = 3
+    """Passes over the data."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak; falls to zero by a half cosine after the warm-up."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    responses_per_step: Positive = 32
+    """Responses behind one optimizer step."""
+    helpful_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Share of the data that is the model's own answers to benign prompts; 0 risks a model that only refuses."""
+    use_revisions: Literal["last", "all"] = "last"
+    """Train on the last revision of each prompt or on those of all rounds."""
+
+    def check_in(self, recipe: Recipe) -> None:
+        if recipe.revise is None:
+            if not self.data:
+                raise ValueError("sft has nothing to learn: give sft.data, or leave it out with sft: null")
+            if unread := {"helpful_fraction", "use_revisions"} & self.model_fields_set:
+                raise ValueError(f"sft.{min(unread)} is about revisions, and revise is null; leave it out")
+        if self.max_examples is not None and not self.data:
+            raise ValueError("sft.max_examples is about sft.data; leave it out")
