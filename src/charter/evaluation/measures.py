@@ -10,7 +10,7 @@ from typing import Any
 
 from charter.errors import InputError
 from charter.evaluation.scorers import is_number, plain_scalar
-from charter.judging.judge import yes_no_margins
+from charter.judging.judge import QUESTIONS, yes_no_margins
 from charter.models.classifier import Classifier, classifier_parts
 from charter.models.sampler import Sampler
 from charter.recipe.settings import MeasureSettings
@@ -52,9 +52,10 @@ def measure_of(name: str, settings: MeasureSettings, judge: Callable[[str], tupl
         return Measure(name, settings.unit, identity, lambda _, texts: load().probabilities(texts))
     if source.startswith("judge:") and source != "judge:":
         sampler, identity = judge(source.removeprefix("judge:"))
+        question = name if name in QUESTIONS else "helpful"
 
         def judged(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-            margins = yes_no_margins(sampler, "helpful", prompts, texts)
+            margins = yes_no_margins(sampler, question, prompts, texts)
             return [1 / (1 + math.exp(-max(min(m, 500), -500))) if math.isfinite(m) else None for m in margins]
 
         return Measure(name, settings.unit, identity, judged)
