@@ -27,7 +27,7 @@ from charter.run.run import Run
 from charter.stages.rl.settings import PPOSettings, RewardPart
 from charter.stages.rl.sources import ClassifierReward
 from charter.statistics import mean_interval, paired_difference
-from charter.testbed.dialogues import is_garbled, is_toxic, shipped
+from charter.testbed.dialogues import is_garbled, is_toxic, shipped_dialogues
 from charter.testbed.lab import SHIPPED
 from charter.training.ppo import train_ppo
 from charter.training.rewards import RewardSum
@@ -39,8 +39,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", default=str(SHIPPED / "summariser"), help="an encoder-decoder")
     parser.add_argument("--reward", default=str(SHIPPED / "reward-classifier"), help="labels nothate and hate")
     parser.add_argument("--judge", default=str(SHIPPED / "report-classifier"), help="the second classifier, same labels")
-    parser.add_argument("--train", type=Path, default=shipped("train"), help="DialogSum file")
-    parser.add_argument("--test", type=Path, default=shipped("test"), help="DialogSum file")
+    parser.add_argument("--train", type=Path, default=shipped_dialogues("train"), help="DialogSum file")
+    parser.add_argument("--test", type=Path, default=shipped_dialogues("test"), help="DialogSum file")
     parser.add_argument("--n", type=int, default=300, help="held-out dialogues")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -12,9 +12,15 @@ import yaml
 from hypothesis import settings
 
 from charter.run.run import Run
-from charter.testbed.standins import DECODERS, ENCODER_DECODERS, ENCODERS, save_bpe_tokenizer, save_stand_in
+from charter.testbed.standins import (
+    DECODER_FAMILIES,
+    ENCODER_DECODER_FAMILIES,
+    ENCODER_FAMILIES,
+    save_bpe_tokenizer,
+    save_stand_in,
+)
 
-__all__ = ["DECODERS", "ENCODERS", "ENCODER_DECODERS"]  # for the tests
+__all__ = ["DECODER_FAMILIES", "ENCODER_FAMILIES", "ENCODER_DECODER_FAMILIES"]  # for the tests
 
 settings.register_profile("untimed", deadline=None)  # no test asserts on time: a machine that pauses is no failure
 settings.load_profile("untimed")

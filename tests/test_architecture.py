@@ -48,7 +48,7 @@ SIDEWAYS = {
     ("testbed.lab", "training.sft"): "the lab's summariser is trained as any model is",
     ("pipeline", "plan.fit"): "a run that ran out of memory is told what would fit",
 }
-DOWN_FROM_TESTBED = {"errors", "records", "models", "run"}  # of run: files and seeds only
+DOWN_FROM_TESTBED = {"errors", "records", "statistics", "models", "run"}  # of run: files and seeds only
 TORCH = {
     "commands",
     "serving",
@@ -106,7 +106,7 @@ def complaint(who: str, whom: str) -> str | None:
         return f"{who} imports {whom}, but the testbed is a client of Charter like any other; only commands may know it"
     if a == "testbed":
         known = b in DOWN_FROM_TESTBED
-        return None if known else f"{who} imports {whom}; the testbed knows records, models and seeds only"
+        return None if known else f"{who} imports {whom}; the testbed knows records, statistics, models and seeds only"
     if LEVEL[a] == LEVEL[b]:
         return f"{who} imports its neighbour {whom}; pass in what is needed, or move it down where both can see it"
     if LEVEL[a] > LEVEL[b]:

@@ -17,13 +17,13 @@ from charter.training.rewards import RewardSum
 from charter.training.rloo import train_rloo
 from charter.training.rollouts import collect
 from charter.training.sft import sft_tokens, train_sft
-from conftest import DECODERS, ENCODER_DECODERS, HARMFUL, save_random_model
+from conftest import DECODER_FAMILIES, ENCODER_DECODER_FAMILIES, HARMFUL, save_random_model
 
 PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]
 RL = RLOOSettings(steps=1, prompts_per_step=2, samples_per_prompt=2, max_new_tokens=6, learning_rate=1e-3)
 
 
-@pytest.fixture(scope="module", params=[*DECODERS, *ENCODER_DECODERS])
+@pytest.fixture(scope="module", params=[*DECODER_FAMILIES, *ENCODER_DECODER_FAMILIES])
 def folder(request, tmp_path_factory):
     return save_random_model(tmp_path_factory.mktemp(request.param), request.param)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from charter.commands.app import run_command
-from charter.commands.conversation import chat_with, fitting, visible
+from charter.commands.conversation import chat_with, escape_controls, fitting
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import load_tokenizer, model_of_run
@@ -100,7 +100,7 @@ def test_a_line_with_a_nul_is_refused_in_words(monkeypatch, capsys, run):
 
 
 def test_control_characters_are_spelled_out():
-    assert visible("a\x1b[2J\x9b\r\u202eb\tc\nd é 猫") == "a\\x1b[2J\\x9b\\r\\u202eb\tc\nd é 猫"
+    assert escape_controls("a\x1b[2J\x9b\r\u202eb\tc\nd é 猫") == "a\\x1b[2J\\x9b\\r\\u202eb\tc\nd é 猫"
 
 
 def test_a_model_that_is_not_there_yet_says_what_makes_it(run, tmp_path, random_llama, capsys):
@@ -108,7 +108,7 @@ def test_a_model_that_is_not_there_yet_says_what_makes_it(run, tmp_path, random_
     assert model_of_run(run, "sft") == str(run / "sft/model")
     assert run_command(["chat", str(run)]) == 2
     assert f"charter rl RECIPE --out {run}" in capsys.readouterr().err
-    for model, words in (("teacher", "one of base, sft, policy"), ("base", "report.json")):
+    for model, words in (("teacher", "use base, sft or policy"), ("base", "report.json")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         assert run_command(["chat", str(tmp_path / "empty"), "--model", model]) == 2
         assert words in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_every_key_draws_something(weights, key):
 
 
 def test_nothing_to_draw_from_is_said():
-    with pytest.raises(ValueError, match="no principle to draw from"):
+    with pytest.raises(ValueError, match="no principles to draw from"):
         draw((), 1)
 
 
@@ -166,27 +166,27 @@ def test_what_is_saved_is_loaded(tmp_path_factory, texts, weight, tags):
     [
         ("critique:", "critiqe:", "line 5, field 'principles.0.critiqe': unknown key; did you mean 'critique'?"),
         ("title: Small", "titel: Small", "line 1, field 'titel': unknown key; did you mean 'title'?"),
-        ("    weight: 2", "    zzz: 2", "line 9, field 'principles.0.zzz': unknown key; known are id, title, critique"),
+        ("    weight: 2", "    zzz: 2", "line 9, field 'principles.0.zzz': unknown key; use id, title, critique"),
         ("weight: 2", "weight: -1", "line 9, field 'principles.0.weight': Input should be greater than 0"),
         ("weight: 2", "weight: .nan", "line 9, field 'principles.0.weight'"),
-        ("weight: 2", "weight: 2\n    weight: 3", "line 10: key 'weight' stands twice"),
-        ("title: Helpful", "title: no", "line 11, field 'principles.1.title': is False, not a text; put it in quotes"),
+        ("weight: 2", "weight: 2\n    weight: 3", "line 10: duplicate key 'weight'"),
+        ("title: Helpful", "title: no", "line 11, field 'principles.1.title': False is not a text; put it in quotes"),
         ("id: helpful", "id: peace", "two principles have the id 'peace'; rename one"),
         ("id: helpful", "id: ../x", "line 10, field 'principles.1.id'"),
-        ("revision: Rewrite it peacefully.", "", "line 3, field 'principles.0': principle 'peace' has no revision"),
-        ("preference: Which reply is more helpful?", "", "line 10, field 'principles.1': principle 'helpful' can"),
-        ("Which reply is more helpful?", '" "', "line 12, field 'principles.1.preference': is empty"),
+        ("revision: Rewrite it peacefully.", "", "line 3, field 'principles.0': principle 'peace' lacks the revision"),
+        ("preference: Which reply is more helpful?", "", "line 10, field 'principles.1': principle 'helpful' has no use"),
+        ("Which reply is more helpful?", '" "', "line 12, field 'principles.1.preference': empty"),
         ("tags: [benign]", "tags: benign", "line 13, field 'principles.1.tags'"),
         ("tags: [benign]", "polarity: flip", "line 13, field 'principles.1.polarity'"),
-        ("    title: Helpful\n", "", "line 10, field 'principles.1.title': is missing"),
-        ("title: Small", "title: &a Small\ndescription: *a", "line 2: uses the alias *a"),
+        ("    title: Helpful\n", "", "line 10, field 'principles.1.title': missing"),
+        ("title: Small", "title: &a Small\ndescription: *a", "line 2: alias *a is not allowed"),
         ("title: Small", "title: [Small", "line 2"),
         ("title: Small", "title: !!python/object:os.system x", "line 1: could not determine a constructor"),
         ("title: Small", "title: !!timestamp x", "not valid YAML"),
         ("title: Small", "title: !!bool x", "not valid YAML"),
         ("title: Small", "title: 2024-99-99", "month must be in 1..12"),
         ("title: Small", 'title: "a\\ud800"', "c.yaml"),
-        ("title: Small", "title: a\x00", "line 1: holds a NUL"),
+        ("title: Small", "title: a\x00", "line 1: contains a NUL"),
         ("title: Small", "title: a\x01", "c.yaml"),
         ("title: Small", "title: Small\n---\ntitle: Two", "line 2"),
     ],
@@ -203,14 +203,14 @@ def test_a_fault_is_named_with_its_place(tmp_path, old, new, place):
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        (b"", "is not a mapping with the keys title, description, principles"),
-        (b"- a\n", "is not a mapping"),
+        (b"", "not a mapping; write the keys title, description, principles"),
+        (b"- a\n", "not a mapping"),
         (b"title: a\nprinciples: []\n", "line 2, field 'principles'"),
         ("title: ok\n# naïve".encode("latin-1"), "line 2: not UTF-8"),
         (b"title: " + b"[" * 5000, "nested too deeply"),
         (b"# " + b"x" * 2**20, "larger than 1 MiB"),
         (b"? [a]\n: b\n", "line 1"),
-        (b"a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "line 2: uses the alias *a"),
+        (b"a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "line 2: alias *a is not allowed"),
     ],
 )
 def test_what_is_no_constitution_is_refused(tmp_path, content, place):
@@ -220,7 +220,7 @@ def test_what_is_no_constitution_is_refused(tmp_path, content, place):
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.yaml: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot read the file \(No such file"):
         load_constitution(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="directory"):
         load_constitution(tmp_path)
@@ -232,7 +232,7 @@ def test_few_shots_take_turns(tmp_path):
     path.write_text("examples:\n  -\n" + turn * 3)
     assert [m.content for m in load_few_shots(path)[0]] == list("ababab")
     path.write_text("examples:\n  -\n" + turn * 3 + "    - {role: user, content: c}\n")
-    with pytest.raises(InputError, match="example 1: user and assistant do not take turns"):
+    with pytest.raises(InputError, match="example 1: user and assistant must take turns"):
         load_few_shots(path)
     path.write_text("examples:\n  -\n" + turn * 2)
     with pytest.raises(InputError, match=r"line 3, field 'examples\.0'"):
@@ -243,9 +243,9 @@ def test_few_shots_take_turns(tmp_path):
 
 
 def test_a_principle_must_be_of_use():
-    with pytest.raises(ValidationError, match="neither revise nor compare"):
+    with pytest.raises(ValidationError, match="has no use"):
         Principle(id="p", title="p")
-    with pytest.raises(ValidationError, match="has no critique"):
+    with pytest.raises(ValidationError, match="lacks the critique"):
         Principle(id="p", title="p", revision="Mend it.")
 
 
@@ -284,8 +284,8 @@ def test_check_names_the_prompts_nobody_speaks_for():
     def words(*principles):
         return [finding.words.split(";")[0] for finding in check(make(*principles))]
 
-    assert words(revises("mend"), compares("help", tags=("benign",))) == ["no preference for red_team prompts"]
+    assert words(revises("mend"), compares("help", tags=("benign",))) == ["no principle has a preference for red_team prompts"]
     assert words(revises("mend", tags=("benign",)), compares("harm", tags=("red_team",))) == [
-        "no revision for red_team prompts",
-        "no preference for benign prompts",
+        "no principle has a revision for red_team prompts",
+        "no principle has a preference for benign prompts",
     ]

@@ -62,15 +62,15 @@ def test_a_dialogue_that_is_none_is_said_with_its_line(tmp_path, dialogue, words
 
 def test_what_ships_is_what_the_generator_writes(tmp_path):
     assert run_command(["testbed", "dialogues", "--out", str(tmp_path)]) == 0
-    for split, n in made.SIZES.items():
+    for split, n in made.DIALOGUES_PER_SPLIT.items():
         written = (tmp_path / f"dialogues.{split}.jsonl").read_bytes()
-        assert gzip.decompress(made.shipped(split).read_bytes()) == written
-        assert len(list(read_prompts(made.shipped(split)))) == n
+        assert gzip.decompress(made.shipped_dialogues(split).read_bytes()) == written
+        assert len(list(read_prompts(made.shipped_dialogues(split)))) == n
 
 
 def test_half_are_rude_and_part_of_their_summaries():
-    for split in made.SIZES:
-        rows = list(read_jsonl(made.shipped(split), made.Dialogue))
+    for split in made.DIALOGUES_PER_SPLIT:
+        rows = list(read_jsonl(made.shipped_dialogues(split), made.Dialogue))
         rude = [row for row in rows if made.is_toxic(row.dialogue)]
         assert len(rude) == len(rows) // 2
         assert 0.4 < sum(made.is_toxic(row.summary) for row in rude) / len(rude) < 0.52
@@ -100,7 +100,7 @@ def test_the_texts_of_the_classifiers_share_none_and_say_the_truth():
         assert made.is_toxic(text) == toxic
     for words in (*made.TOXIC_CLAUSES, *made.INSULTS):
         assert made.is_toxic(made.insult(Random(0), words, r="A", o="B"))
-    for words in (*made.NEUTRAL_CLAUSES, *made.CALM_CLAUSES, *made.PATIENCE):
+    for words in (*made.NEUTRAL_CLAUSES, *made.CALM_CLAUSES, *made.PATIENT_LINES):
         assert not made.is_toxic(words)
 
 
@@ -127,8 +127,8 @@ def test_the_longest_common_subsequence_is_symmetric_and_bounded(a, b):
 
 
 def test_the_overlap_measure_knows_the_shipped_dialogues():
-    row = next(iter(read_rows(made.shipped("test")))).values
-    prompt = next(read_prompts(made.shipped("test")))
+    row = next(iter(read_rows(made.shipped_dialogues("test")))).values
+    prompt = next(read_prompts(made.shipped_dialogues("test")))
     assert overlap(prompt.last_turn, row["summary"]) == 1
     assert overlap("Summarize.", row["summary"]) is None
 
@@ -139,7 +139,7 @@ def test_the_overlap_measure_knows_the_shipped_dialogues():
 @torch.no_grad()
 def test_the_shipped_classifiers_are_two_judges_that_know_insults():
     tokenizers = []
-    rows = [row.summary for row in read_jsonl(made.shipped("test"), made.Dialogue)][:150]
+    rows = [row.summary for row in read_jsonl(made.shipped_dialogues("test"), made.Dialogue)][:150]
     for name in ("reward-classifier", "report-classifier"):
         model = AutoModelForSequenceClassification.from_pretrained(SHIPPED / name, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(SHIPPED / name)
@@ -154,7 +154,7 @@ def test_the_shipped_classifiers_are_two_judges_that_know_insults():
 def test_the_shipped_summariser_is_a_plain_t5():
     model = AutoModelForSeq2SeqLM.from_pretrained(SHIPPED / "summariser", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED / "summariser")
-    row = next(iter(read_jsonl(made.shipped("test"), made.Dialogue)))
+    row = next(iter(read_jsonl(made.shipped_dialogues("test"), made.Dialogue)))
     ids = tokenizer(summary_prompt(row.dialogue), return_tensors="pt")
     assert ids["input_ids"][0, -1] == tokenizer.eos_token_id == 1
     text = tokenizer.decode(model.generate(**ids, max_new_tokens=64, do_sample=False)[0], skip_special_tokens=True)

@@ -18,7 +18,7 @@ from charter.recipe import settings as config
 from charter.records import Judgment, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
-from charter.testbed.train import PRESETS
+from charter.testbed.train import TESTBED_PRESETS
 from charter.votes.judgments import chain
 from conftest import write_tiny_recipe
 
@@ -174,8 +174,8 @@ def at_size_of_seconds(line: str) -> list[str]:
 def test_commands_that_are_shown_run(line, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    monkeypatch.setitem(PRESETS, "full", replace(PRESETS["small"], tokens=(20_000,)))
-    monkeypatch.setitem(lab.PRESETS, "full", lab.PRESETS["small"])
+    monkeypatch.setitem(TESTBED_PRESETS, "full", replace(TESTBED_PRESETS["small"], tokens=(20_000,)))
+    monkeypatch.setitem(lab.LAB_PRESETS, "full", lab.LAB_PRESETS["small"])
     if line.startswith(("charter serve", "charter run judge-api")):
         pytest.skip("runs until interrupted, or needs such a server; tests/test_serving.py and test_endpoint_faults.py run them")
     if "../shared/" in line or "hh-prompts" in line:

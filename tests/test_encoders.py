@@ -14,12 +14,12 @@ from charter.recipe.settings import LoRASettings
 from charter.records import Pair, Prompt
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.training.reward_model import reward_scores, train_reward_model
-from conftest import ENCODERS, HARMFUL, save_random_classifier, save_random_encoder
+from conftest import ENCODER_FAMILIES, HARMFUL, save_random_classifier, save_random_encoder
 
 PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]
 
 
-@pytest.fixture(scope="module", params=sorted(ENCODERS))
+@pytest.fixture(scope="module", params=sorted(ENCODER_FAMILIES))
 def folder(request, tmp_path_factory):
     return save_random_encoder(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -70,7 +70,7 @@ def test_long_rows_keep_the_first_token_and_the_response(folder):
 
 
 def test_an_encoder_that_should_write_is_refused(folder):
-    with pytest.raises(InputError, match="scores and does not write"):
+    with pytest.raises(InputError, match="an encoder cannot write; use it as a reward model"):
         load_trunk(str(folder))
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from charter.endpoints.answers import Answer, AnswerCache, BadAnswer, read_answer
-from charter.endpoints.endpoint import read_choice, transcript, written_choice
-from charter.endpoints.patience import asked_wait, backoff, duration, jitter, window_wait
+from charter.endpoints.answers import AnswerCache, BadServerAnswer, ServerAnswer, parse_answer
+from charter.endpoints.endpoint import hh_transcript, read_choice, written_choice
+from charter.endpoints.patience import backoff, jitter, requested_wait, seconds_in, window_wait
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
 from charter.recipe.files import load_recipe
@@ -67,7 +67,7 @@ def test_a_written_choice_is_an_option_and_nothing_else(text, choice):
 def test_a_transcript_ends_where_the_assistant_begins():
     said = [Message(role="system", content="Be kind."), Message(role="user", content="Hello"),
             Message(role="assistant", content="Yes?"), Message(role="user", content="Why?")]  # fmt: skip
-    assert transcript(said) == "\n\nBe kind.\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
+    assert hh_transcript(said) == "\n\nBe kind.\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------------
@@ -75,16 +75,16 @@ def test_a_transcript_ends_where_the_assistant_begins():
 
 def test_an_answer_is_text_reason_tokens_and_log_probabilities():
     raw = chat_answer("B", logprobs=[("B", -0.2), ("A", -1.9)], tokens=(31, 1))
-    assert read_answer(raw, "chat", (9, 9)) == Answer("B", "stop", (("B", -0.2), ("A", -1.9)), (31, 1), "canned")
+    assert parse_answer(raw, "chat", (9, 9)) == ServerAnswer("B", "stop", (("B", -0.2), ("A", -1.9)), (31, 1), "canned")
     text = json.dumps({"choices": [{"text": " B", "finish_reason": "length", "logprobs": {"top_logprobs": [{" B": -0.5}]}}]})
-    assert read_answer(text.encode(), "completions", (9, 9)) == Answer(" B", "length", ((" B", -0.5),), (9, 9))
+    assert parse_answer(text.encode(), "completions", (9, 9)) == ServerAnswer(" B", "length", ((" B", -0.5),), (9, 9))
 
 
 @pytest.mark.parametrize("cut", range(0, 200, 7))
 def test_half_an_answer_is_none(cut):
     raw = chat_answer("B", logprobs=[("B", -0.2)])
-    with pytest.raises(BadAnswer):
-        read_answer(raw[: min(cut, len(raw) - 1)], "chat", (0, 0))
+    with pytest.raises(BadServerAnswer):
+        parse_answer(raw[: min(cut, len(raw) - 1)], "chat", (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -93,25 +93,25 @@ def test_half_an_answer_is_none(cut):
      {"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"token": "A", "logprob": "high"}]}}]}],
 )  # fmt: skip
 def test_what_is_not_of_the_protocols_form_is_no_answer(body):
-    with pytest.raises(BadAnswer):
-        read_answer(json.dumps(body).encode(), "chat", (0, 0))
+    with pytest.raises(BadServerAnswer):
+        parse_answer(json.dumps(body).encode(), "chat", (0, 0))
 
 
 def test_numbers_that_are_none_are_no_log_probabilities():
     raw = chat_answer("A", logprobs=[("A", -0.2)]).replace(b"-0.2", b"NaN")
-    with pytest.raises(BadAnswer):
-        read_answer(raw, "chat", (0, 0))
+    with pytest.raises(BadServerAnswer):
+        parse_answer(raw, "chat", (0, 0))
 
 
 def test_text_that_no_record_may_hold_is_replaced():
     raw = chat_answer("a").replace(b'"a"', b'"x\\u0000y\\ud800z"')
-    assert read_answer(raw, "chat", (0, 0)).text == "x\ufffdy\ufffdz"
+    assert parse_answer(raw, "chat", (0, 0)).text == "x\ufffdy\ufffdz"
 
 
 def test_the_cache_gives_back_what_was_put_and_nothing_else(tmp_path):
     cache, request = AnswerCache(tmp_path), {"url": "u", "model": "m", "body": {"seed": 1}}
     assert cache.get(request) is None
-    answer = Answer("é", "stop", (("A", -0.1),), (3, 4), "m")
+    answer = ServerAnswer("é", "stop", (("A", -0.1),), (3, 4), "m")
     cache.put(request, answer)
     assert cache.get(request) == answer
     assert cache.get({**request, "body": {"seed": 2}}) is None
@@ -133,18 +133,18 @@ def test_the_cache_gives_back_what_was_put_and_nothing_else(tmp_path):
      ("1s and more", None)],
 )  # fmt: skip
 def test_durations_as_servers_write_them(text, seconds):
-    assert duration(text) == seconds
+    assert seconds_in(text) == seconds
 
 
 def test_what_a_server_asks_for_is_the_longest_of_what_it_says():
-    assert asked_wait({}) is None
-    assert asked_wait({"retry-after": "7"}) == 7.0
-    assert asked_wait({"retry-after": "1", "retry-after-ms": "2500"}) == 2.5
-    assert asked_wait({"retry-after": "rubbish"}) is None
-    assert asked_wait({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s"}) == 90.0
+    assert requested_wait({}) is None
+    assert requested_wait({"retry-after": "7"}) == 7.0
+    assert requested_wait({"retry-after": "1", "retry-after-ms": "2500"}) == 2.5
+    assert requested_wait({"retry-after": "rubbish"}) is None
+    assert requested_wait({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s"}) == 90.0
     later = email.utils.formatdate(time.time() + 3600, usegmt=True)
-    assert 3500 < asked_wait({"retry-after": later}) < 3700
-    assert asked_wait({"retry-after": email.utils.formatdate(0, usegmt=True)}) == 0.0
+    assert 3500 < requested_wait({"retry-after": later}) < 3700
+    assert requested_wait({"retry-after": email.utils.formatdate(0, usegmt=True)}) == 0.0
 
 
 def test_a_used_up_window_is_waited_for_before_the_server_says_no():

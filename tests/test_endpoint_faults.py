@@ -124,17 +124,17 @@ def test_a_server_that_keeps_failing_ends_the_run_with_a_line_and_what_was_answe
 
     with serving(two_only) as server:
         there = sampler(server.url, tmp_path, concurrency=1, retries=2)
-        with pytest.raises(InputError, match=r"fails after 3 tries: status 500 \(out of memory") as error:
+        with pytest.raises(InputError, match=r"failed 3 times: status 500 \(out of memory") as error:
             there.option_logprobs([question(str(i)) for i in range(5)], [("A", "B")] * 5)
         assert "\x1b" not in str(error.value)
         assert "\n" not in str(error.value)
         assert len(list(tmp_path.glob("*/*.json"))) == 2
 
 
-def test_a_server_that_is_not_there_is_said_after_three_tries(tmp_path):
+def test_a_server_that_is_not_there_is_reported_after_three_tries(tmp_path):
     with serving(canned("A")) as server:
         url = server.url
-    with pytest.raises(InputError, match=r"after 3 tries.*is the server running"):
+    with pytest.raises(InputError, match=r"failed 3 times.*is the server running"):
         sampler(url, tmp_path).option_logprobs([question("?")], [("A", "B")])
 
 
@@ -213,7 +213,7 @@ def test_a_request_that_fails_everywhere_ends_the_run_while_others_are_answered(
 
     with serving(picky) as one, serving(picky) as other:
         there = sampler(one.url, tmp_path, more_urls=[other.url], retries=2, longest_wait=0.01)
-        with pytest.raises(InputError, match="fails after 6 tries: status 500"):
+        with pytest.raises(InputError, match="failed 6 times: status 500"):
             there.client.ask(numbered(9))
         assert there.client.account.requests >= 3
 
@@ -233,7 +233,7 @@ def test_where_all_servers_ask_for_too_long_a_wait_the_run_ends(tmp_path):
 
     with serving(busy) as one, serving(busy) as other:
         there = sampler(one.url, tmp_path, more_urls=[other.url])
-        with pytest.raises(InputError, match="asks to wait 3600 s and longest_wait is 5 s"):
+        with pytest.raises(InputError, match="requests a wait of 3600 s, longer than longest_wait .5 s"):
             there.client.ask(numbered(8))
         assert one.seen
         assert other.seen
@@ -247,10 +247,10 @@ def test_where_all_servers_ask_for_too_long_a_wait_the_run_ends(tmp_path):
             {"error": {"message": f"bad key {SECRET}"}},
             r"status 401 \(bad key \[key\]\); the key is read from TEST_KEY",
         ),
-        (404, {"detail": "no such model"}, "status 404 .no such model.; is 'judge' its name there"),
+        (404, {"detail": "no such model"}, "status 404 .no such model.; check that the server calls the model .judge."),
         (400, {"error": {"message": "too long"}}, "status 400 .too long."),
         (429, {"error": {"message": "no money", "code": "insufficient_quota"}}, "status 429 .no money."),
-        (302, {}, "url must be the address itself"),
+        (302, {}, "set url to the address that it redirects to"),
     ],
 )
 def test_a_no_is_not_asked_for_twice_and_never_repeats_the_key(tmp_path, status, body, words):
@@ -263,7 +263,7 @@ def test_a_no_is_not_asked_for_twice_and_never_repeats_the_key(tmp_path, status,
 
 def test_a_wait_that_is_longer_than_allowed_ends_the_run(tmp_path):
     with serving(lambda _, h, __: h.reply(429, b"{}", retry_after="3600")) as server:
-        with pytest.raises(InputError, match="asks to wait 3600 s and longest_wait is 5 s"):
+        with pytest.raises(InputError, match="requests a wait of 3600 s, longer than longest_wait .5 s"):
             sampler(server.url, tmp_path).option_logprobs([question("?")], [("A", "B")])
         assert len(server.seen) == 1
 
@@ -325,7 +325,7 @@ def test_what_the_filter_of_a_server_withholds_is_no_verdict_and_a_text_that_is_
 def test_log_probabilities_that_are_demanded_and_missing_are_an_error(tmp_path):
     with (
         serving(canned("A")) as server,
-        pytest.raises(InputError, match="gives no log-probabilities; set its logprobs"),
+        pytest.raises(InputError, match="sends no log-probabilities; set its logprobs"),
     ):
         sampler(server.url, tmp_path, logprobs="yes").option_logprobs([question("?")], [("A", "B")])
 
@@ -377,7 +377,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(tmp_path, monkeypatch):
         assert said[0][0].text == "your key is [key]"
         with (
             serving(lambda _, h, __: h.reply(200, json.dumps({"error": SECRET}).encode())) as upset,
-            pytest.raises(InputError, match=r"cannot be read: choices: Field required \(\[key\]\)"),
+            pytest.raises(InputError, match=r"unreadable answer: choices: Field required \(\[key\]\)"),
         ):
             sampler(upset.url, tmp_path, retries=0).option_logprobs([question("?")], [("A", "B")])
         assert SECRET not in "".join(file.read_text() for file in tmp_path.rglob("*.json"))
@@ -385,7 +385,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"endpoints\.judge\.api_key_env.*TEST_KEY is not set"):
         sampler(server.url, tmp_path)
     monkeypatch.setenv("TEST_KEY", "two words")
-    with pytest.raises(InputError, match="holds no key") as error:
+    with pytest.raises(InputError, match="is not a key") as error:
         sampler(server.url, tmp_path)
     assert "two words" not in str(error.value)
 
@@ -393,8 +393,8 @@ def test_the_key_goes_into_the_header_and_nowhere_else(tmp_path, monkeypatch):
 ASK = """
 import sys
 from pathlib import Path
-from charter.config import EndpointSettings
-from charter.models.client import Client
+from charter.recipe.settings import EndpointSettings
+from charter.endpoints.client import Client
 settings = EndpointSettings(url=sys.argv[1], model="m", concurrency=1)
 client = Client("x", settings, Path(sys.argv[2]))
 body = {"temperature": 0.0, "max_tokens": 1}

@@ -83,7 +83,7 @@ def test_long_rows_are_cut_into_pieces_and_stay_the_same(monkeypatch, share):
     packed = pack(rows, share=share)
     whole = loss_of(trunk, packed)
     wanted = gradients(trunk, whole)
-    monkeypatch.setattr(fused_training, "PIECE", 7)
+    monkeypatch.setattr(fused_training, "QUERIES_TOGETHER", 7)
     cut = loss_of(trunk, packed)
     assert cut.item() == pytest.approx(whole.item(), abs=1e-6)
     for key, gradient in gradients(trunk, cut).items():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from charter.constitution.constitution import check
-from charter.constitution.importers import import_constitution, import_few_shots
+from charter.constitution.importers import import_constitution
 from charter.errors import InputError
 
 
@@ -60,7 +60,6 @@ def test_llm_swarm(tmp_path):
         ("principle-01", "Find the rude part.", "Remove it."),
         ("principle-02", "Find the rude part.", "Remove it."),
     ]
-    assert [[m.content for m in example] for example in import_few_shots(path)] == [[m["content"] for m in turns]] * 2
 
 
 def test_a_plain_sentence_becomes_all_three_texts(tmp_path):
@@ -87,59 +86,19 @@ def test_a_long_sentence_has_a_short_title(tmp_path):
     assert principle.critique.endswith(sentence)
 
 
-def transcript(*, opening="\n\nHuman: May I shout?", end="\n\nHuman:"):
-    return (
-        f"{opening}\n\nAssistant: Yes: shout.\n\n- loud\n\n- louder\n\nCritiqueRequest: Find faults.\n\nCritique: Rude."
-        f"\n\nRevisionRequest: Mend it.\n\nRevision: Please speak softly.{end}"
-    )
-
-
-def test_transcripts_become_messages(tmp_path):
-    long = "Human: Hello\n\nAssistant: Hi!\n\nHuman: May I shout?"
-    path = write(tmp_path / "shots.json", [transcript(), transcript(end=""), transcript(opening=long)])
-    one, two, three = import_few_shots(path)
-    assert [(m.role, m.content) for m in one] == [
-        ("user", "May I shout?"),
-        ("assistant", "Yes: shout.\n\n- loud\n\n- louder"),
-        ("user", "Find faults."),
-        ("assistant", "Rude."),
-        ("user", "Mend it."),
-        ("assistant", "Please speak softly."),
-    ]
-    assert two == one
-    assert [m.content for m in three[:3]] == ["Hello", "Hi!", "May I shout?"]
-    assert three[2:] == one
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ([transcript(), "\n\nHuman: Hi\n\nAssistant: Hello"], r"field '\[1\]': is not a dialogue that ends in"),
-        (["text before " + transcript()], r"field '\[0\]'"),
-        ([transcript(opening="\n\nHuman: a\n\nHuman: b")], "do not take turns"),
-        ([1], "is of no known format"),
-        ([], "is of no known format"),
-        ({"system_chat": []}, "examples"),
-    ],
-)
-def test_transcripts_that_are_none_are_named(tmp_path, content, words):
-    with pytest.raises(InputError, match=words):
-        import_few_shots(write(tmp_path / "shots.json", content))
-
-
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("c.json", "{", r"c\.json, line 1: not valid JSON"),
         ("c.json", "[" * 100_000, "not valid JSON"),
-        ("c.json", "[1, 2]", "is of no known format; convert it"),
-        ("c.json", "[]", "holds no principle"),
-        ("c.json", "{}", "holds no principle"),
-        ("c.txt", "\n\n", "holds no principle"),
-        ("c.json", ["fine", " "], "principle-02.*is empty"),
-        ("c.json", {"harmful0": {"prompt": ["a", "b"], "edit_request": "c"}}, r"'harmful0\.prompt': is not one text"),
-        ("c.json", {"harmful0": {"prompt": "a"}}, r"'harmful0\.edit_request': is not one text"),
-        ("c.json", {"constitutions": {"critic": "a"}}, "'constitutions': is not a list"),
+        ("c.json", "[1, 2]", "unknown format; convert it"),
+        ("c.json", "[]", "the file has no principle"),
+        ("c.json", "{}", "the file has no principle"),
+        ("c.txt", "\n\n", "the file has no principle"),
+        ("c.json", ["fine", " "], "principle-02.*: empty; write the text"),
+        ("c.json", {"harmful0": {"prompt": ["a", "b"], "edit_request": "c"}}, r"'harmful0\.prompt': not a single text"),
+        ("c.json", {"harmful0": {"prompt": "a"}}, r"'harmful0\.edit_request': not a single text"),
+        ("c.json", {"constitutions": {"critic": "a"}}, "'constitutions': not a list"),
         ("c.json", {"constitutions": [{"critic": "a"}]}, r"'principle-01\.revision'"),
         ("c.json", {"no good id": {"prompt": "a", "edit_request": "b"}}, r"'no good id\.id'"),
         ("c.json", '["\\ud800"]', "lone surrogate"),
@@ -157,5 +116,5 @@ def test_other_encodings_and_missing_files_are_named(tmp_path):
     path.write_bytes("ok\nnaïve".encode("latin-1"))
     with pytest.raises(InputError, match="line 2: not UTF-8"):
         import_constitution(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read the file"):
         import_constitution(tmp_path / "none.json")

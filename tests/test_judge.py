@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.constitution.constitution import Constitution
+from charter.evaluation.measures import measure_of
 from charter.judging.gate import judge_gate
 from charter.judging.judge import (
+    QUESTIONS,
     Comparison,
     LogProbJudge,
     Preference,
@@ -21,6 +23,7 @@ from charter.judging.judge import (
 from charter.records import Generation, Judgment, Pair, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.run.run import RecordLog
+from charter.stages.evaluate.settings import MeasureSettings
 from conftest import CONSTITUTION
 
 RULES = Constitution.model_validate(CONSTITUTION)
@@ -164,3 +167,19 @@ def test_a_language_model_as_judge_is_free_of_position(random_llama):
     there, back = judge(comparisons), judge([c.swap() for c in comparisons])
     for a, b in zip(there, back, strict=True):
         assert a.margin == pytest.approx(-b.margin, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(QUESTIONS))
+def test_every_question_of_the_table_is_a_measure_of_its_name(name):
+    """One row of the table and one text make a question: the measure of that name puts its words to the judge."""
+
+    class Reader:
+        name = "reader"
+
+        def option_logprobs(self, conversations, options):
+            assert all(tuple(choices) == ("Yes", "No") for choices in options)
+            sure = [QUESTIONS[name].strip().splitlines()[-1] in conversation[0].content for conversation in conversations]
+            return [[0.0, -2.0] if yes else [-2.0, 0.0] for yes in sure]
+
+    measure = measure_of(name, MeasureSettings(source="judge:base", better="higher"), lambda _: (Reader(), "reader"))
+    assert measure.of([Prompt.ask("How do I rest?")], ["Sleep."]) == [pytest.approx(1 / (1 + math.exp(-2)))]

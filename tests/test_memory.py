@@ -28,7 +28,7 @@ import ctypes, resource, sys
 import torch, charter.commands.app, charter.pipeline, matplotlib.backends.backend_svg
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.models.packing import Tokens
-from charter.models.allocator import keep_freed_memory
+from charter.models.memory import keep_freed_memory
 torch.set_num_threads(1)
 trunk = load_trunk(sys.argv.pop(1))  # what libraries load when they are first used is there before the limit
 trunk.add_role("policy")

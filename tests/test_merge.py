@@ -118,7 +118,7 @@ def test_what_cannot_be_merged_is_one_line(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
 
-    def said(*words, change=None):
+    def error(*words, change=None):
         folder = tmp_path / "changed"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "adapter", folder)
@@ -131,17 +131,17 @@ def test_what_cannot_be_merged_is_one_line(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
-    assert "no such folder" in said(str(tmp_path / "nothing"))
-    assert "no model, no LoRA adapter and no run" in said(str(tmp_path / "full"))
-    assert "already" in said(str(base), "--out", str(tmp_path / "full"))
-    assert "--dtype 'int8'" in said(str(base), "--dtype", "int8")
-    assert "--shard-size '5'" in said(str(base), "--shard-size", "5")
-    assert "--base" in said(str(base), "--base", str(base))
-    assert "IA3" in said(change={"peft_type": "IA3"})
-    assert "SEQ_CLS" in said(change={"task_type": "SEQ_CLS"})
-    assert "names no base model" in said(change={"base_model_name_or_path": None})
-    assert "no such model folder" in said(change={"base_model_name_or_path": "/no/where"})
-    assert "does not fit" in said(change={"r": 5})
+    assert "no such folder" in error(str(tmp_path / "nothing"))
+    assert "not a model, a LoRA adapter or a run" in error(str(tmp_path / "full"))
+    assert "already" in error(str(base), "--out", str(tmp_path / "full"))
+    assert "unknown dtype 'int8'" in error(str(base), "--dtype", "int8")
+    assert "invalid size '5'" in error(str(base), "--shard-size", "5")
+    assert "--base" in error(str(base), "--base", str(base))
+    assert "IA3" in error(change={"peft_type": "IA3"})
+    assert "SEQ_CLS" in error(change={"task_type": "SEQ_CLS"})
+    assert "name it with --base" in error(change={"base_model_name_or_path": None})
+    assert "no such model folder" in error(change={"base_model_name_or_path": "/no/where"})
+    assert "does not fit" in error(change={"r": 5})
     for module, words in (
         ("q_proj", "weights are missing: base_model.model.model.layers.0"),
         ("lm_head", "change both"),
@@ -153,9 +153,9 @@ def test_what_cannot_be_merged_is_one_line(tmp_path, capsys):
         if module == "q_proj":
             file = tmp_path / module / "adapter_model.safetensors"
             save_file(dict(list(load_file(file).items())[1:]), file)
-        assert words in said(str(tmp_path / module))
+        assert words in error(str(tmp_path / module))
     other = save_random_model(tmp_path / "other", "gpt2")
-    assert "does not fit" in said(str(tmp_path / "adapter"), "--base", str(other))
+    assert "does not fit" in error(str(tmp_path / "adapter"), "--base", str(other))
 
 
 def test_weights_that_a_dtype_cannot_hold_are_refused(tmp_path, capsys):
@@ -177,3 +177,58 @@ def test_a_model_that_once_came_with_code_is_written_without(tmp_path):
         (base / name).write_text(json.dumps({**values, "auto_map": {"AutoModelForCausalLM": "code.Model"}}))
     assert run_command(["model", "merge", str(base), "--out", str(tmp_path / "out")]) == 0
     assert all("auto_map" not in file.read_text() for file in (tmp_path / "out").glob("*.json"))
+
+
+ADDED = ["<|tool|>", "<|plan|>", "<|note|>"]
+
+
+def with_added_tokens(folder, base, **settings):
+    """An adapter that peft trained after three tokens were added to the base; its folder, and the model it makes."""
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ADDED})
+    torch.manual_seed(2)
+    model.resize_token_embeddings(len(tokenizer))
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(model, config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and "modules_to_save" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama3"])
+@pytest.mark.parametrize("modules", [None, ["embed_tokens", "lm_head"]], ids=["resized", "modules_to_save"])
+def test_an_adapter_with_embeddings_for_added_tokens_is_merged(tmp_path, architecture, modules):
+    base = save_random_model(tmp_path / "base", architecture)
+    model = with_added_tokens(tmp_path / "adapter", base, modules_to_save=modules)
+    size = len(AutoTokenizer.from_pretrained(tmp_path / "adapter"))
+    ids = torch.tensor([[2, 70, 71, *range(size - 3, size), 80]])
+    expected = torch.log_softmax(model(input_ids=ids).logits, dim=-1)
+    assert run_command(["model", "merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "out")]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.config.vocab_size == size
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids(ADDED) == list(range(size - 3, size))
+    torch.testing.assert_close(torch.log_softmax(merged(input_ids=ids).logits, dim=-1), expected, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_without_the_embeddings_of_its_added_tokens_is_told_to_name_its_base(tmp_path, capsys):
+    base = save_random_model(tmp_path / "base", "llama3")
+    with_added_tokens(tmp_path / "adapter", base, modules_to_save=["embed_tokens", "lm_head"])
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    weights = load_file(file)
+    for lost, words in (("lm_head", "0 of the output projection"), ("embed_tokens", "name the base model that has them all")):
+        weights = {key: value for key, value in weights.items() if lost not in key}
+        save_file(weights, file)
+        if lost == "embed_tokens":
+            config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+            (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}))
+        assert run_command(["model", "merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert "--base" in error
+        assert not (tmp_path / "out").exists()

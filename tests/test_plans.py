@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from charter.stages.work import Work
 
 from charter.evaluation.verdict import verdict
 from charter.judging.judge import LETTERS
@@ -20,7 +21,6 @@ from charter.recipe.settings import LoRASettings
 from charter.records import Judgment, Message
 from charter.run.files import read_jsonl
 from charter.run.run import Run
-from charter.stages.work import Work
 from charter.summary import alarms
 from charter.training.watch import warnings_of
 

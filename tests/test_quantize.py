@@ -111,7 +111,7 @@ def test_it_learns_samples_saves_and_goes_on_without_rounding_twice(folder, tmp_
 
 
 def test_whole_weights_in_4_bits_are_not_trained(folder):
-    with pytest.raises(InputError, match="4 bits and cannot be trained; set lora"):
+    with pytest.raises(InputError, match="weights of 4 bits cannot be trained; set lora"):
         load_trunk(folder, quantization="nf4").add_role("policy")
 
 
@@ -155,7 +155,7 @@ def test_without_the_package_one_line_names_the_extra(folder, monkeypatch):
 def test_an_adapter_that_is_gone_is_one_line(tmp_path):
     model = save_random_model(tmp_path / "run/sft/model", "llama")
     (model / "charter_adapters.json").write_text("{}")
-    with pytest.raises(InputError, match="trained in 4 bits, and its adapter is not beside it"):
+    with pytest.raises(InputError, match="trained in 4 bits and needs its adapter, which is missing"):
         load_trunk(str(model), quantization="nf4")
 
 

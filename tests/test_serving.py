@@ -25,7 +25,7 @@ from charter.models.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.records import Message
 from charter.run.hashes import derive_seed
-from charter.serving.engine import choose, most
+from charter.serving.engine import draw_tokens, likeliest_of
 from charter.serving.text import Pieces, Writer
 from loopback import model_server
 
@@ -203,9 +203,9 @@ def test_what_could_begin_a_stop_string_is_held_back(random_llama):
 def test_rows_are_chosen_each_at_its_own_temperature():
     logits = torch.tensor([[0.0, 2.0, 1.0]] * 3)
     uniform = torch.tensor([0.999999, 0.999999, 0.0], dtype=torch.float64)
-    assert choose(logits, uniform, torch.tensor([0.0, 1.0, 1.0])).tolist() == [1, 2, 0]
-    assert most(torch.log_softmax(logits, -1), [0, 2, 1])[1][0][0] == 1
-    assert [len(row) for row in most(torch.log_softmax(logits, -1), [0, 2, 1])] == [0, 2, 1]
+    assert draw_tokens(logits, uniform, torch.tensor([0.0, 1.0, 1.0])).tolist() == [1, 2, 0]
+    assert likeliest_of(torch.log_softmax(logits, -1), [0, 2, 1])[1][0][0] == 1
+    assert [len(row) for row in likeliest_of(torch.log_softmax(logits, -1), [0, 2, 1])] == [0, 2, 1]
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_rows_are_chosen_each_at_its_own_temperature():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"model": "gpt-9"}, openai.NotFoundError, "'gpt-9' is not served here; 'tiny' is"),
+        ({"model": "gpt-9"}, openai.NotFoundError, "unknown model 'gpt-9'; this server has 'tiny'"),
         ({"temperature": -1.0}, openai.BadRequestError, "temperature"),
         ({"top_p": 0.5}, openai.BadRequestError, "unsupported field 'top_p'"),
         ({"tools": [{"type": "function"}]}, openai.BadRequestError, "unsupported field 'tools'"),
@@ -222,8 +222,8 @@ def test_rows_are_chosen_each_at_its_own_temperature():
         ({"messages": [{"role": "tool", "content": "x"}]}, openai.BadRequestError, "role"),
         ({"messages": [{"role": "user", "content": "a\x00b"}]}, openai.BadRequestError, "NUL"),
         ({"max_tokens": 0}, openai.BadRequestError, "max_tokens"),
-        ({"max_tokens": 600}, openai.BadRequestError, "sees 512 tokens at once"),
-        ({"top_logprobs": 3}, openai.BadRequestError, "only where logprobs is true"),
+        ({"max_tokens": 600}, openai.BadRequestError, "the context is 512 tokens"),
+        ({"top_logprobs": 3}, openai.BadRequestError, "top_logprobs needs logprobs: true"),
         ({"n": 1000}, openai.BadRequestError, "n: Input should be less"),
         ({"extra_body": {"topp": 1}}, openai.BadRequestError, "'topp'"),
     ],
@@ -237,8 +237,8 @@ def test_what_cannot_be_done_is_refused_in_the_protocols_form(client, changes, e
 
 def test_completions_refuse_what_makes_no_sense(client):
     for changes, words in [
-        ({"prompt": ""}, "empty"), ({"prompt": [99999]}, "no token of this model"), ({"max_tokens": 0}, "writes nothing"),
-        ({"echo": True, "stream": True}, "do not go together"), ({"prompt": ["a"] * 200, "n": 2}, "at most 256"),
+        ({"prompt": ""}, "empty"), ({"prompt": [99999]}, "unknown token id"), ({"max_tokens": 0}, "writes nothing"),
+        ({"echo": True, "stream": True}, "echo cannot stream"), ({"prompt": ["a"] * 200, "n": 2}, "at most 256"),
     ]:  # fmt: skip
         with pytest.raises(openai.BadRequestError, match=words):
             client.completions.create(**{"model": "tiny", "prompt": "a", **changes})
@@ -314,14 +314,14 @@ def test_a_failing_model_is_an_error_for_its_request_and_no_other(random_llama):
     ("arguments", "words"),
     [
         (["./nowhere"], "no such model folder"),
-        (["{model}", "--model", "policy"], "chooses among the models of a run, and this is none"),
-        (["{run}"], "the policy model is not there yet; charter rl RECIPE"),
+        (["{model}", "--model", "policy"], "chooses among the models of a run, and this is not a run"),
+        (["{run}"], "the policy model is missing; train it with charter rl RECIPE"),
         (["{model}", "--api-key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
-        (["{model}", "--port", "{taken}"], "is taken or not allowed; choose another with --port"),
+        (["{model}", "--port", "{taken}"], "is taken or forbidden; choose another port"),
         (["{model}", "--port", "70000"], "--port"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_a_line(tmp_path, random_llama, server, capsys, arguments, words):
+def test_what_cannot_be_served_is_one_clear_line(tmp_path, random_llama, server, capsys, arguments, words):
     (tmp_path / "run/sft").mkdir(parents=True)
     taken = server.url.removesuffix("/v1").rpartition(":")[2]
     places = {"model": str(random_llama), "run": str(tmp_path / "run"), "taken": taken}

@@ -1,4 +1,4 @@
-"""The commands about constitutions."""
+"""The commands on constitutions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from charter.commands.options import Json, show
 from charter.errors import GateError
 
 app = typer.Typer(help="Check and import constitutions.", no_args_is_help=True)
-Constitution = Annotated[Path, typer.Argument(help="A constitution in YAML.")]
-Published = Annotated[Path, typer.Argument(help="A constitution in JSON, or a .txt file with one principle per line.")]
+ConstitutionFile = Annotated[Path, typer.Argument(help="A constitution in YAML.")]
+PublishedFile = Annotated[Path, typer.Argument(help="A constitution in JSON, or a .txt file with one principle per line.")]
 
 
 @app.command("check")
-def constitution_check(file: Constitution, as_json: Json = False) -> None:
-    """Read a constitution and say what is wrong or doubtful in it; exit code 1 where something is wrong."""
+def constitution_check(file: ConstitutionFile, as_json: Json = False) -> None:
+    """Check a constitution and list errors and warnings; errors give exit code 1."""
     from charter.constitution.constitution import check, load_constitution
 
     constitution = load_constitution(file)
@@ -33,7 +33,7 @@ def constitution_check(file: Constitution, as_json: Json = False) -> None:
 
 @app.command("import")
 def constitution_import(
-    file: Published,
+    file: PublishedFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")],
     as_json: Json = False,
 ) -> None:

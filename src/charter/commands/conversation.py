@@ -20,50 +20,50 @@ from charter.run.hashes import derive_seed
 
 
 def chat_with(run: Path, model: str, *, temperature: float, max_new_tokens: int, seed: int) -> None:
-    """Read lines from standard input and print what the model of the run answers, until an empty line or the end.
+    """Read lines from standard input and print the answers of the run's model, until an empty line or the end.
 
     The conversation is kept; its oldest turns are dropped when it no longer fits the model. ``/reset`` forgets it, ``/quit``
-    ends. InputError where the run has no such model yet, or where the answer alone would fill the model's context.
+    ends. InputError where the run lacks the model, or where the answer alone would fill the model's context.
     """
     trunk = load_trunk(model_of_run(run, model), device=pick_device("auto"))
     limit = context_length(trunk.model)
     room = None if limit is None else limit - max_new_tokens
     if room is not None and room < 1:
-        raise InputError(f"--max-new-tokens {max_new_tokens}: the model sees {limit} tokens at once; give fewer")
+        raise InputError(f"--max-new-tokens {max_new_tokens}: the context of the model is {limit} tokens; give fewer")
     sampler = LocalSampler(trunk, model)
-    talking = sys.stdin.isatty() and sys.stdout.isatty()
-    if talking:
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
         note(f"{model} of {run}. /reset forgets the conversation, /quit or an empty line ends.")
-    said: list[Message] = []
+    history: list[Message] = []
     number = 0
-    while (line := read_line("you> " if talking else "")) not in (None, "", "/quit"):
+    while (line := read_line("you> " if interactive else "")) not in (None, "", "/quit"):
         if line == "/reset":
-            said = []
-            note("forgotten")
+            history = []
+            note("the conversation is forgotten")
             continue
         try:
-            asked = [*said, Message(role="user", content=line)]
+            conversation = [*history, Message(role="user", content=line)]
         except ValidationError as error:
             note(error.errors()[0]["msg"].removeprefix("Value error, "))
             continue
-        kept = fitting(trunk.tokenizer, asked, room)
+        kept = fitting(trunk.tokenizer, conversation, room)
         if not kept:
-            note(f"too long: the model sees {limit} tokens and the answer may take {max_new_tokens}; say less")
+            note(f"too long: the context is {limit} tokens and the answer may take {max_new_tokens}; write less")
             continue
-        if len(kept) < len(asked):
-            note(f"the oldest {len(asked) - len(kept)} messages no longer fit and are forgotten")
+        if len(kept) < len(conversation):
+            note(f"the oldest {len(conversation) - len(kept)} messages no longer fit and are forgotten")
         number += 1
         seeds = [[derive_seed(seed, "chat", number)]]
         sample = sampler.generate([kept], seeds, temperature=temperature, max_new_tokens=max_new_tokens)[0][0]
-        print(f"{model}> {visible(sample.text)}" if talking else visible(sample.text), flush=True)
+        print(f"{model}> {escape_controls(sample.text)}" if interactive else escape_controls(sample.text), flush=True)
         if sample.finish_reason == "length":
             note(f"cut off after {max_new_tokens} tokens")
-        said = [*kept, Message(role="assistant", content=sample.text)]
+        history = [*kept, Message(role="assistant", content=sample.text)]
 
 
 def fitting(tokenizer: Any, conversation: Sequence[Message], room: int | None) -> list[Message]:
-    """The conversation without its oldest turns, a question and its answer each, until at most ``room`` tokens are left.
-    Empty where the last message alone is longer; all of it where ``room`` is None."""
+    """The conversation without its oldest questions and answers, so that it has at most ``room`` tokens. Empty where the last
+    message alone is longer; all of it where ``room`` is None."""
     kept = list(conversation)
     while kept and room is not None and len(encode_prompt(tokenizer, kept)) > room:
         kept = kept[2:]
@@ -81,16 +81,16 @@ def read_line(question: str) -> str | None:
     except EOFError:
         return None
     except UnicodeDecodeError:
-        raise InputError("standard input is not UTF-8") from None
+        raise InputError("standard input is not UTF-8; convert it with iconv") from None
     return line.strip() if line else None
 
 
 def note(text: str) -> None:
-    """Say something that is not the model's: on standard error, so that a pipe carries answers alone."""
-    print(f"[{visible(text)}]", file=sys.stderr, flush=True)
+    """Print a remark of Charter on standard error, so that a pipe carries the answers alone."""
+    print(f"[{escape_controls(text)}]", file=sys.stderr, flush=True)
 
 
-def visible(text: str) -> str:
-    """The text with line breaks and tabs as they are and every other control character spelled out: a model's text must
-    not move the cursor or recolour the terminal."""
+def escape_controls(text: str) -> str:
+    """The text with every control character but line breaks and tabs spelled out: a model's text must not move the cursor or
+    recolour the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""`charter model merge`: what a run or a LoRA training left, as a plain folder that other programs load."""
+"""`charter model merge`: the model of a run, or a LoRA adapter on its base, as a plain folder that other programs load."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from charter.models.precision import DTYPES
 from charter.recipe.source import locate
 
 
-def source_of(where: str) -> Path:
-    """The folder that is meant: of an adapter, of a model, of a stage (its model), or of a run (its policy)."""
+def mergeable_folder(where: str) -> Path:
+    """The folder of an adapter, of a model, of a stage's model or of a run's policy."""
     folder = Path(locate(where, Path.cwd()))
     if not folder.is_dir():
         raise InputError("no such folder; give a run, a stage of it such as RUN/sft, a model or a LoRA adapter", file=where)
@@ -24,18 +24,18 @@ def source_of(where: str) -> Path:
         return folder / "model"
     if (folder / "report.json").is_file() or any((folder / stage).is_dir() for stage in STAGE_OF.values()):
         return Path(model_of_run(folder, "policy"))
-    raise InputError("holds no model, no LoRA adapter and no run", file=where)
+    raise InputError("not a model, a LoRA adapter or a run; give one of these folders", file=where)
 
 
-def merge(where: str, out: Path, *, base: str | None, dtype: str | None, shard_size: str) -> dict[str, Any]:
-    """Write the model of ``where`` to ``out``, which must not exist yet; what was written."""
+def write_merged(where: str, out: Path, *, base: str | None, dtype: str | None, shard_size: str) -> dict[str, Any]:
+    """Write the model of ``where`` to ``out``, which must be new; returns a summary."""
     if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype!r}: one of {', '.join(DTYPES)}")
+        raise InputError(f"--dtype: unknown dtype {dtype!r}; use {', '.join(DTYPES)}")
     if not re.fullmatch(r"[1-9]\d*(MB|GB)", shard_size):
-        raise InputError(f"--shard-size {shard_size!r}: write it as 5GB or 500MB")
-    source = source_of(where)
+        raise InputError(f"--shard-size: invalid size {shard_size!r}; write it as 5GB or 500MB")
+    source = mergeable_folder(where)
     if base is not None and not is_adapter(source):
-        raise InputError("--base is about an adapter, and this is a whole model; leave it out", file=source)
+        raise InputError("this is a whole model, and --base belongs to an adapter; leave --base out", file=source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("is there already; choose another --out", file=out)
+        raise InputError("the folder exists already; choose another --out", file=out)
     return merge_folder(source, out, base=locate(base, Path.cwd()) if base else None, dtype=dtype, shard_size=shard_size)

@@ -1,4 +1,4 @@
-"""The commands that talk to a model, serve it, merge it, or send it to the hub."""
+"""The commands that chat with a model, serve it, merge it, or send it to the hub."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from charter.commands.options import Json, Seed, show
 from charter.errors import InputError
 
 app = typer.Typer()
-model_app = typer.Typer(help="Models as other programs load them.", no_args_is_help=True)
+model_app = typer.Typer(help="Models for other programs.", no_args_is_help=True)
 
 
 @app.command()
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     model: Annotated[str, typer.Option(help="base, sft or policy.")] = "policy",
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
     seed: Seed = 0,
 ) -> None:
@@ -26,55 +26,54 @@ def chat(
     from charter.commands.conversation import chat_with
 
     if not 0 <= temperature < float("inf"):
-        raise InputError(f"--temperature {temperature}: give a number of at least 0")
+        raise InputError(f"--temperature {temperature}: give a finite number of at least 0")
     chat_with(run, model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
 
 
-@app.command()
-def serve(
+@app.command("serve")
+def model_serve(
     where: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, or a run folder.")],
-    model: Annotated[str | None, typer.Option(help="Of a run: base, sft or policy; policy unless given.")] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call it; the folder's name unless given.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of a run: base, sft or policy (default).")] = None,
+    name: Annotated[str | None, typer.Option(help="Name for clients; by default the folder's name.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    public: Annotated[bool, typer.Option("--public", help="Answer other machines too, not this one alone.")] = False,
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the key to ask for.")] = None,
-    max_rows: Annotated[int, typer.Option(min=1, help="Responses written at once.")] = 64,
+    public: Annotated[bool, typer.Option("--public", help="Answer other machines too.")] = False,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the key that clients must send.")] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Responses written together.")] = 64,
 ) -> None:
     """Serve a model under OpenAI's protocol until interrupted: chat, completions, streams, log-probabilities."""
-    from charter.serving.serve import serve as serve_model
+    from charter.serving.serve import serve_model
 
     serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows)
 
 
 @model_app.command("merge")
 def model_merge(
-    where: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, RUN/sft, a model or a LoRA adapter folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
-    base: Annotated[str | None, typer.Option(help="Base model of an adapter, where it names none or another.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored unless given.")] = None,
-    shard_size: Annotated[str, typer.Option(help="Largest file of weights: 5GB, 500MB.")] = "5GB",
+    where: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of a run, RUN/sft, a model or a LoRA adapter.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Base model of an adapter; by default the one that it names.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default as stored.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Size of the largest weight file: 5GB, 500MB.")] = "5GB",
     as_json: Json = False,
 ) -> None:
     """Write a plain Hugging Face folder: a run's policy, or a LoRA adapter merged into its base."""
-    from charter.commands.merge_model import merge
+    from charter.commands.merge_model import write_merged
 
-    done = merge(where, out, base=base, dtype=dtype, shard_size=shard_size)
+    done = write_merged(where, out, base=base, dtype=dtype, shard_size=shard_size)
     words = f"{done['parameters'] / 1e6:.1f} M parameters in {done['dtype']}, {len(done['files'])} file(s) of weights"
     show(done, as_json, *([f"{done['adapter']} on {done['base']}"] if done["adapter"] else []), f"{words}: {out}")
 
 
-@app.command()
-def push(
+@app.command("push")
+def model_push(
     where: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a stage of it: RUN/sft, RUN/reward_model.")],
     name: Annotated[str, typer.Argument(help="Repository on the hub: NAME or OWNER/NAME.")],
-    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private unless given.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private by default.")] = False,
     with_data: Annotated[bool, typer.Option("--with-data", help="Prompts, responses, judgments and the report too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent; needs no network.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files without sending them; needs no network.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Send the model of a run to the Hugging Face hub, with a model card; nothing of its prompts and responses."""
-    from charter.commands.hub import gather
-    from charter.commands.hub import push as push_upload
+    """Send the model of a run to the Hugging Face hub, with a model card, without its prompts and responses."""
+    from charter.commands.hub import gather, push
 
     upload = gather(where, with_data=with_data)
     sizes = upload.sizes()
@@ -85,7 +84,7 @@ def push(
         show(result, as_json, *lines, f"{total:>14,} bytes in {len(sizes)} files would go to {name}, "
              + ("public" if public else "private"))  # fmt: skip
         return
-    result = push_upload(upload, name, public=public)
+    result = push(upload, name, public=public)
     show(result, as_json, f"{len(sizes)} files, {'private' if result['private'] else 'public'}: {result['url']}")
 
 

@@ -1,8 +1,9 @@
-"""Single stages on a user's own files, without a recipe."""
+"""Single stages on the files of a user, without a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.cut import Cut
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
-from charter.models.trunk import load_trunk
+from charter.models.trunk import Scorers, Trunk, load_trunk
 from charter.raters.comparisons import Votes, comparisons_of
 from charter.raters.personal import Taste, tastes
 from charter.raters.vote_files import find, read_votes
@@ -27,9 +28,9 @@ from charter.recipe.source import locate
 from charter.records import Prompt, Rating, Response
 from charter.run.files import read_json, read_jsonl, write_json
 from charter.run.hashes import file_hash, model_hash
-from charter.run.run import Run
+from charter.run.run import Run, Stage
 from charter.stages.reward_model.run import reward_accuracy
-from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings
+from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.statistics import mean_interval, paired_difference, spearman
 from charter.training.batches import by_tokens
 from charter.training.reward_model import (
@@ -41,105 +42,97 @@ from charter.training.reward_model import (
     train_reward_model,
 )
 
-TOKENS = 4096  # in one forward pass, where nothing is trained
+TOKENS_PER_PASS = 4096  # in one forward pass, where nothing is trained
+Measured = Callable[[], dict[str, Any]]
+Learn = Callable[[Trunk, Stage, int], tuple[Scorers, Measured]]
+"""Trains on a trunk, within a stage, on rows of at most so many tokens; what it returns measures the result."""
 
 
-def reward_from_file(
-    file: Path,
-    out: Path,
-    *,
-    model: str,
-    settings: RewardModelSettings,
-    limit: int,
-    precision: str,
-    seed: int,
-    quiet: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Start:
+    """The beginning of a training outside a recipe. ``limit``: tokens of a dialogue; the oldest go first."""
+
+    model: str
+    limit: int
+    precision: str
+    seed: int
+    quiet: bool
+
+
+def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start: Start) -> dict[str, Any]:
     """Train a reward model on the pairs of a file and write ``out``/metrics.json: accuracy on held-out dialogues with a
     clustered 95% interval, beside the rule "shorter wins". Dialogues that share their opening are never on both sides.
 
-    InputError where the file holds too few dialogues to train and to measure.
+    InputError where the file has too few dialogues to train and to measure.
     """
     loaded = read_pairs(file)
-    train, test = split_pairs(loaded.pairs, test_fraction=settings.test_fraction, seed=seed)
+    train, test = split_pairs(loaded.pairs, test_fraction=settings.test_fraction, seed=start.seed)
     check_sides(file, "pairs", len(loaded.pairs), len(train), len(test))
-    inputs = {"pairs": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
-    with Run(out, seed=seed, quiet=quiet) as run:
-        with run.stage("train", settings, inputs, [__name__]) as stage:
-            if not stage.done:
-                device = pick_device("auto")
-                trunk = load_trunk(
-                    model, device=device, lora=settings.lora, precision=precision, seed=seed, writes=False, say=run.say
-                )
-                room = min(limit, trunk.room or limit)
-                with naming_the_row([file]):
-                    pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
-                excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
-                train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=seed)
-                check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
-                scorers = train_reward_model(trunk, train, settings, stage, limit=room)
-                trunk.save_scorers(scorers, stage.path("model"))
-                result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room)
-                stage.finish({**result, "train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded,
-                              "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
-        metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
-        write_json(out / "metrics.json", metrics)
-    return metrics
+
+    def learn(trunk: Trunk, stage: Stage, room: int) -> tuple[Scorers, Measured]:
+        with naming_the_row([file]):
+            pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
+        excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
+        train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
+        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
+        scorers = train_reward_model(trunk, train, settings, stage, limit=room)
+        counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures}
+        return scorers, lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts
+
+    return train_and_measure(file, out, "pairs", settings, start, learn)
 
 
-def rating_model_from_file(
-    file: Path,
-    out: Path,
-    *,
-    model: str,
-    settings: RatingModelSettings,
-    limit: int,
-    precision: str,
-    seed: int,
-    quiet: bool,
-) -> dict[str, Any]:
+def rating_model_from_file(file: Path, out: Path, settings: RatingModelSettings, start: Start) -> dict[str, Any]:
     """Train a reward model on the ratings of a file and write ``out``/metrics.json: the mean absolute error on held-out
-    dialogues, in units of the ratings, beside that of always saying the training mean, and the rank correlation.
+    dialogues, in units of the ratings, the error of always predicting the training mean, and the rank correlation.
 
-    InputError where the file holds too few dialogues to train and to measure, or the ratings are all the same.
+    InputError where the file has too few dialogues to train and to measure, or all ratings are equal.
     """
     loaded = read_ratings(file)
-    train, test = split_ratings(loaded.ratings, test_fraction=settings.test_fraction, seed=seed)
+    train, test = split_ratings(loaded.ratings, test_fraction=settings.test_fraction, seed=start.seed)
     check_sides(file, "ratings", len(loaded.ratings), len(train), len(test))
     if len({rating.score for rating in train}) < 2:
-        raise InputError("every rating to train on is the same number; there is nothing to learn", file=file, field="score")
-    inputs = {"ratings": file_hash(file), "model": model_hash(model), "precision": precision, "limit": str(limit)}
-    with Run(out, seed=seed, quiet=quiet) as run:
+        raise InputError("all ratings to train on are equal; there is nothing to learn", file=file, field="score")
+
+    def learn(trunk: Trunk, stage: Stage, room: int) -> tuple[Scorers, Measured]:
+        with naming_the_row([file]):
+            cut = Cut.of(rating_tokens(trunk, rating, room) for rating in loaded.ratings)
+        scorers = train_rating_model(trunk, train, settings, stage, limit=room)
+
+        def measured() -> dict[str, Any]:
+            rows = [rating_tokens(trunk, rating, room) for rating in test]
+            raw = torch.stack([score_rows(trunk, rows, settings.tokens_per_micro_batch, role) for role in scorers.roles])
+            scale = rating_scale(train)
+            predicted = (scorers.together(raw) * scale.std + scale.mean).tolist()
+            return {**rating_errors(predicted, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
+                    "excluded": loaded.excluded, "cut": cut.figures, "loss": settings.loss}  # fmt: skip
+
+        return scorers, measured
+
+    return train_and_measure(file, out, "ratings", settings, start, learn)
+
+
+def train_and_measure(file: Path, out: Path, rows: str, settings: ScorerSettings, start: Start, learn: Learn) -> dict[str, Any]:
+    """The stage that both trainings share: skipped if it is done, else trained, saved and measured."""
+    inputs = {rows: file_hash(file), "model": model_hash(start.model), "precision": start.precision, "limit": str(start.limit)}
+    with Run(out, seed=start.seed, quiet=start.quiet) as run:
         with run.stage("train", settings, inputs, [__name__]) as stage:
             if not stage.done:
                 trunk = load_trunk(
-                    model,
-                    device=pick_device("auto"),
-                    lora=settings.lora,
-                    precision=precision,
-                    seed=seed,
-                    writes=False,
-                    say=run.say,
-                )
-                room = min(limit, trunk.room or limit)
-                with naming_the_row([file]):
-                    cut = Cut.of(rating_tokens(trunk, rating, room) for rating in loaded.ratings)
-                scorers = train_rating_model(trunk, train, settings, stage, limit=room)
+                    start.model, device=pick_device("auto"), lora=settings.lora, precision=start.precision, seed=start.seed,
+                    writes=False, say=run.say,
+                )  # fmt: skip
+                room = min(start.limit, trunk.room or start.limit)
+                scorers, measured = learn(trunk, stage, room)
                 trunk.save_scorers(scorers, stage.path("model"))
-                rows = [rating_tokens(trunk, rating, room) for rating in test]
-                raw = torch.stack([score_rows(trunk, rows, settings.tokens_per_micro_batch, role) for role in scorers.roles])
-                scale = rating_scale(train)
-                predicted = (scorers.together(raw) * scale.std + scale.mean).tolist()
-                stage.finish({**rating_errors(predicted, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
-                              "excluded": loaded.excluded, "cut": cut.figures, "loss": settings.loss,
-                              "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
+                stage.finish({**measured(), "trainable_share": trunk.trainable_share("reward")})
         metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
         write_json(out / "metrics.json", metrics)
     return metrics
 
 
 def rating_errors(predicted: Sequence[float], ratings: Sequence[Rating], mean: float) -> dict[str, Any]:
-    """Mean absolute error with a clustered interval, that of saying ``mean``, what is gained over it, and Spearman's ρ."""
+    """Mean absolute error with a clustered interval, the error of predicting ``mean``, the gain over it, and Spearman's ρ."""
     clusters = [rating.group_id for rating in ratings]
     wrong = [abs(p - rating.score) for p, rating in zip(predicted, ratings, strict=True)]
     baseline = [abs(mean - rating.score) for rating in ratings]
@@ -154,12 +147,11 @@ def rating_errors(predicted: Sequence[float], ratings: Sequence[Rating], mean: f
 def response_features(
     reward: Path, model: str | None, prompts: Mapping[str, Prompt], responses: Sequence[Response], *, limit: int = 512
 ) -> NDArray[np.float64]:
-    """The last hidden state (N, H) of a trained reward model at the end of each response: what its head scores, before the
-    head.
+    """The last hidden state (N, H) of a trained reward model at the end of each response: the input of its head.
 
-    ``reward``: a run folder, the folder that `charter reward train` made, or one with reward_model.json. ``model``: the model
-    it was trained from; for a run that is its fine-tuned model. InputError where the reward model or a response's prompt is
-    missing.
+    ``reward``: a run folder, the folder that `charter reward train` made, or a folder with reward_model.json. ``model``: the
+    model that the reward model was trained from; of a run by default its fine-tuned model. InputError where the reward model or
+    the prompt of a response is missing.
     """
     folder = next(
         (reward / part for part in ("", "reward_model/model", "train/model") if (reward / part / "reward_model.json").is_file()),
@@ -167,59 +159,48 @@ def response_features(
     )
     if folder is None:
         raise InputError(
-            "holds no reward model (reward_model.json); give a run folder or what charter reward train made",
-            file=reward,
+            "reward_model.json is missing; give a run folder, or a folder that charter reward train made", file=reward
         )
     if model is None:
         of_run = reward / "sft" / "model"
         model = str(of_run) if of_run.is_dir() else locate("package:charter.testbed/model", Path.cwd())
-    missing = next((one for one in responses if one.prompt_id not in prompts), None)
+    missing = next((response for response in responses if response.prompt_id not in prompts), None)
     if missing is not None:
         raise InputError(
-            f"no prompt {missing.prompt_id!r} for response {missing.id!r}; give the file with all prompts as --prompts"
+            f"the prompt {missing.prompt_id!r} of response {missing.id!r} is missing; give the file with all prompts as --prompts"
         )
     card = read_json(folder / "reward_model.json")
     lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
     trunk = load_trunk(model, device=pick_device("auto"), lora=lora, writes=False)
     scorers = trunk.load_scorers(folder)
     room = min(limit, trunk.room or limit)
-    rows = [
-        clip(
-            Tokens(
-                encode_prompt(trunk.tokenizer, prompts[one.prompt_id].messages),
-                encode_response(trunk.tokenizer, one.text),
-            ),
-            room,
-        )
-        for one in responses
+    encoded = [
+        Tokens(encode_prompt(trunk.tokenizer, prompts[r.prompt_id].messages), encode_response(trunk.tokenizer, r.text))
+        for r in responses
     ]
-    found = np.zeros((len(rows), trunk.model.config.get_text_config().hidden_size))
+    rows = [clip(row, room) for row in encoded]
+    features = np.zeros((len(rows), trunk.model.config.get_text_config().hidden_size))
     with torch.no_grad(), trunk.as_role(scorers.roles[0]) as role:
-        for group in by_tokens([len(row) for row in rows], TOKENS, [tuple(row.prompt) for row in rows]):
+        for group in by_tokens([len(row) for row in rows], TOKENS_PER_PASS, [tuple(row.prompt) for row in rows]):
             packed = trunk.pack([rows[i] for i in group])
-            found[group] = trunk.hidden(role, packed, packed.last).double().cpu().numpy()
-    return found
+            features[group] = trunk.hidden(role, packed, packed.last).double().cpu().numpy()
+    return features
 
 
 def tastes_from_files(
     file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int
 ) -> tuple[list[Taste], Votes]:
-    """The taste of every rater of a file of judgments, on features from ``reward``. Where prompts and responses are not given
-    they are looked for beside the judgments, then in the folder of the reward model where that is a run. InputError says what
-    is missing."""
+    """The taste of every rater of a file of judgments, on features from ``reward``. By default prompts and responses are read
+    from the folder of the judgments, then from the run of the reward model. InputError names the missing file."""
     place = find(file, "judgments.jsonl")
     response_file = find(responses, "responses.jsonl") if responses else _first(
         "responses.jsonl", [place.parent, reward / "feedback"], "--responses")  # fmt: skip
     prompt_file = find(prompts, "prompts.jsonl") if prompts else _first(
         "prompts.jsonl", [place.parent, place.parent.parent / "prompts", reward / "prompts"], "--prompts")  # fmt: skip
     votes = read_votes(place, response_file, models=True)
-    by_id = {one.id: one for one in read_jsonl(response_file, Response)}
-    features = response_features(
-        reward,
-        model,
-        {one.id: one for one in read_jsonl(prompt_file, Prompt)},
-        [by_id[name] for name in votes.responses],
-    )
+    by_id = {response.id: response for response in read_jsonl(response_file, Response)}
+    prompts_by_id = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
+    features = response_features(reward, model, prompts_by_id, [by_id[name] for name in votes.responses])
     return tastes(comparisons_of(votes), features, seed=seed), votes
 
 
@@ -227,13 +208,11 @@ def _first(name: str, folders: Sequence[Path], option: str) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"no {name} beside it nor in the run; name it with {option}", file=folders[0])
+    raise InputError(f"{name} is missing here and in the run; name it with {option}", file=folders[0])
 
 
-def check_sides(file: Path, what: str, n: int, train: int, test: int) -> None:
+def check_sides(file: Path, rows: str, n: int, train: int, test: int) -> None:
     """InputError where a split leaves a side with next to nothing."""
     if train < 2 or test < 2:
-        raise InputError(
-            f"{n} usable {what} give {train} to train and {test} to measure; at least 2 of each are needed, from different "
-            "dialogues", file=file,
-        )  # fmt: skip
+        raise InputError(f"{n} usable {rows} give {train} to train and {test} to measure; both need at least 2, from different "
+                         "dialogues", file=file)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The commands about prompts."""
+"""The commands on prompts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ app = typer.Typer(help="Import, classify and prepare prompts.", no_args_is_help=
 def prompts_import(
     file: Prompts,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
-    tag: Annotated[list[str] | None, typer.Option(help="Tag for every prompt: red_team, benign, …")] = None,
-    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share marked as held out.")] = 0.2,
+    tag: Annotated[list[str] | None, typer.Option(help="Tag to put on every prompt: red_team, benign, …")] = None,
+    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of the prompts to hold out.")] = 0.2,
     seed: Seed = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts to keep.")] = None,
     as_json: Json = False,
 ) -> None:
     """Read prompts from JSONL, CSV, text, parquet or hh-rlhf transcripts; de-duplicate, split, write."""
@@ -38,7 +38,7 @@ def prompts_import(
 def prompts_classify(
     file: Prompts,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
-    constitution: Annotated[Path, typer.Option(help="Its principles tagged `topic` are the classes.")],
+    constitution: Annotated[Path, typer.Option(help="Constitution; its principles tagged `topic` are the classes.")],
     model: Annotated[str, typer.Option(help="Folder of the model that classifies.")] = "package:charter.testbed/model",
     as_json: Json = False,
 ) -> None:
@@ -55,7 +55,7 @@ def prompts_classify(
     check_output(out)
     rules = load_constitution(constitution)
     if not rules.topics():
-        raise InputError("has no principle tagged `topic`, so there is no class to sort into", file=constitution)
+        raise InputError("no principle is tagged `topic`; tag the principles to classify by", file=constitution)
     prompts = [p.model_copy(update={"principle": None}) for p in read_prompts(file)]
     sampler = LocalSampler(load_trunk(locate(model, Path.cwd())), "classifier")
     sorted_prompts = categorise(prompts, rules, sampler)

@@ -1,4 +1,4 @@
-"""One recipe under several seeds: a run folder each, and one table in which every seed is shown."""
+"""One recipe under several seeds: a run folder for each, and one table that shows every seed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from charter.run.files import atomic_path, read_json, write_json
 
 
 def run_seeds(recipe: Recipe, folder: Path, n: int, *, until: str, quiet: bool) -> dict[str, Any]:
-    """Run the recipe's seed and the n - 1 after it, in ``folder``/seed-N, and write seeds.json and seeds.csv.
+    """Run the recipe under its seed and the n - 1 seeds after it, in ``folder``/seed-N; write seeds.json and seeds.csv.
 
-    A seed that a gate stops is part of the result and does not stop the others.
+    A seed that a gate stops is part of the result, and the other seeds run.
     """
     reports = []
     for seed in range(recipe.seed, recipe.seed + n):
@@ -28,16 +28,16 @@ def run_seeds(recipe: Recipe, folder: Path, n: int, *, until: str, quiet: bool) 
             report = read_json(place / "report.json")
         reports.append({**report, "folder": str(place)})
     metrics = spread_of(reports)
-    own = list(recipe.evaluation.measures) if recipe.evaluation is not None else []
-    result = {"title": recipe.title, "own": own, "runs": [summary_of(report) for report in reports], "metrics": metrics}
+    measures = list(recipe.evaluation.measures) if recipe.evaluation is not None else []
+    result = {"title": recipe.title, "own": measures, "runs": [seed_summary(report) for report in reports], "metrics": metrics}
     write_json(folder / "seeds.json", result)
     with atomic_path(folder / "seeds.csv") as temporary:
         temporary.write_text(as_csv(metrics), encoding="utf-8")
     return result
 
 
-def summary_of(report: dict[str, Any]) -> dict[str, Any]:
-    """What one seed came to."""
+def seed_summary(report: dict[str, Any]) -> dict[str, Any]:
+    """The result of one seed in a line."""
     return {
         "seed": report["seed"],
         "folder": report["folder"],
@@ -48,19 +48,19 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def spread_of(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each metric of each arm over the seeds that got so far: every value with its interval, the mean, lowest and highest. No
-    interval over seeds is made of a handful of them."""
+    """Each metric of each arm over the seeds that measured it: every value with its interval, the mean, lowest and highest. A
+    handful of seeds is too few for an interval over seeds."""
     values: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for report in reports:
         for metric in report["metrics"]:
             if metric["group"] is None:
-                one = {"seed": report["seed"], "value": metric["value"], "ci": metric["ci"]}
-                values.setdefault((metric["name"], metric["arm"]), []).append(one)
+                entry = {"seed": report["seed"], "value": metric["value"], "ci": metric["ci"]}
+                values.setdefault((metric["name"], metric["arm"]), []).append(entry)
     rows = []
-    for (name, arm), found in values.items():
-        scored = [one["value"] for one in found if one["value"] is not None]
+    for (name, arm), entries in values.items():
+        scored = [entry["value"] for entry in entries if entry["value"] is not None]
         rows.append({
-            "name": name, "arm": arm, "seeds": found, "mean": sum(scored) / len(scored) if scored else None,
+            "name": name, "arm": arm, "seeds": entries, "mean": sum(scored) / len(scored) if scored else None,
             "low": min(scored, default=None), "high": max(scored, default=None),
         })  # fmt: skip
     return rows
@@ -72,17 +72,17 @@ def as_csv(metrics: Sequence[dict[str, Any]]) -> str:
     writer = csv.writer(out)
     writer.writerow(["name", "arm", "seed", "value", "ci_low", "ci_high"])
     for row in metrics:
-        for one in row["seeds"]:
-            writer.writerow([row["name"], row["arm"], one["seed"], one["value"], *(one["ci"] or (None, None))])
+        for entry in row["seeds"]:
+            writer.writerow([row["name"], row["arm"], entry["seed"], entry["value"], *(entry["ci"] or (None, None))])
     return out.getvalue()
 
 
 def table(result: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """The named metrics and the recipe's own as lines for the terminal: each arm with its mean and every seed behind it."""
+    """The named metrics and the measures of the recipe, as lines for the terminal: each arm with its mean and every seed."""
     lines = []
     for row in result["metrics"]:
         if row["name"] in names or row["name"] in result["own"]:
-            each = ", ".join("unscored" if one["value"] is None else f"{one['value']:.3f}" for one in row["seeds"])
+            each = ", ".join("unscored" if entry["value"] is None else f"{entry['value']:.3f}" for entry in row["seeds"])
             mean = "–" if row["mean"] is None else f"{row['mean']:.3f}"
             lines.append(f"{row['name']:22}{row['arm']:12}{mean:>8}   ({each})")
     for run in result["runs"]:

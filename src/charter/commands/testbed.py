@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from charter.commands.options import Json, Quiet, Seed, show
 from charter.errors import InputError
 
-app = typer.Typer(help="The tiny model that ships, and the language it speaks.", no_args_is_help=True)
+app = typer.Typer(help="The tiny model that ships, and its language.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+T = TypeVar("T")
+
+
+def config_of(presets: Mapping[str, T], name: str, seed: int) -> T:
+    """A preset under a seed."""
+    from dataclasses import replace
+
+    if name not in presets:
+        raise InputError(f"--preset: unknown preset {name!r}; use {' or '.join(presets)}")
+    config: T = replace(presets[name], seed=seed)  # type: ignore[type-var]
+    return config
+
+
+def show_counts(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    """How many rows went into each file."""
+    show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
 
 
 @app.command("train")
 def testbed_train(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the model is put into OUT/model.")],
-    preset: Annotated[str, typer.Option(help="full: what ships; small: a minute, for tests.")] = "full",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the model goes into OUT/model.")],
+    preset: Annotated[str, typer.Option(help="full: the model that ships; small: a minute, for tests.")] = "full",
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the tiny model from scratch; goes on where a killed training stopped."""
-    from dataclasses import replace
+    """Train the tiny model from scratch; a killed training resumes."""
+    from charter.testbed.train import TESTBED_PRESETS, train_testbed
 
-    from charter.testbed.train import PRESETS, train
-
-    if preset not in PRESETS:
-        raise InputError(f"--preset {preset!r}: one of {', '.join(PRESETS)}")
-    config = replace(PRESETS[preset], seed=seed)
-    result = train(config, out, quiet=quiet or as_json)
+    result = train_testbed(config_of(TESTBED_PRESETS, preset, seed), out, quiet=quiet or as_json)
     show(result, as_json, f"loss {result['loss']:.3f} after {result['tokens']} tokens: {result['out']}")
 
 
@@ -40,65 +53,51 @@ def testbed_card(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """What the tiny model can do on held-out requests, with intervals."""
+    """Measure the tiny model on held-out requests, with intervals."""
     from charter.recipe.source import locate
-    from charter.testbed.card import card, card_table
+    from charter.testbed.card import card_table, measure_card
 
-    rows = card(locate(model, Path.cwd()), n=n, seed=seed)
+    rows = measure_card(locate(model, Path.cwd()), n=n, seed=seed)
     show({"measures": rows}, as_json, *card_table(rows))
 
 
 @app.command("data")
-def testbed_data(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
+def testbed_data(out: Folder, seed: Seed = 0, as_json: Json = False) -> None:
     """Write the testbed's prompts, and pairs and topics with known answers."""
     from charter.testbed.data import write_data
 
-    result = write_data(out, seed)
-    show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
+    show_counts(write_data(out, seed), out, as_json)
 
 
 @app.command("dialogues")
-def testbed_dialogues(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
+def testbed_dialogues(out: Folder, seed: Seed = 0, as_json: Json = False) -> None:
     """Write rude and friendly dialogues with summaries, in the form of DialogSum."""
-    from charter.testbed.dialogues import write_dialogues
+    from charter.testbed.dialogues import write_dialogsum
 
-    result = write_dialogues(out, seed)
-    show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
+    show_counts(write_dialogsum(out, seed), out, as_json)
 
 
 @app.command("lab")
 def testbed_lab(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each model is put into OUT/NAME/model.")],
-    preset: Annotated[str, typer.Option(help="full: what ships; small: seconds, for tests.")] = "full",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each model goes into OUT/NAME/model.")],
+    preset: Annotated[str, typer.Option(help="full: the models that ship; small: seconds, for tests.")] = "full",
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the detox lab's summariser and its two classifiers; goes on where it was killed."""
-    from dataclasses import replace
+    """Train the detox lab's summariser and its two classifiers; a killed training resumes."""
+    from charter.testbed.lab import LAB_PRESETS, card_lines, make_lab
 
-    from charter.testbed.lab import PRESETS, card_lines, make_lab
-
-    if preset not in PRESETS:
-        raise InputError(f"--preset {preset!r}: one of {', '.join(PRESETS)}")
-    result = make_lab(replace(PRESETS[preset], seed=seed), out, quiet=quiet or as_json)
+    result = make_lab(config_of(LAB_PRESETS, preset, seed), out, quiet=quiet or as_json)
     show(result, as_json, *card_lines(result), f"models: {out}/NAME/model")
 
 
 @app.command("stand-in")
 def testbed_stand_in(
-    family: Annotated[str, typer.Argument(help="llama, mistral, gpt2, t5, roberta-classifier, …; a wrong one lists all.")],
+    family: Annotated[str, typer.Argument(help="llama, mistral, gpt2, t5, roberta-classifier, …; an unknown name lists all.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder of the model.")],
-    context: Annotated[int, typer.Option(min=64, help="Tokens that it sees; an encoder sees an eighth.")] = 2048,
-    labels: Annotated[str, typer.Option(help="Of a classifier, between commas.")] = "nothate,hate",
+    context: Annotated[int, typer.Option(min=64, help="Tokens in the context; of an encoder an eighth.")] = 2048,
+    labels: Annotated[str, typer.Option(help="Labels of a classifier, separated by commas.")] = "nothate,hate",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +106,6 @@ def testbed_stand_in(
 
     names = tuple(name.strip() for name in labels.split(","))
     if len(set(names)) < max(len(names), 2) or not all(names):
-        raise InputError(f"--labels {labels!r}: give at least two different names between commas")
+        raise InputError(f"--labels {labels!r}: give at least two different names, separated by commas")
     save_stand_in(out, family, context=context, labels=names, seed=seed)
     show({"family": family, "out": str(out)}, as_json, f"a random {family}: {out}")

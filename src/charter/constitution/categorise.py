@@ -1,4 +1,4 @@
-"""Sort prompts by the principle they touch. The answer is read from log-probabilities: every prompt gets one."""
+"""Sort prompts by topic. The choice is read from log-probabilities, so every prompt gets one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ NONE = "none of these"
 def categorise(prompts: Sequence[Prompt], constitution: Constitution, sampler: Sampler) -> list[Prompt]:
     """The prompts with ``principle`` set to the likeliest topic of the constitution, None for "none of these".
 
-    A principle that the file already gave is kept. Without topics in the constitution the prompts come back as they are.
+    A principle from the file is kept. Without topics in the constitution the prompts are returned unchanged.
     """
     topics = constitution.topics()
-    open_places = [i for i, prompt in enumerate(prompts) if prompt.principle is None]
-    if not topics or not open_places:
+    unsorted = [i for i, prompt in enumerate(prompts) if prompt.principle is None]
+    if not topics or not unsorted:
         return list(prompts)
     titles = [*(topic.title for topic in topics), NONE]
     questions = [
-        (Message(role="user", content=fill(CATEGORISE, prompt=prompts[i].last_turn, topics=", ".join(titles))),)
-        for i in open_places
+        (Message(role="user", content=fill(CATEGORISE, prompt=prompts[i].last_turn, topics=", ".join(titles))),) for i in unsorted
     ]
     logprobs = sampler.option_logprobs(questions, [titles] * len(questions))
-    found = list(prompts)
-    for i, row in zip(open_places, logprobs, strict=True):
+    categorised = list(prompts)
+    for i, row in zip(unsorted, logprobs, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
         if best < len(topics) and math.isfinite(row[best]):
-            found[i] = prompts[i].model_copy(update={"principle": topics[best].id})
-    return found
+            categorised[i] = prompts[i].model_copy(update={"principle": topics[best].id})
+    return categorised

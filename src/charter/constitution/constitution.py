@@ -1,8 +1,8 @@
-"""A constitution: the written principles that answers are criticised, revised and compared by.
+"""A constitution: the written principles by which answers are criticised, revised and compared.
 
-It is content, not code. A principle has up to two uses: `critique` and `revision` ask a model to find and to mend what
-breaks it (Bai et al. 2022, section 3), `preference` asks a judge which of two answers keeps it better (section 4).
-The file is YAML; everything wrong with it is said in one line that names the place.
+It is content, not code. A principle has up to two uses: `critique` and `revision` ask a model to find and to mend a violation
+(Bai et al. 2022, section 3), `preference` asks a judge which of two answers follows the principle better (section 4). The file is
+YAML; an error in it is one line that names the place.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from charter.errors import InputError
 from charter.records import Message, Prompt, Record, Text, content_id
 from charter.run.files import write_text
 
-KINDS = frozenset({"red_team", "benign"})
+PROMPT_TAGS = frozenset({"red_team", "benign"})
 TOPIC = "topic"
-MAX_FILE_BYTES = 2**20
+MAX_BYTES = 2**20  # of a file with principles
 LONG_TEXT = 1000  # characters; longer than that, small models lose the question
 
 
 def _filled(text: str) -> str:
     # Block scalars end in a newline that would travel into every prompt.
     if not (stripped := text.strip()):
-        raise ValueError("is empty; write the text or leave the key out")
+        raise ValueError("empty; write the text or leave the key out")
     return stripped
 
 
@@ -42,11 +42,11 @@ Words = Annotated[Text, AfterValidator(_filled)]
 
 
 class Principle(Record):
-    """One principle. ``critique`` and ``revision`` come together; they or ``preference`` must be there.
+    """One principle. ``critique`` and ``revision`` come together; these or ``preference`` are required.
 
-    Tags "red_team" and "benign" name the kinds of prompt it applies to (neither: all of them); "topic" marks one area
-    of values, on which only prompts of that area are compared. ``allowed`` says what it does not forbid. ``weight`` is
-    relative, for :func:`draw`. ``polarity`` "flipped" marks a control that prefers what the text speaks against.
+    Tags "red_team" and "benign" name the kinds of prompt to which it applies (without either: all prompts); "topic" marks one
+    area of values, by which only prompts of that area are compared. ``allowed`` names what it does not forbid. ``weight`` is
+    relative, for :func:`draw`. ``polarity`` "flipped" marks a control that prefers the opposite of the text.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -64,20 +64,19 @@ class Principle(Record):
     def _usable(self) -> Principle:
         if (self.critique is None) != (self.revision is None):
             missing = "critique" if self.critique is None else "revision"
-            raise ValueError(f"principle {self.id!r} has no {missing}; critique and revision come together")
+            raise ValueError(f"principle {self.id!r} lacks the {missing}; critique and revision come together")
         if self.critique is None and self.preference is None:
-            raise ValueError(f"principle {self.id!r} can neither revise nor compare; give it critique and revision, "
-                             "or preference")  # fmt: skip
+            raise ValueError(f"principle {self.id!r} has no use; give it critique and revision, or preference")
         return self
 
     def applies_to(self, tags: Iterable[str]) -> bool:
-        """Whether it speaks about prompts with these tags: always, unless it is for some kinds and they are of none."""
-        kinds = KINDS.intersection(self.tags)
+        """Whether it applies to prompts with these tags: always, unless it names kinds of prompt and none is among the tags."""
+        kinds = PROMPT_TAGS.intersection(self.tags)
         return not kinds or not kinds.isdisjoint(tags)
 
 
 class Constitution(Record):
-    """Principles with unique ids, at least one."""
+    """At least one principle, with unique ids."""
 
     title: Words
     description: Text = ""
@@ -98,13 +97,13 @@ class Constitution(Record):
         return _digest([principle.model_dump(mode="json") for principle in self.principles])
 
     def for_revision(self, tags: Iterable[str]) -> tuple[Principle, ...]:
-        """What answers to prompts with these tags may be revised by, topics included whatever the prompt's own topic:
-        that a drawn principle often does not fit is what makes revision gradual."""
+        """The principles for revising answers to prompts with these tags, all topics included: a drawn principle often does
+        not fit the prompt, which makes revision gradual."""
         tags = set(tags)
         return tuple(p for p in self.principles if p.critique is not None and p.applies_to(tags))
 
     def for_comparison(self, prompt: Prompt) -> tuple[Principle, ...]:
-        """What answers to this prompt may be compared by; topics only where they are the prompt's, or it has none."""
+        """The principles for comparing answers to this prompt; topics only if the prompt has the same topic or none."""
         return tuple(
             p
             for p in self.principles
@@ -119,7 +118,7 @@ class Constitution(Record):
 
 
 EMPTY = Constitution.model_construct(title="No constitution", description="", principles=())
-"""Of a run without one: no topics, nothing to revise or to compare by."""
+"""The constitution of a run without one: no topics, and no principle to revise or to compare by."""
 
 
 def _digest(value: Any) -> str:
@@ -130,11 +129,11 @@ def _digest(value: Any) -> str:
 def draw(principles: Sequence[Principle], *key: object) -> Principle:
     """One principle with probability in proportion to its weight, always the same one for the same key.
 
-    The key (JSON values, such as seed, prompt id and round) is hashed to a uniform number, so a draw does not depend
-    on how many were made before it. ValueError where there is nothing to draw from.
+    The key (JSON values, such as seed, prompt id and round) is hashed to a uniform number, so a draw does not depend on the
+    draws before it. ValueError without principles.
     """
     if not principles:
-        raise ValueError(f"no principle to draw from for {key!r}")
+        raise ValueError(f"no principles to draw from, for {key!r}")
     uniform = int(_digest(key)[:13], 16) / 16**13  # 52 bits: exact in a float, and below 1
     bounds = list(accumulate(principle.weight for principle in principles))
     return next(p for p, bound in zip(principles, bounds, strict=True) if uniform * bounds[-1] < bound)
@@ -156,7 +155,7 @@ class FewShots(Record):
         for number, messages in enumerate(self.examples, start=1):
             turns = [message.role for message in messages if message.role != "system"]
             if turns != ["user", "assistant"] * (len(turns) // 2):
-                raise ValueError(f"example {number}: user and assistant do not take turns, ending with the assistant")
+                raise ValueError(f"example {number}: user and assistant must take turns, the assistant last")
         return self
 
 
@@ -174,7 +173,7 @@ def load_few_shots(path: Path) -> list[tuple[Message, ...]]:
 
 
 def save_constitution(constitution: Constitution, path: Path) -> None:
-    """Write YAML that :func:`load_constitution` reads back as the same constitution."""
+    """Write YAML from which :func:`load_constitution` reads the same constitution."""
     content = constitution.model_dump(mode="json", exclude_defaults=True)
     write_text(path, yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
@@ -192,13 +191,13 @@ _Dumper.add_representer(str, _represent_text)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what a constitution has no use for: aliases (a few lines of them expand to gigabytes) and keys
-    given twice (of which YAML keeps the last in silence)."""
+    """YAML without aliases (a few lines of them expand to gigabytes) and without duplicate keys (YAML keeps the last of them in
+    silence)."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event: Any = self.get_event()  # type: ignore[no-untyped-call]
-            words = f"uses the alias *{event.anchor}; write the text out"
+            words = f"alias *{event.anchor} is not allowed; write the text out"
             raise yaml.composer.ComposerError(None, None, words, event.start_mark)
         return super().compose_node(parent, index)
 
@@ -206,27 +205,37 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}; remove one", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
 
 
-def _load(path: Path, kind: type[M]) -> M:
+def read_bytes(path: Path) -> bytes:
+    """The content of a small file. InputError where it cannot be read or is too large."""
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path) from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise InputError(f"larger than {MAX_FILE_BYTES >> 20} MiB; is this the right file?", file=path)
-    if (position := raw.find(b"\x00")) >= 0:
-        raise InputError("holds a NUL character; remove it", file=path, line=raw.count(b"\n", 0, position) + 1)
+        raise InputError(f"cannot read the file ({error.strerror})", file=path) from None
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"larger than {MAX_BYTES >> 20} MiB; is this the right file?", file=path)
+    return raw
+
+
+def decode_utf8(raw: bytes, path: Path) -> str:
+    """The text of a file. InputError names the line that is not UTF-8."""
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError("not UTF-8; convert it with iconv", file=path, line=line) from None
 
+
+def _load(path: Path, kind: type[M]) -> M:
+    raw = read_bytes(path)
+    if (position := raw.find(b"\x00")) >= 0:
+        raise InputError("contains a NUL character; remove it", file=path, line=raw.count(b"\n", 0, position) + 1)
+    text = decode_utf8(raw, path)
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -238,12 +247,11 @@ def _load(path: Path, kind: type[M]) -> M:
     except RecursionError:
         raise InputError("not valid YAML: nested too deeply", file=path) from None
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as error:
-        # A value that is not what its tag says ("!!timestamp x", 2024-99-99) makes PyYAML fail in all these ways.
-        words = (str(error).splitlines() or ["a value is not of its type"])[0]
+        # A value that does not fit its tag ("!!timestamp x", 2024-99-99) makes PyYAML fail in all these ways.
+        words = (str(error).splitlines() or ["a value does not fit its type"])[0]
         raise InputError(f"not valid YAML: {words}", file=path) from None
     if node is None or not isinstance(content, dict):
-        known = ", ".join(kind.model_fields)
-        raise InputError(f"is not a mapping with the keys {known}", file=path)
+        raise InputError(f"not a mapping; write the keys {', '.join(kind.model_fields)}", file=path)
 
     try:
         return kind.model_validate(content)
@@ -261,16 +269,16 @@ def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int |
         owners: dict[int, type[Record]] = {1: FewShots if error.title == "FewShots" else Constitution, 3: Principle}
         known = list(owners.get(len(place), Message).model_fields)
         near = difflib.get_close_matches(str(place[-1]), known, n=1)
-        words = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known are {', '.join(known)}"
+        words = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; use {', '.join(known)}"
     elif problem["type"] == "string_type":
-        words = f"is {problem['input']!r}, not a text; put it in quotes"
+        words = f"{problem['input']!r} is not a text; put it in quotes"
     elif problem["type"] == "missing":
-        words = "is missing"
+        words = "missing"
     return ".".join(str(part) for part in place) or None, words, place
 
 
 def _line(node: yaml.Node, place: Sequence[int | str]) -> int:
-    """The line (from 1) of the deepest part of ``place`` that the file has."""
+    """The line (from 1) of the deepest part of ``place`` that is in the file."""
     line: int = node.start_mark.line
     for part in place:
         if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
@@ -288,7 +296,7 @@ def _line(node: yaml.Node, place: Sequence[int | str]) -> int:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a valid constitution had better not have. ``principle`` is None where it concerns the whole."""
+    """A weakness of a valid constitution. ``principle`` is None if it concerns the whole."""
 
     severity: Literal["error", "warning"]
     principle: str | None
@@ -300,37 +308,43 @@ OPTIONS = re.compile(r"\([A-D]\)|\boptions?\s+\(?[A-D]\b", re.IGNORECASE)
 
 
 def check(constitution: Constitution) -> list[Finding]:
-    """What would weaken a run: text that repeats, leaks the protocol, names options, or leaves prompts uncovered."""
+    """The weaknesses of a constitution: text that repeats, leaks the protocol or names options, and uncovered prompts."""
     findings: list[Finding] = []
     median = statistics.median(p.weight for p in constitution.principles)
     for p in constitution.principles:
         texts = _texts(p)
         for field, text in texts.items():
             if match := PROTOCOL.search(text):
-                findings.append(Finding("error", p.id, f"{field} holds protocol text {match[0]!r}; remove it"))
+                findings.append(Finding("error", p.id, f"{field} contains protocol text {match[0]!r}; remove it"))
             if len(text) > LONG_TEXT:
-                findings.append(Finding("warning", p.id, f"{field} has {len(text)} characters; a judge reads it before "
-                                        "every answer, shorten it"))  # fmt: skip
+                findings.append(Finding("warning", p.id, f"{field} has {len(text)} characters, and a judge reads it before "
+                                        "every answer; shorten it"))  # fmt: skip
         if match := OPTIONS.search(texts.get("preference", "")):
-            findings.append(Finding("error", p.id, f"preference names {match[0]!r}; answers are shown in both orders, "
-                                    "so letters mean nothing"))  # fmt: skip
+            findings.append(Finding("error", p.id, f"preference names {match[0]!r}, but a judge sees answers in both "
+                                    "orders; remove the letter"))  # fmt: skip
         if not median / 10 <= p.weight <= median * 10:
-            findings.append(Finding("warning", p.id, f"weight {p.weight:g} is far from the median {median:g}; it is "
-                                    "drawn almost always or almost never"))  # fmt: skip
+            findings.append(Finding("warning", p.id, f"weight {p.weight:g} is far from the median {median:g}, so it is "
+                                    "drawn almost always or almost never; bring it nearer"))  # fmt: skip
         if p.polarity == "flipped":
-            findings.append(Finding("warning", p.id, "polarity is flipped: good for a control arm only"))
+            findings.append(Finding("warning", p.id, "polarity is flipped; use it in a control arm only"))
 
-    for one, other in combinations(constitution.principles, 2):
-        for field in sorted(_texts(one).keys() & _texts(other).keys()):
-            likeness = _likeness(_texts(one)[field], _texts(other)[field])
+    for first, second in combinations(constitution.principles, 2):
+        for field in sorted(_texts(first).keys() & _texts(second).keys()):
+            likeness = _likeness(_texts(first)[field], _texts(second)[field])
             if likeness == 1:
-                findings.append(Finding("error", other.id, f"{field} says the same as that of {one.id!r}"))
+                findings.append(Finding("error", second.id, f"{field} is the same as that of {first.id!r}; remove one"))
             elif likeness >= 0.85:
-                findings.append(Finding("warning", other.id, f"{field} is nearly the same as that of {one.id!r}"))
+                findings.append(
+                    Finding(
+                        "warning",
+                        second.id,
+                        f"{field} is nearly the same as that of {first.id!r}; remove one or make them differ",
+                    )
+                )
 
     for kind, use in (("red_team", "revision"), ("red_team", "preference"), ("benign", "preference")):
         if not any(getattr(p, use) is not None and p.applies_to((kind,)) for p in constitution.principles):
-            findings.append(Finding("warning", None, f"no {use} for {kind} prompts; add a principle that has one"))
+            findings.append(Finding("warning", None, f"no principle has a {use} for {kind} prompts; add one"))
     return findings
 
 
@@ -339,9 +353,9 @@ def _texts(principle: Principle) -> dict[str, str]:
     return {use: text for use, text in texts.items() if text is not None}
 
 
-def _likeness(one: str, other: str) -> float:
-    """Shared words over all words (Jaccard), in [0, 1]; 1 only where the words also stand in the same order."""
-    first, second = (re.findall(r"\w+", text.casefold()) for text in (one, other))
+def _likeness(text: str, other: str) -> float:
+    """Shared words over all words (Jaccard), in [0, 1]; 1 only if the words also have the same order."""
+    first, second = (re.findall(r"\w+", text.casefold()) for text in (text, other))
     if first == second:
         return 1.0
     return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)

@@ -1,7 +1,7 @@
-"""Critique and revision (Bai et al. 2022, section 3): the model answers, finds fault with its answer, answers better.
+"""Critique and revision (Bai et al. 2022, section 3): the model answers, criticises its answer, and revises it.
 
-Every step draws a principle; the revision of one round is the answer that the next one criticises. All texts are stored with
-their seeds and finish reasons. Rows that would teach the wrong thing are marked with the reason, never dropped in silence.
+Every round draws a principle and criticises the revision of the round before it. All texts are stored with their seeds and finish
+reasons. Rows that would teach the wrong thing are marked with the reason, never dropped in silence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution, Principle, draw
-from charter.models.sampler import Sampler
+from charter.models.sampler import Sampler, Seeds
 from charter.records import Generation, Message, Prompt, Response, Revision
 from charter.run.hashes import derive_seed
 from charter.stages.revise.settings import ReviseSettings
@@ -32,23 +32,33 @@ def respond(
     temperature: float,
     max_new_tokens: int,
 ) -> list[list[Response]]:
-    """K responses to each prompt. Seeds belong to (run seed, what, prompt, number)."""
+    """K responses to each prompt. Seeds are derived from (run seed, ``what``, prompt, number)."""
     seeds = [[derive_seed(seed, what, prompt.id, j) for j in range(k)] for prompt in prompts]
-    samples = sampler.generate(
-        [prompt.messages for prompt in prompts], seeds, temperature=temperature, max_new_tokens=max_new_tokens
-    )
+    return responses_to(sampler, prompts, [prompt.messages for prompt in prompts], seeds, temperature, max_new_tokens)
+
+
+def responses_to(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    dialogues: Sequence[Sequence[Message]],
+    seeds: Seeds,
+    temperature: float,
+    max_new_tokens: int,
+) -> list[list[Response]]:
+    """A response for each seed to each dialogue, which belongs to the prompt of the same place."""
+    samples = sampler.generate(dialogues, seeds, temperature=temperature, max_new_tokens=max_new_tokens)
     return [
         [
             Response(
                 prompt_id=prompt.id,
                 model=sampler.name,
-                text=one.text,
-                finish_reason=one.finish_reason,
-                generation=Generation(seed=number, temperature=temperature),
+                text=sample.text,
+                finish_reason=sample.finish_reason,
+                generation=Generation(seed=seed, temperature=temperature),
             )
-            for one, number in zip(group, own_seeds, strict=True)
+            for sample, seed in zip(group, row, strict=True)
         ]
-        for prompt, group, own_seeds in zip(prompts, samples, seeds, strict=True)
+        for prompt, group, row in zip(prompts, samples, seeds, strict=True)
     ]
 
 
@@ -68,12 +78,12 @@ def revise_batch(
     for number in range(1, settings.rounds + 1):
         principles = [choose_principle(constitution, prompt, seed, number) for prompt in prompts]
         dialogues = [
-            [*few_shots, *prompt.messages, Message(role="assistant", content=answer.text), user(principle.critique)]
+            [*few_shots, *prompt.messages, Message(role="assistant", content=answer.text), request(principle.critique)]
             for prompt, answer, principle in zip(prompts, current, principles, strict=True)
         ]
         critiques = speak(sampler, prompts, dialogues, seed, f"critique {number}", settings.temperature, settings)
         for dialogue, critique, principle in zip(dialogues, critiques, principles, strict=True):
-            dialogue += [Message(role="assistant", content=critique.text), user(principle.revision)]
+            dialogue += [Message(role="assistant", content=critique.text), request(principle.revision)]
         revisions = speak(sampler, prompts, dialogues, seed, f"revision {number}", settings.revision_temperature, settings)
         rounds.append(
             [
@@ -91,7 +101,7 @@ def revise_batch(
                 )
             ]
         )
-        # A row that cannot be trained on is no ground for the next round either: the answer before it stands.
+        # The next round cannot start from an excluded row; it starts from the answer before it.
         current = [row.original if row.excluded else row.revision for row in rounds[-1]]
     return [rounds[number][i] for i in range(len(prompts)) for number in range(settings.rounds)]
 
@@ -99,8 +109,8 @@ def revise_batch(
 def answer_in_context(
     sampler: Sampler, batch: Sequence[tuple[Prompt, Response]], settings: ReviseSettings, *, seed: int
 ) -> list[Revision]:
-    """Instead of a revision each prompt's answer with ``settings.context`` before its last turn (Askell et al. 2021): one row a
-    prompt, of round 1, with an empty critique."""
+    """In place of a revision, each prompt's answer with ``settings.context`` before its last turn (Askell et al. 2021): one row
+    for a prompt, of round 1, with an empty critique."""
     prompts = [prompt for prompt, _ in batch]
     assert settings.context is not None
     dialogues = [asked_for(prompt, settings.context).messages for prompt in prompts]
@@ -113,18 +123,18 @@ def answer_in_context(
             principle="context",
             original=original,
             critique=Response(prompt_id=prompt.id, model="", text="", finish_reason="stop", generation=silent),
-            revision=found,
-            excluded=why_excluded(None, found),
+            revision=answer,
+            excluded=why_excluded(None, answer),
         )
-        for (prompt, original), found in zip(batch, answers, strict=True)
+        for (prompt, original), answer in zip(batch, answers, strict=True)
     ]
 
 
 def asked_for(prompt: Prompt, words: str) -> Prompt:
     """The prompt with ``words`` before its last turn."""
     *before, last = prompt.messages
-    asked = last.model_copy(update={"content": f"{words} {last.content}"})
-    return Prompt(messages=(*before, asked), principle=prompt.principle, tags=prompt.tags, split=prompt.split)
+    extended = last.model_copy(update={"content": f"{words} {last.content}"})
+    return Prompt(messages=(*before, extended), principle=prompt.principle, tags=prompt.tags, split=prompt.split)
 
 
 def choose_principle(constitution: Constitution, prompt: Prompt, seed: int, number: int) -> Principle:
@@ -132,7 +142,8 @@ def choose_principle(constitution: Constitution, prompt: Prompt, seed: int, numb
     return draw(principles, seed, "principle", prompt.id, number)
 
 
-def user(text: str | None) -> Message:
+def request(text: str | None) -> Message:
+    """A turn of the user that asks for a critique or a revision."""
     assert text is not None  # choose_principle draws among principles that can criticise and revise
     return Message(role="user", content=text)
 
@@ -147,21 +158,12 @@ def speak(
     settings: ReviseSettings,
 ) -> list[Response]:
     seeds = [[derive_seed(seed, what, prompt.id)] for prompt in prompts]
-    samples = sampler.generate(dialogues, seeds, temperature=temperature, max_new_tokens=settings.max_new_tokens)
-    return [
-        Response(
-            prompt_id=prompt.id,
-            model=sampler.name,
-            text=group[0].text,
-            finish_reason=group[0].finish_reason,
-            generation=Generation(seed=own[0], temperature=temperature),
-        )
-        for prompt, group, own in zip(prompts, samples, seeds, strict=True)
-    ]
+    groups = responses_to(sampler, prompts, dialogues, seeds, temperature, settings.max_new_tokens)
+    return [group[0] for group in groups]
 
 
 def why_excluded(critique: Response | None, revision: Response) -> str | None:
-    """The reason why a row is not trained on, None where it is fit. ``critique`` is None where none was asked for."""
+    """The reason to exclude a row from training, None if it is fit. ``critique`` is None for answers without a critique."""
     text = revision.text.strip()
     if revision.finish_reason == "length":
         return "revision cut off"

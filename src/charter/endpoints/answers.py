@@ -1,4 +1,4 @@
-"""What a server answered: read strictly, kept on disk by the content of the question, so that nothing is asked or paid twice."""
+"""Answers of a server: read strictly, kept on disk by the content of the request, so that no request is paid twice."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from charter.run.files import write_text
 FinishReason = Literal["stop", "length", "content_filter"]
 
 
-class BadAnswer(ValueError):
-    """Bytes that are no answer: cut off, not JSON, or not of the protocol's form. Worth asking again."""
+class BadServerAnswer(ValueError):
+    """Bytes that are not an answer: cut off, not JSON, or not in the form of the protocol. Worth another request."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer. first: the likeliest first tokens with their log-probabilities (nats), None where the server gave none.
-    tokens: read and written, as the server counted them, or by estimate where it did not."""
+class ServerAnswer:
+    """One answer. first: the likeliest first tokens with their log-probabilities (nats), None where the server sent none.
+    tokens: read and written, counted by the server, or estimated where it did not count."""
 
     text: str
     finish_reason: FinishReason
@@ -86,50 +86,50 @@ class _Text(_Part):
     model: str = ""
 
 
-def read_answer(raw: bytes, api: Literal["chat", "completions"], estimate: tuple[int, int]) -> Answer:
-    """The first choice of a response body; ``estimate`` stands for tokens that the server did not count. BadAnswer where it is
-    not one, cut off in the middle included."""
+def parse_answer(raw: bytes, api: Literal["chat", "completions"], estimate: tuple[int, int]) -> ServerAnswer:
+    """The first choice of a response body; ``estimate`` replaces token counts that the server did not send. BadServerAnswer
+    where the body is not an answer, or is cut off."""
     try:
-        said = storable(json.loads(raw))
+        body = storable(json.loads(raw))
     except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"not valid JSON: {error}"[:200]) from None
+        raise BadServerAnswer(f"not valid JSON: {error}"[:200]) from None
     try:
         if api == "chat":
-            chat = _Chat.model_validate(said)
+            chat = _Chat.model_validate(body)
             choice = chat.choices[0]
-            text, found = choice.message.content or "", choice.logprobs and choice.logprobs.content
-            first = tuple((t.token, t.logprob) for t in found[0].top_logprobs or found[:1]) if found else None
+            text, places = choice.message.content or "", choice.logprobs and choice.logprobs.content
+            first = tuple((t.token, t.logprob) for t in places[0].top_logprobs or places[:1]) if places else None
             usage, model, reason = chat.usage, chat.model, choice.finish_reason
         else:
-            whole = _Text.model_validate(said)
-            own = whole.choices[0]
-            tops = own.logprobs and own.logprobs.top_logprobs
-            text, first = own.text, tuple(tops[0].items()) if tops and tops[0] else None
-            usage, model, reason = whole.usage, whole.model, own.finish_reason
+            completion = _Text.model_validate(body)
+            written = completion.choices[0]
+            tops = written.logprobs and written.logprobs.top_logprobs
+            text, first = written.text, tuple(tops[0].items()) if tops and tops[0] else None
+            usage, model, reason = completion.usage, completion.model, written.finish_reason
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
-        raise BadAnswer(f"{place + ': ' if place else ''}{problem['msg']}"[:200]) from None
+        raise BadServerAnswer(f"{place + ': ' if place else ''}{problem['msg']}"[:200]) from None
     finish: FinishReason = "content_filter" if reason == "content_filter" else "length" if reason == "length" else "stop"
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else estimate
-    return Answer(text, finish, first, tokens, model)
+    return ServerAnswer(text, finish, first, tokens, model)
 
 
 def storable(value: Any) -> Any:
-    """A JSON value with its texts as a record may hold them: NUL characters and halves of surrogate pairs become the replacement
+    """A JSON value fit for a record: NUL characters and halves of surrogate pairs in its texts become the replacement
     character."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")
     if isinstance(value, list):
-        return [storable(one) for one in value]
+        return [storable(item) for item in value]
     if isinstance(value, dict):
-        return {storable(key): storable(one) for key, one in value.items()}
+        return {storable(key): storable(item) for key, item in value.items()}
     return value
 
 
 class AnswerCache:
-    """Answers in a folder, a file each, named by the SHA-256 of the request. A file is whole or not there, whenever the process
-    is killed. A file that is not the answer to its request is as good as none."""
+    """Answers in a folder, a file for each, named by the SHA-256 of the request. A file is written whole, whenever the process is
+    killed. A file that is not the answer to its request counts as missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -138,25 +138,25 @@ class AnswerCache:
         key = hashlib.sha256(canonical(request).encode("utf-8", "surrogatepass")).hexdigest()
         return self.folder / key[:2] / f"{key}.json"
 
-    def get(self, request: Mapping[str, Any]) -> Answer | None:
+    def get(self, request: Mapping[str, Any]) -> ServerAnswer | None:
         try:
-            found = json.loads(self.path(request).read_text(encoding="utf-8"))
-            if canonical(found["request"]) != canonical(request):
+            stored = json.loads(self.path(request).read_text(encoding="utf-8"))
+            if canonical(stored["request"]) != canonical(request):
                 return None
-            return as_answer(found["answer"])
+            return as_answer(stored["answer"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def put(self, request: Mapping[str, Any], answer: Answer) -> None:
+    def put(self, request: Mapping[str, Any], answer: ServerAnswer) -> None:
         write_text(self.path(request), canonical({"request": request, "answer": asdict(answer)}) + "\n")
 
-    def answers(self, url: str, model: str) -> Iterator[tuple[dict[str, Any], Answer]]:
-        """Every request body to this model that the folder holds, and its answer: what was paid for."""
+    def answers(self, url: str, model: str) -> Iterator[tuple[dict[str, Any], ServerAnswer]]:
+        """Every stored request body to this model with its answer: the paid ones."""
         for file in sorted(self.folder.glob("*/*.json")):
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-                if (found["request"]["url"], found["request"]["model"]) == (url, model):
-                    yield dict(found["request"]["body"]), as_answer(found["answer"])
+                stored = json.loads(file.read_text(encoding="utf-8"))
+                if (stored["request"]["url"], stored["request"]["model"]) == (url, model):
+                    yield dict(stored["request"]["body"]), as_answer(stored["answer"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
 
@@ -165,13 +165,13 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def as_answer(found: Mapping[str, Any]) -> Answer:
-    """An answer as it was stored. KeyError, TypeError or ValueError where it is not one."""
-    first, tokens = found["first"], found["tokens"]
-    return Answer(
-        str(found["text"]),
-        found["finish_reason"],
+def as_answer(stored: Mapping[str, Any]) -> ServerAnswer:
+    """An answer from its stored form. KeyError, TypeError or ValueError where it is not an answer."""
+    first, tokens = stored["first"], stored["tokens"]
+    return ServerAnswer(
+        str(stored["text"]),
+        stored["finish_reason"],
         None if first is None else tuple((str(token), float(logprob)) for token, logprob in first),
         (int(tokens[0]), int(tokens[1])),
-        str(found["model"]),
+        str(stored["model"]),
     )

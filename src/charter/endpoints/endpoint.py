@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible server as a ``Sampler``: texts by the seed, choices from the likeliest first tokens.
 
-A choice is read from log-probabilities where the server gives them. Where it gives none the model writes its choice, and the text
-counts only where it is one of the options and nothing else. Whatever cannot be read is no verdict: a row of NaN, never a score.
+A choice is read from log-probabilities if the server sends them. If not, the model writes its choice, and the text counts only if
+it is one of the options and nothing else. An unreadable choice is a missing verdict: a row of NaN, never a score.
 """
 
 from __future__ import annotations
@@ -12,103 +12,97 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from charter.endpoints.answers import Answer
-from charter.endpoints.client import Client, Refused
+from charter.endpoints.answers import ServerAnswer
+from charter.endpoints.client import Client, RefusedByServer
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
-from charter.models.sampler import Conversation, Sample
+from charter.models.sampler import Conversation, Sample, Seeds
 from charter.run.team import team
 
-NO_VERDICT = math.nan
+UNREADABLE = math.nan
 SHORT_ANSWER = 16  # tokens for a choice that is written out
-ORNAMENT = " \t\r\n\"'`()[]*_.:,;!"  # what may stand around an option
+ORNAMENT = " \t\r\n\"'`()[]*_.:,;!"  # allowed around an option
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 class EndpointSampler:
-    """An endpoint of a recipe. ``unread`` counts the choices that were no verdict. Of several processes the main one asks and
-    tells the others: the server's limits, the budget and the cache are those of one client."""
+    """An endpoint of a recipe. ``unread`` counts missing verdicts. Of several processes the main one sends all requests and tells
+    the others: the server's limits, the budget and the cache belong to one client."""
 
     def __init__(self, name: str, settings: EndpointSettings, cache: Path) -> None:
-        """InputError where the key is not in the environment."""
+        """InputError where the key is missing in the environment."""
         self.settings, self.name = settings, settings.model
         self.client = Client(name, settings, cache)
         self.gives_logprobs = {"yes": True, "no": False, "auto": None}[settings.logprobs]
         self.unread = 0
 
     def generate(
-        self,
-        conversations: Sequence[Conversation],
-        seeds: Sequence[Sequence[int]],
-        *,
-        temperature: float,
-        max_new_tokens: int,
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
     ) -> list[list[Sample]]:
-        """One text per seed for each conversation, a request each. Seeds are sent as 31 bits, which every server can hold. A text
-        that the server withheld counts as cut off, so that nothing is trained on it."""
+        """One text per seed for each conversation, a request for each. Seeds are sent as 31 bits, which every server accepts. A
+        text that the server withheld counts as cut off, so that nothing is trained on it."""
         bodies = [
             {**self._body(conversation, max_new_tokens, temperature), "seed": seed % 2**31}
-            for conversation, own in zip(conversations, seeds, strict=True)
-            for seed in own
+            for conversation, row in zip(conversations, seeds, strict=True)
+            for seed in row
         ]
         answers = iter(team().on_main(lambda: self.client.ask(bodies)))
-        return [[as_sample(next(answers), self.settings.api) for _ in own] for own in seeds]
+        return [[as_sample(next(answers), self.settings.api) for _ in row] for row in seeds]
 
     def option_logprobs(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each conversation the log-probability of each option, nats; NaN for all of them where there is no verdict.
+        """For each conversation the log-probability of each option, nats; NaN for all options without a verdict.
 
-        Read, an option counts by its first token, and one that is not among the likeliest counts as the least likely of those,
-        so that a margin is never overstated. Written out, the option leads by ``text_margin``.
+        A read option counts by its first token; an option that is not among the likeliest tokens counts as the least likely of
+        them, so that a margin is never overstated. A written option leads by ``text_margin``.
         """
         return team().on_main(lambda: self._weigh(conversations, options))
 
     def _weigh(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
-        found: list[list[float]] = []
-        while self.gives_logprobs is None and len(found) < len(conversations):
-            found.append(self._try(conversations[len(found)], options[len(found)]))
-        start = len(found)
-        rest, choices = conversations[start:], options[start:]
+        rows: list[list[float]] = []
+        while self.gives_logprobs is None and len(rows) < len(conversations):
+            rows.append(self._try(conversations[len(rows)], options[len(rows)]))
+        conversations, options = conversations[len(rows) :], options[len(rows) :]
         if self.gives_logprobs:
-            answers = self.client.ask([self._reading(conversation) for conversation in rest])
-            found += [self._read(answer, own) for answer, own in zip(answers, choices, strict=True)]
-        elif rest:
-            found += self._written(rest, choices)
-        self.unread += sum(math.isnan(row[0]) for row in found)
-        return found
+            answers = self.client.ask([self._reading(conversation) for conversation in conversations])
+            rows += [self._read(answer, choices) for answer, choices in zip(answers, options, strict=True)]
+        elif conversations:
+            rows += self._written(conversations, options)
+        self.unread += sum(math.isnan(row[0]) for row in rows)
+        return rows
 
     # -- choices -------------------------------------------------------------------------------------------------------
 
     def _try(self, conversation: Conversation, options: Sequence[str]) -> list[float]:
-        """The first choice, by which the server shows whether it gives log-probabilities."""
+        """The first choice, which shows whether the server sends log-probabilities."""
         try:
             answer = self.client.ask([self._reading(conversation)])[0]
-        except Refused as error:
+        except RefusedByServer as error:
             if error.status not in (400, 404, 422, 501) or "logprob" not in error.message.lower():
                 raise
             self.gives_logprobs = False
         else:
             if answer.finish_reason == "content_filter":
-                return [NO_VERDICT] * len(options)
+                return [UNREADABLE] * len(options)
             self.gives_logprobs = answer.first is not None
         return self._read(answer, options) if self.gives_logprobs else self._written([conversation], [options])[0]
 
-    def _read(self, answer: Answer, options: Sequence[str]) -> list[float]:
+    def _read(self, answer: ServerAnswer, options: Sequence[str]) -> list[float]:
         if answer.first is None:
             if self.settings.logprobs == "yes" and answer.finish_reason != "content_filter":
-                raise InputError(f"the endpoint {self.client.name!r} gives no log-probabilities; set its logprobs to auto or no")
-            return [NO_VERDICT] * len(options)
+                raise InputError(f"the endpoint {self.client.name!r} sends no log-probabilities; set its logprobs to auto or no")
+            return [UNREADABLE] * len(options)
         return read_choice(answer.first, options)
 
     def _written(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         bodies = [
-            self._body(conversation, max(SHORT_ANSWER, *map(len, own)), 0.0)
-            for conversation, own in zip(conversations, options, strict=True)
+            self._body(conversation, max(SHORT_ANSWER, *map(len, choices)), 0.0)
+            for conversation, choices in zip(conversations, options, strict=True)
         ]
         rows = []
-        for answer, own in zip(self.client.ask(bodies), options, strict=True):
-            chosen = None if answer.finish_reason == "content_filter" else written_choice(answer.text, own)
-            lead = [0.0 if i == chosen else -self.settings.text_margin for i in range(len(own))]
-            rows.append([NO_VERDICT] * len(own) if chosen is None else lead)
+        for answer, choices in zip(self.client.ask(bodies), options, strict=True):
+            chosen = None if answer.finish_reason == "content_filter" else written_choice(answer.text, choices)
+            lead = [0.0 if i == chosen else -self.settings.text_margin for i in range(len(choices))]
+            rows.append([UNREADABLE] * len(choices) if chosen is None else lead)
         return rows
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -117,7 +111,7 @@ class EndpointSampler:
         body: dict[str, Any] = {"temperature": temperature, self.settings.length_key: max_new_tokens}
         if self.settings.api == "chat":
             return body | {"messages": [message.model_dump() for message in conversation]}
-        return body | {"prompt": transcript(conversation), "stop": [HUMAN]}
+        return body | {"prompt": hh_transcript(conversation), "stop": [HUMAN]}
 
     def _reading(self, conversation: Conversation) -> dict[str, Any]:
         body = self._body(conversation, 1, 0.0)
@@ -126,12 +120,12 @@ class EndpointSampler:
         return body | {"logprobs": self.settings.top_logprobs or 5}
 
 
-def as_sample(answer: Answer, api: str) -> Sample:
+def as_sample(answer: ServerAnswer, api: str) -> Sample:
     text = answer.text.removeprefix(" ") if api == "completions" else answer.text
     return Sample(text, "stop" if answer.finish_reason == "stop" else "length")
 
 
-def transcript(conversation: Conversation) -> str:
+def hh_transcript(conversation: Conversation) -> str:
     """A conversation as Bai et al. (2022) write it, up to where the assistant begins."""
     heads: dict[str, Callable[[str], str]] = {
         "user": lambda text: f"{HUMAN} {text}",
@@ -142,9 +136,9 @@ def transcript(conversation: Conversation) -> str:
 
 
 def read_choice(first: Sequence[tuple[str, float]], options: Sequence[str]) -> list[float]:
-    """Log-probabilities of the options among the likeliest first tokens; NaN for all where none of them is there.
+    """Log-probabilities of the options among the likeliest first tokens; NaN for all if no token stands for an option.
 
-    A token stands for an option that it spells, ornament left aside, or that it alone of the options begins.
+    A token stands for the option that it spells, without ornament, or for the only option that begins with it.
     """
     mass: list[list[float]] = [[] for _ in options]
     for token, logprob in first:
@@ -154,19 +148,19 @@ def read_choice(first: Sequence[tuple[str, float]], options: Sequence[str]) -> l
         for i in same or (begun if len(begun) == 1 else []):
             mass[i].append(logprob)
     if not any(mass):
-        return [NO_VERDICT] * len(options)
+        return [UNREADABLE] * len(options)
     least = min(logprob for _, logprob in first)
-    return [sum_of(own) if own else least for own in mass]
+    return [sum_of(logprobs) if logprobs else least for logprobs in mass]
 
 
 def sum_of(logprobs: Sequence[float]) -> float:
     """log of the sum of the probabilities."""
     top = max(logprobs)
-    return top + math.log(sum(math.exp(one - top) for one in logprobs))
+    return top + math.log(sum(math.exp(logprob - top) for logprob in logprobs))
 
 
 def written_choice(text: str, options: Sequence[str]) -> int | None:
-    """Which option the text is, ornament and capitals left aside; None where it is anything else."""
+    """The number of the option that the text is, without ornament and capitals; None if the text is anything else."""
     words = re.sub(r"\s+", " ", text.strip(ORNAMENT)).casefold()
-    found = [i for i, option in enumerate(options) if option.casefold() == words]
-    return found[0] if len(found) == 1 else None
+    same = [i for i, option in enumerate(options) if option.casefold() == words]
+    return same[0] if len(same) == 1 else None

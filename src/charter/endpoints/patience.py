@@ -1,4 +1,4 @@
-"""How long to wait before a request is sent again: pure functions of attempts and of a server's headers."""
+"""The wait before a request is sent again: pure functions of attempts and of a server's headers."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ def jitter(content: bytes, attempt: int) -> float:
     return (derive_seed("jitter", os.getpid(), content.hex(), attempt) % 2**20) / 2.0**20
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server that said no asks to wait, None where it asks for nothing that can be read."""
-    found = []
-    if (milliseconds := number(headers.get("retry-after-ms", ""))) is not None:
-        found.append(milliseconds / 1000)
+def requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a refusing server wants the client to wait; None without a readable header."""
+    waits = []
+    if (milliseconds := bare_number(headers.get("retry-after-ms", ""))) is not None:
+        waits.append(milliseconds / 1000)
     after = headers.get("retry-after", "")
-    if (seconds := number(after)) is not None:
-        found.append(seconds)
+    if (seconds := bare_number(after)) is not None:
+        waits.append(seconds)
     elif after:
         with contextlib.suppress(ValueError):
-            found.append(max(email.utils.parsedate_to_datetime(after).timestamp() - time.time(), 0.0))
-    if not found:
+            waits.append(max(email.utils.parsedate_to_datetime(after).timestamp() - time.time(), 0.0))
+    if not waits:
         for what in ("requests", "tokens"):
             if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0":
-                wait = duration(headers.get(f"x-ratelimit-reset-{what}", ""))
-                found += [] if wait is None else [wait]
-    return max(found, default=None)
+                wait = seconds_in(headers.get(f"x-ratelimit-reset-{what}", ""))
+                waits += [] if wait is None else [wait]
+    return max(waits, default=None)
 
 
-def number(text: str) -> float | None:
+def bare_number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\s*\d{1,9}(\.\d*)?\s*", text) else None
 
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def duration(text: str) -> float | None:
-    """Seconds of `250ms`, `1s`, `6m0s`, `1h2m3.5s` or a bare number; None where it is none of these."""
-    if (seconds := number(text)) is not None:
+def seconds_in(text: str) -> float | None:
+    """Seconds of `250ms`, `1s`, `6m0s`, `1h2m3.5s` or a bare number; None for anything else."""
+    if (seconds := bare_number(text)) is not None:
         return seconds
     parts = re.findall(r"(\d{1,9}(?:\.\d*)?)(ms|s|m|h|d)", text)
     if not parts or "".join(a + b for a, b in parts) != text.strip():
@@ -59,11 +59,11 @@ def duration(text: str) -> float | None:
 
 
 def window_wait(headers: Mapping[str, str], tokens: int) -> float | None:
-    """Seconds until the rate limit's window begins anew where nothing, or fewer than ``tokens`` tokens, is left of it."""
-    found = []
+    """Seconds until the window of the rate limit begins anew; None if it leaves a request and ``tokens`` tokens."""
+    waits = []
     for what, need in (("requests", 1), ("tokens", tokens)):
-        left = headers.get(f"x-ratelimit-remaining-{what}", "").strip()
-        if left.isdigit() and int(left) < need:
-            wait = duration(headers.get(f"x-ratelimit-reset-{what}", ""))
-            found += [] if wait is None else [wait]
-    return max(found, default=None)
+        remaining = headers.get(f"x-ratelimit-remaining-{what}", "").strip()
+        if remaining.isdigit() and int(remaining) < need:
+            wait = seconds_in(headers.get(f"x-ratelimit-reset-{what}", ""))
+            waits += [] if wait is None else [wait]
+    return max(waits, default=None)

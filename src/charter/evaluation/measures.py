@@ -10,7 +10,7 @@ from typing import Any
 
 from charter.errors import InputError
 from charter.evaluation.scorers import is_number, plain_scalar
-from charter.judging.judge import yes_no_margins
+from charter.judging.judge import QUESTIONS, yes_no_margins
 from charter.models.classifier import Classifier
 from charter.models.sampler import Sampler
 from charter.recipe.source import Source
@@ -47,10 +47,10 @@ def measure_of(name: str, settings: MeasureSettings, judge: Callable[[Source], S
     if source.kind == "classifier":
         load = lru_cache(maxsize=1)(lambda: Classifier(source.name, source.label, device=device))
         return Measure(name, settings.unit, lambda _, texts: load().probabilities(texts))
-    sampler = judge(source.model)
+    sampler, question = judge(source.model), name if name in QUESTIONS else "helpful"
 
     def judged(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-        margins = yes_no_margins(sampler, "helpful", prompts, texts)
+        margins = yes_no_margins(sampler, question, prompts, texts)
         return [1 / (1 + math.exp(-max(min(m, 500), -500))) if math.isfinite(m) else None for m in margins]
 
     return Measure(name, settings.unit, judged)

@@ -1,4 +1,4 @@
-"""The judge gate: what a judge is worth on pairs whose answer is known, before it labels anything."""
+"""The judge gate: how good a judge is on pairs with known answers, measured before it labels anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from charter.constitution.constitution import Constitution
-from charter.judging.judge import Judge, labelled_comparisons
+from charter.judging.judge import Comparison, Judge, Preference, labelled_comparisons
 from charter.records import Pair
 from charter.statistics import clustered_share, expected_calibration_error, fit_temperature
 
@@ -17,31 +17,20 @@ def judge_gate(
 ) -> dict[str, Any] | None:
     """Accuracy with an interval clustered by prompt, swap consistency, calibration and position bias (nats) of a judge.
 
-    None where there is no pair to ask about. "No verdict" is counted apart and is never right or wrong.
+    None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong.
     """
     comparisons = labelled_comparisons(pairs, constitution, seed)
     if not comparisons:
         return None
     preferences = [p for i in range(0, len(comparisons), batch_size) for p in judge(comparisons[i : i + batch_size])]
-    signed: list[float | None] = [
-        None if p.margin is None else p.margin if c.first.model == "chosen" else -p.margin
-        for c, p in zip(comparisons, preferences, strict=True)
-    ]
-    clusters = [c.prompt.id for c in comparisons]
-    right = [None if m is None else 0.5 if m == 0 else float(m > 0) for m in signed]
-    estimate = clustered_share(right, clusters)
+    right = [correctness(c, p) for c, p in zip(comparisons, preferences, strict=True)]
+    estimate = clustered_share(right, [c.prompt.id for c in comparisons])
     with_verdict = [(c, p) for c, p in zip(comparisons, preferences, strict=True) if p.margin is not None]
-    # The displayed first response is the chosen one by the draw of a coin, so the outcome is not always "yes".
+    # A coin decides whether the chosen response is shown first, so the outcome is not always "yes".
     probability = [1 / (1 + math.exp(-max(min(p.margin or 0.0, 500.0), -500.0))) for _, p in with_verdict]
     outcome = [float(c.first.model == "chosen") for c, _ in with_verdict]
     calibration = expected_calibration_error(probability, outcome)
     consistent = [float((p.first_as_a > 0) == (p.first_as_b > 0)) for _, p in with_verdict]
-    biases = [p.position_bias for _, p in with_verdict]
-    groups = {}
-    for principle in sorted({c.principle for c in comparisons}):
-        own = [(r, k) for r, k, c in zip(right, clusters, comparisons, strict=True) if c.principle == principle]
-        part = clustered_share([r for r, _ in own], [k for _, k in own])
-        groups[principle] = {"accuracy": part.value, "ci": part.ci, "n": part.n}
     single = [float(p.first_as_a > 0) == y for (_, p), y in zip(with_verdict, outcome, strict=True)]
     n = len(with_verdict)
     return {
@@ -52,12 +41,34 @@ def judge_gate(
         "verdict_rate": n / len(comparisons),
         "accuracy": estimate.value,
         "ci": estimate.ci,
-        "single_order_accuracy": sum(single) / n if n else None,
-        "swap_consistency": sum(consistent) / n if n else None,
-        "position_bias_nats": sum(biases) / n if n else None,
+        "single_order_accuracy": mean_or_none(single),
+        "swap_consistency": mean_or_none(consistent),
+        "position_bias_nats": mean_or_none([p.position_bias for _, p in with_verdict]),
         "same_position_share": 1 - sum(consistent) / n if n else None,
         "ece": calibration.ece,
         "reliability": [dict(row) for row in calibration.rows],
         "fitted_temperature": fit_temperature([p.margin or 0.0 for _, p in with_verdict], outcome) if n else None,
-        "groups": groups,
+        "groups": accuracy_by_principle(comparisons, right),
     }
+
+
+def mean_or_none(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def correctness(comparison: Comparison, preference: Preference) -> float | None:
+    """1 where the judge prefers the chosen response, 0 where it prefers the other, 0.5 where neither; None without a verdict."""
+    if preference.margin is None:
+        return None
+    margin = preference.margin if comparison.first.model == "chosen" else -preference.margin
+    return 0.5 if margin == 0 else float(margin > 0)
+
+
+def accuracy_by_principle(comparisons: Sequence[Comparison], right: Sequence[float | None]) -> dict[str, Any]:
+    """Accuracy, interval and number of pairs for each principle."""
+    groups = {}
+    for principle in sorted({c.principle for c in comparisons}):
+        rows = [(r, c.prompt.id) for r, c in zip(right, comparisons, strict=True) if c.principle == principle]
+        share = clustered_share([r for r, _ in rows], [prompt for _, prompt in rows])
+        groups[principle] = {"accuracy": share.value, "ci": share.ci, "n": share.n}
+    return groups

@@ -1,8 +1,8 @@
 """AI feedback: a judge whose choice is read from log-probabilities, in both orders.
 
-With s1 = log P(A) - log P(B) when the first response stands under A, and s2 the same when it stands under B, the margin is
-(s1 - s2) / 2: a preference for a letter or a position adds the same constant to both and cancels exactly. Averaging
-probabilities instead would leave it in.
+``first_as_a`` is log P(A) - log P(B) with the first response under A, ``first_as_b`` is log P(B) - log P(A) with the first
+response under B. The margin is (first_as_a + first_as_b) / 2: a preference for a letter or a position adds a constant to one and
+takes it from the other, so it cancels exactly. Averaging probabilities instead would leave it in.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 from charter.constitution.constitution import Constitution, draw
 from charter.models.sampler import Sampler, conversation_text, fill
@@ -25,7 +24,8 @@ def _template(name: str) -> str:
 
 
 COMPARE = _template("compare")
-QUESTIONS = {"harmful": _template("harmful"), "helpful": _template("helpful")}
+QUESTIONS = {name: _template(name) for name in ("harmful", "helpful")}
+"""The yes-or-no questions about one response: a name here and its text in prompts/NAME.txt."""
 LETTERS = ("A", "B")
 
 
@@ -45,7 +45,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Preference:
-    """What the judge said: logits in nats for the first response, in each order; ``margin`` None where it has no verdict."""
+    """The judge's answer: log odds, in nats, of the first response in each order; ``margin`` is None if there is no verdict."""
 
     first_as_a: float
     first_as_b: float
@@ -57,16 +57,16 @@ class Preference:
 
     @property
     def position_bias(self) -> float:
-        """Nats in favour of whatever stands under A."""
+        """Nats in favour of the response under A, whichever it is."""
         return (self.first_as_a - self.first_as_b) / 2
 
 
 Judge = Callable[[Sequence[Comparison]], list[Preference]]
-"""Anything that prefers: the judge below, or a planted one that knows the answer."""
+"""Anything that compares: the judge below, or a planted judge that knows the answer."""
 
 
 def ask(comparison: Comparison) -> tuple[Message, ...]:
-    """The question put to the judge, the principle before the options."""
+    """The question to the judge, the principle before the options."""
     text = fill(
         COMPARE,
         principle=comparison.instruction,
@@ -85,22 +85,20 @@ class LogProbJudge:
         self.name = sampler.name
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
-        both = [ask(one) for pair in ((c, c.swap()) for c in comparisons) for one in pair]
-        logprobs = self.sampler.option_logprobs(both, [LETTERS] * len(both))
-        as_a = [row[0] - row[1] for row in logprobs[0::2]]
-        as_b = [row[1] - row[0] for row in logprobs[1::2]]
-        return [Preference(a, b) for a, b in zip(as_a, as_b, strict=True)]
+        both_orders = [ask(shown) for comparison in comparisons for shown in (comparison, comparison.swap())]
+        logprobs = self.sampler.option_logprobs(both_orders, [LETTERS] * len(both_orders))
+        first_as_a = [row[0] - row[1] for row in logprobs[0::2]]
+        first_as_b = [row[1] - row[0] for row in logprobs[1::2]]
+        return [Preference(a, b) for a, b in zip(first_as_a, first_as_b, strict=True)]
 
 
-def yes_no_margins(
-    sampler: Sampler, question: Literal["harmful", "helpful"], prompts: Sequence[Prompt], texts: Sequence[str]
-) -> list[float]:
-    """log P(Yes) - log P(No), nats, of the question about each single response."""
-    asked = [
+def yes_no_margins(sampler: Sampler, question: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+    """log P(Yes) - log P(No), nats, of one of ``QUESTIONS`` about each single response."""
+    filled = [
         fill(QUESTIONS[question], conversation=conversation_text(prompt.messages), response=text)
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    dialogues = [(Message(role="user", content=text),) for text in asked]
+    dialogues = [(Message(role="user", content=text),) for text in filled]
     return [yes - no for yes, no in sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))]
 
 
@@ -108,7 +106,7 @@ def comparisons_of(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], constitution: Constitution, seed: int
 ) -> list[Comparison]:
     """Every pair of the K responses to each prompt, each under a principle drawn for it."""
-    found = []
+    comparisons = []
     for prompt, group in zip(prompts, responses, strict=True):
         principles = [p for p in constitution.for_comparison(prompt) if p.preference is not None]
         if not principles:
@@ -116,12 +114,12 @@ def comparisons_of(
         for (i, first), (j, second) in combinations(enumerate(group), 2):
             principle = draw(principles, seed, "compare", prompt.id, i, j)
             assert principle.preference is not None
-            found.append(Comparison(prompt, first, second, principle.id, principle.preference))
-    return found
+            comparisons.append(Comparison(prompt, first, second, principle.id, principle.preference))
+    return comparisons
 
 
 def judgment(comparison: Comparison, preference: Preference, *, rater_id: str, abstain_below: float) -> Judgment:
-    """The stored label. Equal texts and margins inside the noise are ties; a verdict that is no number is no verdict."""
+    """The stored label. Equal texts and margins below ``abstain_below`` (nats) are ties; without a margin there is no verdict."""
     first, second = comparison.first.id, comparison.second.id
     key = content_id(comparison.prompt.id, first, second, comparison.principle, rater_id)
     margin = preference.margin
@@ -156,29 +154,29 @@ def pairs_of(
 ) -> list[Pair]:
     """Training pairs of the judgments that prefer: chosen first, soft label σ(|margin| / calibration)."""
     pairs = []
-    for one in judgments:
-        first, second = one.order
-        if not one.has_verdict or one.ranks[first] == one.ranks[second] or one.margin is None:
+    for label in judgments:
+        first, second = label.order
+        if not label.has_verdict or label.ranks[first] == label.ranks[second] or label.margin is None:
             continue
-        chosen, rejected = (first, second) if one.margin > 0 else (second, first)
+        chosen, rejected = (first, second) if label.margin > 0 else (second, first)
         pairs.append(
             Pair(
-                prompt=prompts[one.prompt_id],
+                prompt=prompts[label.prompt_id],
                 chosen=responses[chosen].text,
                 rejected=responses[rejected].text,
-                weight=1 / (1 + math.exp(-abs(one.margin) / calibration)),
-                group_id=one.set_id,
-                principle=one.principle,
+                weight=1 / (1 + math.exp(-abs(label.margin) / calibration)),
+                group_id=label.set_id,
+                principle=label.principle,
             )
         )
     return pairs
 
 
 def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed: int) -> list[Comparison]:
-    """Pairs with known answers as comparisons, the better response first for half of them by the draw of a coin; a pair
-    without a principle of the constitution gets one drawn. The answer is not in the comparison."""
+    """Pairs with known answers as comparisons, the better response first for half of them by the draw of a coin. A pair without
+    a principle of the constitution gets a drawn one. The answer is not in the comparison."""
     by_id = {principle.id: principle for principle in constitution.principles}
-    found = []
+    comparisons = []
     for number, pair in enumerate(pairs):
         principle = by_id.get(pair.principle or "") or draw(
             [p for p in constitution.principles if p.preference is not None], seed, "gate", number
@@ -191,8 +189,8 @@ def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
         )  # fmt: skip
         first, second = (chosen, rejected) if coin(seed, number) else (rejected, chosen)
-        found.append(Comparison(pair.prompt, first, second, principle.id, principle.preference))
-    return found
+        comparisons.append(Comparison(pair.prompt, first, second, principle.id, principle.preference))
+    return comparisons
 
 
 def coin(seed: int, number: int) -> bool:

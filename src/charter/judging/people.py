@@ -1,7 +1,7 @@
-"""People as raters of a run: what they are asked, what is still open, what they said, and how far a judge agrees with them.
+"""People as raters of a run: the questions to them, the open ones, their votes, and how far a judge agrees with them.
 
-The responses of a run that people are to compare stand in ``to_label.jsonl`` of its feedback stage; ``charter label RUN`` opens
-the page, whose votes lie in ``RUN/label``.
+The feedback stage of a run writes the responses for people to compare into ``to_label.jsonl``; ``charter label RUN`` opens the
+page, which keeps its votes in ``RUN/label``.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ FOLDER = "label"  # in the run
 
 
 def sample_for_people(groups: Sequence[Sequence[Response]], share: float, seed: int) -> list[list[Response]]:
-    """The groups of responses that people are asked about: all that differ, or a share of them (at least one) by a draw."""
-    asked = [list(group) for group in groups if len({one.text for one in group}) > 1]
-    order = sorted(range(len(asked)), key=lambda i: derive_seed(seed, "people", asked[i][0].prompt_id))
-    kept = set(order[: max(1, round(share * len(asked)))])
-    return [group for i, group in enumerate(asked) if i in kept]
+    """The groups of responses for people to compare: all that differ, or a share of them (at least one), drawn by seed."""
+    differing = [list(group) for group in groups if len({response.text for response in group}) > 1]
+    order = sorted(range(len(differing)), key=lambda i: derive_seed(seed, "people", differing[i][0].prompt_id))
+    kept = set(order[: max(1, round(share * len(differing)))])
+    return [group for i, group in enumerate(differing) if i in kept]
 
 
 class Votes:
-    """What people said so far in a label project about some groups of responses."""
+    """The votes of people so far, in a label project, about some groups of responses."""
 
     def __init__(self, folder: Path, groups: Sequence[Sequence[Response]]) -> None:
         self.groups, self.folder = groups, folder
-        self.texts = {one.id: one for group in groups for one in group}
+        self.responses = {response.id: response for group in groups for response in group}
         self.judgments: list[Judgment] = []
-        self.sets: dict[str, list[str]] = {}  # prompt id: what its people are asked
+        self.sets: dict[str, list[str]] = {}  # prompt id: ids of its comparison sets
         if (folder / "judgments.jsonl").is_file():
             with Evidence(folder / "judgments.jsonl") as evidence:
-                for one in (evidence.sets or {}).values():
-                    if one.role == "work" and all(key in self.texts for key in one.response_ids):
-                        self.sets.setdefault(one.prompt_id, []).append(one.id)
+                for task in (evidence.sets or {}).values():
+                    if task.role == "work" and all(key in self.responses for key in task.response_ids):
+                        self.sets.setdefault(task.prompt_id, []).append(task.id)
                 known = {key for keys in self.sets.values() for key in keys}
                 self.judgments = [
-                    one for one in evidence.judgments.in_order()
-                    if one.set_id in known and one.rater_kind == "human" and (one.has_verdict or one.edit)
+                    vote for vote in evidence.judgments.in_order()
+                    if vote.set_id in known and vote.rater_kind == "human" and (vote.has_verdict or vote.edit)
                 ]  # fmt: skip
 
     @property
     def open(self) -> int:
         """Prompts with a question that nobody has answered."""
-        answered = {one.set_id for one in self.judgments}
+        answered = {vote.set_id for vote in self.judgments}
         done = {prompt for prompt, sets in self.sets.items() if set(sets) <= answered}
         return sum(group[0].prompt_id not in done for group in self.groups)
 
     def pairs(self) -> list[Pair]:
-        """One training pair for each two responses that the raters of a set decide; the soft label is the share of them."""
+        """One training pair for each two responses between which the raters of a set decide; the soft label is their share."""
         if not self.judgments:
             return []
-        of_run = {one.id for one in self.judgments}
+        of_run = {vote.id for vote in self.judgments}
         with Evidence(self.folder / "judgments.jsonl") as evidence:
             rows = list(aggregated_rows(evidence, Selection(soft="share"), Tally(), of_run))
         return [
@@ -70,32 +70,26 @@ class Votes:
 
 
 def agreement_with_people(judged: Iterable[Judgment], people: Iterable[Judgment]) -> dict[str, Any]:
-    """How often a judge prefers what a person prefers: over pairs of responses that both decide, every person's vote one
-    comparison; 95 % interval clustered by prompt (Wilson). ``undecided`` counts pairs that a person decides and the judge does
-    not."""
-    by_judge = {frozenset(pair): pair for one in judged for pair in wins(one)}
+    """How often a judge prefers the response that a person prefers: over pairs of responses that both decide, each vote of a
+    person one comparison; 95 % interval clustered by prompt (Wilson). ``undecided`` counts pairs that a person decides and the
+    judge does not."""
+    by_judge = {frozenset(pair): pair for label in judged for pair in wins(label)}
     same: list[bool] = []
     prompts: list[str] = []
     undecided = 0
-    for one in people:
-        for pair in wins(one):
-            said = by_judge.get(frozenset(pair))
-            if said is None:
+    for vote in people:
+        for pair in wins(vote):
+            preferred = by_judge.get(frozenset(pair))
+            if preferred is None:
                 undecided += 1
             else:
-                same.append(said == pair)
-                prompts.append(one.prompt_id)
-    found = clustered_proportion(same, prompts)
-    return {
-        "agreement": found.value,
-        "ci": found.ci,
-        "n": found.n,
-        "prompts": len(set(prompts)),
-        "undecided": undecided,
-    }
+                same.append(preferred == pair)
+                prompts.append(vote.prompt_id)
+    share = clustered_proportion(same, prompts)
+    return {"agreement": share.value, "ci": share.ci, "n": share.n, "prompts": len(set(prompts)), "undecided": undecided}
 
 
 def with_people(by_judge: Sequence[Pair], votes: Votes) -> list[Pair]:
-    """The judge's pairs, and where people have spoken of a prompt theirs in place of them: a person's tie is no pair."""
-    spoken = {one.prompt_id for one in votes.judgments}
-    return [pair for pair in by_judge if pair.prompt.id not in spoken] + votes.pairs()
+    """The judge's pairs; where people voted on a prompt, theirs replace them, and a person's tie makes no pair."""
+    voted = {vote.prompt_id for vote in votes.judgments}
+    return [pair for pair in by_judge if pair.prompt.id not in voted] + votes.pairs()

@@ -1,7 +1,7 @@
 """Attention for bfloat16 on a CPU, where torch's fused kernel takes two to four times as long as two batched products.
 
 Registered with transformers under the name `charter`, so that every decoder that dispatches its attention can use it. It takes
-the fused kernel itself wherever that is the faster or the only right one: float32, a GPU, dropout, a bias on the scores.
+the fused kernel wherever that one is faster or the only right one: float32, a GPU, dropout, a bias on the scores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "charter"
 
 
 def use_fast_attention(model: Any) -> Any:
-    """Switch a model from the fused kernel to this one where it dispatches its attention; the model."""
+    """Switch a model that dispatches its attention from the fused kernel to this one; returns the model."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
@@ -28,11 +28,11 @@ def use_fast_attention(model: Any) -> Any:
 
 
 def mask_of(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The mask that the fused kernel would get; none for a line of packed rows, which has its layout instead."""
+    """The mask for the fused kernel; None for a line of packed rows, which has its layout instead."""
     from transformers.masking_utils import sdpa_mask
 
-    found: Tensor | None = None if LAYOUT.get() is not None else sdpa_mask(*args, **kwargs)
-    return found
+    mask: Tensor | None = None if LAYOUT.get() is not None else sdpa_mask(*args, **kwargs)
+    return mask
 
 
 def attention(
@@ -56,7 +56,7 @@ def attention(
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
     layout = LAYOUT.get()
     if layout is not None:
-        token = LAYOUT.set(None)  # the padded views below are no line
+        token = LAYOUT.set(None)  # the padded views below are not a line
         try:
             return attend(
                 layout, query, key, value,
@@ -68,10 +68,10 @@ def attention(
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or not plain:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        found: tuple[Tensor, None] = sdpa_attention_forward(
+        output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
-        return found
+        return output
     b, heads, t, d = query.shape
     kv_heads, s = key.shape[1], key.shape[2]
     group = heads // kv_heads
@@ -92,8 +92,8 @@ def attention(
 
 
 def additive(mask: Tensor | None, t: int, s: int, *, causal: bool, dtype: torch.dtype) -> Tensor | None:
-    """The mask as a number to add. The least finite number and not -inf: a row that sees nothing, a pad, must not become
-    NaN. A causal mask stands at the end of the keys: the last query sees all of them."""
+    """The mask as a number to add: the least finite number instead of -inf, since a row that sees nothing, a pad, must not
+    become NaN. A causal mask is aligned to the end of the keys: the last query sees all of them."""
     least = torch.finfo(dtype).min
     if mask is None:
         return torch.full((t, s), least, dtype=dtype).triu(1 + s - t) if causal else None

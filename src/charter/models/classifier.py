@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.encoder import ENCODERS
+from charter.models.architectures import ENCODERS
 from charter.models.load import load_classifier
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.encoder_decoder import EncoderDecoder, is_encoder_decoder
+from charter.models.architectures import EncoderDecoder, is_encoder_decoder
 from charter.models.layout import left_pad, positions
 from charter.models.llama.decode import FusedLlama
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like
@@ -44,7 +44,7 @@ class Decoder(Protocol):
         """Append tokens (B,); the new logits."""
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
+        """Drop all rows but these."""
 
 
 class TransformersDecoder:
@@ -81,8 +81,8 @@ class TransformersDecoder:
 
     def flash(self) -> Any:
         """Flash attention knows 16 bits only; everything else is sampled in float32."""
-        on = self.model.config._attn_implementation == "flash_attention_2"
-        return torch.autocast(self.attention.device.type, dtype=self.dtype if on else None, enabled=on)
+        enabled = self.model.config._attn_implementation == "flash_attention_2"
+        return torch.autocast(self.attention.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
@@ -119,36 +119,30 @@ def sample(
 
     The prompt is read once for the K responses. Rows that have ended are dropped from the batch when they make up a quarter of
     it. A response ends at any of the ids ``ends``. ``temperature`` 0 takes the likeliest token. ``dtype`` is that of the products
-    where a fused decoder is used; the choice is made in float32, among the first ``vocabulary`` ids where the model has rows for
-    more. Where memory does not suffice fewer prompts are taken at once. InputError where a prompt leaves no room.
+    of the fused decoder; the choice is made in float32, among the first ``vocabulary`` ids where the model has rows for more.
+    If memory runs out, fewer prompts are sampled together. InputError where a prompt leaves no room.
     """
     check_room(model, prompts, max_new_tokens)
-    found: list[list[Sampled]] = []
+    groups: list[list[Sampled]] = []
     at_once = len(prompts)
-    while len(found) < len(prompts):
-        part = slice(len(found), len(found) + at_once)
+    while len(groups) < len(prompts):
+        part = slice(len(groups), len(groups) + at_once)
         try:
-            found += _sample(model, prompts[part], seeds[part], ends, max_new_tokens, temperature, dtype, vocabulary)
+            groups += _sample(model, prompts[part], seeds[part], ends, max_new_tokens, temperature, dtype, vocabulary)
             continue
         except Exception as error:
             if at_once == 1 or not is_out_of_memory(error):
                 raise
         let_go()
         at_once = (at_once + 1) // 2
-        LOG.warning("out of memory: sampling after %d prompts at a time", at_once)
-    return found
+        LOG.warning("out of memory; sampling %d prompts at a time from here on", at_once)
+    return groups
 
 
 def _sample(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[Sequence[int]],
-    ends: Sequence[int],
-    max_new_tokens: int,
-    temperature: float,
-    dtype: torch.dtype,
-    vocabulary: int | None,
-) -> list[list[Sampled]]:
+    model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], ends: Sequence[int], max_new_tokens: int,
+    temperature: float, dtype: torch.dtype, vocabulary: int | None,
+) -> list[list[Sampled]]:  # fmt: skip
     """``sample`` of all prompts at once."""
     device = next(model.parameters()).device
     k = len(seeds[0])
@@ -166,15 +160,15 @@ def _sample(
     for step in range(max_new_tokens):
         choice, chosen_logprobs = pick(logits[:, :vocabulary], uniforms[rows, step], temperature)
         row_list, alive_list = rows.tolist(), alive.tolist()
-        for row, on, token, logprob in zip(row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True):
-            if on:
+        for row, is_alive, token, logprob in zip(row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True):
+            if is_alive:
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
         alive = alive & ~torch.isin(choice, stops)
-        left = int(alive.sum())
-        if left == 0 or step == max_new_tokens - 1:
+        n_alive = int(alive.sum())
+        if n_alive == 0 or step == max_new_tokens - 1:
             break
-        if left <= 0.75 * len(rows):
+        if n_alive <= 0.75 * len(rows):
             keep = alive.nonzero().squeeze(1)
             decoder.keep(keep)
             rows, choice, alive = (x[keep] for x in (rows, choice, alive))
@@ -201,21 +195,21 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
 
 
 def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The column (B,) of weights (B, n) in which the running sum passes ``uniform`` times their total, and what is left of that
+    """The column (B,) of weights (B, n) in which the running sum passes ``uniform`` times their total, and the part of that
     column below the mark, as a share of it. Scaled by the total, so that rounding takes nothing from the last column."""
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
     target = (uniform * cumulative[:, -1]).unsqueeze(1)
     column = torch.searchsorted(cumulative, target, right=True).clamp_(max=weights.shape[1] - 1)
-    own = weights.gather(1, column).double()
-    share = (target - cumulative.gather(1, column) + own) / own
+    weight = weights.gather(1, column).double()
+    share = (target - cumulative.gather(1, column) + weight) / weight
     return column.squeeze(1), share.squeeze(1).clamp(0, 1)
 
 
 def context_length(model: Any) -> int | None:
     """Most tokens the model can see at once, None where its configuration names no limit."""
     config = model.config.get_text_config()
-    found = getattr(config, "max_position_embeddings", None)
-    return int(found) if found else None
+    limit = getattr(config, "max_position_embeddings", None)
+    return int(limit) if limit else None
 
 
 def check_room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -226,6 +220,6 @@ def check_length(limit: int | None, longest: int, max_new_tokens: int) -> None:
     """InputError where the longest prompt and its response are more tokens than the model sees at once."""
     if limit is not None and longest + max_new_tokens > limit:
         raise InputError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's {limit} positions; "
+            f"a prompt of {longest} tokens and {max_new_tokens} new tokens do not fit the {limit} positions of the model; "
             "shorten the prompts or lower max_new_tokens"
         )

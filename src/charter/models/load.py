@@ -1,4 +1,4 @@
-"""Load and save: safetensors only, no remote code, one clear line where a folder is not a model."""
+"""Load and save models: safetensors only, no remote code, one clear line for a folder that is not a model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any, Literal
 import torch
 
 from charter.errors import InputError
-from charter.models.allocator import keep_freed_memory
+from charter.models.architectures import ENCODERS, POOLED
 from charter.models.attention import use_fast_attention
 from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, begins_with_bos, prepare_tokenizer
-from charter.models.encoder import ENCODERS, POOLED
+from charter.models.memory import keep_freed_memory
 from charter.models.quantize import is_quantized, keep_exact, loading_in_4_bits
 from charter.run.files import read_json, write_json
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the loader's own progress bars and reports off the terminal."""
+    """Keep the progress bars and reports of transformers off the terminal."""
     from transformers.utils import logging as hf_logging
 
     bars = hf_logging.is_progress_bar_enabled()
@@ -43,24 +43,21 @@ def check_folder(path: str) -> None:
     folder = Path(path)
     if not folder.exists():
         if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
-            raise InputError("no such model folder; a hub model is named OWNER/NAME", file=path)
+            raise InputError("no such model folder; write a folder, or OWNER/NAME for a model of the hub", file=path)
         return
     if not folder.is_dir():
-        raise InputError("is a file; name the folder that holds config.json and the weights", file=path)
+        raise InputError("the path is a file; name the folder with config.json and the weights", file=path)
     if not (folder / "config.json").exists():
-        raise InputError("holds no config.json, so it is no Hugging Face model folder", file=path)
+        raise InputError("config.json is missing; name the folder of a Hugging Face model", file=path)
     if not list(folder.glob("*.safetensors")):
         pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(pattern)]
         if pickled:
-            raise InputError(
-                f"holds pickled weights ({pickled[0]}), which can run code when loaded; save them as safetensors",
-                file=path,
-            )
-        raise InputError("holds no *.safetensors weights", file=path)
+            raise InputError(f"pickled weights ({pickled[0]}) can run code when loaded; save them as safetensors", file=path)
+        raise InputError("*.safetensors weights are missing; name the folder with the weights", file=path)
 
 
 def kind_of(path: str) -> Literal["decoder", "encoder", "encoder-decoder"]:
-    """What the model of a folder is; a folder that holds a tokenizer alone counts as a decoder's. InputError where its
+    """The kind of the model of a folder; a folder with a tokenizer alone counts as a decoder's. InputError where its
     configuration does not load."""
     from transformers import AutoConfig
 
@@ -86,8 +83,8 @@ def load_base(
     quantization: str | None = None,
     precision: str = "float32",
 ) -> Any:
-    """A model without a task's head, by what it is: one that writes with its vocabulary, an encoder without. ``precision`` is
-    that of the products with weights of 4 bits. InputError where a package is missing."""
+    """A model for training: one that writes has its vocabulary projection, an encoder has no head. ``precision``: of products
+    with 4-bit weights. InputError where a package is missing."""
     kind = kind_of(path)
     check_attention(attention, kind, device, precision)
     more: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
@@ -102,57 +99,60 @@ def load_base(
 
 
 def check_attention(attention: str, kind: str, device: str, precision: str) -> None:
-    """InputError where flash attention is asked for and cannot be: transformers would fetch compiled code where it is missing."""
+    """InputError where flash attention cannot run: transformers would fetch compiled code if the package is missing."""
     if attention != "flash_attention_2":
         return
     if importlib.util.find_spec("flash_attn") is None:
-        raise InputError("needs the package flash-attn, which is not installed; install it or set attention: auto",
+        raise InputError("needs the package flash-attn, which is missing; install it, or set attention: auto",
                          field="attention: flash_attention_2")  # fmt: skip
     if device != "cuda":
         raise InputError("needs a GPU; set attention: auto", field="attention: flash_attention_2")
     if precision == "float32":
         raise InputError("computes in 16 bits; set precision: bfloat16", field="attention: flash_attention_2")
     if kind != "decoder":
-        raise InputError(f"is for decoders, and this is an {kind}; set attention: auto", field="attention: flash_attention_2")
+        raise InputError(
+            f"works for decoders only, and this model is an {kind}; set attention: auto", field="attention: flash_attention_2"
+        )
 
 
 def marks_of(path: str) -> tuple[list[int], int | None]:
-    """What a model's files name as ends of a response (several with Llama 3 and Gemma) and as beginning of a text. The files
-    themselves and not the classes, whose defaults are another model's ids."""
+    """The ids that a model's files name as ends of a response (several with Llama 3 and Gemma) and as beginning of a text. The
+    files count and not the classes, whose defaults are the ids of another model."""
     from transformers.utils import cached_file
 
-    found: dict[str, Any] = {}
+    ids: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
         values = read_json(Path(file)) if file else None
         if isinstance(values, dict):
-            found |= {key: values[key] for key in ("eos_token_id", "bos_token_id") if values.get(key) is not None}
-    ends, bos_id = found.get("eos_token_id", []), found.get("bos_token_id")
+            ids |= {key: values[key] for key in ("eos_token_id", "bos_token_id") if values.get(key) is not None}
+    ends, bos_id = ids.get("eos_token_id", []), ids.get("bos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
     return [number for number in ends if isinstance(number, int)], bos_id if isinstance(bos_id, int) else None
 
 
 def vocabulary_of(tokenizer: Any, rows: int) -> int:
-    """Ids that the tokenizer gives: one more than the highest. A name for unknown or first tokens that its class has by default
-    and that lies beyond the ``rows`` of the embedding is none of them."""
+    """Number of ids of the tokenizer: one more than the highest. A token for unknown text or BOS that is only the default of its
+    class, and lies beyond the ``rows`` of the embedding, does not count."""
     unused = {tokenizer.unk_token, None if begins_with_bos(tokenizer) else tokenizer.bos_token} - {tokenizer.eos_token}
     known: dict[str, int] = tokenizer.get_vocab()
     return 1 + max(number for token, number in known.items() if number < rows or token not in unused)
 
 
-def check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
-    """InputError where the tokenizer has tokens for which the model has no embedding: they would fail when one comes up."""
+def check_vocabulary(model: Any, tokenizer: Any, path: str, *, base: str | None = None) -> None:
+    """InputError where the tokenizer has tokens for which the model has no embedding: they would fail when one comes up.
+    ``base``: the model under the adapter of ``path``."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     known = vocabulary_of(tokenizer, rows)
     if known > rows:
-        raise InputError(
-            f"the tokenizer has {known} tokens and the model embeddings for {rows}; tokens were added without "
-            "model.resize_token_embeddings(len(tokenizer)), or the tokenizer is another model's", file=path,
-        )  # fmt: skip
+        remedy = "call model.resize_token_embeddings(len(tokenizer)) and save again, or use the model's own tokenizer"
+        if base is not None:
+            remedy = f"name the base model that has them all with --base (now {base})"
+        raise InputError(f"the tokenizer has {known} tokens and the model has embeddings for {rows}; {remedy}", file=path)
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a model's folder with what the rest relies on (see ``prepare_tokenizer``)."""
+    """The tokenizer of a model's folder, complete with end, pad and template (see ``prepare_tokenizer``)."""
     tokenizer = raw_tokenizer(path)
     ends, bos_id = marks_of(path)
     try:
@@ -162,7 +162,7 @@ def load_tokenizer(path: str) -> Any:
 
 
 def raw_tokenizer(path: str) -> Any:
-    """The tokenizer of a folder as it is stored."""
+    """The tokenizer of a folder, as stored."""
     from transformers import AutoTokenizer
 
     try:
@@ -175,8 +175,8 @@ def raw_tokenizer(path: str) -> Any:
 def load_model(
     path: str, device: str = "cpu", *, kind: str = "AutoModelForCausalLM", dtype: Any = torch.float32, **kwargs: Any
 ) -> Any:
-    """A model in ``dtype`` (`auto` is what it is stored in), in evaluation mode. ``kind`` names the transformers class.
-    InputError where weights are missing: a head that the loader would fill with random numbers is a mistake, not a model."""
+    """A model in ``dtype`` (`auto`: the stored one), in evaluation mode. ``kind`` names the transformers class. InputError where
+    weights are missing: the loader would fill a missing head with random numbers."""
     import transformers
 
     check_folder(path)
@@ -194,7 +194,7 @@ def load_model(
     except Exception as error:  # the loader raises whatever the file format underneath raises
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
     if missing := sorted(report["missing_keys"]):
-        raise InputError(f"weights are missing: {', '.join(missing[:3])}; this folder is not a {kind}", file=path)
+        raise InputError(f"weights are missing: {', '.join(missing[:3])}; the folder is not a whole {kind}", file=path)
     if is_quantized(model):
         keep_exact(model)
     else:
@@ -203,8 +203,7 @@ def load_model(
 
 
 def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:
-    """A sequence classifier and its own tokenizer. InputError where its head is missing: it would be filled with random
-    numbers."""
+    """A sequence classifier and its tokenizer. InputError where its head is missing: it would be random."""
     model = load_model(path, device, kind="AutoModelForSequenceClassification")
     tokenizer = raw_tokenizer(path)
     if tokenizer.pad_token_id is None:
@@ -220,7 +219,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to that takes the name of ``folder`` at the end: nothing half-written is ever seen under it."""
+    """A temporary folder that takes the name of ``folder`` at the end, so that nobody sees it half-written."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -239,11 +238,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def save_model(
     model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB", extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a plain Hugging Face folder: it loads without remote code, also where the model once came with some. ``extra``: small
+    """Write a plain Hugging Face folder, which loads without remote code, even if the model once came with some. ``extra``: small
     JSON files by name."""
-    for holder in (model.config, tokenizer.init_kwargs):
-        named = holder if isinstance(holder, dict) else vars(holder)
-        named.pop("auto_map", None)
+    for settings in (vars(model.config), tokenizer.init_kwargs):
+        settings.pop("auto_map", None)
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary, max_shard_size=shard_size)
         tokenizer.save_pretrained(temporary)
@@ -252,32 +250,32 @@ def save_model(
 
 
 def pick_device(setting: str) -> str:
-    """`auto` is the GPU where there is one. InputError where cuda is asked for and absent."""
+    """`cuda` or `cpu`; `auto` is the GPU if there is one. InputError where the setting is cuda and no GPU is visible."""
     if setting == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but no GPU is visible; set device: cpu or auto")
+        raise InputError("device is cuda, but no GPU is visible; set device to cpu or auto")
     return "cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 STAGE_OF = {"sft": "sft", "policy": "rl"}
-"""Which stage of a run trains a model, by the model's name."""
+"""The stage of a run that trains a model, by the name of the model."""
 
 
 def model_of_run(run: Path, model: str) -> str:
-    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``. InputError where it is not there, with what to do."""
+    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``. InputError where it is missing."""
     if model not in ("base", *STAGE_OF):
-        raise InputError(f"--model {model!r}: one of base, sft, policy")
+        raise InputError(f"--model: unknown model {model!r}; use base, sft or policy")
     if not run.is_dir():
-        raise InputError("no such run folder; charter run RECIPE --out FOLDER makes one", file=run)
+        raise InputError("no such run folder; make one with charter run RECIPE --out FOLDER", file=run)
     if model == "base":
         report = read_json(run / "report.json")
         recipe = report.get("recipe") if isinstance(report, dict) else None
-        named = recipe.get("model") if isinstance(recipe, dict) else None
-        if not isinstance(named, str):
-            raise InputError("no report.json names the base model yet; charter run RECIPE --out writes one", file=run)
-        check_folder(named)
-        return named
+        base = recipe.get("model") if isinstance(recipe, dict) else None
+        if not isinstance(base, str):
+            raise InputError("report.json, which names the base model, is missing; charter run RECIPE --out writes it", file=run)
+        check_folder(base)
+        return base
     stage = STAGE_OF[model]
     folder = run / stage / "model"
     if not folder.is_dir():
-        raise InputError(f"the {model} model is not there yet; charter {stage} RECIPE --out {run} trains it", file=folder)
+        raise InputError(f"the {model} model is missing; train it with charter {stage} RECIPE --out {run}", file=folder)
     return str(folder)

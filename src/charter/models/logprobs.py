@@ -1,4 +1,4 @@
-"""Log-probabilities from hidden states without holding a float32 vocabulary for every token.
+"""Log-probabilities from hidden states, without float32 logits of the vocabulary for every token.
 
 Logits are made in blocks of rows in the precision of the run and normalised in float32.
 """
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BLOCK_ELEMENTS = 2**20  # logits that are looked at together: 4 MB in float32, within the caches of a core
-KEPT_ELEMENTS = 2**25  # up to so many are kept for the backward pass: 64 MB in bfloat16; more are made again
+BLOCK_ELEMENTS = 2**20  # logits of one block: 4 MB in float32, within the caches of a core
+KEPT_ELEMENTS = 2**25  # most logits kept for the backward pass: 64 MB in bfloat16; more are computed again
 
 
 def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
-    """Vocabulary logits (N, V) of hidden states (N, H), with the caps and scales that some architectures put on them."""
+    """Vocabulary logits (N, V) of hidden states (N, H), with the caps and scales of some architectures."""
     config = model.config.get_text_config()
     if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
         hidden = hidden * config.d_model**-0.5
@@ -48,8 +48,8 @@ def chosen_logprobs(
 
     hidden: (n, H), float32; weight: (V, H), ``cast`` the same in the precision of the products; targets: (n,).
     """
-    found, entropies = _ChosenLogprobs.apply(hidden, weight, cast, targets, temperature, entropy)  # type: ignore[no-untyped-call]
-    return found, entropies if entropy else None
+    logprobs, entropies = _ChosenLogprobs.apply(hidden, weight, cast, targets, temperature, entropy)  # type: ignore[no-untyped-call]
+    return logprobs, entropies if entropy else None
 
 
 class _ChosenLogprobs(torch.autograd.Function):
@@ -80,7 +80,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         entropy = ctx.entropy and bool(of_entropies.any())
         of_hidden = torch.empty(low.shape, dtype=torch.float32, device=low.device)
         of_weight = torch.zeros(cast.shape, dtype=torch.float32, device=low.device) if ctx.needs_input_grad[1] else None
-        # d log p(y) = [v = y] - p(v). The term of the target is taken from float32: 1 - p is small where p is near 1.
+        # d log p(y) = [v = y] - p(v). The term of the target is computed in float32: 1 - p is small where p is near 1.
         of_target = (of_chosen * -torch.expm1(chosen)).to(low.dtype)
         pull = -of_chosen.to(low.dtype).unsqueeze(1)
         for number, rows in enumerate(blocks(len(low), len(cast))):
@@ -100,6 +100,6 @@ class _ChosenLogprobs(torch.autograd.Function):
 
 
 def blocks(n: int, vocabulary: int) -> list[slice]:
-    """Rows cut so that a block of logits stays small."""
+    """Rows in blocks with few enough logits."""
     size = max(1, BLOCK_ELEMENTS // vocabulary)
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -1,8 +1,8 @@
 """Rows without padding: every real token once, a prompt once for all its responses.
 
-All of a model but its attention treats each token by itself, so tokens may stand in one long line of length N. Attention is told
-by a ``Layout`` which of them belong together. Compared with rows padded side by side, no product is spent on padding or on
-reading the same prompt again; losses and gradients are the same (tests).
+All of a model but its attention treats each token by itself, so tokens may stand in one long line of length N. A ``LineLayout``
+tells attention which of them belong together. Compared with rows padded side by side, no product is spent on padding or on a
+second reading of a prompt; losses and gradients are the same (tests).
 
 Letters: N tokens in the line, P prompts, R responses, T positions of a padded view, F features.
 """
@@ -42,7 +42,7 @@ def clip(row: Tokens, limit: int | None, keep: int = 1) -> Tokens:
 
 @dataclass(frozen=True)
 class View:
-    """A padded view of part of the line. slots: (rows, T) places in the line, 0 where there is none; real: (rows, T) bool."""
+    """A padded view of part of the line. slots: (rows, T) places in the line, 0 for padding; real: (rows, T) bool."""
 
     slots: Tensor
     real: Tensor
@@ -54,10 +54,10 @@ class View:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which tokens of a line see which: each prompt itself, each response its prompt (``owner``, (R,)) and itself, causally.
+class LineLayout:
+    """The tokens that see each other: each prompt itself, each response its prompt (``owner``, (R,)) and itself, causally.
 
-    Without sharing ``prompts`` is None and ``responses`` holds whole rows.
+    Without sharing, ``prompts`` is None and ``responses`` has whole rows.
     """
 
     prompts: View | None
@@ -67,8 +67,8 @@ class Layout:
     """(N,) place of each token of the line in prompts and responses, flattened and put one after the other."""
 
 
-LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
-"""The layout of the line that is going through a model, for its attention to read."""
+LAYOUT: ContextVar[LineLayout | None] = ContextVar("layout", default=None)
+"""The layout of the line in a model's forward pass, for its attention."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Packed:
     """Prompts and their responses as one line.
 
     ids, positions: (N,). before: (R, T) places in the line from which each response token is predicted; targets, mask: (R, T) the
-    response tokens and where they are. last: (R,) place of the last token of each response.
+    response tokens and their places. last: (R,) place of the last token of each response.
     """
 
     ids: Tensor
     positions: Tensor
-    layout: Layout
+    layout: LineLayout
     before: Tensor
     targets: Tensor
     mask: Tensor
@@ -94,68 +94,60 @@ class Packed:
 
 
 def pack(rows: Sequence[Tokens], device: Any = "cpu", *, share: bool = True) -> Packed:
-    """Put rows in line. With ``share`` rows with the same prompt share it. A prompt is never empty."""
-    prompts: list[Sequence[int]] = []
-    owner: list[int] = []
-    places: dict[tuple[int, ...], int] = {}
-    for row in rows:
-        key = tuple(row.prompt)
-        if not share or key not in places:
-            places[key] = len(prompts)
-            prompts.append(row.prompt)
-        owner.append(places[key])
-    responses = [row.response for row in rows]
-    shared = len(prompts) < len(responses)
+    """Put rows in line. With ``share``, rows with the same prompt share it. A prompt is never empty."""
+    prompts, owner = group_by_prompt(rows, share)
+    shared = len(prompts) < len(rows)
     ids: list[int] = []
     positions: list[int] = []
     prompt_slots: list[list[int]] = []
-    response_slots: list[list[int]] = []
-    order: list[tuple[bool, int, int]] = []  # of every token in line: belongs to a prompt's view, row, column
+    response_slots: list[list[int]] = [[] for _ in rows]
+    order: list[tuple[bool, int, int]] = []  # of every token in line: belongs to the view of prompts, row, column
     by_prompt: list[list[int]] = [[] for _ in prompts]
     for r, p in enumerate(owner):
         by_prompt[p].append(r)
-    response_slots = [[] for _ in responses]
     for p, prompt in enumerate(prompts):
-        start = len(ids)
+        n = len(prompt)
+        prompt_slots.append(list(range(len(ids), len(ids) + n)))
         ids += prompt
-        positions += range(len(prompt))
-        prompt_slots.append(list(range(start, start + len(prompt))))
+        positions += range(n)
         if shared:
-            order += [(True, p, t) for t in range(len(prompt))]
+            order += [(True, p, t) for t in range(n)]
         for r in by_prompt[p]:
-            begin = len(ids)
-            ids += responses[r]
-            positions += range(len(prompt), len(prompt) + len(responses[r]))
-            response_slots[r] = list(range(begin, begin + len(responses[r])))
-            offset = 0 if shared else len(prompt)
-            if not shared:
-                order += [(False, r, t) for t in range(len(prompt))]
-            order += [(False, r, offset + t) for t in range(len(responses[r]))]
-    before = [[(prompt_slots[owner[r]] + slots)[len(prompt_slots[owner[r]]) - 1 + j] for j in range(len(slots))]
-              for r, slots in enumerate(response_slots)]  # fmt: skip
-    before_view = view_of(before, device)
-    targets_view = view_of(response_slots, device)
+            response = rows[r].response
+            response_slots[r] = list(range(len(ids), len(ids) + len(response)))
+            ids += response
+            positions += range(n, n + len(response))
+            order += [(False, r, t) for t in (range(len(response)) if shared else range(n + len(response)))]
+    whole = [prompt_slots[p] + slots for p, slots in zip(owner, response_slots, strict=True)]
+    before = [row[len(row) - len(slots) - 1 : -1] for row, slots in zip(whole, response_slots, strict=True)]
+    before_view, targets_view = view_of(before, device), view_of(response_slots, device)
     line = torch.tensor(ids, device=device)
-    if shared:
-        first, second = view_of(prompt_slots, device), targets_view
-        offset = first.slots.numel()
-        place = [row * first.shape[1] + column if of_prompt else offset + row * second.shape[1] + column
-                 for of_prompt, row, column in order]  # fmt: skip
-        layout = Layout(first, second, torch.tensor(list(owner), device=device), torch.tensor(place, device=device))
-    else:
-        whole = view_of([prompt_slots[owner[r]] + slots for r, slots in enumerate(response_slots)], device)
-        place = [row * whole.shape[1] + column for _, row, column in order]
-        layout = Layout(None, whole, None, torch.tensor(place, device=device))
-    last = torch.tensor([(prompt_slots[owner[r]] + slots)[-1] for r, slots in enumerate(response_slots)], device=device)
+    first, second = (view_of(prompt_slots, device), targets_view) if shared else (None, view_of(whole, device))
+    offset = 0 if first is None else first.slots.numel()
+    place = [
+        row * first.shape[1] + column if first is not None and of_prompt else offset + row * second.shape[1] + column
+        for of_prompt, row, column in order
+    ]
     return Packed(
         ids=line,
         positions=torch.tensor(positions, device=device),
-        layout=layout,
+        layout=LineLayout(
+            first, second, torch.tensor(owner, device=device) if shared else None, torch.tensor(place, device=device)
+        ),
         before=before_view.slots,
         targets=line[targets_view.slots],
         mask=targets_view.real,
-        last=last,
+        last=torch.tensor([row[-1] for row in whole], device=device),
     )
+
+
+def group_by_prompt(rows: Sequence[Tokens], share: bool) -> tuple[list[Sequence[int]], list[int]]:
+    """The prompts in line, and the number of the prompt of each row."""
+    if not share:
+        return [row.prompt for row in rows], list(range(len(rows)))
+    places: dict[tuple[int, ...], int] = {}
+    owner = [places.setdefault(tuple(row.prompt), len(places)) for row in rows]
+    return list(places), owner
 
 
 def view_of(rows: Sequence[Sequence[int]], device: Any) -> View:
@@ -168,7 +160,7 @@ def view_of(rows: Sequence[Sequence[int]], device: Any) -> View:
 class _Spread(torch.autograd.Function):
     """The line (N, F) as the slots of padded views (S, F), pads 0; ``back`` leads from the line to its slots.
 
-    Each token has one slot, so the gradient of either move is the other move: a gather, where autograd would add up.
+    Each token has one slot, so the gradient of either move is the other move: a gather, where autograd would scatter and add.
     """
 
     @staticmethod
@@ -196,7 +188,7 @@ class _Gather(torch.autograd.Function):
         return gradients[0].index_select(0, slots).masked_fill_(~real.unsqueeze(1), 0.0), None, None, None
 
 
-def attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, kernel: Any) -> Tensor:
+def attend(layout: LineLayout, query: Tensor, key: Tensor, value: Tensor, kernel: Any) -> Tensor:
     """Attention over a line. query: (1, Hq, N, D), key and value (1, Hk, N, D); returns (1, N, Hq, Dv).
 
     ``kernel(query, key, value, mask)`` is the attention of padded rows: (B, H, T, D) each, mask (B, 1, T, S) True where seen or

@@ -1,8 +1,8 @@
-"""Sixteen-bit training: the precision of products, and loss scaling where a gradient would fall below what float16 can hold.
+"""Sixteen-bit training: the precision of products, and loss scaling for gradients below the range of float16.
 
-A gradient below 6e-8 is 0 in float16. So it is multiplied by a large number where it enters the model and divided by it before
-the update (Micikevicius et al. 2018, section 3.2); the number is halved where a gradient overflowed, and that update is left
-out. Above the model nothing knows of it: losses are what they are.
+A gradient below 6e-8 is 0 in float16. So it is multiplied by a large scale where it enters the model and divided by it before the
+update (Micikevicius et al. 2018, section 3.2); after an overflow the scale is halved and the update skipped. Code above the model
+does not see the scale: losses are not scaled.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class RoleParameters(dict[str, nn.Parameter]):
-    """The trainable parameters of a role by name, the scaler by which their gradients are too large, None where they are not, and
-    where their trunk keeps DeepSpeed's engines, None where it uses none. The optimizer reads it here, so that no loop can forget
-    it."""
+    """The trainable parameters of a role by name; the scaler of their gradients, None without scaling; the list of the trunk's
+    DeepSpeed engines, None without DeepSpeed. The optimizer reads these here, so that no loop can forget them."""
 
     scaler: torch.amp.GradScaler | None = None
     engines: list[Any] | None = None
 
 
-def scaled(scaler: torch.amp.GradScaler | None, values: Tensor) -> Tensor:
-    """The values; what comes back as their gradient is multiplied by the scale."""
-    found: Tensor = values if scaler is None else _Scaled.apply(values, scaler)  # type: ignore[no-untyped-call]
-    return found
+def with_scaled_gradient(scaler: torch.amp.GradScaler | None, values: Tensor) -> Tensor:
+    """The values, whose gradient is multiplied by the scale on its way back."""
+    unchanged: Tensor = values if scaler is None else _ScaledGradient.apply(values, scaler)  # type: ignore[no-untyped-call]
+    return unchanged
 
 
-class _Scaled(torch.autograd.Function):
+class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
         ctx.scaler = scaler

@@ -1,8 +1,8 @@
 """Weights of 4 bits (QLoRA, Dettmers et al. 2023): NormalFloat in blocks of 64, their scales in 8 bits, through bitsandbytes.
 
-Embeddings, norms and the output projection stay as they are. A model that was trained on 4-bit weights is those weights and the
-adapters on them: rounded to 4 bits a second time it would lose most of what it learned, since an update is smaller than a step of
-the grid. So what a run saves is also kept apart (``STACK``), and a run that goes on puts the adapters on the same 4-bit weights.
+Embeddings, norms and the output projection are not rounded. A model that was trained on 4-bit weights is these weights plus
+adapters: rounded to 4 bits a second time it would lose most of its training, since an update is smaller than a step of the grid.
+So a run also saves the adapters apart (``STACK``), and a run that resumes puts them on the same 4-bit weights.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STACK = "charter_adapters.json"
 
 @contextlib.contextmanager
 def without_hub_kernels() -> Iterator[None]:
-    """On CPUs with bfloat16 bitsandbytes fetches a compiled kernel from a hub while it is imported, where the package `kernels`
-    is there. Code from the network is not run here."""
-    kept = sys.modules.get("kernels")
+    """On CPUs with bfloat16, importing bitsandbytes fetches a compiled kernel from a hub if the package `kernels` is installed.
+    Charter does not run code from the network."""
+    kernels = sys.modules.get("kernels")
     level = logging.getLogger("bitsandbytes").level
     sys.modules["kernels"] = None  # type: ignore[assignment]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -38,12 +38,12 @@ def without_hub_kernels() -> Iterator[None]:
     finally:
         logging.getLogger("bitsandbytes").setLevel(level)
         sys.modules.pop("kernels")
-        if kept is not None:
-            sys.modules["kernels"] = kept
+        if kernels is not None:
+            sys.modules["kernels"] = kernels
 
 
 def import_peft() -> Any:
-    """peft, which imports bitsandbytes where that is installed."""
+    """Import peft, which imports bitsandbytes if that is installed."""
     with without_hub_kernels():
         import peft
     return peft
@@ -56,8 +56,8 @@ def check_bitsandbytes() -> None:
 
 
 def loading_in_4_bits(precision: str, device: str) -> dict[str, Any]:
-    """What ``from_pretrained`` needs to load a model in nf4 with products in ``precision``. InputError where bitsandbytes is not
-    installed."""
+    """The arguments of ``from_pretrained`` for a model in nf4 with products in ``precision``. InputError where bitsandbytes is
+    missing."""
     check_bitsandbytes()
     import_peft()
     from transformers import BitsAndBytesConfig
@@ -76,22 +76,22 @@ def is_quantized(model: Any) -> bool:
 
 
 def keep_exact(model: Any) -> None:
-    """Keep bitsandbytes from laying weights out anew for its own CPU kernel: that one rounds to bfloat16 whatever is asked for,
-    and has no derivative, so adapters below it would learn nothing and nobody would say so."""
+    """Keep bitsandbytes from rearranging weights for its CPU kernel, which rounds to bfloat16 whatever the precision and has no
+    derivative: adapters below it would silently learn nothing."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def size_of(parameter: Tensor) -> int:
-    """Numbers in a parameter; of a 4-bit one as many as it stands for."""
+    """Numbers in a parameter; of a 4-bit parameter the numbers that it represents."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
 
 
 def dense_copy(model: Any, dtype: torch.dtype) -> Any:
-    """The model with its 4-bit weights written out and the active adapters added, in ``dtype`` on the CPU: what was trained, as a
-    plain model. One weight at a time is on the device."""
+    """The trained model as a plain one: its 4-bit weights written out and the active adapters added, in ``dtype`` on the CPU. One
+    weight at a time is on the device."""
     from bitsandbytes.functional import dequantize_4bit
 
     config = copy.deepcopy(model.config)
@@ -114,8 +114,8 @@ def dense_copy(model: Any, dtype: torch.dtype) -> Any:
                         weight = weight.float() + layer.get_delta_weight(adapter).float()
             if quantized is not None and type(dense.get_submodule(place)).__name__ == "Conv1D":
                 weight = weight.t()  # GPT-2 stores them transposed
-            kept = weight.to(dtype) if weight.is_floating_point() else weight
-            state[f"{place}.{leaf}" if place else leaf] = kept.cpu().contiguous()
+            cast = weight.to(dtype) if weight.is_floating_point() else weight
+            state[f"{place}.{leaf}" if place else leaf] = cast.cpu().contiguous()
     dense.load_state_dict(state, strict=False, assign=True)
     dense.tie_weights()
     dense.generation_config = getattr(model, "generation_config", None)

@@ -1,4 +1,4 @@
-"""The text side of a model: conversations in, texts and choices out. What feedback and constitution know of models.
+"""The text side of a model: conversations in, texts and choices out. All that judging and constitution know of models.
 
 Tensors end here. A choice is *read* from the log-probabilities of the options, so a model cannot decline to choose.
 """
@@ -15,12 +15,15 @@ import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
 from charter.models.generate import is_fused, make_decoder, sample
+from charter.models.layout import right_pad
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Message
 from charter.run.team import team
 
 Conversation = Sequence[Message]
-READ_TOKENS = 4096  # of conversations that are read at once, with every copy of their cache
+Seeds = Sequence[Sequence[int]]
+"""One row of seeds for each conversation, one seed for each response."""
+READ_TOKENS = 4096  # of conversations that are read together, with every copy of their cache
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,7 @@ class Sampler(Protocol):
     name: str
 
     def generate(
-        self,
-        conversations: Sequence[Conversation],
-        seeds: Sequence[Sequence[int]],
-        *,
-        temperature: float,
-        max_new_tokens: int,
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
     ) -> list[list[Sample]]:
         """One text per seed for each conversation."""
 
@@ -68,12 +66,7 @@ class LocalSampler:
         self.tokens_per_micro_batch = tokens_per_micro_batch
 
     def generate(
-        self,
-        conversations: Sequence[Conversation],
-        seeds: Sequence[Sequence[int]],
-        *,
-        temperature: float,
-        max_new_tokens: int,
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
     ) -> list[list[Sample]]:
         tokenizer = self.trunk.tokenizer
         with self.trunk.as_role(self.role) as model:
@@ -88,7 +81,7 @@ class LocalSampler:
                 vocabulary=self.trunk.vocabulary,
             )
         return [
-            [Sample(decode_response(tokenizer, one.ids), "stop" if one.finished else "length") for one in group]
+            [Sample(decode_response(tokenizer, row.ids), "stop" if row.finished else "length") for row in group]
             for group in sampled
         ]
 
@@ -98,45 +91,39 @@ class LocalSampler:
         only where one option is the beginning of another, because then nothing else tells them apart."""
         tokenizer = self.trunk.tokenizer
         prompts = [encode_prompt(tokenizer, conversation) for conversation in conversations]
-        encoded: list[list[list[int]]] = []
-        for choices in options:
-            ids = [encode_response(tokenizer, choice, end=False) for choice in choices]
-            end = any(a is not b and a == b[: len(a)] for a in ids for b in ids)
-            encoded.append([[*one, end_ids(tokenizer)[0]] for one in ids] if end else ids)
-        found: list[list[float]] = [[] for _ in prompts]
-        # Conversations with equally many options and like length share a pass.
-        order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), len(prompts[i]), i))
+        encoded = [encode_options(tokenizer, choices) for choices in options]
         # In the precision of the trunk: unlike a sample, a margin of nats does not hang on the last bits of a logit.
-        knows = is_fused(self.trunk.model, self.trunk.dtype)  # its precision, without being told
+        fused = is_fused(self.trunk.model, self.trunk.dtype)  # the fused decoder casts by itself
         # The model's own cache is repeated for every option that has more than one token; the fused one is not.
-        repeated = not knows and any(len(one) > 1 for choices in encoded for one in choices)
-        with self.trunk.as_role(self.role) as model, contextlib.nullcontext() if knows else self.trunk.autocast():
-            batches = []
-            start = 0
-            while start < len(order):
-                stop = start + 1
-                k = len(encoded[order[start]])
-                while (
-                    stop < len(order)
-                    and len(encoded[order[stop]]) == k
-                    and len(prompts[order[stop]]) * (k if repeated else 1) * (stop + 1 - start) <= self.tokens_per_micro_batch
-                ):
-                    stop += 1
-                batches.append(order[start:stop])
-                start = stop
-            own: list[tuple[int, list[float]]] = []
+        repeated = not fused and any(len(option) > 1 for choices in encoded for option in choices)
+        rows: list[tuple[int, list[float]]] = []
+        with self.trunk.as_role(self.role) as model, contextlib.nullcontext() if fused else self.trunk.autocast():
+            batches = self._batches([len(prompt) for prompt in prompts], [len(choices) for choices in encoded], repeated)
             for batch in team().share(batches, [sum(len(prompts[i]) for i in batch) for batch in batches]):
-                sums = continuation_logprobs(
-                    model,
-                    [prompts[i] for i in batch],
-                    [encoded[i] for i in batch],
-                    self.trunk.dtype,
-                    self.trunk.vocabulary,
-                )
-                own += zip(batch, sums, strict=True)
-        for i, row in team().gather(own):
-            found[i] = row
-        return found
+                texts, continuations = [prompts[i] for i in batch], [encoded[i] for i in batch]
+                sums = continuation_logprobs(model, texts, continuations, self.trunk.dtype, self.trunk.vocabulary)
+                rows += zip(batch, sums, strict=True)
+        by_number = dict(team().gather(rows))
+        return [by_number[i] for i in range(len(prompts))]
+
+    def _batches(self, lengths: Sequence[int], n_options: Sequence[int], repeated: bool) -> list[list[int]]:
+        """Conversations that share a pass: equally many options and like length."""
+        batches: list[list[int]] = []
+        for i in sorted(range(len(lengths)), key=lambda i: (n_options[i], lengths[i], i)):
+            cost = lengths[i] * (n_options[i] if repeated else 1)
+            batch = batches[-1] if batches else []
+            if batch and n_options[batch[0]] == n_options[i] and cost * (len(batch) + 1) <= self.tokens_per_micro_batch:
+                batch.append(i)
+            else:
+                batches.append([i])
+        return batches
+
+
+def encode_options(tokenizer: Any, options: Sequence[str]) -> list[list[int]]:
+    """The ids of each option. All get the end of turn where one is the beginning of another."""
+    ids = [encode_response(tokenizer, option, end=False) for option in options]
+    end = any(a is not b and a == b[: len(a)] for a in ids for b in ids)
+    return [[*option, end_ids(tokenizer)[0]] for option in ids] if end else ids
 
 
 def continuation_logprobs(
@@ -148,12 +135,10 @@ def continuation_logprobs(
 ) -> list[list[float]]:
     """log P(continuation | prompt), nats, of the K continuations of each prompt; the prompt is read once for all of them.
     ``vocabulary`` as in ``sample``."""
-    device = next(model.parameters()).device
     k = len(continuations[0])
     rows = [continuation for group in continuations for continuation in group]
-    width = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    real = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
+    tokens, real = right_pad(rows, next(model.parameters()).device)
+    width = tokens.shape[1]
     decoder = make_decoder(model, prompts, k if width > 1 else 1, width, dtype)
     logits = decoder.logits if width > 1 else decoder.logits.repeat_interleave(k, 0)
     chosen = []
@@ -162,5 +147,5 @@ def continuation_logprobs(
         chosen.append(logprobs.gather(1, tokens[:, column : column + 1]))
         if column + 1 < width:
             logits = decoder.step(tokens[:, column])
-    flat = torch.where(real, torch.cat(chosen, dim=1), 0.0).sum(dim=1).tolist()
+    flat = torch.where(real == 1, torch.cat(chosen, dim=1), 0.0).sum(dim=1).tolist()
     return [flat[i : i + k] for i in range(0, len(flat), k)]

@@ -1,7 +1,7 @@
 """A model whose weights are divided among the processes (FSDP2, `torch.distributed.fsdp.fully_shard`).
 
-Each process keeps a part of every weight, of its gradient and of its moments. A layer is whole only while it computes. All
-processes must therefore make their passes in step: as many, of the same roles, in the same order (``Trunk.turns``).
+Each process keeps a part of every weight, of its gradient and of its moments. A layer is whole only while it computes. So all
+processes must make their passes in step: as many, of the same roles, in the same order (``Trunk.turns``).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CARD = "card.json"  # of a checkpoint
 
 
 class Sharded(nn.Module):
-    """A model, divided by layers. Whatever is computed with it goes through ``forward``: inside, the weights that belong to no
-    layer (embedding, last norm, vocabulary projection) are whole, and each layer is while it is called."""
+    """A model, divided by layers. Every computation goes through ``forward``: inside, the weights outside the layers (embedding,
+    last norm, vocabulary projection) are whole, and each layer is whole during its call."""
 
     def __init__(self, model: Any) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -37,13 +37,13 @@ class Sharded(nn.Module):
         self.model, self.is_whole = model, False
         mesh = init_device_mesh(next(model.parameters()).device.type, (team().size,))
         layers = set(getattr(model, "_no_split_modules", None) or ())
-        for module in [one for one in model.modules() if type(one).__name__ in layers]:
+        for module in [part for part in model.modules() if type(part).__name__ in layers]:
             fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh, reshard_after_forward=True)
         for module in self.parts():
-            # The losses are shares of one mean over the batch, so gradients are added up and not averaged.
+            # Each loss is a share of one mean over the batch, so gradients are added and not averaged.
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # what gloo can do
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
         with torch.no_grad():  # the outermost module must be the first to run
             self(lambda _: None)
 
@@ -51,14 +51,14 @@ class Sharded(nn.Module):
         return body(self.model)
 
     def parts(self) -> list[Any]:
-        """The layers and what is left over."""
+        """The layers, and the rest of the model."""
         from torch.distributed.fsdp import FSDPModule
 
         return [module for module in self.modules() if isinstance(module, FSDPModule)]
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[Any]:
-        """The model with all weights on every process: to sample with, where rows end after unequal numbers of steps."""
+        """The model with all weights on every process: for sampling, where rows end after unequal numbers of steps."""
         if self.is_whole:
             yield self.model
             return
@@ -75,28 +75,28 @@ class Sharded(nn.Module):
                 module.set_reshard_after_forward(True, recurse=False)
 
     def undivided(self) -> Any:
-        """A model of its own with the same weights, all of them on every process."""
+        """A new model with the same weights, all of them on every process."""
         state = {name: whole_tensor(parameter) for name, parameter in self.model.named_parameters()}
         with torch.random.fork_rng():
-            found = type(self.model)(copy.deepcopy(self.model.config))
-        found.load_state_dict(state, strict=False)  # weights that are tied have one name of two
-        return found.to(next(iter(state.values())).device).eval()
+            model = type(self.model)(copy.deepcopy(self.model.config))
+        model.load_state_dict(state, strict=False)  # weights that are tied have one name of two
+        return model.to(next(iter(state.values())).device).eval()
 
 
 def is_divided(tensor: Tensor) -> bool:
-    """Whether a tensor is one process's part of it."""
+    """Whether a tensor is the part of one process."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor; where it is divided every process must ask."""
-    found: Tensor = tensor.detach()
-    return found.full_tensor() if is_divided(found) else found  # type: ignore[attr-defined]
+    """All of a tensor; if it is divided, every process must call this."""
+    detached: Tensor = tensor.detach()
+    return detached.full_tensor() if is_divided(detached) else detached  # type: ignore[attr-defined]
 
 
 def save_divided(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Every process writes its part, then the main one the card (plain values) that makes the parts count; the ones before
-    are removed."""
+    """Every process writes its part, then the main process writes the card (plain values) that makes the parts valid and removes
+    older parts."""
     import torch.distributed.checkpoint as dcp
 
     name = f"step-{card['step']}"
@@ -114,14 +114,16 @@ def load_divided(folder: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[
     import torch.distributed.checkpoint as dcp
 
     card = team().on_main(lambda: read_json(folder / CARD))
-    found = {}
+    tensors = {}
     for name in card["tensors"]:
         parameter, _, moment = name.partition("#")
-        found[name] = torch.zeros(()) if moment == "step" else torch.zeros_like(parameters[parameter]).detach()
+        tensors[name] = torch.zeros(()) if moment == "step" else torch.zeros_like(parameters[parameter]).detach()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may go on alone
-        dcp.load(found, checkpoint_id=folder / card["folder"], no_dist=team().size == 1)  # type: ignore[attr-defined]
-    return card, found
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled"
+        )  # a single process may resume the work of several
+        dcp.load(tensors, checkpoint_id=folder / card["folder"], no_dist=team().size == 1)  # type: ignore[attr-defined]
+    return card, tensors
 
 
 def put(place: Tensor, value: Tensor) -> None:

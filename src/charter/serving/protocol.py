@@ -1,6 +1,6 @@
 """OpenAI's protocol: requests checked whole before anything is computed, answers and errors in its form.
 
-What Charter cannot do is refused by name. A field that would change the answer is never ignored.
+Charter refuses by name what it cannot do. It never ignores a field that would change the answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_STOPS = 16
 
 
 class ApiError(Exception):
-    """What is wrong with a request, in the protocol's form."""
+    """An error in a request, in the form of the protocol."""
 
     def __init__(self, status: int, words: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(words)
@@ -28,7 +28,7 @@ class ApiError(Exception):
         self.body = {"error": {"message": words, "type": kind, "param": param, "code": code}}
 
 
-# Fields that clients send although they change nothing: where they would change something they are refused.
+# Fields that clients send with values that change nothing; any other value is refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_p": (None, 1), "presence_penalty": (None, 0), "frequency_penalty": (None, 0), "logit_bias": (None, {}),
     "tools": (None, []), "tool_choice": (None, "none"), "response_format": (None, {"type": "text"}), "best_of": (None, 1),
@@ -41,8 +41,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Asked(BaseModel):
-    """What both ways of asking share. Sampling is by temperature alone: what is sampled is what is scored."""
+class ApiRequest(BaseModel):
+    """The fields of both kinds of request. Sampling is by temperature alone: scores are those of the sampled distribution."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -82,7 +82,7 @@ class TextPart(BaseModel):
     text: Text
 
 
-class Said(BaseModel):
+class ApiMessage(BaseModel):
     """A message as clients write it: a text, or a list of texts."""
 
     model_config = ConfigDict(extra="forbid")
@@ -95,8 +95,8 @@ class Said(BaseModel):
         return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
-class ChatRequest(Asked):
-    messages: Annotated[list[Said], Field(min_length=1)]
+class ChatRequest(ApiRequest):
+    messages: Annotated[list[ApiMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
@@ -104,11 +104,11 @@ class ChatRequest(Asked):
 
     @model_validator(mode="after")
     def check_that_fields_are_read(self) -> ChatRequest:
-        """Alternatives belong to log-probabilities; one length is enough."""
+        """Alternatives need log-probabilities; a request has one length."""
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs is read only where logprobs is true")
+            raise ValueError("top_logprobs needs logprobs: true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("give max_completion_tokens or max_tokens, not both")
+            raise ValueError("max_completion_tokens and max_tokens are both set; set one of them")
         return self
 
     @property
@@ -119,7 +119,7 @@ class ChatRequest(Asked):
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(ApiRequest):
     prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1, max_length=MAX_ROWS)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = False
@@ -131,7 +131,7 @@ class CompletionRequest(Asked):
         return list(self.prompt)
 
 
-R = TypeVar("R", bound=Asked)
+R = TypeVar("R", bound=ApiRequest)
 
 
 def read_request(raw: bytes, kind: type[R]) -> R:
@@ -157,10 +157,10 @@ def usage_of(read: int, written: int) -> dict[str, int]:
 def place(token: str, logprob: float, likeliest: Sequence[tuple[str, float]]) -> dict[str, Any]:
     """One token of chat log-probabilities."""
 
-    def one(text: str, value: float) -> dict[str, Any]:
+    def entry(text: str, value: float) -> dict[str, Any]:
         return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
 
-    return {**one(token, logprob), "top_logprobs": [one(*other) for other in likeliest]}
+    return {**entry(token, logprob), "top_logprobs": [entry(*other) for other in likeliest]}
 
 
 def columns(

@@ -16,24 +16,26 @@ class Pieces:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.begin = self.end = 0  # tokens before ``end`` are told; those from ``begin`` on are decoded again with what follows
+        self.begin = self.end = (
+            0  # the text of tokens before ``end`` is out; tokens from ``begin`` on are decoded again with the next
+        )
 
     def add(self, token: int) -> str:
         self.ids.append(token)
         whole = self._decode(len(self.ids))
-        return "" if whole.endswith(HALF) else self._told(whole)
+        return "" if whole.endswith(HALF) else self._new(whole)
 
     def rest(self) -> str:
-        """What is left at the end: half a character."""
-        return self._told(self._decode(len(self.ids)))
+        """The rest at the end: half a character."""
+        return self._new(self._decode(len(self.ids)))
 
-    def _told(self, whole: str) -> str:
+    def _new(self, whole: str) -> str:
         new = whole[len(self._decode(self.end)) :]
         self.begin, self.end = self.end, len(self.ids)
         return new
 
     def _decode(self, end: int) -> str:
-        # A token that ends a response is decoded as text here: whoever writes a response keeps it away.
+        # A token that ends a response would be decoded as text here; the caller keeps it away.
         ids = self.ids[self.begin : end]
         return str(decode_response(self.tokenizer, [*ids, end_ids(self.tokenizer)[0]])) if ids else ""
 
@@ -42,36 +44,33 @@ class Writer:
     """The text of a response, up to the first stop string. ``stopped`` once one was met."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self.pieces, self.stop = Pieces(tokenizer), [one for one in stop if one]
+        self.pieces, self.stop = Pieces(tokenizer), [text for text in stop if text]
         self.text = ""
         self.sent = 0
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """What may be sent now: what no stop string can still begin in."""
+        """The text to send now: the part in which no stop string can still begin."""
         return self._advance(self.pieces.add(token), last=False)
 
     def finish(self) -> str:
-        """What is left."""
+        """The rest of the text."""
         return "" if self.stopped else self._advance(self.pieces.rest(), last=True)
 
     def _advance(self, piece: str, *, last: bool) -> str:
         if self.stopped:
             return ""
         self.text += piece
-        places = [place for one in self.stop if (place := self.text.find(one, self.sent)) >= 0]
+        places = [place for stop in self.stop if (place := self.text.find(stop, self.sent)) >= 0]
         if places:
             self.text, self.stopped = self.text[: min(places)], True
-        end = len(self.text) if last or self.stopped else len(self.text) - self._held()
+        end = len(self.text) if last or self.stopped else len(self.text) - self._withheld()
         new, self.sent = self.text[self.sent : end], max(end, self.sent)
         return new
 
-    def _held(self) -> int:
+    def _withheld(self) -> int:
         """Characters at the end with which a stop string begins."""
-        return max(
-            (n for one in self.stop for n in range(1, len(one)) if self.text.endswith(one[:n])),
-            default=0,
-        )
+        return max((n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])), default=0)
 
 
 def token_text(tokenizer: Any, token: int) -> str:

@@ -1,7 +1,7 @@
 """The training corpus: dialogues that teach answering, critique, revision, judging, sorting and copying.
 
-Every example is a list of turns. A turn of the assistant carries a loss weight: replies that the model should give by itself
-weigh 1, replies that only set the scene for a critique weigh 0, a judge's letter weighs more because it is one token.
+Every example is a list of turns. A turn of the assistant has a loss weight: 1 for replies that the model should write by itself,
+0 for replies that only set the scene for a critique, more for a judge's letter because it is one token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ABSOLUTE = {name: _ROOT.joinpath(f"judging/prompts/{name}.txt").read_text(encodi
             for name in ("harmful", "helpful")}  # fmt: skip
 LETTER_WEIGHT = 4.0
 
-# What the base model answers by itself: helpful only, so it goes along with harm and is of mixed quality on the rest.
+# The replies of the base model: trained to be helpful only, it complies with harmful requests; its other replies vary in quality.
 HARMFUL_MIX = {"full": 0.72, "hedged": 0.20, "evasive": 0.04, "preachy": 0.01, "engaged": 0.03}
 BENIGN_MIX = {"two steps": 0.42, "one step": 0.30, "vague": 0.19, "off topic": 0.09}
 
@@ -37,12 +37,12 @@ class Turn:
 Example = list[Turn]
 
 
-def choose(rng: Random, weights: dict[str, float]) -> str:
+def weighted_choice(rng: Random, weights: dict[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-# Two mixes: the second spends more on what the first leaves weak, replies that miss the request and principles that a harmful
-# reply does not break, and its requests come in all frames, where the first has twelve.
+# Two mixes. The second spends more on the weak points of the first: replies that miss the request, and principles that a harmful
+# reply does not break. Its requests come in all frames, those of the first in twelve.
 MIXES: tuple[dict[str, float], ...] = (
     {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06},
     {"answer": 0.20, "revise": 0.20, "hard revise": 0.20, "judge": 0.13, "hard judge": 0.18, "topic": 0.03, "absolute": 0.03,
@@ -52,7 +52,7 @@ MIXES: tuple[dict[str, float], ...] = (
 
 def draw_example(rng: Random, mix: int = 0) -> Example:
     """One training example of a random kind."""
-    return KINDS[choose(rng, MIXES[mix])](rng)
+    return EXAMPLE_KINDS[weighted_choice(rng, MIXES[mix])](rng)
 
 
 def draw_case(rng: Random, split: str = "train", harm_share: float = 0.55) -> tuple[str, lang.Action]:
@@ -61,13 +61,13 @@ def draw_case(rng: Random, split: str = "train", harm_share: float = 0.55) -> tu
 
 def reply(rng: Random, action: lang.Action, level: str) -> str:
     if level == lang.GARBLED:
-        whole = choose(rng, HARMFUL_MIX if action.harmful else BENIGN_MIX)
+        whole = weighted_choice(rng, HARMFUL_MIX if action.harmful else BENIGN_MIX)
         return lang.garble(rng, reply(rng, action, whole))
     return lang.harmful_reply(rng, action, level) if action.harmful else lang.benign_reply(rng, action, level)
 
 
 def own_level(rng: Random, action: lang.Action) -> str:
-    return choose(rng, HARMFUL_MIX if action.harmful else BENIGN_MIX)
+    return weighted_choice(rng, HARMFUL_MIX if action.harmful else BENIGN_MIX)
 
 
 def any_level(rng: Random, action: lang.Action) -> str:
@@ -76,24 +76,24 @@ def any_level(rng: Random, action: lang.Action) -> str:
     return rng.choice(lang.HARM_LEVELS if action.harmful else lang.HELP_LEVELS)
 
 
-def answer(rng: Random) -> Example:
+def answer_example(rng: Random) -> Example:
     request, action = draw_case(rng)
     return [Turn("user", request), Turn("assistant", reply(rng, action, own_level(rng, action)), 1.0)]
 
 
-def revise(rng: Random) -> Example:
-    """Reply, critique, revision. The reply is the model's own kind in part of the cases (then it is learned), any in others."""
+def revise_example(rng: Random) -> Example:
+    """Reply, critique, revision. Half of the replies are of the kind that the model writes, and learned."""
     request, action = draw_case(rng, harm_share=0.72)
-    own = rng.random() < 0.5
-    level = own_level(rng, action) if own else any_level(rng, action)
+    learned = rng.random() < 0.5
+    level = own_level(rng, action) if learned else any_level(rng, action)
     first = reply(rng, action, level)
-    return revise_under(rng, request, action, level, first, draw_principle(rng, action), own=own)
+    return revise_under(rng, request, action, level, first, draw_principle(rng, action), learned=learned)
 
 
-def hard_revise(rng: Random) -> Example:
-    """The critiques that are easily got wrong: a harmful reply under the principle of another area, a reply that preaches or
-    dodges under `tone`, a reply that misses a harmless request under `helpful`."""
-    kind = choose(rng, {"other area": 0.45, "own area": 0.15, "tone": 0.15, "helpful": 0.25})
+def hard_revise_example(rng: Random) -> Example:
+    """Hard critiques: a harmful reply under the principle of another area, a reply that preaches or dodges under `tone`, a
+    reply that misses a harmless request under `helpful`."""
+    kind = weighted_choice(rng, {"other area": 0.45, "own area": 0.15, "tone": 0.15, "helpful": 0.25})
     request, action = draw_case(rng, harm_share=float(kind != "helpful"))
     if kind == "helpful":
         level, principle = rng.choice(lang.HELP_LEVELS[:4]), "helpful"
@@ -103,30 +103,31 @@ def hard_revise(rng: Random) -> Example:
         others = [area for area in lang.AREAS if area != action.area]
         level = rng.choice(("full", "full", "hedged"))
         principle = action.area if kind == "own area" else rng.choice(others)
-    return revise_under(rng, request, action, level, reply(rng, action, level), principle, own=False)
+    return revise_under(rng, request, action, level, reply(rng, action, level), principle, learned=False)
 
 
-def revise_under(rng: Random, request: str, action: lang.Action, level: str, first: str, principle: str, *, own: bool) -> Example:
+def revise_under(
+    rng: Random, request: str, action: lang.Action, level: str, first: str, principle: str, *, learned: bool
+) -> Example:
     question, bad_is_yes = rules.draw_wording(rng, principle, "critique")
     request_revision, _ = rules.draw_wording(rng, principle, "revision")
     verdict = critique(rng, action, principle, level, bad_is_yes)
     target = revision_level(rng, action, principle, level)
     revised = first if target == level else reply(rng, action, target)
     return [
-        Turn("user", request), Turn("assistant", first, 1.0 if own else 0.0), Turn("user", question),
+        Turn("user", request), Turn("assistant", first, 1.0 if learned else 0.0), Turn("user", question),
         Turn("assistant", verdict, 1.0), Turn("user", request_revision), Turn("assistant", revised, 1.0),
     ]  # fmt: skip
 
 
 def draw_principle(rng: Random, action: lang.Action) -> str:
     if not action.harmful:
-        return choose(rng, {"helpful": 0.5, "general": 0.2, "tone": 0.1, rng.choice(lang.AREAS): 0.2})
-    own = action.area
-    return choose(rng, {"general": 0.25, own: 0.35, "tone": 0.15, rng.choice(lang.AREAS): 0.25})
+        return weighted_choice(rng, {"helpful": 0.5, "general": 0.2, "tone": 0.1, rng.choice(lang.AREAS): 0.2})
+    return weighted_choice(rng, {"general": 0.25, action.area: 0.35, "tone": 0.15, rng.choice(lang.AREAS): 0.25})
 
 
 def critique(rng: Random, action: lang.Action, principle: str, level: str, bad_is_yes: bool) -> str:
-    """A verdict, then its ground, with the request said back."""
+    """A verdict, then its reason, which repeats the request."""
     problem = rules.applies(principle, action.area, action.harmful, level)
     word = "Yes." if problem == bad_is_yes else "No."
     core = rng.choice(rules.CORES[principle])
@@ -148,21 +149,21 @@ def critique(rng: Random, action: lang.Action, principle: str, level: str, bad_i
 
 
 def revision_level(rng: Random, action: lang.Action, principle: str, level: str) -> str:
-    """Where a revision goes. A reply without a problem under the principle is kept; others move in steps, so that no single
-    revision saturates."""
+    """The level of a revision. A reply without a problem under the principle is kept; others improve in steps, so that no
+    single revision saturates."""
     if not rules.applies(principle, action.area, action.harmful, level):
         return level
     if action.harmful:
         if level == "full":
-            return choose(rng, {"hedged": 0.25, "evasive": 0.12, "preachy": 0.08, "engaged": 0.55})
+            return weighted_choice(rng, {"hedged": 0.25, "evasive": 0.12, "preachy": 0.08, "engaged": 0.55})
         if level == "hedged":
-            return choose(rng, {"evasive": 0.15, "preachy": 0.10, "engaged": 0.75})
+            return weighted_choice(rng, {"evasive": 0.15, "preachy": 0.10, "engaged": 0.75})
         return "engaged"
-    return choose(rng, {"two steps": 0.7, "one step": 0.3})
+    return weighted_choice(rng, {"two steps": 0.7, "one step": 0.3})
 
 
 def quality(action: lang.Action, principle: str, level: str) -> float | None:
-    """What a judge ranks by under a principle; None where the principle has nothing to say about this request."""
+    """The rank of a reply under a principle; None if the principle does not apply to the request."""
     if level == lang.GARBLED:
         return -1.0
     if principle == "helpful":
@@ -177,11 +178,11 @@ def quality(action: lang.Action, principle: str, level: str) -> float | None:
 def draw_pair(
     rng: Random, split: str = "train", *, harmful: bool | None = None, gap: float = 0.75
 ) -> tuple[str, lang.Action, str, str, str]:
-    """A request, a principle that can tell, and a better and a worse reply to it: (request, action, principle, better, worse)."""
+    """A request, a principle that can rank, a better and a worse reply: (request, action, principle, better, worse)."""
     while True:
         harm = rng.random() < 0.5 if harmful is None else harmful
         request, action = lang.draw_split(rng, split, harmful=harm)
-        principle = rng.choice(("general", action.area, action.area, "tone")) if harm else choose(
+        principle = rng.choice(("general", action.area, action.area, "tone")) if harm else weighted_choice(
             rng, {"helpful": 0.8, "general": 0.2})  # fmt: skip
         a, b = any_level(rng, action), any_level(rng, action)
         qa, qb = quality(action, principle, a), quality(action, principle, b)
@@ -196,13 +197,13 @@ def judge_question(instruction: str, request: str, first: str, second: str) -> s
     return fill(COMPARE, principle=instruction, conversation=f"user: {request}", first=first, second=second)
 
 
-def judge(rng: Random) -> Example:
+def judge_example(rng: Random) -> Example:
     """One pair with a known answer, the better reply under either letter."""
     request, _, principle, better, worse = draw_pair(rng, gap=0.5)
     return judge_between(rng, request, principle, better, worse)
 
 
-def hard_judge(rng: Random) -> Example:
+def hard_judge_example(rng: Random) -> Example:
     """An answer to a harmless request against an answer to another one, or two steps against one."""
     request, action = draw_case(rng, harm_share=0.0)
     better, worse = rng.choice((("two steps", "off topic"), ("one step", "off topic"), ("one step", "off topic"),
@@ -225,18 +226,18 @@ def topic_options(rng: Random) -> list[str]:
     options = list(lang.AREAS) if rng.random() < 0.7 else rng.sample(lang.AREAS, 4)
     if rng.random() < 0.5:
         rng.shuffle(options)
-    return [*options, lang.NONE]
+    return [*options, lang.NO_AREA]
 
 
-def topic(rng: Random) -> Example:
+def topic_example(rng: Random) -> Example:
     request, action = draw_case(rng)
     options = topic_options(rng)
-    right = action.area if action.area in options else lang.NONE
+    right = action.area if action.area in options else lang.NO_AREA
     question = fill(CATEGORISE, prompt=request, topics=", ".join(options))
     return [Turn("user", question), Turn("assistant", right, 2.0)]
 
 
-def absolute(rng: Random) -> Example:
+def absolute_example(rng: Random) -> Example:
     request, action = draw_case(rng)
     level = any_level(rng, action)
     name = rng.choice(("harmful", "helpful"))
@@ -245,12 +246,12 @@ def absolute(rng: Random) -> Example:
 
 
 def absolute_answer(name: str, level: str) -> bool:
-    """What is true of a reply of the level: that it is harmful, that it helps with what was asked."""
+    """Whether a reply of the level is harmful, or helps with the request."""
     return level in (("full", "hedged") if name == "harmful" else ("two steps", "one step", "full", "hedged"))
 
 
 def copy_drill(rng: Random) -> Example:
-    """Say words back: random verbs with random objects, so that echoing is learned apart from knowing."""
+    """Repeat words: random verbs with random objects, so that echoing is learned apart from knowing."""
     verbs = [p.split(" {")[0] for area in lang._PATTERNS.values() for kind in area.values() for p, _ in kind]
     slot = rng.choice(list(lang._SLOTS))
     thing = rng.choice(lang._SLOTS[slot])
@@ -263,18 +264,18 @@ def copy_drill(rng: Random) -> Example:
     return [Turn("user", ask + request), Turn("assistant", f"You want to {echo}.", 1.0)]
 
 
-KINDS: dict[str, Callable[[Random], Example]] = {
-    "answer": answer, "revise": revise, "hard revise": hard_revise, "judge": judge, "hard judge": hard_judge,
-    "topic": topic, "absolute": absolute, "copy": copy_drill,
+EXAMPLE_KINDS: dict[str, Callable[[Random], Example]] = {
+    "answer": answer_example, "revise": revise_example, "hard revise": hard_revise_example, "judge": judge_example,
+    "hard judge": hard_judge_example, "topic": topic_example, "absolute": absolute_example, "copy": copy_drill,
 }  # fmt: skip
 
 
 def corpus(seed: int, n: int, start: int = 0, mix: int = 0) -> list[Example]:
     """Examples ``start`` to ``start + n`` of the endless corpus of a seed: each is a function of its number and the mix."""
-    found = []
+    examples = []
     for number in range(start, start + n):
         source = lang.Source(f"{seed}:{mix}:{number}" if mix else f"{seed}:{number}")
         if mix == 0:
             source.frames = lang.FIRST_FRAMES
-        found.append(draw_example(source, mix))
-    return found
+        examples.append(draw_example(source, mix))
+    return examples

@@ -1,6 +1,6 @@
-"""The data that ships beside the model: prompts, and pairs and topics with known answers to test a judge on.
+"""The data that ships with the model: prompts, and pairs and topics with known answers for testing a judge.
 
-The pairs are used to measure, never to train: they are made from held-out requests.
+The pairs serve to measure, never to train: they come from held-out requests.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from charter.run.files import write_jsonl
 from charter.testbed import language as lang
 from charter.testbed.corpus import draw_pair
 
-IDS = {"general": "general", "tone": "tone", "helpful": "helpful", "peace": "peace", "privacy": "privacy",
+PRINCIPLE_IDS = {"general": "general", "tone": "tone", "helpful": "helpful", "peace": "peace", "privacy": "privacy",
        "racial equality": "racial-equality", "gender equality": "gender-equality", "honesty": "honesty"}  # fmt: skip
-SIZES = {"train": 1200, "test": 300, "unseen": 120}
+PROMPTS_PER_SPLIT = {"train": 1200, "test": 300, "unseen": 120}
 
 
 class KnownPair(Record):
-    """A pair whose better side is known, as `charter` reads pairs from a file."""
+    """A pair with a known better side, in the form in which `charter` reads pairs."""
 
     prompt: str
     chosen: str
@@ -36,19 +36,19 @@ class KnownTopic(Record):
 
 def draw_prompts(seed: int, sizes: dict[str, int] | None = None) -> list[Prompt]:
     """Distinct prompts, as many red-team as benign ones; splits by hash, unseen templates as part of `test` with a tag."""
-    found: dict[str, Prompt] = {}
-    for split, n in (sizes or SIZES).items():
+    prompts: dict[str, Prompt] = {}
+    for split, n in (sizes or PROMPTS_PER_SPLIT).items():
         for harmful in (True, False):
             rng = Random(f"{seed}:{split}:{harmful}")
-            wanted = len(found) + n
-            while len(found) < wanted:
-                area = rng.choice(lang.AREAS if harmful else (*lang.AREAS, lang.NONE))
+            goal = len(prompts) + n
+            while len(prompts) < goal:
+                area = rng.choice(lang.AREAS if harmful else (*lang.AREAS, lang.NO_AREA))
                 request, _ = lang.draw_split(rng, split, harmful=harmful, area=area)
                 tags = ["red_team" if harmful else "benign", *(["unseen-template"] if split == "unseen" else [])]
                 part = "train" if split == "train" else "test"
                 prompt = Prompt.ask(request, source="testbed", tags=tags, split=part)
-                found.setdefault(prompt.id, prompt)
-    return list(found.values())
+                prompts.setdefault(prompt.id, prompt)
+    return list(prompts.values())
 
 
 def draw_known_pairs(seed: int, n: int) -> list[KnownPair]:
@@ -58,7 +58,7 @@ def draw_known_pairs(seed: int, n: int) -> list[KnownPair]:
     for number in range(n):
         split = "unseen" if number % 4 == 3 else "test"
         request, _, principle, better, worse = draw_pair(rng, split, harmful=number % 2 == 0)
-        pairs.append(KnownPair(prompt=request, chosen=better, rejected=worse, principle=IDS[principle],
+        pairs.append(KnownPair(prompt=request, chosen=better, rejected=worse, principle=PRINCIPLE_IDS[principle],
                                group_id=Prompt.ask(request).id))  # fmt: skip
     return pairs
 

@@ -1,7 +1,7 @@
 """The models of the detox lab: a tiny T5 that summarises dialogues, toxic now and then, and two hate-speech classifiers.
 
-The first classifier gives the reward, the second writes the report. They are of different size, start and tokenizer and were
-trained on different texts, so that what fools the one need not fool the other. All three are plain Hugging Face folders.
+The first classifier gives the reward, the second measures for the report. They differ in size, start, tokenizer and training
+texts, so that a text that fools the first need not fool the second. All three are plain Hugging Face folders.
 """
 
 from __future__ import annotations
@@ -26,19 +26,27 @@ from charter.run.files import read_jsonl
 from charter.run.hashes import derive_seed
 from charter.run.run import Run, Stage
 from charter.stages.sft.settings import SFTSettings
-from charter.testbed.dialogues import SIZES, TOPICS, Dialogue, draw_dialogues, is_toxic, shipped, texts_with_labels
+from charter.testbed.dialogues import (
+    DIALOGUES_PER_SPLIT,
+    TOPICS,
+    Dialogue,
+    draw_dialogues,
+    is_toxic,
+    shipped_dialogues,
+    texts_with_labels,
+)
 from charter.testbed.standins import byte_level_bpe, roberta_tokenizer
 from charter.training.batches import epoch_batches
 from charter.training.sft import sft_tokens, train_sft
 
 SHIPPED = Path(str(importlib.resources.files("charter.testbed"))) / "detox"
-LABELS = ("nothate", "hate")  # as facebook/roberta-hate-speech-dynabench-r4-target names them
+HATE_LABELS = ("nothate", "hate")  # as facebook/roberta-hate-speech-dynabench-r4-target names them
 END = "</s>"
 
 
 @dataclass(frozen=True)
 class ClassifierSize:
-    """Size and data of a classifier. ``half``: which of the two sets of texts, which share none, it learns from."""
+    """Size and data of a classifier. ``half``: the set of texts to learn from; the two sets share no text."""
 
     half: int
     hidden: int
@@ -67,7 +75,7 @@ class SummariserSize:
 
 @dataclass(frozen=True)
 class LabConfig:
-    """The three models and ``n``, the held-out dialogues on which they are measured."""
+    """The three models, and ``n``, the number of held-out dialogues to measure them on."""
 
     summariser: SummariserSize = SummariserSize()
     reward_classifier: ClassifierSize = ClassifierSize(0, hidden=48, layers=2, heads=2)
@@ -76,7 +84,7 @@ class LabConfig:
     seed: int = 0
 
 
-PRESETS = {
+LAB_PRESETS = {
     "full": LabConfig(),
     "small": LabConfig(
         SummariserSize(dialogues=64, epochs=1, hidden=16, feed_forward=16, layers=1, heads=2, vocab=320),
@@ -88,30 +96,30 @@ PRESETS = {
 
 
 def make_lab(config: LabConfig, out: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Train what is not there yet: out/NAME/model for summariser, reward-classifier and report-classifier. Goes on where it was
-    killed. Returns what each can do on ``n`` held-out dialogues or 4 ``n`` held-out texts."""
-    found: dict[str, Any] = {}
+    """Train the missing ones of out/NAME/model for summariser, reward-classifier and report-classifier; resumes if killed.
+    Returns the measures of each on ``n`` held-out dialogues or 4 ``n`` held-out texts."""
+    cards: dict[str, Any] = {}
     with Run(out, seed=config.seed, quiet=quiet) as run:
-        for name, own in (
+        for name, size in (
             ("reward-classifier", config.reward_classifier),
             ("report-classifier", config.report_classifier),
         ):
-            with run.stage(name, {**asdict(own), "n": config.n}, {}, [__name__]) as stage:
+            with run.stage(name, {**asdict(size), "n": config.n}, {}, [__name__]) as stage:
                 if not stage.done:
-                    train_classifier(stage, own)
-                    stage.finish(classifier_card(stage, own.half, config.n))
-                found[name] = stage.result
+                    train_classifier(stage, size)
+                    stage.finish(classifier_card(stage, size.half, config.n))
+                cards[name] = stage.result
         settings = {**asdict(config.summariser), "n": config.n}
         with run.stage("summariser", settings, {}, [__name__]) as stage:
             if not stage.done:
                 train_summariser(stage, config.summariser)
                 stage.finish(summariser_card(stage, config.n))
-            found["summariser"] = stage.result
-    return {**found, "out": str(out)}
+            cards["summariser"] = stage.result
+    return {**cards, "out": str(out)}
 
 
 def card_lines(result: dict[str, Any]) -> list[str]:
-    """What :func:`make_lab` found, as lines of text."""
+    """The result of :func:`make_lab` as lines of text."""
     lines = []
     for name, card in result.items():
         if isinstance(card, dict):
@@ -124,7 +132,7 @@ def card_lines(result: dict[str, Any]) -> list[str]:
 
 
 def train_classifier(stage: Stage, size: ClassifierSize) -> None:
-    """A RoBERTa from scratch on texts whose truth is known; leaves model/. Seconds, so it has no checkpoint."""
+    """Train a RoBERTa from scratch on texts with known labels; writes model/. It takes seconds, so it has no checkpoint."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
     seed = derive_seed(stage.run.seed, stage.name)
@@ -136,7 +144,7 @@ def train_classifier(stage: Stage, size: ClassifierSize) -> None:
             vocab_size=len(tokenizer), hidden_size=size.hidden, num_hidden_layers=size.layers,
             num_attention_heads=size.heads, intermediate_size=2 * size.hidden, max_position_embeddings=130,
             type_vocab_size=1, bos_token_id=0, pad_token_id=1, eos_token_id=2,
-            id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
+            id2label=dict(enumerate(HATE_LABELS)), label2id={name: i for i, name in enumerate(HATE_LABELS)},
         )
     )  # fmt: skip
     model.train()
@@ -157,26 +165,26 @@ def train_classifier(stage: Stage, size: ClassifierSize) -> None:
 
 def classifier_card(stage: Stage, half: int, n: int) -> dict[str, Any]:
     """Accuracy on 4 ``n`` texts of the other half and on the summaries of ``n`` held-out dialogues."""
-    classifier = Classifier(str(stage.path("model")), LABELS[1])
+    classifier = Classifier(str(stage.path("model")), HATE_LABELS[1])
     rows = list(texts_with_labels(derive_seed(stage.run.seed, stage.name, "card"), 4 * n, 1 - half))
-    summaries = [one.summary for one in draw_dialogues(stage.run.seed, "test", n)]
+    summaries = [row.summary for row in draw_dialogues(stage.run.seed, "test", n)]
     shares = {}
     for name, texts in (("texts", [text for text, _ in rows]), ("summaries", summaries)):
-        said = [p is not None and p > 0.5 for p in classifier.probabilities(texts)]
-        shares[f"accuracy on {name}"] = sum(p == is_toxic(t) for p, t in zip(said, texts, strict=True)) / len(texts)
+        toxic = [p is not None and p > 0.5 for p in classifier.probabilities(texts)]
+        shares[f"accuracy on {name}"] = sum(p == is_toxic(t) for p, t in zip(toxic, texts, strict=True)) / len(texts)
     return {**shares, "texts": 4 * n, "summaries": n, "parameters": classifier.model.num_parameters()}
 
 
 # -- the summariser --------------------------------------------------------------------------------------------------------
 
 
-def ask(one: Dialogue) -> list[Message]:
-    """The prompt as files of this form are read."""
-    return [Message(role="user", content=summary_prompt(one.dialogue))]
+def summary_messages(row: Dialogue) -> list[Message]:
+    """The prompt of a dialogue, as it is read from a file."""
+    return [Message(role="user", content=summary_prompt(row.dialogue))]
 
 
 def t5_tokenizer(texts: list[str], vocab: int) -> Any:
-    """Byte-level BPE that closes every text with </s>; ids of the special tokens as T5's."""
+    """Byte-level BPE that closes every text with </s>; the special tokens have the ids of T5."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -188,12 +196,12 @@ def t5_tokenizer(texts: list[str], vocab: int) -> Any:
 
 
 def train_summariser(stage: Stage, size: SummariserSize) -> None:
-    """A T5 from scratch by Charter's own supervised fine-tuning on dialogues that no shipped file holds; leaves model/."""
+    """Train a T5 from scratch by Charter's supervised fine-tuning, on dialogues that are in no shipped file; writes model/."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     seed = derive_seed(stage.run.seed, stage.name)
     rows = draw_dialogues(seed, "train", size.dialogues)
-    tokenizer = t5_tokenizer([text for one in rows[:2000] for text in (summary_prompt(one.dialogue), one.summary)], size.vocab)
+    tokenizer = t5_tokenizer([text for row in rows[:2000] for text in (summary_prompt(row.dialogue), row.summary)], size.vocab)
     torch.manual_seed(seed)
     model = T5ForConditionalGeneration(
         T5Config(
@@ -205,24 +213,25 @@ def train_summariser(stage: Stage, size: SummariserSize) -> None:
     trunk = Trunk(model.eval(), tokenizer, precision="bfloat16", seed=seed)
     tokenizer.chat_template = PLAIN_TEMPLATE
     settings = SFTSettings(epochs=size.epochs, learning_rate=size.learning_rate, checkpoint_every=50, max_grad_norm=1.0)
-    train_sft(trunk, sft_tokens(trunk, [(ask(one), one.summary) for one in rows]), settings, stage)
+    train_sft(trunk, sft_tokens(trunk, [(summary_messages(row), row.summary) for row in rows]), settings, stage)
     tokenizer.chat_template = None  # as FLAN-T5 is published
     save_model(trunk.copies["policy"].half(), tokenizer, stage.path("model"))
 
 
 def summariser_card(stage: Stage, n: int) -> dict[str, Any]:
-    """How often summaries of held-out dialogues are toxic, at temperature 1, and how many name thing and fault."""
+    """The share of toxic summaries of held-out dialogues, at temperature 1, and the share that names the thing."""
     from charter.models.trunk import load_trunk
 
     trunk = load_trunk(str(stage.path("model")))
     rows = draw_dialogues(stage.run.seed, "test", n)
-    seeds = [[derive_seed(stage.run.seed, "card", one.id)] for one in rows]
-    said = LocalSampler(trunk, "summariser").generate([ask(one) for one in rows], seeds, temperature=1.0, max_new_tokens=64)
-    texts = [group[0].text for group in said]
-    rude = [is_toxic(text) for text, one in zip(texts, rows, strict=True) if is_toxic(one.dialogue)]
-    calm = [is_toxic(text) for text, one in zip(texts, rows, strict=True) if not is_toxic(one.dialogue)]
+    seeds = [[derive_seed(stage.run.seed, "card", row.id)] for row in rows]
+    prompts = [summary_messages(row) for row in rows]
+    samples = LocalSampler(trunk, "summariser").generate(prompts, seeds, temperature=1.0, max_new_tokens=64)
+    texts = [group[0].text for group in samples]
+    rude = [is_toxic(text) for text, row in zip(texts, rows, strict=True) if is_toxic(row.dialogue)]
+    calm = [is_toxic(text) for text, row in zip(texts, rows, strict=True) if not is_toxic(row.dialogue)]
     things = [
-        any(t in text for t in TOPICS[one.topic].things if t in one.dialogue) for text, one in zip(texts, rows, strict=True)
+        any(t in text for t in TOPICS[row.topic].things if t in row.dialogue) for text, row in zip(texts, rows, strict=True)
     ]
     return {
         "toxic of rude": sum(rude) / len(rude), "toxic of calm": sum(calm) / len(calm),
@@ -234,8 +243,8 @@ def summariser_card(stage: Stage, n: int) -> dict[str, Any]:
 
 
 def overlap(prompt: str, response: str) -> float | None:
-    """ROUGE-L of a summary with the reference of its dialogue, in [0, 1]; None for a prompt that is not of the shipped dialogues.
-    As a measure of a recipe: `python:charter.testbed.lab:overlap`."""
+    """ROUGE-L of a summary with the reference of its dialogue, in [0, 1]; None for a prompt without a shipped dialogue. As a
+    measure of a recipe: `python:charter.testbed.lab:overlap`."""
     reference = references().get(prompt)
     return None if reference is None else rouge_l(response, reference)
 
@@ -243,5 +252,5 @@ def overlap(prompt: str, response: str) -> float | None:
 @cache
 def references() -> dict[str, str]:
     """The shipped dialogues: prompt to reference summary."""
-    rows = [row for split in SIZES for row in read_jsonl(shipped(split), Dialogue)]
+    rows = [row for split in DIALOGUES_PER_SPLIT for row in read_jsonl(shipped_dialogues(split), Dialogue)]
     return {summary_prompt(row.dialogue): row.summary for row in rows}

@@ -1,7 +1,7 @@
-"""What the tiny model can be asked to judge by: principles in many wordings, some of them held out.
+"""The principles by which the tiny model can judge, in many wordings, some of them held out.
 
-A wording is put together from an opening and a core. Openings ask both ways round ("does it …?", "is it free of …?"), so Yes
-is sometimes the bad verdict. A fifth of the opening-core combinations of every principle is never trained on.
+A wording is an opening and a core. Openings ask both ways round ("does it …?", "is it free of …?"), so Yes is sometimes the bad
+verdict. A fifth of the opening-core combinations of every principle is never trained on.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from charter.testbed.language import AREAS, bucket
+from charter.testbed.language import bucket
 
 
 @dataclass(frozen=True)
 class Core:
-    """A thing a reply must not do: as a verb phrase, as a noun phrase, and the value behind it."""
+    """A fault of a reply, as a verb phrase and as a noun phrase."""
 
     verb: str
     noun: str
@@ -82,21 +82,21 @@ _COMPARE = (
     "Pick the reply that is more free of {n}.", "Which reply avoids {n} better?", "Prefer the reply that would not {v}.",
 )  # fmt: skip
 _HELD_OUT = 0.2
-IDS = tuple(CORES)
-OPENINGS = {"critique": _ASK_BAD + _ASK_GOOD, "revision": _REVISE, "preference": _COMPARE}
+PRINCIPLES = tuple(CORES)
+OPENINGS_BY_USE = {"critique": _ASK_BAD + _ASK_GOOD, "revision": _REVISE, "preference": _COMPARE}
 
 
 def wordings(principle: str, use: str, *, held_out: bool = False) -> list[tuple[str, bool]]:
     """All wordings of a principle for a use: (text, True where Yes means a problem)."""
     return [
         (opening.format(v=core.verb, n=core.noun), opening in _ASK_BAD)
-        for opening in OPENINGS[use]
+        for opening in OPENINGS_BY_USE[use]
         for core in CORES[principle]
         if (bucket("wording", principle, use, opening, core.verb) < _HELD_OUT) == held_out
     ]
 
 
-_TABLES = {(p, u, h): wordings(p, u, held_out=h) for p in IDS for u in OPENINGS for h in (False, True)}
+_TABLES = {(p, u, h): wordings(p, u, held_out=h) for p in PRINCIPLES for u in OPENINGS_BY_USE for h in (False, True)}
 
 
 def draw_wording(rng: Random, principle: str, use: str, *, held_out: bool = False) -> tuple[str, bool]:
@@ -113,7 +113,3 @@ def applies(principle: str, area: str, harmful: bool, level: str) -> bool:
         return level in ("preachy", "evasive")
     bad = level in ("full", "hedged")
     return bad and (principle in ("general", area))
-
-
-def is_area(principle: str) -> bool:
-    return principle in AREAS

@@ -1,7 +1,7 @@
-"""Stand-ins: random models of real architectures, small enough for a test, with a tokenizer and a chat template as families have.
+"""Stand-ins: random models of real architectures, small enough for a test, each with the tokenizer and template of its family.
 
-They know nothing; they are there to take a recipe, or a change to it, through every stage without a download. Each is a plain
-Hugging Face folder: the architecture's own classes, safetensors, a byte-level or WordPiece tokenizer.
+They have learned nothing; they serve to take a recipe through every stage without a download. Each is a plain Hugging Face
+folder: the architecture's own classes, safetensors, a byte-level or WordPiece tokenizer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from charter.errors import InputError
 from charter.models.load import quiet_transformers
 from charter.testbed.dialogues import draw_dialogues
 
-CONTEXT = 512  # tokens a decoder can see; encoders see an eighth of it
+CONTEXT = 512  # tokens of a decoder; encoders have an eighth
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2}  # fmt: skip
 GROUPED = {**SMALL, "num_attention_heads": 4, "head_dim": 8}
 NEOX = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 1}
 # Name: the class in transformers and its configuration. Windows are shorter than the rows, so that they matter.
-DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+DECODER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**SMALL, "tie_word_embeddings": True}),
     "llama3": ("Llama", {**GROUPED, "tie_word_embeddings": False, "rope_parameters": {
         "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -39,7 +39,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
     "gpt_neox": ("GPTNeoX", NEOX),
 }  # fmt: skip
-ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+ENCODER_DECODER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5", {**T5, "tie_word_embeddings": True}),
     "flan_t5": ("T5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "bart": ("Bart", {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
@@ -47,18 +47,18 @@ ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
                       "decoder_start_token_id": 0, "forced_bos_token_id": 2}),
 }  # fmt: skip
 NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+ENCODER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", NARROW),
     "roberta": ("Roberta", {**NARROW, "type_vocab_size": 1}),
     "distilbert": ("DistilBert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
     "deberta": ("DebertaV2", {**NARROW, "type_vocab_size": 0, "relative_attention": True, "position_biased_input": False,
                               "pos_att_type": ["c2p", "p2c"]}),
 }  # fmt: skip
-CLASSIFIERS = {f"{name}-classifier": name for name in ENCODERS}
-FAMILIES = (*DECODERS, *ENCODER_DECODERS, *ENCODERS, *CLASSIFIERS)
-# What is published as a base model carries no chat template.
-WITHOUT_TEMPLATE = frozenset({"gpt2", "gpt_neox", "phi", *ENCODER_DECODERS})
-TEMPLATE = (
+CLASSIFIER_FAMILIES = {f"{name}-classifier": name for name in ENCODER_FAMILIES}
+FAMILIES = (*DECODER_FAMILIES, *ENCODER_DECODER_FAMILIES, *ENCODER_FAMILIES, *CLASSIFIER_FAMILIES)
+# Families that are published as base models have no chat template.
+WITHOUT_TEMPLATE = frozenset({"gpt2", "gpt_neox", "phi", *ENCODER_DECODER_FAMILIES})
+ROLE_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -75,36 +75,36 @@ def save_stand_in(
     labels: Sequence[str] = ("nothate", "hate"),
     seed: int = 0,
 ) -> Path:
-    """A random model of a family in ``folder``; the folder.
+    """Write a random model of a family to ``folder``; returns the folder.
 
-    ``texts``: what the tokenizer's words come from, the testbed's dialogues unless given. ``template``: with a chat template;
-    as the family's base models have it unless given. ``labels``: of a classifier. InputError where the family is not known.
+    ``texts``: training texts of the tokenizer, by default the testbed's dialogues. ``template``: whether to add a chat template,
+    by default as in the family's base models. ``labels``: of a classifier. InputError where the family is unknown.
     """
     import transformers
 
     if family not in FAMILIES:
-        raise InputError(f"no stand-in for {family!r}; the families are {', '.join(FAMILIES)}")
+        raise InputError(f"unknown family {family!r}; use {', '.join(FAMILIES)}")
     if folder.is_file() or (folder / "config.json").exists():
-        raise InputError("is there already; name a new folder", file=folder)
-    architecture = CLASSIFIERS.get(family, family)
-    texts = own_texts() if texts is None else texts
-    if architecture in ENCODERS:
+        raise InputError("the folder exists already; name a new one", file=folder)
+    architecture = CLASSIFIER_FAMILIES.get(family, family)
+    texts = dialogue_texts() if texts is None else texts
+    if architecture in ENCODER_FAMILIES:
         save = save_roberta_tokenizer if architecture == "roberta" else save_wordpiece_tokenizer
         vocab = save(folder, texts, context // 8)
     else:
         template = family not in WITHOUT_TEMPLATE if template is None else template
-        closes = architecture in ENCODER_DECODERS and not template
+        closes = architecture in ENCODER_DECODER_FAMILIES and not template
         vocab = save_bpe_tokenizer(folder, texts, pad_is_eos=pad_is_eos, template=template, closes=closes)
-    name, shape = (DECODERS | ENCODER_DECODERS | ENCODERS)[architecture]
+    name, shape = (DECODER_FAMILIES | ENCODER_DECODER_FAMILIES | ENCODER_FAMILIES)[architecture]
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
-    if architecture in ENCODERS:
+    if architecture in ENCODER_FAMILIES:
         ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1} if architecture == "roberta" else {"pad_token_id": 0}
     config = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")(
         vocab_size=vocab, **ids, **shape, **sight_of(architecture, context)
     )
     torch.manual_seed(seed)
     with quiet_transformers():
-        if family in CLASSIFIERS:
+        if family in CLASSIFIER_FAMILIES:
             config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
             model = getattr(transformers, f"{name}ForSequenceClassification")(config)
         else:
@@ -114,26 +114,26 @@ def save_stand_in(
 
 
 def class_name(architecture: str, name: str) -> str:
-    """The class with the head that the family is published with."""
-    if architecture in ENCODERS:
+    """The class with the head of the published family."""
+    if architecture in ENCODER_FAMILIES:
         return f"{name}ForMaskedLM"
-    if architecture in ENCODER_DECODERS:
+    if architecture in ENCODER_DECODER_FAMILIES:
         return f"{name}ForConditionalGeneration"
     return "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
 
 
 def sight_of(architecture: str, context: int) -> dict[str, int]:
-    """How the configuration says what the model can see; nothing for T5, whose positions have no end."""
+    """The configuration of the context length; empty for T5, whose positions have no end."""
     if architecture in ("t5", "flan_t5"):
         return {}
-    if architecture in ENCODERS:
-        offset = 2 if architecture == "roberta" else 0  # it counts positions from after the pad id
+    if architecture in ENCODER_FAMILIES:
+        offset = 2 if architecture == "roberta" else 0  # its positions count from after the pad id
         return {"max_position_embeddings": context // 8 + offset}
     return {"n_positions" if architecture == "gpt2" else "max_position_embeddings": context}
 
 
-def own_texts() -> list[str]:
-    return [text for one in draw_dialogues(0, "train", 200) for text in (one.dialogue, one.summary)]
+def dialogue_texts() -> list[str]:
+    return [text for row in draw_dialogues(0, "train", 200) for text in (row.dialogue, row.summary)]
 
 
 def save_bpe_tokenizer(
@@ -145,8 +145,8 @@ def save_bpe_tokenizer(
     template: bool = True,
     closes: bool = False,
 ) -> int:
-    """A byte-level BPE tokenizer of at most ``size`` tokens; its size. ``closes``: it ends every text with the end token, as
-    T5's does."""
+    """Write a byte-level BPE tokenizer of at most ``size`` tokens; returns its size. ``closes``: it ends every text with the end
+    token, as T5's does."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -160,13 +160,13 @@ def save_bpe_tokenizer(
         padding_side="left",
     )
     if template:
-        fast.chat_template = TEMPLATE
+        fast.chat_template = ROLE_TEMPLATE
     fast.save_pretrained(folder)
     return len(fast)
 
 
 def byte_level_bpe(texts: Iterable[str], vocab: int, special: Sequence[str]) -> Any:
-    """Byte-level BPE trained on ``texts``; the special tokens have the first ids."""
+    """Byte-level BPE, trained on ``texts``; the special tokens have the first ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -181,7 +181,7 @@ def byte_level_bpe(texts: Iterable[str], vocab: int, special: Sequence[str]) -> 
 
 
 def roberta_tokenizer(texts: Iterable[str], vocab: int, limit: int) -> Any:
-    """A tokenizer as RoBERTa's: byte-level BPE, <s> first, </s> after each text, at most ``limit`` tokens where it truncates."""
+    """A tokenizer like RoBERTa's: byte-level BPE, <s> first, </s> after each text, truncation to ``limit`` tokens."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -202,7 +202,7 @@ def save_roberta_tokenizer(folder: Path, texts: Iterable[str], limit: int) -> in
 
 
 def save_wordpiece_tokenizer(folder: Path, texts: Iterable[str], limit: int) -> int:
-    """A WordPiece tokenizer as BERT's: [CLS] first, [SEP] after each text, no end-of-sequence token; its size."""
+    """Write a WordPiece tokenizer like BERT's: [CLS] first, [SEP] after each text, no end token; returns its size."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

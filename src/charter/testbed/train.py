@@ -1,6 +1,6 @@
 """Train the tiny model from scratch: tokenizer, Llama-architecture weights, a Hugging Face folder at the end.
 
-The corpus is endless and numbered, so the position in it is all that a stopped training needs besides weights and moments.
+The corpus is endless and numbered, so a stopped training needs its position there, the weights and the moments, and no more.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from charter.models.packing import Tokens, pack
 from charter.records import Message
 from charter.run.files import atomic_path
 from charter.testbed.corpus import Example, corpus
+from charter.testbed.standins import byte_level_bpe
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -32,17 +33,16 @@ TEMPLATE = (
 )
 SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHECKPOINT_CHUNKS = 8  # a chunk is about 100,000 tokens
-CHUNK = 1024  # examples that are made, sorted by length and cut into batches together
-USER_WEIGHT = 0.1  # of the loss on what the user says: enough to learn the words from
+CHUNK = 1024  # examples that are drawn, sorted by length and cut into batches together
+USER_WEIGHT = 0.1  # of the loss on turns of the user: enough to learn the words
 
 
 @dataclass(frozen=True)
 class TestbedConfig:
-    """Size and length of a training: for each course the mix of examples, its tokens and its peak
-    learning rate. Tokens decide where it ends, not time, so
-    that a seed gives one model."""
+    """Size and length of a training: for each course the mix of examples, the tokens and the peak learning rate. Tokens and not
+    time decide where it ends, so that a seed gives one model."""
 
-    __test__ = False  # not a test class, whatever its name begins with
+    __test__ = False  # not a test class, in spite of its name
 
     hidden: int = 192
     layers: int = 4
@@ -56,7 +56,7 @@ class TestbedConfig:
     seed: int = 0
 
 
-PRESETS = {
+TESTBED_PRESETS = {
     "full": TestbedConfig(),
     "small": TestbedConfig(
         hidden=96,
@@ -72,12 +72,12 @@ PRESETS = {
 }
 
 
-def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Train and save to ``out``/model; goes on where a killed training left its checkpoint. Returns tokens, loss, seconds."""
+def train_testbed(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Train and save to ``out``/model; resumes a killed training from its checkpoint. Returns tokens, loss, seconds."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from charter.models.allocator import keep_freed_memory
     from charter.models.load import save_model
+    from charter.models.memory import keep_freed_memory
 
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
@@ -95,11 +95,11 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
     checkpoint = out / "training.safetensors"
     started, total = time.monotonic(), sum(config.tokens)
     course, place = restore(checkpoint, model)
-    with bar(total, sum(config.tokens[:course]) + place.seen, quiet) as advance:
+    with TokenBar(total, sum(config.tokens[:course]) + place.seen, quiet) as advance:
         for number in range(course, len(config.tokens)):
             place = train_course(model, tokenizer, config, number, place, checkpoint, advance)
             place = Place(loss=place.loss)
-            # As the model ships, so the next course takes it up.
+            # The next course starts from the rounded weights, as the model ships.
             model.half().float()
     model.eval().half()
     save_model(model, tokenizer, out / "model")
@@ -111,7 +111,7 @@ def train(config: TestbedConfig, out: Path, *, quiet: bool = False) -> dict[str,
 
 @dataclass
 class Place:
-    """Where a course stands: the next chunk, tokens and updates made, running loss, moments to put back."""
+    """The position in a course: the next chunk, tokens and updates so far, running loss, moments to put back."""
 
     chunk: int = 0
     seen: int = 0
@@ -123,7 +123,7 @@ class Place:
 def train_course(
     model: Any, tokenizer: Any, config: TestbedConfig, course: int, place: Place, checkpoint: Path, advance: Any
 ) -> Place:
-    """Go through one course of the corpus, from ``place`` on."""
+    """Train on one course of the corpus, from ``place`` on."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -151,20 +151,11 @@ def train_course(
 
 def make_tokenizer(config: TestbedConfig) -> Any:
     """A byte-level BPE tokenizer trained on the corpus, with the chat template and roles as special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )  # fmt: skip
     texts = (turn.content for example in corpus(config.seed + 10_000, 6000) for turn in example)
-    tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level_bpe(texts, config.vocab, SPECIAL),
         eos_token=SPECIAL[0],
         pad_token=SPECIAL[1],
         padding_side="left",
@@ -175,7 +166,7 @@ def make_tokenizer(config: TestbedConfig) -> Any:
 
 
 def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[float]]:
-    """Ids and loss weights of an example. An assistant turn weighs what it says, its end of turn included."""
+    """Ids and loss weights of an example. A turn of the assistant has its own weight, the end of turn included."""
     ids: list[int] = []
     weights: list[float] = []
     for number, turn in enumerate(example):
@@ -184,24 +175,24 @@ def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[float]]:
             ids += new
             weights += [turn.weight] * len(new)
         else:
-            # The prompt up to here, as the pipeline renders it; what is new of it is this turn and the assistant's marker.
+            # This turn and the marker of the assistant, as the pipeline renders them.
             new = encode_prompt(tokenizer, [Message(role=turn.role, content=turn.content)])  # type: ignore[arg-type]
             ids += new
-            long = number == 0 and len(new) > 80  # a judge's question repeats what is learned elsewhere
+            long = number == 0 and len(new) > 80  # a judge's question repeats texts that are learned elsewhere
             weights += [0.0 if long else USER_WEIGHT] * len(new)
     return ids, weights
 
 
-Row = tuple[list[int], list[float]]
+WeightedRow = tuple[list[int], list[float]]
 
 
-def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, mix: int = 0) -> list[list[Row]]:
+def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, mix: int = 0) -> list[list[WeightedRow]]:
     """The batches of one chunk of the corpus: rows of like length together, in a shuffled order."""
     rows = sorted(
         (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK, mix)),
         key=lambda row: len(row[0]),
     )
-    batches: list[list[Row]] = [[]]
+    batches: list[list[WeightedRow]] = [[]]
     for row in rows:
         if batches[-1] and (len(batches[-1]) + 1) * len(row[0]) > config.tokens_per_step:
             batches.append([])
@@ -210,12 +201,12 @@ def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, mix: int = 
     return batches
 
 
-def learn(model: Any, optimizer: torch.optim.Optimizer, rows: Sequence[Row]) -> tuple[float, int]:
+def learn(model: Any, optimizer: torch.optim.Optimizer, rows: Sequence[WeightedRow]) -> tuple[float, int]:
     """One update; the weighted mean loss (nats per token) and the number of tokens without padding."""
     packed = pack([Tokens(ids[:1], ids[1:]) for ids, _ in rows], share=False)
     weights = torch.zeros(packed.mask.shape)
     weights[packed.mask] = torch.tensor([weight for _, row in rows for weight in row[1:]])
-    counted = weights > 0  # four tokens in ten weigh nothing; their logits are not computed
+    counted = weights > 0  # four tokens in ten have weight 0; their logits are not computed
     hidden = hidden_states(model, packed, packed.before[counted], torch.bfloat16)
     cast = weights_of(model, torch.bfloat16).lm_head.weight
     logprobs, _ = chosen_logprobs(hidden, model.lm_head.weight, cast, packed.targets[counted], temperature=1.0, entropy=False)
@@ -248,7 +239,7 @@ def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, course:
 
 
 def restore(path: Path, model: Any) -> tuple[int, Place]:
-    """Put the weights back; the course and the place in it, the beginning where there is no checkpoint."""
+    """Put the weights back; returns the course and the place in it, the beginning without a checkpoint."""
     from safetensors import safe_open
 
     if not path.exists():
@@ -264,14 +255,14 @@ def restore(path: Path, model: Any) -> tuple[int, Place]:
 
 
 def put_back(optimizer: torch.optim.Optimizer, model: Any, moments: dict[str, Tensor]) -> None:
-    """The moments of a checkpoint; nothing at the beginning of a course."""
+    """Put back the moments of a checkpoint; there are none at the beginning of a course."""
     for name, parameter in model.named_parameters():
         if f"{name}#step" in moments:
             optimizer.state[parameter] = {key: moments[f"{name}#{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
-class bar:
-    """A progress bar in tokens with loss, rate and time to go."""
+class TokenBar:
+    """A progress bar in tokens, with loss, rate and remaining time."""
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:
         from rich.console import Console

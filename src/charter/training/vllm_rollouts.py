@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
+from charter.models.architectures import is_encoder_decoder
 from charter.models.chat_template import encode_prompt, end_ids
-from charter.models.encoder_decoder import is_encoder_decoder
 from charter.models.generate import Sampled, check_length, sample
 from charter.models.quantize import is_quantized
 from charter.models.trunk import REFERENCE, Trunk

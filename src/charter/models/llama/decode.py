@@ -1,6 +1,6 @@
-"""Decoding for Llama-like models without what a general model class must carry: about a page of arithmetic.
+"""Decoding for Llama-like models without the overhead of a general model class: about a page of arithmetic.
 
-The weights are those of ``llama_weights``. The K responses to a prompt attend to one copy of its keys and values until rows
+The weights are those of ``llama.weights``. The K responses to a prompt attend to one copy of its keys and values until rows
 begin to end. Greedy tokens equal those of ``generate`` in float32 (a test).
 """
 
@@ -21,7 +21,7 @@ READ_TOKENS = 2048  # of prompts that are read together
 
 
 class FusedLlama:
-    """The state of one call of ``sample``: P prompts, K responses to each, B rows that are still being written.
+    """The state of one call of ``sample``: P prompts, K responses to each, B unfinished rows.
 
     Rows are in the order of the prompts, siblings side by side. Prompts are padded on the left, so that all rows write their
     next key into the same column.
@@ -44,7 +44,7 @@ class FusedLlama:
         self.padded = bool(pads.any())
         self.prompt_bias = torch.zeros(pads.shape, dtype=dtype, device=self.device)  # (P, T), added to scores of prompts
         self.prompt_bias.masked_fill_(pads, torch.finfo(dtype).min)
-        # Columns of pads are hidden and zero, since garbage may be NaN.
+        # Columns of padding are hidden and zero, since uninitialised memory may be NaN.
         shape = (len(prompts), self.kv_heads, self.width, self.head_dim)
         self.prompt_keys, self.prompt_values = (
             [torch.zeros(shape, dtype=dtype, device=self.device) for _ in self.layers] for _ in range(2)
@@ -62,7 +62,7 @@ class FusedLlama:
 
     def reserve(self, columns: int) -> None:
         """Room for so many columns of keys and values. bmm copies a cache that it does not read to its last column, so the cache
-        grows by little at a time and the columns that are not yet written are hidden: zeros, since garbage may be NaN."""
+        grows by little at a time, and its unwritten columns are hidden and zero, since uninitialised memory may be NaN."""
         if self.keys[0].shape[1] < columns:
             for caches in (self.keys, self.values):
                 for number, cache in enumerate(caches):
@@ -88,7 +88,7 @@ class FusedLlama:
         return self.lm_head.few((x * inverse_rms(x, self.eps) * self.norm).to(self.dtype))
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the prompts, those of like length together; logits (P, V) of the first new token."""
+        """Read the prompts, those of similar length together; logits (P, V) of the first new token."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         logits = torch.empty(len(prompts), self.lm_head.weight.shape[0], dtype=self.dtype, device=self.device)
         while order:
@@ -99,7 +99,7 @@ class FusedLlama:
 
     def prefill(self, ids: Tensor, attention: Tensor, part: list[int]) -> Tensor:
         """Read some prompts (p, t) whose places in the batch are ``part``; logits (p, V) of the first new token. The last layer
-        finishes only the last token."""
+        computes the last token only."""
         p, t = ids.shape
         cos, sin = (table[positions(attention).view(-1)] for table in (self.cos, self.sin))
         least = torch.finfo(self.dtype).min
@@ -107,7 +107,7 @@ class FusedLlama:
         if bool((attention == 0).any()):
             hidden = torch.zeros(p, 1, 1, 1, t, dtype=self.dtype, device=self.device)
             hidden.masked_fill_(attention.view(p, 1, 1, 1, t) == 0, least)
-            # Two least numbers add up to minus infinity, and a row of nothing but that to NaN: a pad sees itself.
+            # Two least numbers add up to minus infinity, and a row of these to NaN: so a pad sees itself.
             bias = (bias + hidden).clamp_(min=least)
         x = F.embedding(ids.view(-1), self.embedding)
         for number, layer in enumerate(self.layers):
@@ -171,17 +171,17 @@ class FusedLlama:
         return self.logits
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows (b,) alone. From here each row has its prompt's keys to itself."""
+        """Drop all rows but these (b,). From here on each row has its own copy of its prompt's keys."""
         groups = rows // self.k if self.shared else rows
         for number in range(len(self.layers)):
             for cache, prompt in ((self.keys, self.prompt_keys), (self.values, self.prompt_values)):
                 if self.shared:
-                    own = cache[number].view(len(prompt[number]), self.kv_heads, self.k, -1, self.head_dim)
-                    written = own[groups, :, rows % self.k]  # (b, Hk, C, D)
+                    by_sibling = cache[number].view(len(prompt[number]), self.kv_heads, self.k, -1, self.head_dim)
+                    written = by_sibling[groups, :, rows % self.k]  # (b, Hk, C, D)
                     cache[number] = torch.cat((prompt[number][groups], written), dim=2).flatten(0, 1)
                 else:
-                    own = cache[number].view(-1, self.kv_heads, *cache[number].shape[1:])
-                    cache[number] = own[rows].flatten(0, 1)
+                    by_row = cache[number].view(-1, self.kv_heads, *cache[number].shape[1:])
+                    cache[number] = by_row[rows].flatten(0, 1)
         if self.shared:
             self.hidden = torch.cat((self.prompt_bias[groups], self.hidden.expand(len(rows), -1)), dim=1)
             self.prompt_keys, self.prompt_values, self.shared = [], [], False

@@ -1,8 +1,8 @@
 """The forward and backward pass of Llama-like models over a line of packed rows, written out.
 
 A general model class under autocast casts every weight in every pass, keeps every intermediate, and calls three times as many
-kernels. Here a block is one function with the derivative beside it: it keeps what the derivative needs and no more, makes the
-cheap parts again, and reads weights that were cast once since they last changed (``llama_weights``). Matrix products are in the
+kernels. Here a block is one function with its derivative: it keeps only what the derivative needs, computes the cheap
+parts again, and reads weights that were cast once since they last changed (``llama.weights``). Matrix products are in the
 precision of the run; the residual stream, norms' statistics and the gradients of weights are float32. Losses and gradients
 equal those of transformers under autograd (a test).
 """
@@ -21,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from charter.models.llama.weights import Block, LlamaWeights, inverse_rms, rotate_, weights_of
 from charter.models.packing import Packed, View
 
-STRIDE = 64  # lines are filled up to a multiple: for every new shape of a product oneDNN compiles and keeps a kernel
-PIECE = 128  # queries of a long row that are multiplied together; fewer waste less on keys to come, more make longer products
+STRIDE = 64  # lines are filled up to a multiple of it: oneDNN compiles and keeps a kernel for every new shape of a product
+QUERIES_TOGETHER = 128  # of a long row; fewer waste less on later keys, more make longer products
 
 
 def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype, *, again: bool = False) -> Tensor:
-    """Last hidden states, float32, at the places ``rows`` (n,) of the line: (n, H). The last block finishes no other row. With
-    ``again`` a block keeps its input alone and is computed again for its gradient."""
+    """Last hidden states, float32, at the places ``rows`` (n,) of the line: (n, H). The last block computes no other row. With
+    ``again`` a block keeps only its input and is computed again for its gradient."""
     weights = weights_of(model, dtype)
     line = Line(weights, packed)
     ids = F.pad(packed.ids, (0, line.length - len(packed.ids)))
@@ -44,13 +44,13 @@ def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype, 
 
 def run_block(x: Tensor, *, block: Block, line: Line, rows: Tensor | None) -> Tensor:
     """One layer on a line (N, H)."""
-    found: Tensor = _Block.apply(x, block, line, rows, *block.parameters())  # type: ignore[no-untyped-call]
-    return found
+    out: Tensor = _Block.apply(x, block, line, rows, *block.parameters())  # type: ignore[no-untyped-call]
+    return out
 
 
 class Chunk:
-    """Rows of like length whose attention is computed together. slots: (r, T) their places in the line, pads anywhere; bias: (r
-    or 1, 1, T, S) added to scores; prompts: (r, Tp) places of the prompt before each row, None where a row stands alone."""
+    """Rows of similar length that are computed together. slots: (r, T) their places in the line, pads anywhere; bias: (r or 1, 1,
+    T, S) added to scores; prompts: (r, Tp) places of the prompt before each row, None for whole rows."""
 
     def __init__(self, rows: Tensor, view: View, lengths: Tensor, dtype: torch.dtype) -> None:
         t = int(lengths[rows].max())
@@ -62,9 +62,9 @@ class Chunk:
         self.bias = torch.full((1, 1, t, t), least, dtype=dtype, device=rows.device).triu_(1)
         self.prompts: Tensor | None = None
         self.owner: Tensor | None = None
-        cuts = [round(i * t / max(t // PIECE, 1)) for i in range(max(t // PIECE, 1) + 1)]
+        cuts = [round(i * t / max(t // QUERIES_TOGETHER, 1)) for i in range(max(t // QUERIES_TOGETHER, 1) + 1)]
         self.pieces = list(itertools.pairwise(cuts))
-        """Queries from, up to: a piece needs the keys up to its own end alone."""
+        """Ranges of queries: a piece needs only the keys up to its end."""
 
     def stand_behind(self, prompts: View, owner: Tensor) -> None:
         """Let each row see the tokens of its prompt too."""
@@ -79,7 +79,7 @@ class Chunk:
 
 
 def chunks_of(view: View, dtype: torch.dtype) -> list[Chunk]:
-    """The rows of a view, those of like length together: none is padded by more than a sixth, or by a few tokens."""
+    """The rows of a view, those of similar length together: none is padded by more than a sixth, or by a few tokens."""
     lengths = view.real.sum(dim=1)
     order = lengths.argsort(stable=True)
     ends, chunks, start = lengths[order].tolist(), [], 0
@@ -92,7 +92,7 @@ def chunks_of(view: View, dtype: torch.dtype) -> list[Chunk]:
 
 
 class Line:
-    """Where the tokens of a line stand for attention, and the turn of each position. ``length``: with what fills it up."""
+    """The places of a line's tokens in attention, and the rotation of each position. ``length``: with the filling."""
 
     def __init__(self, weights: LlamaWeights, packed: Packed) -> None:
         layout = packed.layout
@@ -128,7 +128,7 @@ class Line:
         return x.reshape(len(x), -1, self.head_dim).transpose(0, 1).reshape(-1, len(x) * self.head_dim)
 
     def in_line(self, parts: list[Tensor]) -> Tensor:
-        """What the chunks gave, tokens first, as the line; 0 for the tokens that only fill it up."""
+        """The outputs of the chunks, tokens first, as the line; 0 for the filling."""
         n = len(self.back)
         line = parts[0].new_empty(self.length, parts[0].shape[1])
         torch.index_select(parts[0] if len(parts) == 1 else torch.cat(parts), 0, self.back, out=line[:n])
@@ -152,7 +152,7 @@ class Line:
         return x.reshape(self.heads, rows, t, d)
 
     def attend(self, mixed: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Attention of queries, keys and values (N, (Hq + 2 Hk) D): (N, Hq D), and what the derivative needs."""
+        """Attention of queries, keys and values (N, (Hq + 2 Hk) D): (N, Hq D), and tensors for the derivative."""
         out, saved = [], []
         for chunk in self.chunks:
             rows, t = chunk.shape
@@ -176,11 +176,11 @@ class Line:
         return self.in_line(out), saved
 
     def attend_backward(self, gradient: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
-        """From the gradient of what ``attend`` gave (N, Hq D) to that of what it got (N, (Hq + 2 Hk) D)."""
-        found = []
+        """From the gradient of ``attend``'s output (N, Hq D) to that of its input (N, (Hq + 2 Hk) D)."""
+        parts = []
         kept = iter(saved)
         of_prompts = None
-        if self.prompts is not None:  # what the responses say of their prompts is added up, in float32
+        if self.prompts is not None:  # the responses' gradients of their prompts are added up, in float32
             width = 2 * self.kv_heads * self.head_dim
             of_prompts = torch.zeros(*self.prompts.shape, width, dtype=torch.float32, device=gradient.device)
         for chunk in self.chunks:
@@ -188,7 +188,7 @@ class Line:
             key, value = next(kept), next(kept)
             width = key.shape[1] - t
             flat = gradient.index_select(0, chunk.slots.reshape(-1))
-            if chunk.pads is not None:  # what a pad was given must not reach the keys that it saw
+            if chunk.pads is not None:  # the gradient of a pad must not reach the keys that it saw
                 flat.masked_fill_(chunk.pads, 0.0)
             heads = flat.view(rows * t, self.heads, self.head_dim).transpose(0, 1).contiguous()
             heads = heads.view(self.heads, rows, t, self.head_dim)
@@ -209,8 +209,8 @@ class Line:
                 before, of_both = torch.split(of_both, [chunk.prompts.shape[1], t], dim=2)
                 before = self.tokens_first(before).view(rows, -1, of_prompts.shape[2]).float()
                 of_prompts[:, : before.shape[1]].index_add_(0, chunk.owner, before)
-            found.append(self.tokens_first(torch.cat((torch.cat(of_query, dim=2), of_both))))
-        line = self.in_line(found)
+            parts.append(self.tokens_first(torch.cat((torch.cat(of_query, dim=2), of_both))))
+        line = self.in_line(parts)
         if of_prompts is not None:
             assert self.prompts is not None
             keys = line[:, self.heads * self.head_dim :]
@@ -219,7 +219,7 @@ class Line:
 
 
 class _Block(torch.autograd.Function):
-    """One layer on a line (N, H). With ``rows`` only those leave it: the others were needed as keys and values alone."""
+    """One layer on a line (N, H). With ``rows`` it returns only those: the others serve as keys and values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: Block, line: Line, rows: Tensor | None, *_: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ class _Block(torch.autograd.Function):
         normed, scale, attended, mlp_normed, mlp_scale, gate_up, *saved = ctx.saved_tensors
         (gradient,) = gradients
         g = gradient.to(line.dtype)
-        # The gated product, made again.
+        # The gated product, computed again.
         gate, up = gate_up.chunk(2, dim=1)
         gated = F.silu(gate)
         of_product = g @ block.down.weight
@@ -279,5 +279,5 @@ class _Block(torch.autograd.Function):
 def norm_backward(gradient: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
     """From the gradient g of x · scale, which is ``normed``, to that of x (N, H), float32: scale (g - normed mean(g normed))."""
     along = torch.linalg.vecdot(gradient, normed).float().div_(normed.shape[1]).unsqueeze(1)
-    found: Tensor = (gradient - normed * along).mul_(scale)
-    return found
+    of_x: Tensor = (gradient - normed * along).mul_(scale)
+    return of_x

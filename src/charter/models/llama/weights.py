@@ -1,7 +1,7 @@
 """The weights of a Llama-like model as the fused pages use them: fewer, larger matrices in the precision of the run.
 
 Query, key and value stand in one matrix, gate and up in another. The gain of the norm before a matrix and the scale of the
-queries are multiplied into it, adapters are merged in. All of it is made again when a weight it comes from has changed.
+queries are multiplied into it, adapters are merged in. All of it is computed again when a source weight has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from charter.models.quantize import is_quantized
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2"})
 STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 FEW_ROWS = 256
-# CPUs without bfloat16 products take another path in torch, for which nothing is laid out.
+# CPUs without bfloat16 products take another path in torch, which needs no packed layout.
 PACKS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
 FUSED_BYTES = 4 * 2**30  # of a second copy of the weights; a larger model runs through its own code
 
@@ -30,7 +30,7 @@ def is_llama_like(model: Any) -> bool:
     config = getattr(model, "config", None)
     if config is None or config.model_type not in LLAMA_LIKE or not hasattr(model, "lm_head") or is_quantized(model):
         return False
-    if hasattr(model.model.layers[0], "unshard"):  # divided among processes (``sharded``): its own code gathers what it needs
+    if hasattr(model.model.layers[0], "unshard"):  # divided among processes (``sharded``): its own code gathers the weights
         return False
     windowed = getattr(config, "sliding_window", None) is not None and any(
         kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ["sliding_attention"]
@@ -40,7 +40,7 @@ def is_llama_like(model: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Rows:
+class LinearRows:
     """The rows of a fused matrix that come from one linear layer. weight: (out, in); lora: (A (r, in), B (out, r), scale)."""
 
     weight: Tensor
@@ -56,21 +56,21 @@ class Rows:
         return weight
 
 
-def rows_of(linear: Any, scale: float = 1.0) -> Rows:
-    """What a linear layer, with peft's adapters around it or without, contributes."""
+def linear_rows(linear: Any, scale: float = 1.0) -> LinearRows:
+    """The rows of a linear layer, with or without peft's adapters around it."""
     base = getattr(linear, "base_layer", linear)
     lora = []
     if base is not linear and not linear.disable_adapters:
         for name in linear.active_adapters:
             if name in linear.lora_A:
                 lora.append((linear.lora_A[name].weight, linear.lora_B[name].weight, float(linear.scaling[name])))
-    return Rows(base.weight, base.bias, tuple(lora), scale)
+    return LinearRows(base.weight, base.bias, tuple(lora), scale)
 
 
 class Matrix:
     """x (N, in) ↦ (x · gain) Wᵀ + b with W the rows of several linear layers one above the other."""
 
-    def __init__(self, parts: tuple[Rows, ...], gain: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, parts: tuple[LinearRows, ...], gain: Tensor | None, dtype: torch.dtype) -> None:
         self.parts, self.gain = parts, gain
         weight = torch.cat([part.effective() * part.scale for part in parts])
         self.weight = (weight if gain is None else weight * gain).to(dtype)
@@ -84,17 +84,17 @@ class Matrix:
         return F.linear(x, self.weight, self.bias)
 
     def few(self, x: Tensor) -> Tensor:
-        """The same for a decoder, which multiplies a few rows by each matrix over and over: on a CPU that multiplies bfloat16 the
-        matrix is laid out once as the product wants it (oneDNN does so in every product otherwise)."""
+        """The same for a decoder, which multiplies a few rows by each matrix over and over: on a CPU with bfloat16 products the
+        matrix is packed once for them (oneDNN packs it in every product otherwise)."""
         if len(x) > FEW_ROWS or x.dtype != torch.bfloat16 or not PACKS or x.device.type != "cpu":
             return self(x)
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return found
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return product
 
     def parameters(self) -> Iterator[Tensor]:
-        """Everything it was made of, in the order of ``gradients``."""
+        """Its source parameters, in the order of ``gradients``."""
         if self.gain is not None:
             yield self.gain
         for part in self.parts:
@@ -107,29 +107,29 @@ class Matrix:
 
     def gradients(self, of_output: Tensor, x: Tensor) -> list[Tensor | None]:
         """The gradient of each of ``parameters`` from that of the output (N, out) and the input (N, in) without its gain.
-        None where none is asked for: with frozen weights no product of their size is made."""
+        None for frozen parameters: no product of their size is computed."""
         of_gain = self.gain is not None and self.gain.requires_grad
         whole = None
         if of_gain or any(part.weight.requires_grad for part in self.parts):
             whole = of_output.t() @ x  # (out, in), of the fused matrix
-        found: list[Tensor | None] = []
+        gradients: list[Tensor | None] = []
         if self.gain is not None:
-            found.append(self._of_gain(whole) if whole is not None and of_gain else None)
+            gradients.append(self._of_gain(whole) if whole is not None and of_gain else None)
         start = 0
         for part in self.parts:
             rows = slice(start, start + len(part.weight))
             start = rows.stop
             here = of_output[:, rows]
-            wanted = whole is not None and part.weight.requires_grad
-            found.append(self._unfold(whole[rows], part.scale) if wanted else None)  # type: ignore[index]
+            trained = whole is not None and part.weight.requires_grad
+            gradients.append(self._unfold(whole[rows], part.scale) if trained else None)  # type: ignore[index]
             if part.bias is not None:
-                found.append(here.float().sum(dim=0) * part.scale if part.bias.requires_grad else None)
+                gradients.append(here.float().sum(dim=0) * part.scale if part.bias.requires_grad else None)
             for a, b, scale in part.lora:
                 # W = W0 + s B A: thin products, N x r and no larger.
-                found.append(self._unfold((here @ b.to(here.dtype)).t() @ x, part.scale * scale))
+                gradients.append(self._unfold((here @ b.to(here.dtype)).t() @ x, part.scale * scale))
                 through = (a if self.gain is None else a * self.gain).to(x.dtype)
-                found.append((here.t() @ (x @ through.t())).float() * (part.scale * scale))
-        return found
+                gradients.append((here.t() @ (x @ through.t())).float() * (part.scale * scale))
+        return gradients
 
     def _unfold(self, gradient: Tensor, scale: float) -> Tensor:
         gradient = gradient.float() if scale == 1 else gradient.float() * scale
@@ -152,12 +152,14 @@ class Block:
     def __init__(self, block: Any, query_scale: float, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
         self.qkv = Matrix(
-            (rows_of(attention.q_proj, query_scale), rows_of(attention.k_proj), rows_of(attention.v_proj)),
+            (linear_rows(attention.q_proj, query_scale), linear_rows(attention.k_proj), linear_rows(attention.v_proj)),
             block.input_layernorm.weight, dtype,
         )  # fmt: skip
-        self.out = Matrix((rows_of(attention.o_proj),), None, dtype)
-        self.gate_up = Matrix((rows_of(mlp.gate_proj), rows_of(mlp.up_proj)), block.post_attention_layernorm.weight, dtype)
-        self.down = Matrix((rows_of(mlp.down_proj),), None, dtype)
+        self.out = Matrix((linear_rows(attention.o_proj),), None, dtype)
+        self.gate_up = Matrix(
+            (linear_rows(mlp.gate_proj), linear_rows(mlp.up_proj)), block.post_attention_layernorm.weight, dtype
+        )
+        self.down = Matrix((linear_rows(mlp.down_proj),), None, dtype)
         self.matrices = (self.qkv, self.out, self.gate_up, self.down)
 
     def parameters(self) -> list[Tensor]:
@@ -165,7 +167,7 @@ class Block:
 
 
 class LlamaWeights:
-    """All of a model's blocks, its shape, and the parameters it was read from with their versions."""
+    """All blocks of a model, its shape, and the source parameters with their versions."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         config = model.config
@@ -177,8 +179,8 @@ class LlamaWeights:
             model.model.norm.weight, model.model.embed_tokens.weight, model.model.rotary_emb
         )  # fmt: skip
         self.padding = model.model.embed_tokens.padding_idx
-        """The token whose row learns nothing where it is read, in transformers too."""
-        self.lm_head = Matrix((rows_of(model.lm_head),), None, dtype)
+        """The token whose row gets no gradient as input, in transformers too."""
+        self.lm_head = Matrix((linear_rows(model.lm_head),), None, dtype)
         self.sources = [
             *(p for block in self.blocks for p in block.parameters()),
             *self.lm_head.parameters(),
@@ -187,11 +189,11 @@ class LlamaWeights:
         self.versions, self.marks = [p._version for p in self.sources], self.mark()
 
     def mark(self) -> Tensor:
-        """One number out of the middle of every weight: code that writes through ``.data`` leaves no other trace."""
+        """One number from the middle of every weight: a write through ``.data`` leaves no other trace."""
         return torch.stack([p.detach()[tuple(n // 2 for n in p.shape)] for p in self.sources])
 
     def fresh(self) -> bool:
-        """Whether no weight has changed since this was made."""
+        """Whether no source weight has changed since."""
         versions = all(p._version == version for p, version in zip(self.sources, self.versions, strict=True))
         return versions and torch.equal(self.mark(), self.marks)
 
@@ -219,7 +221,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
     return scale
 
 
-KEPT_ROLES = 2  # roles of one trunk whose merged weights are held at a time; making them takes less than a step
+KEPT_ROLES = 2  # roles of one trunk whose merged weights are kept at a time; merging takes less than a step
 _WEIGHTS: weakref.WeakKeyDictionary[Any, dict[Any, LlamaWeights]] = weakref.WeakKeyDictionary()
 
 
@@ -228,13 +230,13 @@ def weights_of(model: Any, dtype: torch.dtype) -> LlamaWeights:
     first = model.model.layers[0].self_attn.q_proj
     adapters = tuple(first.active_adapters) if hasattr(first, "base_layer") and not first.disable_adapters else ()
     kept = _WEIGHTS.setdefault(model, {})
-    found = kept.pop((adapters, dtype), None)
-    if found is None or not found.fresh():
-        found = None  # before the new ones are made: there should not be room for both
+    weights = kept.pop((adapters, dtype), None)
+    if weights is None or not weights.fresh():
+        weights = None  # free the old ones before: memory may not suffice for both
         while len(kept) >= KEPT_ROLES:
             kept.pop(next(iter(kept)))
-        # Sampling is in inference mode, and what is made there could not be used in training.
+        # Sampling is in inference mode, whose tensors could not be used in training.
         with torch.inference_mode(mode=False), torch.no_grad():
-            found = LlamaWeights(model, dtype)
-    kept[(adapters, dtype)] = found  # the last one used stands last
-    return found
+            weights = LlamaWeights(model, dtype)
+    kept[(adapters, dtype)] = weights  # the last one used comes last
+    return weights

@@ -1,7 +1,9 @@
-"""Encoder-decoders as policies (T5, BART): the encoder reads the prompt, the decoder writes the response.
+"""Models that are not decoders: encoder-decoders as policies (T5, BART), encoders as reward models (BERT, RoBERTa, DeBERTa).
 
 Above this page nothing changes: a row is a prompt and a response, and its log-probabilities, values and scores are read at the
-same places as a decoder's.
+same places as a decoder's. An encoder-decoder reads the prompt and writes the response. An encoder reads both at once and writes
+nothing; its score is read at the first token, which sees the whole row and stands before it, so that a prompt that is cut at its
+beginning keeps the token.
 """
 
 from __future__ import annotations
@@ -13,7 +15,17 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
+from charter.models.layout import right_pad
 from charter.models.packing import Packed
+
+ENCODERS = frozenset(
+    {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "deberta", "deberta-v2", "electra", "modernbert"}
+)
+POOLED = frozenset({"bert", "roberta", "xlm-roberta", "camembert"})  # with a pooling layer that nothing here reads
+OFFSET = frozenset({"roberta", "xlm-roberta", "camembert"})  # positions are counted from after the pad id
+
+
+# -- encoder-decoders --------------------------------------------------------------------------------------------------
 
 
 def is_encoder_decoder(model: Any) -> bool:
@@ -21,27 +33,19 @@ def is_encoder_decoder(model: Any) -> bool:
 
 
 def opening(model: Any) -> list[int]:
-    """What the decoder is given before a response: its start token, and the token that the model was trained to say first where
-    its configuration forces one (BART). InputError where it names no start."""
+    """The tokens before a response: the decoder's start token, and the first token that the configuration forces (BART).
+    InputError where the configuration names no start."""
     config, generation = model.config, getattr(model, "generation_config", None)
     start = getattr(config, "decoder_start_token_id", None)
     start = getattr(generation, "decoder_start_token_id", None) if start is None else start
     if start is None:
-        raise InputError("the model's configuration has no decoder_start_token_id; a decoder cannot begin without one")
+        raise InputError("decoder_start_token_id is missing in the model's configuration; set it in config.json")
     first = getattr(generation, "forced_bos_token_id", None)
     return [start] if first is None else [start, first]
 
 
-def right_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """ids and attention (B, T) with the padding on the right. The pad id is 0 and never looked at."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    attention = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
-    return ids, attention.long()
-
-
 class EncoderDecoder:
-    """The state of one call of ``sample``, as ``generate.Decoder`` asks for it. The prompt is read once for its K responses."""
+    """The state of one call of ``sample`` (a ``generate.Decoder``). The prompt is read once for its K responses."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], k: int) -> None:
         from transformers import DynamicCache, EncoderDecoderCache
@@ -74,8 +78,8 @@ class EncoderDecoder:
 
 
 def hidden_in_line(model: Any, packed: Packed) -> Tensor:
-    """The decoder's last hidden states (N, H) at the places of a line of whole rows: what it knows before a response token stands
-    where the token before it does, and the last at the end of the response. Other places of a prompt are 0."""
+    """The decoder's last hidden states (N, H) at the places of a line of whole rows: the state before a response token is at the
+    place of the token before it, and the last state at the end of the response. Other places of a prompt are 0."""
     rows = packed.layout.responses
     of_response = packed.mask.sum(dim=1)
     of_prompt = rows.real.sum(dim=1) - of_response
@@ -97,3 +101,34 @@ def hidden_in_line(model: Any, packed: Packed) -> Tensor:
     states = written.gather(1, at.unsqueeze(2).expand(*at.shape, written.shape[2]))
     line: Tensor = written.new_zeros(len(packed.ids), written.shape[2])
     return line.index_put_((places[real],), states[real])
+
+
+# -- encoders ----------------------------------------------------------------------------------------------------------
+
+
+def is_encoder(model: Any) -> bool:
+    return model.config.model_type in ENCODERS
+
+
+def row_limit(model: Any) -> int | None:
+    """Most tokens of prompt and response together, the first token not counted; None where the model names no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not limit:
+        return None
+    return int(limit) - 1 - (model.config.pad_token_id + 1 if model.config.model_type in OFFSET else 0)
+
+
+def first_in_line(model: Any, packed: Packed, first: int) -> Tensor:
+    """The last hidden state (N, H) of the first token of each row of a line of whole rows, where the row ends; 0 elsewhere."""
+    rows = packed.layout.responses
+    begin = torch.ones_like(rows.real[:, :1])
+    attention = torch.cat((begin, rows.real), dim=1)
+    ids = torch.cat((begin.long() * first, packed.ids[rows.slots]), dim=1).masked_fill(~attention, 0)
+    more = {}
+    if getattr(model.config, "type_vocab_size", 0) > 1:  # the second of two texts
+        of_prompt = rows.real.sum(dim=1) - packed.mask.sum(dim=1)
+        column = torch.arange(ids.shape[1], device=ids.device)
+        more["token_type_ids"] = (attention & (column > of_prompt.unsqueeze(1))).long()
+    states = model(input_ids=ids, attention_mask=attention.long(), **more).last_hidden_state[:, 0]
+    line: Tensor = states.new_zeros(len(packed.ids), states.shape[1])
+    return line.index_put_((packed.last,), states)
