@@ -19,7 +19,9 @@ from charter.models.packing import Tokens, pack
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import read_prompts
-from charter.recipe import settings as config
+from charter.recipe.settings import Settings
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.stages.rl.settings import METHODS
 from charter.records import Generation, Message, Prompt, Response
 from charter.run.run import Run
 from charter.training import losses
@@ -73,7 +75,7 @@ def test_every_setting_is_read():
             for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}  # fmt: skip
     read |= {"red_team", "benign"}  # through PromptSettings.sources
     read |= {"more_urls"}  # through EndpointSettings.servers
-    kinds = [kind for kind in vars(config).values() if inspect.isclass(kind) and issubclass(kind, config.Settings)]
+    kinds = [kind for kind in vars(config).values() if inspect.isclass(kind) and issubclass(kind, Settings)]
     for kind in kinds:
         assert set(kind.model_fields) <= read, (kind.__name__, set(kind.model_fields) - read)
 
@@ -158,7 +160,7 @@ def test_excluded_pairs_are_counted(tmp_path):
 def test_weights_stay_in_float32_under_bfloat16(random_llama, stage):
     """Weights were cast to bfloat16, where small updates round to nothing."""
     trunk = load_trunk(str(random_llama), precision="bfloat16")
-    train_reward_model(trunk, pairs(), config.RewardModelSettings(epochs=1), stage)
+    train_reward_model(trunk, pairs(), RewardModelSettings(epochs=1), stage)
     assert {p.dtype for p in trunk.parameters("reward").values()} == {torch.float32}
     assert {p.dtype for p in trunk.model.parameters()} == {torch.float32}
 
@@ -167,14 +169,14 @@ def test_sampling_uses_the_whole_distribution():
     """Responses were sampled with top-k or top-p, but scored under the full distribution."""
     text = (SOURCE / "models/generate.py").read_text()
     assert not re.search(r"top_[kp]\b", "".join(line for line in text.splitlines() if "#" not in line and '"' not in line))
-    assert not any(name.startswith("top_") for kind in config.METHODS.values() for name in kind.model_fields)
+    assert not any(name.startswith("top_") for kind in METHODS.values() for name in kind.model_fields)
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
 def test_greedy_rollouts_are_refused(method):
     """Rollouts at temperature 0 gave equal responses, so there was nothing to learn from."""
     with pytest.raises(ValueError, match="greater than 0"):
-        config.METHODS[method](temperature=0)
+        METHODS[method](temperature=0)
 
 
 @pytest.mark.parametrize("constant", [0.05, 0.1, 0.3, 0.7, 0.9, 1.2])

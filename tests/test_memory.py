@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from charter.stages.work import Work, within_memory
+from charter.stages.models import Models, within_memory
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from charter.errors import MemoryFull
@@ -97,7 +97,7 @@ def test_what_fits_in_no_way_ends_with_a_proposal(recipe, tmp_path):
 
     nowhere = pytest.raises(MemoryFull, match="sft: not even a micro-batch of one row fits into memory")
     with Run(tmp_path / "run", quiet=True) as run, run.stage("sft", {}, {}, []) as stage, nowhere:
-        within_memory(stage, loaded.sft, never, Work(run, loaded).release)
+        within_memory(stage, loaded.sft, never, Models(run, loaded).release)
     assert tried == [2**n for n in range(15, 5, -1)]
     proposed = smaller(loaded)
     changed = load_recipe(recipe, re.findall(r"--set (\S+)", proposed))

@@ -7,13 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from charter.stages.work import Work
 
 from charter.evaluation.verdict import verdict
 from charter.judging.judge import LETTERS
 from charter.models.load import load_model
 from charter.models.sampler import LocalSampler
-from charter.pipeline import run_recipe, stages_in_order
+from charter.pipeline import parts_of, run_recipe, stages_in_order
 from charter.plan.fit import what_fits
 from charter.plan.shape import held, read_shape
 from charter.recipe.files import load_recipe, shipped
@@ -84,12 +83,12 @@ LORA = {"lora": {"rank": 2}}
 def test_out_of_memory_with_two_models_one_trunk_serves_policy_reference_reward_and_value(tmp_path, random_llama, write_recipe):
     recipe = load_recipe(write_recipe(random_llama, sft=LORA, reward_model=LORA, rl={"method": "ppo", **LORA}))
     with Run(tmp_path / "run", quiet=True) as run:
-        work = Work(run, recipe)
-        for stage in stages_in_order(work, "rl"):
+        parts = parts_of(run, recipe)
+        for stage in stages_in_order(parts, "rl"):
             if stage == "rl":
                 break
-            work.release()
-        trunk = work.trunk(str(tmp_path / "run/sft/model"), recipe.rl.lora)  # the one that PPO has just used
+            parts.models.release()
+        trunk = parts.models.trunk(str(tmp_path / "run/sft/model"), recipe.rl.lora)  # the one that PPO has just used
         assert trunk.playing is not None
         base, adapters = 0, {"policy": 0, "reward": 0, "value": 0}
         for name, parameter in trunk.model.named_parameters():
@@ -115,15 +114,15 @@ def test_models_that_refuse_to_choose_every_comparison_has_a_verdict_or_a_counte
     floor = margins[len(margins) // 2]  # half of them are below
     unsure = load_recipe(recipe, [f"feedback.abstain_below={floor}"])
     with Run(folder, quiet=True) as run:
-        work = Work(run, unsure)
-        for stage in stages_in_order(work, "feedback"):
+        parts = parts_of(run, unsure)
+        for stage in stages_in_order(parts, "feedback"):
             if stage == "feedback":
                 break
         found = next(one for one in run.stages if one.name == "feedback")
         judgments = list(read_jsonl(found.path("judgments.jsonl"), Judgment))
         # Asked for its words this model says no letter at all.
         asked = [(Message(role="user", content="Which is better, A or B?"),)] * 20
-        said = LocalSampler(work.trunk(str(random_llama)), "base").generate(
+        said = LocalSampler(parts.models.trunk(str(random_llama)), "base").generate(
             asked, [[i] for i in range(20)], temperature=1.0, max_new_tokens=4
         )
         assert not any(one.text.strip() in LETTERS for group in said for one in group)

@@ -36,7 +36,8 @@ def test_a_stage_is_skipped_where_nothing_changed(tmp_path):
 
 @pytest.mark.parametrize(
     ("seed", "settings", "inputs", "code"),
-    [(1, {"x": 1}, {"in": "1"}, ["charter.errors"]), (0, {"x": 2}, {"in": "1"}, ["charter.errors"]), (0, {"x": 1}, {"in": "2"}, ["charter.errors"]),
+    [(1, {"x": 1}, {"in": "1"}, ["charter.errors"]), (0, {"x": 2}, {"in": "1"}, ["charter.errors"]),
+     (0, {"x": 1}, {"in": "2"}, ["charter.errors"]),
      (0, {"x": 1}, {"in": "1"}, ["charter.records"])],
 )  # fmt: skip
 def test_a_stage_starts_anew_where_anything_changed(tmp_path, seed, settings, inputs, code):

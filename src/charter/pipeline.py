@@ -44,12 +44,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
     check_files(recipe)
     config = recipe.model_dump(mode="json")
     with Run(folder, seed=recipe.seed, quiet=quiet) as run, tracked(run, recipe.trackers, config):
-        models = Models(run, recipe)
-        parts = Parts(
-            run, recipe, models, gates=Gates(run, override=recipe.gates.override),
-            constitution=load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY,
-            scoring=Scoring(recipe, models),
-        )  # fmt: skip
+        parts = parts_of(run, recipe)
+        models = parts.models
         try:
             for stage in stages_in_order(parts, until):
                 models.release()
@@ -64,6 +60,14 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
         finally:
             models.release()
         return team().on_main(lambda: write_run_report(parts))
+
+
+def parts_of(run: Run, recipe: Recipe) -> Parts:
+    """What the stages of a run read. Nothing is loaded yet; InputError where a scorer or measure is missing."""
+    models = Models(run, recipe)
+    constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
+    scoring = Scoring(recipe, models)
+    return Parts(run, recipe, models, Gates(run, override=recipe.gates.override), constitution, scoring)
 
 
 def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
