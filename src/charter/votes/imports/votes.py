@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from charter.errors import InputError
+from charter.reading.pairs import SPOKEN, prompt_column
 from charter.reading.prompts import row_prompt
 from charter.reading.rows import Row
 from charter.records import (
@@ -18,24 +20,31 @@ from charter.records import (
     Message,
     Prompt,
     Rank,
-    RaterKind,
     Response,
     SetKind,
+    clean_text,
     content_id,
 )
 from charter.run.files import describe
 from charter.run.hashes import derive_seed
+from charter.votes.imports.formats import Rater
 from charter.votes.judgments import seal
 
 UNKNOWN = "unknown"
+PROMPT_NAMES = ("prompt", "instruction", "question", "text", "input")
+UNCLEAN = "a text with a NUL character or a lone surrogate"
+NO_TEXT = "a text is missing"
+NO_PROMPT = "the prompt is missing"
 
 
-@dataclass(frozen=True)
-class Rater:
-    """Who judged, where a file does not say."""
+class LeftOut(InputError):
+    """A row, or a part of one, that cannot be used. The import leaves it out, counts ``reason`` and names the first place."""
 
-    id: str
-    kind: RaterKind
+    def __init__(self, row: Row, reason: str, field: str | None = None) -> None:
+        self.reason = reason
+        place = (row.file, f"line {row.line}" if row.line else "", f"field {field!r}" if field else "")
+        self.place = ", ".join(filter(None, place))
+        super().__init__(f"{reason}; remove the row or that part of it", file=row.file, line=row.line, field=field)
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,32 @@ def records_of(vote: Vote, *, number: int, file: str, prev_hash: str) -> tuple[l
 
 
 def text_in(row: Row, value: Any, field: str) -> str:
-    """A text that stands somewhere inside of a row. InputError where it is none, or holds what no stage can handle."""
-    return Row({field: value}, row.file, row.line).text(field)
+    """A text that stands somewhere inside of a row. LeftOut where it is missing, or has what no stage can handle."""
+    if value is None:
+        raise LeftOut(row, NO_TEXT, field)
+    if not isinstance(value, str):
+        raise row.bad(f"is a {type(value).__name__}, not a text", field)
+    try:
+        return clean_text(value)
+    except ValueError:
+        raise LeftOut(row, UNCLEAN, field) from None
+
+
+def unclean(row: Row) -> LeftOut | None:
+    """The reason to leave out a row with a text that no stage can handle, None where all its texts are clean."""
+    waiting = list(row.values.items())
+    while waiting:
+        field, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{field}.{name}", part) for name, part in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{field}.{place}", part) for place, part in enumerate(value)]
+        elif isinstance(value, str):
+            try:
+                clean_text(value)
+            except ValueError:
+                return LeftOut(row, UNCLEAN, field)
+    return None
 
 
 def optional_text_in(row: Row, value: Any, field: str) -> str:
@@ -132,14 +165,21 @@ def optional_text_in(row: Row, value: Any, field: str) -> str:
     return str(value) if isinstance(value, (int, float)) else text_in(row, value, field)
 
 
-def prompt_in(row: Row, messages: Sequence[Message], field: str, *, source: str, tags: Sequence[str] = ()) -> Prompt:
-    """The prompt of these messages; assistant turns at their end are dropped. InputError where nothing is left."""
+def messages_prompt(row: Row, messages: Sequence[Message], field: str, *, source: str, tags: Sequence[str] = ()) -> Prompt:
+    """The prompt of these messages; assistant turns at their end are dropped. InputError where nothing remains."""
     return row_prompt(Row({}, row.file, row.line), field, messages, source=source, tags=tags)
 
 
-def ask_in(row: Row, value: Any, field: str, *, source: str) -> Prompt:
-    """A single user turn."""
-    return prompt_in(row, [Message(role="user", content=text_in(row, value, field))], field, source=source)
+def prompt_in(row: Row, value: Any, field: str, *, source: str) -> Prompt:
+    """The prompt that a text, a transcript or a list of messages is. LeftOut where it is missing or waits for no answer."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise LeftOut(row, NO_PROMPT, field)
+    if isinstance(value, str):
+        text_in(row, value, field)
+    prompt = prompt_column(Row({"prompt": value}, row.file, row.line))
+    if prompt is None:
+        raise LeftOut(row, SPOKEN, field)
+    return prompt.model_copy(update={"source": source})
 
 
 def list_in(row: Row, value: Any, field: str) -> list[Any]:
@@ -170,15 +210,18 @@ def ranks_of_scores(scores: Sequence[float | None]) -> tuple[Rank | None, ...]:
 
 
 class Unique:
-    """Refuses an id that was there before."""
+    """The ids of the rows so far."""
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
 
+    def known(self, key: str) -> bool:
+        """Whether an earlier row had this key, which is noted."""
+        before = len(self.seen)
+        self.seen.add(key)
+        return len(self.seen) == before
+
     def check(self, row: Row, value: Any, field: str) -> None:
         """InputError where this id was given to an earlier row; rows without an id pass."""
-        if value is None:
-            return
-        if (key := str(value)) in self.seen:
-            raise row.bad(f"{key[:60]!r} is there twice; every row needs an id of its own", field)
-        self.seen.add(key)
+        if value is not None and self.known(str(value)):
+            raise row.bad(f"duplicate id {str(value)[:60]!r}; give every row a different id", field)
