@@ -118,7 +118,7 @@ IMPORTS = [
     bad("completions that are no list", "u.jsonl", changed(ULTRAFEEDBACK, "completions", to=3), "line 1", "completions"),
     bad("neither left nor right", "l.json",
         json.dumps([json.loads(changed(PAIRWISE_TASK, "annotations", 0, "result", 0, "value", "selected", to="up"))]),
-        "item 1", "annotations.0.value.selected", "'up'"),
+        "item 1", "annotations.0.result.0.value.selected", "'up'"),
     bad("an annotation that is there twice", "l.json", json.dumps([PAIRWISE_TASK, PAIRWISE_TASK]), "item 2", "'11'", "duplicate"),
     bad("a ranker of an unknown item", "l.json",
         json.dumps([json.loads(changed(RANKER_TASK, "annotations", 2, "result", 0, "value", "ranker", to=["q"]))]), "'q'"),

@@ -10,23 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from charter.reading.rows import Row
 from charter.records import Rank
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import (
-    NO_PROMPT,
-    PROMPT_NAMES,
-    Answer,
-    LeftOut,
-    Unique,
-    Vote,
-    list_in,
-    object_in,
-    optional_text_in,
-    prompt_in,
-    rank_in,
-    text_in,
-)
+from charter.votes.imports.votes import NO_PROMPT, PROMPT_NAMES, Answer, LeftOut, Part, Unique, Vote
 
 NOT_SUBMITTED = "not submitted"
 NOT_ANSWERED = "a record that nobody has answered (suggestions are not votes)"
@@ -35,52 +21,52 @@ UNRANKED = "a response without a rank"
 SEVERAL_CHOSEN = "a choice of several fields, which is not a ranking"
 UNNAMED = "a choice whose alternatives cannot be told from the names of the fields; name them response_1, response_2"
 SECOND_VOTE = "a further answer of a rater who has compared these responses"
+NO_FIELDS = ("id", "status", "_server_id")  # columns of a flat export
 ENDING = re.compile(r"[\W_]*(\d+|(?<=[a-z])[A-Z]|(?<![A-Za-z])[A-Za-z])$")
 
 Ranks = dict[str, Rank]
 
 
-def read_record(row: Row, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
+def read_record(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
     """A record with ``fields`` and ``responses`` (Argilla 2: question → values; 1: a list with values), or with columns such as
     ``ranking.responses``. Of one rater, a choice counts only where there is no ranking."""
-    row = _nested(row)
-    fields = object_in(row, row.values.get("fields"), "fields")
-    ids.check(row, row.values.get("id"), "id")
-    prompt_name = next((name for name in PROMPT_NAMES if fields.get(name)), None)
+    row = row if "fields" in row.fields() else _nested(row)
+    fields = row["fields"]
+    ids.check(row["id"])
+    prompt_name = next((name for name in PROMPT_NAMES if fields[name].value), None)
     if prompt_name is None:
-        if any(name in fields for name in PROMPT_NAMES):
-            raise LeftOut(row, NO_PROMPT, "fields")
-        raise row.bad(f"the prompt is missing; name it one of {', '.join(PROMPT_NAMES)}", "fields")
-    texts = {name: value for name, value in fields.items() if name != prompt_name and isinstance(value, str)}
-    prompt = prompt_in(row, fields[prompt_name], f"fields.{prompt_name}", source="argilla")
-    submitted: list[tuple[str, str, Any]] = []
-    answers = list(_answers(row))
+        if any(name in fields.fields() for name in PROMPT_NAMES):
+            raise fields.left_out(NO_PROMPT)
+        raise fields.bad(f"the prompt is missing; name it one of {', '.join(PROMPT_NAMES)}")
+    texts = {name: fields[name] for name, text in fields.fields().items() if name != prompt_name and isinstance(text, str)}
+    prompt = fields[prompt_name].prompt("argilla")
+    submitted: list[tuple[str, str, Part]] = []
+    answers = list(_answers(row["responses"]))
     if not answers:
-        yield LeftOut(row, NOT_ANSWERED, "responses")
+        yield row["responses"].left_out(NOT_ANSWERED)
     for question, user, status, value in answers:
         if status in (None, "submitted"):
             submitted.append((question, user, value))
         else:
-            yield LeftOut(row, NOT_SUBMITTED, f"responses.{question}")
-    voted = {user for _, user, value in submitted if user and _ranks_fields(value, texts)}
-    for question, user, value in submitted:
-        field = f"responses.{question}"
+            yield value.left_out(NOT_SUBMITTED)
+    voted = {user for _, user, answer in submitted if user and _ranks_fields(answer.value, texts)}
+    for question, user, answer in submitted:
         try:
-            if isinstance(value, str):
-                ranks = _choice(row, value, texts, field)
+            if isinstance(answer.value, str):
+                ranks = _choice(answer, texts)
                 if ranks and user in voted:
-                    raise LeftOut(row, SECOND_VOTE, field)
+                    raise answer.left_out(SECOND_VOTE)
                 voted |= {user} if ranks and user else set()
             else:
-                ranks = _ranking(row, value, [theirs for name, _, theirs in submitted if name == question], texts, field)
-                yield from [LeftOut(row, UNRANKED, field)] * (0 if ranks is None else len(value) - len(ranks))
+                ranks = _ranking(answer, [other.value for name, _, other in submitted if name == question], texts)
+                yield from [answer.left_out(UNRANKED)] * (0 if ranks is None else len(answer.value) - len(ranks))
             if ranks is None or len(ranks) < 2:
-                raise LeftOut(row, NO_COMPARISON, field)
+                raise answer.left_out(NO_COMPARISON)
             compared = tuple(name for name in texts if name in ranks)
             yield Vote(
-                row=row,
+                row=row.row,
                 prompt=prompt,
-                answers=tuple(Answer(text_in(row, texts[name], f"fields.{name}")) for name in compared),
+                answers=tuple(Answer(texts[name].text()) for name in compared),
                 ranks=tuple(ranks[name] for name in compared),
                 rater=Rater(user, "human") if user else rater,
             )
@@ -88,49 +74,44 @@ def read_record(row: Row, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]
             yield error
 
 
-def _ranks_fields(value: Any, texts: dict[str, str]) -> bool:
+def _nested(row: Part) -> Part:
+    """A row of a flat export (prompt, response_1, ranking.responses, ranking.responses.users …) as a record."""
+    responses: dict[str, list[dict[str, Any]]] = {}
+    for column in (name for name in row.fields() if name.endswith(".responses")):
+        values = row[column].entries() if row[column].value else []
+        users, statuses = (row[f"{column}.{part}"].value or [None] * len(values) for part in ("users", "status"))
+        if not len(values) == len(users) == len(statuses):
+            raise row[column].bad("has another number of entries than its users or status")
+        responses[column.removesuffix(".responses")] = [
+            {"value": value, "user_id": user, "status": status}
+            for value, user, status in zip(values, users, statuses, strict=True)
+        ]
+    fields = {name: value for name, value in row.fields().items() if "." not in name and name not in NO_FIELDS}
+    return Part(row.row, {"id": row["id"].value, "fields": fields, "responses": responses})
+
+
+def _answers(responses: Part) -> Iterator[tuple[str, str, Any, Part]]:
+    """(question, user, status, value) of every answer to every question of a record."""
+    if isinstance(responses.value, list):
+        for response in responses:
+            for question in response["values"].fields() if response["values"].value else ():
+                answer = response["values"][question]
+                value = answer["value"] if isinstance(answer.value, dict) else answer
+                yield question, response["user_id"].name(), response["status"].value, value
+    elif responses.value:
+        for question in responses.fields():
+            for answer in responses[question] if responses[question].value else ():
+                yield question, answer["user_id"].name(), answer["status"].value, answer["value"]
+
+
+def _ranks_fields(value: Any, texts: dict[str, Part]) -> bool:
     return isinstance(value, list) and any("rank" in entry if isinstance(entry, dict) else entry in texts for entry in value)
 
 
-def _nested(row: Row) -> Row:
-    """A row of a flat export (prompt, response_1, ranking.responses, ranking.responses.users …) as a record."""
-    values = row.values
-    if "fields" in values:
-        return row
-    questions = [name.removesuffix(".responses") for name in values if name.endswith(".responses")]
-    responses: dict[str, list[dict[str, Any]]] = {}
-    for question in questions:
-        column = f"{question}.responses"
-        given = list_in(row, values[column] or [], column)
-        users, statuses = (values.get(f"{column}.{part}") or [None] * len(given) for part in ("users", "status"))
-        if not len(given) == len(users) == len(statuses):
-            raise row.bad("has another number of entries than its users or status", column)
-        responses[question] = [{"value": value, "user_id": user, "status": status}
-                               for value, user, status in zip(given, users, statuses, strict=True)]  # fmt: skip
-    fields = {name: value for name, value in values.items() if "." not in name and name not in ("id", "status", "_server_id")}
-    return Row({"id": values.get("id"), "fields": fields, "responses": responses}, row.file, row.line)
-
-
-def _answers(row: Row) -> Iterator[tuple[str, str, Any, Any]]:
-    """(question, user, status, value) of every answer to every question of a record."""
-    responses = row.values.get("responses") or {}
-    if isinstance(responses, list):
-        for place, item in enumerate(responses):
-            response = object_in(row, item, f"responses.{place}")
-            user = optional_text_in(row, response.get("user_id"), f"responses.{place}.user_id")
-            for question, answer in object_in(row, response.get("values") or {}, f"responses.{place}.values").items():
-                yield question, user, response.get("status"), answer.get("value") if isinstance(answer, dict) else answer
-        return
-    for question, answers in object_in(row, responses, "responses").items():
-        for item in list_in(row, answers or [], f"responses.{question}"):
-            answer = object_in(row, item, f"responses.{question}")
-            user = optional_text_in(row, answer.get("user_id"), f"responses.{question}.user_id")
-            yield question, user, answer.get("status"), answer.get("value")
-
-
-def _ranking(row: Row, value: Any, others: list[Any], texts: dict[str, str], field: str) -> Ranks | None:
+def _ranking(answer: Part, others: list[Any], texts: dict[str, Part]) -> Ranks | None:
     """Ranks by field of a ranking: values with ranks, or names in their order; None where the value answers another kind of
     question. A list of names is a ranking where every rater lists all responses."""
+    value = answer.value
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(name, str) for name in value):
@@ -138,36 +119,33 @@ def _ranking(row: Row, value: Any, others: list[Any], texts: dict[str, str], fie
             return None
         family = {name for name in texts if _stem(name) == _stem(value[0])}
         if not all(isinstance(other, list) and len(set(other)) == len(other) and family <= set(other) for other in others):
-            raise LeftOut(row, SEVERAL_CHOSEN, field)
-        value = [{"value": name, "rank": place} for place, name in enumerate(value, start=1)]
-    if not all(isinstance(entry, dict) and "rank" in entry for entry in value):
+            raise answer.left_out(SEVERAL_CHOSEN)
+        answer = Part(answer.row, [{"value": name, "rank": place} for place, name in enumerate(value, start=1)], answer.field)
+    elif not all(isinstance(entry, dict) and "rank" in entry for entry in value):
         return None
-    ranks: Ranks = {}
-    seen: set[str] = set()
-    for entry in value:
-        text = text_in(row, entry.get("value"), field)
+    ranks: dict[str, Rank | None] = {}
+    for entry in answer:
+        text = entry["value"].text()
         name = text if text in texts else _numbered(text, texts)
         if name is None:
-            raise row.bad(f"unknown field {text[:60]!r}; name the fields after the ranked values, such as response_{text[:20]} "
-                          f"(fields here: {', '.join(texts)[:200]})", field)  # fmt: skip
-        if name in seen:
-            raise row.bad(f"{text[:60]!r} is ranked twice", field)
-        seen.add(name)
-        if entry["rank"] is not None:
-            ranks[name] = rank_in(row, entry["rank"], field)
-    return ranks
+            raise entry["value"].bad(f"unknown field {text[:60]!r}; name the fields after the ranked values, such as "
+                                     f"response_{text[:20]} (fields here: {', '.join(texts)[:200]})")  # fmt: skip
+        if name in ranks:
+            raise entry["value"].bad(f"{text[:60]!r} is ranked twice")
+        ranks[name] = None if entry["rank"].value is None else entry["rank"].rank()
+    return {name: rank for name, rank in ranks.items() if rank is not None}
 
 
-def _choice(row: Row, value: str, texts: dict[str, str], field: str) -> Ranks | None:
-    """Ranks of a choice: the named field before all that are named like it; None where the text is no field's name."""
-    if value not in texts:
+def _choice(answer: Part, texts: dict[str, Part]) -> Ranks | None:
+    """Ranks of a choice: the named field before all that are named like it; None where the text is not the name of a field."""
+    if answer.value not in texts:
         return None
-    family = [name for name in texts if _stem(name) == _stem(value)]
+    family = [name for name in texts if _stem(name) == _stem(answer.value)]
     if len(family) < 2 and len(texts) == 2:
         family = list(texts)
     if len(family) < 2:
-        raise LeftOut(row, UNNAMED, field)
-    return {name: 1 if name == value else 2 for name in family}
+        raise answer.left_out(UNNAMED)
+    return {name: 1 if name == answer.value else 2 for name in family}
 
 
 def _stem(name: str) -> str:
@@ -175,7 +153,7 @@ def _stem(name: str) -> str:
     return ENDING.sub("", name)
 
 
-def _numbered(value: str, texts: dict[str, str]) -> str | None:
+def _numbered(value: str, texts: dict[str, Part]) -> str | None:
     """The only field that ends with a value such as 1 or A."""
     endings = {name: match[1].casefold() for name in texts if (match := ENDING.search(name))}
     matching = [name for name, ending in endings.items() if ending == value.casefold()]

@@ -16,10 +16,10 @@ from charter.votes.containers import dataset_folder_rows, sha256_of
 from charter.votes.evidence import FILES, find_judgments, new_folder
 from charter.votes.imports.dialogues import trees
 from charter.votes.imports.formats import CONTAINERS, FORMATS, NAMES, RAW, Rater, recognise
-from charter.votes.imports.votes import LeftOut, Unique, Vote, records_of, unclean
+from charter.votes.imports.votes import LeftOut, Part, Unique, Vote, records_of, unclean
 from charter.votes.merging import merge_folders
 
-Reader = Callable[[Row, Rater, Unique], Iterator[Vote | LeftOut]]
+Reader = Callable[[Part, Rater, Unique], Iterator[Vote | LeftOut]]
 
 
 def import_feedback(
@@ -67,7 +67,7 @@ def _votes(rows: Iterable[Row], format: str, rater: Rater) -> Iterator[Vote | Le
     ids = Unique()
     for row in trees(rows) if format == "oasst" else rows:
         try:
-            votes = list(read(row, rater, ids))
+            votes = list(read(Part(row, row.values), rater, ids))
         except LeftOut as error:
             yield error
         except InputError:

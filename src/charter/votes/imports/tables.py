@@ -8,24 +8,9 @@ from typing import Any, get_args
 from charter.reading.pairs import SPOKEN, answer, number, prompt_column, row_pair
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
-from charter.records import Pair, Rank, RaterKind
+from charter.records import Pair, Prompt, Rank, RaterKind
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import (
-    NO_PROMPT,
-    NO_TEXT,
-    UNKNOWN,
-    Answer,
-    LeftOut,
-    Unique,
-    Vote,
-    list_in,
-    messages_prompt,
-    object_in,
-    optional_text_in,
-    rank_in,
-    shown_by_coin,
-    text_in,
-)
+from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, LeftOut, Part, Unique, Vote, shown_by_coin
 from charter.votes.rankings import MARGINS, margin_of
 
 LABELS: dict[Any, Rank] = {True: 1, "1": 1, "1.0": 1, "true": 1, False: "F", "0": "F", "0.0": "F", "false": "F"}  # True == 1.0
@@ -33,16 +18,17 @@ NOTCHES = {round(margin, 6): strength for strength, margin in MARGINS.items() if
 UNLABELLED = "a completion without a label"
 
 
-def read_pair(row: Row, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
+def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     """A row with chosen and rejected (see :func:`charter.reading.pairs.read_pairs`). Our columns ``strength``, ``rater_id`` and
     ``rater_kind`` are read where they are, and RewardBench's ``chosen_model`` and ``rejected_model``; a margin of a third, two
     thirds or one is a strength. ``weight`` becomes a margin in nats."""
+    row = part.row
     for field in ("chosen", "rejected"):
         if field in row.values and row.values[field] is None:
-            raise LeftOut(row, NO_TEXT, field)
+            raise part[field].left_out(NO_TEXT)
     pair = row_pair(row)
     if not isinstance(pair, Pair):
-        raise LeftOut(row, pair)
+        raise part.left_out(pair)
     models = [row.optional(f"{side}_model") or UNKNOWN for side in ("chosen", "rejected")]
     if (number(row, "p") or 0.5) < 0.5 and number(row, "weight") is None:
         models.reverse()  # as the answers were
@@ -62,20 +48,20 @@ def read_pair(row: Row, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     )
 
 
-def read_label(row: Row, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
+def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     """A row with prompt, completion and label, as KTO takes them."""
-    label = row.values.get("label")
+    row, label = part.row, part["label"].value
     for field, reason in (("prompt", NO_PROMPT), ("completion", NO_TEXT), ("label", UNLABELLED)):
         if row.values.get(field) is None or (field != "completion" and row.values[field] == ""):
-            raise LeftOut(row, reason, field)
+            raise part[field].left_out(reason)
     rank = (
         LABELS.get(label.casefold() if isinstance(label, str) else label) if isinstance(label, (bool, int, float, str)) else None
     )
     if rank is None:
-        raise row.bad(f"is {label!r}; a label is true or false", "label")
+        raise part["label"].bad(f"is {label!r}; a label is true or false")
     prompt = prompt_column(row)
     if prompt is None:
-        raise LeftOut(row, SPOKEN, "prompt")
+        raise part["prompt"].left_out(SPOKEN)
     yield Vote(
         row=row,
         prompt=prompt,
@@ -88,50 +74,48 @@ def read_label(row: Row, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     )
 
 
-def read_group(row: Row, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
+def read_group(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
     """Our row of one prompt with all its responses and rankings."""
-    messages = row_messages(row, "prompt") if row.values.get("prompt") is not None else ()
-    prompt = messages_prompt(row, messages, "prompt", source="")
+    messages = row_messages(row.row, "prompt") if row["prompt"].value is not None else ()
+    prompt = row["prompt"].prompt_of(messages, "")
     answers: dict[str, Answer] = {}
-    for place, item in enumerate(list_in(row, row.values.get("responses"), "responses")):
-        response = object_in(row, item, f"responses.{place}")
-        key = text_in(row, response.get("id"), f"responses.{place}.id")
+    for response in row["responses"]:
+        key = response["id"].text()
         if key in answers:
-            raise row.bad(f"duplicate id {key!r}; give every response a different id", f"responses.{place}.id")
-        model = optional_text_in(row, response.get("model"), f"responses.{place}.model")
-        answers[key] = Answer(text_in(row, response.get("text"), f"responses.{place}.text"), model)
-    for place, item in enumerate(list_in(row, row.values.get("rankings"), "rankings")):
-        field = f"rankings.{place}"
-        ranking = object_in(row, item, field)
-        ids.check(row, ranking.get("judgment_id"), f"{field}.judgment_id")
-        yield _ranking(Row(ranking, row.file, row.line), prompt, answers, field, rater)
+            raise response["id"].bad(f"duplicate id {key!r}; give every response a different id")
+        answers[key] = Answer(response["text"].text(), response["model"].name())
+    for ranking in row["rankings"]:
+        ids.check(ranking["judgment_id"])
+        yield _ranking(ranking, prompt, answers, rater)
 
 
-def _ranking(row: Row, prompt: Any, answers: dict[str, Answer], field: str, rater: Rater) -> Vote:
-    order = [text_in(row, key, f"{field}.order") for key in list_in(row, row.values.get("order"), f"{field}.order")]
-    given = list_in(row, row.values.get("ranks"), f"{field}.ranks")
-    if len(given) != len(order) or not order:
-        raise row.bad(f"has {len(given)} entries where order has {len(order)}", f"{field}.ranks")
+def _ranking(part: Part, prompt: Prompt, answers: dict[str, Answer], rater: Rater) -> Vote:
+    order = [key.text() for key in part["order"]]
+    cells = list(part["ranks"])
+    if len(cells) != len(order) or not order:
+        raise part["ranks"].bad(f"has {len(cells)} entries where order has {len(order)}")
     for key in order:
         if key not in answers:
-            raise row.bad(f"names {key!r}, which is none of the responses", f"{field}.order")
+            raise part["order"].bad(f"unknown response {key!r}; give it among the responses")
     if len(set(order)) < len(order):
-        raise row.bad("names a response twice", f"{field}.order")
+        raise part["order"].bad("names a response twice")
     ranks: list[Rank | None] = []
-    for value in given:
-        plain = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
-        ranks.append(None if plain == "" else "F" if plain == "F" else rank_in(row, plain, f"{field}.ranks"))
+    for cell in cells:
+        digits = isinstance(cell.value, str) and cell.value.isdecimal() and len(cell.value) < 10
+        number_cell = Part(part.row, int(cell.value), cell.field) if digits else cell
+        ranks.append(None if cell.value == "" else "F" if cell.value == "F" else number_cell.rank())
+    row = Row(part.fields(), part.row.file, part.row.line)
     strength = number(row, "strength") or 0.0
     weight = number(row, "weight")
     if not strength.is_integer() or abs(strength) > 4:
-        raise row.bad(f"is {strength:g}; a strength is a whole number from -4 to 4", f"{field}.strength")
+        raise part["strength"].bad(f"is {strength:g}; a strength is a whole number from -4 to 4")
     if weight is not None and not 0.5 <= weight <= 1:
-        raise row.bad(f"is {weight:g}; a weight is between 0.5 and 1", f"{field}.weight")
+        raise part["weight"].bad(f"is {weight:g}; a weight is between 0.5 and 1")
     margin = margin_of(weight) if weight is not None else None
     if margin is not None and len(ranks) == 2 and not _first_is_better(ranks):
         margin = -margin
     return Vote(
-        row=row,
+        row=part.row,
         prompt=prompt,
         answers=tuple(answers[key] for key in order),
         ranks=tuple(ranks),
