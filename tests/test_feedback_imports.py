@@ -335,7 +335,8 @@ def test_an_empty_result_is_left_out_with_its_place(tmp_path, capsys):
     (tmp_path / "t.json").write_text(task([picked(), picked(selected="right")]))
     assert run_command(["import", str(tmp_path / "t.json"), "--out", str(tmp_path / "o")]) == 0
     out = capsys.readouterr().out
-    assert "left out: 1 x an annotation without a comparison (first in item 1, field 'annotations.0.result.0.value.selected')" in out
+    place = "first in item 1, field 'annotations.0.result.0.value.selected'"
+    assert f"left out: 1 x an annotation without a comparison ({place})" in out
     assert "1 judgments" in out
 
 
