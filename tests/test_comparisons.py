@@ -182,9 +182,9 @@ def test_a_table_without_prompts_takes_every_row_for_one(tmp_path):
     [
         ({"model_a": "a", "model_b": "b", "winner": "c"}, "line 2, field 'winner': is 'c'; write a, b, tie"),
         ({"model_a": "b", "model_b": "a", "winner": "a"}, "is 'a', which is the name of one model and the word for the other"),
-        ({"model_a": "a", "model_b": "b"}, "line 2, field 'winner': is missing"),
+        ({"model_a": "a", "model_b": "b"}, "line 2, field 'winner': missing"),
         ({"model_a": "", "model_b": "b", "winner": "a"}, "line 2, field 'model_a': is empty"),
-        ({"model_a": "a", "winner": "a"}, "line 2, field 'model_b': is missing"),
+        ({"model_a": "a", "winner": "a"}, "line 2, field 'model_b': missing"),
         ({"model_a": "a", "model_b": "b", "winner": "a", "rater_kind": "robot"}, "field 'rater_kind': is 'robot'"),
     ],
 )

@@ -40,7 +40,7 @@ def outcome_of(row: Row) -> int | None:
         share = first_share(row)
         return None if share is None else (share > 0.5) - (share < 0.5)
     if not FLAGS.keys() <= values.keys():
-        raise row.bad("is missing; write a, b, tie or both bad (or give wins_a, wins_b and ties)", "winner")
+        raise row.bad("missing; write a, b, tie or both bad (or give wins_a, wins_b and ties)", "winner")
     flags = {name: str(values[name]).removesuffix(".0") for name in FLAGS}
     if wrong := next((name for name, flag in flags.items() if flag not in ("0", "1")), None):
         raise row.bad(f"is {values[wrong]!r}; write 0 or 1", wrong)

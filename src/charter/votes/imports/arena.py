@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from charter.reading.forms import LeftOut
 from charter.reading.pairs import FORKED
 from charter.records import Message
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import Answer, LeftOut, Part, Unique, Vote
+from charter.votes.imports.votes import Answer, Part, Unique, Vote
 from charter.votes.winners import NO_VERDICT, RANKS, outcome_of, set_aside
 
 NO_WORDS = "a turn is empty, or holds more than text"

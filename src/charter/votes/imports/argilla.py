@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from charter.reading.forms import LeftOut
 from charter.records import Rank
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import NO_PROMPT, PROMPT_NAMES, Answer, LeftOut, Part, Unique, Vote
+from charter.votes.imports.votes import NO_PROMPT, PROMPT_NAMES, Answer, Part, Unique, Vote
 
 NOT_SUBMITTED = "not submitted"
 NOT_ANSWERED = "a record that nobody has answered (suggestions are not votes)"

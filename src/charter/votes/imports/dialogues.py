@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from charter.reading.forms import LeftOut
 from charter.reading.pairs import number
 from charter.reading.prompts import parse_transcript
 from charter.reading.rows import Row
 from charter.records import Message, Rank
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import Answer, LeftOut, Part, Unique, Vote
+from charter.votes.imports.votes import Answer, Part, Unique, Vote
 from charter.votes.layouts import ATTEMPT_MEMBER, ATTEMPT_NUMBERS
 
 UNFINISHED = "the attempt does not end with an answer of the assistant"

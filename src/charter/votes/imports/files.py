@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from charter.errors import InputError
+from charter.reading.forms import LeftOut
 from charter.reading.rows import Row, read_rows
 from charter.records import RaterKind
 from charter.votes.containers import dataset_folder_rows, sha256_of
 from charter.votes.evidence import FILES, find_judgments, new_folder
 from charter.votes.imports.dialogues import trees
 from charter.votes.imports.formats import CONTAINERS, FORMATS, NAMES, RAW, Rater, recognise
-from charter.votes.imports.votes import LeftOut, Part, Unique, Vote, records_of, unclean
+from charter.votes.imports.votes import Part, Unique, Vote, records_of, unclean
 from charter.votes.merging import merge_folders
 
 Reader = Callable[[Part, Rater, Unique], Iterator[Vote | LeftOut]]

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from charter.reading.forms import LeftOut
 from charter.records import Rank
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import PROMPT_NAMES, Answer, LeftOut, Part, Unique, Vote
+from charter.votes.imports.votes import PROMPT_NAMES, Answer, Part, Unique, Vote
 from charter.votes.winners import RANKS, worded
 
 CANCELLED = "skipped by the annotator"

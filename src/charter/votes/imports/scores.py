@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from charter.reading.forms import LeftOut
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import NO_TEXT, UNKNOWN, Answer, LeftOut, Part, Unique, Vote, ranks_of_scores
+from charter.votes.imports.votes import NO_TEXT, UNKNOWN, Answer, Part, Unique, Vote, ranks_of_scores
 from charter.votes.rankings import margin_of
 from charter.votes.winners import NO_VERDICT, RANKS, first_share, outcome_of
 

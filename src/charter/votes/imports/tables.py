@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
+from charter.reading.forms import LeftOut
 from charter.reading.pairs import SPOKEN, answer, number, prompt_column, row_pair
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
 from charter.records import Pair, Prompt, Rank, RaterKind
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, LeftOut, Part, Unique, Vote, shown_by_coin
+from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, Part, Unique, Vote, shown_by_coin
 from charter.votes.rankings import MARGINS, margin_of
 
 LABELS: dict[Any, Rank] = {True: 1, "1": 1, "1.0": 1, "true": 1, False: "F", "0": "F", "0.0": "F", "false": "F"}  # True == 1.0

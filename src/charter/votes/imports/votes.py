@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from charter.errors import InputError
+from charter.reading.forms import LeftOut
 from charter.reading.pairs import SPOKEN, prompt_column
 from charter.reading.prompts import row_prompt
 from charter.reading.rows import Row
@@ -35,16 +36,6 @@ PROMPT_NAMES = ("prompt", "instruction", "question", "text", "input")
 UNCLEAN = "a text with a NUL character or a lone surrogate"
 NO_TEXT = "a text is missing"
 NO_PROMPT = "the prompt is missing"
-
-
-class LeftOut(InputError):
-    """A row, or a part of one, that cannot be used. The import leaves it out, counts ``reason`` and names the first place."""
-
-    def __init__(self, row: Row, reason: str, field: str | None = None) -> None:
-        self.reason = reason
-        place = (row.file, f"line {row.line}" if row.line else "", f"field {field!r}" if field else "")
-        self.place = ", ".join(filter(None, place))
-        super().__init__(f"{reason}; remove the row or that part of it", file=row.file, line=row.line, field=field)
 
 
 @dataclass(frozen=True)
@@ -155,12 +146,12 @@ class Part:
 
     def fields(self) -> dict[str, Any]:
         if not isinstance(self.value, dict):
-            raise self.bad("is missing" if self.value is None else f"is a {type(self.value).__name__}, not an object")
+            raise self.bad("missing" if self.value is None else f"is a {type(self.value).__name__}, not an object")
         return self.value
 
     def entries(self) -> list[Any]:
         if not isinstance(self.value, list):
-            raise self.bad("is missing" if self.value is None else f"is a {type(self.value).__name__}, not a list")
+            raise self.bad("missing" if self.value is None else f"is a {type(self.value).__name__}, not a list")
         return self.value
 
     def text(self) -> str:
