@@ -12,8 +12,7 @@ import pytest
 from charter.commands.app import run_command
 from charter.records import Prompt
 from charter.votes.imports.files import import_feedback
-from charter.votes.judgments import chain
-from feedback_folder import respond, vote, write_folder
+from feedback_folder import chain, respond, vote, write_folder
 from test_bad_input import Case, lay_out, line, says_one_line, snapshot
 from test_feedback_imports import (
     ARENA_55K,

@@ -16,8 +16,8 @@ from charter.raters.reports import counted, ratings_report
 from charter.raters.vote_files import read_votes
 from charter.records import Generation, Judgment, Response
 from charter.run.files import write_jsonl
-from charter.votes.judgments import chain
 from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
+from feedback_folder import chain
 
 
 def vote(key: str, ranks: dict, **fields) -> Judgment:
