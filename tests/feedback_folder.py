@@ -7,7 +7,7 @@ from pathlib import Path
 
 from charter.records import Generation, Judgment, Prompt, Response
 from charter.run.files import write_jsonl
-from charter.votes.judgments import chain
+from charter.votes.judgments import seal
 
 
 def respond(prompt: Prompt, text: str, *, model: str = "m", seed: int = 0) -> Response:
@@ -21,6 +21,14 @@ def vote(key: str, responses: Iterable[Response], ranks: Iterable[int | str | No
     given = {r.id: rank for r, rank in zip(responses, ranks, strict=True) if rank is not None}
     filled = {"set_id": f"set-{responses[0].prompt_id}", "rater_id": "ann", "rater_kind": "human"} | fields
     return Judgment(id=key, prompt_id=responses[0].prompt_id, order=[r.id for r in responses], ranks=given, **filled)
+
+
+def chain(judgments: Iterable[Judgment], prev_hash: str = "") -> list[Judgment]:
+    """The judgments sealed one after another."""
+    sealed: list[Judgment] = []
+    for judgment in judgments:
+        sealed.append(seal(judgment, sealed[-1].hash if sealed else prev_hash))
+    return sealed
 
 
 def write_folder(folder: Path, prompts: Iterable[Prompt], responses: Iterable[Response], votes: Iterable[Judgment]) -> Path:

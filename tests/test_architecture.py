@@ -48,6 +48,7 @@ SIDEWAYS = {
     ("testbed.lab", "training.sft"): "the lab's summariser is trained as any model is",
     ("pipeline", "plan.fit"): "a run that ran out of memory is told what would fit",
 }
+LIGHT = "charter.votes.imports.formats"  # names and columns; what reads them is imported when a file is
 DOWN_FROM_TESTBED = {"errors", "records", "statistics", "models", "run"}  # of run: files and seeds only
 TORCH = {
     "commands",
@@ -181,6 +182,7 @@ def test_the_command_line_imports_nothing_heavy_at_its_top(name):
         "charter.commands",
         "charter.commands.options",
         "charter.commands.run",
+        LIGHT,
     }
     assert not names & {*HEAVY, "rich", "pydantic", "yaml", "numpy", "scipy", "matplotlib"}
 

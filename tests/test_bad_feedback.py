@@ -12,8 +12,7 @@ import pytest
 from charter.commands.app import run_command
 from charter.records import Prompt
 from charter.votes.imports.files import import_feedback
-from charter.votes.judgments import chain
-from feedback_folder import respond, vote, write_folder
+from feedback_folder import chain, respond, vote, write_folder
 from test_bad_input import Case, lay_out, line, says_one_line, snapshot
 from test_feedback_imports import (
     ARENA_55K,
@@ -91,7 +90,7 @@ IMPORTS = [
     bad("a Parquet file of nothing", "p.parquet", b"PAR1", "Parquet"),
     Case("a format that does not exist", "import p.jsonl --out out --from xml", ("xml", "trl"), {"p.jsonl": GOOD}),
     # -- pairs and labels
-    bad("no rejected answer", "p.jsonl", GOOD + line(prompt="hi", chosen="a", rejected=None), "line 2", "rejected"),
+    bad("no rejected answer", "p.jsonl", line(prompt="hi", chosen="a", rejected=None), "line 1", "rejected"),
     bad("an answer that is a number", "p.jsonl", line(prompt="hi", chosen=7, rejected="b"), "line 1", "chosen"),
     bad("a prompt of white space", "p.jsonl", line(prompt=" ", chosen="a", rejected="b"), "line 1", "prompt"),
     bad("nothing but equal answers", "p.jsonl", line(prompt="hi", chosen="a", rejected="a") * 2, "2 x", "identical"),
@@ -112,25 +111,27 @@ IMPORTS = [
     bad("a red-team rating of eleven", "r.jsonl", changed(ATTEMPT, "rating", to=11), "line 1", "rating"),
     bad("tags that are no list", "r.jsonl", changed(ATTEMPT, "tags", to={"a": 1}), "line 1", "tags"),
     bad("a tree with a negative rank", "t.jsonl", changed(TREE, "prompt", "replies", 0, "rank", to=-1), "line 1", "rank"),
-    bad("a tree with a message twice", "t.jsonl", changed(TREE, "prompt", "replies", 0, "message_id", to="t1"), "'t1'", "twice"),
+    bad("a tree with a message twice", "t.jsonl", changed(TREE, "prompt", "replies", 0, "message_id", to="t1"), "duplicate"),
     bad("a message without its parent", "t.jsonl", json.dumps(flattened(TREE)[1]), "line 1", "parent_id", "'t1'"),
     bad("a tree with a role of its own", "t.jsonl", changed(TREE, "prompt", "role", to="king"), "line 1", "role", "king"),
     bad("completions that are no list", "u.jsonl", changed(ULTRAFEEDBACK, "completions", to=3), "line 1", "completions"),
     bad("neither left nor right", "l.json",
         json.dumps([json.loads(changed(PAIRWISE_TASK, "annotations", 0, "result", 0, "value", "selected", to="up"))]),
-        "item 1", "annotations.0.value.selected", "'up'"),
-    bad("an annotation that is there twice", "l.json", json.dumps([PAIRWISE_TASK, PAIRWISE_TASK]), "item 2", "'11'", "twice"),
+        "item 1", "annotations.0.result.0.value.selected", "'up'"),
+    bad("an annotation that is there twice", "l.json", json.dumps([PAIRWISE_TASK, PAIRWISE_TASK]), "item 2", "'11'", "duplicate"),
     bad("a ranker of an unknown item", "l.json",
         json.dumps([json.loads(changed(RANKER_TASK, "annotations", 2, "result", 0, "value", "ranker", to=["q"]))]), "'q'"),
-    bad("a record that is there twice", "a.json", json.dumps([ARGILLA[0], ARGILLA[0]]), "item 2", "id", "twice"),
+    bad("a record that is there twice", "a.json", json.dumps([ARGILLA[0], ARGILLA[0]]), "item 2", "id", "duplicate"),
     bad("a ranking of no field", "a.json",
         json.dumps([json.loads(changed(ARGILLA[0], "responses", "ranking", 0, "value", 0, "value", to="q"))]), "item 1", "'q'"),
     bad("an argilla rank of minus one", "a.json",
         json.dumps([json.loads(changed(ARGILLA[0], "responses", "ranking", 0, "value", 0, "rank", to=-1))]), "item 1", "rank"),
     bad("two winners", "w.csv", ARENA_55K.replace("0,1,0", "1,1,0"), "line 2", "winner_model_a", "exactly one"),
-    bad("a winner of no name", "w.jsonl", line(model_a="a", model_b="b", winner="left"), "line 1", "winner", "'left'"),
+    bad("a winner of no name", "w.jsonl", line(model_a="a", model_b="b", winner="up", conversation_a=[], conversation_b=[]),
+        "line 1", "winner", "'up'"),
+    bad("votes without answers", "w.jsonl", line(model_a="a", model_b="b", winner="a"), "line 1", "charter ratings"),
     bad("turns that are no JSON", "w.csv", ARENA_55K.replace('"[""hi""]"', "[hi"), "line 2", "response_a", "JSON"),
-    bad("an arena id that is there twice", "w.csv", ARENA_55K.replace("\n4,", "\n1,"), "line 5", "id", "twice"),
+    bad("an arena id that is there twice", "w.csv", ARENA_55K.replace("\n4,", "\n1,"), "line 5", "id", "duplicate"),
     # -- folders
     Case("a saved dataset that names a file outside", "import d --out out", ("d/state.json", "../p.arrow"),
          {"d/state.json": '{"_data_files": [{"filename": "../p.arrow"}]}'}),

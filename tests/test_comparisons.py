@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from charter.errors import InputError
 from charter.raters.comparisons import comparisons_of, pair_outcomes, seconds_of, single_orders, votes_of
+from charter.raters.reports import counted, ratings_report
 from charter.raters.vote_files import read_votes
 from charter.records import Generation, Judgment, Response
 from charter.run.files import write_jsonl
-from charter.votes.judgments import chain
+from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
+from feedback_folder import chain
 
 
 def vote(key: str, ranks: dict, **fields) -> Judgment:
@@ -124,10 +127,47 @@ def test_counts_and_columns_of_ones(tmp_path):
     counted = tmp_path / "counts.csv"
     counted.write_text("model_a,model_b,wins_a,wins_b,ties\nx,y,7,3,2\n")
     votes = read_votes(counted)
-    assert sorted(zip(votes.outcome.tolist(), votes.count.tolist(), strict=True)) == [(-1, 3), (0, 2), (1, 7)]
+    assert (Counter(votes.outcome.tolist()), votes.said["judgments"]) == ({-1: 3, 0: 2, 1: 7}, 12)
+    assert len(votes.prompts) == 12  # as many votes as one by one
     hot = tmp_path / "hot.csv"
     hot.write_text("model_a,model_b,winner_model_a,winner_model_b,winner_tie\nx,y,0,0,1\ny,x,1,0,0\n")
     assert read_votes(hot).outcome.tolist() == [0, -1]
+
+
+def test_counts_are_rated_as_the_same_votes_one_by_one(tmp_path):
+    wins = [("p", "q", "a")] * 12 + [("p", "q", "b")] * 7 + [("q", "r", "a")] * 9 + [("q", "r", "tie")] * 4
+    single = table(tmp_path, [{"model_a": a, "model_b": b, "winner": winner} for a, b, winner in wins])
+    (tmp_path / "c.csv").write_text("model_a,model_b,wins_a,wins_b,ties\np,q,12,7,0\nq,r,9,0,4\n")
+    (from_counts, words), (one_by_one, _) = (ratings_report(read_votes(path), "models") for path in (tmp_path / "c.csv", single))
+    assert words[0].startswith("32 comparisons from 32 judgments")
+    assert from_counts["models"][0].pop("elo") is None  # the order of the votes is unknown
+    assert one_by_one["models"][0].pop("elo") is not None
+    assert from_counts["models"][0] == one_by_one["models"][0]
+    assert (from_counts["flip"], from_counts["gap"]) == (one_by_one["flip"], one_by_one["gap"])
+    (tmp_path / "c.csv").write_text("model_a,model_b,wins_a,wins_b,ties\np,q,1.5,7,0\n")
+    with pytest.raises(InputError, match=r"field 'wins_a': is '1\.5'; give a whole number of votes"):
+        read_votes(tmp_path / "c.csv")
+
+
+def test_a_judge_of_both_orders_decides_where_they_agree(tmp_path):
+    games = [("model_1", "model_1"), ("model_2", "model_1"), ("tie", "tie"), ("error", "model_1"), ("model_2", "model_2")]
+    rows = [{"question_id": n, "model_1": "x", "model_2": "y", "g1_winner": one, "g2_winner": two, "judge": ["gpt", "v2"]}
+            for n, (one, two) in enumerate(games)]  # fmt: skip
+    votes = read_votes(table(tmp_path, rows))
+    assert (votes.outcome.tolist(), votes.raters, votes.kinds) == ([1, 0, 0, -1], ("gpt v2",), ("judge",))
+    assert votes.said["no verdict"] == 1
+
+
+def test_votes_that_the_publisher_does_not_count_are_left_out_and_reported(tmp_path):
+    row = {"model_a": "x", "model_b": "y", "winner": "a"}
+    votes = read_votes(
+        table(tmp_path, [row | {"anony": True}, row | {"anony": False}, row | {"dedup_tag": "{'sampled': False}"}])
+    )
+    assert (len(votes.x), counted(votes).partition("left out: ")[2]) == (1, f"1 {NOT_BLIND}, 1 {SAMPLED_OUT}")
+
+
+def test_judgments_where_all_failed_are_counted_as_both_bad():
+    assert votes_of([vote("1", {"a": "F", "b": "F"}), vote("2", {"a": 1, "b": "F"})]).said["both bad"] == 1
 
 
 def test_a_table_without_prompts_takes_every_row_for_one(tmp_path):
@@ -141,9 +181,10 @@ def test_a_table_without_prompts_takes_every_row_for_one(tmp_path):
     ("row", "words"),
     [
         ({"model_a": "a", "model_b": "b", "winner": "c"}, "line 2, field 'winner': is 'c'; write a, b, tie"),
-        ({"model_a": "a", "model_b": "b"}, "line 2, field 'winner': is missing"),
+        ({"model_a": "b", "model_b": "a", "winner": "a"}, "is 'a', which is the name of one model and the word for the other"),
+        ({"model_a": "a", "model_b": "b"}, "line 2, field 'winner': missing"),
         ({"model_a": "", "model_b": "b", "winner": "a"}, "line 2, field 'model_a': is empty"),
-        ({"model_a": "a", "winner": "a"}, "line 2, field 'model_b': is missing"),
+        ({"model_a": "a", "winner": "a"}, "line 2, field 'model_b': missing"),
         ({"model_a": "a", "model_b": "b", "winner": "a", "rater_kind": "robot"}, "field 'rater_kind': is 'robot'"),
     ],
 )

@@ -19,8 +19,8 @@ from charter.records import Judgment, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
 from charter.testbed.train import TESTBED_PRESETS
-from charter.votes.judgments import chain
 from conftest import write_tiny_recipe
+from feedback_folder import chain
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

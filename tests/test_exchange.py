@@ -17,7 +17,7 @@ from charter.run.files import write_jsonl
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_again, export_feedback, manifest_path, read_scores
 from charter.votes.imports.files import import_feedback
-from charter.votes.judgments import chain, read_judgments, ulid
+from charter.votes.judgments import read_judgments, ulid
 from charter.votes.layouts import NO_TRANSCRIPT
 from charter.votes.merging import merge_folders
 from charter.votes.training_rows import (
@@ -33,7 +33,7 @@ from charter.votes.training_rows import (
     aggregated_rows,
     pair_rows,
 )
-from feedback_folder import respond, vote, write_folder
+from feedback_folder import chain, respond, vote, write_folder
 
 HI = Prompt.ask("hi")
 DIALOGUE = Prompt(

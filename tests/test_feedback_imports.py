@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,13 +13,16 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.errors import InputError
+from charter.raters.vote_files import read_votes
 from charter.reading.pairs import FORKED, IDENTICAL
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_feedback
 from charter.votes.imports.files import import_feedback
 from charter.votes.judgments import read_judgments, tips
+from charter.votes.merging import merge_folders
 from charter.votes.rankings import wins
 from charter.votes.training_rows import Selection
+from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
 
 HH_SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"
 
@@ -118,7 +123,7 @@ def test_label_studio(tmp_path):
 
 def test_argilla_of_both_versions(tmp_path):
     result, evidence = imported(tmp_path, "argilla.json", json.dumps(ARGILLA))
-    assert result["left_out"] == {"an annotation without a comparison": 1, "not submitted": 1}
+    assert result["left_out"] == {"an answer without a comparison": 1, "not submitted": 1}
     assert said(evidence) == [
         ("u1", [("Unplug it.", 2), ("No.", 1)]), ("u2", [("Unplug it.", 1), ("No.", 1)]), ("u1", [("La.", 2), ("Do.", 1)])
     ]  # fmt: skip
@@ -245,6 +250,221 @@ def test_who_judged_can_be_said_where_the_file_does_not(tmp_path, capsys):
     judgments = read_judgments(tmp_path / "o/judgments.jsonl")
     assert {(one.rater_id, one.rater_kind) for one in judgments} == {("tests", "rule")}
     assert [list(one.ranks.values()) for one in judgments] == [[1], ["F"]]
+
+
+def record(fields: dict, responses: object, **more: object) -> str:
+    return json.dumps([{"id": "r", "fields": {"prompt": "Mend a lamp?", **fields}, "responses": responses, **more}])
+
+
+def answered(value: object, user: str = "u1") -> dict:
+    return {"value": value, "user_id": user, "status": "submitted"}
+
+
+def ranks(*pairs: tuple[str, int | None]) -> list[dict]:
+    return [{"value": name, "rank": rank} for name, rank in pairs]
+
+
+TIPS = {"tip 1": "Unplug it.", "tip 2": "Hit it."}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "left_out"),
+    [
+        (record({**TIPS, "golden": "Call a smith."}, {"q": [answered(ranks(("tip 1", 1), ("tip 2", 2)))]}),
+         [("u1", [("Unplug it.", 1), ("Hit it.", 2)])], {}),
+        (record({"context": "Lamps.", "reply_a": "Unplug it.", "reply_b": "Hit it."}, {"q": [answered("reply_b")]}),
+         [("u1", [("Unplug it.", 2), ("Hit it.", 1)])], {}),
+        (record({**TIPS, "tip 3": "Pray.", "source": "book"}, {"q": [{"value": ["tip 3", "tip 1", "tip 2"], "user_id": "u1"}]}),
+         [("u1", [("Unplug it.", 2), ("Hit it.", 3), ("Pray.", 1)])], {}),
+        (record({**TIPS, "tip 3": "Pray."}, {"good": [answered(["tip 3", "tip 1"])], "best": [answered("tip 1", "u2")]}),
+         [("u2", [("Unplug it.", 1), ("Hit it.", 2), ("Pray.", 2)])], {"a choice of several fields, which is not a ranking": 1}),
+        (record({"golden": "Call.", **TIPS}, {"q": [answered(ranks(("2", 1), ("1", 1)))]}),
+         [("u1", [("Unplug it.", 1), ("Hit it.", 1)])], {}),
+        (record({**TIPS, "tip 3": "Pray."}, {"q": [answered(ranks(("tip 1", 2), ("tip 2", None), ("tip 3", 1)))]}),
+         [("u1", [("Unplug it.", 2), ("Pray.", 1)])], {"a response without a rank": 1}),
+        (record(TIPS, {"why": [answered("tip 1"), answered("tip 1", "u2")], "q": [answered(ranks(("tip 1", 2), ("tip 2", 1)))]}),
+         [("u2", [("Unplug it.", 1), ("Hit it.", 2)]), ("u1", [("Unplug it.", 2), ("Hit it.", 1)])],
+         {"a further answer of a rater who has compared these responses": 1}),
+        (json.dumps([{"id": "r", "status": "done", "prompt": "Mend a lamp?", **TIPS, "q.responses": [["tip 2", "tip 1"]] * 2,
+                      "q.responses.users": ["u1", "u2"], "q.responses.status": ["submitted", "draft"], "q.suggestion": None}]),
+         [("u1", [("Unplug it.", 2), ("Hit it.", 1)])], {"not submitted": 1}),
+    ],
+    ids=["a golden answer", "a context", "names in order", "several chosen", "numbers", "a null rank", "free text", "flat"],
+)  # fmt: skip
+def test_argilla_compares_the_answers_and_nothing_else(tmp_path, content, expected, left_out):
+    result, evidence = imported(tmp_path, "a.json", content)
+    assert sorted(said(evidence)) == sorted(expected)
+    assert result["left_out"] == left_out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (record(TIPS, None, suggestions={"q": {"value": ["tip 1", "tip 2"]}}), "1 x a record that nobody has answered"),
+        (
+            record({"one": "Unplug it.", "two": "Hit it."}, {"q": [answered(ranks(("7", 1), ("8", 2)))]}),
+            "unknown field '7'; name",
+        ),
+        (record({"good": "Unplug it.", "bad": "Hit it.", "note": "x"}, {"q": [answered("good")]}), "name them response_1"),
+    ],
+)
+def test_argilla_says_what_to_do(tmp_path, content, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        imported(tmp_path, "a.json", content)
+
+
+def task(result: list[dict], **data: object) -> str:
+    data = {"prompt": "Paint a door?", "answer1": "Sand it.", "answer2": "Never."} | data
+    votes = [{"id": n, "completed_by": n, "result": [part]} for n, part in enumerate(result, start=1)]
+    return json.dumps([{"id": 1, "data": data, "annotations": votes}])
+
+
+def picked(**value: object) -> dict:
+    return {"type": "pairwise", "to_name": "answer1,answer2", "value": value}
+
+
+def test_choices_of_label_studio_are_votes(tmp_path):
+    words = ["A is better", "Response 2", "Tie", "both bad", "answer2", "Purple"]
+    choices = [{"type": "choices", "to_name": "answer1", "value": {"choices": [word]}} for word in words]
+    result, evidence = imported(tmp_path, "c.json", task(choices))
+    assert [[rank for _, rank in vote] for _, vote in said(evidence)] == [[1, 2], [2, 1], [1, 1], ["F", "F"], [2, 1]]
+    assert result["left_out"] == {"a choice that names neither answer, nor a tie, nor both bad": 1}
+
+
+def test_an_empty_result_is_left_out_with_its_place(tmp_path, capsys):
+    (tmp_path / "t.json").write_text(task([picked(), picked(selected="right")]))
+    assert run_command(["import", str(tmp_path / "t.json"), "--out", str(tmp_path / "o")]) == 0
+    out = capsys.readouterr().out
+    place = "first in item 1, field 'annotations.0.result.0.value.selected'"
+    assert f"left out: 1 x an annotation without a comparison ({place})" in out
+    assert "1 judgments" in out
+
+
+def test_the_ranker_ranks_the_list_that_it_names(tmp_path):
+    lists = {name: [{"id": str(n), "body": f"{name} {n}"} for n in (0, 1)] for name in ("turns", "replies")}
+    ranked = {"type": "ranker", "to_name": "replies", "value": {"ranker": ["1", "0"]}}
+    _, evidence = imported(tmp_path, "r.json", task([ranked], **lists))
+    assert said(evidence) == [("annotator-1", [("replies 0", 2), ("replies 1", 1)])]
+    with pytest.raises(InputError, match="turns and replies have items with the ranked ids"):
+        imported(tmp_path, "q.json", task([ranked | {"to_name": "q"}], **lists))
+
+
+@pytest.mark.parametrize(
+    "prompt", [conversation("Hi", "Hello", "Paint?"), "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Paint?\n\nAssistant:"]
+)
+def test_a_dialogue_as_prompt_is_read_as_one(tmp_path, prompt):
+    _, evidence = imported(tmp_path, "d.json", task([picked(selected="left")], prompt=prompt))
+    with evidence:
+        (only,) = evidence.prompts.values()
+    assert [message.content for message in only.messages] == ["Hi", "Hello", "Paint?"]
+
+
+def test_an_annotation_with_its_task_as_a_target_storage_receives_it(tmp_path):
+    (whole,) = json.loads(task([picked(selected="left")]))
+    _, evidence = imported(tmp_path, "t.jsonl", json.dumps({**whole["annotations"][0], "task": {"id": 1, "data": whole["data"]}}))
+    assert said(evidence) == [("annotator-1", [("Sand it.", 1), ("Never.", 2)])]
+
+
+def test_a_growing_export_counts_a_rater_once(tmp_path):
+    """A rater of two exports, or one who voted twice, is one rater in the share."""
+    for name, picks in (("mon", ["left"]), ("fri", ["left", "right", "right"])):
+        imported(tmp_path, f"{name}.json", task([picked(selected=side) for side in picks]))[1].__exit__()
+    merge_folders([tmp_path / "from-mon.json", tmp_path / "from-fri.json"], tmp_path / "both")
+    export_feedback(tmp_path / "both", tmp_path / "both.jsonl", "trl", Selection(soft="share"))
+    (row,) = map(json.loads, (tmp_path / "both.jsonl").read_text().splitlines())
+    assert (row["chosen"], row["weight"]) == ("Never.", pytest.approx(2 / 3))
+
+
+def mt_bench(winner: str, turn: int, **more: object) -> str:
+    dialogues = {f"conversation_{side}": conversation("Rhyme.", f"rhyme {side}", "Shorter.", f"short {side}") for side in "ab"}
+    return (
+        json.dumps({"model_a": "m1", "model_b": "m2", "winner": winner, "judge": "ann", "turn": turn, **dialogues, **more}) + "\n"
+    )
+
+
+def test_mt_bench_votes_on_the_first_turn_are_votes_on_it(tmp_path):
+    rows = [mt_bench("model_a", 1, question_id=5), mt_bench("model_b", 2, question_id=5), mt_bench("model_b", 1)]
+    result, evidence = imported(tmp_path, "m.jsonl", "".join([*rows, rows[0]]))
+    assert said(evidence) == [("ann", [("rhyme a", 1), ("rhyme b", 2)]), ("ann", [("rhyme a", 2), ("rhyme b", 1)])]
+    assert result["left_out"] == {FORKED: 1, "the same vote as an earlier row": 1}
+
+
+def test_votes_that_the_publisher_does_not_count_are_left_out(tmp_path):
+    rows = [mt_bench("model_a", 1), mt_bench("model_a", 1, anony=False), mt_bench("model_a", 1, dedup_tag={"sampled": False})]
+    result, evidence = imported(tmp_path, "m.jsonl", "".join(rows))
+    assert (len(said(evidence)), result["left_out"]) == (1, {NOT_BLIND: 1, SAMPLED_OUT: 1})
+
+
+def test_one_row_that_cannot_be_used_does_not_stop_the_others(tmp_path):
+    broken = ARENA_55K.replace("hello, \\u00e9", "hello, \\ud83d")
+    result, evidence = imported(tmp_path, "w.csv", broken)
+    assert result["left_out"]["a text with a NUL character or a lone surrogate"] == 1
+    assert len(said(evidence)) == 1
+    pairs = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "a\0", "rejected": "b"},
+             {"prompt": "q", "chosen": None, "rejected": "b"}]  # fmt: skip
+    result, evidence = imported(tmp_path, "p.jsonl", "".join(json.dumps(row) + "\n" for row in pairs))
+    assert result["left_out"] == {"a text is missing": 1, "a text with a NUL character or a lone surrogate": 1}
+    assert result["left_out_first"]["a text is missing"] == "line 3, field 'chosen'"
+    assert len(said(evidence)) == 1
+    result, evidence = imported(tmp_path, "r.jsonl", "".join(json.dumps(ATTEMPT | {"rating": r}) + "\n" for r in (1, None)))
+    assert (len(said(evidence)), result["left_out"]) == (1, {"an attempt without a rating": 1})
+
+
+def completion(name: str, ratings: str | None, overall: float | None, response: str | None = "") -> dict:
+    aspects = {"helpfulness": {"Rating": "N/A" if ratings is None else ratings}}
+    return {"model": name, "response": name if response == "" else response, "annotations": aspects, "overall_score": overall}
+
+
+def test_ultrafeedback_compares_on_one_scale(tmp_path):
+    rows = [
+        {"instruction": "q1", "completions": [completion("best", "5", 9), completion("middling", None, 6)]},
+        {"instruction": "q2", "completions": [completion("x", "2", 9), completion("y", "3", 1), completion("z", None, 9)]},
+        {"instruction": "q3", "completions": [completion("x", "2", 9), completion("y", "3", 1), completion("z", "1", 1, None)]},
+    ]
+    result, evidence = imported(tmp_path, "u.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [vote for _, vote in said(evidence)] == [
+        [("best", 1), ("middling", 2)], [("x", 2), ("y", 1)], [("x", 2), ("y", 1)]
+    ]  # fmt: skip
+    assert result["left_out"] == {"a completion without a rating on the scale of the others": 1, "a text is missing": 1}
+
+
+def test_alpaca_eval_with_soft_labels_ties_and_no_verdict(tmp_path):
+    row = {"instruction": "q", "output_1": "a", "output_2": "b", "generator_1": "base", "generator_2": "mine", "annotator": "gpt"}
+    content = json.dumps([row | {"preference": preference} for preference in (1, 2.0, 1.5, 1.2, 0, None)])
+    result, evidence = imported(tmp_path, "a.json", content)
+    margins = [judgment.margin for judgment in evidence.judgments.values()]
+    assert margins == [None, None, None, pytest.approx(math.log(4)), None]
+    assert {response.model for response in evidence.responses.values()} == {"base", "mine"}
+    assert {judgment.rater_kind for judgment in evidence.judgments.values()} == {"judge"}
+    assert [[rank for _, rank in vote] for _, vote in said(evidence)] == [[1, 2], [2, 1], [1, 1], [1, 2], [1, 1]]
+    assert (result["format"], result["left_out"]) == ("alpaca-eval", {"no verdict": 1})
+    votes = read_votes(tmp_path / "a.json")
+    assert (votes.models, votes.outcome.tolist(), votes.raters) == (("base", "mine"), [1, -1, 0, 1, 0], ("gpt",))
+
+
+def test_a_deleted_message_of_open_assistant_takes_part_in_no_ranking(tmp_path):
+    tree = json.loads(json.dumps(TREE))
+    tree["prompt"]["replies"][0]["replies"][0] |= {"text": "(deleted)", "deleted": True}
+    tree["prompt"]["replies"][3]["text"] = None
+    result, evidence = imported(tmp_path, "t.jsonl", json.dumps(tree))
+    assert said(evidence) == [("oasst-volunteers", [("Rivers bring salt.", 2), ("Fish.", 1)])]
+    assert result["left_out"] == {"a reply that was deleted": 1, "replies to a dialogue with a deleted message": 1}
+
+
+def test_labels_of_one_and_zero_as_tables_write_them(tmp_path):
+    rows = [{"prompt": "a", "completion": str(n), "label": label} for n, label in enumerate([1.0, 0.0, "1.0", "FALSE", None])]
+    result, evidence = imported(tmp_path, "k.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [rank for _, ((_, rank),) in said(evidence)] == [1, "F", 1, "F"]
+    assert result["left_out"] == {"a completion without a label": 1}
+
+
+def test_the_models_of_chosen_and_rejected_are_kept(tmp_path):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_model": "m1", "rejected_model": "m2"}
+    content = json.dumps(row) + "\n" + json.dumps(row | {"p": 0.25, "chosen": "d"})
+    _, evidence = imported(tmp_path, "r.jsonl", content)
+    with evidence:
+        assert {response.text: response.model for response in evidence.responses.values()} == {"b": "m1", "c": "m2", "d": "m1"}
+        assert [evidence.response(one, wins(one)[0][0]).model for one in evidence.judgments.values()] == ["m1", "m2"]
 
 
 def test_the_same_file_gives_the_same_bytes(tmp_path):

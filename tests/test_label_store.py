@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from charter.errors import InputError
 from charter.records import Generation, Judgment, LabelSet, Prompt, Response
 from charter.run.files import write_jsonl
-from charter.votes.judgments import current, merge, read_judgments
+from charter.votes.judgments import current, read_judgments
+from charter.votes.merging import merge_judgments
 from charter.web import mirror as mirror_module
 from charter.web import tables as t
 from charter.web.mirror import Mirror
@@ -458,7 +459,8 @@ def test_judgments_merged_from_another_machine_are_read_in(tmp_path):
         label_all(store, rater)
         mirror.close()
         machines.append((store, project))
-    both = merge(*(read_judgments(project.folder / "judgments.jsonl") for _, project in machines))
+    merge_judgments([project.folder / "judgments.jsonl" for _, project in machines], tmp_path / "both.jsonl")
+    both = read_judgments(tmp_path / "both.jsonl")
     for store, project in machines:
         write_jsonl(project.folder / "judgments.jsonl", both)
         mirror = Mirror(store, project.folder)

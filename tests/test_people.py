@@ -10,10 +10,11 @@ from charter.commands.app import run_command
 from charter.judging.people import TO_LABEL, Votes, agreement_with_people, sample_for_people
 from charter.records import Generation, Judgment, LabelSet, Prompt, Response
 from charter.run.files import read_jsonl, write_jsonl
-from charter.votes.judgments import chain, ulid
+from charter.votes.judgments import ulid
 from charter.web.project import open_project
 from charter.web.serve import open_site
 from charter.web.store import Answer
+from feedback_folder import chain
 
 
 def response(prompt: str, text: str, seed: int = 0) -> Response:

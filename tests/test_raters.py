@@ -155,6 +155,10 @@ def test_without_overlap_nothing_is_said_of_a_rater():
     ]
     for line in rater_lines(votes_of(judgments)):
         assert line.words == ("no overlap with others",)
+    judgments[1] = judgments[1].model_copy(update={"prompt_id": "p0", "order": ("0x", "0y"), "ranks": {"0x": 2, "0y": 1}})
+    for line in rater_lines(votes_of(judgments)):  # each agrees with the other on no pair of one
+        assert (line.agrees, line.words) == (0, ("overlaps with others on one prompt only",))
+    for line in rater_lines(votes_of(judgments[2:])):
         assert line.beta == pytest.approx(1, abs=1e-6)
 
 

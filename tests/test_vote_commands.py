@@ -9,7 +9,7 @@ from charter.commands.app import run_command
 from charter.models.trunk import Scorers, ScoreScale, load_trunk
 from charter.records import Generation, Judgment, Prompt, Response
 from charter.run.files import write_jsonl
-from charter.votes.judgments import chain
+from feedback_folder import chain
 from test_raters import campaign
 
 

@@ -10,6 +10,7 @@ import typer
 
 from charter.commands.options import Json, Seed, show
 from charter.errors import InputError
+from charter.votes.imports.formats import FORMATS
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -65,11 +66,7 @@ def import_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for prompts, responses and judgments.")],
     from_: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            help="trl, hh, hh-red-team, unpaired, grouped, oasst, ultrafeedback, label-studio, argilla, arena or raw; "
-            "by the columns unless given.",
-        ),
+        typer.Option("--from", help=f"{', '.join(FORMATS)} or raw; by the columns unless given."),
     ] = None,
     rater: Annotated[str | None, typer.Option(help="Who judged, where the file does not say.")] = None,
     rater_kind: Annotated[
@@ -100,7 +97,10 @@ def merge(
 
 
 def left_out(result: dict[str, Any]) -> list[str]:
-    return [f"left out: {count} x {reason}" for reason, count in result.get("left_out", {}).items()]
+    """A line for each reason to leave something out, with the first place where it is known."""
+    places = result.get("left_out_first", {})
+    return [f"left out: {count} x {reason}" + (f" (first in {places[reason]})" if reason in places else "")
+            for reason, count in result.get("left_out", {}).items()]  # fmt: skip
 
 
 VoteFile = Annotated[

@@ -37,10 +37,10 @@ class Votes:
     more_harmful), ``seconds`` (NaN where not measured), ``strength`` (for the first name over the second, 0 where not asked),
     ``size`` (responses shown). Per ranked response (E,): ``ranked_in`` (ballot), ``ranked`` (response), ``rank`` (0 is "F").
     Per pair (N,): ``x`` < ``y`` (responses), ``outcome`` 1 where x was said to be more of what was asked for, −1 where y, 0
-    for a tie; ``shown`` 1 where x stood first, −1 where y, 0 where both orders were asked or nobody knows; ``ballot``;
-    ``count`` (how often, 1 unless a table counts). ``said`` counts what was read and what was left out. ``flags``: name to
-    (E,), whether the ranked response was flagged so. ``single``: columns x, y, outcome, shown, ballot of what judges read in
-    each single order.
+    for a tie; ``shown`` 1 where x stood first, −1 where y, 0 where both orders were asked or nobody knows; ``ballot``. ``said``
+    counts what was read and what was left out. ``flags``: name to (E,), whether the ranked response was flagged so. ``single``:
+    columns x, y, outcome, shown, ballot of what judges read in each single order. ``in_order``: whether the votes stand in the
+    order in which they were given, as counts do not.
     """
 
     raters: tuple[str, ...]
@@ -63,17 +63,18 @@ class Votes:
     outcome: Ints
     shown: Ints
     ballot: Ints
-    count: Floats
     said: dict[str, int]
     flags: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     single: Ints | None = None
+    in_order: bool = True
 
 
 @dataclass(frozen=True)
 class Comparisons:
     """N comparisons of n items (models or responses) as a rating model takes them; see :class:`Votes` for x, y, outcome, shown.
 
-    ``outcome`` is 1 where x is the better one, whatever was asked for. Per comparison also ``rater``, ``prompt`` and ``ballot``.
+    ``outcome`` is 1 where x is the better one, whatever was asked for. Per comparison also ``rater``, ``prompt``, ``ballot`` and
+    ``count``, its weight: 1, or a half for one of two orders.
     """
 
     items: tuple[str, ...]
@@ -174,6 +175,8 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
         times.append(seconds_of(judgment.timings))
         flagged |= {(ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number}
         entries += [(ballot, number[one], rank if isinstance(rank, int) else FAILED) for one, rank in judgment.ranks.items()]
+        if len(shown) > 1 and all(judgment.ranks.get(response) == "F" for response in shown):
+            said["both bad"] += 1
         read = judgment.margins_by_order
         for a, b, outcome in pair_outcomes(judgment.ranks, shown):
             left = 1 if place[a] < place[b] else -1
@@ -195,7 +198,7 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     }
     return Votes(
         raters.names, tuple(kinds[i] for i in range(len(raters.names))), prompts.names, tuple(names), written.names, model_of,
-        who, prompt, question, seconds, strengths, size, inside, ranked, rank, x, y, outcome, side, ballot_of, np.ones(len(x)),
+        who, prompt, question, seconds, strengths, size, inside, ranked, rank, x, y, outcome, side, ballot_of,
         dict(said), flags, _rows(single, 5) if single else None,
     )  # fmt: skip
 
@@ -232,7 +235,7 @@ def comparisons_of(votes: Votes, of: str = "responses", *, raw: bool = False) ->
         x, y = np.where(turned, y, x), np.where(turned, x, y)
         outcome, shown = np.where(turned, -outcome, outcome), np.where(turned, -shown, shown)
     found = Comparisons(items, votes.raters, x, y, outcome, shown, votes.rater[votes.ballot], votes.prompt[votes.ballot],
-                        votes.ballot, votes.count, same)  # fmt: skip
+                        votes.ballot, np.ones(len(x)), same)  # fmt: skip
     return found if keep.all() else found.take(keep)
 
 

@@ -193,7 +193,7 @@ def leaderboard(comparisons: Comparisons, *, equal_raters: bool = False, live: b
     return Leaderboard(
         tuple(comparisons.items[i] for i in order), MIDDLE + ELO * ratings, ELO * spread.reach()[order],
         rank_sets(ratings, spread.reach_of_differences(together)[between]), played(comparisons)[order],
-        elo(comparisons)[order] if live and bool((comparisons.count == 1).all()) else None,
+        elo(comparisons)[order] if live else None,
         (comparisons.items[flip.rival], flip.drop) if flip else None, gap, separate, components(comparisons),
         float(np.exp(found.log_tie)), found.cells.n_raters, spread.method,
     )  # fmt: skip

@@ -87,8 +87,8 @@ def rater_lines(votes: Votes, found: RaterModel | None = None) -> list[RaterLine
 
 
 def _words(beta_ci: Interval, gamma_ci: Interval, overlap: int, floor: float) -> tuple[str, ...]:
-    if overlap < 2:
-        return ("no overlap with others",)
+    if overlap < 2:  # one prompt has no variance, so there is no interval to speak of
+        return ("overlaps with others on one prompt only",) if overlap else ("no overlap with others",)
     words = ["reversed"] if beta_ci[1] < 0 else ["random"] if beta_ci[1] < floor else []
     if gamma_ci[0] > LEANS:
         words.append("likes the first")

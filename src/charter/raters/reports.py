@@ -16,6 +16,7 @@ from charter.raters.lines import RaterLine, rater_lines
 from charter.raters.personal import Taste
 from charter.raters.reliability import fit_raters
 from charter.raters.responses import PromptRatings, rate_responses
+from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
 
 SHOWN = 40  # rows of a table on the terminal
 
@@ -33,7 +34,7 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
     if len(questions) > 1:
         head += f"; asked for {' and '.join(questions)} together"
     if of == "models":
-        board = leaderboard(comparisons, equal_raters=equal_raters)
+        board = leaderboard(comparisons, equal_raters=equal_raters, live=votes.in_order)
         return result | _board_json(board), [head, *_board_lines(board)]
     found = fit_raters(comparisons, equal_raters=equal_raters)
     rated = rate_responses(comparisons, votes.prompts, found)
@@ -53,6 +54,7 @@ def counted(votes: Votes, same_model: int = 0) -> str:
         "superseded": votes.said.get("superseded", 0),
         "both bad": votes.said.get("both bad", 0),
         "pairs of one model": same_model + votes.said.get("same model", 0),
+        **{reason: votes.said[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.said},
     }
     words = [f"{count:,} {what}" for what, count in left.items() if count]
     return (f"{n:,} judgments by {raters:,} rater{'s' * (raters != 1)} on {prompts:,} prompt{'s' * (prompts != 1)}"

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import numpy as np
 
 from charter.errors import InputError
-from charter.raters.comparisons import Numbers, Votes, votes_of
+from charter.raters.comparisons import Floats, Ints, Numbers, Votes, votes_of
 from charter.reading.rows import Row, read_rows
-from charter.records import Judgment, Response, content_id
+from charter.records import Judgment, RaterKind, Response, content_id
 from charter.run.files import read_jsonl
 from charter.votes.judgments import read_judgments
+from charter.votes.winners import BOTH_BAD, FIRST, GAMES, MODELS_A, MODELS_B, NO_VERDICT, SECOND, TIE, outcome_of, set_aside
 
-A, B = ("model_a", "model_1"), ("model_b", "model_2")
-PROMPT = ("prompt_id", "question_id", "prompt")
+PROMPT = ("prompt_id", "question_id", "prompt", "instruction")
 RATER = ("rater_id", "rater", "labeler", "annotator", "judge")
-WORDS = {
-    "a": 1, "modela": 1, "left": 1, "leftvote": 1, "first": 1, "1": 1, "model1": 1,
-    "b": -1, "modelb": -1, "right": -1, "rightvote": -1, "second": -1, "2": -1, "model2": -1,
-    "tie": 0, "tievote": 0, "draw": 0, "equal": 0, "same": 0,
-}  # fmt: skip
-BOTH_BAD = {"bothbad", "tiebothbad", "bothbadvote", "neither"}
-ONE_HOT = (("winner_model_a", 1), ("winner_model_b", -1), ("winner_tie", 0))
-COUNTS = (("wins_a", 1), ("wins_b", -1), ("ties", 0))
+COUNTS = (("wins_a", FIRST), ("wins_b", SECOND), ("ties", TIE))
+MOST_VOTES = 20_000_000
 NOBODY = "unnamed"
 
 
@@ -91,88 +85,102 @@ def read_table(path: Path) -> Votes:
     """Votes of a table (JSONL, JSON, CSV, Parquet), a row a comparison: ``model_a``, ``model_b`` and ``winner``.
 
     ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; where it is empty there
-    is no verdict. Instead there may be ``winner_model_a``, ``winner_model_b``, ``winner_tie`` (one of them 1), or counts
-    ``wins_a``, ``wins_b``, ``ties``. Optional: a prompt (``prompt_id``, ``question_id`` or ``prompt``) and a rater
-    (``rater_id``, ``rater``, ``labeler``, ``annotator`` or ``judge``), with ``rater_kind`` and ``seconds``. Model a is taken
-    to have stood first. "Both bad" is an F for both and no pair. InputError names file, line and field.
+    is no verdict. Instead there may be the columns of :func:`charter.votes.winners.outcome_of`, or counts ``wins_a``, ``wins_b``,
+    ``ties``, which are as many votes. Optional: a prompt (``prompt_id``, ``question_id``, ``prompt`` or ``instruction``) and a
+    rater (``rater_id``, ``rater``, ``labeler``, ``annotator`` or ``judge``), with ``rater_kind`` and ``seconds``. Model a is
+    taken to have stood first. "Both bad" is an F for both and no pair. InputError names file, line and field.
     """
     return votes_of_rows(read_rows(path), path)
 
 
+@dataclass
+class _Table:
+    """The names in a table, and of each row (a, b, outcome, prompt, rater, seconds, count), names as numbers."""
+
+    models: Numbers = field(default_factory=Numbers)
+    prompts: Numbers = field(default_factory=Numbers)
+    raters: Numbers = field(default_factory=Numbers)
+    kinds: dict[int, str] = field(default_factory=dict)
+    rows: list[tuple[int, int, int, int, int, float, float]] = field(default_factory=list)
+    said: Counter[str] = field(default_factory=Counter)
+    by_prompt: bool = False
+    counts: bool = False
+
+
 def votes_of_rows(rows: Iterable[Row], path: Path) -> Votes:
-    models, prompts, raters = Numbers(), Numbers(), Numbers()
-    kinds: dict[int, str] = {}
-    said: Counter[str] = Counter()
-    found: list[tuple[int, int, int, int, int, float, float]] = []  # a, b, outcome, prompt, rater, seconds, count
-    names: tuple[str | None, ...] | None = None
+    """The votes of the rows of a table; see :func:`read_table`."""
+    table = _Table()
+    columns: tuple[str | None, ...] = ()
     for number, row in enumerate(rows):
-        if names is None:
-            names = tuple(next((n for n in options if n in row.values), None) for options in (A, B, PROMPT, RATER))
-        a_field, b_field, prompt_field, rater_field = names
-        if a_field is None or b_field is None:
-            columns = ", ".join(map(str, row.values)) or "none"
-            raise row.bad(f"no models; give columns model_a, model_b and winner, or our judgments (columns here: {columns})")
-        a, b = _name(row, a_field), _name(row, b_field)
-        counted = _counts(row)
-        if counted is None:
-            said["no verdict"] += 1
-            continue
-        if a == b:
-            said["same model"] += 1
-            continue
-        prompt = prompts(_prompt_name(row, prompt_field)) if prompt_field else number
-        rater = raters(_name(row, rater_field) if rater_field else NOBODY)
-        if rater not in kinds:
-            kinds[rater] = _kind(row)
-        seconds = _number(row, "seconds")
-        found += [(models(a), models(b), outcome, prompt, rater, seconds, count) for outcome, count in counted]
-    if not found:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in said.items())
-        raise InputError("holds no comparison" + (f" ({reasons})" if reasons else ""), file=path)
-    said["judgments"] = len(found)
-    table = np.array(found, dtype=np.float64).T
-    a_of, b_of, outcome, prompt_of, rater_of = table[:5].astype(np.int64)
-    prompt_names = prompts.names
-    if not prompt_names:  # every row is of a prompt of its own
-        rows_kept, prompt_of = np.unique(prompt_of, return_inverse=True)
-        prompt_names = tuple(f"row {i + 1}" for i in rows_kept)
-    by_prompt = names is not None and names[2] is not None
-    return _as_votes(models.names, prompt_names, raters.names, tuple(kinds[i] for i in range(len(raters.names))), a_of, b_of,
-                     outcome, prompt_of, rater_of, table[5], table[6], said, by_prompt=by_prompt)  # fmt: skip
+        columns = columns or tuple(
+            next((name for name in options if name in row.values), None) for options in (MODELS_A, MODELS_B, PROMPT, RATER)
+        )
+        _add_row(table, row, number, columns)
+    if not table.rows:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in table.said.items())
+        raise InputError("no comparison" + (f" ({reasons})" if reasons else "; give at least one row"), file=path)
+    if sum(row[6] for row in table.rows) > MOST_VOTES:
+        raise InputError(f"more than {MOST_VOTES:,} votes; give a sample of them", file=path)
+    columns_of = np.array(table.rows, dtype=np.float64).T
+    columns_of = np.repeat(columns_of, columns_of[6].astype(np.int64), axis=1)
+    a, b, outcome, prompt, rater = columns_of[:5].astype(np.int64)
+    table.said["judgments"] = len(a)
+    return _as_votes(table, a, b, outcome, prompt, rater, columns_of[5])
 
 
-BOTH_FAILED = 2  # an outcome of its own while a table is read
+def _add_row(table: _Table, row: Row, number: int, columns: tuple[str | None, ...]) -> None:
+    a_field, b_field, prompt_field, rater_field = columns
+    if a_field is None or b_field is None:
+        names = ", ".join(map(str, row.values)) or "none"
+        raise row.bad(f"no models; give columns model_a, model_b and winner, or our judgments (columns here: {names})")
+    a, b = _name(row, a_field), _name(row, b_field)
+    counted = _counts(row)
+    table.by_prompt = prompt_field is not None
+    table.counts = table.counts or "wins_a" in row.values
+    if reason := "same model" if a == b and counted else set_aside(row) or (None if counted else NO_VERDICT):
+        table.said[reason] += 1
+        return
+    prompt = table.prompts(_prompt_name(row, prompt_field)) if prompt_field else number
+    rater = table.raters(_name(row, rater_field) if rater_field else NOBODY)
+    if rater not in table.kinds:
+        table.kinds[rater] = _kind(row)
+    seconds = _number(row, "seconds")
+    models = table.models(a), table.models(b)
+    table.rows += [(*models, outcome, prompt, rater, seconds, count) for outcome, count in counted]
 
 
-def _as_votes(
-    models: tuple[str, ...], prompts: tuple[str, ...], raters: tuple[str, ...], kinds: tuple[str, ...], a: Any, b: Any,
-    outcome: Any, prompt: Any, rater: Any, seconds: Any, count: Any, said: Mapping[str, int], *, by_prompt: bool,
-) -> Votes:  # fmt: skip
-    """Arrays of a table as votes. The response of a model to a prompt is one response; without prompts, the model is."""
-    n = len(models)
-    order = sorted(range(n), key=models.__getitem__)
+def _as_votes(table: _Table, a: Ints, b: Ints, outcome: Ints, prompt: Ints, rater: Ints, seconds: Floats) -> Votes:
+    """The arrays of a table as votes. The response of a model to a prompt is one response; without prompts, the model is."""
+    prompts = table.prompts.names
+    if not table.by_prompt:  # every vote is on a prompt of its own
+        prompts, prompt = tuple(f"row {row + 1}" for row in prompt.tolist()), np.arange(len(prompt))
+    n = len(table.models.names)
+    order = sorted(range(n), key=table.models.names.__getitem__)
     place = np.empty(n, dtype=np.int64)
     place[order] = np.arange(n)
-    models = tuple(models[i] for i in order)
+    models = tuple(table.models.names[i] for i in order)
     a, b = place[a], place[b]
     responses, model_of = models, np.arange(n)
-    if by_prompt:
+    if table.by_prompt:
         keys, index = np.unique(np.concatenate([prompt * n + a, prompt * n + b]), return_inverse=True)
         a, b = index[: len(a)], index[len(a) :]
         model_of = keys % n
         responses = tuple(f"{prompts[key // n]}: {models[key % n]}" for key in keys.tolist())
     ballots = np.arange(len(a))
-    bad = outcome == BOTH_FAILED
+    bad = outcome == BOTH_BAD
     turned = a > b
     x, y = np.where(turned, b, a), np.where(turned, a, b)
     side = np.where(turned, -1, 1)
-    ranks = np.stack([np.where(bad, 0, np.where(outcome == -1, 2, 1)), np.where(bad, 0, np.where(outcome == 1, 2, 1))], axis=1)
+    ranks = np.stack([np.where(bad, 0, np.where(outcome == SECOND, 2, 1)), np.where(bad, 0, np.where(outcome == FIRST, 2, 1))],
+                     axis=1)  # fmt: skip
     pairs = np.flatnonzero(~bad)
     return Votes(
-        raters, kinds, prompts, responses, models, model_of, rater, prompt, np.zeros(len(a), dtype=np.int64), seconds,
-        np.zeros(len(a), dtype=np.int64), np.full(len(a), 2), np.repeat(ballots, 2), np.stack([a, b], axis=1).ravel(),
-        ranks.ravel(), x[pairs], y[pairs], (outcome * side)[pairs], side[pairs], ballots[pairs], count[pairs],
-        {**said, "both bad": int(bad.sum())},
+        raters=table.raters.names, kinds=tuple(table.kinds[i] for i in range(len(table.raters.names))), prompts=prompts,
+        responses=responses, models=models, model_of=model_of, rater=rater, prompt=prompt,
+        question=np.zeros(len(a), dtype=np.int64), seconds=seconds, strength=np.zeros(len(a), dtype=np.int64),
+        size=np.full(len(a), 2), ranked_in=np.repeat(ballots, 2), ranked=np.stack([a, b], axis=1).ravel(), rank=ranks.ravel(),
+        x=x[pairs], y=y[pairs], outcome=(outcome * side)[pairs], shown=side[pairs], ballot=ballots[pairs],
+        said={**table.said, "both bad": int(bad.sum())}, in_order=not table.counts,
     )  # fmt: skip
 
 
@@ -180,6 +188,8 @@ def _name(row: Row, field: str) -> str:
     value = row.values.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return " ".join(value)  # MT-bench: a judge and its prompt
     name = row.text(field)
     if not name.strip():
         raise row.bad("is empty", field)
@@ -194,8 +204,8 @@ def _prompt_name(row: Row, field: str) -> str:
 
 
 def _kind(row: Row) -> str:
-    kind = row.optional("rater_kind") or "human"
-    if kind not in ("human", "judge", "reward_model", "rule"):
+    kind = row.optional("rater_kind") or ("judge" if {GAMES[0], "preference"} & row.values.keys() else "human")
+    if kind not in get_args(RaterKind):
         raise row.bad(f"is {kind!r}; write human, judge, reward_model or rule", "rater_kind")
     return kind
 
@@ -213,34 +223,12 @@ def _number(row: Row, field: str) -> float:
     return number
 
 
-def _counts(row: Row) -> list[tuple[int, float]] | None:
-    """(outcome, how often) of a row, None where it has no verdict."""
-    values = row.values
-    if "winner" in values:
-        outcome = _outcome(row)
-        return None if outcome is None else [(outcome, 1.0)]
-    if "wins_a" in values and "wins_b" in values:
-        counts = [(outcome, _number(row, field)) for field, outcome in COUNTS]
-        return [(outcome, count) for outcome, count in counts if count > 0] or None
-    if all(field in values for field, _ in ONE_HOT):
-        marked = [outcome for field, outcome in ONE_HOT if _number(row, field) == 1]
-        if len(marked) != 1:
-            raise row.bad("one of winner_model_a, winner_model_b and winner_tie is 1, the others 0", ONE_HOT[0][0])
-        return [(marked[0], 1.0)]
-    raise row.bad("is missing; write a, b, tie or both bad (or give wins_a, wins_b and ties)", "winner")
-
-
-def _outcome(row: Row) -> int | None:
-    value = row.values["winner"]
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        for fields, outcome in ((A, 1), (B, -1)):
-            if any(value == row.values.get(field) for field in fields):
-                return outcome
-    word = re.sub(r"[^a-z0-9]", "", str(value).casefold())
-    if word in BOTH_BAD:
-        return BOTH_FAILED
-    if word not in WORDS:
-        raise row.bad(f"is {value!r}; write a, b, tie, both bad or the name of one of the two models", "winner")
-    return WORDS[word]
+def _counts(row: Row) -> list[tuple[int, float]]:
+    """(outcome, how often) of a row, empty where it has no verdict."""
+    if not {"wins_a", "wins_b"} <= row.values.keys() or "winner" in row.values:
+        outcome = outcome_of(row)
+        return [] if outcome is None else [(outcome, 1.0)]
+    counts = [(outcome, _number(row, name), name) for name, outcome in COUNTS]
+    if broken := next((name for _, count, name in counts if count % 1 > 0), None):
+        raise row.bad(f"is {row.values[broken]!r}; give a whole number of votes", broken)
+    return [(outcome, count) for outcome, count, _ in counts if count > 0]

@@ -36,6 +36,8 @@ class LeftOut(InputError):
 
     def __init__(self, row: Row, reason: str, field: str | None = None) -> None:
         self.reason = reason
+        place = (row.file, f"line {row.line}" if row.line else "", f"field {field!r}" if field else "")
+        self.place = ", ".join(filter(None, place))
         super().__init__(f"{reason}; remove the row or that part of it", file=row.file, line=row.line, field=field)
 
 

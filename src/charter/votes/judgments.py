@@ -12,7 +12,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from charter.errors import InputError
@@ -47,28 +47,10 @@ def follow(judgment: Judgment, last: Judgment | None) -> Judgment:
     return seal(judgment, last.hash if last else "")
 
 
-def chain(judgments: Iterable[Judgment], prev_hash: str = "") -> list[Judgment]:
-    """The judgments sealed one after another."""
-    sealed = []
-    for judgment in judgments:
-        sealed.append(seal(judgment, prev_hash))
-        prev_hash = sealed[-1].hash
-    return sealed
-
-
 def tips(judgments: Iterable[Judgment]) -> list[str]:
     """Hashes that no judgment follows, sorted: one for each machine that wrote since the last merge."""
     judgments = list(judgments)
     return sorted({judgment.hash for judgment in judgments} - {judgment.prev_hash for judgment in judgments})
-
-
-def merge(*parts: Sequence[Judgment]) -> list[Judgment]:
-    """The union by id, in the order of the ids. ValueError where one id stands for two different judgments."""
-    found: dict[str, Judgment] = {}
-    for judgment in (one for part in parts for one in part):
-        if found.setdefault(judgment.id, judgment) != judgment:
-            raise ValueError(f"judgment {judgment.id} differs between the files; one of them was changed")
-    return [found[key] for key in sorted(found)]
 
 
 def read_judgments(path: Path) -> list[Judgment]:

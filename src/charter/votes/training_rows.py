@@ -18,9 +18,9 @@ from charter.reading.pairs import IDENTICAL
 from charter.records import Judgment, Pair, Prompt, RaterKind, clean_text
 from charter.votes.evidence import Evidence
 from charter.votes.rankings import MARGINS, WEAKEST, contradicts_itself, labels, notches, oriented, soft_label, ties, wins
+from charter.votes.winners import NO_VERDICT
 
 SUPERSEDED = "superseded by a later judgment"
-NO_VERDICT = "no verdict"
 WEAK = "preferred by the weakest notch only"
 CONTRADICTION = "strength and ranks name different responses"
 HARMFUL = "asked for the more harmful response"
@@ -206,25 +206,26 @@ def aggregated_rows(
 ) -> Iterator[PairRow]:
     """One row for each pair of responses of a set that its raters decide together; edits as they are.
 
-    ``weight`` is the share of raters for chosen, a tie counted half for each; with ``scores`` (nats, by response id) it is
-    sigma of their difference. ``margin`` is the mean of the raters' margins towards chosen, those of the other side negative and
-    those without a strength left out; it is never below 0. A pair with an even share is left out.
+    ``weight`` is the share of raters for chosen: a tie counts half for each, and several votes of one rater as their mean. With
+    ``scores`` (nats, by response id) it is sigma of their difference. ``margin`` is the mean of the raters' margins towards
+    chosen, those of the other side negative and those without a strength left out; it is never below 0. A pair with an even share
+    is left out.
     """
     for _, votes in groupby(selected(evidence, selection, tally, among), key=lambda one: (one.prompt_id, one.set_id)):
-        share: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # votes for the first of the two
+        shares: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}  # pair -> rater -> votes for the first of the two
         margins: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for one in votes:
             yield from _edits(evidence, one, tally)
-            for winner, loser in _decided(one, selection, tally):
+            decided = [(pair, 1.0) for pair in _decided(one, selection, tally)]
+            for (winner, loser), share in [*decided, *((pair, 0.5) for pair in ties(one))]:
                 key = (min(winner, loser), max(winner, loser))
                 sign = 1 if key[0] == winner else -1
-                share[key].append((1 + sign) / 2)
-                if notches(one):
+                rater = shares.setdefault(key, {}).setdefault((one.rater_id, one.rater_kind), [])
+                rater.append(share if sign == 1 else 1 - share)
+                if share != 0.5 and notches(one):
                     margins[key].append(sign * MARGINS[notches(one)])
-            for pair in ties(one):
-                share[min(pair), max(pair)].append(0.5)
-        for key, found in share.items():
-            p = sum(found) / len(found)
+        for key, by_rater in shares.items():
+            p = sum(sum(theirs) / len(theirs) for theirs in by_rater.values()) / len(by_rater)
             if scores is not None:
                 for response in key:
                     if response not in scores:

@@ -1,109 +1,99 @@
-"""Votes of Chatbot Arena: the tables with winner_model_a … (55k), and the conversations with winner (33k, 140k)."""
+"""Votes of Chatbot Arena and MT-bench: the tables with winner_model_a … (55k), and the conversations with winner (33k, 140k)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
+from charter.reading.forms import LeftOut
 from charter.reading.pairs import FORKED
-from charter.reading.rows import Row
-from charter.records import Message, Rank
-from charter.votes.imports.votes import Answer, Rater, Unique, Vote, list_in, object_in, optional_text_in, prompt_in, text_in
+from charter.records import Message
+from charter.votes.imports.formats import Rater
+from charter.votes.imports.votes import Answer, Part, Unique, Vote
+from charter.votes.winners import NO_VERDICT, RANKS, outcome_of, set_aside
 
-Ranks = tuple[Rank | None, ...]
-WINNERS: dict[str, Ranks] = {
-    "model_a": (1, 2), "model_b": (2, 1), "tie": (1, 1), "tie (bothbad)": ("F", "F"), "both_bad": ("F", "F"),
-    "bothbad": ("F", "F"),
-}  # fmt: skip
-FLAGS = {"winner_model_a": "model_a", "winner_model_b": "model_b", "winner_tie": "tie"}
-NO_TEXT = "a turn is empty, or holds more than text"
+NO_WORDS = "a turn is empty, or holds more than text"
+REPEATED = "the same vote as an earlier row"
 
 
-def read_arena(rows: Iterable[Row], rater: Rater) -> Iterator[Vote | str]:
-    """One vote a row. Two dialogues of more than one turn have different answers before the last one; they are left out."""
-    ids = Unique()
-    for row in rows:
-        ids.check(row, row.values.get("id", row.values.get("question_id")), "id" if "id" in row.values else "question_id")
-        winner = _winner(row)
-        if "conversation_a" in row.values:
-            dialogues = [_conversation(row, f"conversation_{side}") for side in "ab"]
-        else:
-            dialogues = [_turns(row, f"response_{side}") for side in "ab"]
-        first, second = dialogues
-        if first is None or second is None:
-            yield NO_TEXT
-            continue
-        if first[:-1] != second[:-1]:
-            yield FORKED
-            continue
-        judge = optional_text_in(row, row.values.get("judge") or row.values.get("evaluation_session_id"), "judge")
-        yield Vote(
-            row=row,
-            prompt=prompt_in(row, first[:-1], "prompt", source="arena"),
-            answers=(Answer(first[-1].content, row.text("model_a")), Answer(second[-1].content, row.text("model_b"))),
-            ranks=WINNERS[winner],
-            rater=Rater(judge, rater.kind) if judge else rater,
-            kind="pair",
-        )
+def read_vote(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
+    """A vote on two dialogues, cut after ``turn`` turns where that is given: MT-bench's raters judge the first turn or both. Two
+    dialogues whose earlier answers differ have forked and are left out."""
+    values = row.row.values
+    if not {"conversation_a", "response_a"} & values.keys():
+        raise row.bad("votes without the answers; rate the models with charter ratings FILE")
+    ids.check(row["id"])
+    if "id" not in values and values.get("question_id") is not None:
+        vote = [str(values.get(name)) for name in ("question_id", "model_a", "model_b", "judge", "turn", "winner", "tstamp")]
+        if ids.known(json.dumps(vote)):
+            raise row["question_id"].left_out(REPEATED)
+    if reason := set_aside(row.row):
+        raise row.left_out(reason)
+    outcome = outcome_of(row.row)
+    if outcome is None:
+        raise row["winner"].left_out(NO_VERDICT)
+    if "conversation_a" in values:
+        first, second = (_conversation(row, f"conversation_{side}") for side in "ab")
+    else:
+        first, second = (_turns(row, f"response_{side}") for side in "ab")
+    if first[:-1] != second[:-1]:
+        raise row.left_out(FORKED)
+    judge = row["judge" if values.get("judge") else "evaluation_session_id"].name()
+    yield Vote(
+        row=row.row,
+        prompt=row["prompt"].prompt_of(first[:-1], "arena"),
+        answers=(Answer(first[-1].content, row["model_a"].text()), Answer(second[-1].content, row["model_b"].text())),
+        ranks=RANKS[outcome],
+        rater=Rater(judge, rater.kind) if judge else rater,
+        kind="pair",
+    )
 
 
-def _winner(row: Row) -> str:
-    if "winner" in row.values:
-        winner = row.text("winner")
-        if winner not in WINNERS:
-            raise row.bad(f"is {winner!r}; one of {', '.join(WINNERS)}", "winner")
-        return winner
-    flags = []
-    for name in FLAGS:
-        value = str(row.values.get(name, "")).removesuffix(".0")
-        if value not in ("0", "1"):
-            raise row.bad("is missing" if name not in row.values else f"is {value!r}, not 0 or 1", name)
-        flags.append(value == "1")
-    if sum(flags) != 1:
-        raise row.bad(f"{sum(flags)} of {', '.join(FLAGS)} are 1; exactly one has to be", "winner_model_a")
-    return list(FLAGS.values())[flags.index(True)]
-
-
-def _turns(row: Row, field: str) -> list[Message] | None:
-    """The dialogue of two columns of turns, None where one is missing (the published table has answers that are null)."""
-    asked, answered = (_json_list(row, name) for name in ("prompt", field))
-    if len(asked) != len(answered) or not asked:
-        raise row.bad(f"has {len(answered)} turns where prompt has {len(asked)}", field)
+def _turns(row: Part, field: str) -> list[Message]:
+    """The dialogue of two columns of turns. LeftOut where one is null, as in the published table."""
+    questions, replies = list(_from_json(row["prompt"])), list(_from_json(row[field]))
+    if len(questions) != len(replies) or not questions:
+        raise row[field].bad(f"has {len(replies)} turns where prompt has {len(questions)}")
     dialogue = []
-    for question, reply in zip(asked, answered, strict=True):
-        if question is None or reply is None:
-            return None
-        dialogue.append(Message(role="user", content=text_in(row, question, "prompt")))
-        dialogue.append(Message(role="assistant", content=text_in(row, reply, field)))
-    return dialogue if dialogue[-2].content.strip() else None
+    for question, reply in zip(questions, replies, strict=True):
+        if question.value is None or reply.value is None:
+            raise row[field].left_out(NO_WORDS)
+        dialogue += [Message(role="user", content=question.text()), Message(role="assistant", content=reply.text())]
+    return _with_question(dialogue, row[field])
 
 
-def _conversation(row: Row, field: str) -> list[Message] | None:
-    """A list of messages whose content is a text or a list of parts, None where a part is no text."""
+def _conversation(row: Part, field: str) -> list[Message]:
+    """A list of messages whose content is a text or a list of parts. LeftOut where a part is not a text."""
     dialogue = []
-    for item in _json_list(row, field):
-        found = object_in(row, item, field)
-        content, role = found.get("content"), found.get("role")
+    for message in _from_json(row[field]):
+        role, content = message["role"].value, message["content"]
         if role not in ("user", "assistant", "system"):
-            raise row.bad(f"is {role!r}; one of user, assistant, system", f"{field}.role")
-        if isinstance(content, list):
-            parts = [object_in(row, part, f"{field}.content") for part in content]
-            if any(part.get("type") != "text" for part in parts):
-                return None
-            content = "".join(text_in(row, part.get("text"), f"{field}.content.text") for part in parts)
-        dialogue.append(Message(role=role, content=text_in(row, content, f"{field}.content")))
+            raise message["role"].bad(f"unknown role {role!r}; use user, assistant or system")
+        parts = list(content) if isinstance(content.value, list) else []
+        if any(part["type"].value != "text" for part in parts):
+            raise content.left_out(NO_WORDS)
+        text = "".join(part["text"].text() for part in parts) if isinstance(content.value, list) else content.text()
+        dialogue.append(Message(role=role, content=text))
+    turn = row["turn"].value
+    if isinstance(turn, int) and not isinstance(turn, bool) and turn > 0:
+        answers = [place for place, message in enumerate(dialogue, start=1) if message.role == "assistant"]
+        dialogue = dialogue[: answers[turn - 1]] if turn < len(answers) else dialogue
     if len(dialogue) < 2 or dialogue[-1].role != "assistant":
-        raise row.bad("does not end with an answer of the assistant", field)
-    return dialogue if dialogue[-2].content.strip() else None
+        raise row[field].bad("does not end with an answer of the assistant")
+    return _with_question(dialogue, row[field])
 
 
-def _json_list(row: Row, field: str) -> list[Any]:
+def _with_question(dialogue: list[Message], part: Part) -> list[Message]:
+    if not dialogue[-2].content.strip():
+        raise part.left_out(NO_WORDS)
+    return dialogue
+
+
+def _from_json(part: Part) -> Part:
     """A list, or in a CSV cell the JSON of one."""
-    value = row.values.get(field)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise row.bad("is not the JSON of a list of turns", field) from None
-    return list_in(row, value, field)
+    if not isinstance(part.value, str):
+        return part
+    try:
+        return Part(part.row, json.loads(part.value), part.field)
+    except (ValueError, RecursionError):
+        raise part.bad("is not the JSON of a list of turns") from None

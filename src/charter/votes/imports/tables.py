@@ -2,128 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
+from charter.reading.forms import LeftOut
 from charter.reading.pairs import SPOKEN, answer, number, prompt_column, row_pair
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
-from charter.records import Pair, Rank, RaterKind
-from charter.votes.imports.votes import (
-    Answer,
-    Rater,
-    Unique,
-    Vote,
-    list_in,
-    object_in,
-    optional_text_in,
-    prompt_in,
-    rank_in,
-    shown_by_coin,
-    text_in,
-)
+from charter.records import Pair, Prompt, Rank, RaterKind
+from charter.votes.imports.formats import Rater
+from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, Part, Unique, Vote, shown_by_coin
 from charter.votes.rankings import MARGINS, margin_of
 
-TRUE, FALSE = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False")
+LABELS: dict[Any, Rank] = {True: 1, "1": 1, "1.0": 1, "true": 1, False: "F", "0": "F", "0.0": "F", "false": "F"}  # True == 1.0
 NOTCHES = {round(margin, 6): strength for strength, margin in MARGINS.items() if margin}
+UNLABELLED = "a completion without a label"
 
 
-def read_pair_rows(rows: Iterable[Row], rater: Rater) -> Iterator[Vote | str]:
-    """Rows with chosen and rejected (see :func:`charter.reading.pairs.read_pairs`). Our columns ``strength``, ``rater_id`` and
-    ``rater_kind`` are read where they are; a margin of a third, two thirds or one is a strength. ``weight`` becomes a margin in
-    nats."""
-    for row in rows:
-        pair = row_pair(row)
-        if not isinstance(pair, Pair):
-            yield pair
-            continue
-        strength = _strength(row, pair.margin)
-        yield shown_by_coin(
-            Vote(
-                row=row,
-                prompt=pair.prompt,
-                answers=(Answer(pair.chosen), Answer(pair.rejected)),
-                ranks=(1, 2),
-                rater=rater_of(row, rater),
-                kind="pair",
-                set_id=pair.group_id,
-                principle=pair.principle,
-                strength=strength,
-                margin=margin_of(pair.weight),
-            )
-        )
-
-
-def read_label_rows(rows: Iterable[Row], rater: Rater) -> Iterator[Vote | str]:
-    """Rows with prompt, completion and label, as KTO takes them."""
-    for row in rows:
-        if row.values.get("prompt") in (None, ""):
-            raise row.bad("is missing; a row has prompt, completion and label", "prompt")
-        prompt = prompt_column(row)
-        if prompt is None:
-            yield SPOKEN
-            continue
-        label = row.values.get("label")
-        if not isinstance(label, (bool, int, str)) or label not in (*TRUE, *FALSE):
-            raise row.bad(f"is {label!r}; a label is true or false", "label")
-        yield Vote(
+def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
+    """A row with chosen and rejected (see :func:`charter.reading.pairs.read_pairs`). Our columns ``strength``, ``rater_id`` and
+    ``rater_kind`` are read where they are, and RewardBench's ``chosen_model`` and ``rejected_model``; a margin of a third, two
+    thirds or one is a strength. ``weight`` becomes a margin in nats."""
+    row = part.row
+    for field in ("chosen", "rejected"):
+        if field in row.values and row.values[field] is None:
+            raise part[field].left_out(NO_TEXT)
+    pair = row_pair(row)
+    if not isinstance(pair, Pair):
+        raise part.left_out(pair)
+    models = [row.optional(f"{side}_model") or UNKNOWN for side in ("chosen", "rejected")]
+    if (number(row, "p") or 0.5) < 0.5 and number(row, "weight") is None:
+        models.reverse()  # as the answers were
+    yield shown_by_coin(
+        Vote(
             row=row,
-            prompt=prompt,
-            answers=(Answer(answer(row, "completion", prompt)),),
-            ranks=(1 if label in TRUE else "F",),
+            prompt=pair.prompt,
+            answers=(Answer(pair.chosen, models[0]), Answer(pair.rejected, models[1])),
+            ranks=(1, 2),
             rater=rater_of(row, rater),
-            kind="thumbs",
-            set_id=row.optional("group_id") or "",
-            principle=row.optional("principle"),
+            kind="pair",
+            set_id=pair.group_id,
+            principle=pair.principle,
+            strength=_strength(row, pair.margin),
+            margin=margin_of(pair.weight),
         )
+    )
 
 
-def read_grouped(rows: Iterable[Row], rater: Rater) -> Iterator[Vote | str]:
-    """Our rows of one prompt with all its responses and rankings."""
-    judgments = Unique()
-    for row in rows:
-        messages = row_messages(row, "prompt") if row.values.get("prompt") is not None else ()
-        prompt = prompt_in(row, messages, "prompt", source="")
-        answers: dict[str, Answer] = {}
-        for place, item in enumerate(list_in(row, row.values.get("responses"), "responses")):
-            found = object_in(row, item, f"responses.{place}")
-            key = text_in(row, found.get("id"), f"responses.{place}.id")
-            if key in answers:
-                raise row.bad(f"{key!r} is there twice", f"responses.{place}.id")
-            model = optional_text_in(row, found.get("model"), f"responses.{place}.model")
-            answers[key] = Answer(text_in(row, found.get("text"), f"responses.{place}.text"), model)
-        for place, item in enumerate(list_in(row, row.values.get("rankings"), "rankings")):
-            field = f"rankings.{place}"
-            found = object_in(row, item, field)
-            judgments.check(row, found.get("judgment_id"), f"{field}.judgment_id")
-            yield _ranking(Row(found, row.file, row.line), prompt, answers, field, rater)
+def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
+    """A row with prompt, completion and label, as KTO takes them."""
+    row, label = part.row, part["label"].value
+    for field, reason in (("prompt", NO_PROMPT), ("completion", NO_TEXT), ("label", UNLABELLED)):
+        if row.values.get(field) is None or (field != "completion" and row.values[field] == ""):
+            raise part[field].left_out(reason)
+    rank = (
+        LABELS.get(label.casefold() if isinstance(label, str) else label) if isinstance(label, (bool, int, float, str)) else None
+    )
+    if rank is None:
+        raise part["label"].bad(f"is {label!r}; a label is true or false")
+    prompt = prompt_column(row)
+    if prompt is None:
+        raise part["prompt"].left_out(SPOKEN)
+    yield Vote(
+        row=row,
+        prompt=prompt,
+        answers=(Answer(answer(row, "completion", prompt)),),
+        ranks=(rank,),
+        rater=rater_of(row, rater),
+        kind="thumbs",
+        set_id=row.optional("group_id") or "",
+        principle=row.optional("principle"),
+    )
 
 
-def _ranking(row: Row, prompt: Any, answers: dict[str, Answer], field: str, rater: Rater) -> Vote:
-    order = [text_in(row, key, f"{field}.order") for key in list_in(row, row.values.get("order"), f"{field}.order")]
-    given = list_in(row, row.values.get("ranks"), f"{field}.ranks")
-    if len(given) != len(order) or not order:
-        raise row.bad(f"has {len(given)} entries where order has {len(order)}", f"{field}.ranks")
+def read_group(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
+    """Our row of one prompt with all its responses and rankings."""
+    messages = row_messages(row.row, "prompt") if row["prompt"].value is not None else ()
+    prompt = row["prompt"].prompt_of(messages, "")
+    answers: dict[str, Answer] = {}
+    for response in row["responses"]:
+        key = response["id"].text()
+        if key in answers:
+            raise response["id"].bad(f"duplicate id {key!r}; give every response a different id")
+        answers[key] = Answer(response["text"].text(), response["model"].name())
+    for ranking in row["rankings"]:
+        ids.check(ranking["judgment_id"])
+        yield _ranking(ranking, prompt, answers, rater)
+
+
+def _ranking(part: Part, prompt: Prompt, answers: dict[str, Answer], rater: Rater) -> Vote:
+    order = [key.text() for key in part["order"]]
+    cells = list(part["ranks"])
+    if len(cells) != len(order) or not order:
+        raise part["ranks"].bad(f"has {len(cells)} entries where order has {len(order)}")
     for key in order:
         if key not in answers:
-            raise row.bad(f"names {key!r}, which is none of the responses", f"{field}.order")
+            raise part["order"].bad(f"unknown response {key!r}; give it among the responses")
     if len(set(order)) < len(order):
-        raise row.bad("names a response twice", f"{field}.order")
+        raise part["order"].bad("names a response twice")
     ranks: list[Rank | None] = []
-    for value in given:
-        plain = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
-        ranks.append(None if plain == "" else "F" if plain == "F" else rank_in(row, plain, f"{field}.ranks"))
+    for cell in cells:
+        digits = isinstance(cell.value, str) and cell.value.isdecimal() and len(cell.value) < 10
+        number_cell = Part(part.row, int(cell.value), cell.field) if digits else cell
+        ranks.append(None if cell.value == "" else "F" if cell.value == "F" else number_cell.rank())
+    row = Row(part.fields(), part.row.file, part.row.line)
     strength = number(row, "strength") or 0.0
     weight = number(row, "weight")
     if not strength.is_integer() or abs(strength) > 4:
-        raise row.bad(f"is {strength:g}; a strength is a whole number from -4 to 4", f"{field}.strength")
+        raise part["strength"].bad(f"is {strength:g}; a strength is a whole number from -4 to 4")
     if weight is not None and not 0.5 <= weight <= 1:
-        raise row.bad(f"is {weight:g}; a weight is between 0.5 and 1", f"{field}.weight")
+        raise part["weight"].bad(f"is {weight:g}; a weight is between 0.5 and 1")
     margin = margin_of(weight) if weight is not None else None
     if margin is not None and len(ranks) == 2 and not _first_is_better(ranks):
         margin = -margin
     return Vote(
-        row=row,
+        row=part.row,
         prompt=prompt,
         answers=tuple(answers[key] for key in order),
         ranks=tuple(ranks),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from charter.errors import InputError
+from charter.reading.forms import LeftOut
+from charter.reading.pairs import SPOKEN, prompt_column
 from charter.reading.prompts import row_prompt
 from charter.reading.rows import Row
 from charter.records import (
@@ -18,24 +21,21 @@ from charter.records import (
     Message,
     Prompt,
     Rank,
-    RaterKind,
     Response,
     SetKind,
+    clean_text,
     content_id,
 )
 from charter.run.files import describe
 from charter.run.hashes import derive_seed
+from charter.votes.imports.formats import Rater
 from charter.votes.judgments import seal
 
 UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Rater:
-    """Who judged, where a file does not say."""
-
-    id: str
-    kind: RaterKind
+PROMPT_NAMES = ("prompt", "instruction", "question", "text", "input")
+UNCLEAN = "a text with a NUL character or a lone surrogate"
+NO_TEXT = "a text is missing"
+NO_PROMPT = "the prompt is missing"
 
 
 @dataclass(frozen=True)
@@ -120,47 +120,92 @@ def records_of(vote: Vote, *, number: int, file: str, prev_hash: str) -> tuple[l
     return responses, seal(judgment, prev_hash)
 
 
-def text_in(row: Row, value: Any, field: str) -> str:
-    """A text that stands somewhere inside of a row. InputError where it is none, or holds what no stage can handle."""
-    return Row({field: value}, row.file, row.line).text(field)
+@dataclass(frozen=True)
+class Part:
+    """A value somewhere inside of a row, and its place for errors."""
+
+    row: Row
+    value: Any
+    field: str = ""
+
+    def __getitem__(self, key: str) -> Part:
+        """What an object has under a key, None where it has nothing."""
+        return Part(self.row, self.fields().get(key), f"{self.field}.{key}".lstrip("."))
+
+    def __iter__(self) -> Iterator[Part]:
+        """The entries of a list."""
+        return (Part(self.row, value, f"{self.field}.{place}") for place, value in enumerate(self.entries()))
+
+    def bad(self, words: str) -> InputError:
+        """The error of a value that does not fit its format."""
+        return self.row.bad(words, self.field or None)
+
+    def left_out(self, reason: str) -> LeftOut:
+        """The error of a value that only this row, or this part of it, has to be left out for."""
+        return LeftOut(self.row, reason, self.field or None)
+
+    def fields(self) -> dict[str, Any]:
+        if not isinstance(self.value, dict):
+            raise self.bad("missing" if self.value is None else f"is a {type(self.value).__name__}, not an object")
+        return self.value
+
+    def entries(self) -> list[Any]:
+        if not isinstance(self.value, list):
+            raise self.bad("missing" if self.value is None else f"is a {type(self.value).__name__}, not a list")
+        return self.value
+
+    def text(self) -> str:
+        """A text. LeftOut where it is missing, or has what no stage can handle."""
+        if self.value is None:
+            raise self.left_out(NO_TEXT)
+        if not isinstance(self.value, str):
+            raise self.bad(f"is a {type(self.value).__name__}, not a text")
+        try:
+            return clean_text(self.value)
+        except ValueError:
+            raise self.left_out(UNCLEAN) from None
+
+    def name(self) -> str:
+        """A text, or a number as text; "" where there is nothing."""
+        if self.value is None:
+            return ""
+        return str(self.value) if isinstance(self.value, (int, float)) else self.text()
+
+    def rank(self) -> int:
+        """A whole number of at least 1."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < 1:
+            raise self.bad(f"is {self.value!r}; a rank is a whole number from 1, the best, up")
+        return self.value
+
+    def prompt(self, source: str) -> Prompt:
+        """The prompt that a text, a transcript or a list of messages is. LeftOut where it is missing or waits for no answer."""
+        if self.value is None or (isinstance(self.value, str) and not self.text().strip()):
+            raise self.left_out(NO_PROMPT)
+        prompt = prompt_column(Row({"prompt": self.value}, self.row.file, self.row.line))
+        if prompt is None:
+            raise self.left_out(SPOKEN)
+        return prompt.model_copy(update={"source": source})
+
+    def prompt_of(self, messages: Sequence[Message], source: str, tags: Sequence[str] = ()) -> Prompt:
+        """The prompt of messages that were read from this part; assistant turns at their end are dropped."""
+        return row_prompt(Row({}, self.row.file, self.row.line), self.field, messages, source=source, tags=tags)
 
 
-def optional_text_in(row: Row, value: Any, field: str) -> str:
-    """A text, or a number as text; "" where there is nothing."""
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, (int, float)) else text_in(row, value, field)
-
-
-def prompt_in(row: Row, messages: Sequence[Message], field: str, *, source: str, tags: Sequence[str] = ()) -> Prompt:
-    """The prompt of these messages; assistant turns at their end are dropped. InputError where nothing is left."""
-    return row_prompt(Row({}, row.file, row.line), field, messages, source=source, tags=tags)
-
-
-def ask_in(row: Row, value: Any, field: str, *, source: str) -> Prompt:
-    """A single user turn."""
-    return prompt_in(row, [Message(role="user", content=text_in(row, value, field))], field, source=source)
-
-
-def list_in(row: Row, value: Any, field: str) -> list[Any]:
-    """A list that stands somewhere inside of a row."""
-    if not isinstance(value, list):
-        raise row.bad("is missing" if value is None else f"is a {type(value).__name__}, not a list", field)
-    return value
-
-
-def object_in(row: Row, value: Any, field: str) -> dict[str, Any]:
-    """An object that stands somewhere inside of a row."""
-    if not isinstance(value, dict):
-        raise row.bad("is missing" if value is None else f"is a {type(value).__name__}, not an object", field)
-    return value
-
-
-def rank_in(row: Row, value: Any, field: str) -> int:
-    """A rank: a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise row.bad(f"is {value!r}; a rank is a whole number from 1, the best, up", field)
-    return value
+def unclean(row: Row) -> LeftOut | None:
+    """The reason to leave out a row with a text that no stage can handle, None where all its texts are clean."""
+    waiting = [Part(row, row.values)]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part.value, dict):
+            waiting += [part[key] for key in part.value]
+        elif isinstance(part.value, list):
+            waiting += part
+        elif isinstance(part.value, str):
+            try:
+                part.text()
+            except LeftOut as error:
+                return error
+    return None
 
 
 def ranks_of_scores(scores: Sequence[float | None]) -> tuple[Rank | None, ...]:
@@ -170,15 +215,18 @@ def ranks_of_scores(scores: Sequence[float | None]) -> tuple[Rank | None, ...]:
 
 
 class Unique:
-    """Refuses an id that was there before."""
+    """The ids of the rows so far."""
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
 
-    def check(self, row: Row, value: Any, field: str) -> None:
-        """InputError where this id was given to an earlier row; rows without an id pass."""
-        if value is None:
-            return
-        if (key := str(value)) in self.seen:
-            raise row.bad(f"{key[:60]!r} is there twice; every row needs an id of its own", field)
+    def known(self, key: str) -> bool:
+        """Whether an earlier row had this key, which is noted."""
+        before = len(self.seen)
         self.seen.add(key)
+        return len(self.seen) == before
+
+    def check(self, part: Part) -> None:
+        """InputError where an earlier row had this id; rows without an id pass."""
+        if part.value is not None and self.known(str(part.value)):
+            raise part.bad(f"duplicate id {str(part.value)[:60]!r}; give every row a different id")

@@ -1,0 +1,65 @@
+"""The formats of feedback that ``charter import`` reads, by the columns of their first row. Nothing heavy is imported here: the
+command line lists these names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from charter.reading.rows import Row
+    from charter.records import RaterKind
+
+
+@dataclass(frozen=True)
+class Rater:
+    """Who judged."""
+
+    id: str
+    kind: RaterKind
+
+
+@dataclass(frozen=True)
+class Format:
+    """``reader``: module and function of this package. ``rater``: who judged where the file does not say. ``fits``: whether these
+    are the columns of a first row."""
+
+    reader: str
+    rater: Rater
+    fits: Callable[[Set[str]], object]
+
+
+FORMATS: dict[str, Format] = {
+    "hh-red-team": Format("dialogues:read_attempt", Rater("hh-red-team", "human"), lambda c: {"transcript", "rating"} <= c),
+    "oasst": Format("dialogues:read_tree", Rater("oasst-volunteers", "human"), lambda c: "message_tree_id" in c),
+    "ultrafeedback": Format("scores:read_ultrafeedback", Rater("gpt-4", "judge"), lambda c: {"instruction", "completions"} <= c),
+    "alpaca-eval": Format("scores:read_alpaca_eval", Rater("alpaca-eval", "judge"),
+                          lambda c: {"output_1", "output_2", "preference"} <= c),
+    "label-studio": Format("label_studio:read_task", Rater("label-studio", "human"),
+                           lambda c: {"data", "annotations"} <= c or {"task", "result"} <= c),
+    "argilla": Format("argilla:read_record", Rater("argilla", "human"),
+                      lambda c: "fields" in c or any(n.endswith(".responses") for n in c)),
+    "arena": Format("arena:read_vote", Rater("arena-users", "human"),
+                    lambda c: {"model_a", "model_b"} <= c and {"winner", "winner_model_a"} & c),
+    "grouped": Format("tables:read_group", Rater("unknown", "human"), lambda c: {"responses", "rankings"} <= c),
+    "unpaired": Format("tables:read_label", Rater("unknown", "human"), lambda c: {"completion", "label"} <= c),
+    "trl": Format("tables:read_pair", Rater("unknown", "human"), lambda c: {"chosen", "rejected", "prompt"} <= c),
+    "hh": Format("tables:read_pair", Rater("hh-crowdworkers", "human"), lambda c: {"chosen", "rejected"} <= c),
+}  # fmt: skip
+RAW = "raw"
+NAMES = (*FORMATS, RAW)
+# Names of exports that differ in the container or the form of their cells and not in what they contain.
+CONTAINERS = ("trl-conversational", "unpaired-conversational", "csv", "parquet", "datasets")
+
+
+def recognise(row: Row) -> str:
+    """The format whose columns a first row has. InputError where none fits."""
+    columns = row.values.keys()
+    for name, format in FORMATS.items():
+        if format.fits(columns):
+            return name
+    names = ", ".join(map(str, columns))[:200] or "none"
+    if {"model_a", "model_1"} & columns:
+        raise row.bad(f"votes on models without their answers (columns here: {names}); rate them with charter ratings FILE")
+    raise row.bad(f"unknown format (columns here: {names}); name it with --from, one of {', '.join(NAMES)}")
