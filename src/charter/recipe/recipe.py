@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from charter.endpoints.settings import ENDPOINT_NAME, EndpointSettings
-from charter.recipe.settings import Positive, Settings, Share, StageSettings, TrainingSettings
+from charter.recipe.settings import LoRASettings, Positive, Settings, Share, StageSettings, TrainingSettings
 from charter.recipe.source import (
     File,
     ModelName,
@@ -31,6 +31,30 @@ class GateSettings(Settings):
     """Stop where the scorer cannot say of more than this share of the base model's answers: its rates are then of a few."""
     min_judge_accuracy: Share = 0.5
     """Stop unless the interval of the judge's accuracy on labelled pairs lies above this."""
+
+
+class SharedTraining(Settings):
+    """For every stage that trains, unless the stage says otherwise."""
+
+    lora: LoRASettings | None = None
+    """Train adapters on the frozen base instead of all weights."""
+    tokens_per_micro_batch: Positive | None = None
+    """Tokens, padding included, that go through the model at once; memory, not learning, depends on it."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are clipped to this norm."""
+    checkpoint_every: Positive | None = None
+    """Optimizer steps between checkpoints: the most that a kill can lose."""
+    warmup: Share | None = None
+    """Share of the steps over which the learning rate rises, where a method has a schedule."""
+
+
+class SharedSampling(Settings):
+    """For every stage that samples, unless the stage says otherwise."""
+
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Of critiques, responses, rollouts and answers."""
+    max_new_tokens: Positive | None = None
+    """Longest text, in tokens."""
 
 
 class Recipe(Settings):
@@ -63,6 +87,8 @@ class Recipe(Settings):
     """Models behind servers, by names of your own; `endpoint:NAME` stands for one wherever a model only answers."""
     trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
     """Send the metrics of every step there too; metrics.jsonl is always written."""
+    training: SharedTraining | None = None
+    sampling: SharedSampling | None = None
     prompts: PromptSettings | None = None
     gates: GateSettings = GateSettings()
     revise: ReviseSettings | None = ReviseSettings()
@@ -81,6 +107,23 @@ class Recipe(Settings):
         if isinstance(values, dict) and isinstance(values.get("rl"), dict) and "method" not in values["rl"]:
             return {**values, "rl": {"method": "rloo", **values["rl"]}}
         return values
+
+    @model_validator(mode="after")
+    def share_settings(self) -> Recipe:
+        """What ``training`` and ``sampling`` say holds for each stage that reads it and does not say otherwise."""
+        shared = {key: value for block in (self.training, self.sampling) if block is not None
+                  for key in block.model_fields_set if (value := getattr(block, key)) is not None}  # fmt: skip
+        for stage in ("revise", "sft", "feedback", "reward_model", "rl", "evaluation") if shared else ():
+            settings = getattr(self, stage)
+            if settings is None:
+                continue
+            taken = {key: value for key, value in shared.items()
+                     if key in type(settings).model_fields and key not in settings.model_fields_set}  # fmt: skip
+            changed = settings.model_copy(update=taken)
+            # A setting that the user did not write for this stage is no mistake where the stage does not read it.
+            object.__setattr__(changed, "__pydantic_fields_set__", set(settings.model_fields_set))
+            object.__setattr__(self, stage, changed)
+        return self
 
     @property
     def scorer(self) -> Source | None:
