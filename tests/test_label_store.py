@@ -21,7 +21,7 @@ from charter.web import mirror as mirror_module
 from charter.web import tables as t
 from charter.web.mirror import Mirror
 from charter.web.project import wanted_slots
-from charter.web.store import Answer, Handout, NotHandedOut, Store, balanced_order, pairs_and_ties
+from charter.web.store import Handout, NotHandedOut, RaterAnswer, Store, balanced_order, pairs_and_ties
 from charter.web.tables import open_database
 from label_project import database, known, make_project
 
@@ -46,8 +46,8 @@ def make_store(request, tmp_path):
             engine.dispose()
 
 
-def ranked(handout, *, best=0) -> Answer:
-    return Answer({key: 1 if place == best else 2 for place, key in enumerate(handout.order)})
+def ranked(handout, *, best=0) -> RaterAnswer:
+    return RaterAnswer({key: 1 if place == best else 2 for place, key in enumerate(handout.order)})
 
 
 def label_all(store: Store, rater: str, now: float = 0.0) -> list[str]:
@@ -168,7 +168,7 @@ def test_undo_ends_after_its_time_and_goes_back_one_by_one(make_store):
 def test_a_skipped_set_goes_to_someone_else_and_undo_gets_it_back(make_store):
     store = make_store(n=1)
     handout = store.claim("ann", 0.0)
-    answer = Answer({}, flags={handout.set.id: ["skipped", "unclear"]})
+    answer = RaterAnswer({}, flags={handout.set.id: ["skipped", "unclear"]})
     store.vote("ann", handout, answer, 1.0, instructions_hash="v", action="skip")
     assert store.claim("ann", 2.0) is None
     assert slots(store) == {("open", False): 1, ("skipped", True): 1}

@@ -13,7 +13,7 @@ from charter.run.files import read_jsonl, write_jsonl
 from charter.votes.judgments import chain, ulid
 from charter.web.project import open_project
 from charter.web.serve import open_site
-from charter.web.store import Answer
+from charter.web.store import RaterAnswer
 
 
 def response(prompt: str, text: str, seed: int = 0) -> Response:
@@ -38,7 +38,7 @@ def label_everything(run_folder, *, but: int = 0, raters=("ann",)) -> list[Label
                 lengths = {key: len(project.items.responses[key].text) for key in handout.order}
                 best = sorted(set(lengths.values()), reverse=True)
                 ranks = {key: best.index(length) + 1 for key, length in lengths.items()}
-                assert site.store.vote(who, handout, Answer(ranks), 1.0, instructions_hash="v") == "stored"
+                assert site.store.vote(who, handout, RaterAnswer(ranks), 1.0, instructions_hash="v") == "stored"
                 left -= 1
     return list(project.items.sets.values())
 
