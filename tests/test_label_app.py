@@ -619,7 +619,7 @@ def test_the_page_trains_a_reward_model_and_shows_its_curve(tmp_path, open_world
         send(ann, "/vote", page, strength=str(1 + number % 4))  # the weakest notch trains nothing
     world.site.cached.clear()
     send(owner, "/lead/train", owner.get("/lead/model").text)
-    assert "is running already" in send(owner, "/lead/train", owner.get("/lead/model").text).text
+    assert "is running; wait" in send(owner, "/lead/train", owner.get("/lead/model").text).text
     world.site.retrain.thread.join()
     page = owner.get("/lead/model").text
     assert "Training 001: done" in page
@@ -647,7 +647,7 @@ def test_two_who_press_the_button_at_once_start_one_training(tmp_path, random_ll
     with ThreadPoolExecutor(4) as people:
         said = [one.result() for one in [people.submit(press) for _ in range(4)]]
     training.close()
-    assert sorted(said) == ["a training is running already; wait for it"] * 3 + ["started"]
+    assert sorted(said) == ["a training is running; wait until it ends"] * 3 + ["started"]
     ((one, state),) = [(run["name"], run["state"]) for run in training.runs()]
     assert (one, state) == ("001", "cut off")
 

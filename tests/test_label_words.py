@@ -14,10 +14,9 @@ from charter.web.project import open_project
 from charter.web.texts import cleaned, rendered
 from label_project import SAME_SITE, field, make_project, rank, responses, send
 
-MARKDOWN = st.lists(
-    st.sampled_from(["**", "*", "_", "`", "```\n", "~~~", "\n", "# ", "- ", "1. ", "> ", "|", "\\(", "\\]", "\\{", "<b>", "&amp;", "[x](y)",
-                     "![p](q)", " ", "\t", "a", "2", "\u05d0", "\r\n", "    "]), max_size=40,
-).map("".join)  # fmt: skip
+PIECES = ["**", "*", "_", "`", "```\n", "~~~", "\n", "# ", "- ", "1. ", "> ", "|", "\\(", "\\]", "\\{", "<b>", "&amp;",
+          "[x](y)", "![p](q)", " ", "\t", "a", "2", "\u05d0", "\r\n", "    "]  # fmt: skip
+MARKDOWN = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 
 
 @given(MARKDOWN | st.text())
