@@ -76,7 +76,7 @@ class Site:
             loader=PackageLoader("charter.web"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self.templates.filters |= {"cleaned": cleaned, "rendered": rendered, "letter": letter, "duration": duration}
+        self.templates.filters |= {"cleaned": cleaned, "rendered": rendered, "letter": letter, "duration": readable_time}
         self.templates.globals |= {
             "settings": self.settings, "LONG": LONG, "HEAD": HEAD, "NOTCHES": NOTCHES, "words": words,
             "WATCHES": WATCHES, "LEADS": LEADS, "LABELS": LABELS,
@@ -190,7 +190,7 @@ OWN_RECENT = t.Query(
 )
 
 
-def duration(seconds: float | None) -> str:
+def readable_time(seconds: float | None) -> str:
     """A time for people: `40 s`, `12 min`, `3.5 h`."""
     if seconds is None:
         return "–"

@@ -71,26 +71,23 @@ slots = Table(
 Index("slot_to_give", slots.c.state, slots.c.priority.desc(), slots.c.position, slots.c.id)  # read in order, no sorting
 Index("slot_of_rater", slots.c.rater_id, slots.c.state)
 
-handouts = Table(
+
+def table_by_set_and_rater(name: str, *columns: Column[Any]) -> Table:
+    keys = (Column("set_id", String, primary_key=True), Column("rater_id", String, primary_key=True))
+    return Table(name, metadata, *keys, *columns)
+
+
+handouts = table_by_set_and_rater(
     "handout",
-    metadata,
-    Column("set_id", String, primary_key=True),
-    Column("rater_id", String, primary_key=True),
     Column("order", Text, nullable=False),  # response ids as shown, JSON
     Column("shown", Float, nullable=False),
 )
-drafts = Table(
+drafts = table_by_set_and_rater(
     "draft",
-    metadata,
-    Column("set_id", String, primary_key=True),
-    Column("rater_id", String, primary_key=True),
     Column("form", Text, nullable=False),  # the fields of the form, JSON
 )
-lessons = Table(
+lessons = table_by_set_and_rater(
     "lesson",  # answers to practice and quiz: no judgments, so no pair ever comes of them
-    metadata,
-    Column("set_id", String, primary_key=True),
-    Column("rater_id", String, primary_key=True),
     Column("role", String, nullable=False),
     Column("answer", Text, nullable=False),
     Column("score", Float, nullable=False),
