@@ -123,6 +123,32 @@ def test_a_form_sent_twice_counts_once(make_store):
     assert len(records(store)) == 1
 
 
+def test_a_vote_beats_a_skip_and_takes_back_the_slot_that_the_skip_opened(make_store):
+    store = make_store(n=1)
+    handout = store.claim("ann", 0.0)
+
+    def answer(action: str, now: float, rater: str = "ann") -> str:
+        given = ranked(handout) if action == "vote" else RaterAnswer({}, flags={handout.set.id: ["skipped", "other"]})
+        return store.vote(rater, handout, given, now, instructions_hash="v", action=action)
+
+    assert [answer("skip", 1.0), answer("skip", 2.0), answer("vote", 3.0)] == ["skipped", "skipped", "stored"]
+    assert [answer("skip", 4.0), answer("vote", 5.0)] == ["vote-stands", "already"]
+    assert store.claim("bob", 6.0) is None  # the vote fills the one slot of the set
+    judgments = [Judgment.model_validate_json(row) for row in records(store)]
+    assert [one.has_verdict for one in judgments] == [False, True]
+    assert judgments[1].supersedes == judgments[0].id
+
+
+def test_a_vote_after_a_skip_counts_as_extra_where_somebody_else_has_the_set(make_store):
+    store = make_store(n=1)
+    handout = store.claim("ann", 0.0)
+    skip = RaterAnswer({}, flags={handout.set.id: ["skipped", "other"]})
+    store.vote("ann", handout, skip, 1.0, instructions_hash="v", action="skip")
+    other = store.claim("bob", 2.0)
+    assert store.vote("ann", handout, ranked(handout), 3.0, instructions_hash="v") == "extra"
+    assert store.vote("bob", other, ranked(other), 4.0, instructions_hash="v") == "stored"
+
+
 def test_only_what_was_handed_out_can_be_voted_on(make_store):
     store = make_store(n=2)
     handout = store.claim("ann", 0.0)
