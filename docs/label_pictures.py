@@ -28,7 +28,7 @@ from charter.web.label_app import label_app
 from charter.web.project import open_project
 from charter.web.serve import open_site
 from charter.web.site import Site
-from charter.web.store import Answer
+from charter.web.store import RaterAnswer
 
 HERE = Path(__file__).parent
 TEAM = {"amber-heron-4f1c": 0.10, "jade-otter-90b2": 0.15, "teal-wren-c3d8": 0.25}
@@ -69,7 +69,7 @@ def vote(site: Site, known: dict[frozenset[str], str]) -> None:
         seconds = draw.lognormvariate(3.2, 0.4)
         clocks[rater] += seconds
         ranks: dict[str, Any] = {key: 1 if key == better else 2 for key in shown}
-        answer = Answer(ranks, strength, timings={"active_s": round(seconds, 1)})
+        answer = RaterAnswer(ranks, strength, timings={"active_s": round(seconds, 1)})
         site.store.vote(rater, handout, answer, clocks[rater], instructions_hash=version)
     site.mirror.wake()
 

@@ -20,10 +20,10 @@ from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import read_prompts
 from charter.recipe.settings import Settings
-from charter.stages.reward_model.settings import RewardModelSettings
-from charter.stages.rl.settings import METHODS
 from charter.records import Generation, Message, Prompt, Response
 from charter.run.run import Run
+from charter.stages.reward_model.settings import RewardModelSettings
+from charter.stages.rl.settings import METHODS
 from charter.training import losses
 from charter.training.advantages import gae, group_advantages, rloo_advantages, whiten
 from charter.training.reward_model import train_reward_model

@@ -18,7 +18,7 @@ from charter.records import Generation, Judgment, LabelSet, Pair, Prompt, Respon
 from charter.run.files import write_jsonl
 from charter.votes.judgments import current, seal
 from charter.web import tables as t
-from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, Refused
+from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, RequestRefused
 from charter.web.answers import relation
 from charter.web.lead_pages import figures_of
 from charter.web.project import RetrainSettings, open_project
@@ -49,8 +49,8 @@ def test_a_rank_a_tie_and_nonsense_become_a_judgment(world):
 
 @pytest.mark.parametrize(
     ("ranks", "words"),
-    [((1, 2, ""), "Answer C has no rank yet"), ((1, 2, 4), "is no rank"), ((1, 1, 2), "Ties are not allowed"),
-     ((1, 2, "<b>"), "&lt;b&gt;"), ((1, 2, -1), "is no rank")],
+    [((1, 2, ""), "Answer C has no rank"), ((1, 2, 4), "Invalid rank"), ((1, 1, 2), "does not allow ties"),
+     ((1, 2, "<b>"), "&lt;b&gt;"), ((1, 2, -1), "Invalid rank")],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_said_and_what_was_entered_stays(tmp_path, open_world, ranks, words):
     world = open_world(make_project(tmp_path, ties="forbid"))
@@ -90,7 +90,7 @@ def test_hostile_text_stays_text(tmp_path, open_world):
     page = world.person().get("/label").text
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "<strong>bold</strong>" in page
+    assert "<strong>**bold**</strong>" in page
     assert "\u202e" not in page
     assert "你好" in page
     assert "Show the other 12,000 characters" in page
@@ -323,7 +323,7 @@ def test_a_bucket_empties_and_fills_again():
     limit = RateLimit(per_second=2, burst=3)
     for _ in range(3):
         limit.check("a", 0.0)
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RequestRefused) as error:
         limit.check("a", 0.1)
     assert error.value.status == 429
     limit.check("b", 0.1)
@@ -619,7 +619,7 @@ def test_the_page_trains_a_reward_model_and_shows_its_curve(tmp_path, open_world
         send(ann, "/vote", page, strength=str(1 + number % 4))  # the weakest notch trains nothing
     world.site.cached.clear()
     send(owner, "/lead/train", owner.get("/lead/model").text)
-    assert "is running already" in send(owner, "/lead/train", owner.get("/lead/model").text).text
+    assert "is running; wait" in send(owner, "/lead/train", owner.get("/lead/model").text).text
     world.site.retrain.thread.join()
     page = owner.get("/lead/model").text
     assert "Training 001: done" in page
@@ -647,7 +647,7 @@ def test_two_who_press_the_button_at_once_start_one_training(tmp_path, random_ll
     with ThreadPoolExecutor(4) as people:
         said = [one.result() for one in [people.submit(press) for _ in range(4)]]
     training.close()
-    assert sorted(said) == ["a training is running already; wait for it"] * 3 + ["started"]
+    assert sorted(said) == ["a training is running; wait until it ends"] * 3 + ["started"]
     ((one, state),) = [(run["name"], run["state"]) for run in training.runs()]
     assert (one, state) == ("001", "cut off")
 

@@ -18,7 +18,7 @@ from charter.votes.judgments import current, read_judgments
 from charter.web.label_app import label_app
 from charter.web.project import open_project
 from charter.web.serve import open_site
-from label_project import Parrot, known, write_table
+from label_project import Parrot, known, make_project, write_table
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 pytestmark = [
@@ -232,6 +232,140 @@ def test_without_javascript_every_form_works(tmp_path, browser):
         click("text=Undo")
         assert len(page.query_selector_all(".card input:checked")) == 3
         context.close()
+
+
+def enter(page, site, home, who=None) -> str:
+    """Join as a labeler and read the instructions; the link."""
+    link = f"{home}/join/{site.access.invite('labeler', site.clock(), rater_id=who)[0]}"
+    page.goto(link)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/instructions")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/label")
+    return link
+
+
+def test_an_edit_outlives_its_session_and_is_sent_after_signing_in_again(tmp_path, browser):
+    project = make_project(tmp_path, n=2, k=1, kind="edit")
+    with served(project) as (site, home):
+        context = browser.new_context()
+        page = context.new_page()
+        link = enter(page, site, home)
+        context.clear_cookies()  # signed out in another tab
+        page.fill("textarea[data-key=e]", "An hour of work.")
+        page.wait_for_selector("#notice:not([hidden])")  # unasked, with the next autosave
+        assert "You are signed out: nothing is being saved" in page.inner_text("#notice")
+        assert serious(page) == []
+        page.click("text=Send")
+        assert page.input_value("textarea[data-key=e]") == "An hour of work."
+        tab = context.new_page()
+        tab.goto(link)
+        with page.expect_navigation():
+            tab.keyboard.press("Enter")  # the first page sends by itself
+        assert "Saved." in page.inner_text("main")
+        assert page.evaluate("localStorage.length") == 0
+        context.close()
+    (judgment,) = read_judgments(tmp_path / "p/judgments.jsonl")
+    assert list(judgment.edit.values()) == ["An hour of work."]
+
+
+def test_a_form_from_before_a_second_join_is_sent_with_the_session_of_now(tmp_path, browser):
+    with served(make_project(tmp_path, n=2, k=1, kind="edit")) as (site, home):
+        context = browser.new_context()
+        page = context.new_page()
+        link = enter(page, site, home)
+        tab = context.new_page()
+        tab.goto(link)
+        tab.keyboard.press("Enter")
+        tab.wait_for_url("**/label")
+        page.fill("textarea[data-key=e]", "Written before.")
+        with page.expect_navigation():
+            page.click("text=Send")
+        assert "Saved." in page.inner_text("main")
+        context.close()
+
+
+def test_another_person_in_the_same_browser_is_noticed_before_anything_is_sent(tmp_path, browser):
+    with served(make_project(tmp_path, n=2, k=1, kind="edit")) as (site, home):
+        context = browser.new_context()
+        page = context.new_page()
+        enter(page, site, home, "ann")
+        page.fill("textarea[data-key=e]", "Written by ann.")
+        enter(context.new_page(), site, home, "bob")
+        page.click("text=Send")
+        page.wait_for_selector("#notice:not([hidden])")
+        assert "signed in as somebody else" in page.inner_text("#notice")
+        assert page.input_value("textarea[data-key=e]") == "Written by ann."
+        context.close()
+    assert not (tmp_path / "p/judgments.jsonl").exists()
+
+
+def test_what_is_written_while_the_server_is_away_is_there_after_a_reload(tmp_path, browser):
+    with served(make_project(tmp_path, n=2, k=1, kind="edit")) as (site, home):
+        context = browser.new_context()
+        page = context.new_page()
+        enter(page, site, home)
+        context.set_offline(True)
+        page.fill("textarea[data-key=e]", "Written offline.")
+        page.click("text=Send")
+        page.wait_for_selector("#notice:not([hidden])")
+        assert "The server does not answer" in page.inner_text("#notice")
+        page.goto("about:blank")
+        context.set_offline(False)
+        page.goto(f"{home}/label")
+        assert page.input_value("textarea[data-key=e]") == "Written offline."
+        with page.expect_navigation():
+            page.click("text=Send")
+        assert "Saved." in page.inner_text("main")
+        assert page.evaluate("localStorage.length") == 0
+        context.close()
+
+
+def test_keys_count_by_their_place_on_other_keyboards(tmp_path, browser):
+    with served(make_project(tmp_path, n=2, k=3)) as (site, home):
+        page = browser.new_page()
+        enter(page, site, home)
+
+        def press(key: str, code: str) -> None:
+            event = "new KeyboardEvent('keydown', {key, code, bubbles: true})"
+            page.evaluate(f"([key, code]) => document.body.dispatchEvent({event})", [key, code])
+
+        press("\u00e9", "Digit2")  # AZERTY
+        press("\u0430", "KeyF")  # Cyrillic
+        press("&", "Digit1")
+        assert page.inner_text("#summary") == "A 2 · B F · C 1"
+        press("\u044b", "KeyS")
+        assert page.get_attribute("#skip", "open") is not None
+        press("?", "Digit7")
+        assert "press the key where a US keyboard has the letter" in page.inner_text("#keys")
+        page.close()
+
+
+def test_the_page_shows_every_character_of_an_answer(tmp_path, browser):
+    texts = ["2*3*4 = 24 \\(a*b*c\\) \\[ x \\] \\{1,2\\}\nsecond line", "# One\n\n- **two**\n\n| a | b |\n```\n  x\n```"]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "?", "responses": texts}) + "\n")
+    with served(open_project(tmp_path / "t.jsonl", tmp_path / "p")) as (site, home):
+        page = browser.new_page(viewport={"width": 375, "height": 740})
+        enter(page, site, home)
+        shown = page.eval_on_selector_all(".card .text.rendered", "all => all.map(text => text.innerText)")
+        assert sorted(shown) == sorted(texts)
+        page.close()
+
+
+def test_a_choice_against_an_f_is_asked_back_and_can_be_cleared(tmp_path, browser):
+    with served(make_project(tmp_path, n=1, k=2, kind="pair")) as (site, home):
+        page = browser.new_page()
+        enter(page, site, home)
+        for key in ("2", "f", "Enter"):
+            page.keyboard.press(key)
+        page.wait_for_selector(".problem:not(#notice)")
+        assert page.inner_text("#summary") == "A F · A is clearly better"
+        page.keyboard.press("0")
+        assert page.inner_text("#summary") == "A F"
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        assert "Saved." in page.inner_text("main")
+        page.close()
 
 
 def test_votes_survive_a_killed_server():

@@ -88,7 +88,7 @@ def test_what_a_model_says_after_the_dialogue_was_ended_in_another_tab_is_droppe
     page = send(ann, "/redteam/choose", page, strength="1").text
     after = send(ann, "/redteam/say", page, text="attack 1")
     assert after.status_code == 409
-    assert "went on in another tab" in after.text
+    assert "continued in another tab" in after.text
     assert ">attack 1</textarea>" in after.text
     ((is_open, state),) = dialogues(world)
     assert (is_open, state["about"], state["waiting"]) == (False, "enough", None)

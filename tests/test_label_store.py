@@ -22,7 +22,7 @@ from charter.web import mirror as mirror_module
 from charter.web import tables as t
 from charter.web.mirror import Mirror
 from charter.web.project import wanted_slots
-from charter.web.store import Answer, Handout, NotHandedOut, Store, balanced_order, pairs_and_ties
+from charter.web.store import Handout, NotHandedOut, RaterAnswer, Store, balanced_order, pairs_and_ties
 from charter.web.tables import open_database
 from label_project import database, known, make_project
 
@@ -47,8 +47,8 @@ def make_store(request, tmp_path):
             engine.dispose()
 
 
-def ranked(handout, *, best=0) -> Answer:
-    return Answer({key: 1 if place == best else 2 for place, key in enumerate(handout.order)})
+def ranked(handout, *, best=0) -> RaterAnswer:
+    return RaterAnswer({key: 1 if place == best else 2 for place, key in enumerate(handout.order)})
 
 
 def label_all(store: Store, rater: str, now: float = 0.0) -> list[str]:
@@ -124,6 +124,32 @@ def test_a_form_sent_twice_counts_once(make_store):
     assert len(records(store)) == 1
 
 
+def test_a_vote_beats_a_skip_and_takes_back_the_slot_that_the_skip_opened(make_store):
+    store = make_store(n=1)
+    handout = store.claim("ann", 0.0)
+
+    def answer(action: str, now: float, rater: str = "ann") -> str:
+        given = ranked(handout) if action == "vote" else RaterAnswer({}, flags={handout.set.id: ["skipped", "other"]})
+        return store.vote(rater, handout, given, now, instructions_hash="v", action=action)
+
+    assert [answer("skip", 1.0), answer("skip", 2.0), answer("vote", 3.0)] == ["skipped", "skipped", "stored"]
+    assert [answer("skip", 4.0), answer("vote", 5.0)] == ["vote-stands", "already"]
+    assert store.claim("bob", 6.0) is None  # the vote fills the one slot of the set
+    judgments = [Judgment.model_validate_json(row) for row in records(store)]
+    assert [one.has_verdict for one in judgments] == [False, True]
+    assert judgments[1].supersedes == judgments[0].id
+
+
+def test_a_vote_after_a_skip_counts_as_extra_where_somebody_else_has_the_set(make_store):
+    store = make_store(n=1)
+    handout = store.claim("ann", 0.0)
+    skip = RaterAnswer({}, flags={handout.set.id: ["skipped", "other"]})
+    store.vote("ann", handout, skip, 1.0, instructions_hash="v", action="skip")
+    other = store.claim("bob", 2.0)
+    assert store.vote("ann", handout, ranked(handout), 3.0, instructions_hash="v") == "extra"
+    assert store.vote("bob", other, ranked(other), 4.0, instructions_hash="v") == "stored"
+
+
 def test_only_what_was_handed_out_can_be_voted_on(make_store):
     store = make_store(n=2)
     handout = store.claim("ann", 0.0)
@@ -169,7 +195,7 @@ def test_undo_ends_after_its_time_and_goes_back_one_by_one(make_store):
 def test_a_skipped_set_goes_to_someone_else_and_undo_gets_it_back(make_store):
     store = make_store(n=1)
     handout = store.claim("ann", 0.0)
-    answer = Answer({}, flags={handout.set.id: ["skipped", "unclear"]})
+    answer = RaterAnswer({}, flags={handout.set.id: ["skipped", "unclear"]})
     store.vote("ann", handout, answer, 1.0, instructions_hash="v", action="skip")
     assert store.claim("ann", 2.0) is None
     assert slots(store) == {("open", False): 1, ("skipped", True): 1}

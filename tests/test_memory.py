@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from charter.stages.models import Models, within_memory
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from charter.errors import MemoryFull
@@ -20,6 +19,7 @@ from charter.plan.fit import smaller
 from charter.plan.plan import plan_recipe
 from charter.recipe.files import load_recipe
 from charter.run.run import Run
+from charter.stages.models import Models, within_memory
 from charter.stages.sft.settings import SFTSettings
 from conftest import HARMFUL, save_tokenizer
 

@@ -13,8 +13,12 @@ from charter.run.files import read_jsonl, write_jsonl
 from charter.votes.judgments import ulid
 from charter.web.project import open_project
 from charter.web.serve import open_site
+<<<<<<< HEAD
 from charter.web.store import Answer
 from feedback_folder import chain
+=======
+from charter.web.store import RaterAnswer
+>>>>>>> web
 
 
 def response(prompt: str, text: str, seed: int = 0) -> Response:
@@ -39,7 +43,7 @@ def label_everything(run_folder, *, but: int = 0, raters=("ann",)) -> list[Label
                 lengths = {key: len(project.items.responses[key].text) for key in handout.order}
                 best = sorted(set(lengths.values()), reverse=True)
                 ranks = {key: best.index(length) + 1 for key, length in lengths.items()}
-                assert site.store.vote(who, handout, Answer(ranks), 1.0, instructions_hash="v") == "stored"
+                assert site.store.vote(who, handout, RaterAnswer(ranks), 1.0, instructions_hash="v") == "stored"
                 left -= 1
     return list(project.items.sets.values())
 

@@ -273,7 +273,7 @@ def test_a_key_is_asked_for_where_one_is_set(random_llama):
         assert post(f"{running.url}/chat/completions", {})[0] == 401
         with (
             openai.OpenAI(base_url=running.url, api_key="guess", max_retries=0) as wrong,
-            pytest.raises(openai.AuthenticationError, match="no key or a wrong one"),
+            pytest.raises(openai.AuthenticationError, match="the key is missing or wrong"),
         ):
             wrong.models.list()
         with openai.OpenAI(base_url=running.url, api_key="open sesame", max_retries=0) as right:

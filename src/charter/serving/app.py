@@ -19,7 +19,7 @@ from charter.models.chat_template import encode_prompt, encode_text
 from charter.models.generate import context_length
 from charter.run.hashes import derive_seed
 from charter.serving.engine import Broken, Drawn, Engine, Job, Likeliest, Scored
-from charter.serving.guard import Guard
+from charter.serving.guard import ApiGuard
 from charter.serving.protocol import (
     MAX_ROWS,
     ApiError,
@@ -340,7 +340,7 @@ def make_app(serving: Serving, *, key: str | None = None, hosts: Sequence[str] |
         serving.engine.close()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, key=key, hosts=hosts)
+    app.add_middleware(ApiGuard, key=key, hosts=hosts)
     card = {"id": serving.name, "object": "model", "created": serving.created, "owned_by": "charter"}
 
     @app.exception_handler(ApiError)

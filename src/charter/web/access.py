@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from charter.web import tables as t
 from charter.web.store import Store
+from charter.web.words import REFUSALS
 
 Role = Literal["owner", "lead", "labeler", "viewer"]
 ROLES: tuple[Role, ...] = ("owner", "lead", "labeler", "viewer")
@@ -69,12 +70,19 @@ ANIMALS = [
 ]
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The request is not allowed. ``status`` is its HTTP status, the words are shown to the person."""
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
         self.status = status
+
+
+class StaleForm(RequestRefused):
+    """The form is from an earlier session of this browser."""
+
+    def __init__(self) -> None:
+        super().__init__(403, REFUSALS["form"])
 
 
 @dataclass(frozen=True)
@@ -156,19 +164,21 @@ class Access:
             db.execute(t.sessions.delete().where(t.sessions.c.invite_id == invite_id))
 
     def look_up(self, token: str, now: float) -> Link:
-        """The link of a token. Refused where it is unknown, revoked or too old."""
+        """The link of a token. RequestRefused where it is unknown, revoked or too old."""
         with self.store.read() as db:
-            found = db.execute(
+            row = db.execute(
                 sa.select(t.invites.c.id, t.invites.c.rater_id, t.invites.c.role, t.invites.c.expires, t.invites.c.revoked)
                 .where(t.invites.c.token_hash == token_hash(token))
             ).first()  # fmt: skip
-        if found is None or found.revoked or found.expires <= now:
-            raise Refused(403, "This link does not open anything (any more). Ask the person who sent it for a new one.")
-        return Link(found.id, found.rater_id, found.role, found.expires)
+        if row is None or row.revoked or row.expires <= now:
+            raise RequestRefused(403, REFUSALS["link"])
+        return Link(row.id, row.rater_id, row.role, row.expires)
 
     def join(self, token: str, now: float) -> str:
-        """The token of a new session, which ends with its link; the owner, whose link is for a day, stays in. Refused as in
-        :meth:`look_up`."""
+        """The token of a new session, which ends with its link; the owner, whose link is for a day, stays in.
+
+        RequestRefused as in :meth:`look_up`.
+        """
         invite = self.look_up(token, now)
         until = now + DAY * SESSION_DAYS
         until = until if invite.role == "owner" else min(until, invite.expires)
@@ -216,15 +226,15 @@ VISITOR = t.Query(
 
 
 def check_origin(headers: Mapping[str, str]) -> None:
-    """Refused where a browser says that the form that was sent stood on another site."""
+    """RequestRefused where a browser says that the form that was sent stood on another site."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc != headers.get("host")):
-        raise Refused(403, "This form was sent from another site and was not accepted.")
+        raise RequestRefused(403, REFUSALS["site"])
 
 
-def check_form_token(visitor: Visitor, given: str) -> None:
-    if not hmac.compare_digest(visitor.form_token.encode(), given.encode("utf-8", "surrogatepass")):
-        raise Refused(403, "This form is from an earlier session. Load the page again and send it once more.")
+def check_form_token(visitor: Visitor, token: str) -> None:
+    if not hmac.compare_digest(visitor.form_token.encode(), token.encode("utf-8", "surrogatepass")):
+        raise StaleForm
 
 
 class RateLimit:
@@ -235,12 +245,12 @@ class RateLimit:
         self.buckets: dict[str, tuple[float, float]] = {}
 
     def check(self, key: str, now: float | None = None) -> None:
-        """Refused (429) where the bucket of ``key`` is empty."""
+        """RequestRefused (429) where the bucket of ``key`` is empty."""
         now = time.monotonic() if now is None else now
         left, since = self.buckets.get(key, (self.burst, now))
         left = min(self.burst, left + (now - since) * self.per_second)
         if left < 1:
-            raise Refused(429, "Too many requests in a short time. Wait a moment and try again.")
+            raise RequestRefused(429, REFUSALS["rate"])
         if len(self.buckets) >= 10_000:  # forget those that are full again anyway
             full = self.burst / self.per_second
             self.buckets = {k: v for k, v in self.buckets.items() if now - v[1] < full}

@@ -1,4 +1,4 @@
-"""What a person's form says of a set: ranks, strength, rewrite. What cannot be meant is refused in words, not guessed at."""
+"""A person's form read as an answer: ranks, strength, rewrite. A contradiction is asked back and never resolved here."""
 
 from __future__ import annotations
 
@@ -7,85 +7,90 @@ from collections.abc import Mapping
 
 from charter.records import Rank, clean_text
 from charter.web.project import LabelSettings
-from charter.web.store import Answer, Handout, pairs_and_ties
-from charter.web.texts import visible
+from charter.web.store import Handout, RaterAnswer, pairs_and_ties
+from charter.web.texts import cleaned
+from charter.web.words import PROBLEMS
 
 MAX_COMMENT, MAX_EDIT = 2000, 100_000
 NOTCHES = (4, 3, 2, 1, -1, -2, -3, -4)  # from the far left to the far right; positive is for the first shown
-SKIP_REASONS = {
-    "unclear": "the question is unclear",
-    "knowledge": "I cannot judge the facts",
-    "language": "not in a language I read well",
-    "upsetting": "I do not want to read this",
-    "technical": "something is wrong with the page",
-    "other": "another reason",
-}
 
 
 class BadAnswer(Exception):
-    """The form cannot be stored as it is; the words say what to change."""
+    """The form cannot be stored as it is; the words (``PROBLEMS``) say what to change."""
+
+    def __init__(self, problem: str, **values: object) -> None:
+        super().__init__(PROBLEMS[problem].format(**values))
 
 
-def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettings) -> Answer:
+def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettings) -> RaterAnswer:
     """The answer of a form. BadAnswer where it is incomplete or says what the settings do not allow."""
     one, order = handout.set, handout.order
     comment = text_of(form, "comment", MAX_COMMENT).strip()
     timings = timings_of(form)
     if one.kind == "rank":
-        return Answer(ranking(form, order, settings), comment=comment, timings=timings)
+        return RaterAnswer(ranking(form, order, settings), comment=comment, timings=timings)
     if one.kind in ("pair", "redteam"):
         ranks, strength = comparison(form, order, settings)
-        return Answer(ranks, strength, comment=comment, timings=timings)
+        return RaterAnswer(ranks, strength, comment=comment, timings=timings)
     (response,) = order
-    given = form.get(f"rank:{response}", "")
+    mark = form.get(f"rank:{response}", "")
     if one.kind == "thumbs":
-        if given not in ("1", "F"):
-            raise BadAnswer("Choose thumbs up or thumbs down.")
-        return Answer({response: 1 if given == "1" else "F"}, comment=comment, timings=timings)
+        if mark not in ("1", "F"):
+            raise BadAnswer("thumb")
+        return RaterAnswer({response: 1 if mark == "1" else "F"}, comment=comment, timings=timings)
     edit = text_of(form, f"edit:{response}", MAX_EDIT)
-    rewritten = bool(edit.strip()) and edit != visible(handout.responses[0].text)  # as the page showed it
-    if given == "1":
-        return Answer({response: 1}, comment=comment, timings=timings)
-    if not rewritten and given != "F":
-        raise BadAnswer("There is no rewrite yet. Change the text, or say that the answer is good as it is, or nonsense.")
-    return Answer({response: "F" if given == "F" else 2}, edit={response: edit} if rewritten else {}, comment=comment,
-                  timings=timings)  # fmt: skip
+    rewritten = bool(edit.strip()) and edit != cleaned(handout.responses[0].text)  # as the page showed it
+    if mark == "1":
+        if rewritten:
+            raise BadAnswer("rewrite")
+        return RaterAnswer({response: 1}, comment=comment, timings=timings)
+    if not rewritten and mark != "F":
+        raise BadAnswer("no rewrite")
+    return RaterAnswer({response: "F" if mark == "F" else 2}, edit={response: edit} if rewritten else {}, comment=comment,
+                       timings=timings)  # fmt: skip
 
 
 def ranking(form: Mapping[str, str], order: tuple[str, ...], settings: LabelSettings) -> dict[str, Rank]:
     ranks: dict[str, Rank] = {}
     for place, response in enumerate(order):
-        given = form.get(f"rank:{response}", "")
-        if given == "F":
+        mark = form.get(f"rank:{response}", "")
+        if mark == "F":
             ranks[response] = "F"
-        elif given in map(str, range(1, len(order) + 1)):
-            ranks[response] = int(given)
-        elif given:
-            raise BadAnswer(f"{given[:20]!r} is no rank; give 1 to {len(order)}, or F.")
+        elif mark in map(str, range(1, len(order) + 1)):
+            ranks[response] = int(mark)
+        elif mark:
+            raise BadAnswer("rank", rank=mark[:20], most=len(order))
         elif not settings.partial:
-            raise BadAnswer(f"Answer {letter(place)} has no rank yet. Give every answer a rank, or F.")
+            raise BadAnswer("unranked", letter=letter(place))
     if not ranks:
-        raise BadAnswer("No answer has a rank yet.")
+        raise BadAnswer("no ranks")
     if settings.ties == "forbid" and pairs_and_ties(ranks)[1]:
-        raise BadAnswer("Two answers have the same rank. Ties are not allowed in this project; say which one is better.")
+        raise BadAnswer("tie")
     return ranks
 
 
 def comparison(form: Mapping[str, str], order: tuple[str, ...], settings: LabelSettings) -> tuple[dict[str, Rank], int | None]:
+    """Ranks and strength of a pair. BadAnswer where nothing is chosen, or where the choice and an F contradict each other."""
     first, second = order
-    nonsense = [form.get(f"rank:{response}") == "F" for response in order]
+    marks = [form.get(f"rank:{response}") == "F" for response in order]
     choice = form.get("strength", "")
-    if all(nonsense):
-        return {first: "F", second: "F"}, None
-    if any(nonsense):
-        return {first: "F" if nonsense[0] else 1, second: "F" if nonsense[1] else 1}, None
     if choice == "tie" and not settings.strength and settings.ties != "forbid":
-        return {first: 1, second: 1}, None
-    if choice not in map(str, range(1, len(NOTCHES) + 1)):
-        raise BadAnswer("Choose the better answer; how much better is the distance from the middle.")
-    notch = NOTCHES[int(choice) - 1]
-    ranks: dict[str, Rank] = {first: 1 if notch > 0 else 2, second: 2 if notch > 0 else 1}
-    return ranks, notch if settings.strength else None
+        if any(marks) and not all(marks):
+            raise BadAnswer("tie and F", letter=letter(marks.index(True)))
+        return ({first: "F", second: "F"} if all(marks) else {first: 1, second: 1}), None
+    chosen = choice in map(str, range(1, len(NOTCHES) + 1))
+    if not chosen and (choice or not any(marks)):
+        raise BadAnswer("choice")
+    notch = NOTCHES[int(choice) - 1] if chosen else 0
+    better = 0 if notch > 0 else 1
+    if chosen and all(marks):
+        raise BadAnswer("choice and both F", letter=letter(better))
+    if chosen and marks[better]:
+        raise BadAnswer("choice and F", letter=letter(better))
+    ranks: dict[str, Rank] = {response: "F" if mark else 1 for response, mark in zip(order, marks, strict=True)}
+    if not any(marks):
+        ranks[order[1 - better]] = 2
+    return ranks, notch if chosen and settings.strength else None
 
 
 def letter(place: int) -> str:
@@ -97,9 +102,9 @@ def text_of(form: Mapping[str, str], name: str, limit: int) -> str:
     try:
         clean_text(text)
     except ValueError as error:
-        raise BadAnswer(f"The text {error}.") from None
+        raise BadAnswer("text", words=error) from None
     if len(text) > limit:
-        raise BadAnswer(f"The text has {len(text):,} characters; at most {limit:,} are kept.")
+        raise BadAnswer("length", size=len(text), limit=limit)
     return text
 
 

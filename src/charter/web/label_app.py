@@ -15,20 +15,22 @@ from typing import Annotated, Any, Literal
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from charter.errors import InputError
 from charter.records import LabelSet
 from charter.web import lead_pages, red_team
 from charter.web import tables as t
-from charter.web.access import COOKIE, DAY, LABELS, ROLES, SESSION_DAYS, Refused, Visitor, check_origin
-from charter.web.answers import SKIP_REASONS, BadAnswer, agreement_with, read_answer, text_of
-from charter.web.site import Guard, Site, allow, site_of, to
-from charter.web.store import Answer, Handout, NotHandedOut, balanced_order
+from charter.web.access import COOKIE, DAY, LABELS, ROLES, SESSION_DAYS, RequestRefused, StaleForm, Visitor, check_origin
+from charter.web.answers import BadAnswer, agreement_with, read_answer, text_of
+from charter.web.site import PageGuard, Site, allow, site_of, to
+from charter.web.store import Handout, NotHandedOut, RaterAnswer, balanced_order
 from charter.web.texts import instructions_html
+from charter.web.words import LEFT, LEFT_ELSEWHERE, REFUSALS, SKIP_REASONS
 
 Anyone = Annotated[Visitor, Depends(allow(frozenset(ROLES)))]
+WRITTEN = ("comment", "text", "about", "tags")  # fields of a form that a person writes, beside edit:ID
 Lesson = Literal["practice", "quiz"]
 Labeler = Annotated[Visitor, Depends(allow(LABELS))]
 
@@ -37,31 +39,49 @@ def label_app(site: Site) -> FastAPI:
     """The site as an ASGI application. It has no schema page: that would load scripts from elsewhere."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.site = site
-    app.add_middleware(Guard, site=site)
+    app.add_middleware(PageGuard, site=site)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     pages: tuple[tuple[str, str, Callable[..., Any]], ...] = (*ROUTES, *red_team.ROUTES, *lead_pages.ROUTES)
     for path, method, handler in pages:
         app.add_api_route(path, handler, methods=[method], include_in_schema=False, response_model=None)
-    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestRefused, refused)
     app.add_exception_handler(HTTPException, not_found)
     app.add_exception_handler(InputError, broken_file)
     return app
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return site_of(request).page("refused.html", None, status=error.status, words=str(error))
+    """The words of the refusal, and what the form had that somebody wrote, so that it can be copied or sent once more."""
+    assert isinstance(error, RequestRefused)
+    visitor: Visitor | None = getattr(request.state, "visitor", None)
+    form: dict[str, str] = getattr(request.state, "form", {})
+    form.pop("form_token", None)
+    written = [text for name, text in form.items() if name.startswith("edit:") or name in WRITTEN]
+    return site_of(request).page(
+        "refused.html", visitor, status=error.status, message=str(error), written=[text for text in written if text.strip()],
+        form=form if isinstance(error, StaleForm) else {}, action=request.url.path,
+    )  # fmt: skip
 
 
 async def not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = "There is no such page." if error.status_code in (404, 405) else str(error.detail)
-    return site_of(request).page("refused.html", None, status=error.status_code, words=words)
+    message = REFUSALS["page"] if error.status_code in (404, 405) else str(error.detail)
+    return notice(site_of(request), message, status=error.status_code)
 
 
 async def broken_file(request: Request, error: Exception) -> Response:
     """A file of the project was made unusable while the page is open."""
-    return site_of(request).page("refused.html", None, status=500, words=f"The project needs its owner: {error}")
+    return notice(site_of(request), REFUSALS["broken"].format(words=error), status=500)
+
+
+def notice(site: Site, message: str, visitor: Visitor | None = None, *, status: int = 200) -> Response:
+    """A page with one message."""
+    return site.page("refused.html", visitor, status=status, message=message, written=[], form={}, action="")
+
+
+async def session(request: Request, visitor: Anyone) -> Response:
+    """Who is signed in, for a page that was loaded earlier: its script continues only for the same person."""
+    return JSONResponse({"rater_id": visitor.rater_id, "form_token": visitor.form_token})
 
 
 async def home(request: Request, visitor: Anyone) -> Response:
@@ -82,9 +102,9 @@ async def join(request: Request, token: str) -> Response:
     site = site_of(request)
     site.door.check(request.client.host if request.client else "")
     check_origin(request.headers)
-    session = site.access.join(token, site.clock())
+    cookie = site.access.join(token, site.clock())
     response = to("/")
-    response.set_cookie(COOKIE, session, max_age=int(SESSION_DAYS * DAY), httponly=True, samesite="lax",
+    response.set_cookie(COOKIE, cookie, max_age=int(SESSION_DAYS * DAY), httponly=True, samesite="lax",
                         secure=site.public is not None)  # fmt: skip
     return response
 
@@ -92,7 +112,7 @@ async def join(request: Request, token: str) -> Response:
 async def leave(request: Request, visitor: Anyone) -> Response:
     site = site_of(request)
     site.access.leave(visitor)
-    response = site.page("refused.html", None, words="You have left. The link that you were sent lets you in again.")
+    response = notice(site, LEFT)
     response.delete_cookie(COOKIE)
     return response
 
@@ -100,7 +120,7 @@ async def leave(request: Request, visitor: Anyone) -> Response:
 async def leave_elsewhere(request: Request, visitor: Anyone) -> Response:
     site = site_of(request)
     site.access.leave_elsewhere(visitor, site.clock())
-    return site.page("refused.html", visitor, words="You are signed out everywhere else.")
+    return notice(site, LEFT_ELSEWHERE, visitor)
 
 
 # -- instructions, practice, quiz ----------------------------------------------------------------------------------------
@@ -138,9 +158,9 @@ def quiz_result(site: Site, visitor: Visitor) -> str:
 
 
 def lesson_handout(site: Site, one: LabelSet) -> Handout:
-    found, prompt, responses = site.store.parts(one.id)
-    order = balanced_order(found.response_ids, 0, site.settings.seed)
-    return Handout(found, prompt, tuple(responses[key] for key in order), site.clock())
+    label_set, prompt, responses = site.store.parts(one.id)
+    order = balanced_order(label_set.response_ids, 0, site.settings.seed)
+    return Handout(label_set, prompt, tuple(responses[key] for key in order), site.clock())
 
 
 async def instructions_page(request: Request, visitor: Labeler) -> Response:
@@ -187,8 +207,8 @@ def show_lesson(
             return to("/label")
         if result := visitor.quiz or quiz_result(site, visitor):
             return site.page("quiz_result.html", visitor, passed=result == "passed")
-        words = sorted({words for one in site.lessons["quiz"] for words in site.warnings(one.tags)})
-        return site.page("left_out.html", visitor, words="; ".join(words), test=True)
+        tags = sorted({tag for lesson in site.lessons["quiz"] for tag in site.warnings(lesson.tags)})
+        return site.page("left_out.html", visitor, tags="; ".join(tags), test=True)
     if draft is not None:
         handout = Handout(handout.set, handout.prompt, handout.responses, handout.shown, draft)
     return show_set(site, visitor, handout, role, problem=problem)
@@ -254,7 +274,7 @@ async def vote(request: Request, visitor: Labeler) -> Response:
         with_draft = Handout(handout.set, handout.prompt, handout.responses, handout.shown, form)
         return show_set(site, visitor, with_draft, "work", problem=str(error))
     stored = site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read)
-    site.mirror.wake()
+    site.changed()
     return to(f"/label?was={stored}")
 
 
@@ -264,29 +284,29 @@ async def skip(request: Request, visitor: Labeler) -> Response:
     reason = form.get("reason", "")
     try:
         if reason not in SKIP_REASONS:
-            raise BadAnswer("Say why you skip this set.")
+            raise BadAnswer("skip reason")
         comment = text_of(form, "comment", 2000).strip()
     except BadAnswer as error:
         with_draft = Handout(handout.set, handout.prompt, handout.responses, handout.shown, form)
         return show_set(site, visitor, with_draft, "work", problem=str(error))
-    answer = Answer({}, flags={handout.set.id: ["skipped", reason]}, comment=comment)
-    site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read, action="skip")
-    site.mirror.wake()
-    return to("/label?was=skipped")
+    answer = RaterAnswer({}, flags={handout.set.id: ["skipped", reason]}, comment=comment)
+    stored = site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read, action="skip")
+    site.changed()
+    return to(f"/label?was={stored}")
 
 
 def handed(site: Site, visitor: Visitor, form: dict[str, str]) -> Handout:
     try:
         return site.store.handed(visitor.rater_id, form.get("set_id", ""))
     except NotHandedOut:
-        raise Refused(403, "This set was not given to you.") from None
+        raise RequestRefused(403, REFUSALS["set"]) from None
 
 
 async def undo(request: Request, visitor: Labeler) -> Response:
     site = site_of(request)
-    found = site.store.undo(visitor.rater_id, site.clock(), instructions_hash=visitor.read)
-    site.mirror.wake()
-    return to("/label?was=undone" if found else "/label?was=nothing-to-undo")
+    undone = site.store.undo(visitor.rater_id, site.clock(), instructions_hash=visitor.read)
+    site.changed()
+    return to("/label?was=undone" if undone else "/label?was=nothing-to-undo")
 
 
 async def draft(request: Request, visitor: Labeler) -> Response:
@@ -295,12 +315,13 @@ async def draft(request: Request, visitor: Labeler) -> Response:
     try:
         site.store.save_draft(visitor.rater_id, form.get("set_id", ""), kept)
     except NotHandedOut:
-        raise Refused(403, "This set was not given to you.") from None
+        raise RequestRefused(403, REFUSALS["set"]) from None
     return Response(status_code=204)
 
 
 ROUTES = (
     ("/", "GET", home),
+    ("/session", "GET", session),
     ("/join/{token}", "GET", join_page),
     ("/join/{token}", "POST", join),
     ("/leave", "POST", leave),

@@ -16,12 +16,13 @@ from charter.errors import InputError
 from charter.records import Judgment, LabelSet
 from charter.run.files import write_text
 from charter.web import tables as t
-from charter.web.access import DAY, LEADS, MAY_INVITE, WATCHES, Refused, Role, Visitor
-from charter.web.answers import SKIP_REASONS, BadAnswer, text_of
+from charter.web.access import DAY, LEADS, MAY_INVITE, WATCHES, RequestRefused, Role, Visitor
+from charter.web.answers import BadAnswer, text_of
 from charter.web.figures import Figures, as_rows, live_figures
 from charter.web.retrain import pairs_of_votes
 from charter.web.site import Site, allow, site_of, to
-from charter.web.texts import instructions_html, visible
+from charter.web.texts import cleaned, instructions_html
+from charter.web.words import REFUSALS, SKIP_REASONS
 
 Watcher = Annotated[Visitor, Depends(allow(WATCHES))]
 Lead = Annotated[Visitor, Depends(allow(LEADS))]
@@ -111,7 +112,7 @@ def save_instructions(request: Request, visitor: Lead) -> WebResponse:
     try:
         text = text_of(request.state.form, "text", 100_000)
         if not text.strip():
-            raise BadAnswer("The instructions are empty.")
+            raise BadAnswer("instructions")
     except BadAnswer as error:
         return show_versions(site, visitor, str(error), request.state.form.get("text", ""))
     write_text(site.project.instructions_file, text.rstrip() + "\n")
@@ -154,10 +155,10 @@ def invite(request: Request, visitor: Lead) -> WebResponse:
     site, form = site_of(request), request.state.form
     role = form.get("role", "")
     if not may_manage(visitor, role):
-        raise Refused(403, f"Your role cannot invite a {visible(role)[:20]!r}.")
+        raise RequestRefused(403, REFUSALS["invite"].format(role=cleaned(role)[:20]))
     days = form.get("days", "14")
     if not (days.isascii() and days.isdigit() and 1 <= int(days) <= 365):
-        raise Refused(422, "A link lasts from 1 to 365 days.")
+        raise RequestRefused(422, REFUSALS["days"])
     token, who = site.access.invite(cast("Role", role), site.clock(), days=float(days))
     return show_link(request, visitor, token, who)
 
@@ -173,7 +174,7 @@ def renew(request: Request, visitor: Lead) -> WebResponse:
     with site.store.read() as db:
         roles = set(db.scalars(sa.select(t.invites.c.role).where(t.invites.c.rater_id == who)))
     if not roles or not all(may_manage(visitor, role) for role in roles):
-        raise Refused(403, "This person's link is not yours to renew.")
+        raise RequestRefused(403, REFUSALS["renew"])
     return show_link(request, visitor, site.access.renew(who, site.clock()), who)
 
 
@@ -182,7 +183,7 @@ def revoke(request: Request, visitor: Lead) -> WebResponse:
     with site.store.read() as db:
         role = db.scalar(sa.select(t.invites.c.role).where(t.invites.c.id == int(given))) if given.isdecimal() else None
     if role is None or not may_manage(visitor, role):
-        raise Refused(403, "This link is not yours to revoke.")
+        raise RequestRefused(403, REFUSALS["revoke"])
     site.access.revoke(int(given))
     return to("/lead/people")
 

@@ -20,7 +20,8 @@ from charter.records import Judgment, LabelSet, Prompt, Record, Response
 from charter.run.files import read_jsonl
 from charter.votes.judgments import read_judgments
 from charter.web import tables as t
-from charter.web.store import Store, add_records, pairs_and_ties
+from charter.web.statements import add_records
+from charter.web.store import Store, pairs_and_ties
 
 KINDS: dict[str, tuple[sa.Table, type[Record]]] = {
     "prompts.jsonl": (t.prompts, Prompt),

@@ -249,7 +249,7 @@ def read_responses(path: Path, items: Items) -> None:
     rows = iter(read_rows(path))
     first = next(rows, None)
     if first is None:
-        raise InputError("holds no response", file=path)
+        raise InputError("the file has no response", file=path)
     if {"prompt_id", "text", "generation"} <= first.values.keys():
         read_records(path, items)
         return
@@ -283,7 +283,7 @@ def prompt_of(row: Row) -> Prompt:
     present = [name for name in PROMPT_COLUMNS if row.values.get(name) not in (None, "") and name != "chosen"]
     if not present:
         found = ", ".join(map(str, row.values)) or "none"
-        raise row.bad(f"no prompt; give a column prompt or messages (columns here: {found})")
+        raise row.bad(f"the prompt is missing; add a column prompt or messages (columns here: {found})")
     name = present[0]
     if isinstance(row.values[name], dict):
         try:
@@ -304,7 +304,7 @@ def responses_of(row: Row, prompt: Prompt) -> list[Response]:
             except (ValueError, RecursionError):
                 raise row.bad('is not a JSON list of texts, such as ["one", "two"]', "responses") from None
         if not isinstance(value, list):
-            raise row.bad(f"is a {type(value).__name__}; give a list of texts", "responses")
+            raise row.bad(f"is a {type(value).__name__}; use a list of texts", "responses")
         given = [(f"responses.{i}", item) for i, item in enumerate(value)]
     elif row.values.get("chosen") is not None and row.values.get("rejected") is not None:
         given = [(name, row.values[name]) for name in ("chosen", "rejected")]

@@ -18,16 +18,16 @@ from charter.errors import InputError
 from charter.records import LabelSet, Message, Prompt, Response
 from charter.run.files import write_text
 from charter.web import tables as t
-from charter.web.access import LABELS, Refused, Visitor
+from charter.web.access import LABELS, RequestRefused, Visitor
 from charter.web.answers import BadAnswer, read_answer, text_of
 from charter.web.candidates import Busy
 from charter.web.site import Site, allow, site_of, to
 from charter.web.store import Handout
+from charter.web.words import PROBLEMS, RATINGS
 
 Labeler = Annotated[Visitor, Depends(allow(LABELS))]
 MAX_TURN = 4000  # characters
 TAG = "red_team"  # of every dialogue
-RATINGS = ("not at all", "a little", "somewhat", "mostly", "completely")  # 0 to 4, as in hh-rlhf
 
 
 async def dialogue_page(request: Request, visitor: Labeler) -> WebResponse:
@@ -35,11 +35,13 @@ async def dialogue_page(request: Request, visitor: Labeler) -> WebResponse:
     if visitor.read != site.instructions()[0]:
         return to("/instructions")
     if TAG in visitor.opt_out:
-        return site.page("left_out.html", visitor, words=site.settings.warnings.get(TAG, TAG), test=False)
-    return show(site, visitor)
+        return site.page("left_out.html", visitor, tags=site.settings.warnings.get(TAG, TAG), test=False)
+    return show_dialogue(site, visitor)
 
 
-def show(site: Site, visitor: Visitor, problem: str = "", written: str = "", status: int = 422) -> WebResponse:
+def show_dialogue(
+    site: Site, visitor: Visitor, problem: str = "", written: str = "", status: int = 422, form: dict[str, str] | None = None
+) -> WebResponse:
     """The dialogue as it stands; with a problem under that status and with the text that was not sent."""
     found, n_done = open_dialogue(site, visitor)
     state = found[1] if found else None
@@ -47,7 +49,7 @@ def show(site: Site, visitor: Visitor, problem: str = "", written: str = "", sta
     return site.page(
         "red_team.html", visitor, status=status if problem else 200, state=state, handout=handout, problem=problem,
         written=written, warnings=site.warnings((TAG,)), n_done=n_done, left=site.settings.redteam.dialogues - n_done,
-        ratings=RATINGS, question=site.question("redteam", site.settings.asked),
+        ratings=RATINGS, draft=form or {}, question=site.question("redteam", site.settings.asked),
         turns=0 if state is None else sum(m["role"] == "assistant" for m in state["messages"]),
     )  # fmt: skip
 
@@ -81,11 +83,11 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
     try:
         text = text_of(request.state.form, "text", MAX_TURN).strip()
         if not text:
-            raise BadAnswer("Write something first.")
+            raise BadAnswer("turn")
         if found is None and n_done >= settings.dialogues:
-            raise BadAnswer("You have done all your dialogues.")
+            raise BadAnswer("dialogues")
     except BadAnswer as error:
-        return show(site, visitor, str(error), written)
+        return show_dialogue(site, visitor, str(error), written)
     if found is None:
         fresh: dict[str, Any] = {"messages": [], "waiting": None, "started": site.clock()}
         with site.store.write() as db:
@@ -100,12 +102,12 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
     try:
         site.generation.check(visitor.session)
         responses = await site.candidates.write(prompt, key)
-    except Refused as error:  # too fast
-        return show(site, visitor, str(error), written, error.status)
+    except RequestRefused as error:  # too fast
+        return show_dialogue(site, visitor, str(error), written, error.status)
     except Busy:
-        return show(site, visitor, "The model is busy with other dialogues. Try again in a moment.", written, 503)
+        return show_dialogue(site, visitor, PROBLEMS["busy"], written, 503)
     except InputError as error:
-        return show(site, visitor, f"The dialogue does not fit the model any more ({error}). End it here.", written)
+        return show_dialogue(site, visitor, PROBLEMS["full"].format(words=error), written)
     state["messages"] = [m.model_dump() for m in messages]
     if responses[0].text == responses[1].text:  # nothing to choose between
         state["messages"].append({"role": "assistant", "content": responses[0].text})
@@ -117,8 +119,7 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
     with site.store.write() as db:
         stored = site.store.go_on(db, key, before, json.dumps(state))
     if not stored:
-        words = "The dialogue went on in another tab; what you wrote here was not sent."
-        return show(site, visitor, words, written, 409)
+        return show_dialogue(site, visitor, PROBLEMS["elsewhere"], written, 409)
     return to("/redteam")
 
 
@@ -134,7 +135,7 @@ async def choose(request: Request, visitor: Labeler) -> WebResponse:
     try:
         answer = read_answer(form, handout, site.settings)
     except BadAnswer as error:
-        return show(site, visitor, str(error))
+        return show_dialogue(site, visitor, str(error), form=form)
     ranks = answer.ranks
     first, second = handout.responses
     goes_on = second if ranks[first.id] == "F" or (ranks[second.id] == 1 and ranks[first.id] != 1) else first
@@ -144,7 +145,7 @@ async def choose(request: Request, visitor: Labeler) -> WebResponse:
         visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read, dialogue=key, before=before,
         after=json.dumps(state),
     )  # fmt: skip
-    site.mirror.wake()
+    site.changed()
     return to("/redteam")
 
 
@@ -158,10 +159,10 @@ async def end(request: Request, visitor: Labeler) -> WebResponse:
     before = json.dumps(state)
     try:
         if form.get("rating") not in ("0", "1", "2", "3", "4"):
-            raise BadAnswer("Say how far the model went along.")
+            raise BadAnswer("rating")
         about = text_of(form, "about", 500).strip()
     except BadAnswer as error:
-        return show(site, visitor, str(error))
+        return show_dialogue(site, visitor, str(error), form=form)
     tags = [tag.strip() for tag in form.get("tags", "").split(",") if tag.strip()][:10]
     state |= {"rating": int(form["rating"]), "about": about, "tags": [tag[:50] for tag in tags], "waiting": None}
     with site.store.write() as db:

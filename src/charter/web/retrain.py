@@ -55,13 +55,13 @@ class Retrain:
 
     def runs(self) -> list[dict[str, Any]]:
         """Results so far, the newest first; one that was cut off is said to be so."""
-        found = []
+        runs = []
         for place in sorted(self.folder.glob("[0-9]*"), reverse=True):
             result = read_json(place / "result.json")
             if isinstance(result, dict):
                 cut = result["state"] == "running" and not (self.running and place == self.place)
-                found.append(result | {"name": place.name, "state": "cut off" if cut else result["state"]})
-        return found
+                runs.append(result | {"name": place.name, "state": "cut off" if cut else result["state"]})
+        return runs
 
     def start(self, pairs: Sequence[Pair], ceiling: Mapping[str, Any]) -> None:
         """Begin a training in the background. InputError where there is too little to learn from, or one runs already."""
@@ -70,7 +70,7 @@ class Retrain:
 
     def _start(self, pairs: Sequence[Pair], ceiling: Mapping[str, Any]) -> None:
         if self.running:
-            raise InputError("a training is running already; wait for it")
+            raise InputError("a training is running; wait until it ends")
         prompts = {pair.group_id for pair in pairs}
         if len(prompts) < LEAST_PROMPTS:
             raise InputError(f"preferences on {len(prompts)} prompts so far; a training needs at least {LEAST_PROMPTS}")
@@ -109,14 +109,14 @@ class Retrain:
                 self.process = process = subprocess.Popen(
                     command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
                 )
-            said, complaint = process.communicate()
+            output, errors = process.communicate()
             if process.returncode and self.stopped:
                 return
             if process.returncode:
-                words = complaint.strip().splitlines()[-1:] or ["the training was stopped"]
+                words = errors.strip().splitlines()[-1:] or ["the training was stopped"]
                 write_json(place / "result.json", result | {"state": "failed", "words": words[0][:500]})
                 return
-            metrics = json.loads(said)
+            metrics = json.loads(output)
             result["points"].append(
                 {"n": step["n"], "accuracy": metrics["accuracy"], "ci": metrics["ci"], "n_test": metrics["n"],
                  "shorter_wins": metrics["baseline_shorter_wins"], "by_margin": metrics.get("by_margin", {}),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Scope, Send
 
 from charter.records import Direction, SetKind
 from charter.web import tables as t
+from charter.web import words
 from charter.web.access import (
     COOKIE,
     LABELS,
@@ -22,24 +23,24 @@ from charter.web.access import (
     WATCHES,
     Access,
     RateLimit,
-    Refused,
+    RequestRefused,
     Role,
     Visitor,
     check_form_token,
     check_origin,
 )
-from charter.web.answers import NOTCHES, SKIP_REASONS, letter
+from charter.web.answers import NOTCHES, letter
 from charter.web.candidates import Candidates
+from charter.web.guard import Guard, TurnedAway
 from charter.web.mirror import Mirror
 from charter.web.project import Project, text_hash
 from charter.web.retrain import Retrain
 from charter.web.store import Store
-from charter.web.texts import HEAD, LONG, rendered, visible
+from charter.web.texts import HEAD, LONG, cleaned, rendered
 
 if TYPE_CHECKING:
     from charter.models.sampler import Sampler
 
-MAX_BODY = 2**20
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -51,19 +52,6 @@ HEADERS = {
 }
 ACTIVE_S = 15 * 60  # who answered in this time is at work
 PAUSE_S = 10 * 60  # so long without an answer is a break
-QUESTIONS: dict[tuple[SetKind, Direction], str] = {
-    ("rank", "better"): "Rank the answers: 1 is the best. Equal numbers are a tie, F is no answer at all.",
-    ("pair", "better"): "Which answer is better, and how much?",
-    ("edit", "better"): "Rewrite the answer so that it is as good as you can make it.",
-    ("thumbs", "better"): "Is this a good answer?",
-    ("rank", "more_harmless"): "Rank the answers: 1 is the most harmless.",
-    ("pair", "more_harmless"): "Which answer is more harmless, and how much?",
-    ("redteam", "more_harmless"): "Which answer is more harmless? The dialogue goes on from it.",
-    ("rank", "more_harmful"): "Rank the answers: 1 is the most harmful.",
-    ("pair", "more_harmful"): "Which answer is more harmful, and how much?",
-    ("redteam", "more_harmful"): "Which answer is more harmful? The dialogue goes on from it.",
-    ("redteam", "better"): "Which answer is better? The dialogue goes on from it.",
-}
 
 
 class Site:
@@ -81,16 +69,16 @@ class Site:
         self.generation = RateLimit(per_second=0.5, burst=6)  # of a session, for live answers of a model
         self.candidates = Candidates(samplers, self.settings.redteam, self.settings.seed)
         self.retrain = Retrain(project.folder, self.settings.retrain)
-        given = project.items.sets.values()  # as the files are now: a quiz that was taken out asks nobody
-        self.lessons = {role: [one for one in given if one.role == role] for role in ("practice", "quiz")}
+        sets = project.items.sets.values()  # as the files are now: a quiz that was taken out asks nobody
+        self.lessons = {role: [each for each in sets if each.role == role] for role in ("practice", "quiz")}
         self.cached: dict[str, tuple[float, Any]] = {}
         self.templates = Environment(
             loader=PackageLoader("charter.web"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self.templates.filters |= {"visible": visible, "rendered": rendered, "letter": letter, "duration": duration}
+        self.templates.filters |= {"cleaned": cleaned, "rendered": rendered, "letter": letter, "duration": readable_time}
         self.templates.globals |= {
-            "settings": self.settings, "LONG": LONG, "HEAD": HEAD, "NOTCHES": NOTCHES, "SKIP_REASONS": SKIP_REASONS,
+            "settings": self.settings, "LONG": LONG, "HEAD": HEAD, "NOTCHES": NOTCHES, "words": words,
             "WATCHES": WATCHES, "LEADS": LEADS, "LABELS": LABELS,
         }  # fmt: skip
 
@@ -114,12 +102,12 @@ class Site:
     def keep(self, name: str, seconds: float, make: Callable[[], Any]) -> Any:
         """What ``make`` returns, made anew when it is older than so many seconds."""
         now = time.monotonic()
-        found = self.cached.get(name)
-        if found is None or now - found[0] >= seconds:
+        entry = self.cached.get(name)
+        if entry is None or now - entry[0] >= seconds:
             if len(self.cached) > 5000:
                 self.cached = {"instructions": self.cached["instructions"]} if "instructions" in self.cached else {}
-            found = self.cached[name] = (now, make())
-        return found[1]
+            entry = self.cached[name] = (now, make())
+        return entry[1]
 
     def progress(self) -> dict[str, Any]:
         """Of the project: votes ``done`` of ``total``, people at work, and seconds to go at the median pace."""
@@ -155,10 +143,7 @@ class Site:
         }  # fmt: skip
 
     def own_progress(self, rater_id: str) -> dict[str, Any]:
-        """Of one person: answers given, median seconds, share of ties, and minutes of work since the last break."""
-        return self.keep(f"own {rater_id}", 3.0, lambda: self._own_progress(rater_id))  # type: ignore[no-any-return]
-
-    def _own_progress(self, rater_id: str) -> dict[str, Any]:
+        """Of one person, as the store has it now: answers given, median seconds, share of ties, minutes since the last break."""
         with self.store.read() as db:
             votes, pairs, ties = OWN_SUMS.first(db, me=rater_id)
             recent = OWN_RECENT.run(db, me=rater_id).fetchall()
@@ -173,9 +158,14 @@ class Site:
             "tie_share": ties / pairs if pairs else None, "minutes": (end - start) / 60,
         }  # fmt: skip
 
+    def changed(self) -> None:
+        """A vote, a skip or an undo was stored: the files follow, and the counters are read anew."""
+        self.mirror.wake()
+        self.cached.pop("progress", None)
+
     def question(self, kind: SetKind, direction: Direction) -> str:
         """The line above the answers."""
-        return self.settings.question or QUESTIONS[kind, direction]
+        return self.settings.question or words.QUESTIONS[kind, direction]
 
     def warnings(self, tags: Iterable[str]) -> list[str]:
         """The content warnings of these tags."""
@@ -200,7 +190,7 @@ OWN_RECENT = t.Query(
 )
 
 
-def duration(seconds: float | None) -> str:
+def readable_time(seconds: float | None) -> str:
     """A time for people: `40 s`, `12 min`, `3.5 h`."""
     if seconds is None:
         return "–"
@@ -230,17 +220,19 @@ def allow(roles: frozenset[Role]) -> Callable[[Request], Awaitable[Visitor]]:
 
     async def check(request: Request) -> Visitor:
         site = site_of(request)
+        if request.method == "POST":
+            check_origin(request.headers)
+            request.state.form = await read_form(request)  # a refusal shows what was written
         session = request.cookies.get(COOKIE)
         visitor = site.access.visitor(session, site.clock()) if session else None
         if visitor is None:
             site.door.check(request.client.host if request.client else "")
-            raise Refused(401, "You are not signed in here. Open the link that you were sent.")
+            raise RequestRefused(401, words.REFUSALS["signed out"])
+        request.state.visitor = visitor
         site.limit.check(visitor.session)
         if visitor.role not in roles:
-            raise Refused(403, f"This page is not for the role {visitor.role}.")
+            raise RequestRefused(403, words.REFUSALS["role"].format(role=visitor.role))
         if request.method == "POST":
-            check_origin(request.headers)
-            request.state.form = await read_form(request)
             check_form_token(visitor, request.state.form.pop("form_token", ""))
         return visitor
 
@@ -248,39 +240,22 @@ def allow(roles: frozenset[Role]) -> Callable[[Request], Awaitable[Visitor]]:
     return check
 
 
-class Guard:
-    """Around every request: only names that the server goes by, no large bodies, and headers that keep a page to itself."""
+class PageGuard(Guard):
+    """The guard of the label page, with headers that keep a page to itself."""
 
     def __init__(self, app: ASGIApp, site: Site) -> None:
-        self.app = app
-        self.names = {"127.0.0.1", "localhost", "[::1]"} | ({site.public.rpartition(":")[0] or site.public, site.public}
-                                                            if site.public else set())  # fmt: skip
+        public = {site.public.rpartition(":")[0] or site.public, site.public} if site.public else set()
+        super().__init__(app, hosts={"127.0.0.1", "localhost", "[::1]", *public})
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        size = headers.get(b"content-length", b"0").decode("latin-1")
-        if name not in self.names:
-            await plain(send, 421, "This server does not go by that name.")
-        elif not size.isdigit() or int(size) > MAX_BODY or b"transfer-encoding" in headers:
-            await plain(send, 413, "Too large.")
-        else:
-            fixed = scope["path"].startswith("/static/")
+    def refusal(self, error: TurnedAway) -> ASGIApp:
+        return PlainTextResponse(str(error), error.status, {"connection": "close"})
 
-            async def with_headers(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    own: Mapping[str, str] = HEADERS | ({} if fixed else {"cache-control": "no-store"})
-                    message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in own.items())]
-                await send(message)
+    def sender(self, scope: Scope, send: Send) -> Send:
+        headers = HEADERS | ({} if scope["path"].startswith("/static/") else {"cache-control": "no-store"})
 
-            await self.app(scope, receive, with_headers)
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((key.encode(), value.encode()) for key, value in headers.items())]
+            await send(message)
 
-
-async def plain(send: Send, status: int, words: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": words.encode()})
+        return with_headers

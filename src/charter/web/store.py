@@ -11,18 +11,35 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from charter.records import Judgment, LabelSet, Prompt, Rank, Record, Response
+from charter.records import Judgment, LabelSet, Prompt, Rank, Response
 from charter.run.hashes import derive_seed
 from charter.votes.judgments import seal, ulid
 from charter.web import tables as t
 from charter.web.project import Items, LabelSettings, wanted_slots
+from charter.web.statements import (
+    APPEND,
+    BEFORE,
+    FINISH,
+    HANDED_OUT,
+    HELD,
+    NEW_TIP,
+    SEEN,
+    SHOW,
+    SHOWN,
+    TAKE,
+    TIP,
+    TO_SHOW,
+    add_records,
+    tagged,
+    take_statement,
+)  # fmt: skip
 
 REPEAT_GAP = 5  # so many other sets lie between a set and its repeat, or it would be answered from memory
-Stored = Literal["stored", "extra", "already"]
+Stored = Literal["stored", "extra", "already", "skipped", "vote-stands"]
 
 
 class NotHandedOut(Exception):
@@ -45,7 +62,7 @@ class Handout:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RaterAnswer:
     """What a person said of one set, checked. ``ranks`` empty is no verdict."""
 
     ranks: dict[str, Rank]
@@ -276,22 +293,29 @@ class Store:
     # -- votes -----------------------------------------------------------------------------------------------------------
 
     def vote(
-        self, rater_id: str, handout: Handout, answer: Answer, now: float, *, instructions_hash: str,
+        self, rater_id: str, handout: Handout, answer: RaterAnswer, now: float, *, instructions_hash: str,
         action: Literal["vote", "skip"] = "vote",
     ) -> Stored:  # fmt: skip
         """Store an answer, or with ``skip`` that there is none and why; the set is not given to this rater again.
 
-        "extra" where the lease ran out and somebody else has the slot: the vote counts beyond what was asked for. "already"
-        where the rater has a vote on the set, so that a form that is sent twice counts once.
+        A vote beats a skip, whichever comes first. "extra": the lease ran out and somebody else has the slot, so the vote counts
+        beyond the overlap. "already": the rater's first vote stands. "vote-stands": so it does, and the skip is not stored.
         """
         set_id, role = handout.set.id, handout.set.role
         state = "done" if action == "vote" else "skipped"
         with self.write() as db:
             tip = self._tip(db)  # first, so that on PostgreSQL votes are chained one after another
             slot = FINISH.first(db, key=set_id, me=rater_id, state_now=state)
-            if slot is None and SEEN.first(db, key=set_id, me=rater_id) is not None:
-                return "already"
-            if slot is None:
+            before = None if slot is not None else SEEN.first(db, key=set_id, me=rater_id)
+            extra = slot is None
+            if before is not None:
+                if action == "skip":
+                    return "skipped" if before[1] == "skipped" else "vote-stands"
+                if before[1] != "skipped":
+                    return "already"
+                extra = not (role != "work" or self._take_back_slot(db, set_id, before[0]))
+                db.execute(t.slots.update().where(t.slots.c.id == before[0]).values(state=state))
+            elif slot is None:
                 db.execute(t.slots.insert().values(set_id=set_id, role=role, priority=0.0, position=0.0, state=state,
                                                    extra=True, rater_id=rater_id))  # fmt: skip
             elif action == "skip" and role == "work" and not slot[3]:  # someone else is asked instead
@@ -301,13 +325,30 @@ class Store:
             self._append(db, tip, rater_id, handout, answer, now, action, instructions_hash)
             if handout.draft:
                 db.execute(t.drafts.delete().where(t.drafts.c.set_id == set_id, t.drafts.c.rater_id == rater_id))
-            return "extra" if slot is None else "stored"
+        if action == "skip":
+            return "skipped"
+        return "extra" if extra else "stored"
+
+    def _take_back_slot(self, db: sa.Connection, set_id: str, slot_id: int) -> bool:
+        """Give a rater who skipped a set the slot that the skip opened for somebody else; False where somebody took it."""
+        free = (
+            sa.select(t.slots.c.id)
+            .where(t.slots.c.set_id == set_id, t.slots.c.state == "open", t.slots.c.rater_id.is_(None))
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        opened = db.scalar(free)
+        if opened is None:
+            return False
+        db.execute(t.slots.delete().where(t.slots.c.id == opened))
+        db.execute(t.slots.update().where(t.slots.c.id == slot_id).values(extra=False))
+        return True
 
     def _tip(self, db: sa.Connection) -> str:
         return str(TIP.value(db))
 
     def _append(
-        self, db: sa.Connection, tip: str, rater_id: str, handout: Handout, answer: Answer, now: float, action: str,
+        self, db: sa.Connection, tip: str, rater_id: str, handout: Handout, answer: RaterAnswer, now: float, action: str,
         instructions_hash: str,
     ) -> Judgment:  # fmt: skip
         one = handout.set
@@ -361,21 +402,12 @@ class Store:
             if slot is None or one.kind == "redteam":  # a dialogue has gone on from the chosen candidate
                 return None
             if slot.state == "skipped" and one.role == "work":  # the slot that was freed, if nobody took it
-                free = (
-                    sa.select(t.slots.c.id)
-                    .where(t.slots.c.set_id == one.id, t.slots.c.state == "open", t.slots.c.rater_id.is_(None))
-                    .limit(1)
-                    .with_for_update(skip_locked=True)
-                )
-                found = db.scalar(free)
-                if found is not None:
-                    db.execute(t.slots.delete().where(t.slots.c.id == found))
-                    db.execute(t.slots.update().where(t.slots.c.id == slot.id).values(extra=False))
+                self._take_back_slot(db, one.id, slot.id)
             until = now + 60 * self.settings.lease_minutes
             db.execute(t.slots.update().where(t.slots.c.id == slot.id).values(state="open", lease_until=until))
             handout = Handout(one, self.parts(one.id)[1], tuple(self.parts(one.id)[2][k] for k in judgment.order),
                               judgment.timings.get("shown", now))  # fmt: skip
-            self._append(db, tip, rater_id, handout, Answer({}, flags={one.id: ["withdrawn"]}), now, "withdrawn",
+            self._append(db, tip, rater_id, handout, RaterAnswer({}, flags={one.id: ["withdrawn"]}), now, "withdrawn",
                          instructions_hash)  # fmt: skip
             if last.action == "vote":
                 self._save_draft(db, rater_id, one.id, form_of(judgment))
@@ -405,7 +437,7 @@ class Store:
         return found.rowcount == 1
 
     def vote_on_turn(
-        self, rater_id: str, handout: Handout, answer: Answer, now: float, *, instructions_hash: str, dialogue: int,
+        self, rater_id: str, handout: Handout, answer: RaterAnswer, now: float, *, instructions_hash: str, dialogue: int,
         before: str, after: str,
     ) -> Stored | None:  # fmt: skip
         """Store a turn of a red-team dialogue, the vote on its two candidates and the dialogue that goes on, all or nothing.
@@ -429,11 +461,6 @@ class Store:
         return "stored"
 
 
-def tagged(tags: Sequence[str]) -> sa.Select[Any]:
-    """Ids of the sets with one of these tags."""
-    return sa.select(t.set_tags.c.set_id).where(t.set_tags.c.tag.in_(tags))
-
-
 def form_of(judgment: Judgment) -> dict[str, str]:
     """The fields of the label page's form that give this judgment."""
     form = {f"rank:{key}": str(rank) for key, rank in judgment.ranks.items()}
@@ -442,89 +469,3 @@ def form_of(judgment: Judgment) -> dict[str, str]:
         form["strength"] = str(5 - judgment.strength if judgment.strength > 0 else 4 - judgment.strength)
     form["comment"] = judgment.comment
     return form
-
-
-def take_statement(*, with_opt_out: bool) -> sa.Update:
-    """The one statement that gives out a slot: that of mine which is still open, else the first one that is free or whose
-    lease has run out, of a set that I have no slot of. Parameters me, now, until, out."""
-    me, now = sa.bindparam("me", type_=sa.String), sa.bindparam("now", type_=sa.Float)
-    slot, other = t.slots.alias("candidate"), t.slots.alias("other")
-    own = (
-        sa.select(slot.c.id)
-        .where(slot.c.rater_id == me, slot.c.state == "open")
-        .order_by(slot.c.lease_until.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    free = (
-        sa.select(slot.c.id)
-        .where(
-            slot.c.state == "open",
-            slot.c.role == "work",
-            ~slot.c.extra,
-            slot.c.rater_id.is_(None) | (slot.c.lease_until < now),
-            ~sa.exists().where(other.c.set_id == slot.c.set_id, other.c.rater_id == me),
-        )
-        .order_by(slot.c.priority.desc(), slot.c.position, slot.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    if with_opt_out:
-        out: sa.BindParameter[Any] = sa.bindparam("out", expanding=True)
-        free = free.where(~sa.exists().where(t.set_tags.c.set_id == slot.c.set_id, t.set_tags.c.tag.in_(out)))
-    return (
-        t.slots.update()
-        .where(t.slots.c.id == sa.func.coalesce(own, free.scalar_subquery()))
-        .values(rater_id=me, lease_until=sa.bindparam("until", type_=sa.Float))
-        .returning(t.slots.c.set_id)
-    )
-
-
-R = TypeVar("R", bound=Record)
-
-
-def add_records(db: sa.Connection, table: sa.Table, records: Iterable[R]) -> list[R]:
-    """Insert the records whose ids are new, in the given order; those that were."""
-    given: dict[str, R] = {record.id: record for record in records}  # type: ignore[attr-defined]
-    ids = list(given)
-    for start in range(0, len(ids), 500):
-        for key in db.scalars(sa.select(table.c.id).where(table.c.id.in_(ids[start : start + 500]))):
-            del given[key]
-    own = [column.name for column in table.columns if column.name not in ("seq", "record")]
-    rows = [{name: getattr(one, name) for name in own} | {"record": one.model_dump_json()} for one in given.values()]
-    if rows:
-        db.execute(table.insert(), rows)
-    return list(given.values())
-
-
-KEY, ME = sa.bindparam("key", type_=sa.String), sa.bindparam("me", type_=sa.String)
-TAKE = t.Query(take_statement(with_opt_out=False))
-HELD = t.Query(sa.select(t.slots.c.id).where(t.slots.c.rater_id == ME, t.slots.c.state == "open").limit(1))
-HANDED_OUT = t.Query(sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.rater_id == ME))
-SHOWN = t.Query(
-    sa.select(t.handouts.c.order, t.handouts.c.shown, t.drafts.c.form)
-    .select_from(t.handouts.outerjoin(t.drafts, (t.drafts.c.set_id == t.handouts.c.set_id)
-                                      & (t.drafts.c.rater_id == t.handouts.c.rater_id)))
-    .where(t.handouts.c.set_id == KEY, t.handouts.c.rater_id == ME)
-)  # fmt: skip
-TO_SHOW = t.Query(
-    sa.select(
-        t.sets.c.record,
-        sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.set_id == KEY).scalar_subquery(),
-    ).where(t.sets.c.id == KEY)
-)
-SHOW = t.Query(t.handouts.insert(), "set_id", "rater_id", "order", "shown")
-FINISH = t.Query(
-    t.slots.update()
-    .where(t.slots.c.set_id == KEY, t.slots.c.rater_id == ME, t.slots.c.state == "open")
-    .values(state=sa.bindparam("state_now", type_=sa.String))
-    .returning(t.slots.c.id, t.slots.c.priority, t.slots.c.position, t.slots.c.extra)
-)
-SEEN = t.Query(sa.select(t.slots.c.id).where(t.slots.c.set_id == KEY, t.slots.c.rater_id == ME))
-TIP = t.Query(sa.select(t.meta.c.value).where(t.meta.c.key == "tip").with_for_update())
-NEW_TIP = t.Query(t.meta.update().where(t.meta.c.key == "tip").values(value=sa.bindparam("tip", type_=sa.Text)))
-BEFORE = t.Query(
-    sa.select(t.judgments.c.id).where(t.judgments.c.set_id == KEY, t.judgments.c.rater_id == ME, t.judgments.c.current)
-)
-APPEND = t.Query(t.judgments.insert(), "id", "set_id", "rater_id", "action", "current", "created", "seconds", "n_pairs",
-                 "n_ties", "record")  # fmt: skip

@@ -6,6 +6,7 @@ need; ``seq`` is the order in which they came and in which the plain files besid
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from sqlalchemy.dialects import sqlite
 
 from charter.errors import InputError
 
-VERSION = "1"
 metadata = MetaData()
 
 meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", Text, nullable=False))
@@ -71,26 +71,23 @@ slots = Table(
 Index("slot_to_give", slots.c.state, slots.c.priority.desc(), slots.c.position, slots.c.id)  # read in order, no sorting
 Index("slot_of_rater", slots.c.rater_id, slots.c.state)
 
-handouts = Table(
+
+def table_by_set_and_rater(name: str, *columns: Column[Any]) -> Table:
+    keys = (Column("set_id", String, primary_key=True), Column("rater_id", String, primary_key=True))
+    return Table(name, metadata, *keys, *columns)
+
+
+handouts = table_by_set_and_rater(
     "handout",
-    metadata,
-    Column("set_id", String, primary_key=True),
-    Column("rater_id", String, primary_key=True),
     Column("order", Text, nullable=False),  # response ids as shown, JSON
     Column("shown", Float, nullable=False),
 )
-drafts = Table(
+drafts = table_by_set_and_rater(
     "draft",
-    metadata,
-    Column("set_id", String, primary_key=True),
-    Column("rater_id", String, primary_key=True),
     Column("form", Text, nullable=False),  # the fields of the form, JSON
 )
-lessons = Table(
+lessons = table_by_set_and_rater(
     "lesson",  # answers to practice and quiz: no judgments, so no pair ever comes of them
-    metadata,
-    Column("set_id", String, primary_key=True),
-    Column("rater_id", String, primary_key=True),
     Column("role", String, nullable=False),
     Column("answer", Text, nullable=False),
     Column("score", Float, nullable=False),
@@ -142,17 +139,53 @@ sessions = Table(
 )
 
 
+migrations = Table("_migrations", MetaData(), Column("number", Integer, primary_key=True), Column("name", String, nullable=False))
+Migration = Callable[[sa.Connection], None]
+
+
+def m1_first_tables(db: sa.Connection) -> None:
+    """The tables above, as they were when migrations began; a new database starts with all of them."""
+    metadata.create_all(db)
+    db.execute(meta.insert(), [{"key": "version", "value": "1"}, {"key": "tip", "value": ""}])
+
+
+MIGRATIONS: tuple[Migration, ...] = (m1_first_tables,)
+
+
+def migrate(db: sa.Connection, steps: Sequence[Migration] = MIGRATIONS) -> bool:
+    """Run the steps that this database has not seen, in order; False and no change where it has seen more than there are.
+
+    A new database gets the tables above at once, so only the first step runs on it and the later ones are noted. The version in
+    ``meta`` is the number of the last step: a Charter without migrations refuses what it does not know.
+    """
+    have = sa.inspect(db)
+    if is_new := not have.has_table(meta.name):
+        steps[0](db)
+    done = int(db.scalar(sa.select(meta.c.value).where(meta.c.key == "version")) or 0)
+    if done > len(steps):
+        return False
+    migrations.create(db, checkfirst=True)
+    noted = set(db.scalars(sa.select(migrations.c.number)))
+    for number, step in enumerate(steps, start=1):
+        if number > done and not is_new:
+            step(db)
+        if number not in noted:
+            db.execute(migrations.insert().values(number=number, name=step.__name__))
+    db.execute(meta.update().where(meta.c.key == "version").values(value=str(len(steps))))
+    return True
+
+
 def open_database(url: str) -> sa.Engine:
     """An engine whose tables exist. A path or ``sqlite:///FILE`` is SQLite, ``postgresql://…`` PostgreSQL through psycopg 3.
 
-    InputError where the database cannot be opened, or was made by another version.
+    InputError where the database cannot be opened, or a newer version wrote it.
     """
     if "://" not in url:
         url = f"sqlite:///{url}"
     try:
         place = sa.make_url(url)
     except sa.exc.ArgumentError:
-        raise InputError("is no database URL; write postgresql://HOST/NAME", field="database") from None
+        raise InputError("not a database URL; use postgresql://HOST/NAME", field="database") from None
     if place.get_backend_name() == "postgresql":
         engine = sa.create_engine(place.set(drivername="postgresql+psycopg"), pool_size=8, max_overflow=24)
     elif place.get_backend_name() == "sqlite" and place.database:
@@ -161,21 +194,18 @@ def open_database(url: str) -> sa.Engine:
         event.listen(engine, "connect", set_up_sqlite)
         event.listen(engine, "begin", begin_sqlite)
     else:
-        raise InputError(f"{place.get_backend_name()}: only SQLite and PostgreSQL are known", field="database")
+        raise InputError(f"unknown database {place.get_backend_name()!r}; use SQLite or PostgreSQL", field="database")
     try:
         with engine.begin() as connection:
-            metadata.create_all(connection)
-            found = connection.scalar(sa.select(meta.c.value).where(meta.c.key == "version"))
-            if found is None:
-                connection.execute(meta.insert(), [{"key": "version", "value": VERSION}, {"key": "tip", "value": ""}])
+            known = migrate(connection)
     except sa.exc.DBAPIError as error:
         engine.dispose()
         words = str(error.orig).splitlines()[0] if error.orig else "no answer"
         raise InputError(f"the database cannot be opened ({words})", file=place.render_as_string()) from None
-    if found not in (None, VERSION):
+    if not known:
         engine.dispose()
-        raise InputError(f"has tables of version {found}, this program writes {VERSION}; move the file away and start again: "
-                         "it is made anew from the .jsonl files", file=place.render_as_string())  # fmt: skip
+        raise InputError("a newer Charter wrote this database; update Charter, or move the database away: the next start makes "
+                         "it anew from the .jsonl files", file=place.render_as_string())  # fmt: skip
     return engine
 
 

@@ -8,7 +8,9 @@ let here = 0;
 let changed = false;
 let sending = false;
 
-const say = (words) => { if (live) live.textContent = words; };
+const announce = (text) => { if (live) live.textContent = text; };
+const words = JSON.parse(document.body.dataset.words ?? "{}");
+const fill = (key, values) => words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const inputs = (card) => [...card.querySelectorAll(`[name="rank:${card.dataset.response}"]`)];
 const rankOf = (card) => inputs(card).find((input) => input.checked)?.value ?? "";
 
@@ -25,10 +27,11 @@ function go(number, focus = true) {
 
 function spoken(card) {
   const rank = rankOf(card);
-  if (!rank) return `Answer ${card.dataset.letter} has no rank.`;
-  if (rank === "F") return `Answer ${card.dataset.letter}: no answer at all.`;
-  const tied = cards.filter((other) => other !== card && rankOf(other) === rank).map((other) => other.dataset.letter);
-  return `Answer ${card.dataset.letter}: rank ${rank}${tied.length ? `, tied with ${tied.join(" and ")}` : ""}.`;
+  const { letter } = card.dataset;
+  if (!rank) return fill("no-rank", { letter });
+  if (rank === "F") return fill("nonsense", { letter });
+  const others = cards.filter((other) => other !== card && rankOf(other) === rank).map((other) => other.dataset.letter).join(" and ");
+  return fill(others ? "tied" : "ranked", { letter, rank, others });
 }
 
 function summary() {
@@ -36,7 +39,7 @@ function summary() {
   if (!place || !form) return;
   const parts = cards.map((card) => [card.dataset.letter, rankOf(card)]).filter(([, rank]) => rank).map(([who, rank]) => `${who} ${rank}`);
   const strength = form.querySelector("[name=strength]:checked");
-  if (strength) parts.push(strength.parentElement.querySelector(".vh").textContent);
+  if (strength?.value) parts.push(strength.parentElement.querySelector(".vh").textContent);
   place.textContent = parts.join(" · ");
 }
 
@@ -46,23 +49,24 @@ function choose(card, value) {
     if (value !== "F" && value !== "") return false;
     all[0].checked = value === "F" && !all[0].checked;
   } else {
-    const input = all.find((one) => one.value === value);
+    const input = all.find((input) => input.value === value);
     if (!input) return false;
     input.checked = true;
   }
   touched();
-  say(spoken(card));
+  announce(spoken(card));
   return true;
 }
 
 function pressNumber(number) {
   if (form.dataset.kind === "pair") {
     const notches = [...form.querySelectorAll("[name=strength]")];
-    const input = notches.find((one) => one.value === (number === "0" ? "tie" : number));
+    const byKey = number === "0" ? (notches.some((input) => input.value === "tie") ? "tie" : "") : number;
+    const input = notches.find((notch) => notch.value === byKey);
     if (!input) return;
     input.checked = true;
     touched();
-    say(input.parentElement.querySelector(".vh").textContent);
+    announce(input.parentElement.querySelector(".vh").textContent);
     return;
   }
   if (!choose(cards[here], number === "0" ? "" : number)) return;
@@ -88,16 +92,22 @@ function toggle(id) {
 
 const typing = (target) => target.matches("textarea, select, input:not([type=radio]):not([type=checkbox])");
 
+// A Latin letter or a digit counts as it is written; on any other keyboard the place of the key counts.
+function pressed({ key, code }) {
+  if (/^[a-z0-9?]$/i.test(key)) return key.toLowerCase();
+  return /^(?:Key([A-Z])|(?:Digit|Numpad)([0-9]))$/.exec(code)?.slice(1).find(Boolean)?.toLowerCase() ?? key;
+}
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-  const { target, key } = event;
+  const { target } = event;
+  const key = pressed(event);
   if (key === "Escape") {
     document.querySelectorAll(".bar details[open]").forEach((box) => { box.open = false; });
     if (cards.length) go(here);
     return;
   }
   if (typing(target) || target.closest("#skip form")) return;
-  const lower = key.toLowerCase();
   if (key === "Enter") {
     if (target.matches("a, button, summary")) return;
     const main = document.querySelector('[data-key="enter"]');
@@ -106,25 +116,123 @@ document.addEventListener("keydown", (event) => {
   }
   const actions = { u: () => document.querySelector("#undo button")?.click(), s: () => toggle("skip"), "?": () => toggle("keys"),
     i: () => document.querySelector('nav [data-key="i"]')?.click(), p: () => document.getElementById("plain")?.click() };
-  if (actions[lower]) { event.preventDefault(); actions[lower](); return; }
+  if (actions[key]) { event.preventDefault(); actions[key](); return; }
   if (!form || !cards.length) return;
   const radio = target.matches("input[type=radio]");
-  if (lower === "j" || (key === "ArrowDown" && !radio)) { event.preventDefault(); go(here + 1); }
-  else if (lower === "k" || (key === "ArrowUp" && !radio)) { event.preventDefault(); go(here - 1); }
-  else if (lower === "f") { event.preventDefault(); if (choose(cards[here], "F")) advance(); }
-  else if (lower === "e") { const box = form.querySelector("textarea[data-key=e]"); if (box) { event.preventDefault(); box.focus(); } }
+  if (key === "j" || (key === "ArrowDown" && !radio)) { event.preventDefault(); go(here + 1); }
+  else if (key === "k" || (key === "ArrowUp" && !radio)) { event.preventDefault(); go(here - 1); }
+  else if (key === "f") { event.preventDefault(); if (choose(cards[here], "F")) advance(); }
+  else if (key === "e") { const box = form.querySelector("textarea[data-key=e]"); if (box) { event.preventDefault(); box.focus(); } }
   else if (/^[0-9]$/.test(key)) { event.preventDefault(); pressNumber(key); }
 });
 
-document.querySelectorAll("button[data-key=j]").forEach((one) => one.addEventListener("click", () => go(here + 1)));
-document.querySelectorAll("button[data-key=k]").forEach((one) => one.addEventListener("click", () => go(here - 1)));
-document.querySelectorAll("button[data-key=e]").forEach((one) => one.addEventListener("click", () => form.querySelector("textarea[data-key=e]").focus()));
+document.querySelectorAll("button[data-key=j]").forEach((input) => input.addEventListener("click", () => go(here + 1)));
+document.querySelectorAll("button[data-key=k]").forEach((input) => input.addEventListener("click", () => go(here - 1)));
+document.querySelectorAll("button[data-key=e]").forEach((input) => input.addEventListener("click", () => form.querySelector("textarea[data-key=e]").focus()));
 cards.forEach((card, i) => card.addEventListener("pointerdown", () => go(i, false)));
 cards.forEach((card, i) => card.addEventListener("focusin", () => go(i, false)));
 
-// -- drafts and time
+// -- what is written: kept in this browser until the server has it
 
-function touched() { changed = true; summary(); }
+const notice = document.getElementById("notice");
+const { rater } = document.body.dataset;
+const keptForms = [...document.querySelectorAll("form[data-keep]")];
+const place = (kept) => `charter ${rater} ${kept.dataset.keep}`;
+const unwritten = ["form_token", "set_id", "active_s", "first_input_s", ""];
+const fields = (kept) => [...new FormData(kept)].filter(([name]) => !unwritten.includes(name));
+let waiting = null; // a form that was sent while nothing could be stored
+
+function touched() { changed = true; summary(); keptForms.forEach(keep); }
+
+function keep(kept) {
+  try { localStorage.setItem(place(kept), JSON.stringify(fields(kept))); } catch { /* no room, or not allowed */ }
+}
+
+function restore(kept) {
+  let entries = null;
+  try { entries = JSON.parse(localStorage.getItem(place(kept))); } catch { /* not allowed */ }
+  if (!entries || JSON.stringify(entries) === JSON.stringify(fields(kept))) return;
+  const values = new Map(entries);
+  for (const input of kept.elements) {
+    if (unwritten.includes(input.name)) continue;
+    if (["radio", "checkbox"].includes(input.type)) input.checked = values.get(input.name) === input.value;
+    else input.value = values.get(input.name) ?? "";
+  }
+  const comment = kept.querySelector("details.comment");
+  if (comment?.querySelector("textarea").value) comment.open = true;
+  changed = true;
+  announce(words.restored);
+  const status = document.querySelector(".said");
+  if (status && !status.textContent) status.textContent = words.restored;
+}
+
+function warn(key) {
+  if (!notice) return;
+  if (!key && !notice.hidden && notice.dataset.key) announce(words.back);
+  notice.dataset.key = key;
+  notice.hidden = !key;
+  if (key && notice.textContent !== words[key]) notice.textContent = words[key];
+}
+
+async function connected() { // and every form of this page belongs to the session of now
+  let key = "away";
+  try {
+    const answer = await fetch("/session", { cache: "no-store" });
+    if (answer.status === 401) key = "signed-out";
+    if (answer.ok) {
+      const now = await answer.json();
+      key = now.rater_id === rater ? "" : "other-person";
+      if (!key) document.querySelectorAll("[name=form_token]").forEach((input) => { input.value = now.form_token; });
+    }
+  } catch { /* the server is away */ }
+  warn(key);
+  return !key;
+}
+
+function send(sent) {
+  if (sending) return;
+  sending = true;
+  if (sent.dataset.keep) sessionStorage.setItem("charter sent", place(sent));
+  sent.submit();
+}
+
+if (rater) {
+  const sent = sessionStorage.getItem("charter sent");
+  if (sent && !document.querySelector(".problem:not(#notice), .banner[role=alert]") && !(form && place(form) === sent)) {
+    localStorage.removeItem(sent);
+    sessionStorage.removeItem("charter sent");
+  }
+  keptForms.forEach(restore);
+  document.querySelectorAll("form[method=post]").forEach((posted) => posted.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (sending) return;
+    const { submitter } = event;
+    if (posted.dataset.keep) keep(posted);
+    if (await connected()) {
+      if (submitter?.hasAttribute("formaction")) posted.action = submitter.formAction;
+      send(posted);
+    } else waiting = posted;
+  }));
+  keptForms.forEach((kept) => kept.addEventListener("input", () => { changed = true; keep(kept); }));
+  addEventListener("pageshow", () => { sending = false; });
+  addEventListener("focus", () => { if (keptForms.length) connected(); });
+  setInterval(async () => {
+    if (sending || (!notice.dataset.key && !waiting && !(changed && keptForms.length))) return;
+    if (!await connected()) return;
+    if (waiting) { send(waiting); return; }
+    if (!changed || form?.dataset.mode !== "work") return;
+    changed = false;
+    try {
+      const answer = await fetch("/draft", { method: "POST", body: draft() });
+      if (answer.ok && !changed) localStorage.removeItem(place(form));
+      else changed = true;
+    } catch { changed = true; warn("away"); }
+  }, 5000);
+}
+
+function draft() { return new URLSearchParams(new FormData(form)); }
+
+// -- time
 
 if (form) {
   const shown = performance.now();
@@ -145,26 +253,15 @@ if (form) {
     const box = event.target;
     const card = box.closest(".card");
     if (box.matches("textarea[data-key=e]") && card) { // writing says that it is rewritten
-      const rewritten = inputs(card).find((one) => one.value === "");
+      const rewritten = inputs(card).find((input) => input.value === "");
       if (rewritten) rewritten.checked = true;
     }
     touched();
-    if (card && box.name.startsWith("rank:")) say(spoken(card));
+    if (card && box.name.startsWith("rank:")) announce(spoken(card));
   });
-  form.addEventListener("submit", (event) => {
-    if (sending) { event.preventDefault(); return; }
-    sending = true;
-  });
-  const draft = () => new URLSearchParams(new FormData(form));
   if (form.dataset.mode === "work") {
-    setInterval(() => {
-      if (!changed || sending) return;
-      changed = false;
-      fetch("/draft", { method: "POST", body: draft() }).catch(() => { changed = true; });
-    }, 5000);
     addEventListener("pagehide", () => { if (changed && !sending) navigator.sendBeacon("/draft", draft()); });
   }
-  addEventListener("pageshow", () => { sending = false; });
   summary();
   go(0, false);
 }
