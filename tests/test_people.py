@@ -13,12 +13,8 @@ from charter.run.files import read_jsonl, write_jsonl
 from charter.votes.judgments import ulid
 from charter.web.project import open_project
 from charter.web.serve import open_site
-<<<<<<< HEAD
-from charter.web.store import Answer
-from feedback_folder import chain
-=======
 from charter.web.store import RaterAnswer
->>>>>>> web
+from feedback_folder import chain
 
 
 def response(prompt: str, text: str, seed: int = 0) -> Response:
