@@ -20,7 +20,7 @@ from charter.testbed.standins import (
     save_stand_in,
 )
 
-__all__ = ["DECODER_FAMILIES", "ENCODER_FAMILIES", "ENCODER_DECODER_FAMILIES"]  # for the tests
+__all__ = ["DECODER_FAMILIES", "ENCODER_DECODER_FAMILIES", "ENCODER_FAMILIES"]  # for the tests
 
 settings.register_profile("untimed", deadline=None)  # no test asserts on time: a machine that pauses is no failure
 settings.load_profile("untimed")
@@ -123,3 +123,15 @@ def open_world():
 
     with ExitStack() as stack:
         yield lambda project, samplers=(): World(stack.enter_context(open_site(project, samplers)))
+
+
+def settings_classes() -> list[type]:
+    """Every class of settings that a recipe may hold, and what they are made of."""
+    import charter.recipe.recipe  # noqa: F401 - loads the settings of every stage
+    from charter.recipe.settings import Settings
+
+    classes, waiting = [], [Settings]
+    while waiting:
+        classes.append(waiting.pop())
+        waiting += classes[-1].__subclasses__()
+    return classes

@@ -4,7 +4,6 @@ Where a whole test file covers the subject, the test here is the shortest that w
 """
 
 import ast
-import inspect
 import re
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from charter.models.packing import Tokens, pack
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import read_prompts
-from charter.recipe.settings import Settings
 from charter.records import Generation, Message, Prompt, Response
 from charter.run.run import Run
 from charter.stages.reward_model.settings import RewardModelSettings
@@ -28,7 +26,7 @@ from charter.training import losses
 from charter.training.advantages import gae, group_advantages, rloo_advantages, whiten
 from charter.training.reward_model import train_reward_model
 from charter.training.rollouts import collect
-from conftest import save_random_model
+from conftest import save_random_model, settings_classes
 from test_training import PROMPTS, bandit, pairs, run_bandit
 
 SOURCE = Path(charter.__file__).parent
@@ -74,9 +72,9 @@ def test_every_setting_is_read():
     read = {node.attr for file in SOURCE.rglob("*.py") if file.name != "settings.py" and file.parent.name != "recipe"
             for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}  # fmt: skip
     read |= {"red_team", "benign"}  # through PromptSettings.sources
+    read |= {"training", "sampling"}  # through Recipe.share_settings
     read |= {"more_urls"}  # through EndpointSettings.servers
-    kinds = [kind for kind in vars(config).values() if inspect.isclass(kind) and issubclass(kind, Settings)]
-    for kind in kinds:
+    for kind in settings_classes():
         assert set(kind.model_fields) <= read, (kind.__name__, set(kind.model_fields) - read)
 
 

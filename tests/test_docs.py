@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from charter.commands.app import run_command
-from charter.recipe import settings as config
 from charter.records import Judgment, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
 from charter.testbed.train import TESTBED_PRESETS
-from conftest import write_tiny_recipe
+from conftest import settings_classes, write_tiny_recipe
 from feedback_folder import chain
 
 ROOT = Path(__file__).parents[1]
@@ -38,16 +37,13 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     spec.loader.exec_module(module)
     assert place.with_suffix(".md").read_text() == module.page()
     shown = {kind for _, kind in module.SECTIONS}
-    kinds = {kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, config.Settings)}
     # What others are made of, and ratings, which come from a file and not from a recipe.
-    assert kinds - shown == {
-        config.Settings,
-        config.TrainingSettings,
-        config.RolloutSettings,
-        config.RLSettings,
-        config.ScorerSettings,
-        config.RatingModelSettings,
-    }
+    parts = {"Settings", "StageSettings", "TrainingSettings", "RolloutSettings", "RLSettings", "ScorerSettings",
+             "RatingModelSettings"}  # fmt: skip
+    assert {kind.__name__ for kind in set(settings_classes()) - shown} == parts
+    for key, example in module.FIRST_LEVEL:
+        assert re.search(rf"\b{key.rpartition('.')[2]}\b", example), f"{key}: its example does not show it"
+        module.recipe_of(example)  # every example is a setting that a recipe may hold
 
 
 def prose(page: Path) -> str:

@@ -1,7 +1,7 @@
 """Functions of the user's own that a recipe names: `python:module:function`.
 
-A module is looked for beside the recipe, then in the current folder, then where Python looks. What a stage made with it depends on
-its file and on what it imports beside it, so a mended function is run again (:func:`source_hash`).
+Charter looks for a module beside the recipe, then in the current folder, then where Python looks. A stage depends on the module's
+file and on what the module imports beside it, so a mended function runs again (:func:`source_hash`).
 """
 
 from __future__ import annotations

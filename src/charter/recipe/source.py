@@ -1,4 +1,4 @@
-"""Where a recipe takes something from: a model, a judge, a classifier, a function of the user's. Parsed once, as a recipe is read.
+"""Where a recipe takes something from: a model, a judge, a classifier, the user's function. Parsed once, as a recipe is read.
 
 | written | kind | name | label |
 |---|---|---|---|

@@ -14,8 +14,8 @@ def answer(
     stage: Stage, name: str, sampler: Sampler, prompts: Sequence[Prompt], *, k: int = 1, batch_size: int, seed: int,
     what: str | None = None, temperature: float, max_new_tokens: int, label: str | None = None,
 ) -> list[Response]:  # fmt: skip
-    """K responses to each prompt, in the file ``name``, prompt by prompt, ``batch_size`` responses at once. The seeds of the draws
-    derive from ``seed``, ``what`` (the stage unless given) and the prompt."""
+    """K responses to each prompt, in the file ``name``, prompt by prompt, ``batch_size`` responses at once. The seeds of the
+    draws derive from ``seed``, ``what`` (the stage unless given) and the prompt."""
     return stage.rows(name, Response).work(
         list(prompts),
         max(1, batch_size // k),

@@ -133,8 +133,8 @@ def revise_in_rounds(
 def check_revisions(
     gates: Gates, stage: Stage, scorer: Scorer, prompts: Sequence[Prompt], harmful: Harm, rounds: Sequence[Sequence[Revision]]
 ) -> int:
-    """The gates after the revisions: there are usable ones, and the last of each prompt is safer than its answer. Returns how many
-    prompts have a usable revision."""
+    """The gates after the revisions: there are usable ones, and the last of each prompt is safer than its answer. Returns how
+    many prompts have a usable revision."""
     usable = [{r.prompt_id: r for r in rows if not r.excluded} for rows in rounds]
     kept = [p for p in prompts if any(p.id in rows for rows in usable)]
     last = {p.id: next(rows[p.id] for rows in reversed(usable) if p.id in rows).revision for p in kept}
