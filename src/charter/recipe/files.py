@@ -145,7 +145,10 @@ def check_files(recipe: Recipe) -> None:
         ):
             raise InputError("no such classifier folder", file=name.name, field=key)
         if isinstance(name, Source) and name.kind == "python":
-            name.load()
+            try:
+                name.load()
+            except InputError as error:
+                raise InputError(f"{key}: {error}") from None
 
 
 def how_to_get(name: str) -> str:
