@@ -25,11 +25,10 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
-def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, unbiased: bool = True) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, *, unbiased: bool = True) -> Tensor:
     """(x - mean) / sqrt(var + 1e-8) over the masked entries of the whole batch, 0 elsewhere; same shape.
 
-    With ``shift_mean=False`` the mean is put back, which is how rewards are whitened (Ziegler et al. 2019). A batch of one
-    entry has no variance and is only centred.
+    A batch of one entry has no variance and is only centred.
     """
     kept = values[mask]
     if kept.numel() == 0:
@@ -37,7 +36,7 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, unbiased: b
     mean = kept.mean()
     variance = kept.var(unbiased=unbiased) if kept.numel() > 1 else torch.ones_like(mean)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
-    return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+    return torch.where(mask, whitened, 0.0)
 
 
 def rloo_advantages(scores: Tensor) -> Tensor:
@@ -77,3 +76,15 @@ def group_advantages(scores: Tensor, *, scale_by_std: bool) -> Tensor:
         advantages = advantages / (scores.std(dim=1, keepdim=True) + 1e-4)
     equal = scores.amax(dim=1, keepdim=True) == scores.amin(dim=1, keepdim=True)
     return torch.where(equal, 0.0, advantages)
+
+
+def share_without_spread(groups: Tensor) -> float:
+    """Share of the P groups of scores (P, K) that are all equal within, and so tell no response from its siblings."""
+    return float((groups.amax(dim=1) == groups.amin(dim=1)).float().mean())
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(R - V) / Var(R) of the response tokens (N,): 1 where the critic knows, 0 where it knows no more than the mean. 0
+    without variance."""
+    variance = float(returns.var()) if returns.numel() > 1 else 0.0
+    return 1 - float((returns - values).var()) / variance if variance > 0 else 0.0

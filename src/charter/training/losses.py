@@ -54,12 +54,25 @@ def rating_loss(scores: Tensor, ratings: Tensor, kind: str) -> Tensor:
 
 @dataclass(frozen=True)
 class PolicyStats:
-    """What a clipped update tells about itself; sums over masked tokens, so that micro-batches add up."""
+    """How far an update is from the policy that sampled; sums over masked tokens, so that micro-batches add up."""
 
     ratio: float
     clipped: float
     approx_kl: float
     n_tokens: int
+
+
+@torch.no_grad()
+def policy_stats(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, clipped: Tensor | None = None) -> PolicyStats:
+    """Statistics of ρ = π / π_rollout. All (B, T); ``clipped`` is True where ρ was clipped. approx_kl is ½(log ρ)² (Schulman
+    2020, k2)."""
+    log_ratio = torch.where(mask, logprobs - rollout_logprobs, 0.0)
+    return PolicyStats(
+        ratio=float(log_ratio.exp()[mask].sum()),
+        clipped=0.0 if clipped is None else float(clipped[mask].sum()),
+        approx_kl=float(0.5 * (log_ratio[mask] ** 2).sum()),
+        n_tokens=int(mask.sum()),
+    )
 
 
 def token_weights(mask: Tensor, average: str, *, n_tokens: int, n_responses: int, max_new_tokens: int) -> Tensor:
@@ -92,21 +105,13 @@ def clipped_policy_loss(
 
     ρ = exp(log π - log π_rollout): against the policy that *sampled* the responses, not against the frozen reference.
     ``clip_coef_high`` is an upper ε of its own (Yu et al. 2025); ``weights`` (``token_weights``) replace the mean over tokens.
-    The statistics hold sums; approx_kl is ½(log ρ)² (Schulman 2020, k2).
     """
     log_ratio = torch.where(mask, logprobs - rollout_logprobs, 0.0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + (clip_coef if clip_coef_high is None else clip_coef_high))
     per_token = -torch.minimum(ratio * advantages, clipped * advantages)
     loss = masked_mean(per_token, mask, n_tokens) if weights is None else (per_token * weights).sum()
-    with torch.no_grad():
-        stats = PolicyStats(
-            ratio=float(ratio[mask].sum()),
-            clipped=float((ratio[mask] != clipped[mask]).sum()),
-            approx_kl=float(0.5 * (log_ratio[mask] ** 2).sum()),
-            n_tokens=int(mask.sum()),
-        )
-    return loss, stats
+    return loss, policy_stats(logprobs, rollout_logprobs, mask, ratio != clipped)
 
 
 def clipped_value_loss(

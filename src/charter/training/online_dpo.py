@@ -12,116 +12,45 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from charter.models.trunk import REFERENCE, Trunk
+from charter.models.trunk import Trunk
 from charter.records import Prompt
-from charter.run.hashes import derive_seed
 from charter.run.run import Stage
-from charter.run.team import team
 from charter.stages.rl.settings import OnlineDPOSettings
-from charter.training.losses import token_kl
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
+from charter.training.loop import steps
+from charter.training.losses import policy_stats
 from charter.training.preference_losses import LOSSES, PairLogprobs
-from charter.training.rewards import RewardSum, apply_missing_eos_penalty
-from charter.training.rollouts import (
-    collect,
-    describe_rollout,
-    log_rollout,
-    micro_batches,
-    over_rollout,
-    own_cuts,
-    policy_pass,
-    prompt_batch,
-)
-from charter.training.watch import Watch
+from charter.training.rewards import RewardSum
 
 
 def train_online_dpo(
     trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: OnlineDPOSettings, stage: Stage
 ) -> None:
-    """Train role ``policy``, which must be on the trunk; the trunk's base is the reference.
-
-    Each step: sample, score, pair, learn, record. Rollouts are B = prompts_per_step x samples_per_prompt rows.
-    """
-    seed = derive_seed(stage.run.seed, stage.name)
-    optimizer = Optimizer(
-        trunk.parameters("policy"),
-        settings.learning_rate,
-        settings.steps,
-        decay=False,
-        max_grad_norm=settings.max_grad_norm,
-    )
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, extra = load_checkpoint(checkpoint, {"policy": optimizer})
-    reward.restore(extra)
-    for log in ("metrics.jsonl", "rollouts.jsonl"):
-        stage.rewind(log, first)
-    watch = Watch(stage, trunk, settings, updates=1, first=first)
-
-    for step in stage.progress(range(settings.steps), done=first):
-        # Sample.
-        batch = prompt_batch(prompts, step, settings.prompts_per_step, seed)
-        rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", step))
-        cuts = micro_batches(trunk, rollout, range(len(rollout.texts)), settings.tokens_per_micro_batch)
-
-        # Score.
-        parts = reward(rollout)
-        scores = apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
-        policy = policy_pass(trunk, rollout, cuts, settings.temperature)
-        logprobs = policy.logprobs  # (B, T)
-        reference_logprobs = over_rollout(
-            trunk,
-            REFERENCE,
-            rollout,
-            cuts,
-            lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0],
-        )
-        kl = token_kl(logprobs, reference_logprobs, rollout.mask)  # (B, T)
-        watch.rollout(step, rollout, logprobs, kl)
-
-        # Pair.
-        chosen, rejected = best_and_worst(scores.view(-1, settings.samples_per_prompt))  # (pairs,) rows of the rollout
-        slopes, loss = pair_slopes(
-            logprobs.sum(dim=1),
-            reference_logprobs.sum(dim=1),
-            rollout.mask.sum(dim=1).float(),
+    """Train role ``policy``, which must be on the trunk; the trunk's base is the reference."""
+    for step in steps(trunk, prompts, reward, settings, stage, {"policy": settings.learning_rate}):
+        # Credit: the loss sees a response through its log-probability alone, so its slope there is all of the gradient.
+        chosen, rejected = best_and_worst(step.scores.view(-1, settings.samples_per_prompt))  # (pairs,) rows of the rollout
+        slopes, pair_loss = pair_slopes(
+            step.logprobs.sum(dim=1),
+            step.reference_logprobs.sum(dim=1),
+            step.rollout.mask.sum(dim=1).float(),
             chosen,
             rejected,
             settings,
         )
 
-        # Learn. The loss sees a response through its log-probability alone, so its slope there is all of the gradient.
-        entropy_total = ratio_total = 0.0
-        n_tokens = max(int(rollout.mask.sum()), 1)
-        for cut in own_cuts(trunk, cuts, "policy"):
-            new_logprobs, entropies = policy.of(trunk, cut, settings.temperature)
-            torch.autograd.backward((slopes[cut.rows] * new_logprobs.sum(dim=1)).sum())
-            entropy_total += float(entropies.detach().sum())
-            ratio_total += float((new_logprobs.detach() - cut.of(logprobs))[cut.packed.mask].exp().sum())
-        entropy_total, ratio_total = team().add_up(entropy_total, ratio_total)
-        watch.first_minibatch(step, ratio_total / n_tokens)
-        norm = optimizer.step()
+        # Learn.
+        for cut, logprobs, entropies in step.updates:
+            loss = (slopes[cut.rows] * logprobs.sum(dim=1)).sum()
+            stats = policy_stats(logprobs, cut.of(step.logprobs), cut.packed.mask)
+            step.updates.learn(loss, stats, entropy=float(entropies.detach().sum()))
 
         # Record.
-        row = stage.record(
-            step,
-            **describe_rollout(rollout, scores, kl),
-            **parts.means(),
-            **reward.state(),
-            first_ratio=watch.first_ratio,
-            entropy=entropy_total / n_tokens,
-            loss=loss,
+        step.record(
+            **step.updates.per_token("entropy"),
+            loss=pair_loss,
             pairs=len(chosen),
-            score_gap=float((scores[chosen] - scores[rejected]).mean()) if len(chosen) else 0.0,
-            grad_norm=norm,
-            updates=1,
-            sampler_gap=watch.sampler_gap,
-            **scaling_of(optimizer),
+            score_gap=float((step.scores[chosen] - step.scores[rejected]).mean()) if len(chosen) else 0.0,
         )
-        log_rollout(stage, step, rollout, scores, kl)
-        watch.step_done(step, row)
-        reward.update(parts)
-        if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, reward.state())
 
 
 def best_and_worst(groups: Tensor) -> tuple[Tensor, Tensor]:

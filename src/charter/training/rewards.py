@@ -181,8 +181,9 @@ class AdaptiveKL:
         self.coef *= 1 + error * n / self.horizon
 
 
-def make_kl_controller(settings: RLSettings, coef: float) -> FixedKL | AdaptiveKL:
-    """The controller a recipe asks for, at the price ``coef`` where it stood."""
+def make_kl_controller(settings: RLSettings, state: Mapping[str, float]) -> FixedKL | AdaptiveKL:
+    """The controller a recipe asks for, at the price where a checkpoint's ``state`` left it."""
+    coef = state.get("kl_coef", settings.kl_coef)
     if settings.kl_target is None:
         return FixedKL(coef)
     return AdaptiveKL(coef, settings.kl_target, settings.kl_horizon)
