@@ -13,7 +13,8 @@ from charter.recipe.recipe import Recipe
 from charter.recipe.settings import LoRASettings
 from charter.recipe.source import locate
 from charter.stages.reward_model.settings import RewardModelSettings
-from charter.stages.rl.settings import PPOSettings, RLOOSettings
+from charter.stages.rl.settings import GRPOSettings, PPOSettings, RLOOSettings
+from conftest import write_tiny_recipe
 
 LEAST = {
     "model": "m",
@@ -169,3 +170,37 @@ def test_a_folder_of_the_name_does_not_hide_a_shipped_recipe(tmp_path, monkeypat
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_recipe("demo").suffix == ".yaml"
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({}, ("response", True, None)),
+        ({"variant": "dr_grpo"}, ("constant", False, None)),
+        ({"variant": "dapo"}, ("token", True, 0.28)),
+        ({"variant": "dapo", "clip_coef_high": 0.4, "average": "response"}, ("response", True, 0.4)),
+        ({"average": "token", "scale_by_std": False}, ("token", False, None)),  # recipes from before the variants
+    ],
+)
+def test_a_published_variant_of_grpo_sets_its_parts(values, parts):
+    settings = GRPOSettings(**values)
+    assert (settings.average, settings.scale_by_std, settings.clip_coef_high) == parts
+
+
+def test_shared_settings_hold_where_a_stage_does_not_say_otherwise(tmp_path, random_llama):
+    shared = {"training": {"lora": {"rank": 3}, "warmup": 0.3}, "sampling": {"max_new_tokens": 9}}
+    path = write_tiny_recipe(tmp_path, random_llama, **shared, sft={"warmup": 0.2})
+    values = yaml.safe_load(path.read_text())
+    del values["rl"]["max_new_tokens"]
+    path.write_text(yaml.safe_dump(values))
+    recipe = load_recipe(path)
+    assert (recipe.sft.lora.rank, recipe.reward_model.lora.rank, recipe.rl.lora.rank) == (3, 3, 3)
+    assert (recipe.sft.warmup, recipe.reward_model.warmup) == (0.2, 0.3)
+    assert (recipe.rl.max_new_tokens, recipe.feedback.max_new_tokens) == (9, 12)
+
+
+def test_shared_settings_are_no_setting_that_a_stage_does_not_read(tmp_path, random_llama):
+    path = write_tiny_recipe(tmp_path, random_llama, sampling={"temperature": 0.5}, revise=None, sft=None, rl=None)
+    values = yaml.safe_load(path.read_text()) | {"feedback": {"pairs": ["pairs.jsonl"]}}
+    path.write_text(yaml.safe_dump(values))
+    assert load_recipe(path).feedback.pairs

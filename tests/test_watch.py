@@ -91,6 +91,15 @@ def test_weights_that_change_their_type_stop_the_run(scene):
         watch.step_done(0, row())
 
 
+def test_empty_responses_and_equal_rewards_are_reported_at_the_first_step():
+    """Both were reported after 30 steps or not at all."""
+    assert set(warnings_of([row(response_tokens=1.0, missing_eos=0.0, reward_sem=0.1)])) == {"empty"}
+    assert set(warnings_of([row(response_tokens=7.5, missing_eos=0.0, reward_sem=0.0)])) == {"equal"}
+    assert set(warnings_of([row(groups_without_spread=1.0, reward_sem=0.3)])) == {"equal"}
+    assert warnings_of([row(reward_sem=0.0), row(reward_sem=0.2)]) == {}
+    assert warnings_of([row(response_tokens=1.0, missing_eos=0.5)]) == {}
+
+
 def test_collapse_explosion_and_standstill_are_warned_of():
     flat = [row(reward=0.1 * (-1) ** i) for i in range(40)]
     assert set(warnings_of(flat)) == {"reward"}

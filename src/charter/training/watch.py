@@ -106,6 +106,12 @@ class Watch:
 def warnings_of(history: list[dict[str, Any]]) -> dict[str, str]:
     """What looks wrong in a run, in words by kind, from the rows it logged. A warning does not stop the run."""
     warnings: dict[str, str] = {}
+    if history and history[-1].get("response_tokens") == 1 and history[-1].get("missing_eos") == 0:
+        warnings["empty"] = (
+            "every response is empty: the policy writes the end token at once; look at the template and the SFT model"
+        )
+    if history and all(row.get("reward_sem") == 0 or row.get("groups_without_spread") == 1 for row in history):
+        warnings["equal"] = "all responses to a prompt got the same reward, so the gradient is 0; look at the reward"
     if len(history) < 5:
         return warnings
     early = sorted(row["entropy"] for row in history[:5])[2]

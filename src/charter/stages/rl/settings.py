@@ -155,11 +155,21 @@ class RLOOSettings(RLSettings):
     """K: each response is measured against the mean of its K - 1 siblings."""
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {"average": "response", "scale_by_std": True, "clip_coef_high": None},
+    "dr_grpo": {"average": "constant", "scale_by_std": False, "clip_coef_high": None},
+    "dapo": {"average": "token", "scale_by_std": True, "clip_coef_high": 0.28},
+}
+"""The published variants of GRPO: Shao et al. 2024; Liu et al. 2025; Yu et al. 2025."""
+
+
 class GRPOSettings(RLSettings):
     method: Literal["grpo"] = "grpo"
     """The algorithm."""
     samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 8
     """K: the size of the group that a response is measured against."""
+    variant: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
+    """The published variant: sets `average`, `scale_by_std` and `clip_coef_high`, unless the recipe sets one of them itself."""
     epochs: Positive = 1
     """Passes over each batch of rollouts."""
     minibatches: Positive = 1
@@ -176,6 +186,14 @@ class GRPOSettings(RLSettings):
     """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
     kl_estimator: Literal["weighted_k3", "k2", "forward_kl"] = "weighted_k3"
     """The KL term of the loss; forward_kl is the k3 of the paper, whose gradient is that of KL(π_ref ‖ π)."""
+
+    @model_validator(mode="after")
+    def fill_in_the_variant(self) -> GRPOSettings:
+        """The parts that the recipe does not set are those of the variant."""
+        for name, value in VARIANTS[self.variant].items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)
+        return self
 
 
 class DPOSettings(TrainingSettings):
