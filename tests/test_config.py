@@ -146,7 +146,7 @@ def test_a_file_is_found_beside_the_recipe_from_anywhere(tmp_path, monkeypatch):
 
 def test_a_name_in_a_package_is_a_path_inside_it():
     assert locate("package:charter/recipe/files.py", Path("/nowhere")) == str(Path(load_recipe.__code__.co_filename))
-    with pytest.raises(InputError, match="no installed package 'no_such_package'"):
+    with pytest.raises(InputError, match="unknown package 'no_such_package'"):
         locate("package:no_such_package/x", Path())
 
 
