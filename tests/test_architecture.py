@@ -13,7 +13,7 @@ import pytest
 
 import charter
 from charter.recipe.files import load_recipe
-from charter.run.code import imports_of
+from charter.run.code import closure, imports_of
 
 SOURCE = Path(charter.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -156,6 +156,12 @@ def test_no_import_goes_in_a_circle():
 
 
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("stages.") and name.endswith(".run")])
+def test_a_change_of_what_show_tokens_shows_runs_no_stage_again(name):
+    shown = [target for target in closure([f"charter.{name}"]) if target == "charter.stages.rows" or target.endswith(".show")]
+    assert not shown
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -7,12 +7,16 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.commands.show_tokens import LEGEND, first_batches, pieces_of, print_batches, template_tokens, text_of
+from charter.commands.show_tokens import LEGEND, first_batches, print_batches, text_of
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.load import load_tokenizer
+from charter.models.trunk import load_trunk
 from charter.recipe.files import load_recipe
-from charter.records import Message
-from conftest import HARMFUL, save_random_model
+from charter.records import Message, Prompt
+from charter.run.files import read_jsonl
+from charter.stages.prompts.show import training_prompts
+from charter.stages.rows import pieces_of, template_tokens
+from conftest import BENIGN, HARMFUL, save_random_model
 
 
 @pytest.fixture(scope="module", params=[("llama", True), ("gpt2", False)], ids=["template", "pad is eos, no template"])
@@ -164,3 +168,77 @@ def test_pairs_by_contrast_show_both_ways_of_asking_and_no_judge(model, write_re
         assert shown
         assert all(words in text for text in shown)
     assert all("options" not in row for row in rows)
+
+
+def changed(path, **changes):
+    """The recipe in a file with these keys in place of its own."""
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+    return path
+
+
+def test_a_dpo_recipe_on_pairs_from_files_is_printed(model, write_recipe, capsys):
+    path = changed(write_recipe(model), revise=None, sft={"data": ["pairs.jsonl"]}, feedback={"pairs": ["pairs.jsonl"]},
+                   rl={"method": "dpo"})  # fmt: skip
+    assert run_command(["show-tokens", str(path)]) == 0
+    text = capsys.readouterr().out
+    feedback, rl = text.split("\nfeedback: ")[1].split("\nrl: ")
+    assert feedback.strip() == "The pairs come from files: nothing is sampled and no model is asked."
+    assert [line.split(":")[0].strip() for line in rl.splitlines() if " of the response" in line] == ["chosen", "rejected"] * 2
+    assert "★" not in rl
+    rows = rows_of(first_batches(load_recipe(path)), "rl")
+    tokenizer = load_tokenizer(str(model))
+    assert [decode_response(tokenizer, chosen(row, "mask")) for row in rows] == ["No.", "Yes 0.", "No.", "Yes 1."]
+    assert all(row["reward_position"] is None for row in rows)
+
+
+def test_a_reward_model_on_pairs_from_files_shows_the_first_of_them(model, write_recipe):
+    path = changed(write_recipe(model), revise=None, sft=None, feedback={"pairs": ["pairs.jsonl"]})
+    tokenizer = load_tokenizer(str(model))
+    rows = rows_of(first_batches(load_recipe(path)), "reward_model")
+    assert [decode_response(tokenizer, chosen(row, "mask")) for row in rows] == ["No.", "Yes 0.", "No.", "Yes 1."]
+
+
+def test_pairs_of_revisions_are_the_last_revision_over_the_first_answer(model, write_recipe):
+    path = changed(write_recipe(model), feedback={"revisions": True}, rl={"method": "dpo"})
+    batches = first_batches(load_recipe(path))
+    feedback = next(stage for stage in batches["stages"] if stage["stage"] == "feedback")
+    assert feedback["rows"] == []
+    assert "revise stage" in feedback["about"]
+    assert "people" not in feedback["about"]
+    tokenizer = load_tokenizer(str(model))
+    learned = [chosen(row, "mask") for row in rows_of(batches, "sft")]
+    critique = [tokenizer.decode(chosen(row, "attention")) for row in rows_of(batches, "revise") if row["what"] == "critique 1"]
+    pairs = rows_of(batches, "rl")
+    assert len(pairs) == 4
+    for better, worse in zip(pairs[0::2], pairs[1::2], strict=True):
+        assert chosen(better, "mask") in learned
+        assert any(decode_response(tokenizer, chosen(worse, "mask")) in words for words in critique)
+
+
+def test_equal_responses_make_no_pair_and_this_is_reported(random_llama, write_recipe, capsys):
+    contrast = {"positive": "Be kind.", "negative": "Be kind."}
+    path = changed(write_recipe(random_llama), revise=None, sft=None, feedback={"contrast": contrast}, rl={"method": "dpo"})
+    assert run_command(["show-tokens", str(path)]) == 0
+    assert "rl: Nothing to show: the responses to these prompts are equal or tied" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_training_prompt_there_is_one_clear_line(random_llama, write_recipe, tmp_path, capsys):
+    path = changed(write_recipe(random_llama), revise=None, sft=None, feedback={"raters": "human"}, rl={"method": "dpo"})
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": BENIGN[0], "split": "test"}) + "\n")
+    assert run_command(["show-tokens", str(path)]) == 2
+    assert capsys.readouterr().err.strip().startswith("charter: no training prompt; lower prompts.test_fraction")
+
+
+def test_prompts_are_those_of_the_run_with_a_short_context(tmp_path, write_recipe):
+    folder = save_random_model(tmp_path / "model", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100}))
+    path = write_recipe(folder)
+    words = [text.ljust(length, "!") for text, length in zip(HARMFUL, range(95, 119), strict=True)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text, "tags": ["red_team"]}) + "\n" for text in words))
+    assert run_command(["run", str(path), "--out", str(tmp_path / "run"), "--until", "prompts"]) == 0
+    taken = [p.messages for p in read_jsonl(tmp_path / "run/prompts/prompts.jsonl", Prompt) if p.split == "train"]
+    recipe = load_recipe(path)
+    prompts = training_prompts(recipe, load_trunk(recipe.model, seed=0))
+    assert sorted(p.last_turn for p in prompts["red_team"]) == sorted(messages[-1].content for messages in taken)
+    assert len(taken) == 18

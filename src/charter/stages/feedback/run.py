@@ -11,7 +11,7 @@ from charter.constitution.constitution import Constitution, hash_of_principles
 from charter.constitution.revise import asked_for
 from charter.errors import GateError, InputError
 from charter.judging.gate import judge_gate
-from charter.judging.judge import LogProbJudge, comparisons_of, judgment, pairs_of
+from charter.judging.judge import Comparison, LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.judging.people import FOLDER, TO_LABEL, Votes, agreement_with_people, sample_for_people, with_people
 from charter.models.sampler import LocalSampler
 from charter.reading.pairs import read_pairs
@@ -125,16 +125,23 @@ def gate_judge(
     return card
 
 
+def drawn_comparisons(
+    recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
+) -> list[Comparison]:
+    """Every pair of the responses to each prompt under a principle drawn for it. InputError where no principle applies."""
+    comparisons = comparisons_of(prompts, groups, constitution, recipe.seed)
+    if not comparisons:
+        words = "no principle with a preference text applies to these prompts"
+        raise InputError(words, file=recipe.constitution or "constitution")
+    return comparisons
+
+
 def judge_groups(
     recipe: Recipe, settings: FeedbackSettings, stage: Stage, judge: LogProbJudge, constitution: Constitution,
     prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]],
 ) -> list[Judgment]:  # fmt: skip
     """The judge's chained judgments of every pair of the responses to each prompt, in judgments.jsonl of the stage."""
-    comparisons = comparisons_of(prompts, groups, constitution, recipe.seed)
-    if not comparisons:
-        raise InputError(
-            "no principle with a preference text applies to these prompts", file=recipe.constitution or "constitution"
-        )
+    comparisons = drawn_comparisons(recipe, constitution, prompts, groups)
     return stage.rows("judgments.jsonl", Judgment).work(
         comparisons,
         recipe.batch_size,
@@ -187,6 +194,11 @@ def take_pairs(run: Run, recipe: Recipe, settings: FeedbackSettings) -> Stage:
     return stage
 
 
+def pair_of(prompt: Prompt, chosen: str, rejected: str) -> list[Pair]:
+    """The pair of two responses; none where they are equal."""
+    return [Pair(prompt=prompt, chosen=chosen, rejected=rejected, group_id=prompt.id)] if chosen != rejected else []
+
+
 def pair_revisions(run: Run, settings: FeedbackSettings, prompts: Stage, revisions: Stage) -> Stage:
     """The last usable revision of each prompt over the answer that it began from; nobody compares."""
     inputs = {"prompts": prompts.output_hash, "revise": revisions.output_hash}
@@ -197,11 +209,7 @@ def pair_revisions(run: Run, settings: FeedbackSettings, prompts: Stage, revisio
         first = {row.prompt_id: row.original.text for row in read_jsonl(revisions.path("revisions.jsonl"), Revision)
                  if row.round == 1}  # fmt: skip
         last = {row.prompt_id: row.revision.text for row in sorted(usable_revisions(revisions), key=lambda row: row.round)}
-        pairs = [
-            Pair(prompt=by_id[key], chosen=text, rejected=first[key], group_id=key)
-            for key, text in last.items()
-            if text != first[key]
-        ]
+        pairs = [pair for key, text in last.items() for pair in pair_of(by_id[key], text, first[key])]
         if len(pairs) < 4:
             raise GateError(f"only {len(pairs)} revisions differ from their answers: too few to train on")
         finish_with_pairs(stage, pairs, {"pairs": len(pairs), "gates": []})
@@ -230,11 +238,8 @@ def pair_by_contrast(
             )
             for side, words in (("positive", contrast.positive), ("negative", contrast.negative))
         ]  # fmt: skip
-        pairs = [
-            Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=prompt.id)
-            for prompt, better, worse in zip(chosen, *sides, strict=True)
-            if better.text != worse.text
-        ]
+        texts = [[response.text for response in responses] for responses in sides]
+        pairs = [pair for prompt, better, worse in zip(chosen, *texts, strict=True) for pair in pair_of(prompt, better, worse)]
         if len(pairs) < 4:
             raise GateError(f"only {len(pairs)} prompts got two different answers: too few to train on")
         finish_with_pairs(

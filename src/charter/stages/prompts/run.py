@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution
@@ -36,7 +36,8 @@ def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: M
             return stage
         result = prepare_prompts(
             prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
-            test_fraction=settings.test_fraction, seed=recipe.seed, shorter=lambda: most_characters(models),
+            test_fraction=settings.test_fraction, seed=recipe.seed,
+            shorter=lambda: most_characters(models.trunk(recipe.model).model),
             sort=lambda batch: categorise(batch, constitution, models.sampler(models.base)),
             progress=lambda batches: track(batches, "prompts: sorting by principle", unit=BATCH, quiet=run.quiet),
         )  # fmt: skip
@@ -60,10 +61,10 @@ def beginning(prompt: Prompt, n_words: int) -> Prompt:
     return Prompt(messages=(*before, cut), **prompt.model_dump(include={"source", "principle", "tags", "split"}))
 
 
-def most_characters(models: Models) -> int | None:
+def most_characters(model: Any) -> int | None:
     """Prompts of so many characters or more are left out; None where the model names no limit. An eighth of its tokens is for the
     prompt, the rest for what is written about the prompt."""
-    limit = context_length(models.trunk(models.recipe.model).model)
+    limit = context_length(model)
     return None if limit is None else 8 * max(limit // 8, 16)
 
 

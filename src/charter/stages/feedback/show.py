@@ -1,0 +1,85 @@
+"""The first rows of the feedback stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from charter.constitution.revise import asked_for
+from charter.judging.judge import LogProbJudge, judgment, pairs_of
+from charter.models.chat_template import encode_response
+from charter.models.sampler import LocalSampler
+from charter.models.trunk import load_trunk
+from charter.reading.pairs import read_pairs
+from charter.records import Pair, Prompt, Response
+from charter.stages.feedback.run import drawn_comparisons, pair_of
+from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
+from charter.stages.rows import ROWS, Preview, Recorder, Row, Shown, pieces_of, question_rows
+
+
+def show_feedback(preview: Preview) -> Shown | None:
+    """The questions of the stage. Leaves the first pairs."""
+    settings = preview.recipe.feedback
+    if settings is None:
+        return None
+    prompts = next((first for first in preview.first.values() if first), [])
+    rows: list[Row] = []
+    if settings.pairs:
+        about = "The pairs come from files: nothing is sampled and no model is asked."
+        pairs = list(read_pairs(Path(settings.pairs[0])).pairs)
+    elif settings.revisions:
+        about = "The pairs come from the revise stage: the last revision is chosen, the first answer rejected. No model is asked."
+        pairs = [pair for prompt, answer, revision in preview.revised for pair in pair_of(prompt, revision, answer)]
+    elif settings.contrast is not None:
+        about = "Sampled from: each prompt in the way that asks for the chosen response, then for the rejected. No loss."
+        rows, pairs = contrast_rows(preview, settings.contrast, prompts)
+    elif settings.asks_judge:
+        about = "Asked of the judge, in both orders: which option is the likelier next token? No loss."
+        rows, pairs = judge_rows(preview, settings, prompts)
+    else:
+        about = "Sampled from: people compare the responses. No loss."
+        rows, pairs = people_rows(preview, prompts)
+    preview.pairs = pairs[:ROWS]
+    return about, rows
+
+
+def people_rows(preview: Preview, prompts: list[Prompt]) -> tuple[list[Row], list[Pair]]:
+    """The prompts that are answered, and two answers to each as a pair in the order in which they were drawn: the place of
+    people's verdicts, which nobody has given yet."""
+    groups = preview.respond(LocalSampler(preview.trunk, "sft"), prompts, "feedback", 2)
+    rows = question_rows(preview.trunk, "prompt", [prompt.messages for prompt in prompts])
+    return rows, [pair for p, (a, b) in zip(prompts, groups, strict=True) for pair in pair_of(p, a.text, b.text)]
+
+
+def judge_rows(preview: Preview, settings: FeedbackSettings, prompts: list[Prompt]) -> tuple[list[Row], list[Pair]]:
+    """The judge's questions about two responses to each prompt, and the pairs that its answers make."""
+    trunk, judge = preview.trunk, settings.judge
+    recorder = Recorder(load_trunk(judge.name, device=str(trunk.device)) if judge.kind == "model" else trunk, str(judge))
+    groups = preview.respond(LocalSampler(trunk, "sft"), prompts, "feedback", 2)
+    comparisons = drawn_comparisons(preview.recipe, preview.constitution, prompts, groups)
+    preferences = LogProbJudge(recorder)(comparisons)
+    rows = []
+    tokenizer = recorder.trunk.tokenizer
+    for conversations, options in recorder.compared:
+        questions = question_rows(recorder.trunk, "question", conversations)
+        for i, (row, choices) in enumerate(zip(questions, options, strict=True)):
+            row["what"] = "question" if i % 2 == 0 else "question, swapped"
+            encoded = [encode_response(tokenizer, choice, end=False) for choice in choices]
+            row["options"] = [{"ids": ids, "pieces": pieces_of(tokenizer, ids)} for ids in encoded]
+        rows += questions
+    # Shown whatever the margin: where the stage would abstain, the row would look the same.
+    verdicts = [judgment(c, p, rater_id="judge", abstain_below=0.0) for c, p in zip(comparisons, preferences, strict=True)]
+    responses: dict[str, Response] = {r.id: r for group in groups for r in group}
+    pairs = pairs_of(verdicts, {p.id: p for p in prompts}, responses, calibration=settings.calibration)
+    if not pairs and settings.labelled_pairs:
+        pairs = list(read_pairs(Path(settings.labelled_pairs)).pairs)
+    return rows, pairs
+
+
+def contrast_rows(preview: Preview, contrast: ContrastSettings, prompts: list[Prompt]) -> tuple[list[Row], list[Pair]]:
+    """Each prompt as it is asked for the better and for the worse response, and the pairs of the two."""
+    sampler, rows, texts = LocalSampler(preview.trunk, "sft"), [], []
+    for name, words in (("positive", contrast.positive), ("negative", contrast.negative)):
+        steered = [asked_for(prompt, words) for prompt in prompts]
+        rows += question_rows(preview.trunk, name, [prompt.messages for prompt in steered])
+        texts.append([group[0].text for group in preview.respond(sampler, steered, "feedback")])
+    return rows, [pair for sides in zip(prompts, *texts, strict=True) for pair in pair_of(*sides)]
