@@ -183,7 +183,7 @@ def test_a_dpo_recipe_on_pairs_from_files_is_printed(model, write_recipe, capsys
     text = capsys.readouterr().out
     feedback, rl = text.split("\nfeedback: ")[1].split("\nrl: ")
     assert feedback.strip() == "The pairs come from files: nothing is sampled and no model is asked."
-    assert [line.split(":")[0].strip() for line in rl.splitlines() if " of the response" in line] == ["chosen", "rejected"] * 2
+    assert [line.split(":")[0].strip() for line in rl.splitlines() if " tokens, " in line] == ["chosen", "rejected"] * 2
     assert "★" not in rl
     rows = rows_of(first_batches(load_recipe(path)), "rl")
     tokenizer = load_tokenizer(str(model))
