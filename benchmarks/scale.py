@@ -1,6 +1,6 @@
 """What a whole run costs at 7B and 70B, on paper: python benchmarks/scale.py [--price 2.5].
 
-The work of each stage is what `charter plan` counts (``charter.plan.loads``) for a stated workload; the machine is the
+The work of each stage is what `charter plan` counts (each stage's ``plan.py``) for a stated workload; the machine is the
 constants below. Nothing here was measured at these sizes. docs/scale.md shows the output and says what follows from it.
 """
 
@@ -10,10 +10,11 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from charter.plan.loads import Counted, Load, loads_of
-from charter.plan.shape import Shape
-from charter.plan.texts import Given, Lengths
+from charter.models.shape import Shape
+from charter.plan.loads import loads_of
 from charter.recipe.files import find_recipe, load_recipe
+from charter.recipe.source import Source
+from charter.stages.load import Counted, Given, Lengths, Load
 
 # -- inputs --------------------------------------------------------------------------------------------------------------
 
@@ -103,10 +104,9 @@ def loads(size: Size, *more: str) -> list[Load]:
     """The work of each stage, as `charter plan` counts it."""
     lora = [f"{stage}.lora={{rank: 16}}" for stage in ("sft", "reward_model", "rl")] if size.lora else []
     recipe = load_recipe(find_recipe("demo"), [*WORKLOAD, *lora, *more])
-    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"scorer": "judge:base"})})
-    shape = size.shape()
-    shapes = {"base": shape, "sft": shape}
-    return loads_of(Counted(recipe, shape, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given(), "cuda"))
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"scorer": Source("judge", "base")})})
+    shapes = dict.fromkeys(("base", "sft"), size.shape())
+    return loads_of(Counted(recipe, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given(), "cuda"))
 
 
 # -- formulas ------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from charter.plan.plan import work_of
 from charter.plan.table import amount, data_lines, size
 from charter.recipe.files import load_recipe, shipped
 from charter.recipe.recipe import Recipe
+from charter.stages.load import Counted
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer
 
@@ -179,7 +180,7 @@ A GB is 10⁹ bytes. The driver and the gaps of the allocator take part of a car
 """
 
 
-def planned(name: str) -> tuple[Recipe, Any, dict[str, Any]]:
+def planned(name: str) -> tuple[Recipe, Counted, dict[str, Any]]:
     """A recipe's plan. The working folder holds the models and data that it names."""
     recipe = load_recipe(shipped("recipes") / f"{name}.yaml")
     own = "testbed" in recipe.model
@@ -206,15 +207,15 @@ def smallest(peak: float) -> str:
     return next((f"{card / 1e9:.0f} GB" for card in CARDS if peak < card), "none of one GPU")
 
 
-def hint(recipe: Recipe, counted: Any, peak: float) -> str:
+def hint(counted: Counted, peak: float) -> str:
     """What would make it fit a card of 24 GB."""
     if peak < 24e9:
         return ""
-    words = what_fits(recipe, counted.needs, 24e9)
+    words = what_fits(counted, 24e9)
     return f" For 24 GB: {'`' + words.replace(' needs ', '` needs ') if words.startswith('--set') else words}."
 
 
-def section(name: str, recipe: Recipe, counted: Any, figures: dict[str, Any]) -> str:
+def section(name: str, recipe: Recipe, counted: Counted, figures: dict[str, Any]) -> str:
     peak = figures["peak_bytes"]
     worst = next(one for one in figures["stages"] if one["stage"] == figures["peak_stage"])
     parts = ", ".join(f"{key.replace('_', ' ')} {size(value)}" for key, value in worst["memory"].items())
@@ -227,7 +228,7 @@ def section(name: str, recipe: Recipe, counted: Any, figures: dict[str, Any]) ->
         *(f"| {one['stage']} | {amount(one['generated'])} | {amount(one['scored'])} | {amount(one['trained'])} | "
           f"{size(one['peak_bytes'])} |" for one in figures["stages"]), "",
         f"Peak {size(peak)} in {figures['peak_stage']} ({parts}). Fits 24 GB: {'yes' if peak < 24e9 else 'no'}; 80 GB: "
-        f"{'yes' if peak < 80e9 else 'no'}.{hint(recipe, counted, peak)}",
+        f"{'yes' if peak < 80e9 else 'no'}.{hint(counted, peak)}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

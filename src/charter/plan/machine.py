@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from charter.models.precision import DTYPES
-from charter.plan.loads import Load
-from charter.plan.shape import Shape
+from charter.models.shape import Shape
+from charter.stages.load import Load
 
 EFFICIENCY = 0.4  # share of a bare matrix product's rate that a transformer reaches
 

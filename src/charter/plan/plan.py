@@ -7,12 +7,12 @@ from typing import Any
 
 from charter.models.load import pick_device
 from charter.plan.fit import what_fits
-from charter.plan.loads import Asked, Counted, Load, count, loads_of
+from charter.plan.loads import count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
-from charter.plan.shape import shapes_of
 from charter.recipe.files import check_files
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import TrainingSettings
+from charter.stages.load import Asked, Counted, Load
 
 COUNTED_HERE = "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
 
@@ -41,7 +41,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     return figures | {
         "memory_bytes": available,
         "fits": fits,
-        "would_fit": None if fits else what_fits(recipe, counted.needs, available),
+        "would_fit": None if fits else what_fits(counted, available),
         "seconds": round(sum(stage["seconds"] for stage in figures["stages"]), 1),
         "operations_per_second": round(speed.operations),
         "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
@@ -52,10 +52,8 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
     """What the files of a recipe hold, the load of each stage, and what a plan says that no machine has a part in. ``device`` is
     where the run would be, `cpu` or `cuda`, and need not be here. InputError where the model or a file is missing."""
     check_files(recipe)
-    shapes = shapes_of(recipe)
-    shape = shapes["base"]
-    counted = count(recipe, shapes, device)
-    loads = loads_of(counted)
+    counted = count(recipe, device)
+    shape, loads = counted.shape, loads_of(counted)
     stages: list[dict[str, Any]] = [
         {
             "stage": load.stage,

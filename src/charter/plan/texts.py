@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,11 @@ from charter.reading.prompts import KINDS
 from charter.reading.spool import taken_prompts
 from charter.recipe.recipe import Recipe
 from charter.records import Generation, Message, Prompt, Response
+from charter.stages.load import Given, Lengths
 from charter.stages.prompts.run import check_red_team, prompts_of
 from charter.stages.rl.settings import DPOSettings
 
 SAMPLE = 200  # prompts whose tokens are counted
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Mean tokens of what the stages read, from a sample of the prompts."""
-
-    prompt: float
-    longest_prompt: int
-    few_shots: float
-    critique: float
-    revision: float
-    topic_question: float
-    topics: float
-    comparison: float
-    question: float
-    context: float
 
 
 def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], tokenizer: Any) -> Lengths:
@@ -92,20 +76,6 @@ def count_prompts(recipe: Recipe, shorter: int | None = None) -> tuple[list[Prom
         if recipe.revise is not None:
             check_red_team(taken.counts)
         return [p for kind in KINDS for p in taken.read("train", kind, SAMPLE)], taken.counts, taken.unsorted
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a recipe's files hold: how many rows, and mean tokens of a prompt and of a response, cut as the stage cuts them."""
-
-    n: int = 0
-    prompt: float = 0.0
-    response: float = 0.0
-    longest: int = 0
-
-    @property
-    def row(self) -> float:
-        return self.prompt + self.response
 
 
 def measure_rows(rows: Sequence[tuple[Prompt, str]], tokenizer: Any, limit: int | None) -> Given:
