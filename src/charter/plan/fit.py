@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from charter.errors import InputError
@@ -20,6 +21,7 @@ from charter.stages.load import Counted, Given, Lengths, Load
 
 CERTAIN = ("weights", "cast_weights", "gradients", "adam", "merged_copy", "saved_copy")  # whatever the texts turn out to be
 SMALL_BATCH, LEAST_BATCH, SMALL_MICRO_BATCH = 16, 4, 1024
+PEAK: Callable[[Load], float] = attrgetter("peak_bytes")
 NO_TEXTS = Lengths(*[0] * len(fields(Lengths)))
 
 
@@ -28,12 +30,7 @@ def certain_bytes(load: Load) -> float:
     return sum(load.memory.get(key, 0) for key in CERTAIN)
 
 
-def peak_bytes(load: Load) -> float:
-    """The most that a stage needs."""
-    return load.peak_bytes
-
-
-def bytes_needed(counted: Counted, recipe: Recipe, bytes_of: Callable[[Load], float] = peak_bytes) -> float:
+def bytes_needed(counted: Counted, recipe: Recipe, bytes_of: Callable[[Load], float] = PEAK) -> float:
     """Bytes of the largest stage of the recipe, some settings of which differ from those that were counted."""
     return max(bytes_of(load) for load in loads_with(counted, recipe))
 
@@ -53,14 +50,13 @@ def savings(recipe: Recipe) -> list[dict[str, Any]]:
     trained = [name for name in stages if isinstance(getattr(recipe, name), TrainingSettings)]
     batches: dict[str, Any] = {"batch_size": min(recipe.batch_size, SMALL_BATCH)}
     for name in trained:
-        tokens = getattr(recipe, name).tokens_per_micro_batch
-        batches[f"{name}.tokens_per_micro_batch"] = min(tokens, SMALL_MICRO_BATCH)
+        batches[f"{name}.tokens_per_micro_batch"] = min(getattr(recipe, name).tokens_per_micro_batch, SMALL_MICRO_BATCH)
     lora = {f"{name}.lora": LoRASettings() for name in trained if getattr(recipe, name).lora is None}
     least = {"batch_size": min(recipe.batch_size, LEAST_BATCH)}
     return [batches, least, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
 
 
-def what_fits(counted: Counted, room: float, bytes_of: Callable[[Load], float] = peak_bytes) -> str:
+def what_fits(counted: Counted, room: float, bytes_of: Callable[[Load], float] = PEAK) -> str:
     """The mildest changes with which every stage needs at most ``room`` bytes, as words for the command line; where there are
     none, what the smallest recipe still needs."""
     recipe = counted.recipe
@@ -118,10 +114,9 @@ def check_machine(recipe: Recipe) -> None:
     largest = max(loads_with(counted, recipe), key=certain_bytes)
     if certain_bytes(largest) > free:
         raise InputError(
-            f"{largest.stage} needs at least {size(certain_bytes(largest))} for weights, gradients and moments, and {size(free)} "
-            f"of {'GPU ' if device == 'cuda' else ''}memory are free; {what_fits(counted, free, certain_bytes)}",
-            file=recipe.model,
-        )
+            f"{largest.stage} needs at least {size(certain_bytes(largest))} for weights, gradients and moments, and {size(free)} of "
+            f"{'GPU ' if device == 'cuda' else ''}memory are free; {what_fits(counted, free, certain_bytes)}", file=recipe.model,
+        )  # fmt: skip
 
 
 def smaller(recipe: Recipe) -> str:

@@ -27,41 +27,27 @@ from charter.stages.reward_model import plan as reward_model
 from charter.stages.rl import plan as rl
 from charter.stages.sft import plan as sft
 
-Plan = tuple[Callable[[Counted, Any], Load], Settings | None]
-"""How the work of a stage is counted, and the stage's settings; None where the recipe leaves it out."""
-
-
-def plans_of(recipe: Recipe) -> list[Plan]:
-    """The plans of all stages in running order, those of a round once for each."""
-    one_round: list[Plan] = [
-        (feedback.load, recipe.feedback),
-        (reward_model.load, recipe.reward_model if recipe.trains_reward_model else None),
-        (rl.load, recipe.rl),
-    ]
-    return [
-        (prompts.load, recipe.prompts),
-        (revise.load, recipe.revise),
-        (sft.load, recipe.sft),
-        *one_round * recipe.rounds,
-        (evaluate.load, recipe.evaluation),
-    ]
+Plan = tuple[Callable[[Counted, Any], Load], Settings | None]  # a stage's settings are None where the recipe leaves it out
 
 
 def loads_of(counted: Counted) -> list[Load]:
     """The work of each stage in running order; a later round has its number in the name."""
+    recipe = counted.recipe
+    reward = recipe.reward_model if recipe.trains_reward_model else None
+    first: list[Plan] = [(prompts.load, recipe.prompts), (revise.load, recipe.revise), (sft.load, recipe.sft)]
+    each: list[Plan] = [(feedback.load, recipe.feedback), (reward_model.load, reward), (rl.load, recipe.rl)]
+    last: list[Plan] = [(evaluate.load, recipe.evaluation)]
     loads: list[Load] = []
     rounds: Counter[str] = Counter()
-    for load_of, settings in plans_of(counted.recipe):
+    for load_of, settings in first + each * recipe.rounds + last:
         if settings is None:
             continue
         load = load_of(counted, settings)
         load.cast(counted.shape)
-        scorer = counted.recipe.scorer
-        if scorer is not None and scorer.kind == "judge":  # loaded from beginning to end
-            load.hold_named(counted.shapes, scorer.model)
+        if recipe.scorer is not None and recipe.scorer.kind == "judge":  # loaded from beginning to end
+            load.hold_named(counted.shapes, recipe.scorer.model)
         rounds[load.stage] += 1
-        if rounds[load.stage] > 1:
-            load.stage += f"-{rounds[load.stage]}"
+        load.stage += f"-{rounds[load.stage]}" if rounds[load.stage] > 1 else ""
         loads.append(load)
     return loads
 

@@ -11,12 +11,9 @@ from charter.plan.loads import count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
 from charter.recipe.files import check_files
 from charter.recipe.recipe import Recipe
-from charter.recipe.settings import TrainingSettings
 from charter.stages.load import Asked, Counted, Load
 
 COUNTED_HERE = "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
-
-
 ASSUMPTIONS = (
     "every sampled text is as long as max_new_tokens allows, and every comparison makes a pair",
     "a forward pass costs 2 operations per weight and token, forward and backward 6 (4 with LoRA)",
@@ -54,6 +51,8 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
     check_files(recipe)
     counted = count(recipe, device)
     shape, loads = counted.shape, loads_of(counted)
+    trainings = (recipe.rl, recipe.sft, recipe.reward_model if recipe.trains_reward_model else None)
+    lora = next((settings.lora for settings in trainings if settings is not None and settings.lora is not None), None)
     stages: list[dict[str, Any]] = [
         {
             "stage": load.stage,
@@ -72,7 +71,7 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
         "model": recipe.model,
         "parameters": shape.parameters,
         "quantization": recipe.quantization,
-        "adapter_parameters": shape.adapter(next((one.lora for one in trainings(recipe) if one.lora), None)),
+        "adapter_parameters": shape.adapter(lora),
         "layers": shape.layers,
         "hidden_size": shape.hidden,
         "vocabulary": shape.vocabulary,
@@ -87,12 +86,6 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
         "peak_stage": peak["stage"],
         "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},
     }  # fmt: skip
-
-
-def trainings(recipe: Recipe) -> list[TrainingSettings]:
-    """The settings of what a recipe trains."""
-    own = [recipe.rl, recipe.sft, recipe.reward_model if recipe.trains_reward_model else None]
-    return [settings for settings in own if settings is not None]
 
 
 def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str, Any]:

@@ -27,8 +27,6 @@ DECODING = 160e6
 PROGRAM_FLOAT32 = 450e6
 DECODING_FLOAT32 = 50e6
 PROGRAM_GPU = 850e6
-
-
 TURNS = (("kv_cache",), ("activations", "layer_at_hand"), ("reading",), ("merged_copy",), ("saved_copy",))
 
 
@@ -159,16 +157,9 @@ class Load:
             self.memory["saved_copy"] = size
 
     def activate(
-        self,
-        shape: Shape,
-        settings: TrainingSettings,
-        rows: float,
-        row: float,
-        response: float,
-        copies: int,
-        read: float = 0,
-        passes: int = 1,
-    ) -> None:
+        self, shape: Shape, settings: TrainingSettings, rows: float, row: float, response: float, copies: int,
+        read: float = 0, passes: int = 1,
+    ) -> None:  # fmt: skip
         """What backward needs of a micro-batch, which holds the ``rows`` of an update at most: per token and layer some vectors
         of the hidden, key-value and inner width, and the logits at the positions that are scored: once where they are looked at
         in blocks, else ``copies`` of them. ``read``: tokens that are looked at beforehand without gradients, as many at once as
@@ -180,7 +171,7 @@ class Load:
             layers = per_layer + shape.layers * shape.hidden if self.checkpointing else shape.layers * per_layer
             # Under autocast a product keeps its weights as they were cast; those of 4 bits are written out again.
             casts = self.width < FLOAT and not shape.quantized
-            weights = sum(math.prod(one) for one in shape.linear) * self.width if casts else 0
+            weights = sum(math.prod(size) for size in shape.linear) * self.width if casts else 0
             logits = scored * copies * FLOAT
             if shape.plain and copies:  # the matrix as it is cast, and its gradient
                 logits = min(scored, KEPT_ELEMENTS) * self.width + shape.vocabulary * shape.hidden * (self.width + FLOAT)
@@ -242,7 +233,6 @@ class Given:
     n: int = 0
     prompt: float = 0.0
     response: float = 0.0
-    longest: int = 0
 
     @property
     def row(self) -> float:
@@ -277,12 +267,8 @@ class Counted:
         return sum(self.counts[f"{split} {kind}"] for kind in KINDS)
 
     def load(self, stage: str) -> Load:
-        return Load(
-            stage,
-            width=DTYPES[self.recipe.precision].itemsize,
-            checkpointing=self.recipe.gradient_checkpointing,
-            gpu=self.device == "cuda",
-        )
+        width, checkpointing = DTYPES[self.recipe.precision].itemsize, self.recipe.gradient_checkpointing
+        return Load(stage, width=width, checkpointing=checkpointing, gpu=self.device == "cuda")
 
     def written(self, name: Source) -> int:
         """Tokens that a model writes to make a choice: an endpoint may have to write the answer out."""

@@ -1,4 +1,4 @@
-"""Tokens and memory of the evaluation."""
+"""Tokens and memory of the evaluation: answers of each arm, read by the models and by the scorer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from charter.stages.load import Counted, Load
 
 
 def load(counted: Counted, settings: EvaluationSettings) -> Load:
-    """The answers of each arm, read by the models and by the scorer."""
     work, shape, lengths = counted.load("evaluate"), counted.shape, counted.lengths
     n_test = counted.n_prompts("test") * settings.samples_per_prompt
     row = lengths.prompt + settings.max_new_tokens + 1

@@ -1,4 +1,4 @@
-"""Tokens and memory of the feedback stage."""
+"""Tokens and memory of the feedback stage: responses, and a judge that reads every two of them in both orders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from charter.stages.load import Counted, Load
 
 
 def load(counted: Counted, settings: FeedbackSettings) -> Load:
-    """Responses, and a judge that reads every two of them in both orders."""
     work, lengths, shapes = counted.load("feedback"), counted.lengths, counted.shapes
     if not settings.samples:
         return work

@@ -1,4 +1,4 @@
-"""Tokens and memory of the prompt stage."""
+"""Tokens and memory of the prompt stage: the model names a principle for each prompt that has none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from charter.stages.prompts.settings import PromptSettings
 
 
 def load(counted: Counted, _: PromptSettings) -> Load:
-    """The model names a principle for each prompt that has none."""
     work, lengths = counted.load("prompts"), counted.lengths
     if lengths.topics and counted.to_sort:
         work.hold(counted.shape, 1)

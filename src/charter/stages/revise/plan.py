@@ -1,4 +1,4 @@
-"""Tokens and memory of critique and revision."""
+"""Tokens and memory of the revise stage: answers, then a critique and a revision per round, or one more answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from charter.stages.revise.settings import ReviseSettings
 
 
 def load(counted: Counted, settings: ReviseSettings) -> Load:
-    """First and helpful answers, then a critique and a revision per round, or one more answer with the context."""
     work, lengths, shapes = counted.load("revise"), counted.lengths, counted.shapes
     limit = counted.shape.positions or math.inf
     rows, reply, n = counted.recipe.batch_size, settings.max_new_tokens, counted.n_revised

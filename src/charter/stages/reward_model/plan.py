@@ -1,4 +1,4 @@
-"""Tokens and memory of the reward model."""
+"""Tokens and memory of the reward model: both sides of every pair, trained on in each epoch and read to measure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from charter.stages.reward_model.settings import RewardModelSettings
 
 
 def load(counted: Counted, settings: RewardModelSettings) -> Load:
-    """Both sides of every pair: trained on once per epoch, read once to measure."""
     work, shape, n_pairs = counted.load("reward_model"), counted.reward_shape, counted.n_pairs
     row, _ = counted.pair_row
     n_train = round(n_pairs * (1 - settings.test_fraction))

@@ -1,4 +1,4 @@
-"""Tokens and memory of the last training."""
+"""Tokens and memory of the last training: of pairs that are read and learned from, or of rollouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings,
 
 
 def load(counted: Counted, settings: AnyRLSettings) -> Load:
-    """Pairs that are read and learned from, or rollouts that are sampled, read and learned from."""
     work, shape, lengths = counted.load("rl"), counted.shape, counted.lengths
     work.hold(shape, 1)
     if isinstance(settings, DPOSettings):
@@ -22,14 +21,13 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
     row = lengths.prompt + settings.max_new_tokens
     ppo = isinstance(settings, PPOSettings)
-    epochs = settings.epochs if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
+    epochs, minibatches = (settings.epochs, settings.minibatches) if isinstance(settings, (PPOSettings, GRPOSettings)) else (1, 1)
     work.train(shape, settings.lora, roles=2 if ppo else 1)
     if counted.recipe.trains_reward_model:  # only read
         reward, scored_by = counted.recipe.reward_model, counted.reward_shape
         if reward.model is not None:
             work.hold(scored_by, 1)
         work.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
-    minibatches = settings.minibatches if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
     work.activate(shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1)
     work.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
     if settings.vllm is not None:  # a copy of the policy and a cache of its own

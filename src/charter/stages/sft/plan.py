@@ -1,4 +1,4 @@
-"""Tokens and memory of fine-tuning."""
+"""Tokens and memory of fine-tuning: examples, revisions and helpful answers, once per epoch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from charter.stages.sft.settings import SFTSettings
 
 
 def load(counted: Counted, settings: SFTSettings) -> Load:
-    """Examples of files, revisions and helpful answers, once per epoch."""
     work, lengths, revise = counted.load("sft"), counted.lengths, counted.recipe.revise
     n, row, response = counted.examples.n, counted.examples.row, counted.examples.response
     tokens = n * row
