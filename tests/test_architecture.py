@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import charter
-from charter.recipe.files import load_recipe
 from charter.pipeline import STAGES
+from charter.recipe.files import load_recipe
 from charter.run.code import closure, imports_of
 
 SOURCE = Path(charter.__file__).parent
@@ -158,10 +158,9 @@ def test_no_import_goes_in_a_circle():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_changed_plan_repeats_no_stage(stage):
-    plan = f"stages.{stage}.plan"
     modules = closure([f"charter.stages.{stage}.run"])
-    assert not {f"charter.{plan}", "charter.stages.load"} & set(modules)
-    assert not [name for name in modules if name.startswith("charter.plan")]
+    assert "charter.stages.load" not in modules
+    assert not [name for name in modules if name.endswith(".plan") or name.startswith("charter.plan.")]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -113,9 +113,10 @@ def check_machine(recipe: Recipe) -> None:
     free = free_memory(device)
     largest = max(loads_with(counted, recipe), key=certain_bytes)
     if certain_bytes(largest) > free:
+        memory = "GPU memory" if device == "cuda" else "memory"
         raise InputError(
-            f"{largest.stage} needs at least {size(certain_bytes(largest))} for weights, gradients and moments, and {size(free)} of "
-            f"{'GPU ' if device == 'cuda' else ''}memory are free; {what_fits(counted, free, certain_bytes)}", file=recipe.model,
+            f"{largest.stage} needs at least {size(certain_bytes(largest))} for weights, gradients and moments, and {size(free)} "
+            f"of {memory} are free; {what_fits(counted, free, certain_bytes)}", file=recipe.model,
         )  # fmt: skip
 
 
