@@ -16,7 +16,7 @@ from charter.models.quantize import BYTES as QUANTIZED_BYTES
 from charter.recipe.settings import LoRASettings
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
-SHAPED = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # what else is done to logits
+SHAPED = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # settings that change the logits after the product
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Shape:
     positions: int | None
     heads: int = 1
     fused: bool = False
-    """Whether its pass is written out, on a GPU for sampling alone: what is kept then is in the precision of the run."""
+    """Whether Charter computes its pass itself, on a GPU for sampling alone; activations then have the precision of the run."""
     quantized: bool = False
-    """Whether its linear layers are held in 4 bits."""
+    """Whether its linear layers are loaded in 4 bits."""
     plain: bool = False
-    """Whether its logits are one product with one matrix, so that they are looked at in blocks."""
+    """Whether its logits are one product with one matrix, so that they are computed in blocks."""
 
     @cached_property
     def parameters(self) -> int:

@@ -53,7 +53,7 @@ def loads_of(counted: Counted) -> list[Load]:
 
 
 def loads_with(counted: Counted, recipe: Recipe) -> list[Load]:
-    """The loads of the recipe with some settings changed, of what is counted already."""
+    """The loads of a recipe that differs in some settings from the counted one; its files are not read again."""
     shapes = {name: as_loaded(shape, recipe) for name, shape in counted.shapes.items()}
     return loads_of(replace(counted, recipe=recipe, shapes=shapes))
 
@@ -88,8 +88,8 @@ def shapes_of(recipe: Recipe) -> dict[str, Shape]:
 
 
 def as_loaded(shape: Shape, recipe: Recipe) -> Shape:
-    """The shape as a run of the recipe loads it. Its pass is not written out in 4 bits, nor where a second copy of the weights is
-    too large."""
+    """The shape as a run of the recipe loads it. Charter does not compute its pass itself in 4 bits, nor where a second copy of
+    the weights is too large."""
     if recipe.quantization:
         return replace(shape, fused=False, quantized=True)
     fits = shape.parameters * DTYPES[recipe.precision].itemsize <= FUSED_BYTES

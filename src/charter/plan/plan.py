@@ -46,7 +46,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str, Any]]:
-    """What the files of a recipe hold, the load of each stage, and what a plan says that no machine has a part in. ``device`` is
+    """What the files of a recipe hold, the load of each stage, and the part of a plan that depends on no machine. ``device`` is
     where the run would be, `cpu` or `cuda`, and need not be here. InputError where the model or a file is missing."""
     check_files(recipe)
     counted = count(recipe, device)
@@ -91,16 +91,16 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
 def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str, Any]:
     """What would be sent to an endpoint in all, what it would cost where prices are given, and which budget is too small."""
     settings = recipe.endpoints[name]
-    asked = sum((load.asked.get(name, Asked()) for load in loads), Asked())
+    total = sum((load.asked.get(name, Asked()) for load in loads), Asked())
     money = None
     if settings.input_price is not None and settings.output_price is not None:
-        money = (asked.read * settings.input_price + asked.written * settings.output_price) / 1e6
+        money = (total.read * settings.input_price + total.written * settings.output_price) / 1e6
     short = [
         key for key, need, have in (
-            ("budget_tokens", asked.read + asked.written, settings.budget_tokens), ("budget_money", money, settings.budget_money)
+            ("budget_tokens", total.read + total.written, settings.budget_tokens), ("budget_money", money, settings.budget_money)
         ) if need is not None and have is not None and need > have
     ]  # fmt: skip
     return {
-        "model": settings.model, "url": settings.url, "requests": round(asked.requests), "input_tokens": round(asked.read),
-        "output_tokens": round(asked.written), "money": None if money is None else round(money, 4), "too_small": short,
+        "model": settings.model, "url": settings.url, "requests": round(total.requests), "input_tokens": round(total.read),
+        "output_tokens": round(total.written), "money": None if money is None else round(money, 4), "too_small": short,
     }  # fmt: skip

@@ -66,7 +66,7 @@ class Load:
     """Whether a layer keeps its input alone."""
     gpu: bool = False
     asked: dict[str, Asked] = field(default_factory=dict)
-    """What is sent to endpoints, by name."""
+    """Requests to endpoints, by name."""
 
     def ask(self, endpoint: Source, n: float, read: float, written: float) -> None:
         """``n`` requests to an endpoint, each with so many tokens read and written."""
@@ -88,13 +88,13 @@ class Load:
             self.choose(shapes[str(name)], n, question)
 
     def choose(self, shape: Shape, n: float, question: float) -> None:
-        """``n`` questions that a model reads, a micro-batch of them at once, to choose among given answers."""
+        """``n`` questions that a model reads, a micro-batch of them at once, to choose among listed answers."""
         self.score(shape, n * question)
         self.cache(shape, read=min(n * question, max(READ_TOKENS, question)), rows=0)
 
     def cache(self, shape: Shape, *, read: float, rows: int, new: int = 0) -> None:
-        """Keys and values of the tokens that are ``read`` at once, with what a layer makes of them on the way, or then of
-        ``rows`` texts that have grown by ``new`` tokens, with what the next one is chosen from."""
+        """Keys and values: of the tokens that are ``read`` at once, with the activations of a layer, or later of ``rows`` texts
+        that have grown by ``new`` tokens, with the logits of the next token."""
         width = self.width if shape.fused else FLOAT
         at_once = min(read, READ_TOGETHER) if shape.fused else read
         kept, passing = 2 * shape.layers * shape.kv_width, 4 * shape.inner + 6 * shape.hidden
@@ -103,7 +103,7 @@ class Load:
         self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), most)
 
     def hold_named(self, shapes: Shapes, *names: Source) -> None:
-        """The models of these names, each once; what is behind an endpoint takes no memory here."""
+        """The models of these names, each once; a model behind an endpoint takes no memory here."""
         for name in sorted({str(name) for name in names if name.kind != "endpoint"}):
             self.hold(shapes[name], 1)
 
@@ -160,10 +160,10 @@ class Load:
         self, shape: Shape, settings: TrainingSettings, rows: float, row: float, response: float, copies: int,
         read: float = 0, passes: int = 1,
     ) -> None:  # fmt: skip
-        """What backward needs of a micro-batch, which holds the ``rows`` of an update at most: per token and layer some vectors
-        of the hidden, key-value and inner width, and the logits at the positions that are scored: once where they are looked at
-        in blocks, else ``copies`` of them. ``read``: tokens that are looked at beforehand without gradients, as many at once as
-        a micro-batch may hold; ``passes``: of how many roles until one backward pass through all."""
+        """Memory that backward needs for a micro-batch of at most the ``rows`` of an update: per token and layer some vectors
+        of the hidden, key-value and inner width, and the logits at the scored positions: once where they are computed in
+        blocks, else ``copies`` of them. ``read``: tokens that are read first, without gradients, a micro-batch at once;
+        ``passes``: roles that go forward before one backward pass through all."""
         tokens = max(min(settings.tokens_per_micro_batch, rows * row), row)
         scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
         if not shape.fused or self.gpu:
@@ -189,14 +189,14 @@ class Load:
         self.memory["reading"] = min(settings.tokens_per_micro_batch, read) * passing + block
 
     def cast(self, shape: Shape) -> None:
-        """The copy of the weights in the precision of the products: of every model, or of the two roles last used of a trunk."""
+        """The copy of the weights in the precision of the products: of every model, or of the last two roles of a trunk."""
         models = self.memory.get("weights", 0) // (shape.parameters * FLOAT)
         if shape.fused and not (self.gpu and self.trained and not self.generated):  # on a GPU for sampling alone
             self.memory["cast_weights"] = (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
 
     @property
     def program(self) -> float:
-        """What the process holds beside models and what is computed with them."""
+        """Bytes of the process without models and their activations."""
         if self.gpu:
             return PROGRAM_GPU
         alone, decoding = (PROGRAM, DECODING) if self.width < FLOAT else (PROGRAM_FLOAT32, DECODING_FLOAT32)
@@ -204,7 +204,7 @@ class Load:
 
     @property
     def peak_bytes(self) -> float:
-        """Sampling, training, reading and saving take turns: of what they need for themselves the largest counts."""
+        """Sampling, training, reading and saving take turns: only the largest of their needs counts."""
         turns = [sum(self.memory.get(key, 0) for key in turn) for turn in TURNS]
         among = {key for turn in TURNS for key in turn}
         return self.program + max(turns) + sum(value for key, value in self.memory.items() if key not in among)
@@ -281,7 +281,7 @@ class Counted:
 
     @property
     def n_helpful(self) -> int:
-        """Helpful answers that go into fine-tuning beside the revisions."""
+        """Helpful answers that fine-tuning learns from as well as the revisions."""
         share = self.recipe.sft.helpful_fraction if self.recipe.sft is not None else 0.0
         return min(round(self.n_revised * share / (1 - share)), self.counts["train benign"])
 
