@@ -1,10 +1,10 @@
-"""What `charter plan` says a stage will hold at most against what its process held, stage by stage.
+"""The memory that `charter plan` gives a stage at most, against the memory of its process, stage by stage.
 
 python benchmarks/plan_memory.py [CASE …]
 
 A case is a shipped recipe that needs no download, or training of one of the two random models of the speed comparison on the
-testbed's texts. Each stage runs in a process of its own, which goes on from the stages before; shown is the ratio of the planned
-peak to the measured one.
+testbed's texts. Each stage runs in a process of its own, which continues the run. The table shows the ratio of the planned peak
+to the measured one.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def charter(*arguments: str) -> tuple[str, int]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "charter", *arguments], stdout=subprocess.PIPE, env=environment, text=True)
     assert process.stdout is not None
-    said = process.stdout.read()
+    output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"charter {' '.join(arguments)} failed")
-    return said, usage.ru_maxrss * 1024
+    return output, usage.ru_maxrss * 1024
 
 
 def main(names: list[str]) -> None:

@@ -1,6 +1,6 @@
 """What a whole run costs at 7B and 70B, on paper: python benchmarks/scale.py [--price 2.5].
 
-The work of each stage is what `charter plan` counts (``charter.plan.loads``) for a stated workload; the machine is the
+The work of each stage is what `charter plan` counts (each stage's ``plan.py``) for a stated workload; the machine is the
 constants below. Nothing here was measured at these sizes. docs/scale.md shows the output and says what follows from it.
 """
 
@@ -10,10 +10,11 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from charter.plan.loads import Counted, Load, loads_of
-from charter.plan.shape import Shape
-from charter.plan.texts import Given, Lengths
+from charter.models.shape import Shape
+from charter.plan.loads import loads_of
 from charter.recipe.files import find_recipe, load_recipe
+from charter.recipe.source import Source
+from charter.stages.load import Counted, Given, Lengths, Load
 
 # -- inputs --------------------------------------------------------------------------------------------------------------
 
@@ -74,8 +75,8 @@ class Size:
         h, kv, i = self.hidden, self.kv_width, self.inner
         tensors: dict[str, tuple[int, ...]] = {"embed": (32000, h), "lm_head": (32000, h), "norm": (h,)}
         for n in range(self.layers):
-            own = {"q": (h, h), "k": (kv, h), "v": (kv, h), "o": (h, h), "gate": (i, h), "up": (i, h), "down": (h, i)}
-            tensors |= {f"{n}.{key}": shape for key, shape in own.items()} | {f"{n}.norm1": (h,), f"{n}.norm2": (h,)}
+            layer = {"q": (h, h), "k": (kv, h), "v": (kv, h), "o": (h, h), "gate": (i, h), "up": (i, h), "down": (h, i)}
+            tensors |= {f"{n}.{key}": shape for key, shape in layer.items()} | {f"{n}.norm1": (h,), f"{n}.norm2": (h,)}
         return Shape(tensors, self.layers, h, i, kv, 32000, 4096, self.heads, fused=True)
 
 
@@ -103,10 +104,9 @@ def loads(size: Size, *more: str) -> list[Load]:
     """The work of each stage, as `charter plan` counts it."""
     lora = [f"{stage}.lora={{rank: 16}}" for stage in ("sft", "reward_model", "rl")] if size.lora else []
     recipe = load_recipe(find_recipe("demo"), [*WORKLOAD, *lora, *more])
-    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"scorer": "judge:base"})})
-    shape = size.shape()
-    shapes = {"base": shape, "sft": shape}
-    return loads_of(Counted(recipe, shape, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given(), "cuda"))
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"scorer": Source("judge", "base")})})
+    shapes = dict.fromkeys(("base", "sft"), size.shape())
+    return loads_of(Counted(recipe, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given(), "cuda"))
 
 
 # -- formulas ------------------------------------------------------------------------------------------------------------
@@ -197,10 +197,10 @@ def hides_the_network(machine: Machine, bytes_a_weight: int, operations: int) ->
 
 def table(size: Size, machine: Machine) -> list[str]:
     """One size as a Markdown table."""
-    held, kept = states(size)
+    trained, checkpoint = states(size)
     lines = [
         f"**{size.name}**, {size.shape().parameters / 1e9:.2f} billion weights, {size.gpus} GPUs: states "
-        f"{held / 1e9:.0f} GB, {held / size.gpus / 1e9:.1f} GB a GPU; a checkpoint {kept / 1e9:.1f} GB.",
+        f"{trained / 1e9:.0f} GB, {trained / size.gpus / 1e9:.1f} GB a GPU; a checkpoint {checkpoint / 1e9:.1f} GB.",
         "",
         "| stage | written, M tokens | read | trained on | EFLOP | memory, PB | network, TB | sample, h | read, h | train, h | "
         "gathers, h | all, h | longest | price |",
@@ -208,15 +208,16 @@ def table(size: Size, machine: Machine) -> list[str]:
     ]
     total = spent = 0.0
     for load in loads(size):
-        one = cost(load, size, machine)
-        hours = {key: value / 3600 for key, value in one.seconds.items()}
-        price = one.total / 3600 * size.gpus * machine.price
-        total, spent = total + one.total / 3600, spent + price
+        stage = cost(load, size, machine)
+        hours = {key: value / 3600 for key, value in stage.seconds.items()}
+        price = stage.total / 3600 * size.gpus * machine.price
+        total, spent = total + stage.total / 3600, spent + price
         lines.append(
             f"| {load.stage} | {load.generated / 1e6:.0f} | {load.scored / 1e6:.0f} | {load.trained / 1e6:.0f} | "
-            f"{(one.read + one.trained + one.decoded) / 1e18:.0f} | {one.from_memory / 1e15:.1f} | {one.network / 1e12:.0f} | "
+            f"{(stage.read + stage.trained + stage.decoded) / 1e18:.0f} | {stage.from_memory / 1e15:.1f} | "
+            f"{stage.network / 1e12:.0f} | "
             + " | ".join(f"{hours[key]:.2f}" for key in ("sample", "read", "train", "network"))
-            + f" | {one.total / 3600:.2f} | {one.bottleneck if one.total else ''} | {price:.0f} |"
+            + f" | {stage.total / 3600:.2f} | {stage.bottleneck if stage.total else ''} | {price:.0f} |"
         )
     return [*lines, f"| all | | | | | | | | | | | {total:.1f} | | {spent:.0f} |", ""]
 
@@ -225,10 +226,10 @@ def moves(machine: Machine) -> list[str]:
     """How the share of each part of RL changes with one thing at a time."""
     lines = ["| RL of | sample | read | train | gathers | hours |", "|---|---|---|---|---|---|"]
 
-    def line(words: str, size: Size, own: Machine, *more: str) -> None:
-        one = cost(next(load for load in loads(size, *more) if load.stage == "rl"), size, own)
-        shares = " | ".join(f"{one.seconds[key] / one.total:.0%}" for key in ("sample", "read", "train", "network"))
-        lines.append(f"| {words} | {shares} | {one.total / 3600:.2f} |")
+    def line(words: str, size: Size, kind: Machine, *more: str) -> None:
+        stage = cost(next(load for load in loads(size, *more) if load.stage == "rl"), size, kind)
+        shares = " | ".join(f"{stage.seconds[key] / stage.total:.0%}" for key in ("sample", "read", "train", "network"))
+        lines.append(f"| {words} | {shares} | {stage.total / 3600:.2f} |")
 
     line("7B on 8 GPUs", SMALL, machine)
     line("7B on 64 GPUs, the same 512 rollouts a step", replace(SMALL, gpus=64), machine)
@@ -243,7 +244,7 @@ def moves(machine: Machine) -> list[str]:
 def report(machine: Machine) -> str:
     slow = replace(machine, network=12.5e9)
     lines = [line for size in SIZES for line in table(size, machine)] + moves(machine)
-    full, lora = [[hides_the_network(one, *kind) for one in (machine, slow)] for kind in ((8, 6), (4, 4))]
+    full, lora = [[hides_the_network(cards, *kind) for cards in (machine, slow)] for kind in ((8, 6), (4, 4))]
     lines += ["", f"Gathers hide behind the products from {full[0]:,.0f} tokens a GPU on (400 GB/s into a node) or "
               f"{full[1]:,.0f} (12.5 GB/s); with LoRA {lora[0]:,.0f} or {lora[1]:,.0f}."]  # fmt: skip
     return "\n".join(lines)

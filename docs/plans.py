@@ -1,4 +1,4 @@
-"""Write plans.md, what every shipped recipe would take: python docs/plans.py. Two minutes on one core, no download.
+"""Write plans.md, the tokens and memory of every shipped recipe: python docs/plans.py. Two minutes on one core, no download.
 
 The plan reads config.json, the headers of weight files, a tokenizer and the recipe's files. Here they are made: configurations of
 the published sizes, headers without weights, a tokenizer trained on texts that ship with Charter, and data files with as many
@@ -25,6 +25,7 @@ from charter.plan.plan import work_of
 from charter.plan.table import amount, data_lines, size
 from charter.recipe.files import load_recipe, shipped
 from charter.recipe.recipe import Recipe
+from charter.stages.load import Counted
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer
 
@@ -63,7 +64,7 @@ HH = {"harmless-base": (42_537, 2_312), "helpful-base": (43_835, 2_354)}
 TLDR = {"tldr/data/train": 116_722, "tldr/data/test": 6_553, "tldr-preference/data/train": 92_858}
 IMDB = 25_000
 DIALOGUE, POST = (130, 45), (300, 35)
-VOCABULARY = 1_600  # makes 4 characters a token of the constitutions, as the models' own tokenizers do on English, about
+VOCABULARY = 1_600  # about 4 characters a token of the constitutions, as the models' own tokenizers have on English
 CHARS = 3.3  # a token of the made-up texts
 DISTINCT = 1_000  # texts that a made-up file repeats, with a number in front
 
@@ -75,7 +76,7 @@ DISTINCT = 1_000  # texts that a made-up file repeats, with a number in front
 def texts() -> tuple[str, ...]:
     """What ships: principles, worked examples, dialogues and their summaries."""
     read = [file.read_text(encoding="utf-8") for file in sorted(shipped("constitutions").glob("*.yaml"))]
-    return (*read, *(text for one in draw_dialogues(0, "train", 200) for text in (one.dialogue, one.summary)))
+    return (*read, *(text for drawn in draw_dialogues(0, "train", 200) for text in (drawn.dialogue, drawn.summary)))
 
 
 def make_model(folder: Path, name: str) -> None:
@@ -84,22 +85,22 @@ def make_model(folder: Path, name: str) -> None:
     import transformers
 
     kind, sizes = MODELS[name]
-    own = folder / name
-    own.mkdir(parents=True)
+    model_folder = folder / name
+    model_folder.mkdir(parents=True)
     with torch.device("meta"):
-        found = getattr(transformers, kind)
-        model = found(found.config_class(**sizes, **({"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
+        model_class = getattr(transformers, kind)
+        model = model_class(model_class.config_class(**sizes, **({"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
                                                      if not kind.endswith("Classification") else {})))  # fmt: skip
-    model.config.save_pretrained(own)
+    model.config.save_pretrained(model_folder)
     if not kind.endswith("Classification"):
         templated = name.startswith(("Qwen", "mistral"))
-        save_bpe_tokenizer(own, texts(), size=VOCABULARY, template=templated, closes=kind.startswith("T5"))
+        save_bpe_tokenizer(model_folder, texts(), size=VOCABULARY, template=templated, closes=kind.startswith("T5"))
     header, end = {}, 0
     for key, tensor in model.named_parameters():  # tied ones once
         start, end = end, end + 4 * tensor.numel()
         header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
     words = json.dumps(header).encode()
-    (own / "model.safetensors").write_bytes(struct.pack("<Q", len(words)) + words)
+    (model_folder / "model.safetensors").write_bytes(struct.pack("<Q", len(words)) + words)
 
 
 def make_texts(means: Sequence[float], seed: int) -> list[tuple[str, ...]]:
@@ -132,8 +133,8 @@ def make_data(folder: Path, *, share: float = 1.0) -> None:
             with gzip.open(file, "wt", compresslevel=1, encoding="utf-8") as stream:
                 for i in range(first, first + math.ceil(n * share)):
                     ask, reply, again, chosen, rejected = drawn[i % DISTINCT]
-                    said = f"\n\nHuman: {i} {ask}\n\nAssistant: {reply}\n\nHuman: {again}\n\nAssistant: "
-                    stream.write(json.dumps({"chosen": said + chosen, "rejected": said + "No. " + rejected}) + "\n")
+                    dialogue = f"\n\nHuman: {i} {ask}\n\nAssistant: {reply}\n\nHuman: {again}\n\nAssistant: "
+                    stream.write(json.dumps({"chosen": dialogue + chosen, "rejected": dialogue + "No. " + rejected}) + "\n")
             first += n
     post, summary = POST
     posts = make_texts((post, summary, summary), seed=2)
@@ -179,11 +180,11 @@ A GB is 10⁹ bytes. The driver and the gaps of the allocator take part of a car
 """
 
 
-def planned(name: str) -> tuple[Recipe, Any, dict[str, Any]]:
+def planned(name: str) -> tuple[Recipe, Counted, dict[str, Any]]:
     """A recipe's plan. The working folder holds the models and data that it names."""
     recipe = load_recipe(shipped("recipes") / f"{name}.yaml")
-    own = "testbed" in recipe.model
-    counted, _, figures = work_of(recipe, "cpu" if own else "cuda")
+    device = "cpu" if "testbed" in recipe.model else "cuda"
+    counted, _, figures = work_of(recipe, device)
     return recipe, counted, figures
 
 
@@ -206,17 +207,17 @@ def smallest(peak: float) -> str:
     return next((f"{card / 1e9:.0f} GB" for card in CARDS if peak < card), "none of one GPU")
 
 
-def hint(recipe: Recipe, counted: Any, peak: float) -> str:
-    """What would make it fit a card of 24 GB."""
+def hint(counted: Counted, peak: float) -> str:
+    """The changes with which it fits a card of 24 GB."""
     if peak < 24e9:
         return ""
-    words = what_fits(recipe, counted.needs, 24e9)
+    words = what_fits(counted, 24e9)
     return f" For 24 GB: {'`' + words.replace(' needs ', '` needs ') if words.startswith('--set') else words}."
 
 
-def section(name: str, recipe: Recipe, counted: Any, figures: dict[str, Any]) -> str:
+def section(name: str, recipe: Recipe, counted: Counted, figures: dict[str, Any]) -> str:
     peak = figures["peak_bytes"]
-    worst = next(one for one in figures["stages"] if one["stage"] == figures["peak_stage"])
+    worst = next(stage for stage in figures["stages"] if stage["stage"] == figures["peak_stage"])
     parts = ", ".join(f"{key.replace('_', ' ')} {size(value)}" for key, value in worst["memory"].items())
     lora = f"; LoRA trains {amount(figures['adapter_parameters'])}" if figures["adapter_parameters"] else ""
     lines = [
@@ -224,24 +225,24 @@ def section(name: str, recipe: Recipe, counted: Any, figures: dict[str, Any]) ->
         f"{recipe.title}: {model_name(recipe.model)}, {amount(figures['parameters'])} parameters{lora}.", "",
         *(f"- {' '.join(line.split())}" for line in data_lines(figures)), "",
         "| stage | generated | scored | trained on | peak memory |", "|---|---|---|---|---|",
-        *(f"| {one['stage']} | {amount(one['generated'])} | {amount(one['scored'])} | {amount(one['trained'])} | "
-          f"{size(one['peak_bytes'])} |" for one in figures["stages"]), "",
+        *(f"| {stage['stage']} | {amount(stage['generated'])} | {amount(stage['scored'])} | {amount(stage['trained'])} | "
+          f"{size(stage['peak_bytes'])} |" for stage in figures["stages"]), "",
         f"Peak {size(peak)} in {figures['peak_stage']} ({parts}). Fits 24 GB: {'yes' if peak < 24e9 else 'no'}; 80 GB: "
-        f"{'yes' if peak < 80e9 else 'no'}.{hint(recipe, counted, peak)}",
+        f"{'yes' if peak < 80e9 else 'no'}.{hint(counted, peak)}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def model_name(path: str) -> str:
     """The name on the hub of a model that lies in the working folder."""
-    own = "/".join(Path(path).parts[-2:])
-    return own if own in MODELS else "the testbed's model"
+    name = "/".join(Path(path).parts[-2:])
+    return name if name in MODELS else "the testbed's model"
 
 
 def page() -> str:
     """The whole page."""
     with made_up():
-        found = {name: planned(name) for name in names()}
+        plans = {name: planned(name) for name in names()}
     head = HEAD.format(
         hh_rows=f"{sum(map(sum, HH.values())):,}", tldr_rows=f"{sum(TLDR.values()):,}", imdb=IMDB,
         prompt=DIALOGUE[0], response=DIALOGUE[1], post=POST[0], summary=POST[1],
@@ -249,10 +250,10 @@ def page() -> str:
     rows = [
         f"| [{name}](#{name}) | {model_name(recipe.model)} | {size(plan['peak_bytes'])} | {plan['peak_stage']} | "
         f"{smallest(plan['peak_bytes'])} |"
-        for name, (recipe, _, plan) in found.items()
+        for name, (recipe, _, plan) in plans.items()
     ]
     table = ["| recipe | model | peak memory | stage | smallest card |", "|---|---|---|---|---|", *rows]
-    return "\n".join([head, "\n".join(table) + "\n", *(section(name, *one) for name, one in found.items())])
+    return "\n".join([head, "\n".join(table) + "\n", *(section(name, *plan) for name, plan in plans.items())])
 
 
 if __name__ == "__main__":

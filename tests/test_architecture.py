@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import charter
+from charter.pipeline import STAGES
 from charter.recipe.files import load_recipe
 from charter.run.code import closure, imports_of
 
@@ -153,6 +154,20 @@ def test_no_import_goes_in_a_circle():
 
     for name in MODULES:
         visit(name, ())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_changed_plan_repeats_no_stage(stage):
+    modules = closure([f"charter.stages.{stage}.run"])
+    assert "charter.stages.load" not in modules
+    assert not [name for name in modules if name.endswith(".plan") or name.startswith("charter.plan.")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_plan_of_a_stage_knows_its_own_settings_and_the_vocabulary_of_plans(stage):
+    targets = {whom for who, whom in arrows() if who == f"stages.{stage}.plan"}
+    assert targets <= {"stages.load", f"stages.{stage}.settings", "models.shape"}
+    assert "stages.load" in targets
 
 
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}

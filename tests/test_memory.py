@@ -83,7 +83,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_made_again(recip
         if halved.returncode == 0 and "out of memory" in halved.stderr:
             break
     assert halved.returncode == 0, halved.stderr
-    assert "out of memory: going on from the last checkpoint with" in halved.stderr
+    assert "out of memory: resuming from the last checkpoint with" in halved.stderr
     assert losses(tmp_path / str(megabytes)) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 

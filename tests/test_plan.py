@@ -11,18 +11,18 @@ from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.load import load_model
 from charter.models.packing import Tokens
+from charter.models.shape import read_shape
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.plan.fit import NO_TEXTS, certain_bytes, check_machine
-from charter.plan.loads import Counted, Load, loads_of
+from charter.plan.loads import loads_of, shapes_of
 from charter.plan.machine import free_memory, memory_of
 from charter.plan.plan import plan_recipe
-from charter.plan.shape import read_shape, shapes_of
 from charter.plan.table import duration, plan_table, size
-from charter.plan.texts import Given
 from charter.reading.prompts import KINDS
 from charter.recipe.files import load_recipe
 from charter.recipe.settings import LoRASettings
+from charter.stages.load import Counted, Given, Load
 from charter.stages.sft.settings import SFTSettings
 from conftest import save_random_model
 
@@ -199,7 +199,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_loads_with_what_fits(
     monkeypatch.setattr("charter.plan.fit.free_memory", lambda _: int(with_lora))
     assert run_command(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 2
     said = capsys.readouterr().err
-    assert f"holds at least {size(whole)} of weights" in said
+    assert f"needs at least {size(whole)} for weights" in said
     assert "--set sft.lora.rank=16 --set reward_model.lora.rank=16 --set rl.lora.rank=16 needs" in said
     assert "checkpointing" not in said  # would save nothing of this
     assert not (tmp_path / "run").exists()
@@ -214,7 +214,7 @@ def loads_at_least(recipe):
     loaded = load_recipe(recipe)
     shapes = shapes_of(loaded)
     counts = {f"{split} {kind}": 0 for split in ("train", "test") for kind in KINDS}
-    return loads_of(Counted(loaded, shapes["base"], shapes, NO_TEXTS, counts, 0, 0, Given(), Given()))
+    return loads_of(Counted(loaded, shapes, NO_TEXTS, counts, 0, 0, Given(), Given()))
 
 
 def test_what_is_certain_is_no_more_than_the_plan(random_llama, write_recipe):

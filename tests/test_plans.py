@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,9 +13,10 @@ from charter.evaluation.verdict import verdict
 from charter.judging.judge import LETTERS
 from charter.models.load import load_model
 from charter.models.sampler import LocalSampler
+from charter.models.shape import read_shape
 from charter.pipeline import parts_of, run_recipe, stages_in_order
-from charter.plan.fit import what_fits
-from charter.plan.shape import held, read_shape
+from charter.plan.fit import bytes_needed, what_fits
+from charter.plan.loads import as_loaded
 from charter.recipe.files import load_recipe, shipped
 from charter.recipe.settings import LoRASettings
 from charter.records import Judgment, Message
@@ -60,8 +62,8 @@ def test_the_7b_recipe_fits_a_card_of_24_gb(plans):
     assert (kept["sft"], kept["rl"], kept["reward_model"]) == (0, 0, None)
     # With twice as many texts at once it would not fit, and the plan says which setting to turn.
     more = recipe.model_copy(update={"batch_size": 16})
-    assert counted.needs(more) > CARD
-    assert what_fits(more, counted.needs, CARD).startswith("--set batch_size=4 ")
+    assert bytes_needed(counted, more) > CARD
+    assert what_fits(replace(counted, recipe=more), CARD).startswith("--set batch_size=4 ")
     own = PAGE.with_suffix(".md").read_text().partition("\n## llama2-7b-cai\n")[2].partition("\n## ")[0]
     assert "Fits 24 GB: yes" in own
 
@@ -71,8 +73,8 @@ def test_a_copy_of_the_weights_for_a_written_out_pass_is_planned_only_where_it_i
     with plans.made_up("mistralai/Mistral-7B-Instruct-v0.2", "Qwen/Qwen2.5-0.5B", share=0.001):
         large, small = read_shape("mistralai/Mistral-7B-Instruct-v0.2"), read_shape("Qwen/Qwen2.5-0.5B")
     assert (large.parameters, small.parameters) == (7_241_732_096, 494_032_768)
-    assert not held(large, recipe).fused
-    assert held(small, recipe).fused
+    assert not as_loaded(large, recipe).fused
+    assert as_loaded(small, recipe).fused
 
 
 # -- what its authors could not do ---------------------------------------------------------------------------------------

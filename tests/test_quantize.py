@@ -12,9 +12,9 @@ from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.packing import Tokens
 from charter.models.sampler import LocalSampler
+from charter.models.shape import read_shape
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.plan.plan import plan_recipe
-from charter.plan.shape import read_shape
 from charter.recipe.files import load_recipe
 from charter.recipe.settings import LoRASettings
 from charter.records import Message, Prompt

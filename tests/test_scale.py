@@ -32,7 +32,7 @@ def test_the_shapes_are_those_of_llama_2(scale):
 
 
 def test_the_formulas_hold_on_a_stage_made_by_hand(scale):
-    from charter.plan.loads import Load
+    from charter.stages.load import Load
 
     machine, size = scale.Machine(decode_share=1, read_share=1, train_share=1), scale.SMALL
     p, load = size.shape().parameters, Load("sft", width=2)

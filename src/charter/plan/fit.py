@@ -4,43 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from charter.errors import InputError
 from charter.models.load import check_attention, kind_of, pick_device
 from charter.models.quantize import check_bitsandbytes
 from charter.models.vllm_engine import check_vllm
-from charter.plan.loads import Counted, Load, count, loads_of
+from charter.plan.loads import count, loads_with, shapes_of
 from charter.plan.machine import free_memory
-from charter.plan.shape import held, shapes_of
 from charter.plan.table import size
-from charter.plan.texts import Given, Lengths
 from charter.reading.prompts import KINDS
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import LoRASettings, TrainingSettings
+from charter.stages.load import Counted, Given, Lengths, Load
 
-CERTAIN = (
-    "weights",
-    "cast_weights",
-    "gradients",
-    "adam",
-    "merged_copy",
-    "saved_copy",
-)  # whatever the texts turn out to be
-
-
+CERTAIN = ("weights", "cast_weights", "gradients", "adam", "merged_copy", "saved_copy")  # whatever the texts turn out to be
 SMALL_BATCH, LEAST_BATCH, SMALL_MICRO_BATCH = 16, 4, 1024
-
-
+PEAK: Callable[[Load], float] = attrgetter("peak_bytes")
 NO_TEXTS = Lengths(*[0] * len(fields(Lengths)))
 
 
 def certain_bytes(load: Load) -> float:
-    """What a stage holds at least."""
+    """The least that a stage needs."""
     return sum(load.memory.get(key, 0) for key in CERTAIN)
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def bytes_needed(counted: Counted, recipe: Recipe, bytes_of: Callable[[Load], float] = PEAK) -> float:
+    """Bytes of the largest stage of the recipe, some settings of which differ from those that were counted."""
+    return max(bytes_of(load) for load in loads_with(counted, recipe))
+
+
+def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with settings changed: `key` or `stage.key` to value."""
     for key, value in changes.items():
         name, _, leaf = key.partition(".")
@@ -55,33 +50,35 @@ def savings(recipe: Recipe) -> list[dict[str, Any]]:
     trained = [name for name in stages if isinstance(getattr(recipe, name), TrainingSettings)]
     batches: dict[str, Any] = {"batch_size": min(recipe.batch_size, SMALL_BATCH)}
     for name in trained:
-        own = getattr(recipe, name).tokens_per_micro_batch
-        batches[f"{name}.tokens_per_micro_batch"] = min(own, SMALL_MICRO_BATCH)
+        batches[f"{name}.tokens_per_micro_batch"] = min(getattr(recipe, name).tokens_per_micro_batch, SMALL_MICRO_BATCH)
     lora = {f"{name}.lora": LoRASettings() for name in trained if getattr(recipe, name).lora is None}
     least = {"batch_size": min(recipe.batch_size, LEAST_BATCH)}
     return [batches, least, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
 
 
-def what_fits(recipe: Recipe, needs: Callable[[Recipe], float], room: float) -> str:
-    """The mildest changes with which ``needs`` is within ``room`` bytes, as words for the command line; what the smallest still
-    needs where none is."""
+def what_fits(counted: Counted, room: float, bytes_of: Callable[[Load], float] = PEAK) -> str:
+    """The mildest changes with which every stage needs at most ``room`` bytes, as words for the command line; where there are
+    none, what the smallest recipe still needs."""
+    recipe = counted.recipe
+
+    def needed(changes: Sequence[Mapping[str, Any]]) -> float:
+        return bytes_needed(counted, with_changes(recipe, merged(changes)), bytes_of)
+
     taken: list[dict[str, Any]] = []
     for change in savings(recipe):
         taken.append(change)
-        if needs(changed(recipe, merged(taken))) <= room:
+        if needed(taken) <= room:
             break
     else:
-        least = size(needs(changed(recipe, merged(taken))))
-        return f"the smallest that Charter can make of it needs {least}; take a smaller model"
+        return f"the smallest recipe that Charter can make of this one needs {size(needed(taken))}; take a smaller model"
     for change in taken[:-1]:
-        fewer = [one for one in taken if one is not change]
+        fewer = [other for other in taken if other is not change]
         # 4 bits are trained through adapters alone, whatever they save.
-        if ("quantization" not in taken[-1] or not any(key.endswith(".lora") for key in change)) and needs(
-            changed(recipe, merged(fewer))
-        ) <= room:
+        frees_base = "quantization" in taken[-1] and any(key.endswith(".lora") for key in change)
+        if not frees_base and needed(fewer) <= room:
             taken = fewer
-    words = " ".join(f"--set {said(key, value)}" for key, value in merged(taken).items() if differs(recipe, key, value))
-    return f"{words} needs {size(needs(changed(recipe, merged(taken))))}"
+    words = " ".join(set_option(key, value) for key, value in merged(taken).items() if differs(recipe, key, value))
+    return f"{words} needs {size(needed(taken))}"
 
 
 def merged(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,20 +86,18 @@ def merged(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def differs(recipe: Recipe, key: str, value: Any) -> bool:
-    name, _, leaf = key.partition(".")
-    own = getattr(recipe, name)
-    return bool((getattr(own, leaf) if leaf else own) != value)
+    return with_changes(recipe, {key: value}) != recipe
 
 
-def said(key: str, value: Any) -> str:
-    """A change as `--set` takes it."""
-    return f"{key}.rank={value.rank}" if isinstance(value, LoRASettings) else f"{key}={str(value).lower()}"
+def set_option(key: str, value: Any) -> str:
+    """A change as the command line takes it."""
+    return f"--set {key}.rank={value.rank}" if isinstance(value, LoRASettings) else f"--set {key}={str(value).lower()}"
 
 
 def check_machine(recipe: Recipe) -> None:
     """InputError where a package that the recipe needs is missing; or where the weights, gradients and moments of a stage alone
-    are more than the memory that is free, with what would fit. Nothing is loaded for it; a model that is not here yet is let
-    pass."""
+    are more than the memory that is free, with what would fit. Nothing is loaded for it, and a model that is not on this machine
+    is not checked."""
     device = pick_device(recipe.device)
     if recipe.quantization:
         check_bitsandbytes()
@@ -110,30 +105,23 @@ def check_machine(recipe: Recipe) -> None:
         check_vllm()
     try:
         shapes = shapes_of(recipe)
-    except InputError:  # the run itself says what is missing, or gets it
+    except InputError:  # the run itself reports what is missing, or downloads it
         return
     check_attention(recipe.attention, kind_of(recipe.model), device, recipe.precision)
     counts = {f"{split} {kind}": 0 for split in ("train", "test") for kind in KINDS}
-
-    def stages(variant: Recipe) -> list[Load]:
-        own = {name: held(shape, variant) for name, shape in shapes.items()}
-        return loads_of(Counted(variant, own["base"], own, NO_TEXTS, counts, 0, 0, Given(), Given(), device))
-
-    def needs(variant: Recipe) -> float:
-        return max(certain_bytes(load) for load in stages(variant))
-
+    counted = Counted(recipe, shapes, NO_TEXTS, counts, 0, 0, Given(), Given(), device)
     free = free_memory(device)
-    largest = max(stages(recipe), key=certain_bytes)
+    largest = max(loads_with(counted, recipe), key=certain_bytes)
     if certain_bytes(largest) > free:
+        memory = "GPU memory" if device == "cuda" else "memory"
         raise InputError(
-            f"{largest.stage} holds at least {size(certain_bytes(largest))} of weights, gradients and moments, and {size(free)} "
-            f"of {'GPU ' if device == 'cuda' else ''}memory are free; {what_fits(recipe, needs, free)}", file=recipe.model,
+            f"{largest.stage} needs at least {size(certain_bytes(largest))} for weights, gradients and moments, and {size(free)} "
+            f"of {memory} are free; {what_fits(counted, free, certain_bytes)}", file=recipe.model,
         )  # fmt: skip
 
 
 def smaller(recipe: Recipe) -> str:
     """The mildest changes with which a run that ran out of memory needs less than is free, and a third less than it did."""
     device = pick_device(recipe.device)
-    counted = count(recipe, shapes_of(recipe), device)
-    room = min(free_memory(device), counted.needs(recipe) * 2 / 3)
-    return what_fits(recipe, counted.needs, room)
+    counted = count(recipe, device)
+    return what_fits(counted, min(free_memory(device), bytes_needed(counted, recipe) * 2 / 3))

@@ -1,474 +1,96 @@
-"""The work of each stage: tokens, operations, and memory by what it is for."""
+"""The work of a whole recipe: a loop over the plans of its stages."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from charter.constitution.constitution import EMPTY, load_constitution
-from charter.endpoints.endpoint import SHORT_ANSWER
-from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
-from charter.models.llama.weights import KEPT_ROLES
+from charter.models.llama.weights import FUSED_BYTES
 from charter.models.load import load_tokenizer
-from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.precision import DTYPES
-from charter.models.sampler import READ_TOKENS
-from charter.plan.shape import FLOAT, Shape, held
-from charter.plan.texts import Given, Lengths, count_prompts, measure_lengths, read_given
+from charter.models.shape import Shape, read_shape
+from charter.plan.texts import count_prompts, measure_lengths, read_given
 from charter.reading.pairs import read_pairs
-from charter.reading.prompts import KINDS
 from charter.recipe.recipe import Recipe
-from charter.recipe.settings import LoRASettings, TrainingSettings
-from charter.recipe.source import Source
-from charter.stages.evaluate.settings import EvaluationSettings
-from charter.stages.feedback.settings import FeedbackSettings
-from charter.stages.revise.settings import ReviseSettings
-from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings
-from charter.stages.sft.settings import SFTSettings
+from charter.recipe.settings import Settings
+from charter.recipe.source import Source, named_in
+from charter.stages.evaluate import plan as evaluate
+from charter.stages.feedback import plan as feedback
+from charter.stages.load import Counted, Load
+from charter.stages.prompts import plan as prompts
+from charter.stages.revise import plan as revise
+from charter.stages.reward_model import plan as reward_model
+from charter.stages.rl import plan as rl
+from charter.stages.sft import plan as sft
 
-# Bytes of Python, torch, transformers, compiled kernels, and a heap that keeps its holes, by `benchmarks/plan_memory.py`. On a
-# CPU a kernel for sixteen-bit numbers is compiled for every shape, and decoding has many. On a GPU it was not measured.
-PROGRAM = 560e6
-DECODING = 160e6
-PROGRAM_FLOAT32 = 450e6
-DECODING_FLOAT32 = 50e6
-PROGRAM_GPU = 850e6
-
-
-TURNS = (("kv_cache",), ("activations", "layer_at_hand"), ("reading",), ("merged_copy",), ("saved_copy",))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Requests to an endpoint, and the tokens they read and write."""
-
-    requests: float = 0
-    read: float = 0
-    written: float = 0
-
-    def __add__(self, other: Asked) -> Asked:
-        return Asked(self.requests + other.requests, self.read + other.read, self.written + other.written)
-
-
-Shapes = Mapping[str, Shape]
-"""Of the models that a recipe names, `base` and `sft` among them."""
-
-
-@dataclass
-class Load:
-    """The work of one stage. Tokens: sampled; read without gradients (prompts of sampled texts included); trained on, once
-    per pass and trained role; and the floating-point operations of both. ``batches``: decoding runs as (rows, new tokens,
-    number of batches). Memory in bytes by what it is for."""
-
-    stage: str
-    generated: float = 0
-    scored: float = 0
-    trained: float = 0
-    operations: float = 0
-    batches: list[tuple[int, int, int]] = field(default_factory=list)
-    memory: dict[str, float] = field(default_factory=dict)
-    lora: bool = False
-    width: int = FLOAT
-    """Bytes of a number in matrix products."""
-    checkpointing: bool = False
-    """Whether a layer keeps its input alone."""
-    gpu: bool = False
-    asked: dict[str, Asked] = field(default_factory=dict)
-    """What is sent to endpoints, by name."""
-
-    def ask(self, endpoint: Source, n: float, read: float, written: float) -> None:
-        """``n`` requests to an endpoint, each with so many tokens read and written."""
-        name = endpoint.name
-        self.asked[name] = self.asked.get(name, Asked()) + Asked(n, n * read, n * written)
-
-    def sample_from(self, name: Source, shapes: Shapes, n: int, prompt: float, new: int, rows: int) -> None:
-        """``sample`` by a named model, or from an endpoint, a request for each text."""
-        if name.kind == "endpoint":
-            self.ask(name, n, prompt, new)
-        else:
-            self.sample(shapes[str(name)], n, prompt, new, rows)
-
-    def choose_with(self, name: Source, shapes: Shapes, n: float, question: float, written: int) -> None:
-        """``n`` questions whose answer is read by a named model, or asked of an endpoint that writes so many tokens."""
-        if name.kind == "endpoint":
-            self.ask(name, n, question, written)
-        else:
-            self.choose(shapes[str(name)], n, question)
-
-    def choose(self, shape: Shape, n: float, question: float) -> None:
-        """``n`` questions that a model reads, a micro-batch of them at once, to choose among given answers."""
-        self.score(shape, n * question)
-        self.cache(shape, read=min(n * question, max(READ_TOKENS, question)), rows=0)
-
-    def cache(self, shape: Shape, *, read: float, rows: int, new: int = 0) -> None:
-        """Keys and values of the tokens that are ``read`` at once, with what a layer makes of them on the way, or then of
-        ``rows`` texts that have grown by ``new`` tokens, with what the next one is chosen from."""
-        width = self.width if shape.fused else FLOAT
-        at_once = min(read, READ_TOGETHER) if shape.fused else read
-        kept, passing = 2 * shape.layers * shape.kv_width, 4 * shape.inner + 6 * shape.hidden
-        choosing = rows * shape.vocabulary * (4 + 4 + 4)  # logits, scaled, probabilities
-        most = max((read * kept + at_once * passing) * width, (read + rows * new) * kept * width + choosing)
-        self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), most)
-
-    def hold_named(self, shapes: Shapes, *names: Source) -> None:
-        """The models of these names, each once; what is behind an endpoint takes no memory here."""
-        for name in sorted({str(name) for name in names if name.kind != "endpoint"}):
-            self.hold(shapes[name], 1)
-
-    def hold_classifiers(self, counted: Counted, sources: Iterable[Source]) -> None:
-        """The classifiers among the sources of a reward or of measures, in float32."""
-        for name in {source.name for source in sources if source.kind == "classifier"}:
-            self.hold(replace(counted.shapes[name], quantized=False), 1)
-
-    def score(self, shape: Shape, tokens: float) -> None:
-        """Tokens that are read without gradients by a model."""
-        self.scored += tokens
-        self.operations += 2 * shape.parameters * tokens
-
-    def learn(self, shape: Shape, tokens: float) -> None:
-        """Tokens that are read and learned from; with LoRA no gradient of the base's weights is computed, with checkpointing
-        every layer once more."""
-        self.trained += tokens
-        self.operations += ((4 if self.lora else 6) + 2 * self.checkpointing) * shape.parameters * tokens
-
-    def sample(self, shape: Shape, n: int, prompt: float, new: int, rows: int) -> None:
-        """``n`` texts of ``new`` tokens after prompts of ``prompt`` tokens, ``rows`` at once."""
-        rows = max(1, min(rows, n))
-        self.generated += n * new
-        self.score(shape, n * prompt)
-        self.batches.append((rows, new, math.ceil(n / rows)))
-        self.cache(shape, read=rows * prompt, rows=rows, new=new)
-
-    def hold(self, shape: Shape, models: int) -> None:
-        """Whole models in memory that are not trained."""
-        self.memory["weights"] = self.memory.get("weights", 0) + models * shape.bytes
-
-    def train(self, shape: Shape, lora: LoRASettings | None, roles: int, *, scores: bool = False) -> None:
-        """Trained roles: full copies or adapters, each with gradients and two Adam moments. ``scores``: of a reward model."""
-        size = (shape.adapter(lora) if lora else shape.parameters) * FLOAT * roles
-        self.lora = lora is not None
-        self.memory["weights"] = self.memory.get("weights", 0) + size
-        self.memory["gradients"] = size
-        self.memory["adam"] = 2 * size
-        if lora and not scores:
-            # Adapters are merged into a copy of the base when the result is saved, of 4-bit weights beside the GPU.
-            width = FLOAT if not shape.quantized else 0 if self.gpu else self.width
-            self.memory["merged_copy"] = shape.parameters * width
-        elif scores:  # a reward model is saved as what was trained, copied first
-            self.memory["saved_copy"] = size
-
-    def activate(
-        self,
-        shape: Shape,
-        settings: TrainingSettings,
-        rows: float,
-        row: float,
-        response: float,
-        copies: int,
-        read: float = 0,
-        passes: int = 1,
-    ) -> None:
-        """What backward needs of a micro-batch, which holds the ``rows`` of an update at most: per token and layer some vectors
-        of the hidden, key-value and inner width, and the logits at the positions that are scored: once where they are looked at
-        in blocks, else ``copies`` of them. ``read``: tokens that are looked at beforehand without gradients, as many at once as
-        a micro-batch may hold; ``passes``: of how many roles until one backward pass through all."""
-        tokens = max(min(settings.tokens_per_micro_batch, rows * row), row)
-        scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
-        if not shape.fused or self.gpu:
-            per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
-            layers = per_layer + shape.layers * shape.hidden if self.checkpointing else shape.layers * per_layer
-            # Under autocast a product keeps its weights as they were cast; those of 4 bits are written out again.
-            casts = self.width < FLOAT and not shape.quantized
-            weights = sum(math.prod(one) for one in shape.linear) * self.width if casts else 0
-            logits = scored * copies * FLOAT
-            if shape.plain and copies:  # the matrix as it is cast, and its gradient
-                logits = min(scored, KEPT_ELEMENTS) * self.width + shape.vocabulary * shape.hidden * (self.width + FLOAT)
-            again = shape.layers if self.checkpointing else 1
-            self.memory["activations"] = passes * (tokens * layers * FLOAT + logits + weights / again)
-            return
-        # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
-        numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
-        passing = 4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
-        kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
-        inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
-        block = 3 * BLOCK_ELEMENTS * FLOAT
-        self.memory["activations"] = passes * (kept * self.width + inputs)
-        self.memory["layer_at_hand"] = tokens * passing + block
-        self.memory["reading"] = min(settings.tokens_per_micro_batch, read) * passing + block
-
-    def cast(self, shape: Shape) -> None:
-        """The copy of the weights in the precision of the products: of every model, or of the two roles last used of a trunk."""
-        models = self.memory.get("weights", 0) // (shape.parameters * FLOAT)
-        if shape.fused and not (self.gpu and self.trained and not self.generated):  # on a GPU for sampling alone
-            self.memory["cast_weights"] = (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
-
-    @property
-    def program(self) -> float:
-        """What the process holds beside models and what is computed with them."""
-        if self.gpu:
-            return PROGRAM_GPU
-        alone, decoding = (PROGRAM, DECODING) if self.width < FLOAT else (PROGRAM_FLOAT32, DECODING_FLOAT32)
-        return alone + (decoding if "kv_cache" in self.memory else 0)
-
-    @property
-    def peak_bytes(self) -> float:
-        """Sampling, training, reading and saving take turns: of what they need for themselves the largest counts."""
-        turns = [sum(self.memory.get(key, 0) for key in turn) for turn in TURNS]
-        among = {key for turn in TURNS for key in turn}
-        return self.program + max(turns) + sum(value for key, value in self.memory.items() if key not in among)
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What the loads of a recipe follow from. ``to_sort`` prompts have no principle yet; ``labelled`` pairs test the judge."""
-
-    recipe: Recipe
-    shape: Shape
-    shapes: Shapes
-    lengths: Lengths
-    counts: Mapping[str, int]
-    to_sort: int
-    labelled: int
-    examples: Given
-    pairs: Given
-    device: str = "cpu"
-
-    def load(self, stage: str) -> Load:
-        return Load(
-            stage,
-            width=DTYPES[self.recipe.precision].itemsize,
-            checkpointing=self.recipe.gradient_checkpointing,
-            gpu=self.device == "cuda",
-        )
-
-    def written(self, name: Source) -> int:
-        """Tokens that a model writes to make a choice: an endpoint may have to write the answer out."""
-        read = name.kind != "endpoint" or self.recipe.endpoints[name.name].logprobs != "no"
-        return 1 if read else SHORT_ANSWER
-
-    def within(self, tokens: float) -> float:
-        return min(tokens, self.shape.positions) if self.shape.positions else tokens
-
-    @property
-    def n_revised(self) -> int:
-        return min(self.recipe.revise.prompts, self.counts["train red_team"]) if self.recipe.revise is not None else 0
-
-    @property
-    def n_helpful(self) -> int:
-        """Helpful answers that go into fine-tuning beside the revisions."""
-        share = self.recipe.sft.helpful_fraction if self.recipe.sft is not None else 0.0
-        return min(round(self.n_revised * share / (1 - share)), self.counts["train benign"])
-
-    @property
-    def n_asked(self) -> int:
-        """Prompts whose responses are compared."""
-        settings = self.recipe.feedback
-        if settings is None or not settings.samples:
-            return 0
-        there = [n for kind in KINDS if (n := self.counts[f"train {kind}"])]
-        return sum(min(settings.prompts // len(there), n) for n in there)
-
-    @property
-    def n_pairs(self) -> int:
-        settings = self.recipe.feedback
-        if settings is None or settings.pairs:
-            return self.pairs.n // 2
-        if settings.revisions:
-            return self.n_revised
-        return self.n_asked * math.comb(settings.responses_per_prompt, 2)
-
-    @property
-    def pair_row(self) -> tuple[float, float]:
-        """Tokens of one side of a pair, and of its response."""
-        settings = self.recipe.feedback
-        if settings is None or settings.pairs:
-            return self.pairs.row, self.pairs.response
-        new = settings.max_new_tokens
-        if settings.revisions and self.recipe.revise is not None:
-            new = self.recipe.revise.max_new_tokens
-        return self.lengths.prompt + new + 1, new + 1
-
-    def needs(self, variant: Recipe) -> float:
-        """Peak bytes of the recipe with some settings changed."""
-        own = {name: held(shape, variant) for name, shape in self.shapes.items()}
-        return max(load.peak_bytes for load in loads_of(replace(self, recipe=variant, shape=own["base"], shapes=own)))
-
-    @property
-    def n_arms(self) -> int:
-        return 1 + (self.recipe.sft is not None) + (self.recipe.rl is not None)
+Plan = tuple[Callable[[Counted, Any], Load], Settings | None]  # a stage's settings are None where the recipe leaves it out
 
 
 def loads_of(counted: Counted) -> list[Load]:
-    """The work of each stage in running order."""
+    """The work of each stage in running order; a later round has its number in the name."""
     recipe = counted.recipe
-    loads = []
-    if recipe.prompts is not None:
-        loads.append(prompts_load(counted))
-    if recipe.revise is not None:
-        loads.append(revise_load(counted, recipe.revise))
-    if recipe.sft is not None:
-        loads.append(sft_load(counted, recipe.sft))
-    for number in range(1, recipe.rounds + 1):
-        again = [feedback_load(counted, recipe.feedback)] if recipe.feedback is not None else []
-        again += [reward_load(counted)] if recipe.trains_reward_model else []
-        again += [rl_load(counted, recipe.rl)] if recipe.rl is not None else []
-        for load in again:
-            load.stage += f"-{number}" if number > 1 else ""
-        loads += again
-    if recipe.evaluation is not None:
-        loads.append(evaluate_load(counted, recipe.evaluation))
-    for load in loads:
+    reward = recipe.reward_model if recipe.trains_reward_model else None
+    first: list[Plan] = [(prompts.load, recipe.prompts), (revise.load, recipe.revise), (sft.load, recipe.sft)]
+    each: list[Plan] = [(feedback.load, recipe.feedback), (reward_model.load, reward), (rl.load, recipe.rl)]
+    last: list[Plan] = [(evaluate.load, recipe.evaluation)]
+    loads: list[Load] = []
+    rounds: Counter[str] = Counter()
+    for load_of, settings in first + each * recipe.rounds + last:
+        if settings is None:
+            continue
+        load = load_of(counted, settings)
         load.cast(counted.shape)
         if recipe.scorer is not None and recipe.scorer.kind == "judge":  # loaded from beginning to end
             load.hold_named(counted.shapes, recipe.scorer.model)
+        rounds[load.stage] += 1
+        load.stage += f"-{rounds[load.stage]}" if rounds[load.stage] > 1 else ""
+        loads.append(load)
     return loads
 
 
-def prompts_load(counted: Counted) -> Load:
-    load, lengths = counted.load("prompts"), counted.lengths
-    if lengths.topics and counted.to_sort:
-        load.hold(counted.shape, 1)
-        load.choose(counted.shape, counted.to_sort, lengths.topic_question + lengths.topics)
-    return load
+def loads_with(counted: Counted, recipe: Recipe) -> list[Load]:
+    """The loads of a recipe that differs in some settings from the counted one; its files are not read again."""
+    shapes = {name: as_loaded(shape, recipe) for name, shape in counted.shapes.items()}
+    return loads_of(replace(counted, recipe=recipe, shapes=shapes))
 
 
-def revise_load(counted: Counted, settings: ReviseSettings) -> Load:
-    load, lengths, shapes = counted.load("revise"), counted.lengths, counted.shapes
-    rows, reply, n = counted.recipe.batch_size, settings.max_new_tokens, counted.n_revised
-    load.sample_from(settings.generator, shapes, n + counted.n_helpful, lengths.prompt, reply, rows)
-    n_rounds = settings.rounds if settings.context is None else 1
-    if settings.context is not None:
-        load.hold_named(shapes, settings.generator)
-        load.sample_from(settings.generator, shapes, n, lengths.prompt + lengths.context, reply, rows)
-    else:
-        load.hold_named(shapes, settings.generator, settings.critic)
-        criticised = lengths.few_shots + lengths.prompt + reply + lengths.critique
-        revised = criticised + reply + lengths.revision
-        for _ in range(settings.rounds):
-            load.sample_from(settings.critic, shapes, n, counted.within(criticised), reply, rows)
-            load.sample_from(settings.critic, shapes, n, counted.within(revised), reply, rows)
-    ask_scorer(load, counted, n * (n_rounds + 1), lengths.prompt + reply)
-    return load
-
-
-def sft_load(counted: Counted, settings: SFTSettings) -> Load:
-    load, lengths, revise = counted.load("sft"), counted.lengths, counted.recipe.revise
-    n, row, response = counted.examples.n, counted.examples.row, counted.examples.response
-    tokens = n * row
-    if revise is not None:
-        own = lengths.prompt + revise.max_new_tokens + 1
-        all_of_them = settings.use_revisions == "all" and revise.context is None
-        tokens += (counted.n_revised * (revise.rounds if all_of_them else 1) + counted.n_helpful) * own
-        row, response = max(row, own), max(response, revise.max_new_tokens + 1)
-    load.hold(counted.shape, 1)
-    load.train(counted.shape, settings.lora, roles=1)
-    load.activate(counted.shape, settings, settings.responses_per_step, row, response, copies=3)
-    load.learn(counted.shape, settings.epochs * tokens)
-    return load
-
-
-def feedback_load(counted: Counted, settings: FeedbackSettings) -> Load:
-    load, lengths, shapes = counted.load("feedback"), counted.lengths, counted.shapes
-    if not settings.samples:
-        return load
-    n_asked, k = counted.n_asked, settings.responses_per_prompt
-    together = max(1, counted.recipe.batch_size // k) * k
-    load.hold_named(shapes, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
-    load.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
-    if settings.asks_judge:
-        question = lengths.comparison + 2 * settings.max_new_tokens
-        n = 2 * (counted.n_pairs + counted.labelled)  # each comparison in both orders
-        load.choose_with(settings.judge, shapes, n, question, counted.written(settings.judge))
-    return load
-
-
-def reward_load(counted: Counted) -> Load:
-    load, settings = counted.load("reward_model"), counted.recipe.reward_model
-    shape, n_pairs = counted.shapes[settings.model or "sft"], counted.n_pairs
-    row, _ = counted.pair_row
-    n_train = round(n_pairs * (1 - settings.test_fraction))
-    load.hold(shape, 1)
-    load.train(shape, settings.lora, roles=settings.ensemble, scores=True)
-    load.activate(shape, settings, 2 * settings.pairs_per_step, row, 0, copies=0, read=n_pairs * 2 * row)
-    load.learn(shape, settings.ensemble * settings.epochs * n_train * 2 * row)
-    load.score(shape, settings.ensemble * (n_pairs + counted.labelled) * 2 * row)
-    return load
-
-
-def rl_load(counted: Counted, settings: AnyRLSettings) -> Load:
-    load, shape, lengths = counted.load("rl"), counted.shape, counted.lengths
-    load.hold(shape, 1)
-    if isinstance(settings, DPOSettings):
-        row, response = counted.pair_row
-        load.train(shape, settings.lora, roles=1)
-        read = counted.n_pairs * 2 * row
-        load.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=3, read=read)
-        load.score(shape, counted.n_pairs * 2 * row)  # the reference, once
-        load.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
-        return load
-    n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
-    row = lengths.prompt + settings.max_new_tokens
-    ppo = isinstance(settings, PPOSettings)
-    epochs = settings.epochs if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
-    load.train(shape, settings.lora, roles=2 if ppo else 1)
-    if counted.recipe.trains_reward_model:  # only read
-        reward = counted.recipe.reward_model
-        scored_by = counted.shapes[reward.model or "sft"]
-        if reward.model is not None:
-            load.hold(scored_by, 1)
-        load.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
-    minibatches = settings.minibatches if isinstance(settings, (PPOSettings, GRPOSettings)) else 1
-    load.activate(shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1)
-    load.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
-    if settings.vllm is not None:  # a copy of the policy and a cache of its own
-        load.memory.pop("kv_cache", None)
-        load.memory["vllm"] = shape.parameters * load.width + settings.vllm.kv_cache_gb * 2**30
-    # Reward, policy and reference read every rollout, with PPO the value model too.
-    load.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
-    load.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
-    load.hold_classifiers(counted, settings.sources.values())
-    anew = (settings.sigmoid_against or 0) * sum(counted.counts[f"train {kind}"] for kind in KINDS)
-    for judge in settings.asks.values():
-        if judge.kind == "endpoint":  # two questions about each response
-            load.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, counted.written(judge))
-    return load
-
-
-def evaluate_load(counted: Counted, settings: EvaluationSettings) -> Load:
-    load, shape, lengths = counted.load("evaluate"), counted.shape, counted.lengths
-    n_test = sum(counted.counts[f"test {kind}"] for kind in KINDS) * settings.samples_per_prompt
-    row, n_arms = lengths.prompt + settings.max_new_tokens + 1, counted.n_arms
-    load.hold(shape, n_arms)
-    load.hold_classifiers(counted, (measure.source for measure in settings.measures.values()))
-    for _ in range(n_arms):
-        load.sample(shape, n_test, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size)
-    if settings.best_of is not None:
-        load.hold(counted.shapes[counted.recipe.reward_model.model or "sft"], 1)  # the reward model's own
-        load.sample(shape, n_test * settings.best_of, lengths.prompt, settings.max_new_tokens, counted.recipe.batch_size)
-        load.score(shape, n_test * settings.best_of * row)
-    # Each arm under itself and the base, the policy under the SFT model too.
-    load.score(shape, (2 * n_arms + (n_arms == 3)) * n_test * row)
-    ask_scorer(load, counted, (n_arms + (settings.best_of is not None)) * n_test, row)
-    return load
-
-
-def ask_scorer(load: Load, counted: Counted, n: float, row: float) -> None:
-    """Two questions about each of ``n`` responses, where a model scores."""
-    source = counted.recipe.scorer
-    if source is not None and source.kind == "judge":
-        load.choose_with(source.model, counted.shapes, 2 * n, row + counted.lengths.question, counted.written(source.model))
-
-
-def count(recipe: Recipe, shapes: Shapes, device: str) -> Counted:
-    """Read what the loads of a recipe on a device follow from: its files, and their tokens."""
+def count(recipe: Recipe, device: str) -> Counted:
+    """Read what the loads of a recipe on a device follow from: its models' shapes, its files, and their tokens. InputError where
+    the model or a file is missing."""
+    shapes = shapes_of(recipe)
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     train, counts, to_sort = count_prompts(recipe)
-    tokenizer, shape = load_tokenizer(recipe.model), shapes["base"]
+    tokenizer = load_tokenizer(recipe.model)
     lengths = measure_lengths(recipe, constitution, train, tokenizer)
     known = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
     most = recipe.feedback.gate_pairs if recipe.feedback is not None else 0
     labelled = min(len(read_pairs(Path(known)).pairs), most) if known else 0
-    given = read_given(recipe, tokenizer, shape.positions)
-    return Counted(recipe, shape, shapes, lengths, counts, to_sort, labelled, *given, device)
+    examples, pairs = read_given(recipe, tokenizer, shapes["base"].positions)
+    return Counted(recipe, shapes, lengths, counts, to_sort, labelled, examples, pairs, device)
+
+
+def shapes_of(recipe: Recipe) -> dict[str, Shape]:
+    """The shapes of the models that a recipe names, `base` and `sft` among them."""
+    shape = read_shape(recipe.model)
+    shapes = {"base": shape, "sft": shape}
+    named = {str(source) for key, source in recipe.samplers().items() if key[:2] != "rl" and source.kind == "model"}
+    if recipe.reward_model.model is not None and recipe.trains_reward_model:
+        named.add(recipe.reward_model.model)
+    stages = (recipe.rl, recipe.evaluation)
+    named |= {source.name for stage in stages if stage is not None for _, source in named_in(stage)
+              if isinstance(source, Source) and source.kind == "classifier"}  # fmt: skip
+    shapes |= {name: read_shape(name) for name in sorted(named)}
+    return {name: as_loaded(shape, recipe) for name, shape in shapes.items()}
+
+
+def as_loaded(shape: Shape, recipe: Recipe) -> Shape:
+    """The shape as a run of the recipe loads it. Charter does not compute its pass itself in 4 bits, nor where a second copy of
+    the weights is too large."""
+    if recipe.quantization:
+        return replace(shape, fused=False, quantized=True)
+    fits = shape.parameters * DTYPES[recipe.precision].itemsize <= FUSED_BYTES
+    return replace(shape, fused=shape.fused and fits, quantized=False)

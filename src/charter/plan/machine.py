@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from charter.models.precision import DTYPES
-from charter.plan.loads import Load
-from charter.plan.shape import Shape
+from charter.models.shape import Shape
+from charter.stages.load import Load
 
 EFFICIENCY = 0.4  # share of a bare matrix product's rate that a transformer reaches
-
-
 STEP_PER_LAYER = 0.25e-3  # seconds of Python and small operations per layer and decoding step
 
 

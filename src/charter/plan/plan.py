@@ -7,16 +7,13 @@ from typing import Any
 
 from charter.models.load import pick_device
 from charter.plan.fit import what_fits
-from charter.plan.loads import Asked, Counted, Load, count, loads_of
+from charter.plan.loads import count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
-from charter.plan.shape import shapes_of
 from charter.recipe.files import check_files
 from charter.recipe.recipe import Recipe
-from charter.recipe.settings import TrainingSettings
+from charter.stages.load import Asked, Counted, Load
 
 COUNTED_HERE = "tokens of an endpoint are counted by the base model's tokenizer; requests that are sent again are left out"
-
-
 ASSUMPTIONS = (
     "every sampled text is as long as max_new_tokens allows, and every comparison makes a pair",
     "a forward pass costs 2 operations per weight and token, forward and backward 6 (4 with LoRA)",
@@ -41,7 +38,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     return figures | {
         "memory_bytes": available,
         "fits": fits,
-        "would_fit": None if fits else what_fits(recipe, counted.needs, available),
+        "would_fit": None if fits else what_fits(counted, available),
         "seconds": round(sum(stage["seconds"] for stage in figures["stages"]), 1),
         "operations_per_second": round(speed.operations),
         "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
@@ -49,13 +46,13 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str, Any]]:
-    """What the files of a recipe hold, the load of each stage, and what a plan says that no machine has a part in. ``device`` is
+    """What the files of a recipe hold, the load of each stage, and the part of a plan that depends on no machine. ``device`` is
     where the run would be, `cpu` or `cuda`, and need not be here. InputError where the model or a file is missing."""
     check_files(recipe)
-    shapes = shapes_of(recipe)
-    shape = shapes["base"]
-    counted = count(recipe, shapes, device)
-    loads = loads_of(counted)
+    counted = count(recipe, device)
+    shape, loads = counted.shape, loads_of(counted)
+    trainings = (recipe.rl, recipe.sft, recipe.reward_model if recipe.trains_reward_model else None)
+    lora = next((settings.lora for settings in trainings if settings is not None and settings.lora is not None), None)
     stages: list[dict[str, Any]] = [
         {
             "stage": load.stage,
@@ -74,7 +71,7 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
         "model": recipe.model,
         "parameters": shape.parameters,
         "quantization": recipe.quantization,
-        "adapter_parameters": shape.adapter(next((one.lora for one in trainings(recipe) if one.lora), None)),
+        "adapter_parameters": shape.adapter(lora),
         "layers": shape.layers,
         "hidden_size": shape.hidden,
         "vocabulary": shape.vocabulary,
@@ -91,25 +88,19 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
     }  # fmt: skip
 
 
-def trainings(recipe: Recipe) -> list[TrainingSettings]:
-    """The settings of what a recipe trains."""
-    own = [recipe.rl, recipe.sft, recipe.reward_model if recipe.trains_reward_model else None]
-    return [settings for settings in own if settings is not None]
-
-
 def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str, Any]:
     """What would be sent to an endpoint in all, what it would cost where prices are given, and which budget is too small."""
     settings = recipe.endpoints[name]
-    asked = sum((load.asked.get(name, Asked()) for load in loads), Asked())
+    total = sum((load.asked.get(name, Asked()) for load in loads), Asked())
     money = None
     if settings.input_price is not None and settings.output_price is not None:
-        money = (asked.read * settings.input_price + asked.written * settings.output_price) / 1e6
+        money = (total.read * settings.input_price + total.written * settings.output_price) / 1e6
     short = [
         key for key, need, have in (
-            ("budget_tokens", asked.read + asked.written, settings.budget_tokens), ("budget_money", money, settings.budget_money)
+            ("budget_tokens", total.read + total.written, settings.budget_tokens), ("budget_money", money, settings.budget_money)
         ) if need is not None and have is not None and need > have
     ]  # fmt: skip
     return {
-        "model": settings.model, "url": settings.url, "requests": round(asked.requests), "input_tokens": round(asked.read),
-        "output_tokens": round(asked.written), "money": None if money is None else round(money, 4), "too_small": short,
+        "model": settings.model, "url": settings.url, "requests": round(total.requests), "input_tokens": round(total.read),
+        "output_tokens": round(total.written), "money": None if money is None else round(money, 4), "too_small": short,
     }  # fmt: skip

@@ -35,7 +35,7 @@ def plan_table(figures: dict[str, Any]) -> list[str]:
         f"          {'fits into' if figures['fits'] else 'does NOT fit into'} the {size(figures['memory_bytes'])} of "
         + ("this GPU" if figures["device"] == "cuda" else "this machine")
         + ("" if figures["fits"] else f"; {figures['would_fit']}"),
-        *(endpoint_line(name, asked) for name, asked in figures["endpoints"].items()),
+        *(endpoint_line(name, requests) for name, requests in figures["endpoints"].items()),
         "",
         "Time is a rough estimate. It and the rest assume:",
         *(f"  - {words}" for words in figures["assumptions"]),
@@ -48,9 +48,9 @@ def data_lines(figures: Mapping[str, Any]) -> list[str]:
     counts, tokens, lines = figures["prompts"], figures["prompt_tokens"], []
     if counts:
         there = [kind for kind in KINDS if f"train {kind}" in counts or f"test {kind}" in counts]
-        trained, held = (", ".join(f"{counts.get(f'{part} {kind}', 0)} {kind.replace('_', '-')}" for kind in there)
+        train, test = (", ".join(f"{counts.get(f'{part} {kind}', 0)} {kind.replace('_', '-')}" for kind in there)
                          for part in ("train", "test"))  # fmt: skip
-        lines.append(f"prompts   to train on: {trained}; held out: {held}; {tokens['mean']:.0f} tokens on average, at most "
+        lines.append(f"prompts   to train on: {train}; held out: {test}; {tokens['mean']:.0f} tokens on average, at most "
                      f"{tokens['longest']} in a sample")  # fmt: skip
     for name, title in (("examples", "examples"), ("pairs", "pairs")):
         if figures[name]:
@@ -58,12 +58,12 @@ def data_lines(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def endpoint_line(name: str, asked: Mapping[str, Any]) -> str:
-    money = "no prices given" if asked["money"] is None else f"money {asked['money']:.4g}"
-    short = f"; more than {' and '.join(asked['too_small'])} allows" if asked["too_small"] else ""
+def endpoint_line(name: str, requests: Mapping[str, Any]) -> str:
+    money = "no prices given" if requests["money"] is None else f"money {requests['money']:.4g}"
+    short = f"; more than {' and '.join(requests['too_small'])} allows" if requests["too_small"] else ""
     return (
-        f"endpoint  {name}: at most {asked['requests']} requests to {asked['model']} at {asked['url']}, "
-        f"{amount(asked['input_tokens'])} tokens read, {amount(asked['output_tokens'])} written, {money}{short}"
+        f"endpoint  {name}: at most {requests['requests']} requests to {requests['model']} at {requests['url']}, "
+        f"{amount(requests['input_tokens'])} tokens read, {amount(requests['output_tokens'])} written, {money}{short}"
     )
 
 

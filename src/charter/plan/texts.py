@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,11 @@ from charter.reading.prompts import KINDS
 from charter.reading.spool import taken_prompts
 from charter.recipe.recipe import Recipe
 from charter.records import Generation, Message, Prompt, Response
+from charter.stages.load import Given, Lengths
 from charter.stages.prompts.run import check_red_team, prompts_of
 from charter.stages.rl.settings import DPOSettings
 
 SAMPLE = 200  # prompts whose tokens are counted
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Mean tokens of what the stages read, from a sample of the prompts."""
-
-    prompt: float
-    longest_prompt: int
-    few_shots: float
-    critique: float
-    revision: float
-    topic_question: float
-    topics: float
-    comparison: float
-    question: float
-    context: float
 
 
 def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], tokenizer: Any) -> Lengths:
@@ -60,7 +44,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         [Response(prompt_id=p.id, model="", text="", finish_reason="stop", generation=Generation(seed=j, temperature=0.0))
          for j in range(2)] for p in sample[:20]
     ]  # fmt: skip
-    asked = [ask(comparison) for comparison in comparisons_of(sample[:20], empty, constitution, recipe.seed)]
+    questions_of_judge = [ask(comparison) for comparison in comparisons_of(sample[:20], empty, constitution, recipe.seed)]
     return Lengths(
         prompt=mean(encoded),
         longest_prompt=max(encoded, default=0),
@@ -69,7 +53,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         revision=mean([turn(p.revision or "") for p in revisers]),
         topic_question=mean([turn(question) for question in questions]),
         topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles) if len(titles) > 1 else 0,
-        comparison=mean([len(encode_prompt(tokenizer, question)) for question in asked]),
+        comparison=mean([len(encode_prompt(tokenizer, question)) for question in questions_of_judge]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
         context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
     )
@@ -94,20 +78,6 @@ def count_prompts(recipe: Recipe, shorter: int | None = None) -> tuple[list[Prom
         return [p for kind in KINDS for p in taken.read("train", kind, SAMPLE)], taken.counts, taken.unsorted
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a recipe's files hold: how many rows, and mean tokens of a prompt and of a response, cut as the stage cuts them."""
-
-    n: int = 0
-    prompt: float = 0.0
-    response: float = 0.0
-    longest: int = 0
-
-    @property
-    def row(self) -> float:
-        return self.prompt + self.response
-
-
 def measure_rows(rows: Sequence[tuple[Prompt, str]], tokenizer: Any, limit: int | None) -> Given:
     """Tokens of a sample of prompts and responses."""
     sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
@@ -115,21 +85,18 @@ def measure_rows(rows: Sequence[tuple[Prompt, str]], tokenizer: Any, limit: int 
         clip(Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text)), limit)
         for prompt, text in sample
     ]
-    return Given(
-        len(rows), mean([len(one.prompt) for one in cut]), mean([len(one.response) for one in cut]),
-        max((len(one) for one in cut), default=0),
-    )  # fmt: skip
+    return Given(len(rows), mean([len(tokens.prompt) for tokens in cut]), mean([len(tokens.response) for tokens in cut]))
 
 
 def read_given(recipe: Recipe, tokenizer: Any, positions: int | None) -> tuple[Given, Given]:
     """Examples of `sft.data` and, both sides counted as one row each, pairs of `feedback.pairs`."""
     examples, pairs = Given(), Given()
     if recipe.sft is not None and recipe.sft.data:
-        found = [one for file in recipe.sft.data for one in read_demonstrations(Path(file))]
-        examples = measure_rows(found[: recipe.sft.max_examples], tokenizer, recipe.sft.max_tokens or positions)
+        demonstrations = [row for file in recipe.sft.data for row in read_demonstrations(Path(file))]
+        examples = measure_rows(demonstrations[: recipe.sft.max_examples], tokenizer, recipe.sft.max_tokens or positions)
     if recipe.feedback is not None and recipe.feedback.pairs:
         read = [pair for file in recipe.feedback.pairs for pair in read_pairs(Path(file)).pairs]
         sides = [(p.prompt, text) for p in read[: recipe.feedback.max_pairs] for text in (p.chosen, p.rejected)]
-        own = recipe.rl.max_tokens if isinstance(recipe.rl, DPOSettings) else recipe.reward_model.max_tokens
-        pairs = measure_rows(sides, tokenizer, own or positions)
+        limit = recipe.rl.max_tokens if isinstance(recipe.rl, DPOSettings) else recipe.reward_model.max_tokens
+        pairs = measure_rows(sides, tokenizer, limit or positions)
     return examples, pairs

@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from charter.errors import InputError
-from charter.models.llama.weights import FUSED_BYTES, LLAMA_LIKE
+from charter.models.llama.weights import LLAMA_LIKE
 from charter.models.load import check_folder, first_line
-from charter.models.precision import DTYPES
 from charter.models.quantize import BYTES as QUANTIZED_BYTES
-from charter.recipe.recipe import Recipe
 from charter.recipe.settings import LoRASettings
-from charter.recipe.source import Source, named_in
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
-
-
-SHAPED = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # what else is done to logits
+SHAPED = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # settings that change the logits after the product
 
 
 @dataclass(frozen=True)
@@ -37,11 +32,11 @@ class Shape:
     positions: int | None
     heads: int = 1
     fused: bool = False
-    """Whether its pass is written out, on a GPU for sampling alone: what is kept then is in the precision of the run."""
+    """Whether Charter computes its pass itself, on a GPU for sampling alone; activations then have the precision of the run."""
     quantized: bool = False
-    """Whether its linear layers are held in 4 bits."""
+    """Whether its linear layers are loaded in 4 bits."""
     plain: bool = False
-    """Whether its logits are one product with one matrix, so that they are looked at in blocks."""
+    """Whether its logits are one product with one matrix, so that they are computed in blocks."""
 
     @cached_property
     def parameters(self) -> int:
@@ -65,8 +60,8 @@ class Shape:
 
 
 def read_shape(name: str) -> Shape:
-    """The shape of a model folder, or of a hub model that was downloaded before. No weight is read. InputError where there
-    is none or where its files are not what they seem."""
+    """The shape of a model folder, or of a hub model that was downloaded before. No weight is read. InputError where the model is
+    missing or a file is invalid."""
     check_folder(name)
     folder = Path(name) if Path(name).exists() else downloaded(name)
     from transformers import AutoConfig
@@ -79,7 +74,9 @@ def read_shape(name: str) -> Shape:
     hidden = int(getattr(config, "hidden_size", 0) or 0)
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
     if not hidden or not layers:
-        raise InputError("config.json names no hidden_size or no num_hidden_layers", file=folder)
+        raise InputError(
+            "config.json has no hidden_size or no num_hidden_layers; use the folder of a language model", file=folder
+        )
     head = int(getattr(config, "head_dim", None) or hidden // heads)
     tensors: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -100,28 +97,6 @@ def read_shape(name: str) -> Shape:
     )
 
 
-def shapes_of(recipe: Recipe) -> dict[str, Shape]:
-    """The shapes of the models that a recipe names, `base` and `sft` among them."""
-    shape = read_shape(recipe.model)
-    shapes = {"base": shape, "sft": shape}
-    named = {str(source) for key, source in recipe.samplers().items() if key[:2] != "rl" and source.kind == "model"}
-    if recipe.reward_model.model is not None and recipe.trains_reward_model:
-        named.add(recipe.reward_model.model)
-    stages = (recipe.rl, recipe.evaluation)
-    named |= {source.name for stage in stages if stage is not None for _, source in named_in(stage)
-              if isinstance(source, Source) and source.kind == "classifier"}  # fmt: skip
-    shapes |= {name: read_shape(name) for name in sorted(named)}
-    return {name: held(shape, recipe) for name, shape in shapes.items()}
-
-
-def held(shape: Shape, recipe: Recipe) -> Shape:
-    """The shape as the recipe has it held: in 4 bits nothing is written out, nor where a second copy is too large."""
-    if recipe.quantization:
-        return replace(shape, fused=False, quantized=True)
-    fits = shape.parameters * DTYPES[recipe.precision].itemsize <= FUSED_BYTES
-    return replace(shape, fused=shape.fused and fits, quantized=False)
-
-
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a safetensors file: eight bytes of length, then JSON."""
     try:
@@ -132,7 +107,7 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
             header = json.loads(stream.read(length))
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError("is no safetensors file: its header does not read", file=file) from None
+        raise InputError("the header is not one of a safetensors file; save or download the model again", file=file) from None
 
 
 def downloaded(name: str) -> Path:
@@ -142,4 +117,4 @@ def downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the hub client raises whatever its cache and its checks raise
-        raise InputError(f"is not downloaded yet, so its size is not known; `hf download {name}` gets it", file=name) from None
+        raise InputError(f"the model is not downloaded, so its size is unknown; run `hf download {name}`", file=name) from None

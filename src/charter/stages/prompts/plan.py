@@ -1,0 +1,14 @@
+"""Tokens and memory of the prompt stage: the model names a principle for each prompt that has none."""
+
+from __future__ import annotations
+
+from charter.stages.load import Counted, Load
+from charter.stages.prompts.settings import PromptSettings
+
+
+def load(counted: Counted, _: PromptSettings) -> Load:
+    work, lengths = counted.load("prompts"), counted.lengths
+    if lengths.topics and counted.to_sort:
+        work.hold(counted.shape, 1)
+        work.choose(counted.shape, counted.to_sort, lengths.topic_question + lengths.topics)
+    return work

@@ -1,0 +1,44 @@
+"""Tokens and memory of the last training: of pairs that are read and learned from, or of rollouts."""
+
+from __future__ import annotations
+
+from charter.models.shape import FLOAT
+from charter.stages.load import Counted, Load
+from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings
+
+
+def load(counted: Counted, settings: AnyRLSettings) -> Load:
+    work, shape, lengths = counted.load("rl"), counted.shape, counted.lengths
+    work.hold(shape, 1)
+    if isinstance(settings, DPOSettings):
+        row, response = counted.pair_row
+        work.train(shape, settings.lora, roles=1)
+        read = counted.n_pairs * 2 * row
+        work.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=3, read=read)
+        work.score(shape, counted.n_pairs * 2 * row)  # the reference, once
+        work.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
+        return work
+    n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
+    row = lengths.prompt + settings.max_new_tokens
+    ppo = isinstance(settings, PPOSettings)
+    epochs, minibatches = (settings.epochs, settings.minibatches) if isinstance(settings, (PPOSettings, GRPOSettings)) else (1, 1)
+    work.train(shape, settings.lora, roles=2 if ppo else 1)
+    if counted.recipe.trains_reward_model:  # only read
+        reward, scored_by = counted.recipe.reward_model, counted.reward_shape
+        if reward.model is not None:
+            work.hold(scored_by, 1)
+        work.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
+    work.activate(shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1)
+    work.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
+    if settings.vllm is not None:  # a copy of the policy and a cache of its own
+        work.memory.pop("kv_cache", None)
+        work.memory["vllm"] = shape.parameters * work.width + settings.vllm.kv_cache_gb * 2**30
+    # Reward, policy and reference read every rollout, with PPO the value model too.
+    work.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
+    work.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
+    work.hold_classifiers(counted, settings.sources.values())
+    anew = (settings.sigmoid_against or 0) * counted.n_prompts("train")
+    for judge in settings.asks.values():
+        if judge.kind == "endpoint":  # two questions about each response
+            work.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, counted.written(judge))
+    return work
