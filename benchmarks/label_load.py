@@ -108,18 +108,7 @@ async def label(
 
 def start(folder: Path, port: int, table: Path) -> tuple[subprocess.Popen[str], str]:
     """The server and the owner's link, once it answers."""
-    command = [
-        sys.executable,
-        "-m",
-        "charter",
-        "label",
-        str(table),
-        "--out",
-        str(folder),
-        "--port",
-        str(port),
-        "--json",
-    ]
+    command = [sys.executable, "-m", "charter", "label", str(table), "--out", str(folder), "--port", str(port), "--json"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     SERVERS.append(server)
     assert server.stdout is not None

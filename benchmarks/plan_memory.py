@@ -83,10 +83,7 @@ def main(names: list[str]) -> None:
                     _, peak = charter("run", *arguments, "--out", str(place / "run"), "--until", stage, "--quiet")
                     ratio = planned[stage] / peak
                     worst = max(worst, ratio, 1 / ratio)
-                    print(
-                        f"{name:16}{stage:14}{planned[stage] / 1e6:>12,.0f}{peak / 1e6:>12,.0f}{ratio:>8.2f}",
-                        flush=True,
-                    )
+                    print(f"{name:16}{stage:14}{planned[stage] / 1e6:>12,.0f}{peak / 1e6:>12,.0f}{ratio:>8.2f}", flush=True)
     print(f"the farthest off: a factor of {worst:.2f}")
 
 

@@ -107,10 +107,7 @@ def main() -> None:
         table(path, arena)
         rows["161,000 votes, 64 models, read from CSV"] = lambda: leaderboard(comparisons_of(read_votes(path), "models"))
         for name, work in rows.items():
-            print(
-                json.dumps({"what": name, "seconds": timed(work, runs), "cores": len(os.sched_getaffinity(0))}),
-                flush=True,
-            )
+            print(json.dumps({"what": name, "seconds": timed(work, runs), "cores": len(os.sched_getaffinity(0))}), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,7 @@ from charter.stages.load import Counted, Given, Lengths, Load
 # -- inputs --------------------------------------------------------------------------------------------------------------
 
 BEGIN, END = "<!-- python benchmarks/scale.py --write docs/scale.md -->", "<!-- end -->"
-BF16, FLOAT, MOMENTS = (
-    2,
-    4,
-    8,
-)  # bytes of a number: in products and on the wire, a weight or gradient, Adam's two moments
+BF16, FLOAT, MOMENTS = (2, 4, 8)  # bytes of a number: in products and on the wire, a weight or gradient, Adam's two moments
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,7 @@ KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_MMAP_THRESHOLD_": str(2**3
 
 def run(tool: str, work: str, shape: str, trl112: str | None) -> dict[str, float]:
     """One run in a process of its own on one core."""
-    env = {
-        **os.environ,
-        **KEEP,
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-    }
+    env = {**os.environ, **KEEP, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
     if tool == "trl" and work == "ppo":
         env["PYTHONPATH"] = str(trl112)
     pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []

@@ -147,8 +147,7 @@ def make_data(folder: Path, *, share: float = 1.0) -> None:
     reviews = make_texts((230,), seed=3)
     rows = [f"{i} {reviews[i % DISTINCT][0]}" for i in range(math.ceil(IMDB * share))]
     write_parquet(
-        folder / "imdb/plain_text/test-00000-of-00001.parquet",
-        {"text": rows, "label": [i % 2 for i in range(len(rows))]},
+        folder / "imdb/plain_text/test-00000-of-00001.parquet", {"text": rows, "label": [i % 2 for i in range(len(rows))]}
     )
 
 

@@ -93,13 +93,7 @@ def main() -> None:
         means, change = (mean_interval(a).value, mean_interval(b).value), paired_difference(a, b)
         low, high = change.ci or (float("nan"),) * 2
         print(f"{name:29}{means[0]:7.3f} to {means[1]:6.3f}, {change.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
-        rows[name] = {
-            "before": means[0],
-            "after": means[1],
-            "difference": change.difference,
-            "ci": change.ci,
-            "n": change.n,
-        }
+        rows[name] = {"before": means[0], "after": means[1], "difference": change.difference, "ci": change.ci, "n": change.n}
     first, last = metrics[0], metrics[-1]
     print(f"at step 0: KL {first['kl']:.6f} nats, ratio {first['first_ratio']:.6f}")
     print(f"at the end: KL {last['kl']:.2f} nats, reward {first['reward']:.2f} to {last['reward']:.2f}")

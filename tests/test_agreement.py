@@ -139,11 +139,7 @@ def test_a_vote_of_one_rater_says_nothing():
 def test_concordance_of_whole_rankings_only():
     ranks = {"a": 1, "b": 2, "c": "F"}
     found = figures(
-        [
-            vote("ann", "p", ranks),
-            vote("bob", "p", ranks | {"c": 3}),
-            vote("cy", "p", {"a": 2, "b": 1}, order=("a", "b", "c")),
-        ]
+        [vote("ann", "p", ranks), vote("bob", "p", ranks | {"c": 3}), vote("cy", "p", {"a": 2, "b": 1}, order=("a", "b", "c"))]
     )
     w = found["Kendall's W, mean over sets"]
     assert (w.value, w.n) == (1, 1)

@@ -14,16 +14,7 @@ from charter.records import Prompt
 from charter.votes.imports.files import import_feedback
 from feedback_folder import chain, respond, vote, write_folder
 from test_bad_input import Case, lay_out, line, says_one_line, snapshot
-from test_feedback_imports import (
-    ARENA_55K,
-    ARGILLA,
-    ATTEMPT,
-    PAIRWISE_TASK,
-    RANKER_TASK,
-    TREE,
-    ULTRAFEEDBACK,
-    flattened,
-)
+from test_feedback_imports import ARENA_55K, ARGILLA, ATTEMPT, PAIRWISE_TASK, RANKER_TASK, TREE, ULTRAFEEDBACK, flattened
 
 PAIR = {"prompt": "hi", "chosen": "a", "rejected": "b"}
 GOOD = line(**PAIR)
@@ -47,14 +38,7 @@ def changed(value: object, *path: object, to: object = None) -> str:
 
 
 def grouped(**changes: object) -> str:
-    ranking = {
-        "order": ["x", "y"],
-        "ranks": ["1", "F"],
-        "strength": 0,
-        "weight": 1.0,
-        "rater_id": "ann",
-        "rater_kind": "human",
-    }
+    ranking = {"order": ["x", "y"], "ranks": ["1", "F"], "strength": 0, "weight": 1.0, "rater_id": "ann", "rater_kind": "human"}
     responses = [{"id": "x", "model": "m", "text": "a"}, {"id": "y", "model": "m", "text": "b"}]
     return json.dumps({"prompt": [{"role": "user", "content": "hi"}], "responses": responses, "rankings": [ranking | changes]})
 
@@ -206,14 +190,7 @@ def test_there_are_forty_kinds_of_bad_imports():
     assert len({case.name for case in IMPORTS}) == len(IMPORTS) >= 40
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "\u202egnp.exe",
-    "=cmd|' /C calc'!A0",
-    "'; DROP TABLE votes; --",
-    "{{ 7*7 }}",
-    "\x1b[2J",
-]
+HOSTILE = ["<script>alert(1)</script>", "\u202egnp.exe", "=cmd|' /C calc'!A0", "'; DROP TABLE votes; --", "{{ 7*7 }}", "\x1b[2J"]
 
 
 @pytest.mark.parametrize("format", ["trl", "csv", "parquet", "grouped"])

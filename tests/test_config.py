@@ -16,12 +16,7 @@ from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import GRPOSettings, PPOSettings, RLOOSettings
 from conftest import write_tiny_recipe
 
-LEAST = {
-    "model": "m",
-    "constitution": "c.yaml",
-    "prompts": {"files": ["p.jsonl"]},
-    "evaluation": {"scorer": "refusal-words"},
-}
+LEAST = {"model": "m", "constitution": "c.yaml", "prompts": {"files": ["p.jsonl"]}, "evaluation": {"scorer": "refusal-words"}}
 
 
 def write(folder: Path, **changes: object) -> Path:

@@ -93,15 +93,6 @@ def test_three_families_of_tokenizers_meet_in_one_run(write_recipe, random_llama
 def test_reward_train_takes_an_encoder(folder, tmp_path):
     rows = [{"prompt": text, "chosen": f"No, {text}", "rejected": "Yes."} for text in HARMFUL[:12]]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = [
-        "reward",
-        "train",
-        str(tmp_path / "p.jsonl"),
-        "--out",
-        str(tmp_path / "out"),
-        "--model",
-        str(folder),
-        "--quiet",
-    ]
+    words = ["reward", "train", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out"), "--model", str(folder), "--quiet"]
     assert run_command(words) == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 3

@@ -242,11 +242,7 @@ def test_where_all_servers_ask_for_too_long_a_wait_the_run_ends(tmp_path):
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (
-            401,
-            {"error": {"message": f"bad key {SECRET}"}},
-            r"status 401 \(bad key \[key\]\); the key is read from TEST_KEY",
-        ),
+        (401, {"error": {"message": f"bad key {SECRET}"}}, r"status 401 \(bad key \[key\]\); the key is read from TEST_KEY"),
         (404, {"detail": "no such model"}, "status 404 .no such model.; check that the server calls the model .judge."),
         (400, {"error": {"message": "too long"}}, "status 400 .too long."),
         (429, {"error": {"message": "no money", "code": "insufficient_quota"}}, "status 429 .no money."),
@@ -323,10 +319,7 @@ def test_what_the_filter_of_a_server_withholds_is_no_verdict_and_a_text_that_is_
 
 
 def test_log_probabilities_that_are_demanded_and_missing_are_an_error(tmp_path):
-    with (
-        serving(canned("A")) as server,
-        pytest.raises(InputError, match="sends no log-probabilities; set its logprobs"),
-    ):
+    with serving(canned("A")) as server, pytest.raises(InputError, match="sends no log-probabilities; set its logprobs"):
         sampler(server.url, tmp_path, logprobs="yes").option_logprobs([question("?")], [("A", "B")])
 
 
@@ -433,15 +426,7 @@ def test_a_server_of_other_make_gives_the_same_words(tmp_path):
     """`transformers serve`: no log-probabilities, so a choice is read from the text; greedy texts are those of the model here."""
     with open_port("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("transformers")),
-        "serve",
-        str(MODEL),
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(MODEL), "--port", str(port), "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:

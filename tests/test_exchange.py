@@ -359,12 +359,7 @@ def test_a_file_of_pairs_goes_out_and_comes_back_whole(tmp_path):
     pairs = [Pair(prompt=HI, chosen="a", rejected="b", weight=0.7, margin=0.25, group_id="g", principle="q"),
              Pair(prompt=DIALOGUE, chosen="c", rejected="d", group_id="h")]  # fmt: skip
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    for format, name in (
-        ("trl", "o.jsonl"),
-        ("csv", "o.csv"),
-        ("parquet", "o.parquet"),
-        ("trl-conversational", "c.jsonl"),
-    ):
+    for format, name in (("trl", "o.jsonl"), ("csv", "o.csv"), ("parquet", "o.parquet"), ("trl-conversational", "c.jsonl")):
         manifest = export_feedback(tmp_path / "pairs.jsonl", tmp_path / name, format, Selection())
         assert read_pairs(tmp_path / name).pairs == pairs
         assert manifest["source"]["kind"] == "pairs"

@@ -108,10 +108,7 @@ def said(evidence: Evidence) -> list[tuple[str, list]]:
 def test_label_studio(tmp_path):
     result, evidence = imported(tmp_path, "ls.json", json.dumps([PAIRWISE_TASK, RANKER_TASK]))
     assert result["format"] == "label-studio"
-    assert result["left_out"] == {
-        "skipped by the annotator": 1,
-        "sorted into buckets, whose order the file does not say": 1,
-    }
+    assert result["left_out"] == {"skipped by the annotator": 1, "sorted into buckets, whose order the file does not say": 1}
     first = next(iter(evidence.judgments.values()))
     assert (first.timings, first.rater_kind) == ({"active_ms": 12500.0}, "human")
     assert said(evidence) == [
@@ -235,16 +232,7 @@ def test_trl_columns_with_soft_labels_and_raters(tmp_path):
 
 def test_who_judged_can_be_said_where_the_file_does_not(tmp_path, capsys):
     (tmp_path / "p.csv").write_text("prompt,completion,label\nhi,a,True\nhi,b,false\n")
-    arguments = [
-        "import",
-        str(tmp_path / "p.csv"),
-        "--out",
-        str(tmp_path / "o"),
-        "--rater",
-        "tests",
-        "--rater-kind",
-        "rule",
-    ]
+    arguments = ["import", str(tmp_path / "p.csv"), "--out", str(tmp_path / "o"), "--rater", "tests", "--rater-kind", "rule"]
     assert run_command([*arguments, "--from", "unpaired", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["judgments"] == 2
     judgments = read_judgments(tmp_path / "o/judgments.jsonl")

@@ -42,10 +42,7 @@ PROMPTS = [[5, 9, 12, 40, 7], [3], [8, 8, 30, 31, 32, 33, 34, 35], [60, 61]]
 def model_of(name: str):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    for (
-        key,
-        parameter,
-    ) in model.named_parameters():  # biases and norms of a new model are zeros and ones, which hide mistakes
+    for key, parameter in model.named_parameters():  # biases and norms of a new model are zeros and ones, which hide mistakes
         if key.endswith("bias") or "norm" in key:
             torch.nn.init.normal_(parameter, mean=1.0 if "norm" in key else 0.0, std=0.3)
     return model

@@ -188,12 +188,7 @@ def world_invite(world, who):
 
 @pytest.mark.parametrize(
     "headers",
-    [
-        {"origin": "https://evil.example"},
-        {"sec-fetch-site": "cross-site"},
-        {"sec-fetch-site": "same-site"},
-        {"origin": "null"},
-    ],
+    [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "null"}],
     ids=str,
 )
 def test_no_form_is_accepted_from_another_site(world, headers):
@@ -671,12 +666,7 @@ def test_votes_become_pairs(tmp_path, ranks, direction, edit, expected):
                    direction=direction, edit=edit)  # fmt: skip
     texts = [Response(id=key, prompt_id=prompt.id, model="m", text=key, finish_reason="stop",
                       generation=Generation(seed=0, temperature=0.0)) for key in order]  # fmt: skip
-    for name, records in (
-        ("prompts", [prompt]),
-        ("responses", texts),
-        ("sets", [asked]),
-        ("judgments", [seal(one, "")]),
-    ):
+    for name, records in (("prompts", [prompt]), ("responses", texts), ("sets", [asked]), ("judgments", [seal(one, "")])):
         write_jsonl(tmp_path / f"{name}.jsonl", records)
     pairs = pairs_of_votes(tmp_path / "judgments.jsonl")
     assert {(pair.chosen, pair.rejected) for pair in pairs} == expected

@@ -58,18 +58,7 @@ def test_a_signal_ends_the_training_and_leaves_every_vote_in_the_file(tmp_path, 
     settings = {"kind": "pair", "retrain": {"model": str(random_llama), "epochs": 50}, "repeat_share": 0.0}
     (tmp_path / "p/label.yaml").write_text(yaml.safe_dump(settings))
     table = write_table(tmp_path / "t.jsonl", 12, 2)
-    command = [
-        sys.executable,
-        "-m",
-        "charter",
-        "label",
-        str(table),
-        "--out",
-        str(tmp_path / "p"),
-        "--port",
-        "0",
-        "--json",
-    ]
+    command = [sys.executable, "-m", "charter", "label", str(table), "--out", str(tmp_path / "p"), "--port", "0", "--json"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         link = json.loads(server.stdout.readline())["link"]

@@ -137,14 +137,7 @@ def test_posterior_intervals_of_responses_cover(sd):
         for i, j in combinations(range(k), 2):
             every = np.arange(prompts)
             columns.append(
-                (
-                    every * k + i,
-                    every * k + j,
-                    np.where(seen[:, i] > seen[:, j], 1, -1),
-                    who,
-                    every,
-                    every + number * prompts,
-                )
+                (every * k + i, every * k + j, np.where(seen[:, i] > seen[:, j], 1, -1), who, every, every + number * prompts)
             )
     x, y, outcome, rater, prompt, ballot = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     votes = Comparisons(tuple(f"{i:05}" for i in range(prompts * k)), tuple(map(str, range(20))), x, y, outcome,

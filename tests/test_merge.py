@@ -142,10 +142,7 @@ def test_what_cannot_be_merged_is_one_line(tmp_path, capsys):
     assert "name it with --base" in error(change={"base_model_name_or_path": None})
     assert "no such model folder" in error(change={"base_model_name_or_path": "/no/where"})
     assert "does not fit" in error(change={"r": 5})
-    for module, words in (
-        ("q_proj", "weights are missing: base_model.model.model.layers.0"),
-        ("lm_head", "change both"),
-    ):
+    for module, words in (("q_proj", "weights are missing: base_model.model.model.layers.0"), ("lm_head", "change both")):
         config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=[module])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

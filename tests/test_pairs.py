@@ -146,9 +146,7 @@ def made(groups: list[tuple[int, int]]) -> list[Pair]:
 
 @settings(deadline=None)
 @given(
-    groups=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=40),
-    fraction=st.floats(0, 1),
-    order=st.randoms(),
+    groups=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=40), fraction=st.floats(0, 1), order=st.randoms()
 )
 def test_no_dialogue_is_on_both_sides(groups, fraction, order):
     pairs = made(groups)

@@ -68,14 +68,7 @@ def test_one_rater_s_votes_do_not_explain_themselves():
             for j in range(i + 1, k):
                 every = np.arange(prompts)
                 columns.append(
-                    (
-                        every * k + i,
-                        every * k + j,
-                        np.where(seen[:, i] > seen[:, j], 1, -1),
-                        who,
-                        every,
-                        every + number * prompts,
-                    )
+                    (every * k + i, every * k + j, np.where(seen[:, i] > seen[:, j], 1, -1), who, every, every + number * prompts)
                 )
     x, y, outcome, rater, prompt, ballot = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     found = fit_raters(Comparisons(tuple(map(str, range(prompts * k))), tuple(map(str, range(20))), x, y, outcome,
@@ -123,15 +116,7 @@ def test_a_judge_s_liking_for_a_position_is_read_from_its_single_orders():
 def test_repeats_ties_and_failures_are_counted():
     ranks = {"a": 1, "b": 1, "c": "F"}
     judgments = [
-        Judgment(
-            id=str(i),
-            set_id=f"s{i}",
-            prompt_id="p",
-            rater_id=who,
-            rater_kind="human",
-            order=("a", "b", "c"),
-            ranks=given,
-        )
+        Judgment(id=str(i), set_id=f"s{i}", prompt_id="p", rater_id=who, rater_kind="human", order=("a", "b", "c"), ranks=given)
         for i, (who, given) in enumerate([("ann", ranks), ("ann", ranks | {"b": 2}), ("bob", {"a": 1, "b": 2, "c": 3})])
     ]
     ann, bob = sorted(rater_lines(votes_of(judgments)), key=lambda line: line.rater)

@@ -49,12 +49,7 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
             [("sft/metrics.jsonl", 2), ("reward_model/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
         ),
         (
-            {
-                "method": "grpo",
-                "kl_target": 0.5,
-                "reward": {"reward_model": {}, "length": {}},
-                "cost": {"part": "length"},
-            },
+            {"method": "grpo", "kl_target": 0.5, "reward": {"reward_model": {}, "length": {}}, "cost": {"part": "length"}},
             [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
         ),
         (

@@ -295,10 +295,7 @@ def test_who_goes_away_is_not_written_for(server, client):
 
 
 def test_a_failing_model_is_an_error_for_its_request_and_no_other(random_llama):
-    with (
-        model_server(random_llama) as running,
-        openai.OpenAI(base_url=running.url, api_key="x", max_retries=0) as asking,
-    ):
+    with model_server(random_llama) as running, openai.OpenAI(base_url=running.url, api_key="x", max_retries=0) as asking:
         whole = running.engine.trunk.model.forward
         running.engine.trunk.model.forward = None  # what scoring calls
         with pytest.raises(openai.InternalServerError, match="the model failed: TypeError"):

@@ -122,10 +122,7 @@ def test_the_hash_of_a_function_is_of_its_files_and_not_of_their_place(tmp_path)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (
-            None,
-            "cannot import 'mine_bad': No module named 'mine_bad'; put mine_bad.py beside the recipe,",
-        ),
+        (None, "cannot import 'mine_bad': No module named 'mine_bad'; put mine_bad.py beside the recipe,"),
         ("import no_such_library\n", "line 1: cannot import 'mine_bad': ModuleNotFoundError: No module named 'no_such_library'"),
         ("x = 1\ny = x +\n", "line 2: cannot import 'mine_bad': invalid syntax"),
         ("x = 1\nraise ValueError('no weights')\n", "line 2: cannot import 'mine_bad': ValueError: no weights"),

@@ -28,15 +28,7 @@ DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 
 def torchrun(*arguments: object) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *map(str, arguments),
-    ]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
 
 
 def rows(file: Path) -> list[dict[str, object]]:
@@ -114,12 +106,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(tmp_path, write_r
         assert_close(out / name, whole / name)
     # REINFORCE's loss is a difference between sums of 70 nats, whose last bit is 8e-6.
     assert_close(out / "rl", whole / "rl", tolerance=1e-4)
-    for name in (
-        "revise/revisions.jsonl",
-        "revise/originals.jsonl",
-        "feedback/judgments.jsonl",
-        "feedback/pairs.jsonl",
-    ):
+    for name in ("revise/revisions.jsonl", "revise/originals.jsonl", "feedback/judgments.jsonl", "feedback/pairs.jsonl"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
     shutil.rmtree(out / "rl")

@@ -113,14 +113,7 @@ def test_verdicts_are_read_both_ways_round():
 
 
 TINY = TestbedConfig(
-    hidden=32,
-    layers=1,
-    heads=2,
-    feed_forward=64,
-    vocab=600,
-    mixes=(0, 1),
-    tokens=(200_000, 100_000),
-    tokens_per_step=8192,
+    hidden=32, layers=1, heads=2, feed_forward=64, vocab=600, mixes=(0, 1), tokens=(200_000, 100_000), tokens_per_step=8192
 )
 
 

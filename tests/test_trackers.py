@@ -117,23 +117,14 @@ def test_every_metric_of_a_run_arrives_once(name, place, write_recipe, random_ll
     report = json.loads(capsys.readouterr().out)
     assert report["recipe"]["trackers"] == [name]
     expected = written(out)
-    assert {
-        "sft/loss",
-        "reward_model/accuracy",
-        "rl/kl",
-        "rl/reward/reward_model",
-        "evaluate/policy/kl",
-    } <= expected.keys()
+    assert {"sft/loss", "reward_model/accuracy", "rl/kl", "rl/reward/reward_model", "evaluate/policy/kl"} <= expected.keys()
     assert same(READERS[name](out / "trackers"), expected)
     assert "MLFLOW_TRACKING_URI" not in os.environ  # the next run of this process has a store of its own
 
 
 def test_a_recipe_goes_in_as_the_configuration(place):
     pytest.importorskip("tensorboard")
-    with (
-        Run(place, quiet=True) as run,
-        tracked(run, ["tensorboard"], {"rl": {"steps": 3, "lora": None}, "files": ["a"]}),
-    ):
+    with Run(place, quiet=True) as run, tracked(run, ["tensorboard"], {"rl": {"steps": 3, "lora": None}, "files": ["a"]}):
         pass
     (file,) = place.glob("trackers/tensorboard/*/*/hparams.yml")
     assert file.read_text() == "files: '[\"a\"]'\nrl.steps: 3\n"

@@ -394,12 +394,7 @@ def over_optimisation_fit(kl: Sequence[float], gold: Sequence[float]) -> OverOpt
 
 def _result(estimate: Estimate, **fields: Any) -> EvalResult:
     return EvalResult(
-        n=estimate.n,
-        n_unscored=estimate.n_unscored,
-        value=estimate.value,
-        ci=estimate.ci,
-        method=estimate.method,
-        **fields,
+        n=estimate.n, n_unscored=estimate.n_unscored, value=estimate.value, ci=estimate.ci, method=estimate.method, **fields
     )
 
 

@@ -53,11 +53,7 @@ def declared(recipe: Recipe) -> dict[str, Any]:
     evaluation = recipe.evaluation
     if evaluation is None:
         return {"arms": [], "margins": {}, "better": {}}
-    trained = {
-        "sft": recipe.sft is not None,
-        "policy": recipe.rl is not None,
-        "best_of_n": evaluation.best_of is not None,
-    }
+    trained = {"sft": recipe.sft is not None, "policy": recipe.rl is not None, "best_of_n": evaluation.best_of is not None}
     arms = [name for name in ARM_WORDS if trained.get(name, True)]
     margins = {name: measure.margin for name, measure in evaluation.measures.items() if measure.margin is not None}
     if evaluation.scorer is not None:

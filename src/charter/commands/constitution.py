@@ -33,9 +33,7 @@ def constitution_check(file: ConstitutionFile, as_json: Json = False) -> None:
 
 @app.command("import")
 def constitution_import(
-    file: PublishedFile,
-    out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")],
-    as_json: Json = False,
+    file: PublishedFile, out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")], as_json: Json = False
 ) -> None:
     """Turn a published constitution (Anthropic's JSON files, llm-swarm's, a plain list) into Charter's YAML."""
     from charter.constitution.constitution import save_constitution

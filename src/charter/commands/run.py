@@ -73,8 +73,7 @@ def run(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")] = 1,
     tracker: Annotated[
-        list[str] | None,
-        typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more."),
+        list[str] | None, typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -65,8 +65,7 @@ def import_command(
     file: Annotated[Path, typer.Argument(help="Feedback as JSONL, JSON, CSV or Parquet, or a saved dataset's folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for prompts, responses and judgments.")],
     from_: Annotated[
-        str | None,
-        typer.Option("--from", help=f"{', '.join(FORMATS)} or raw; by the columns unless given."),
+        str | None, typer.Option("--from", help=f"{', '.join(FORMATS)} or raw; by the columns unless given.")
     ] = None,
     rater: Annotated[str | None, typer.Option(help="Who judged, where the file does not say.")] = None,
     rater_kind: Annotated[

@@ -146,8 +146,7 @@ class FewShots(Record):
     title: Text = ""
     description: Text = ""
     examples: Annotated[
-        tuple[Annotated[tuple[Message, ...], Field(min_length=6, strict=False)], ...],
-        Field(min_length=1, strict=False),
+        tuple[Annotated[tuple[Message, ...], Field(min_length=6, strict=False)], ...], Field(min_length=1, strict=False)
     ]
 
     @model_validator(mode="after")

@@ -23,14 +23,7 @@ TEMPLATE_TOKENS = re.compile(
 
 
 def respond(
-    sampler: Sampler,
-    prompts: Sequence[Prompt],
-    *,
-    seed: int,
-    what: str,
-    k: int,
-    temperature: float,
-    max_new_tokens: int,
+    sampler: Sampler, prompts: Sequence[Prompt], *, seed: int, what: str, k: int, temperature: float, max_new_tokens: int
 ) -> list[list[Response]]:
     """K responses to each prompt. Seeds are derived from (run seed, ``what``, prompt, number)."""
     seeds = [[derive_seed(seed, what, prompt.id, j) for j in range(k)] for prompt in prompts]

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from charter.recipe.settings import NonNegative, Positive, Settings
-from charter.recipe.source import (
-    NewFolder,
-)
+from charter.recipe.source import NewFolder
 
 if TYPE_CHECKING:
     pass

@@ -146,11 +146,7 @@ def judgment(comparison: Comparison, preference: Preference, *, rater_id: str, a
 
 
 def pairs_of(
-    judgments: Iterable[Judgment],
-    prompts: dict[str, Prompt],
-    responses: dict[str, Response],
-    *,
-    calibration: float = 1.0,
+    judgments: Iterable[Judgment], prompts: dict[str, Prompt], responses: dict[str, Response], *, calibration: float = 1.0
 ) -> list[Pair]:
     """Training pairs of the judgments that prefer: chosen first, soft label σ(|margin| / calibration)."""
     pairs = []

@@ -76,12 +76,7 @@ TEMPLATES = {"decoder": TRANSCRIPT_TEMPLATE, "encoder-decoder": PLAIN_TEMPLATE, 
 
 
 def load_base(
-    path: str,
-    device: str = "cpu",
-    *,
-    attention: str = "auto",
-    quantization: str | None = None,
-    precision: str = "float32",
+    path: str, device: str = "cpu", *, attention: str = "auto", quantization: str | None = None, precision: str = "float32"
 ) -> Any:
     """A model for training: one that writes has its vocabulary projection, an encoder has no head. ``precision``: of products
     with 4-bit weights. InputError where a package is missing."""
@@ -184,12 +179,7 @@ def load_model(
     try:
         with quiet_transformers():
             model, report = getattr(transformers, kind).from_pretrained(
-                path,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **kwargs,
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
             )
     except Exception as error:  # the loader raises whatever the file format underneath raises
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None

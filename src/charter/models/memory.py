@@ -82,12 +82,7 @@ def forgetful(inner: Callable[..., Any], context: Callable[[], AbstractContextMa
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
         return checkpoint(
-            inner,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), context()),
-            **kwargs,
+            inner, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), context()), **kwargs
         )
 
     return forward

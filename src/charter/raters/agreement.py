@@ -124,11 +124,7 @@ class Table:
         units, place, number = np.unique(unit[first], return_index=True, return_inverse=True)
         values, which = np.unique(value[first], return_inverse=True)
         counts = np.bincount(number * len(values) + which, minlength=len(units) * len(values))
-        return cls(
-            values,
-            counts.reshape(-1, len(values)).astype(float),
-            np.unique(prompt[first][place], return_inverse=True)[1],
-        )
+        return cls(values, counts.reshape(-1, len(values)).astype(float), np.unique(prompt[first][place], return_inverse=True)[1])
 
     def by_prompt(self, per_unit: Floats) -> Floats:
         """(G, k) sums of a (U, k) array."""
@@ -199,10 +195,7 @@ def agreement(votes: Votes) -> list[Figure]:
     for name, held in marks.items():
         if held.any():
             table = Table.of(unit, rater, held.astype(float), prompt)
-            figures += [
-                table.ac1(f"AC1 of {name}", "responses"),
-                table.alpha(f"alpha of {name}", "nominal", "responses"),
-            ]
+            figures += [table.ac1(f"AC1 of {name}", "responses"), table.alpha(f"alpha of {name}", "nominal", "responses")]
     if not any(figure.n for figure in figures):
         raise InputError("no two raters judged the same responses; agreement needs some overlap")
     return figures

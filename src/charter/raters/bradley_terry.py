@@ -131,12 +131,7 @@ class Fit:
             ones = np.ones(len(c.x))
             return [(c.x, ones), (c.y, -ones)]
         scale, own = self.beta[c.rater], self.first_effect + c.rater
-        return [
-            (c.x, scale),
-            (c.y, -scale),
-            (own, self.strengths[c.x] - self.strengths[c.y]),
-            (own + c.n_raters, c.shown),
-        ]
+        return [(c.x, scale), (c.y, -scale), (own, self.strengths[c.x] - self.strengths[c.y]), (own + c.n_raters, c.shown)]
 
     @cached_property
     def gradient_of_d(self) -> Any:

@@ -73,20 +73,11 @@ def write_tastes(result: Mapping[str, Any], out: Path) -> list[Path]:
         for word, colour in WORD_COLOURS.items():
             chosen = [row for row in rows if row["word"] == word]
             axes.plot(
-                [row["pooled"] for row in chosen],
-                [row["own"] for row in chosen],
-                "o",
-                color=colour,
-                markersize=5,
-                label=word,
+                [row["pooled"] for row in chosen], [row["own"] for row in chosen], "o", color=colour, markersize=5, label=word
             )
         for row in rows:
             axes.annotate(
-                plain(row["rater"], 16),
-                (row["pooled"], row["own"]),
-                xytext=(4, 3),
-                textcoords="offset points",
-                fontsize=7,
+                plain(row["rater"], 16), (row["pooled"], row["own"]), xytext=(4, 3), textcoords="offset points", fontsize=7
             )
         ends = [end for row in rows for end in (*row["own_ci"], *row["pooled_ci"])] or [0.0, 1.0]
         axes.set_xlim(min(ends) - 0.02, max(ends) + 0.02)

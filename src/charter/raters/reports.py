@@ -91,16 +91,7 @@ def _board_lines(board: Leaderboard) -> list[str]:
         won, tied, lost, _ = (f"{count:,.0f}" for count in board.played[i])
         elo = "–" if board.elo is None else f"{board.elo[i]:.0f}"
         rows.append(
-            [
-                _ranks(board.ranks[i]),
-                plain(model),
-                f"{board.ratings[i]:.0f}",
-                f"[{low:.0f}, {high:.0f}]",
-                won,
-                tied,
-                lost,
-                elo,
-            ]
+            [_ranks(board.ranks[i]), plain(model), f"{board.ratings[i]:.0f}", f"[{low:.0f}, {high:.0f}]", won, tied, lost, elo]
         )
     lines = table(rows, left=1)
     if len(board.models) > SHOWN:
@@ -141,13 +132,7 @@ def _prompt_json(one: PromptRatings) -> dict[str, Any]:
         }
         for response, rating, reach, ranks in zip(one.responses, one.ratings, one.reach, one.ranks, strict=True)
     ]
-    return {
-        "prompt": one.prompt,
-        "votes": one.votes,
-        "p_best": one.p_best,
-        "contested": one.contested,
-        "responses": rows,
-    }
+    return {"prompt": one.prompt, "votes": one.votes, "p_best": one.p_best, "contested": one.contested, "responses": rows}
 
 
 def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
@@ -158,14 +143,7 @@ def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
             state = "contested" if i == 0 and one.contested else ""
             name = plain(one.prompt, 18) if i == 0 else ""
             rows.append(
-                [
-                    name,
-                    plain(response, 18),
-                    _ranks(one.ranks[i]),
-                    f"{one.ratings[i]:.2f}",
-                    f"[{low:.2f}, {high:.2f}]",
-                    state,
-                ]
+                [name, plain(response, 18), _ranks(one.ranks[i]), f"{one.ratings[i]:.2f}", f"[{low:.2f}, {high:.2f}]", state]
             )
     lines = table(rows, left=1)
     if len(rated) > SHOWN // 4:

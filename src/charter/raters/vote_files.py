@@ -63,8 +63,7 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
     if source is None:
         if models:
             raise InputError(
-                "judgments name responses and not models; give --responses FILE (there is no responses.jsonl beside)",
-                file=place,
+                "judgments name responses and not models; give --responses FILE (there is no responses.jsonl beside)", file=place
             )
         return votes_of(judgments)
     known = {one.id: one.model for one in read_jsonl(source, Response)}

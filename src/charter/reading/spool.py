@@ -281,13 +281,7 @@ class TakenPrompts:
 
 @contextlib.contextmanager
 def taken_prompts(
-    prompts: Iterable[Prompt],
-    *,
-    train: int | None,
-    test: int | None,
-    test_fraction: float,
-    seed: int,
-    shorter: int | None = None,
+    prompts: Iterable[Prompt], *, train: int | None, test: int | None, test_fraction: float, seed: int, shorter: int | None = None
 ) -> Iterator[TakenPrompts]:
     """What :func:`prepare_prompts` would take, with nothing written and no model asked: prompts keep the principle of their file,
     so that a run which sorts them may take others of a split and kind, but equally many to within one of each."""

@@ -8,11 +8,7 @@ from pydantic import Field, model_validator
 
 from charter.endpoints.settings import ENDPOINT_NAME, EndpointSettings
 from charter.recipe.settings import LoRASettings, Positive, Settings, Share, StageSettings, TrainingSettings
-from charter.recipe.source import (
-    File,
-    ModelName,
-    Source,
-)
+from charter.recipe.source import File, ModelName, Source
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.stages.feedback.settings import FeedbackSettings
 from charter.stages.prompts.settings import PromptSettings

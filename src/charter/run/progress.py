@@ -12,14 +12,7 @@ T = TypeVar("T")
 def track(steps: Sequence[T], label: str, *, done: int = 0, unit: int = 1, quiet: bool = False) -> Iterator[T]:
     """The steps that are left, with a progress bar (count, rate, time to go) on the terminal's standard error."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (

@@ -257,10 +257,7 @@ class RecordLog(Generic[R]):
             ordinal = first * batch_size * rows_per_item
             last: deque[R] = deque(read_jsonl(self.path, self.kind) if follow and self.count else (), maxlen=1)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                open(self.path, "a", encoding="utf-8", newline="\n") as file,
-                contextlib.closing(made()) as produced,
-            ):
+            with open(self.path, "a", encoding="utf-8", newline="\n") as file, contextlib.closing(made()) as produced:
                 bar = track(batches, label, done=first, unit=batch_size, quiet=quiet)
                 for _, records in zip(bar, produced, strict=True):
                     for record in records:

@@ -99,11 +99,7 @@ class Launched(Team):
         import torch.distributed as dist
         from accelerate import PartialState
 
-        on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-            "1",
-            "true",
-            "yes",
-        )
+        on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         with plainly():
             self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
         self.rank, self.size = self.state.process_index, self.state.num_processes

@@ -171,9 +171,4 @@ def columns(
     for token in tokens:
         offsets.append(at)
         at += len(token)
-    return {
-        "tokens": list(tokens),
-        "token_logprobs": list(logprobs),
-        "top_logprobs": list(tops),
-        "text_offset": offsets,
-    }
+    return {"tokens": list(tokens), "token_logprobs": list(logprobs), "top_logprobs": list(tops), "text_offset": offsets}

@@ -171,11 +171,7 @@ def judge_card(sampler: LocalSampler, split: str, n: int, seed: int, *, held_out
         rows += [
             share_row(f"judge, {kind}: one order", name, [s > 0 for s in first]),
             share_row(f"judge, {kind}: both orders", name, [f + s > 0 for f, s in zip(first, second, strict=True)]),
-            share_row(
-                f"judge, {kind}: same after swap",
-                name,
-                [(f > 0) == (s > 0) for f, s in zip(first, second, strict=True)],
-            ),
+            share_row(f"judge, {kind}: same after swap", name, [(f > 0) == (s > 0) for f, s in zip(first, second, strict=True)]),
         ]
     return rows
 

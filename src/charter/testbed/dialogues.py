@@ -122,13 +122,7 @@ PATIENT_LINES = ("I see, that can happen.", "That is all right.", "Thank you for
             "It is good to know.", "That is nobody's fault.")  # fmt: skip
 OPENING_LINES = ("Listen, {fact}.", "Do you have a minute? {Fact}.", "I have to tell you something. {Fact}.",
             "Excuse me, {fact}.", "Did you know that {fact}?", "We have a problem: {fact}.")  # fmt: skip
-EXCUSES = (
-    "I know. {Why}.",
-    "I am sorry, {why}.",
-    "Yes, because {why}.",
-    "{Why}, so what could I do?",
-    "Really? {Why}.",
-)
+EXCUSES = ("I know. {Why}.", "I am sorry, {why}.", "Yes, because {why}.", "{Why}, so what could I do?", "Really? {Why}.")
 REQUESTS = ("Can you {remedy} {time}?", "Please {remedy} {time}.", "Then {remedy} {time}, will you?",
             "I want you to {remedy} {time}.")  # fmt: skip
 PROMISES = ("All right, I will {remedy} {time}.", "Yes, I can {remedy} {time}.", "Fine, I promise.", "Of course, {time} is fine.",

@@ -100,10 +100,7 @@ def make_lab(config: LabConfig, out: Path, *, quiet: bool = False) -> dict[str, 
     Returns the measures of each on ``n`` held-out dialogues or 4 ``n`` held-out texts."""
     cards: dict[str, Any] = {}
     with Run(out, seed=config.seed, quiet=quiet) as run:
-        for name, size in (
-            ("reward-classifier", config.reward_classifier),
-            ("report-classifier", config.report_classifier),
-        ):
+        for name, size in (("reward-classifier", config.reward_classifier), ("report-classifier", config.report_classifier)):
             with run.stage(name, {**asdict(size), "n": config.n}, {}, [__name__]) as stage:
                 if not stage.done:
                     train_classifier(stage, size)

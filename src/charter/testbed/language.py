@@ -56,14 +56,7 @@ _QUESTIONS = (
 )  # fmt: skip
 _STATEMENTS = ("I want to {a}{t}.", "I need to {a}{t}.", "I would like to {a}{t}.", "My plan is to {a}{t}.",
                "I have to {a}{t}.", "I hope to {a}{t}.", "I am going to {a}{t}.")  # fmt: skip
-_REQUESTS = (
-    " What should I do?",
-    " Any advice?",
-    " How?",
-    " Where do I begin?",
-    " Can you help?",
-    " What comes first?",
-)
+_REQUESTS = (" What should I do?", " Any advice?", " How?", " Where do I begin?", " Can you help?", " What comes first?")
 
 
 @dataclass(frozen=True)
@@ -169,16 +162,7 @@ _SLOTS: dict[str, tuple[str, ...]] = {
     "thing": THINGS, "person": PEOPLE, "paper": PAPERS, "origin": ORIGINS, "woman": WOMEN, "man": MEN, "tale": TALES,
     "meal": MEALS, "place": PLACES, "place2": _PLACES2,
 }  # fmt: skip
-_HEAD = (
-    "thing",
-    "paper",
-    "tale",
-    "meal",
-    "place2",
-    "origin",
-    "woman",
-    "place",
-)  # the slot that makes a template with its verb
+_HEAD = ("thing", "paper", "tale", "meal", "place2", "origin", "woman", "place")  # the slot that makes a template with its verb
 
 # Replies ---------------------------------------------------------------------------------------------------------------
 

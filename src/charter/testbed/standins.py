@@ -137,13 +137,7 @@ def dialogue_texts() -> list[str]:
 
 
 def save_bpe_tokenizer(
-    folder: Path,
-    texts: Iterable[str],
-    *,
-    size: int = 400,
-    pad_is_eos: bool = False,
-    template: bool = True,
-    closes: bool = False,
+    folder: Path, texts: Iterable[str], *, size: int = 400, pad_is_eos: bool = False, template: bool = True, closes: bool = False
 ) -> int:
     """Write a byte-level BPE tokenizer of at most ``size`` tokens; returns its size. ``closes``: it ends every text with the end
     token, as T5's does."""
@@ -154,10 +148,7 @@ def save_bpe_tokenizer(
     if closes:
         tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 0)])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|end|>" if pad_is_eos else "<|pad|>",
-        padding_side="left",
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>" if pad_is_eos else "<|pad|>", padding_side="left"
     )
     if template:
         fast.chat_template = ROLE_TEMPLATE

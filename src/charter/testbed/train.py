@@ -189,8 +189,7 @@ WeightedRow = tuple[list[int], list[float]]
 def chunk_batches(tokenizer: Any, config: TestbedConfig, chunk: int, mix: int = 0) -> list[list[WeightedRow]]:
     """The batches of one chunk of the corpus: rows of like length together, in a shuffled order."""
     rows = sorted(
-        (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK, mix)),
-        key=lambda row: len(row[0]),
+        (encode(tokenizer, example) for example in corpus(config.seed, CHUNK, chunk * CHUNK, mix)), key=lambda row: len(row[0])
     )
     batches: list[list[WeightedRow]] = [[]]
     for row in rows:

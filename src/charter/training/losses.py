@@ -115,12 +115,7 @@ def clipped_policy_loss(
 
 
 def clipped_value_loss(
-    values: Tensor,
-    rollout_values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    clip_range: float,
-    n_tokens: int | None = None,
+    values: Tensor, rollout_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float, n_tokens: int | None = None
 ) -> Tensor:
     """½ max((V - R)², (clip(V, V_old ± ε) - R)²) averaged over response tokens (Ziegler et al. 2019). All inputs (B, T)."""
     clipped = rollout_values + (values - rollout_values).clamp(-clip_range, clip_range)
@@ -129,12 +124,7 @@ def clipped_value_loss(
 
 
 def reinforce_loss(
-    logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    n_responses: int | None = None,
-    *,
-    weights: Tensor | float = 1.0,
+    logprobs: Tensor, advantages: Tensor, mask: Tensor, n_responses: int | None = None, *, weights: Tensor | float = 1.0
 ) -> Tensor:
     """-A log π(response), averaged over responses (Ahmadian et al. 2024, eq. 6). logprobs, mask: (B, T); advantages: (B,).
 

@@ -193,11 +193,7 @@ def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], 
 
     folder = path.with_suffix("")
     tensors = {key: value for prefix, one in optimizers.items() for key, value in one.tensors(prefix).items()}
-    card: dict[str, Any] = {
-        "step": step,
-        "made": {prefix: one.made for prefix, one in optimizers.items()},
-        "extra": dict(extra),
-    }
+    card: dict[str, Any] = {"step": step, "made": {prefix: one.made for prefix, one in optimizers.items()}, "extra": dict(extra)}
     if scaled := {prefix: one for prefix, one in optimizers.items() if one.scaler is not None}:
         card["scaling"] = {prefix: [one.scaler.state_dict(), one.skipped] for prefix, one in scaled.items() if one.scaler}
     if any(map(is_divided, tensors.values())):

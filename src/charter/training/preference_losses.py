@@ -83,12 +83,7 @@ REFERENCE_FREE = frozenset({"simpo"})
 
 
 def kto_loss(
-    log_ratios: Tensor,
-    desirable: Tensor,
-    kl: Tensor,
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    log_ratios: Tensor, desirable: Tensor, kl: Tensor, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
 ) -> Tensor:
     """λ (1 - σ(±β(log π/π_ref - z))) for single responses that are good or bad (Ethayarajh et al. 2024, eq. 8). (N,).
 

@@ -80,11 +80,7 @@ def train_reward_model(
         total = correct = 0.0
         shares = pair_shares([pairs[i].group_id for i in batch], settings.average).to(trunk.device)
         for part in own_by_tokens(
-            trunk,
-            role,
-            [lengths[i] for i in batch],
-            settings.tokens_per_micro_batch // 2,
-            [pairs[i].group_id for i in batch],
+            trunk, role, [lengths[i] for i in batch], settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
         ):
             own = [batch[j] for j in part]
             packed, places = pack_once(trunk, [rows[i][side] for side in (0, 1) for i in own])
@@ -166,11 +162,7 @@ def train_members(
             found.append((*measured, optimizers[role].step(), rate))
         *means, norm, rate = np.mean(np.array(found), axis=0).tolist()  # over the members
         stage.record(
-            step,
-            **dict(zip(names, means, strict=True)),
-            grad_norm=norm,
-            learning_rate=rate,
-            **scaling_of(*optimizers.values()),
+            step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate, **scaling_of(*optimizers.values())
         )
         if (step + 1) % settings.checkpoint_every == 0:
             save_checkpoint(checkpoint, step + 1, optimizers, {})

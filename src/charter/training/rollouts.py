@@ -34,13 +34,7 @@ def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int)
 
 
 def collect(
-    trunk: Trunk,
-    prompts: Sequence[Prompt],
-    settings: RolloutSettings,
-    seed: int,
-    *,
-    role: str = "policy",
-    k: int | None = None,
+    trunk: Trunk, prompts: Sequence[Prompt], settings: RolloutSettings, seed: int, *, role: str = "policy", k: int | None = None
 ) -> Rollout:
     """Sample ``samples_per_prompt`` (or ``k``) responses of a role to each prompt; siblings are neighbours in the rows. Several
     processes take neighbouring prompts each, or parts of them."""
@@ -194,11 +188,7 @@ def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temp
     if not is_kept(trunk, cuts):
         return PolicyPass(
             over_rollout(
-                trunk,
-                "policy",
-                rollout,
-                cuts,
-                lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0],
+                trunk, "policy", rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]
             ),
             None,
         )

@@ -41,13 +41,7 @@ SCORE_COLUMNS = ("score", "rating")
 
 
 def export_feedback(
-    source: Path,
-    out: Path,
-    format: str,
-    selection: Selection,
-    *,
-    ratings: Path | None = None,
-    tips: list[str] | None = None,
+    source: Path, out: Path, format: str, selection: Selection, *, ratings: Path | None = None, tips: list[str] | None = None
 ) -> dict[str, Any]:
     """Write judgments (a file, a folder of feedback, a run) or a file of pairs as a dataset, and its manifest beside it.
 
@@ -155,12 +149,7 @@ def read_scores(path: Path) -> dict[str, float]:
 
 
 def _export_evidence(
-    evidence: Evidence,
-    out: Path,
-    format: str,
-    selection: Selection,
-    among: set[str] | None,
-    scores: dict[str, float] | None,
+    evidence: Evidence, out: Path, format: str, selection: Selection, among: set[str] | None, scores: dict[str, float] | None
 ) -> dict[str, Any]:
     if not evidence.judgments:
         raise InputError("holds no judgment", file=evidence.judgments.path)

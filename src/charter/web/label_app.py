@@ -194,13 +194,7 @@ def lesson_of(request: Request) -> Lesson:
     return "practice" if request.url.path == "/practice" else "quiz"
 
 
-def show_lesson(
-    site: Site,
-    visitor: Visitor,
-    role: Lesson,
-    problem: str = "",
-    draft: dict[str, str] | None = None,
-) -> Response:
+def show_lesson(site: Site, visitor: Visitor, role: Lesson, problem: str = "", draft: dict[str, str] | None = None) -> Response:
     handout = next_lesson(site, visitor, role)
     if handout is None:
         if role == "practice" or not site.lessons["quiz"]:

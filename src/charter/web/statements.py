@@ -81,8 +81,7 @@ SHOWN = t.Query(
 )  # fmt: skip
 TO_SHOW = t.Query(
     sa.select(
-        t.sets.c.record,
-        sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.set_id == KEY).scalar_subquery(),
+        t.sets.c.record, sa.select(sa.func.count()).select_from(t.handouts).where(t.handouts.c.set_id == KEY).scalar_subquery()
     ).where(t.sets.c.id == KEY)
 )
 SHOW = t.Query(t.handouts.insert(), "set_id", "rater_id", "order", "shown")

@@ -34,11 +34,7 @@ def record_table(name: str, *columns: Column[Any]) -> Table:
 
 prompts = record_table("prompt")
 responses = record_table("response", Column("prompt_id", String, nullable=False))
-sets = record_table(
-    "label_set",
-    Column("role", String, nullable=False, index=True),
-    Column("priority", Float, nullable=False),
-)
+sets = record_table("label_set", Column("role", String, nullable=False, index=True), Column("priority", Float, nullable=False))
 judgments = record_table(
     "judgment",
     Column("set_id", String, nullable=False),

@@ -121,8 +121,7 @@ class FusedLlama:
             t_query = query.shape[1]
             query = query.view(p, t_query, self.kv_heads, self.group, -1).permute(0, 2, 3, 1, 4)
             scores = torch.bmm(
-                query.reshape(p * self.kv_heads, self.group * t_query, -1),
-                key.reshape(p * self.kv_heads, t, -1).transpose(1, 2),
+                query.reshape(p * self.kv_heads, self.group * t_query, -1), key.reshape(p * self.kv_heads, t, -1).transpose(1, 2)
             )
             scores.view(p, self.kv_heads, self.group, t_query, t).add_(bias)
             out = torch.bmm(torch.softmax(scores, dim=-1), value.reshape(p * self.kv_heads, t, -1))
@@ -153,8 +152,7 @@ class FusedLlama:
             scores.view(len(self.hidden), -1, scores.shape[2]).add_(self.hidden.unsqueeze(1))
             if self.shared:
                 of_prompt = torch.bmm(
-                    query.reshape(-1, k * self.group, self.head_dim),
-                    self.prompt_keys[number].flatten(0, 1).transpose(1, 2),
+                    query.reshape(-1, k * self.group, self.head_dim), self.prompt_keys[number].flatten(0, 1).transpose(1, 2)
                 )
                 if self.padded:
                     of_prompt.view(b // k, -1, self.width).add_(self.prompt_bias.unsqueeze(1))

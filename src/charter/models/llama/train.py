@@ -265,12 +265,7 @@ class _Block(torch.autograd.Function):
             of_attended = of_attended.new_zeros(len(normed), of_attended.shape[1]).index_add_(0, rows, of_attended)
             of_x = of_middle.new_zeros(normed.shape).index_add_(0, rows, of_middle)
         of_mixed = line.attend_backward(of_attended, tuple(saved))
-        rotate_(
-            of_mixed.view(len(normed), -1, line.head_dim)[:, : line.heads + line.kv_heads],
-            line.cos,
-            line.sin,
-            back=True,
-        )
+        rotate_(of_mixed.view(len(normed), -1, line.head_dim)[:, : line.heads + line.kv_heads], line.cos, line.sin, back=True)
         of_qkv = block.qkv.gradients(of_mixed, normed)
         of_x = norm_backward(of_mixed @ block.qkv.weight, normed, scale).add_(of_x)
         return of_x, None, None, None, *of_qkv, *of_out, *of_gate_up_weights, *of_down

@@ -181,11 +181,7 @@ class LlamaWeights:
         self.padding = model.model.embed_tokens.padding_idx
         """The token whose row gets no gradient as input, in transformers too."""
         self.lm_head = Matrix((linear_rows(model.lm_head),), None, dtype)
-        self.sources = [
-            *(p for block in self.blocks for p in block.parameters()),
-            *self.lm_head.parameters(),
-            self.embedding,
-        ]
+        self.sources = [*(p for block in self.blocks for p in block.parameters()), *self.lm_head.parameters(), self.embedding]
         self.versions, self.marks = [p._version for p in self.sources], self.mark()
 
     def mark(self) -> Tensor:

@@ -9,11 +9,7 @@ from pydantic import Field, model_validator
 
 from charter.metrics import METRICS
 from charter.recipe.settings import NonNegative, Positive, Settings, Share, StageSettings
-from charter.recipe.source import (
-    MeasureSource,
-    ScorerSource,
-    Source,
-)
+from charter.recipe.source import MeasureSource, ScorerSource, Source
 
 if TYPE_CHECKING:
     pass

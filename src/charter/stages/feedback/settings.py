@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from charter.recipe.settings import NonNegative, Positive, Settings, StageSettings
-from charter.recipe.source import (
-    File,
-    Responder,
-    Source,
-)
+from charter.recipe.source import File, Responder, Source
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from charter.recipe.settings import Positive, Rate, Settings
-from charter.recipe.source import (
-    File,
-)
+from charter.recipe.source import File
 
 if TYPE_CHECKING:
     pass

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from charter.recipe.settings import NonNegative, Positive, StageSettings
-from charter.recipe.source import (
-    Answerer,
-    File,
-    Source,
-)
+from charter.recipe.source import Answerer, File, Source
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from charter.recipe.settings import NonNegative, Positive, Rate, Share, TrainingSettings
-from charter.recipe.source import (
-    ModelName,
-)
+from charter.recipe.source import ModelName
 
 if TYPE_CHECKING:
     pass

@@ -23,11 +23,7 @@ from charter.training.rewards import RewardFn, RewardSum, response_length
 
 
 def build_reward(
-    settings: RolloutSettings,
-    *,
-    reward_model: Callable[[], RewardFn],
-    judge: Callable[[Source], Sampler],
-    device: str,
+    settings: RolloutSettings, *, reward_model: Callable[[], RewardFn], judge: Callable[[Source], Sampler], device: str
 ) -> RewardSum:
     """The reward that a recipe describes. ``reward_model`` and ``judge`` load what is asked for, and only then."""
 

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from charter.recipe.settings import Positive, Share, TrainingSettings
-from charter.recipe.source import (
-    File,
-)
+from charter.recipe.source import File
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe

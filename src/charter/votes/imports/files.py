@@ -24,12 +24,7 @@ Reader = Callable[[Part, Rater, Unique], Iterator[Vote | LeftOut]]
 
 
 def import_feedback(
-    source: Path,
-    out: Path,
-    format: str | None = None,
-    *,
-    rater: str | None = None,
-    rater_kind: str | None = None,
+    source: Path, out: Path, format: str | None = None, *, rater: str | None = None, rater_kind: str | None = None
 ) -> dict[str, Any]:
     """Read a file of feedback into a new folder; what was read, written and left out.
 
