@@ -183,6 +183,15 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
     assert run_command(at_size_of_seconds(line)) == 0
 
 
+def recorded(module):
+    """Names of what a page of training logs: keywords of its calls of ``record``, and means over tokens that it asks for."""
+    calls = [n for n in ast.walk(ast.parse((ROOT / f"src/charter/training/{module}.py").read_text())) if isinstance(n, ast.Call)]
+    of = {name: [call for call in calls if getattr(call.func, "attr", "") == name] for name in ("record", "per_token")}
+    return {keyword.arg for call in of["record"] for keyword in call.keywords if keyword.arg} | {
+        ast.literal_eval(name) for call in of["per_token"] for name in call.args
+    }
+
+
 @pytest.mark.parametrize(
     ("module", "page"),
     [
@@ -196,14 +205,11 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
     ],
 )
 def test_every_logged_metric_is_explained(module, page):
-    tree = ast.parse((ROOT / f"src/charter/training/{module}.py").read_text())
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "record"]
-    keys = {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
+    keys = recorded(module)
     assert keys
     text = (ROOT / f"docs/{page}.md").read_text() + (
         (ROOT / "docs/ppo.md").read_text() if page in ("rloo", "grpo", "online-dpo") else ""
     )
-    for key in keys | (
-        {"reward", "kl", "response_tokens", "missing_eos"} if page in ("ppo", "rloo", "grpo", "online-dpo") else set()
-    ):
+    of_the_loop = {"reward", "kl", "response_tokens", "missing_eos", "first_ratio", "grad_norm", "updates", "sampler_gap"}
+    for key in keys | (of_the_loop if page in ("ppo", "rloo", "grpo", "online-dpo") else set()):
         assert f"`{key}`" in text, key

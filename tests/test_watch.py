@@ -9,9 +9,11 @@ import torch
 from charter.errors import GateError
 from charter.models.trunk import load_trunk
 from charter.run.run import Run
+from charter.training.loop import steps
+from charter.training.losses import policy_stats
 from charter.training.rollouts import collect
 from charter.training.watch import Watch, warnings_of
-from test_training import PROMPTS, bandit
+from test_training import PROMPTS, bandit, first_token_below
 
 
 @pytest.fixture
@@ -66,6 +68,27 @@ def test_a_negative_kl_beyond_four_standard_errors_stops_the_run(scene):
 def test_a_first_ratio_other_than_one_stops_the_run(scene, ratio):
     with pytest.raises(GateError, match="dropout"):
         scene[0].first_minibatch(2, ratio)
+
+
+def test_a_policy_that_changed_since_it_was_scored_is_stopped_before_its_weights_move(random_llama, stage):
+    trunk = load_trunk(str(random_llama))
+    trunk.add_role("policy")
+    settings = bandit("rloo", max_new_tokens=6, tokens_per_micro_batch=64)
+    step = next(steps(trunk, PROMPTS, first_token_below(40), settings, stage, {"policy": 0.1}))
+    weights = trunk.parameters("policy").values()
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(1.5)
+    changed = [weight.clone() for weight in weights]
+
+    def learn():
+        for cut, logprobs, entropies in step.updates:
+            stats = policy_stats(logprobs, cut.of(step.logprobs), cut.packed.mask)
+            step.updates.learn(logprobs.sum(), stats, entropy=float(entropies.detach().sum()))
+
+    with pytest.raises(GateError, match="the ratio before the first update"):
+        learn()
+    assert all(torch.equal(before, after) for before, after in zip(changed, weights, strict=True))
 
 
 def row(**changes):

@@ -63,8 +63,8 @@ def steps(
     stage: Stage,
     learning_rates: Mapping[str, float],
 ) -> Iterator[Step]:
-    """The steps from the last checkpoint on. ``learning_rates`` names the roles that are trained, ``policy`` first; they must be
-    on the trunk, whose base is the reference."""
+    """The steps from the last checkpoint on. ``learning_rates`` names the roles that are trained, ``policy`` among them; they
+    must be on the trunk, whose base is the reference."""
     seed = derive_seed(stage.run.seed, stage.name)
     minibatches, n_updates = updates_per_step(settings)
     optimizers = {
@@ -107,15 +107,14 @@ def steps(
         watch.rollout(number, rollout, policy.logprobs, kl)
 
         # Credit and learn: the method's page.
-        updates = Updates(trunk, settings, optimizers, policy, cuts)
+        updates = Updates(trunk, settings, optimizers, policy, cuts, watch, number)
         price = kl_controller.coef if kl_controller else 0.0
         step = Step(rollout, scores, policy.logprobs, reference_logprobs, kl, price, updates)
         yield step
 
         # Record.
-        watch.first_minibatch(number, updates.first_ratio)
         described = describe_rollout(rollout, scores, kl) | parts.means() | state()
-        learned = {"first_ratio": updates.first_ratio, "grad_norm": updates.grad_norm, "updates": updates.made}
+        learned = {"first_ratio": watch.first_ratio, "grad_norm": updates.grad_norm, "updates": updates.made}
         scaling = scaling_of(*optimizers.values())
         row = stage.record(number, **described, **step.logged, **learned, **scaling, sampler_gap=watch.sampler_gap)
         log_rollout(stage, number, rollout, scores, kl)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from charter.stages.rl.settings import RolloutSettings
 from charter.training.losses import PolicyStats
 from charter.training.optimizer import Optimizer
 from charter.training.rollouts import MicroBatch, PolicyPass, own_cuts
+from charter.training.watch import Watch
 
 
 def updates_per_step(settings: RolloutSettings) -> tuple[int, int]:
@@ -38,13 +38,15 @@ class Updates:
         optimizers: Mapping[str, Optimizer],
         policy: PolicyPass,
         minibatches: Sequence[Sequence[MicroBatch]],
+        watch: Watch,
+        step: int,
     ) -> None:
         self.trunk, self.settings, self.optimizers = trunk, settings, optimizers
         self.policy, self.minibatches = policy, minibatches
+        self.watch, self.step = watch, step
         self.cuts = [cut for minibatch in minibatches for cut in minibatch]
         self.totals = dict.fromkeys(("ratio", "clip_fraction", "approx_kl", "n_tokens", "entropy", "value_loss", "loss"), 0.0)
         self.norms: list[float] = []
-        self.first_ratio = math.nan
         self.moved = 0.0  # from the rollout policy, in the last update: nats a token
 
     def __iter__(self) -> Iterator[tuple[MicroBatch, Tensor, Tensor]]:
@@ -59,9 +61,9 @@ class Updates:
                 yield cut, *self.policy.of(self.trunk, cut, self.settings.temperature)
             self.moved, ratio, n_tokens = team().add_up(self.moved, self.totals["ratio"], self.totals["n_tokens"])
             if not self.norms:
-                self.first_ratio = ratio / max(n_tokens, 1)
-            policy_norm, *_ = [optimizer.step() for optimizer in self.optimizers.values()]
-            self.norms.append(policy_norm)
+                self.watch.first_minibatch(self.step, ratio / max(n_tokens, 1))
+            norms = {role: optimizer.step() for role, optimizer in self.optimizers.items()}
+            self.norms.append(norms["policy"])
         self.totals = dict(zip(self.totals, team().add_up(*self.totals.values()), strict=True))
 
     def learn(self, loss: Tensor, stats: PolicyStats, *, entropy: float, value_loss: float = 0.0) -> None:
@@ -87,4 +89,5 @@ class Updates:
 
     @property
     def made(self) -> int:
+        """How many were made: fewer than planned where ``stop_kl`` ended them."""
         return len(self.norms)
