@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from charter.raters.comparisons import Comparisons, comparisons_of
+from charter.raters.comparisons import Comparisons, as_comparisons
 from charter.raters.leaderboard import leaderboard
 from charter.raters.responses import rate_responses
 from charter.raters.vote_files import read_votes
@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "votes.csv"
         table(path, arena)
-        rows["161,000 votes, 64 models, read from CSV"] = lambda: leaderboard(comparisons_of(read_votes(path), "models"))
+        rows["161,000 votes, 64 models, read from CSV"] = lambda: leaderboard(as_comparisons(read_votes(path), "models"))
         for name, work in rows.items():
             print(json.dumps({"what": name, "seconds": timed(work, runs), "cores": len(os.sched_getaffinity(0))}), flush=True)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.errors import InputError
-from charter.raters.comparisons import comparisons_of, pair_outcomes, seconds_of, single_orders, votes_of
+from charter.raters.comparisons import as_comparisons, pair_outcomes, seconds_of_votes, single_orders, votes_of
 from charter.raters.reports import counted, ratings_report
 from charter.raters.vote_files import read_votes
 from charter.records import Generation, Judgment, Response
@@ -63,13 +63,13 @@ def test_what_is_superseded_or_without_verdict_is_counted_and_not_scored():
 
 def test_more_harmful_is_turned_round_for_ratings_and_not_for_agreement():
     votes = votes_of([vote("1", {"a": 1, "b": 2}, direction="more_harmful")])
-    assert comparisons_of(votes).outcome.tolist() == [-1]
-    assert comparisons_of(votes, raw=True).outcome.tolist() == [1]
+    assert as_comparisons(votes).outcome.tolist() == [-1]
+    assert as_comparisons(votes, raw=True).outcome.tolist() == [1]
 
 
 def test_responses_become_models_and_two_of_one_model_say_nothing():
     votes = votes_of([vote("1", {"a": 1, "b": 2, "c": 3})], {"a": "new", "b": "old", "c": "old"})
-    found = comparisons_of(votes, "models")
+    found = as_comparisons(votes, "models")
     assert found.items == ("new", "old")
     assert (found.x.tolist(), found.y.tolist(), found.outcome.tolist(), found.same_model) == ([0, 0], [1, 1], [1, 1], 1)
 
@@ -94,9 +94,9 @@ def test_a_rank_of_what_was_not_shown_is_refused():
 
 
 def test_seconds_come_from_whichever_timing_is_there():
-    assert seconds_of({"active_ms": 1500.0, "t_shown": 0.0, "t_submit": 9000.0}) == 1.5
-    assert seconds_of({"t_shown": 1000.0, "t_submit": 9000.0}) == 8
-    assert math.isnan(seconds_of({}))
+    assert seconds_of_votes({"active_ms": 1500.0, "t_shown": 0.0, "t_submit": 9000.0}) == 1.5
+    assert seconds_of_votes({"t_shown": 1000.0, "t_submit": 9000.0}) == 8
+    assert math.isnan(seconds_of_votes({}))
 
 
 def table(tmp_path, rows: list[dict], name: str = "votes.jsonl"):

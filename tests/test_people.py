@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.judging.people import TO_LABEL, Votes, agreement_with_people, sample_for_people
+from charter.judging.people import TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people
 from charter.records import Generation, Judgment, LabelSet, Prompt, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.votes.judgments import ulid
@@ -140,8 +140,8 @@ def test_sets_of_an_earlier_run_do_not_count(tmp_path):
     write_jsonl(tmp_path / "responses.jsonl", old + new)
     write_jsonl(tmp_path / "sets.jsonl", asked)
     write_jsonl(tmp_path / "judgments.jsonl", chain([vote(asked[0], {old[0].id: 1, old[1].id: 2})]))
-    assert Votes(tmp_path, [new]).open == 1
-    assert Votes(tmp_path, [old]).open == 0
-    assert Votes(tmp_path / "nothing", [old]).open == 1
-    (pair,) = Votes(tmp_path, [old]).pairs()
+    assert PeoplesVotes(tmp_path, [new]).open == 1
+    assert PeoplesVotes(tmp_path, [old]).open == 0
+    assert PeoplesVotes(tmp_path / "nothing", [old]).open == 1
+    (pair,) = PeoplesVotes(tmp_path, [old]).pairs()
     assert (pair.chosen, pair.rejected, pair.weight) == ("old 0", "old 1", 1.0)

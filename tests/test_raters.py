@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from charter.errors import InputError
-from charter.raters.comparisons import Comparisons, comparisons_of, votes_of
+from charter.raters.comparisons import Comparisons, as_comparisons, votes_of
 from charter.raters.lines import rater_lines
 from charter.raters.personal import NONE, OWN, SHARED, tastes
 from charter.raters.reliability import fit_raters
@@ -211,7 +211,7 @@ def test_features_that_are_not_finite_are_refused():
         tastes(votes, features[:5])
     with pytest.raises(InputError, match="every vote is a tie"):
         tastes(
-            comparisons_of(
+            as_comparisons(
                 votes_of(
                     [
                         Judgment(

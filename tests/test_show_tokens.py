@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.commands.show_tokens import LEGEND, first_batches, print_batches, text_of
+from charter.commands.show_tokens import LEGEND, first_batches, print_batches, styled_row
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.load import load_tokenizer
 from charter.models.trunk import load_trunk
@@ -133,7 +133,7 @@ def test_control_characters_and_marks_of_a_text_are_spelled_out(random_llama):
 def test_markup_in_a_text_is_text():
     row = {"ids": [1, 2, 3], "pieces": ["[bold]", "x", "[/nothing]"], "attention": [1, 1, 0], "mask": [0, 1, 0],
            "template": [0, 0, 0], "reward_position": 1}  # fmt: skip
-    assert text_of(row).plain == "[bold]⟦x⟧★∅×1"
+    assert styled_row(row).plain == "[bold]⟦x⟧★∅×1"
 
 
 def test_what_is_printed_has_its_marks_without_colour(batches, capsys):

@@ -17,7 +17,7 @@ from charter.models.cut import Cut
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import Scorers, Trunk, load_trunk
-from charter.raters.comparisons import Votes, comparisons_of
+from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.personal import Taste, tastes
 from charter.raters.vote_files import find, read_votes
 from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
@@ -201,7 +201,7 @@ def tastes_from_files(
     by_id = {response.id: response for response in read_jsonl(response_file, Response)}
     prompts_by_id = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
     features = response_features(reward, model, prompts_by_id, [by_id[name] for name in votes.responses])
-    return tastes(comparisons_of(votes), features, seed=seed), votes
+    return tastes(as_comparisons(votes), features, seed=seed), votes
 
 
 def _first(name: str, folders: Sequence[Path], option: str) -> Path:

@@ -89,13 +89,13 @@ def run(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
     check_files(loaded)
-    from charter.commands.seeds import run_seeds, table
+    from charter.commands.seeds import run_seeds, seeds_table
     from charter.plan.fit import check_machine
 
     folder = out or Path("runs") / path.stem
     check_machine(loaded)
     result = run_seeds(loaded, folder, seeds, until=until, quiet=quiet or as_json)
-    show(result, as_json, *table(result, MAIN_METRICS), f"all figures: {folder / 'seeds.json'}")
+    show(result, as_json, *seeds_table(result, MAIN_METRICS), f"all figures: {folder / 'seeds.json'}")
     if stopped := [run for run in result["runs"] if run["stopped"]]:
         raise GateError(f"{len(stopped)} of {seeds} seeds stopped at a gate; seed {stopped[0]['seed']}: {stopped[0]['stopped']}")
 

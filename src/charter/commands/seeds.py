@@ -77,7 +77,7 @@ def as_csv(metrics: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def table(result: dict[str, Any], names: Sequence[str]) -> list[str]:
+def seeds_table(result: dict[str, Any], names: Sequence[str]) -> list[str]:
     """The named metrics and the measures of the recipe, as lines for the terminal: each arm with its mean and every seed."""
     lines = []
     for row in result["metrics"]:

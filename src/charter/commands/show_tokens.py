@@ -77,7 +77,7 @@ def print_batches(batches: dict[str, Any]) -> None:
         for row in stage["rows"]:
             console.print(Text(f"\n  {summary_of(row)}", style="bold"))
             real = [str(n) for n, on in zip(row["ids"], row["attention"], strict=True) if on]
-            lines = [text_of(row), Text(f"ids {' '.join(real)}", style="dim")]
+            lines = [styled_row(row), Text(f"ids {' '.join(real)}", style="dim")]
             if "options" in row:
                 lines.append(options_of(row))
             for line in lines:
@@ -97,7 +97,7 @@ def summary_of(row: Row) -> str:
     return ", ".join(parts)
 
 
-def text_of(row: Row) -> Text:
+def styled_row(row: Row) -> Text:
     """A row with its marks and colours."""
     text = Text()
     length = len(row["ids"])

@@ -29,7 +29,7 @@ def sample_for_people(groups: Sequence[Sequence[Response]], share: float, seed: 
     return [group for i, group in enumerate(differing) if i in kept]
 
 
-class Votes:
+class PeoplesVotes:
     """The votes of people so far, in a label project, about some groups of responses."""
 
     def __init__(self, folder: Path, groups: Sequence[Sequence[Response]]) -> None:
@@ -89,7 +89,7 @@ def agreement_with_people(judged: Iterable[Judgment], people: Iterable[Judgment]
     return {"agreement": share.value, "ci": share.ci, "n": share.n, "prompts": len(set(prompts)), "undecided": undecided}
 
 
-def with_people(by_judge: Sequence[Pair], votes: Votes) -> list[Pair]:
+def with_people(by_judge: Sequence[Pair], votes: PeoplesVotes) -> list[Pair]:
     """The judge's pairs; where people voted on a prompt, theirs replace them, and a person's tie makes no pair."""
     voted = {vote.prompt_id for vote in votes.judgments}
     return [pair for pair in by_judge if pair.prompt.id not in voted] + votes.pairs()

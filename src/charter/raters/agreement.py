@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from charter.errors import InputError
-from charter.raters.comparisons import FAILED, Comparisons, Floats, Ints, Votes, comparisons_of
+from charter.raters.comparisons import FAILED, Comparisons, Floats, Ints, Votes, as_comparisons
 
 # What others measured: who with whom, the share of pairs on which they agree, where it stands.
 ANCHORS = (
@@ -170,7 +170,7 @@ def question_units(votes: Votes, raw: Comparisons) -> Ints:
 
 def agreement(votes: Votes) -> list[Figure]:
     """All measures of agreement of some votes, on raw answers. InputError where nobody judged what another judged."""
-    raw = comparisons_of(votes, raw=True)
+    raw = as_comparisons(votes, raw=True)
     if len(votes.raters) < 2:
         raise InputError("there is one rater; agreement needs two (a table names them in a column rater)")
     figures = []

@@ -128,7 +128,7 @@ def pair_outcomes(ranks: Mapping[str, int | str], shown: Iterable[str]) -> list[
     ]
 
 
-def seconds_of(timings: Mapping[str, float]) -> float:
+def seconds_of_votes(timings: Mapping[str, float]) -> float:
     """Seconds that a judgment took: ``active_s`` or ``seconds``, or ``active_ms``, or ``t_submit`` less ``t_shown`` (ms); NaN
     where none is there."""
     for name in ("active_s", "seconds"):
@@ -172,7 +172,7 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
         if len(shown) == 2 and place[shown[0]] == 1:
             strength = -strength
         ballots.append((who, prompts(judgment.prompt_id), QUESTIONS[judgment.direction], strength, len(shown)))
-        times.append(seconds_of(judgment.timings))
+        times.append(seconds_of_votes(judgment.timings))
         flagged |= {(ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number}
         entries += [(ballot, number[one], rank if isinstance(rank, int) else FAILED) for one, rank in judgment.ranks.items()]
         if len(shown) > 1 and all(judgment.ranks.get(response) == "F" for response in shown):
@@ -211,7 +211,7 @@ def _rows(rows: list[Any], width: int) -> Ints:
     return np.array(rows, dtype=np.int64).reshape(-1, width)
 
 
-def comparisons_of(votes: Votes, of: str = "responses", *, raw: bool = False) -> Comparisons:
+def as_comparisons(votes: Votes, of: str = "responses", *, raw: bool = False) -> Comparisons:
     """The votes as comparisons of ``responses`` or of the ``models`` that wrote them, where two responses of one model say
     nothing.
 
@@ -242,7 +242,7 @@ def comparisons_of(votes: Votes, of: str = "responses", *, raw: bool = False) ->
 def single_orders(votes: Votes) -> Comparisons:
     """Comparisons of responses in which a judgment that was asked in both orders is two of half a count, each in its own order:
     what a preference for a position can be read from."""
-    whole = comparisons_of(votes)
+    whole = as_comparisons(votes)
     if votes.single is None:
         return whole
     x, y, outcome, shown, ballot = votes.single.T

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from charter.raters.agreement import question_units
-from charter.raters.comparisons import FAILED, Comparisons, Votes, comparisons_of, single_orders
+from charter.raters.comparisons import FAILED, Comparisons, Votes, as_comparisons, single_orders
 from charter.raters.reliability import RaterModel, fit_raters
 from charter.statistics import Interval, wilson
 
@@ -54,7 +54,7 @@ def rater_lines(votes: Votes, found: RaterModel | None = None) -> list[RaterLine
     found = found or fit_raters(single_orders(votes))
     n = len(votes.raters)
     ballots = np.bincount(votes.rater, minlength=n)
-    raw = comparisons_of(votes, raw=True)
+    raw = as_comparisons(votes, raw=True)
     agrees, n_agrees = _with_majority(votes, raw)
     repeats, n_repeats = _repeats(votes, raw)
     pairs, ties = (

@@ -10,7 +10,7 @@ import numpy as np
 
 from charter.errors import InputError
 from charter.raters.agreement import ANCHORS, Figure, agreement
-from charter.raters.comparisons import Votes, comparisons_of, single_orders
+from charter.raters.comparisons import Votes, as_comparisons, single_orders
 from charter.raters.leaderboard import Leaderboard, leaderboard
 from charter.raters.lines import RaterLine, rater_lines
 from charter.raters.personal import Taste
@@ -23,7 +23,7 @@ SHOWN = 40  # rows of a table on the terminal
 
 def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tuple[dict[str, Any], list[str]]:
     """Ratings of ``models`` or ``responses`` as (JSON, lines). InputError where no two of them were compared."""
-    comparisons = comparisons_of(votes, of)
+    comparisons = as_comparisons(votes, of)
     if not len(comparisons):
         raise InputError("holds no comparison of two " + ("different models" if of == "models" else "responses")
                          + f" ({counted(votes, comparisons.same_model)})")  # fmt: skip
@@ -93,7 +93,7 @@ def _board_lines(board: Leaderboard) -> list[str]:
         rows.append(
             [_ranks(board.ranks[i]), plain(model), f"{board.ratings[i]:.0f}", f"[{low:.0f}, {high:.0f}]", won, tied, lost, elo]
         )
-    lines = table(rows, left=1)
+    lines = aligned(rows, left=1)
     if len(board.models) > SHOWN:
         lines.append(f"… and {len(board.models) - SHOWN} more (--json, --out)")
     lines.append(
@@ -145,7 +145,7 @@ def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
             rows.append(
                 [name, plain(response, 18), _ranks(one.ranks[i]), f"{one.ratings[i]:.2f}", f"[{low:.2f}, {high:.2f}]", state]
             )
-    lines = table(rows, left=1)
+    lines = aligned(rows, left=1)
     if len(rated) > SHOWN // 4:
         lines.append(f"… and {len(rated) - SHOWN // 4:,} more prompts (--json, --out)")
     contested = sum(one.contested for one in rated)
@@ -159,7 +159,7 @@ def _ranks(ranks: tuple[int, int]) -> str:
     return f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]}–{ranks[1]}"
 
 
-def table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     """Rows as aligned lines: the columns up to number ``left`` and the last one to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -215,7 +215,7 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
             ]
         )
     explained = "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first."
-    return [*table(rows, left=1), explained]
+    return [*aligned(rows, left=1), explained]
 
 
 def taste_report(found: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
@@ -224,7 +224,7 @@ def taste_report(found: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], 
     for one in sorted(found, key=lambda one: (one.own is None, one.own)):
         own, pooled = (_with_interval(*pair, ".2f") for pair in ((one.own, one.own_ci), (one.pooled, one.pooled_ci)))
         rows.append([plain(one.rater), f"{one.votes:,}", own, pooled, _with_interval(one.gain, one.gain_ci, ".3f"), one.word])
-    lines = [counted(votes), *table(rows, left=0)]
+    lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
     return {"said": votes.said, "raters": [asdict(one) for one in found]}, lines
 

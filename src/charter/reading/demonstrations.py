@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charter.reading.forms import DIALOGUE_COLUMNS, check_tool_export, read_usable, usual_columns
-from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer, ending_with_answer, prompt_column
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, ending_with_answer, prompt_column
 from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
 from charter.reading.rows import Row
 from charter.records import Prompt
@@ -66,7 +66,7 @@ def _from_columns(row: Row) -> Demonstration | None:
         check_tool_export(row)
         raise row.bad(f"no answer to learn; give one of the columns {', '.join(ANSWERS)} as well as prompt")
     prompt = prompt_column(row)
-    return None if prompt is None else (prompt, answer(row, field, prompt))
+    return None if prompt is None else (prompt, answer_text(row, field, prompt))
 
 
 def _from_dialogue(row: Row) -> Demonstration | None:

@@ -103,7 +103,7 @@ def _row_pair(row: Row) -> Pair | str:
         prompt = prompt_column(row)
         if prompt is not None:
             prompt = _with_system_of(row, "chosen", prompt)
-            answers = answer(row, "chosen", prompt), answer(row, "rejected", prompt)
+            answers = answer_text(row, "chosen", prompt), answer_text(row, "rejected", prompt)
     if prompt is None:
         return SPOKEN
     if answers[0] == answers[1]:
@@ -189,7 +189,7 @@ def _answer_messages(row: Row, field: str) -> tuple[Message, ...] | None:
     return row_messages(row, field) if isinstance(value, (list, dict)) else None
 
 
-def answer(row: Row, field: str, prompt: Prompt) -> str:
+def answer_text(row: Row, field: str, prompt: Prompt) -> str:
     """The answer in a column: a text, or messages that may begin with the prompt's."""
     messages = _answer_messages(row, field)
     if messages is None:

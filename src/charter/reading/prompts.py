@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from charter.errors import InputError
 from charter.reading.forms import PROMPT_COLUMNS, SYSTEM_COLUMNS, check_tool_export, usual_columns, usual_turn, without_answer
-from charter.reading.rows import Format, Row, kind_of, read_rows
+from charter.reading.rows import Format, Row, kind_of_value, read_rows
 from charter.records import Message, Prompt
 from charter.run.files import atomic_path, describe, write_jsonl, write_text
 
@@ -102,7 +102,7 @@ def row_messages(row: Row, field: str, *, as_transcript: bool = False) -> tuple[
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise row.bad(f"must be a text or a list of messages, not {kind_of(value)}", field)
+        raise row.bad(f"must be a text or a list of messages, not {kind_of_value(value)}", field)
     messages = []
     for number, item in enumerate(value):
         try:

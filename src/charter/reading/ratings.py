@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charter.reading.forms import read_usable, usual_columns
-from charter.reading.pairs import SPOKEN, answer, number, prompt_column
+from charter.reading.pairs import SPOKEN, answer_text, number, prompt_column
 from charter.reading.rows import Row
 from charter.records import Prompt, Rating, content_id
 
@@ -42,7 +42,7 @@ def row_rating(row: Row) -> Rating | str:
         return SPOKEN
     opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])
     group = row.optional("group_id") or Prompt.ask(opening.content).id
-    return Rating(prompt=prompt, response=answer(row, "response", prompt), score=score, group_id=group)
+    return Rating(prompt=prompt, response=answer_text(row, "response", prompt), score=score, group_id=group)
 
 
 def split_ratings(ratings: Sequence[Rating], *, test_fraction: float, seed: int) -> tuple[list[Rating], list[Rating]]:

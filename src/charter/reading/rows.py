@@ -58,7 +58,7 @@ class Row:
         """A text that is there and that every stage can handle."""
         value = self.values.get(field)
         if not isinstance(value, str):
-            raise self.bad("missing" if value is None else f"must be a text, not {kind_of(value)}", field)
+            raise self.bad("missing" if value is None else f"must be a text, not {kind_of_value(value)}", field)
         try:
             return clean_text(value)
         except ValueError as error:
@@ -69,7 +69,7 @@ class Row:
         return None if self.values.get(field) in (None, "") else self.text(field)
 
 
-def kind_of(value: Any) -> str:
+def kind_of_value(value: Any) -> str:
     """The kind of a JSON value, in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
     return names.get(type(value), "null" if value is None else type(value).__name__)
@@ -151,7 +151,7 @@ def _spread_rows(path: Path) -> list[Row] | None:
 def _json_rows(path: Path) -> Iterator[Row]:
     content = _parse_json(_read_text(path), path, None)
     if not isinstance(content, list):
-        raise InputError(f"must be a list of objects, not {kind_of(content)}", file=path)
+        raise InputError(f"must be a list of objects, not {kind_of_value(content)}", file=path)
     for number, item in enumerate(content, start=1):
         yield _object(item, Row({}, f"{path}, item {number}"))
 
@@ -160,7 +160,7 @@ def _object(value: Any, row: Row) -> Row:
     if isinstance(value, str):
         return replace(row, values={"prompt": value})
     if not isinstance(value, dict):
-        raise row.bad(f"must be a JSON object, not {kind_of(value)}")
+        raise row.bad(f"must be a JSON object, not {kind_of_value(value)}")
     return replace(row, values=value)
 
 

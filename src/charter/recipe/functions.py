@@ -70,7 +70,7 @@ def failed(error: Exception, what: str, folder: str) -> InputError:
     return InputError(words, file=frame.filename, line=frame.lineno)
 
 
-def module_file(module: str, folder: str = "") -> Path | None:
+def file_of_module(module: str, folder: str = "") -> Path | None:
     """The file of a module, without importing it: beside the recipe, in the current folder, or where Python finds it."""
     for place in filter(None, (folder, str(Path.cwd()))):
         inside = Path(place, *module.split("."))
@@ -86,7 +86,7 @@ def module_file(module: str, folder: str = "") -> Path | None:
 
 def load_module(module: str, folder: str = "") -> Any:
     """Import a module; again where its file, or one that it imports beside it, has changed since or lies elsewhere."""
-    file = module_file(module, folder)
+    file = file_of_module(module, folder)
     root = None if file is None else str(root_of(file, module))
     if root is not None and root in {folder, str(Path.cwd())}:
         if root in sys.path:
@@ -124,7 +124,7 @@ def dotted(file: Path, root: Path) -> str:
 
 def files_of(module: str, folder: str = "") -> list[Path]:
     """The module's file and those that it imports beside it (of an installed module: those of its package), sorted."""
-    first = module_file(module, folder)
+    first = file_of_module(module, folder)
     if first is None:
         return []
     root = root_of(first, module)

@@ -222,7 +222,7 @@ def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterat
 
     def leave(tracker: Tracker, what: str, error: Exception) -> None:
         active.remove(tracker)
-        run.say(f"  tracker {tracker.name} failed {what}: {first_line(error)}; the run goes on without it, metrics.jsonl has "
+        run.say(f"  tracker {tracker.name} failed {what}: {error_words(error)}; the run goes on without it, metrics.jsonl has "
                 "every step, and the next start sends what is missing")  # fmt: skip
 
     def listener(stage: Stage, row: dict[str, Any] | None) -> None:
@@ -240,7 +240,7 @@ def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterat
             except InputError:
                 raise
             except Exception as error:
-                raise InputError(f"tracker {tracker.name} does not start: {first_line(error)}; mend it or leave it out"
+                raise InputError(f"tracker {tracker.name} does not start: {error_words(error)}; mend it or leave it out"
                                  ) from None  # fmt: skip
             started.append(tracker)
         run.listeners.append(listener)
@@ -254,6 +254,6 @@ def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterat
                     leave(tracker, "at its end", error)
 
 
-def first_line(error: Exception) -> str:
+def error_words(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -98,7 +98,7 @@ def response_rows(
     return [row_of(trunk, *row) for row in zip(names, ids, attention, mask, conversations, rewards, strict=True)]
 
 
-def pair_rows(trunk: Trunk, pairs: Sequence[Pair], limit: int | None, *, rewarded: bool = False) -> list[Row]:
+def rows_of_pair(trunk: Trunk, pairs: Sequence[Pair], limit: int | None, *, rewarded: bool = False) -> list[Row]:
     """Chosen and rejected of each pair, padded to the longer of the two."""
     rows = []
     for pair in pairs:

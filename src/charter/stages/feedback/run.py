@@ -12,7 +12,7 @@ from charter.constitution.revise import asked_for
 from charter.errors import GateError, InputError
 from charter.judging.gate import judge_gate
 from charter.judging.judge import Comparison, LogProbJudge, comparisons_of, judgment, pairs_of
-from charter.judging.people import FOLDER, TO_LABEL, Votes, agreement_with_people, sample_for_people, with_people
+from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
 from charter.models.sampler import LocalSampler
 from charter.reading.pairs import read_pairs
 from charter.records import Judgment, Pair, Prompt, Response, Revision, content_id
@@ -158,13 +158,13 @@ def judge_groups(
 
 def ask_people(
     recipe: Recipe, settings: FeedbackSettings, gates: Gates, stage: Stage, groups: Sequence[Sequence[Response]]
-) -> Votes:
+) -> PeoplesVotes:
     """People's votes on the responses that they are asked about. GateError with the page's command while some are open."""
     folder = stage.run.folder
     share = settings.human_share if settings.raters == "mixed" else 1.0
     asked = sample_for_people(groups, share, recipe.seed)
     write_jsonl(stage.path(TO_LABEL), (one for group in asked for one in group))
-    votes = team().on_main(lambda: Votes(folder / FOLDER, asked))
+    votes = team().on_main(lambda: PeoplesVotes(folder / FOLDER, asked))
     words = f"people have compared the responses to all {len(asked)} prompts"
     if votes.open:
         words = f"{votes.open} of {len(asked)} prompts still need votes; run `charter label {folder}`, then repeat this command"

@@ -6,7 +6,7 @@ from charter.models.packing import Tokens
 from charter.reading.prompts import KINDS
 from charter.run.hashes import derive_seed
 from charter.stages.rl.settings import DPOSettings, RolloutSettings
-from charter.stages.rows import NO_PAIRS, ROWS, Preview, Row, Shown, pair_rows, response_rows
+from charter.stages.rows import NO_PAIRS, ROWS, Preview, Row, Shown, response_rows, rows_of_pair
 from charter.training.rollouts import collect, prompt_batch
 
 
@@ -16,7 +16,7 @@ def show_rl(preview: Preview) -> Shown | None:
     if settings is None:
         return None
     if isinstance(settings, DPOSettings):
-        rows = pair_rows(preview.trunk, preview.pairs, settings.max_tokens)
+        rows = rows_of_pair(preview.trunk, preview.pairs, settings.max_tokens)
         about = "Compared: log-probabilities of the responses, chosen against rejected."
         return about if rows else NO_PAIRS, rows
     about = "Rolled out: the response is what is learned, its last token is where the score is paid."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from charter.reading.forms import LeftOut
-from charter.reading.pairs import SPOKEN, answer, number, prompt_column, row_pair
+from charter.reading.pairs import SPOKEN, answer_text, number, prompt_column, row_pair
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
 from charter.records import Pair, Prompt, Rank, RaterKind
@@ -66,7 +66,7 @@ def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     yield Vote(
         row=row,
         prompt=prompt,
-        answers=(Answer(answer(row, "completion", prompt)),),
+        answers=(Answer(answer_text(row, "completion", prompt)),),
         ranks=(rank,),
         rater=rater_of(row, rater),
         kind="thumbs",
