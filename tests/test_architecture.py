@@ -228,7 +228,7 @@ NAME_SAYS_IT = {"Message", "Settings"}
     "name",
     [
         "records", "errors", "run.run", "run.files", "run.hashes", "training.losses", "training.advantages", "training.rewards",
-        "training.ppo", "training.rloo", "training.sft", "training.reward_model",
+        "training.loop", "training.updates", "training.ppo", "training.rloo", "training.sft", "training.reward_model",
     ],
 )  # fmt: skip
 def test_what_is_public_says_what_it_does(name):

@@ -296,7 +296,7 @@ def test_tokens_that_are_no_option_are_no_verdict_for_judge_and_scorer(tmp_path)
         there = sampler(server.url, tmp_path)
         assert [a.margin for a in LogProbJudge(there)(asked)] == [None, None]
         assert there.unread == 4
-        verdict = judge_scorer(there, "x").score([asked[0].prompt], ["No."])[0]
+        verdict = judge_scorer(there).score([asked[0].prompt], ["No."])[0]
         assert (verdict.harmful, verdict.helpful, verdict.helpfulness_level) == (None, None, None)
 
 

@@ -181,5 +181,5 @@ def test_every_question_of_the_table_is_a_measure_of_its_name(name):
             sure = [QUESTIONS[name].strip().splitlines()[-1] in conversation[0].content for conversation in conversations]
             return [[0.0, -2.0] if yes else [-2.0, 0.0] for yes in sure]
 
-    measure = measure_of(name, MeasureSettings(source="judge:base", better="higher"), lambda _: (Reader(), "reader"))
+    measure = measure_of(name, MeasureSettings(source="judge:base", better="higher"), lambda _: Reader())
     assert measure.of([Prompt.ask("How do I rest?")], ["Sleep."]) == [pytest.approx(1 / (1 + math.exp(-2)))]

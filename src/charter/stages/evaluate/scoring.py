@@ -30,7 +30,7 @@ class Scoring:
             return python_scorer(self.source)
         if self.source.kind == "built-in":
             return refusal_words()
-        return judge_scorer(self.models.judge(self.source.model), self.models.identity_of(self.source))
+        return judge_scorer(self.models.judge(self.source.model))
 
     @cached_property
     def measures(self) -> dict[str, Measure]:
