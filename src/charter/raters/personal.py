@@ -58,7 +58,7 @@ def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list
         raise InputError("a feature is not finite; the reward model overflows on these responses")
     c = comparisons.take(comparisons.outcome != 0)
     if len(c) == 0:
-        raise InputError("every vote is a tie; there is no taste to learn")
+        raise InputError("every vote is a tie, so no taste can be learned; give votes that decide")
     z = _directions(features, c)
     win = (c.outcome == 1).astype(float)
     fold = _folds(c.prompt, seed)

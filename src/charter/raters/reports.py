@@ -25,7 +25,7 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
     """Ratings of ``models`` or ``responses`` as (JSON, lines). InputError where no two of them were compared."""
     comparisons = as_comparisons(votes, of)
     if not len(comparisons):
-        raise InputError("holds no comparison of two " + ("different models" if of == "models" else "responses")
+        raise InputError("no comparison of two " + ("different models" if of == "models" else "responses")
                          + f" ({counted(votes, comparisons.same_model)})")  # fmt: skip
     head = f"{len(comparisons):,} comparisons from {counted(votes, comparisons.same_model)}"
     result: dict[str, Any] = {"of": of, "comparisons": len(comparisons), "said": votes.said, "raters": len(votes.raters),

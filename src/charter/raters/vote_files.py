@@ -32,14 +32,14 @@ def find(path: Path, name: str) -> Path:
     for place in (path / name, path / "feedback" / name):
         if place.is_file():
             return place
-    raise InputError(f"holds no {name}, nor does its folder feedback", file=path)
+    raise InputError(f"{name} is missing, here and in the folder feedback; give a file of votes", file=path)
 
 
 def read_any_judgments(path: Path) -> list[Judgment]:
     """Judgments of a chained file, checked; those of a run, which are not chained, as they are."""
     first = next(read_jsonl(path, Judgment), None)
     if first is None:
-        raise InputError("holds no judgment", file=path)
+        raise InputError("no judgment in it; give a file of judgments or votes", file=path)
     if first.hash:
         return read_judgments(path)
     judgments = list(read_jsonl(path, Judgment))

@@ -112,7 +112,7 @@ class Stage:
         done, result = False, {}
         manifest = read_json(self.folder / "manifest.json") or {}
         if not isinstance(manifest, dict):
-            raise InputError("is no manifest; remove it to run the stage again", file=self.folder / "manifest.json")
+            raise InputError("not a valid manifest; remove it to run the stage again", file=self.folder / "manifest.json")
         if manifest.get("fingerprint") != self.fingerprint:
             if self.folder.exists():
                 shutil.rmtree(self.folder)

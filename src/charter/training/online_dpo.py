@@ -55,7 +55,7 @@ def train_online_dpo(
 
 def best_and_worst(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of the best and of the worst of each group of scores (P, K), rows counted through; (pairs,) each. A group whose
-    scores are all equal holds no preference and no pair."""
+    scores are all equal gives neither a preference nor a pair."""
     start = torch.arange(len(groups), device=groups.device) * groups.shape[1]
     told_apart = groups.amax(dim=1) > groups.amin(dim=1)
     return (start + groups.argmax(dim=1))[told_apart], (start + groups.argmin(dim=1))[told_apart]

@@ -1,4 +1,4 @@
-"""AdamW, its schedule, and checkpoints that hold everything a stopped training needs to go on bit for bit."""
+"""AdamW, its schedule, and checkpoints with everything that a stopped training needs to resume bit for bit."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class RewardSum:
         if not self.parts:
             raise InputError("a reward needs at least one part", field="rl.reward")
         if cost is not None and cost.part not in self.parts:
-            raise InputError(f"{cost.part!r} is no part of rl.reward; name one of {', '.join(self.parts)}",
+            raise InputError(f"unknown part {cost.part!r} of rl.reward; name one of {', '.join(self.parts)}",
                              field="rl.cost.part")  # fmt: skip
         self.multiplier = multiplier if multiplier is not None else (cost.initial if cost else 0.0)
 

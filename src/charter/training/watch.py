@@ -30,7 +30,7 @@ SAMPLER_GAP = {
 
 
 class Watch:
-    """The checks of one run of PPO, RLOO or GRPO. ``first`` is the step it goes on from."""
+    """The checks of one run of PPO, RLOO or GRPO. ``first`` is the step it resumes at."""
 
     def __init__(self, stage: Stage, trunk: Trunk, settings: RolloutSettings, *, updates: int, first: int) -> None:
         self.stage, self.trunk, self.settings, self.updates = stage, trunk, settings, updates
@@ -41,7 +41,7 @@ class Watch:
         n = settings.prompts_per_step * settings.samples_per_prompt
         stage.run.say(
             f"  {n} completions a step ({settings.prompts_per_step} prompts x {settings.samples_per_prompt}), {updates} "
-            f"update{'s' * (updates != 1)} a step, {settings.steps} steps" + (f", going on at step {first}" if first else "")
+            f"update{'s' * (updates != 1)} a step, {settings.steps} steps" + (f", resuming at step {first}" if first else "")
         )
 
     def rollout(self, step: int, rollout: Rollout, logprobs: Tensor, kl: Tensor) -> None:

@@ -139,7 +139,7 @@ def take_in_judgments(db: sa.Connection, found: list[Judgment], path: Path) -> N
         if one.hash not in known.get(one.id, one.hash):
             raise InputError(f"judgment {one.id} is not the one that was given; take the file from a copy, or remove it to have "
                              "it written anew", file=path, line=number, field="id")  # fmt: skip
-    if not known and found:  # a folder without its database: its chain goes on
+    if not known and found:  # a folder without its database: its chain continues
         db.execute(t.meta.update().where(t.meta.c.key == "tip").values(value=found[-1].hash))
     replaced = {one.supersedes for one in found if one.supersedes}
     for one in found:

@@ -274,7 +274,7 @@ def read_records(path: Path, items: Items) -> None:
     prompts = {prompt.id: prompt for prompt in read_jsonl(found, Prompt)}
     for number, response in enumerate(read_jsonl(path, Response), start=1):
         if response.prompt_id not in prompts:
-            raise InputError(f"there is no prompt {response.prompt_id!r} in {found}", file=path, line=number,
+            raise InputError(f"unknown prompt {response.prompt_id!r}; add it to {found}", file=path, line=number,
                              field="prompt_id")  # fmt: skip
         items.add(prompts[response.prompt_id], [response])
 
@@ -381,13 +381,13 @@ def read_known(path: Path, role: Literal["practice", "quiz", "gold"], settings: 
             raise row.bad(f"has {len(responses)} responses; a set of kind {settings.kind!r} has {wanted} different ones "
                           f"and at most {MAX_RANKED}", "responses")  # fmt: skip
         if not isinstance(ranks, list) or len(ranks) != len(responses):
-            raise row.bad(f'is no list of {len(responses)} ranks, such as [1, 2, "F"]', "ranks")
+            raise row.bad(f'must be a list of {len(responses)} ranks, such as [1, 2, "F"]', "ranks")
         try:
             one = LabelSet(prompt_id=prompt.id, kind=settings.kind, role=role, direction=settings.asked, tags=prompt.tags,
                            response_ids=tuple(r.id for r in responses),
                            gold={r.id: rank for r, rank in zip(responses, ranks, strict=True)})  # fmt: skip
         except ValidationError:
-            raise row.bad('holds something that is no rank; give numbers from 1 and "F"', "ranks") from None
+            raise row.bad('invalid rank; give numbers from 1 and "F"', "ranks") from None
         items.add(prompt, responses)
         items.sets[one.id] = one
         items.why[one.id] = row.optional("why") or ""

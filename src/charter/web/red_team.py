@@ -124,7 +124,7 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
 
 
 async def choose(request: Request, visitor: Labeler) -> WebResponse:
-    """The vote on the two candidates; the dialogue goes on from the chosen one."""
+    """The vote on the two candidates; the dialogue continues from the chosen one."""
     site, form = site_of(request), request.state.form
     found, _ = open_dialogue(site, visitor)
     if found is None or found[1]["waiting"] is None or found[1]["waiting"]["set"]["id"] != form.get("set_id"):

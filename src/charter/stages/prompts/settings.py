@@ -23,7 +23,7 @@ class PromptSettings(Settings):
     tags: list[str] = []
     """Tags of your own, and `red_team` or `benign`, for every prompt of `files`."""
     first_words: Positive | None = None
-    """Keep so many words of the last turn: beginnings of texts, for a model to go on from."""
+    """Keep so many words of the last turn: beginnings of texts, for a model to continue."""
     test_fraction: Rate = 0.2
     """Share held out, where the file does not say itself."""
     train: Positive | None = None
