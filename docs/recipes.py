@@ -32,7 +32,7 @@ recipe; `package:NAME/PATH` is a file inside an installed package.
 
 ## First level
 
-Most recipes need only these settings. `charter new` writes a recipe with the ones that your case needs.
+Most recipes need only these settings. [A run of your own](own-run.md) shows the command that writes a recipe with the ones your case needs.
 
 | setting | example | meaning |
 |---|---|---|

@@ -130,8 +130,9 @@ def settings_classes() -> list[type]:
     import charter.recipe.recipe  # noqa: F401 - loads the settings of every stage
     from charter.recipe.settings import Settings
 
+    homes = (".settings", "recipe.recipe")  # the label page has settings of its own
     classes, waiting = [], [Settings]
     while waiting:
         classes.append(waiting.pop())
         waiting += classes[-1].__subclasses__()
-    return classes
+    return [kind for kind in classes if kind.__module__.endswith(homes)]

@@ -193,9 +193,9 @@ def test_patience_and_budget_do_not_run_a_stage_again_and_another_model_does():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"feedback": {"judge": "endpoint:big"}}, "feedback.judge names the endpoint 'big', which is not there"),
-        ({"endpoints": {"big": {"url": "http://h/v1", "model": "m"}}}, "endpoints.big is used by nothing"),
-        ({"endpoints": {"b c": {"url": "http://h/v1", "model": "m"}}}, "'b c' is no name"),
+        ({"feedback": {"judge": "endpoint:big"}}, "feedback.judge names the unknown endpoint 'big'"),
+        ({"endpoints": {"big": {"url": "http://h/v1", "model": "m"}}}, "endpoints.big is not used"),
+        ({"endpoints": {"b c": {"url": "http://h/v1", "model": "m"}}}, "invalid name 'b c'"),
         ({"endpoints": {"big": {"url": "http://h/v1", "model": "m", "retrys": 3}}}, "did you mean 'retries'"),
         ({"endpoints": {"big": {"url": "http://h/v1", "model": "m", "api_key": "sk-very-secret"}}}, "'api_key_env'"),
         ({"endpoints": {"big": {"url": "http://sk-very-secret@h/v1", "model": "m"}}}, "endpoints.big.url"),

@@ -74,12 +74,11 @@ def test_a_run_waits_for_people_and_goes_on_with_their_votes(run, tmp_path):
     assert code == 1, words
     assert f"`charter label {tmp_path / 'run'}`" in words
     n = len({one.prompt_id for one in read_jsonl(tmp_path / "run/feedback" / TO_LABEL, Response)})
-    assert f"0 of {n} prompts" in words
-    assert f"{n} are open" in words
+    assert f"{n} of {n} prompts still need votes" in words
     label_everything(tmp_path / "run", but=2)
     code, words = run(*people)
     assert code == 1
-    assert "2 are open" in words
+    assert f"2 of {n} prompts still need votes" in words
     asked = label_everything(tmp_path / "run")
     code, words = run(*people)
     assert code == 0, words

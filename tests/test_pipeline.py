@@ -127,10 +127,10 @@ def test_a_scorer_that_cannot_say_stops_the_run(tmp_path, write_recipe, random_l
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     changes = {"gates": {"override": False}, "evaluation": {"scorer": "python:test_pipeline:silent"}}
     recipe = load_recipe(write_recipe(random_llama, **changes))
-    with pytest.raises(GateError, match="cannot say of 100% of"):
+    with pytest.raises(GateError, match="100% of 12 responses are unscored"):
         run_recipe(recipe, tmp_path / "run", quiet=True)
     report = json.loads((tmp_path / "run/report.json").read_text())
-    assert "cannot say" in report["stopped"]
+    assert "unscored" in report["stopped"]
 
 
 def count_words(_: str, response: str) -> int:

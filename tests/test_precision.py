@@ -214,7 +214,7 @@ def test_each_attention_gives_the_same_numbers(tmp_path, architecture):
 
 def test_flash_attention_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     place = str(save_random_model(tmp_path, "llama"))
-    with pytest.raises(InputError, match=r"flash_attention_2.*flash-attn, which is not installed"):
+    with pytest.raises(InputError, match=r"flash_attention_2.*flash-attn, which is missing"):
         load_trunk(place, attention="flash_attention_2", precision="bfloat16")
     (tmp_path / "flash_attn.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

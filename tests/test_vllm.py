@@ -92,7 +92,10 @@ def test_without_vllm_one_line_says_how_to_get_it(write_recipe, random_llama, tm
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     recipe = write_recipe(random_llama, rl={"vllm": {}})
     assert run_command(["run", str(recipe), "--out", str(tmp_path / "out")]) == 2
-    assert "field 'rl.vllm': needs vLLM; install it with: pip install 'charter-align[vllm]'" in capsys.readouterr().err
+    assert (
+        "field 'rl.vllm': needs vLLM, which is missing; install it with: pip install 'charter-align[vllm]'"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -74,7 +74,7 @@ def test_a_table_of_an_arena(tmp_path, capsys):
         (["ratings", "votes", "--of", "people"], "--of 'people': models or responses"),
         (["ratings", "empty"], "judgments.jsonl is missing"),
         (["agreement", "text.csv"], "give columns model_a, model_b and winner"),
-        (["raters", "votes", "--reward", "empty"], "empty: holds no reward model"),
+        (["raters", "votes", "--reward", "empty"], "empty: reward_model.json is missing"),
         (["ratings", "table.csv", "--responses", "votes"], "leave out --responses"),
     ],
 )
