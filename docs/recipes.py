@@ -32,7 +32,8 @@ recipe; `package:NAME/PATH` is a file inside an installed package.
 
 ## First level
 
-Most recipes need only these settings. [A run of your own](own-run.md) shows the command that writes a recipe with the ones your case needs.
+Most recipes need only these settings. [A run of your own](own-run.md) shows the command that writes a recipe with those of your
+case.
 
 | setting | example | meaning |
 |---|---|---|
