@@ -97,7 +97,7 @@ def test_a_score_that_failed_is_an_error_and_not_a_number():
 
 
 def test_a_cost_must_be_a_part():
-    with pytest.raises(InputError, match="is no part"):
+    with pytest.raises(InputError, match="unknown part"):
         RewardSum({"good": (1.0, constant(0.0))}, CostSettings(part="harm"))
 
 
