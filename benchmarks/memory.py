@@ -32,8 +32,8 @@ def one(kind: str, shape: str) -> None:
     from charter.records import Message, Prompt
     from charter.run.run import Run
     from charter.stages.rl.settings import PPOSettings
-    from charter.training.ppo import train_ppo
-    from charter.training.reward_model import score_rows
+    from charter.training.methods.ppo import train_ppo
+    from charter.training.methods.reward_model import score_rows
     from charter.training.rewards import RewardSum
 
     with tempfile.TemporaryDirectory() as place:

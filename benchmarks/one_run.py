@@ -71,7 +71,7 @@ def charter_trunk(folder: Path, *, lora: bool = False) -> Any:
 def charter_sft(folder: Path, place: Path, steps: int, *, lora: bool = False) -> float:
     from charter.models.packing import Tokens
     from charter.stages.sft.settings import SFTSettings
-    from charter.training.sft import train_sft
+    from charter.training.methods.sft import train_sft
 
     rows = []
     for d in workload.dialogues(ROWS * (steps + 1)):
@@ -96,7 +96,7 @@ def charter_pairs(n: int) -> list[Any]:
 
 def charter_reward(folder: Path, place: Path, steps: int) -> float:
     from charter.stages.reward_model.settings import RewardModelSettings
-    from charter.training.reward_model import train_reward_model
+    from charter.training.methods.reward_model import train_reward_model
 
     clock = Clock()
     settings = RewardModelSettings(epochs=1, pairs_per_step=ROWS, checkpoint_every=10**6, tokens_per_micro_batch=MICRO)
@@ -106,7 +106,7 @@ def charter_reward(folder: Path, place: Path, steps: int) -> float:
 
 def charter_dpo(folder: Path, place: Path, steps: int) -> float:
     from charter.stages.rl.settings import DPOSettings
-    from charter.training.dpo import train_dpo
+    from charter.training.methods.dpo import train_dpo
 
     clock = Clock()
     trunk = charter_trunk(folder)
@@ -129,11 +129,11 @@ def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
     def run(folder: Path, place: Path, steps: int) -> float:
         from charter.records import Message, Prompt
         from charter.stages.rl.settings import METHODS
-        from charter.training.grpo import train_grpo
-        from charter.training.ppo import train_ppo
-        from charter.training.reward_model import score_rows
+        from charter.training.methods.grpo import train_grpo
+        from charter.training.methods.ppo import train_ppo
+        from charter.training.methods.reward_model import score_rows
+        from charter.training.methods.rloo import train_rloo
         from charter.training.rewards import RewardSum
-        from charter.training.rloo import train_rloo
 
         group = {"grpo": 8, "rloo": 4, "ppo": 1}[method]
         clock = Clock()
@@ -164,8 +164,8 @@ KL = {"grpo": 0.04, "rloo": 0.05, "ppo": 0.05}
 
 
 def charter_sample(folder: Path, k: int) -> float:
-    from charter.models.generate import sample
     from charter.models.load import load_model
+    from charter.models.sampling.generate import sample
 
     model, rates = load_model(str(folder)), []
     for turn in range(3):
@@ -318,7 +318,7 @@ def trl_ppo(folder: Path, place: Path, steps: int) -> float:
 
 def trl_sample(folder: Path, k: int) -> float:
     """transformers' own generate in its best setting for the shape: bfloat16 weights, dynamic cache, the malloc setting."""
-    from charter.models.layout import left_pad
+    from charter.models.packing import left_pad
 
     model, rates = peer_model(folder).bfloat16().eval(), []
     for turn in range(3):

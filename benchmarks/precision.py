@@ -18,7 +18,7 @@ from charter.recipe.settings import LoRASettings
 from charter.recipe.source import locate
 from charter.run.run import Run
 from charter.stages.sft.settings import SFTSettings
-from charter.training.sft import sft_tokens, train_sft
+from charter.training.methods.sft import sft_tokens, train_sft
 
 MODEL = locate("package:charter.testbed/model", None)
 PAIRS = locate("package:charter.testbed/data/judge_pairs.jsonl", None)

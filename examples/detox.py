@@ -16,7 +16,7 @@ from pathlib import Path
 
 from charter.evaluation.overlap import rouge_l
 from charter.models.classifier import Classifier
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.reading.prompts import read_prompts
 from charter.reading.rows import read_rows
@@ -29,7 +29,7 @@ from charter.stages.rl.sources import ClassifierReward
 from charter.statistics import mean_interval, paired_difference
 from charter.testbed.dialogues import is_garbled, is_toxic, shipped_dialogues
 from charter.testbed.lab import SHIPPED
-from charter.training.ppo import train_ppo
+from charter.training.methods.ppo import train_ppo
 from charter.training.rewards import RewardSum
 
 

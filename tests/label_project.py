@@ -101,7 +101,7 @@ class Parrot:
         self.name = name
 
     def generate(self, conversations, seeds, **_):
-        from charter.models.sampler import Sample  # with torch, which other tests of the page need not load
+        from charter.models.sampling.sampler import Sample  # with torch, which other tests of the page need not load
 
         return [[Sample(f"{self.name} {talk[-1].content} {seed}", "stop") for seed in own]
                 for talk, own in zip(conversations, seeds, strict=True)]  # fmt: skip

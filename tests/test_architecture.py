@@ -46,7 +46,7 @@ SIDEWAYS = {
     ("testbed.lab", "evaluation.overlap"): "the lab's summaries are compared with their references",
     ("testbed.lab", "reading.forms"): "the lab's summariser learns under the prompt that its files are read with",
     ("testbed.lab", "training.batches"): "the lab's classifiers learn in the batches of every training",
-    ("testbed.lab", "training.sft"): "the lab's summariser is trained as any model is",
+    ("testbed.lab", "training.methods.sft"): "the lab's summariser is trained as any model is",
     ("pipeline", "plan.fit"): "a run that ran out of memory is told what would fit",
 }
 LIGHT = "charter.votes.imports.formats"  # names and columns; what reads them is imported when a file is
@@ -67,7 +67,7 @@ TORCH = {
 
 
 def module_name(file: Path) -> str:
-    """`training.ppo` of src/charter/training/ppo.py; the package's own name of its __init__.py."""
+    """`training.methods.ppo` of src/charter/training/methods/ppo.py; the package's own name of its __init__.py."""
     parts = file.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -130,11 +130,11 @@ def test_imports_point_one_way():
 
 def test_an_arrow_that_points_up_sideways_or_at_the_testbed_is_said_in_words():
     assert "points the wrong way" in complaint("records", "run")
-    assert "points the wrong way" in complaint("models.trunk", "training.ppo")
-    assert "neighbour" in complaint("training.ppo", "judging.judge")
+    assert "points the wrong way" in complaint("models.trunk", "training.methods.ppo")
+    assert "neighbour" in complaint("training.methods.ppo", "judging.judge")
     assert "only commands" in complaint("stages.rl", "testbed.oracle")
     assert "stands in no layer" in complaint("helpers", "records")
-    assert complaint("training.ppo", "models.trunk") is None
+    assert complaint("training.methods.ppo", "models.trunk") is None
 
 
 def test_every_sideways_arrow_that_is_allowed_is_used():
@@ -228,7 +228,8 @@ NAME_SAYS_IT = {"Message", "Settings"}
     "name",
     [
         "records", "errors", "run.run", "run.files", "run.hashes", "training.losses", "training.advantages", "training.rewards",
-        "training.loop", "training.updates", "training.ppo", "training.rloo", "training.sft", "training.reward_model",
+        "training.loop", "training.updates", "training.methods.ppo", "training.methods.rloo", "training.methods.sft",
+        "training.methods.reward_model",
     ],
 )  # fmt: skip
 def test_what_is_public_says_what_it_does(name):

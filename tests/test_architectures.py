@@ -12,11 +12,11 @@ from charter.run.run import Run
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import RLOOSettings
 from charter.stages.sft.settings import SFTSettings
-from charter.training.reward_model import reward_scores, train_reward_model
+from charter.training.methods.reward_model import reward_scores, train_reward_model
+from charter.training.methods.rloo import train_rloo
+from charter.training.methods.sft import sft_tokens, train_sft
 from charter.training.rewards import RewardSum
-from charter.training.rloo import train_rloo
 from charter.training.rollouts import collect
-from charter.training.sft import sft_tokens, train_sft
 from conftest import DECODER_FAMILIES, ENCODER_DECODER_FAMILIES, HARMFUL, save_random_model
 
 PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]

@@ -57,10 +57,10 @@ def test_the_closure_of_a_stage_is_what_its_imports_reach(stage):
 
 
 def test_a_method_is_in_the_closure_of_its_own_run_only():
-    sft, rloo = closure(["charter.stages.sft.run"]), closure(["charter.stages.rl.run", "charter.training.rloo"])
-    assert "charter.training.grpo" not in {*sft, *rloo}
-    assert "charter.training.rloo" in rloo
-    assert "charter.training.sft" in sft
+    sft, rloo = closure(["charter.stages.sft.run"]), closure(["charter.stages.rl.run", "charter.training.methods.rloo"])
+    assert "charter.training.methods.grpo" not in {*sft, *rloo}
+    assert "charter.training.methods.rloo" in rloo
+    assert "charter.training.methods.sft" in sft
 
 
 def test_the_questions_to_a_judge_are_in_the_closure_of_the_feedback():

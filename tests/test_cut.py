@@ -18,9 +18,9 @@ from charter.records import Message, Pair, Prompt
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import DPOSettings
 from charter.stages.sft.settings import SFTSettings
-from charter.training.dpo import train_dpo
-from charter.training.reward_model import pairs_that_differ, train_reward_model
-from charter.training.sft import sft_tokens, train_sft
+from charter.training.methods.dpo import train_dpo
+from charter.training.methods.reward_model import pairs_that_differ, train_reward_model
+from charter.training.methods.sft import sft_tokens, train_sft
 from conftest import save_random_encoder, save_random_model
 
 SYSTEM = Message(role="system", content="Be kind.")

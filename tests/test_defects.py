@@ -24,7 +24,7 @@ from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import METHODS
 from charter.training import losses
 from charter.training.advantages import gae, group_advantages, rloo_advantages, whiten
-from charter.training.reward_model import train_reward_model
+from charter.training.methods.reward_model import train_reward_model
 from charter.training.rollouts import collect
 from conftest import save_random_model, settings_classes
 from test_training import PROMPTS, bandit, pairs, run_bandit
@@ -167,7 +167,7 @@ def test_weights_stay_in_float32_under_bfloat16(random_llama, stage):
 
 def test_sampling_uses_the_whole_distribution():
     """Responses were sampled with top-k or top-p, but scored under the full distribution."""
-    text = (SOURCE / "models/generate.py").read_text()
+    text = (SOURCE / "models/sampling/generate.py").read_text()
     assert not re.search(r"top_[kp]\b", "".join(line for line in text.splitlines() if "#" not in line and '"' not in line))
     assert not any(name.startswith("top_") for kind in METHODS.values() for name in kind.model_fields)
 

@@ -13,7 +13,7 @@ from charter.models.trunk import load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.records import Pair, Prompt
 from charter.stages.reward_model.settings import RewardModelSettings
-from charter.training.reward_model import reward_scores, train_reward_model
+from charter.training.methods.reward_model import reward_scores, train_reward_model
 from conftest import ENCODER_FAMILIES, HARMFUL, save_random_classifier, save_random_encoder
 
 PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]

@@ -22,7 +22,7 @@ from charter.endpoints.settings import EndpointSettings
 from charter.errors import GateError, InputError
 from charter.evaluation.scorers import judge_scorer
 from charter.judging.judge import LogProbJudge, comparisons_of, judgment, pairs_of
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe, shipped

@@ -15,11 +15,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from charter.models import generate
-from charter.models.generate import TransformersDecoder, sample
 from charter.models.llama.decode import FusedLlama
 from charter.models.llama.weights import is_llama_like
 from charter.models.packing import Tokens
+from charter.models.sampling import generate
+from charter.models.sampling.generate import TransformersDecoder, sample
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.recipe.settings import LoRASettings
 

@@ -22,7 +22,7 @@ from charter.evaluation.arms import (
 from charter.evaluation.measures import as_number
 from charter.evaluation.scorers import Verdict, as_verdict, judge_scorer, python_scorer, refusal_words
 from charter.metrics import METRICS
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.recipe.source import Source
 from charter.records import Generation, Prompt, Response

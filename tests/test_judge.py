@@ -158,7 +158,7 @@ def test_the_question_shows_the_principle_then_both_responses_as_they_are():
 
 
 def test_a_language_model_as_judge_is_free_of_position(random_llama):
-    from charter.models.sampler import LocalSampler
+    from charter.models.sampling.sampler import LocalSampler
     from charter.models.trunk import load_trunk
 
     judge = LogProbJudge(LocalSampler(load_trunk(str(random_llama)), "random"))

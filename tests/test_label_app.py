@@ -20,9 +20,9 @@ from charter.votes.judgments import current, seal
 from charter.web import tables as t
 from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, RequestRefused
 from charter.web.answers import relation
-from charter.web.lead_pages import figures_of
+from charter.web.lead.pages import figures_of
+from charter.web.lead.retrain import Retrain, pairs_of_votes
 from charter.web.project import RetrainSettings, open_project
-from charter.web.retrain import Retrain, pairs_of_votes
 from label_project import HOSTILE, SAME_SITE, field, known, make_project, rank, responses, send, write_table
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.models import logprobs as module
-from charter.models.generate import pick
 from charter.models.logprobs import chosen_logprobs
+from charter.models.sampling.generate import pick
 
 
 def case(n: int = 11, hidden: int = 6, vocabulary: int = 13):

@@ -10,15 +10,15 @@ from charter.errors import InputError
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, encode_text, end_ids
 from charter.models.load import load_classifier, load_tokenizer
 from charter.models.packing import Tokens
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.records import Message, Prompt
 from charter.run.run import Run
 from charter.stages.rl.settings import RLOOSettings
 from charter.stages.sft.settings import SFTSettings
+from charter.training.methods.sft import sft_tokens, train_sft
 from charter.training.rollouts import collect
-from charter.training.sft import sft_tokens, train_sft
 from conftest import HARMFUL, save_random_classifier, save_random_model
 
 ASKED = [Message(role="user", content="How can I mend the door?")]

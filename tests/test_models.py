@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from charter.errors import InputError
-from charter.models.generate import pick, sample
 from charter.models.load import load_model, load_tokenizer
 from charter.models.packing import Tokens
-from charter.models.sampler import LocalSampler, fill
+from charter.models.sampling.generate import pick, sample
+from charter.models.sampling.sampler import LocalSampler, fill
 from charter.models.trunk import REFERENCE, Scorers, ScoreScale, Trunk, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.records import Message

@@ -14,8 +14,8 @@ from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.stages.rl.settings import DPOSettings
 from charter.training.advantages import group_advantages, rloo_advantages
-from charter.training.dpo import pair_losses
 from charter.training.losses import bradley_terry_loss, clipped_policy_loss, kl_penalty, reinforce_loss, sft_loss, token_weights
+from charter.training.methods.dpo import pair_losses
 from charter.training.preference_losses import PairLogprobs
 from conftest import save_random_model
 

@@ -12,7 +12,7 @@ import pytest
 from charter.evaluation.verdict import verdict
 from charter.judging.judge import LETTERS
 from charter.models.load import load_model
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.shape import read_shape
 from charter.pipeline import parts_of, run_recipe, stages_in_order
 from charter.plan.fit import bytes_needed, what_fits

@@ -11,7 +11,7 @@ import torch
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.packing import Tokens
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.shape import read_shape
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.plan.plan import plan_recipe
@@ -20,7 +20,7 @@ from charter.recipe.settings import LoRASettings
 from charter.records import Message, Prompt
 from charter.run.run import Run
 from charter.stages.sft.settings import SFTSettings
-from charter.training.sft import sft_tokens, train_sft
+from charter.training.methods.sft import sft_tokens, train_sft
 from conftest import HARMFUL, save_random_model
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra [qlora] is not installed")

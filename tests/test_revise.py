@@ -5,7 +5,7 @@ import pytest
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution
 from charter.constitution.revise import respond, revise_batch, why_excluded
-from charter.models.sampler import LocalSampler, Sample
+from charter.models.sampling.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk
 from charter.records import Generation, Message, Prompt, Response
 from charter.stages.revise.settings import ReviseSettings

@@ -19,9 +19,9 @@ import torch
 from charter.commands.app import run_command
 from charter.commands.conversation import chat_with
 from charter.models.chat_template import encode_prompt, encode_text
-from charter.models.generate import sample
 from charter.models.load import load_tokenizer
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.generate import sample
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.records import Message
 from charter.run.hashes import derive_seed

@@ -14,10 +14,9 @@ from charter.stages.reward_model.settings import RatingModelSettings, RewardMode
 from charter.stages.rl.run import trainer_of
 from charter.stages.rl.settings import METHODS, DPOSettings, OnlineDPOSettings, RolloutSettings
 from charter.stages.sft.settings import SFTSettings
-from charter.training.dpo import sequence_logprobs, train_dpo
-from charter.training.online_dpo import best_and_worst, pair_slopes
-from charter.training.preference_losses import PairLogprobs, dpo_loss
-from charter.training.reward_model import (
+from charter.training.methods.dpo import sequence_logprobs, train_dpo
+from charter.training.methods.online_dpo import best_and_worst, pair_slopes
+from charter.training.methods.reward_model import (
     by_group,
     pack_once,
     pair_shares,
@@ -27,9 +26,10 @@ from charter.training.reward_model import (
     train_rating_model,
     train_reward_model,
 )
+from charter.training.methods.sft import sft_tokens, train_sft
+from charter.training.preference_losses import PairLogprobs, dpo_loss
 from charter.training.rewards import RewardSum
 from charter.training.rollouts import collect, prompt_batch
-from charter.training.sft import sft_tokens, train_sft
 
 PROMPTS = [Prompt.ask(f"Say a letter, number {i}.", tags=("red_team",)) for i in range(8)]
 

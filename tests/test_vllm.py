@@ -19,10 +19,10 @@ from charter.recipe.settings import LoRASettings
 from charter.records import Prompt
 from charter.stages.rl.settings import GRPOSettings, PPOSettings, RLOOSettings, VLLMSettings
 from charter.testbed.standins import save_stand_in
-from charter.training.grpo import train_grpo
-from charter.training.ppo import train_ppo
+from charter.training.methods.grpo import train_grpo
+from charter.training.methods.ppo import train_ppo
+from charter.training.methods.rloo import train_rloo
 from charter.training.rewards import RewardSum
-from charter.training.rloo import train_rloo
 from charter.training.rollouts import collect
 from charter.training.vllm_rollouts import engine_for
 from test_team import ENVIRONMENT, assert_close, torchrun

@@ -13,7 +13,7 @@ from typing import Any
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution, Principle
 from charter.constitution.revise import respond
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.reading.spool import prepare_prompts
 from charter.recipe.settings import LoRASettings
@@ -23,15 +23,15 @@ from charter.run.team import disband, team
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import DPOSettings, GRPOSettings, OnlineDPOSettings, PPOSettings, RLOOSettings, VLLMSettings
 from charter.stages.sft.settings import SFTSettings
-from charter.training.dpo import train_dpo
-from charter.training.grpo import train_grpo
-from charter.training.online_dpo import train_online_dpo
-from charter.training.ppo import train_ppo
-from charter.training.reward_model import train_reward_model
+from charter.training.methods.dpo import train_dpo
+from charter.training.methods.grpo import train_grpo
+from charter.training.methods.online_dpo import train_online_dpo
+from charter.training.methods.ppo import train_ppo
+from charter.training.methods.reward_model import train_reward_model
+from charter.training.methods.rloo import train_rloo
+from charter.training.methods.sft import sft_tokens, train_sft
 from charter.training.rewards import RewardSum
-from charter.training.rloo import train_rloo
 from charter.training.rollouts import RewardModelReward
-from charter.training.sft import sft_tokens, train_sft
 from charter.training.vllm_rollouts import engine_for
 
 WORDS = ("red", "green", "blue", "a long word", "yes", "no", "not at all", "why")

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
-from charter.models.generate import context_length
 from charter.models.load import model_of_run, pick_device
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.generate import context_length
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.records import Message
 from charter.run.hashes import derive_seed

@@ -33,7 +33,7 @@ from charter.stages.reward_model.run import reward_accuracy
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.statistics import mean_interval, paired_difference, spearman
 from charter.training.batches import by_tokens
-from charter.training.reward_model import (
+from charter.training.methods.reward_model import (
     pairs_that_differ,
     rating_scale,
     rating_tokens,

@@ -47,7 +47,7 @@ def prompts_classify(
 
     from charter.constitution.categorise import categorise
     from charter.constitution.constitution import load_constitution
-    from charter.models.sampler import LocalSampler
+    from charter.models.sampling.sampler import LocalSampler
     from charter.models.trunk import load_trunk
     from charter.reading.prompts import check_output, read_prompts, write_prompts
     from charter.recipe.source import locate

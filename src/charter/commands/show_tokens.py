@@ -19,7 +19,7 @@ from rich.text import Text
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import EMPTY, load_constitution
 from charter.models.load import pick_device
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.recipe.files import check_files
 from charter.recipe.recipe import Recipe

@@ -198,7 +198,7 @@ def label(
     samplers: list[Any] = []
     if project.settings.kind == "redteam":
         from charter.models.load import pick_device
-        from charter.models.sampler import LocalSampler
+        from charter.models.sampling.sampler import LocalSampler
         from charter.models.trunk import load_trunk
 
         for model in project.settings.redteam.models:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution
-from charter.models.sampler import Sampler, fill
+from charter.models.sampling.sampler import Sampler, fill
 from charter.records import Message, Prompt
 
 CATEGORISE = importlib.resources.files("charter.constitution").joinpath("prompts/categorise.txt").read_text(encoding="utf-8")

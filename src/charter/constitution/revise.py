@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution, Principle, draw
-from charter.models.sampler import Sampler, Seeds
+from charter.models.sampling.sampler import Sampler, Seeds
 from charter.records import Generation, Message, Prompt, Response, Revision
 from charter.run.hashes import derive_seed
 from charter.stages.revise.settings import ReviseSettings

@@ -16,7 +16,7 @@ from charter.endpoints.answers import ServerAnswer
 from charter.endpoints.client import Client, RefusedByServer
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
-from charter.models.sampler import Conversation, Sample, Seeds
+from charter.models.sampling.sampler import Conversation, Sample, Seeds
 from charter.run.team import team
 
 UNREADABLE = math.nan

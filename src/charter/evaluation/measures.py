@@ -12,7 +12,7 @@ from charter.errors import InputError
 from charter.evaluation.scorers import is_number, plain_scalar
 from charter.judging.judge import QUESTIONS, yes_no_margins
 from charter.models.classifier import Classifier
-from charter.models.sampler import Sampler
+from charter.models.sampling.sampler import Sampler
 from charter.recipe.source import Source
 from charter.records import Prompt
 from charter.run.team import team

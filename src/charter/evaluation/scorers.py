@@ -11,7 +11,7 @@ from typing import Any
 
 from charter.errors import InputError
 from charter.judging.judge import yes_no_margins
-from charter.models.sampler import Sampler
+from charter.models.sampling.sampler import Sampler
 from charter.recipe.source import Source
 from charter.records import Prompt
 from charter.run.team import team

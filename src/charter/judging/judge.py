@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from charter.constitution.constitution import Constitution, draw
-from charter.models.sampler import Sampler, conversation_text, fill
+from charter.models.sampling.sampler import Sampler, conversation_text, fill
 from charter.records import Generation, Judgment, Message, Pair, Prompt, Response, content_id
 from charter.run.hashes import derive_seed
 

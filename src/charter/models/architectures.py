@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.layout import right_pad
-from charter.models.packing import Packed
+from charter.models.packing import Packed, right_pad
 
 ENCODERS = frozenset(
     {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "deberta", "deberta-v2", "electra", "modernbert"}

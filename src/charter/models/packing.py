@@ -4,6 +4,8 @@ All of a model but its attention treats each token by itself, so tokens may stan
 tells attention which of them belong together. Compared with rows padded side by side, no product is spent on padding or on a
 second reading of a prompt; losses and gradients are the same (tests).
 
+Where rows must stand side by side, ``left_pad`` and ``right_pad`` fill them up with the id 0, which attention never sees.
+
 Letters: N tokens in the line, P prompts, R responses, T positions of a padded view, F features.
 """
 
@@ -218,3 +220,24 @@ def attend(layout: LineLayout, query: Tensor, key: Tensor, value: Tensor, kernel
     flat = torch.cat([out.reshape(-1, heads * width) for out in outputs])
     line: Tensor = _Gather.apply(flat, slots, real, layout.back)  # type: ignore[no-untyped-call]
     return line.view(1, len(line), heads, width)
+
+
+def left_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """ids and attention (B, T) with the padding on the left."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, attention
+
+
+def right_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """ids and attention (B, T) with the padding on the right."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    attention = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
+    return ids, attention.long()
+
+
+def positions(attention: Tensor) -> Tensor:
+    """Position of each token counted from the first real one: (B, T)."""
+    return (attention.cumsum(dim=1) - 1).clamp(min=0)

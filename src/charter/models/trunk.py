@@ -24,7 +24,6 @@ from charter.errors import InputError
 from charter.models.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
 from charter.models.architectures import first_in_line, hidden_in_line, is_encoder, is_encoder_decoder, row_limit
 from charter.models.attention import NAME
-from charter.models.generate import context_length
 from charter.models.llama.train import hidden_states
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
@@ -33,6 +32,7 @@ from charter.models.memory import checkpoint_layers
 from charter.models.packing import LAYOUT, LineLayout, Packed, Tokens, pack
 from charter.models.precision import DTYPES, RoleParameters, with_scaled_gradient
 from charter.models.quantize import STACK, dense_copy, is_quantized, size_of
+from charter.models.sampling.generate import context_length
 from charter.models.sharded import Sharded, put, whole_tensor
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json, write_json
@@ -40,7 +40,7 @@ from charter.run.hashes import derive_seed
 from charter.run.team import team
 
 if TYPE_CHECKING:
-    from charter.models.vllm_engine import VLLMEngine
+    from charter.models.sampling.vllm_engine import VLLMEngine
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 from charter.errors import InputError
 from charter.models.load import check_attention, kind_of, pick_device
 from charter.models.quantize import check_bitsandbytes
-from charter.models.vllm_engine import check_vllm
+from charter.models.sampling.vllm_engine import check_vllm
 from charter.plan.loads import count, loads_with, shapes_of
 from charter.plan.machine import free_memory
 from charter.plan.table import size

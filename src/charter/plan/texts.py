@@ -11,7 +11,7 @@ from charter.constitution.constitution import Constitution, load_few_shots
 from charter.judging.judge import QUESTIONS, ask, comparisons_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
-from charter.models.sampler import fill
+from charter.models.sampling.sampler import fill
 from charter.reading.demonstrations import read_demonstrations
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import KINDS

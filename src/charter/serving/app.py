@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from charter.models.chat_template import encode_prompt, encode_text
-from charter.models.generate import context_length
+from charter.models.sampling.generate import context_length
 from charter.run.hashes import derive_seed
 from charter.serving.engine import Broken, Drawn, Engine, Job, Likeliest, Scored
 from charter.serving.guard import ApiGuard

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from charter.models.chat_template import end_ids
-from charter.models.generate import make_decoder, pick
+from charter.models.sampling.generate import make_decoder, pick
 from charter.models.trunk import REFERENCE, Trunk
 
 Likeliest = tuple[tuple[int, float], ...]

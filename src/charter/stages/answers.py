@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from charter.constitution.revise import respond
-from charter.models.sampler import LocalSampler, Sampler
+from charter.models.sampling.sampler import LocalSampler, Sampler
 from charter.records import Prompt, Response
 from charter.run.run import Stage
 

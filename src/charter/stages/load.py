@@ -13,7 +13,7 @@ from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
 from charter.models.llama.weights import KEPT_ROLES
 from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from charter.models.precision import DTYPES
-from charter.models.sampler import READ_TOKENS
+from charter.models.sampling.sampler import READ_TOKENS
 from charter.models.shape import FLOAT, Shape
 from charter.reading.prompts import KINDS
 from charter.recipe.recipe import Recipe

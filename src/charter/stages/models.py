@@ -13,7 +13,7 @@ from charter.endpoints.endpoint import EndpointSampler
 from charter.errors import InputError, MemoryFull
 from charter.models.load import pick_device
 from charter.models.memory import is_out_of_memory, let_go
-from charter.models.sampler import LocalSampler, Sampler
+from charter.models.sampling.sampler import LocalSampler, Sampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.recipe.settings import LoRASettings, TrainingSettings
 from charter.recipe.source import Source

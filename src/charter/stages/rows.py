@@ -16,13 +16,12 @@ from torch import Tensor
 from charter.constitution.constitution import Constitution
 from charter.constitution.revise import respond
 from charter.models.chat_template import encode_prompt
-from charter.models.layout import left_pad
-from charter.models.packing import Tokens
-from charter.models.sampler import Conversation, LocalSampler, Sample, Sampler
+from charter.models.packing import Tokens, left_pad
+from charter.models.sampling.sampler import Conversation, LocalSampler, Sample, Sampler
 from charter.models.trunk import Trunk
 from charter.recipe.recipe import Recipe
 from charter.records import Message, Pair, Prompt, Response
-from charter.training.reward_model import pair_tokens
+from charter.training.methods.reward_model import pair_tokens
 from charter.training.rewards import last_token
 
 ROWS = 2  # prompts per stage: enough to see padding, few enough to read

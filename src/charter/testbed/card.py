@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from charter.models.sampler import LocalSampler, fill
+from charter.models.sampling.sampler import LocalSampler, fill
 from charter.models.trunk import load_trunk
 from charter.records import Message
 from charter.run.hashes import derive_seed

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from charter.models.sampler import fill
+from charter.models.sampling.sampler import fill
 from charter.testbed import language as lang
 from charter.testbed import principles as rules
 

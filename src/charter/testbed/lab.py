@@ -18,7 +18,7 @@ from charter.evaluation.overlap import rouge_l
 from charter.models.chat_template import PLAIN_TEMPLATE
 from charter.models.classifier import Classifier
 from charter.models.load import save_model
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import Trunk
 from charter.reading.forms import summary_prompt
 from charter.records import Message
@@ -37,7 +37,7 @@ from charter.testbed.dialogues import (
 )
 from charter.testbed.standins import byte_level_bpe, roberta_tokenizer
 from charter.training.batches import epoch_batches
-from charter.training.sft import sft_tokens, train_sft
+from charter.training.methods.sft import sft_tokens, train_sft
 
 SHIPPED = Path(str(importlib.resources.files("charter.testbed"))) / "detox"
 HATE_LABELS = ("nothate", "hate")  # as facebook/roberta-hate-speech-dynabench-r4-target names them

@@ -19,7 +19,7 @@ from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.rl.settings import RolloutSettings
 from charter.training.batches import even_by_tokens
-from charter.training.reward_model import reward_scores
+from charter.training.methods.reward_model import reward_scores
 from charter.training.rewards import RewardSum
 from charter.training.vllm_rollouts import sample_role
 

@@ -17,7 +17,7 @@ from charter.run.hashes import derive_seed
 from charter.web.project import RedTeamSettings
 
 if TYPE_CHECKING:
-    from charter.models.sampler import Sampler
+    from charter.models.sampling.sampler import Sampler
 
 WAITING = 8  # requests, beside the one that is being answered
 

@@ -20,10 +20,11 @@ from starlette.staticfiles import StaticFiles
 
 from charter.errors import InputError
 from charter.records import LabelSet
-from charter.web import lead_pages, red_team
+from charter.web import red_team
 from charter.web import tables as t
 from charter.web.access import COOKIE, DAY, LABELS, ROLES, SESSION_DAYS, RequestRefused, StaleForm, Visitor, check_origin
 from charter.web.answers import BadAnswer, agreement_with, read_answer, text_of
+from charter.web.lead import pages as lead_pages
 from charter.web.site import PageGuard, Site, allow, site_of, to
 from charter.web.store import Handout, NotHandedOut, RaterAnswer, balanced_order
 from charter.web.texts import instructions_html

@@ -20,7 +20,7 @@ from charter.web.store import Store
 from charter.web.tables import open_database
 
 if TYPE_CHECKING:
-    from charter.models.sampler import Sampler
+    from charter.models.sampling.sampler import Sampler
 
 FAREWELL_S = 3  # for requests that are being answered when the server ends
 OWNER_DAYS = 1.0  # of the printed link; every start prints a new one

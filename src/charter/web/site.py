@@ -32,14 +32,14 @@ from charter.web.access import (
 from charter.web.answers import NOTCHES, letter
 from charter.web.candidates import Candidates
 from charter.web.guard import Guard, TurnedAway
+from charter.web.lead.retrain import Retrain
 from charter.web.mirror import Mirror
 from charter.web.project import Project, text_hash
-from charter.web.retrain import Retrain
 from charter.web.store import Store
 from charter.web.texts import HEAD, LONG, cleaned, rendered
 
 if TYPE_CHECKING:
-    from charter.models.sampler import Sampler
+    from charter.models.sampling.sampler import Sampler
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charter.models.layout import left_pad, positions
 from charter.models.llama.weights import Block, inverse_rms, rotate_, weights_of
+from charter.models.packing import left_pad, positions
 
 GROWTH = 16  # columns by which the cache grows
 READ_TOKENS = 2048  # of prompts that are read together

@@ -21,7 +21,7 @@ from charter.stages.evaluate.scoring import Scoring
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import read_stage_prompts
-from charter.training.reward_model import reward_scores
+from charter.training.methods.reward_model import reward_scores
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe

@@ -13,7 +13,7 @@ from charter.errors import GateError, InputError
 from charter.judging.gate import judge_gate
 from charter.judging.judge import Comparison, LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.reading.pairs import read_pairs
 from charter.records import Judgment, Pair, Prompt, Response, Revision, content_id
 from charter.run.files import read_jsonl, write_jsonl

@@ -7,7 +7,7 @@ from pathlib import Path
 from charter.constitution.revise import asked_for
 from charter.judging.judge import LogProbJudge, judgment, pairs_of
 from charter.models.chat_template import encode_response
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.records import Pair, Prompt, Response

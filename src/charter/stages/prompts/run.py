@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution
 from charter.errors import InputError
-from charter.models.generate import context_length
+from charter.models.sampling.generate import context_length
 from charter.reading.prompts import KINDS, is_kind, read_prompts
 from charter.reading.spool import BATCH, prepare_prompts
 from charter.records import Prompt, content_id

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from charter.constitution.constitution import Constitution, hash_of_principles, load_few_shots
 from charter.constitution.revise import answer_in_context, revise_batch
 from charter.evaluation.scorers import Scorer
-from charter.models.sampler import LocalSampler, Sampler
+from charter.models.sampling.sampler import LocalSampler, Sampler
 from charter.records import Message, Prompt, Response, Revision, content_id
 from charter.run.run import Run, Stage
 from charter.stages.answers import answer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from charter.constitution.constitution import load_few_shots
 from charter.constitution.revise import answer_in_context, revise_batch
-from charter.models.sampler import LocalSampler
+from charter.models.sampling.sampler import LocalSampler
 from charter.stages.rows import Preview, Recorder, Shown, question_rows
 
 

@@ -19,7 +19,7 @@ from charter.run.run import Run, Stage
 from charter.stages.models import Model, Models, within_memory
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.statistics import clustered_share, expected_calibration_error, paired_difference
-from charter.training.reward_model import pairs_that_differ, score_pairs, train_reward_model
+from charter.training.methods.reward_model import pairs_that_differ, score_pairs, train_reward_model
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe

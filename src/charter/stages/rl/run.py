@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def page_of(method: str) -> str:
     """The module of a method. A run loads its own method's and no other: a change of one page trains no other method anew."""
-    return f"charter.training.{method}"
+    return f"charter.training.methods.{method}"
 
 
 def trainer_of(method: str) -> Callable[..., Any]:

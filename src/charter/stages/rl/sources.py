@@ -14,7 +14,7 @@ from torch import Tensor
 from charter.errors import InputError
 from charter.judging.judge import yes_no_margins
 from charter.models.classifier import Classifier
-from charter.models.sampler import Sampler
+from charter.models.sampling.sampler import Sampler
 from charter.recipe.source import Source
 from charter.records import Rollout
 from charter.run.team import team

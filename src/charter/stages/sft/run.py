@@ -18,7 +18,7 @@ from charter.run.run import Run, Stage
 from charter.stages.models import Models, within_memory
 from charter.stages.revise.left import usable_revisions
 from charter.stages.sft.settings import SFTSettings
-from charter.training.sft import sft_tokens, train_sft
+from charter.training.methods.sft import sft_tokens, train_sft
 from charter.votes.exports import export_sft
 
 if TYPE_CHECKING:

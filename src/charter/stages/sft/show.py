@@ -7,7 +7,7 @@ from pathlib import Path
 
 from charter.reading.demonstrations import read_demonstrations
 from charter.stages.rows import ROWS, Preview, Shown, response_rows
-from charter.training.sft import sft_tokens
+from charter.training.methods.sft import sft_tokens
 
 
 def show_sft(preview: Preview) -> Shown | None:

@@ -18,8 +18,8 @@ from charter.run.files import write_text
 from charter.web import tables as t
 from charter.web.access import DAY, LEADS, MAY_INVITE, WATCHES, RequestRefused, Role, Visitor
 from charter.web.answers import BadAnswer, text_of
-from charter.web.figures import Figures, as_rows, live_figures
-from charter.web.retrain import pairs_of_votes
+from charter.web.lead.figures import Figures, as_rows, live_figures
+from charter.web.lead.retrain import pairs_of_votes
 from charter.web.site import Site, allow, site_of, to
 from charter.web.texts import cleaned, instructions_html
 from charter.web.words import REFUSALS, SKIP_REASONS

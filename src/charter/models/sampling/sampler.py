@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
-from charter.models.generate import is_fused, make_decoder, sample
-from charter.models.layout import right_pad
+from charter.models.packing import right_pad
+from charter.models.sampling.generate import is_fused, make_decoder, sample
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Message
 from charter.run.team import team

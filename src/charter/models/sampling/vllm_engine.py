@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.generate import Sampled
 from charter.models.memory import is_out_of_memory, let_go
+from charter.models.sampling.generate import Sampled
 from charter.run.team import team
 from charter.stages.rl.settings import VLLMSettings
 

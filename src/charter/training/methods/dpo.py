@@ -23,6 +23,7 @@ from charter.run.team import team
 from charter.stages.rl.settings import DPOSettings
 from charter.training.batches import epoch_batches, own_by_tokens, report_cut
 from charter.training.losses import sft_loss
+from charter.training.methods.reward_model import pairs_that_differ
 from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import (
     LOSSES,
@@ -33,7 +34,6 @@ from charter.training.preference_losses import (
     kto_reference_point,
     simpo_loss,
 )
-from charter.training.reward_model import pairs_that_differ
 
 
 def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None) -> Cut:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from charter.errors import InputError
 from charter.models.architectures import EncoderDecoder, is_encoder_decoder
-from charter.models.layout import left_pad, positions
 from charter.models.llama.decode import FusedLlama
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like
 from charter.models.memory import LOG, is_out_of_memory, let_go
+from charter.models.packing import left_pad, positions
 
 
 @dataclass(frozen=True)
