@@ -21,7 +21,7 @@ from charter.endpoints.servers import Server as ServerOfPool
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import GateError, InputError
 from charter.evaluation.scorers import judge_scorer
-from charter.judging.judge import LogProbJudge, comparisons_of, judgment, pairs_of
+from charter.judging.judge import LettersJudge, comparisons_of, judgment, pairs_of
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
@@ -70,11 +70,11 @@ def comparisons(n):
 
 def test_margins_read_through_faults_are_those_of_the_model_itself(tmp_path, testbed_server):
     asked = comparisons(12)
-    here = LogProbJudge(LocalSampler(load_trunk(str(MODEL)), "here"))(asked)
+    here = LettersJudge(LocalSampler(load_trunk(str(MODEL)), "here"))(asked)
     faults = Faults(testbed_server.url, [fault for fault in FAULTS if fault != "slow"])
     with serving(faults) as proxy:
         there = sampler(proxy.url, tmp_path)
-        answers = LogProbJudge(there)(asked)
+        answers = LettersJudge(there)(asked)
         assert [a.margin for a in answers] == pytest.approx([h.margin for h in here], abs=1e-3)
         assert {"500", "429", "reset", "half-json", "half-body", "html"} & set(faults.met)
         # Every question was answered and counted once, though some were asked twice.
@@ -83,7 +83,7 @@ def test_margins_read_through_faults_are_those_of_the_model_itself(tmp_path, tes
         # A second judge with the same folder asks nothing.
         before = len(proxy.seen)
         again = sampler(proxy.url, tmp_path)
-        assert [a.margin for a in LogProbJudge(again)(asked)] == [a.margin for a in answers]
+        assert [a.margin for a in LettersJudge(again)(asked)] == [a.margin for a in answers]
         assert len(proxy.seen) == before
         assert again.client.account.figures()["cached"] == 24
         assert proxy.most <= TINY_WAITS["concurrency"]
@@ -276,7 +276,7 @@ def test_a_judge_that_writes_counts_only_where_it_writes_an_option_and_never_sco
     texts = ["A", "A", "B", "I cannot help with that.", "A", "(A)", "A"]  # the first shows: no log-probabilities
     with serving(canned(*texts)) as server:
         there = sampler(server.url, tmp_path, concurrency=1)
-        answers = LogProbJudge(there)(asked)
+        answers = LettersJudge(there)(asked)
         assert there.gives_logprobs is False
         assert there.unread == 1
         assert [row.get("logprobs") for row in server.seen] == [True, *[None] * 6]
@@ -294,7 +294,7 @@ def test_tokens_that_are_no_option_are_no_verdict_for_judge_and_scorer(tmp_path)
     asked = comparisons(2)
     with serving(canned("Sorry", logprobs=[("Sorry", -0.1), ("I", -2.0)])) as server:
         there = sampler(server.url, tmp_path)
-        assert [a.margin for a in LogProbJudge(there)(asked)] == [None, None]
+        assert [a.margin for a in LettersJudge(there)(asked)] == [None, None]
         assert there.unread == 4
         verdict = judge_scorer(there).score([asked[0].prompt], ["No."])[0]
         assert (verdict.harmful, verdict.helpful, verdict.helpfulness_level) == (None, None, None)
@@ -434,10 +434,10 @@ def test_a_server_of_other_make_gives_the_same_words(tmp_path):
             there = sampler(f"http://127.0.0.1:{port}/v1", tmp_path, model=str(MODEL))
             asked = comparisons(2)
             here = LocalSampler(load_trunk(str(MODEL)), "here")
-            margins = [p.margin for p in LogProbJudge(there)(asked)]
+            margins = [p.margin for p in LettersJudge(there)(asked)]
             assert there.gives_logprobs is False
             # Both orders written out: the sign of what is read here, or a tie where the two orders disagree.
-            for margin, own in zip(margins, LogProbJudge(here)(asked), strict=True):
+            for margin, own in zip(margins, LettersJudge(here)(asked), strict=True):
                 agree = (own.first_as_a > 0) == (own.first_as_b > 0)
                 assert margin == pytest.approx(math.copysign(3.0, own.margin) if agree else 0.0)
             said = [question("How can I mend the car?"), question("How can I hide the lamp?")]

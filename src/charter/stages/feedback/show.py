@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from charter.constitution.revise import asked_for
-from charter.judging.judge import LogProbJudge, judgment, pairs_of
+from charter.judging.judge import PROTOCOLS, judgment, pairs_of
 from charter.models.chat_template import encode_response
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
@@ -33,7 +33,7 @@ def show_feedback(preview: Preview) -> Shown | None:
         about = "Sampled from: each prompt in the way that asks for the chosen response, then for the rejected. No loss."
         rows, pairs = contrast_rows(preview, settings.contrast, prompts)
     elif settings.asks_judge:
-        about = "Asked of the judge, in both orders: which option is the likelier next token? No loss."
+        about = "Asked of the judge, twice for each two responses: which option is the likelier next token? No loss."
         rows, pairs = judge_rows(preview, settings, prompts)
     else:
         about = "Sampled from: people compare the responses. No loss."
@@ -56,13 +56,15 @@ def judge_rows(preview: Preview, settings: FeedbackSettings, prompts: list[Promp
     recorder = Recorder(load_trunk(judge.name, device=str(trunk.device)) if judge.kind == "model" else trunk, str(judge))
     groups = preview.respond(LocalSampler(trunk, "sft"), prompts, "feedback", 2)
     comparisons = drawn_comparisons(preview.recipe, preview.constitution, prompts, groups)
-    preferences = LogProbJudge(recorder)(comparisons)
+    protocol = "letters" if settings.protocol == "auto" else settings.protocol
+    names = ("question, first response", "question, second") if protocol == "yes_no" else ("question", "question, swapped")
+    preferences = PROTOCOLS[protocol](recorder)(comparisons)
     rows = []
     tokenizer = recorder.trunk.tokenizer
     for conversations, options in recorder.compared:
         questions = question_rows(recorder.trunk, "question", conversations)
         for i, (row, choices) in enumerate(zip(questions, options, strict=True)):
-            row["what"] = "question" if i % 2 == 0 else "question, swapped"
+            row["what"] = names[i % 2]
             encoded = [encode_response(tokenizer, choice, end=False) for choice in choices]
             row["options"] = [{"ids": ids, "pieces": pieces_of(tokenizer, ids)} for ids in encoded]
         rows += questions

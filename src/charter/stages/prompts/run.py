@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charter.constitution.categorise import categorise
+from charter.constitution.categorise import Sorting, categorise, choose_way, usual_way
 from charter.constitution.constitution import Constitution
 from charter.errors import InputError
 from charter.models.sampling.generate import context_length
@@ -28,23 +28,38 @@ def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: M
     """Read, de-duplicate, sort by principle, split. Leaves prompts.jsonl: train and test, red_team and benign."""
     inputs = {
         "files": content_id([file_hash(Path(file)) for file, _ in settings.sources]),
-        "topics": content_id([(p.id, p.title) for p in constitution.topics()]),
+        "topics": content_id([(p.id, p.title, *([p.about] if p.about else [])) for p in constitution.topics()]),
+        "labelled": file_hash(Path(settings.labelled)) if settings.labelled else "",
         "model": models.base.hash,
     }
     with run.stage("prompts", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
+        sorting = how_to_sort(settings, models, constitution)
         result = prepare_prompts(
             prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
             test_fraction=settings.test_fraction, seed=recipe.seed,
             shorter=lambda: most_characters(models.trunk(recipe.model).model),
-            sort=lambda batch: categorise(batch, constitution, models.sampler(models.base)),
+            sort=lambda batch: categorise(batch, constitution, models.sampler(models.base), sorting),
             progress=lambda batches: track(batches, "prompts: sorting by principle", unit=BATCH, quiet=run.quiet),
         )  # fmt: skip
         if recipe.revise is not None:
             check_red_team(result["counts"])
-        stage.finish(result)
+        if sorting is not None:
+            models.say(f"prompts: {sorting.words()}")
+        stage.finish(result | ({"sorting": sorting.figures()} if sorting is not None else {}))
     return stage
+
+
+def how_to_sort(settings: PromptSettings, models: Models, constitution: Constitution) -> Sorting | None:
+    """The way of sorting by principle, chosen by labelled prompts where there are any; None without topics."""
+    topics = constitution.topics()
+    if not topics:
+        return None
+    if settings.labelled is None:
+        return Sorting(usual_way(topics))
+    labelled = list(read_prompts(Path(settings.labelled)))
+    return choose_way(labelled, constitution, models.sampler(models.base))
 
 
 def prompts_of(settings: PromptSettings) -> Iterator[Prompt]:
