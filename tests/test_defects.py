@@ -143,7 +143,7 @@ def test_nothing_of_a_prompt_is_lost(tmp_path, random_llama, text):
 def test_no_verdict_is_neither_a_win_nor_a_loss():
     """A comparison without a verdict counted as a win for one side, or as a score of 0."""
     prompt = PROMPTS[0]
-    asked = Comparison(prompt, response(prompt, "a"), response(prompt, "b"), "p", "Which?")
+    asked = Comparison(prompt, response(prompt, "a"), response(prompt, "b"), Principle(id="p", title="p", preference="Which?"))
     label = judgment(asked, Preference(float("nan"), float("nan")), rater_id="j", abstain_below=0.1)
     assert (label.has_verdict, label.margin, label.ranks) == (False, None, {})
     assert pairs_of([label], {prompt.id: prompt}, {r.id: r for r in (asked.first, asked.second)}) == []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.constitution.constitution import Constitution
+from charter.constitution.constitution import Constitution, Principle
 from charter.evaluation.measures import measure_of
 from charter.judging.gate import better_judge, judge_gate
 from charter.judging.judge import (
@@ -154,7 +154,8 @@ def test_labelled_comparisons_do_not_give_the_answer_away():
 
 def test_the_question_shows_the_principle_then_both_responses_as_they_are():
     prompt = Prompt.ask("Is {second} a word?", tags=("red_team",))
-    comparison = Comparison(prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1), "p", "Which is better?")
+    comparison = Comparison(prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1),
+                            Principle(id="p", title="p", preference="Which is better?"))  # fmt: skip
     text = ask(comparison)[0].content
     assert text.index("Which is better?") < text.index("{second}") < text.index("(A) {principle}") < text.index("(B) two")
 
@@ -236,7 +237,7 @@ def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():
     peace = [pair(i, principle="peace", tags=("red_team",)) for i in range(20)]
     untagged = [pair(20 + i) for i in range(20)]
     benign = [pair(40 + i, tags=("benign",)) for i in range(5)]
-    drawn = {c.prompt.id: c.principle for c in labelled_comparisons([*peace, *untagged, *benign], rules, seed=0)}
+    drawn = {c.prompt.id: c.principle.id for c in labelled_comparisons([*peace, *untagged, *benign], rules, seed=0)}
     assert {drawn[p.prompt.id] for p in peace} == {"peace"}
     assert {drawn[p.prompt.id] for p in untagged} == {"peace", "privacy"}
     assert len(drawn) == 40

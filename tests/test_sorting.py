@@ -22,13 +22,7 @@ TOPICS = Constitution.model_validate(
         "title": "Two topics",
         "principles": [
             {"id": "peace", "title": "peace", "about": "fights, weapons and killing", "preference": "p", "tags": ["topic"]},
-            {
-                "id": "privacy",
-                "title": "privacy",
-                "about": "spying, stalking, address",
-                "preference": "p",
-                "tags": ["topic"],
-            },
+            {"id": "privacy", "title": "privacy", "about": "spying, stalking, address", "preference": "p", "tags": ["topic"]},
         ],
     }
 )

@@ -46,8 +46,9 @@ class Principle(Record):
 
     Tags "red_team" and "benign" name the kinds of prompt to which it applies (without either: all prompts); "topic" marks one
     area of values, by which only prompts of that area are compared. ``about`` of a topic lists what its messages speak of, for
-    sorting prompts. ``allowed`` names what it does not forbid. ``weight`` is
-    relative, for :func:`draw`. ``polarity`` "flipped" marks a control that prefers the opposite of the text.
+    sorting prompts. ``question``, about one reply, is answered with Yes or No, of which ``good_answer`` follows the principle.
+    ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`. ``polarity`` "flipped" marks
+    a control that prefers the opposite of the text.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -55,6 +56,8 @@ class Principle(Record):
     critique: Words | None = None
     revision: Words | None = None
     preference: Words | None = None
+    question: Words | None = None
+    good_answer: Literal["yes", "no"] = "no"
     allowed: Words | None = None
     about: Words | None = None
     tags: Annotated[tuple[Words, ...], Field(strict=False)] = ()

@@ -100,8 +100,8 @@ def correctness(comparison: Comparison, preference: Preference) -> float | None:
 def accuracy_by_principle(comparisons: Sequence[Comparison], right: Sequence[float | None]) -> dict[str, Any]:
     """Accuracy, interval and number of pairs for each principle."""
     groups = {}
-    for principle in sorted({c.principle for c in comparisons}):
-        rows = [(r, c.prompt.id) for r, c in zip(right, comparisons, strict=True) if c.principle == principle]
+    for principle in sorted({c.principle.id for c in comparisons}):
+        rows = [(r, c.prompt.id) for r, c in zip(right, comparisons, strict=True) if c.principle.id == principle]
         share = clustered_share([r for r, _ in rows], [prompt for _, prompt in rows])
         groups[principle] = {"accuracy": share.value, "ci": share.ci, "n": share.n}
     return groups

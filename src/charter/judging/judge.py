@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from charter.constitution.constitution import Constitution, draw
+from charter.constitution.constitution import Constitution, Principle, draw
 from charter.models.sampling.sampler import Sampler, conversation_text, fill
 from charter.records import Generation, Judgment, Message, Pair, Prompt, Response, content_id
 from charter.run.hashes import derive_seed
@@ -35,16 +35,21 @@ LETTERS = ("A", "B")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two responses to one prompt, to be compared under one principle."""
+    """Two responses to one prompt, to be compared under one principle, which has a preference text."""
 
     prompt: Prompt
     first: Response
     second: Response
-    principle: str
-    instruction: str
+    principle: Principle
+
+    @property
+    def instruction(self) -> str:
+        """What the principle asks of a comparison."""
+        assert self.principle.preference is not None
+        return self.principle.preference
 
     def swap(self) -> Comparison:
-        return Comparison(self.prompt, self.second, self.first, self.principle, self.instruction)
+        return Comparison(self.prompt, self.second, self.first, self.principle)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class LettersJudge:
 
 
 class YesNoJudge:
-    """A language model that reads each response alone: does it do what the principle asks?"""
+    """A language model that reads each response alone and answers the principle's question about it, or, where the principle has
+    none, whether it would choose the response by its preference text."""
 
     protocol, template = "yes_no", YES_NO
 
@@ -109,13 +115,17 @@ class YesNoJudge:
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         sides = [(comparison, response) for comparison in comparisons for response in (comparison.first, comparison.second)]
-        questions = [
-            fill(YES_NO, principle=side.instruction, conversation=conversation_text(side.prompt.messages), response=response.text)
-            for side, response in sides
-        ]
-        margins = _yes_over_no(self.sampler, questions)
-        differences = [first - second for first, second in zip(margins[0::2], margins[1::2], strict=True)]
+        margins = _yes_over_no(self.sampler, [ask_about(comparison, response) for comparison, response in sides])
+        signs = [-1 if c.principle.question is not None and c.principle.good_answer == "no" else 1 for c in comparisons]
+        differences = [sign * (a - b) for sign, a, b in zip(signs, margins[0::2], margins[1::2], strict=True)]
         return [Preference(margin, margin) for margin in differences]
+
+
+def ask_about(comparison: Comparison, response: Response) -> str:
+    """The question about one of the responses."""
+    question = comparison.principle.question or f"{comparison.instruction} Would you choose the assistant's last reply?"
+    conversation = conversation_text(comparison.prompt.messages)
+    return fill(YES_NO, conversation=conversation, response=response.text, question=question)
 
 
 LogProbJudge = LettersJudge | YesNoJudge
@@ -142,13 +152,11 @@ def comparisons_of(
     """Every pair of the K responses to each prompt, each under a principle drawn for it."""
     comparisons = []
     for prompt, group in zip(prompts, responses, strict=True):
-        principles = [p for p in constitution.for_comparison(prompt) if p.preference is not None]
+        principles = constitution.for_comparison(prompt)
         if not principles:
             continue
         for (i, first), (j, second) in combinations(enumerate(group), 2):
-            principle = draw(principles, seed, "compare", prompt.id, i, j)
-            assert principle.preference is not None
-            comparisons.append(Comparison(prompt, first, second, principle.id, principle.preference))
+            comparisons.append(Comparison(prompt, first, second, draw(principles, seed, "compare", prompt.id, i, j)))
     return comparisons
 
 
@@ -158,7 +166,7 @@ def judgment(
     """The stored label; ``template`` is the question that was asked. Equal texts and margins below ``abstain_below`` (nats) are
     ties; without a margin there is no verdict."""
     first, second = comparison.first.id, comparison.second.id
-    key = content_id(comparison.prompt.id, first, second, comparison.principle, rater_id)
+    key = content_id(comparison.prompt.id, first, second, comparison.principle.id, rater_id)
     margin = preference.margin
     ranks: dict[str, int | str]
     if margin is None:
@@ -175,7 +183,7 @@ def judgment(
         rater_kind="judge",
         order=(first, second),
         instructions_hash=content_id(comparison.instruction, template),
-        principle=comparison.principle,
+        principle=comparison.principle.id,
         ranks=ranks,  # type: ignore[arg-type]
         margin=margin,
         margins_by_order=None if margin is None else (preference.first_as_a, preference.first_as_b),
@@ -215,15 +223,13 @@ def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed
         principles = [by_id[pair.principle]] if pair.principle in by_id else constitution.for_comparison(pair.prompt)
         if not principles:
             continue
-        principle = draw(principles, seed, "gate", number)
-        assert principle.preference is not None
         chosen, rejected = (
             Response(prompt_id=pair.prompt.id, model=side, text=text, finish_reason="stop",
                      generation=Generation(seed=number, temperature=0.0))
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
         )  # fmt: skip
         first, second = (chosen, rejected) if coin(seed, number) else (rejected, chosen)
-        comparisons.append(Comparison(pair.prompt, first, second, principle.id, principle.preference))
+        comparisons.append(Comparison(pair.prompt, first, second, draw(principles, seed, "gate", number)))
     return comparisons
 
 

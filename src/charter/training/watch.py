@@ -24,7 +24,7 @@ from charter.statistics import trend
 EXACT = 1e-5  # of a KL or a ratio that is the same computation twice
 SAMPLER_GAP = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Most nats a token, mean, between sampling and training. Both make logits in the precision of the run, and those of a large
-vocabulary reach 32, where bfloat16 has steps of 1/4: a sound run of a 135M model differs by .04, a wrong template by more than .2."""
+vocabulary reach 32, where bfloat16 has steps of 1/4: a sound run of a 135M model differs by .04."""
 
 
 class Watch:
@@ -53,7 +53,7 @@ class Watch:
         if self.sampler_gap > SAMPLER_GAP[self.trunk.precision]:
             self.stop(step, f"log-probabilities of sampling and training differ by {self.sampler_gap:.2g} nats a token",
                       "another temperature, template or position in one of the two, or dropout that is on"
-                      + ("" if self.trunk.precision == "float32" else "; with precision: float32 the gap shows without rounding"))  # fmt: skip
+                      + ("" if self.trunk.precision == "float32" else "; in float32 the gap has no rounding"))  # fmt: skip
         if not bool(torch.isfinite(kl).all()):
             self.stop(step, "a log-probability is not finite", "a learning rate that is too high")
         response_kl = kl.sum(dim=1)

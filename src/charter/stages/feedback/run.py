@@ -55,7 +55,7 @@ def gather_feedback(
         "sft": start.hash,
         "judge": models.hash_of(settings.judge, start) if settings.asks_judge else "",
         "generator": models.hash_of(settings.generator, start),
-        "principles": hash_of_principles(constitution, "preference", "tags", "weight"),
+        "principles": hash_of_principles(constitution, "preference", "question", "good_answer", "tags", "weight"),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
