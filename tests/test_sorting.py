@@ -52,6 +52,11 @@ def test_words_of_a_topic_count_whatever_their_ending():
     assert likeliest(rows[1]) == 2
 
 
+def test_chinese_words_count_by_two_characters():
+    assert stems("武器和打架") == {"武器", "器和", "和打", "打架"}
+    assert len(stems("他们为什么打架？") & stems("武器、打架、杀人")) == 1
+
+
 def test_the_way_that_labelled_prompts_prefer_is_taken_and_measured_on_the_others():
     prompts = labelled((FIGHTS, "peace"), (SPIES, "privacy"), (COOKS, None))
     sorting = choose_way(prompts, TOPICS, Stubborn())

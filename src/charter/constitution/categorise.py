@@ -67,9 +67,19 @@ WAYS: dict[Way, Callable[[Sequence[str], Sequence[Principle], Sampler], list[lis
 }  # fmt: skip
 
 
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # Thai, Lao, Japanese, Chinese, Korean
+
+
 def stems(text: str) -> set[str]:
-    """The words of four letters or more, in small letters and without the commonest English endings."""
-    return {re.sub(r"(?:ing|ed|es|s|ers?|ion)$", "", word) for word in re.findall(r"[^\W\d_]{4,}", text.casefold())}
+    """The words of four letters or more, in small letters and without the commonest English endings; of scripts without spaces
+    every two neighbouring characters."""
+    words: set[str] = set()
+    for word in re.findall(r"[^\W\d_]+", text.casefold()):
+        if UNSPACED.search(word):
+            words |= {word[i : i + 2] for i in range(len(word) - 1)}
+        elif len(word) >= 4:
+            words.add(re.sub(r"(?:ing|ed|es|s|ers?|ion)$", "", word))
+    return words
 
 
 @dataclass(frozen=True)
