@@ -135,6 +135,8 @@ def train_members(
 ) -> None:
     """Train every member on all n items, each from its own start and in an order of its own: what tells them apart."""
     roles = members(settings)
+    if trunk.stored_head is not None:
+        stage.run.say(f"  training starts from the reward head of {trunk.path}")
     for role in roles:
         trunk.add_role(role, head=True)
     seed = derive_seed(stage.run.seed, stage.name)
