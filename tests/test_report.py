@@ -404,7 +404,8 @@ def test_rows_left_out_are_those_of_the_results_of_all_stages(tmp_path):
     }
     rows = rows_left_out(results)
     assert [(row["stage"], row["n"]) for row in rows] == [
-        ("prompts", 3), ("sft", 2), ("feedback", 3), ("feedback", 1), ("reward_model", 6), ("reward_model", 1), ("reward_model", 4),
+        ("prompts", 3), ("sft", 2), ("feedback", 3), ("feedback", 1),
+        ("reward_model", 6), ("reward_model", 1), ("reward_model", 4),
     ]  # fmt: skip
     page = write_report(full_report() | {"left_out": rows}, tmp_path).read_text()
     table = page.partition("<h2>Rows left out</h2>")[2].partition("</table>")[0]

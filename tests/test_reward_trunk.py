@@ -68,8 +68,8 @@ def test_the_head_of_an_encoder_with_several_layers_is_not_used_and_that_is_repo
     lines = []
     trunk = load_reward_trunk(str(save_random_classifier(tmp_path / "kind", labels=("kind",))), say=lines.append)
     assert trunk.stored_head is None
-    (line,) = lines
-    assert line == "  the head of RobertaForSequenceClassification has several layers and is not used; the encoder gets a new head"
+    words = "the head of RobertaForSequenceClassification has several layers and is not used; the encoder gets a new head"
+    assert lines == [f"  {words}"]
 
 
 def test_a_second_training_of_the_command_line_continues_the_first(random_llama, tmp_path, monkeypatch, capsys):

@@ -183,9 +183,9 @@ def load_model(
     weights: Mapping[str, torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A model in ``dtype`` (`auto`: the stored one), in evaluation mode. ``kind`` names the transformers class. ``scores``: it only
-    scores, so its vocabulary projection may be missing. ``weights``: these in place of those of the folder. InputError where
-    weights are missing: the loader would fill a missing head with random numbers."""
+    """A model in ``dtype`` (`auto`: the stored one), in evaluation mode. ``kind`` names the transformers class. ``scores``: the
+    model only scores, so its vocabulary projection may be missing. ``weights``: these in place of those of the folder.
+    InputError where weights are missing: the loader would fill a missing head with random numbers."""
     import transformers
 
     check_folder(path)

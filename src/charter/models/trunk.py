@@ -99,8 +99,8 @@ class Trunk:
     # -- roles ---------------------------------------------------------------------------------------------------------
 
     def add_role(self, name: str, *, head: bool = False, start_from: str | None = None) -> None:
-        """Add a trainable role that starts as the base (or as another role). A head starts as ``stored_head``, else at zero: every
-        score and value is 0 before the first update."""
+        """Add a trainable role that starts as the base (or as another role). A head starts as ``stored_head``, or at zero, where
+        every score and value is 0 before the first update."""
         torch.manual_seed(derive_seed(self.seed, "role", name))
         if self.precision == "float16":
             self.scalers[name] = torch.amp.GradScaler(self.device.type)

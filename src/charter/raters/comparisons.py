@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from charter.errors import InputError
 from charter.records import Judgment
-from charter.votes.judgments import current
+from charter.votes.judgments import current, repeated
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -158,7 +158,11 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     flagged: set[tuple[int, int, str]] = set()
     standing = current(judgments)
     said = Counter(superseded=len(judgments) - len(standing))
+    repeats = repeated(judgments)
     for judgment in standing:
+        if judgment.id in repeats:
+            said["repeated"] += 1
+            continue
         if not judgment.has_verdict:
             said["no verdict"] += 1
             continue

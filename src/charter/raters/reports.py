@@ -52,6 +52,7 @@ def counted(votes: Votes, same_model: int = 0) -> str:
     left = {
         "without verdict": votes.said.get("no verdict", 0),
         "superseded": votes.said.get("superseded", 0),
+        "in two exports": votes.said.get("repeated", 0),
         "both bad": votes.said.get("both bad", 0),
         "pairs of one model": same_model + votes.said.get("same model", 0),
         **{reason: votes.said[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.said},

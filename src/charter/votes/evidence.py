@@ -20,7 +20,7 @@ from typing import BinaryIO, Generic, NamedTuple, TypeVar
 from charter.errors import InputError
 from charter.records import Judgment, LabelSet, Prompt, Response
 from charter.run.files import parse_record, read_lines_with_offsets
-from charter.votes.judgments import judgment_hash
+from charter.votes.judgments import check, doubled, missing_link, repeated
 
 FILES = ("prompts.jsonl", "responses.jsonl", "judgments.jsonl")
 SETS = "sets.jsonl"  # what was asked; a folder of a label page has it, an imported one has not
@@ -115,24 +115,15 @@ class JudgmentFile(RecordFile[Judgment]):
         known = {link.hash for link in self.links.values()}
         for number, link in zip(lines, self.links.values(), strict=True):
             if link.prev and link.prev not in known:
-                raise InputError("the judgment before it is missing; a line was taken out", file=path, line=number,
-                                 field="prev_hash")  # fmt: skip
+                raise missing_link(path, number)
         lines.clear()
         self._shared.clear()
         self._names.clear()
 
     def add(self, record: Judgment, place: int, number: int) -> None:
         if record.id in self.places:
-            raise InputError(f"judgment {record.id} is there twice; merge files by their ids", file=self.path, line=number)
-        if record.hash != judgment_hash(record):
-            raise InputError("was changed after it was written: its hash is not that of its fields", file=self.path,
-                             line=number, field="hash")  # fmt: skip
-        if len(set(record.order)) < len(record.order):
-            raise InputError("names a response twice", file=self.path, line=number, field="order")
-        for response in record.ranks:
-            if response not in record.order:
-                raise InputError(f"ranks response {response!r}, which is not in its order", file=self.path, line=number,
-                                 field="ranks")  # fmt: skip
+            raise doubled(record.id, self.path, number)
+        check(record, self.path, number)
         try:
             prev = bytes.fromhex(record.prev_hash)
         except ValueError:
@@ -165,6 +156,12 @@ class JudgmentFile(RecordFile[Judgment]):
                 found.add(key)
                 tip = self.links[key].prev.hex()
         return found
+
+    def repeats(self, among: set[str] | None = None) -> set[str]:
+        """Ids of the judgments that repeat a vote of another chain (:func:`charter.votes.judgments.repeated`)."""
+        keys = list(self.links if among is None else sorted(among, key=self.places.__getitem__))
+        chains = sum(not self.links[key].prev for key in keys)
+        return repeated(self[key] for key in keys) if chains > 1 else set()
 
     def in_order(self, among: set[str] | None = None) -> Iterator[Judgment]:
         """Judgments that no other one of those ``among`` (all, by default) supersedes, in the order of the datasets."""

@@ -21,6 +21,7 @@ from charter.votes.rankings import MARGINS, WEAKEST, contradicts_itself, labels,
 from charter.votes.winners import NO_VERDICT
 
 SUPERSEDED = "superseded by a later judgment"
+REPEATED = "the same vote in another export"
 WEAK = "preferred by the weakest notch only"
 CONTRADICTION = "strength and ranks name different responses"
 HARMFUL = "asked for the more harmful response"
@@ -126,10 +127,13 @@ class AttemptRow:
 def _by_whom(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[Judgment]:
     """The current judgments of the raters that are asked for, on sets that are work, in the order of the datasets."""
     n = len(evidence.judgments) if among is None else len(among)
+    repeats = evidence.judgments.repeats(among)
     current = 0
     for one in evidence.judgments.in_order(among):
         current += 1
-        if role := evidence.roles.get(one.set_id):
+        if one.id in repeats:
+            tally.left_out[REPEATED] += 1
+        elif role := evidence.roles.get(one.set_id):
             tally.left_out[f"a set for {role}"] += 1
         elif selection.rater_kinds and one.rater_kind not in selection.rater_kinds:
             tally.left_out[f"rater kind {one.rater_kind}"] += 1

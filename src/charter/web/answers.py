@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from charter.records import Rank, clean_text
 from charter.web.project import LabelSettings
 from charter.web.store import Handout, RaterAnswer, pairs_and_ties
-from charter.web.texts import cleaned
+from charter.web.texts import with_codes, without_codes
 from charter.web.words import PROBLEMS
 
 MAX_COMMENT, MAX_EDIT = 2000, 100_000
@@ -38,16 +38,17 @@ def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettin
         if mark not in ("1", "F"):
             raise BadAnswer("thumb")
         return RaterAnswer({response: 1 if mark == "1" else "F"}, comment=comment, timings=timings)
+    original = handout.responses[0].text
     edit = text_of(form, f"edit:{response}", MAX_EDIT)
-    rewritten = bool(edit.strip()) and edit != cleaned(handout.responses[0].text)  # as the page showed it
+    rewritten = bool(edit.strip()) and edit != with_codes(original)  # as the page showed it
     if mark == "1":
         if rewritten:
             raise BadAnswer("rewrite")
         return RaterAnswer({response: 1}, comment=comment, timings=timings)
     if not rewritten and mark != "F":
         raise BadAnswer("no rewrite")
-    return RaterAnswer({response: "F" if mark == "F" else 2}, edit={response: edit} if rewritten else {}, comment=comment,
-                       timings=timings)  # fmt: skip
+    rewrite = {response: without_codes(edit, original)} if rewritten else {}
+    return RaterAnswer({response: "F" if mark == "F" else 2}, edit=rewrite, comment=comment, timings=timings)
 
 
 def ranking(form: Mapping[str, str], order: tuple[str, ...], settings: LabelSettings) -> dict[str, Rank]:

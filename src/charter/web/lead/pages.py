@@ -21,7 +21,7 @@ from charter.web.answers import BadAnswer, text_of
 from charter.web.lead.figures import Figures, as_rows, live_figures
 from charter.web.lead.retrain import pairs_of_votes
 from charter.web.site import Site, allow, site_of, to
-from charter.web.texts import cleaned, instructions_html
+from charter.web.texts import instructions_html
 from charter.web.words import REFUSALS, SKIP_REASONS
 
 Watcher = Annotated[Visitor, Depends(allow(WATCHES))]
@@ -155,7 +155,7 @@ def invite(request: Request, visitor: Lead) -> WebResponse:
     site, form = site_of(request), request.state.form
     role = form.get("role", "")
     if not may_manage(visitor, role):
-        raise RequestRefused(403, REFUSALS["invite"].format(role=cleaned(role)[:20]))
+        raise RequestRefused(403, REFUSALS["invite"].format(role=role[:20]))
     days = form.get("days", "14")
     if not (days.isascii() and days.isdigit() and 1 <= int(days) <= 365):
         raise RequestRefused(422, REFUSALS["days"])
