@@ -19,11 +19,12 @@ from charter.reading.pairs import FORKED, IDENTICAL
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_feedback
 from charter.votes.imports.files import import_feedback
-from charter.votes.judgments import read_judgments, tips
+from charter.votes.judgments import read_judgments
 from charter.votes.merging import merge_folders
 from charter.votes.rankings import wins
 from charter.votes.training_rows import Selection
 from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
+from feedback_folder import tips
 
 HH_SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from charter.errors import InputError
 from charter.records import Judgment, LabelSet
 from charter.run.files import write_jsonl
-from charter.votes.judgments import CROCKFORD, current, judgment_hash, read_judgments, tips, ulid
+from charter.votes.judgments import CROCKFORD, current, judgment_hash, read_judgments, ulid
 from charter.votes.merging import merge_judgments
-from feedback_folder import chain
+from feedback_folder import chain, tips
 
 
 def vote(key: str, **fields) -> Judgment:

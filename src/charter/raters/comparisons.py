@@ -120,7 +120,7 @@ def pair_outcomes(ranks: Mapping[str, int | str], shown: Iterable[str]) -> list[
 
     ``ranks`` may leave out responses of ``shown``. Ranks 2, 1, 3 of a, b, c: b over a, a over c, b over c.
     """
-    height = {one: -rank if isinstance(rank := ranks.get(one), int) else -math.inf for one in shown}
+    height = {response: -rank if isinstance(rank := ranks.get(response), int) else -math.inf for response in shown}
     return [
         (first, second, (a > b) - (a < b))
         for (first, a), (second, b) in combinations(height.items(), 2)
@@ -142,12 +142,12 @@ def seconds_of_votes(timings: Mapping[str, float]) -> float:
 
 
 def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = None) -> Votes:
-    """The arrays of judgments. Superseded ones and those without verdict are counted in ``said`` and left out.
+    """The arrays of judgments. Superseded ones and those without verdict are counted in ``counts`` and left out.
 
     ``models``: response id to model. InputError where a judgment ranks a response that was not shown.
     """
     raters, prompts = Numbers(), Numbers()
-    names = sorted({one for judgment in judgments for one in judgment.order})
+    names = sorted({response for judgment in judgments for response in judgment.order})
     number = {name: i for i, name in enumerate(names)}
     kinds: dict[int, str] = {}
     ballots: list[tuple[int, int, int, int, int]] = []
@@ -157,30 +157,34 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     single: list[tuple[int, int, int, int, int]] = []
     flagged: set[tuple[int, int, str]] = set()
     standing = current(judgments)
-    said = Counter(superseded=len(judgments) - len(standing))
+    counts = Counter(superseded=len(judgments) - len(standing))
     repeats = repeated(judgments)
     for judgment in standing:
         if judgment.id in repeats:
-            said["repeated"] += 1
+            counts["repeated"] += 1
             continue
         if not judgment.has_verdict:
-            said["no verdict"] += 1
+            counts["no verdict"] += 1
             continue
         if unknown := set(judgment.ranks) - set(judgment.order):
             raise InputError(f"ranks {min(unknown)!r}, which is not in order", file=f"judgment {judgment.id}", field="ranks")
         ballot, who = len(ballots), raters(judgment.rater_id)
         kinds[who] = judgment.rater_kind
-        place = {one: i for i, one in enumerate(judgment.order)}
+        place = {response: i for i, response in enumerate(judgment.order)}
         shown = sorted(place, key=number.__getitem__)
         strength = judgment.strength or 0
         if len(shown) == 2 and place[shown[0]] == 1:
             strength = -strength
         ballots.append((who, prompts(judgment.prompt_id), QUESTIONS[judgment.direction], strength, len(shown)))
         times.append(seconds_of_votes(judgment.timings))
-        flagged |= {(ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number}
-        entries += [(ballot, number[one], rank if isinstance(rank, int) else FAILED) for one, rank in judgment.ranks.items()]
+        flagged |= {
+            (ballot, number[response], flag) for response, flags in judgment.flags.items() for flag in flags if response in number
+        }
+        entries += [
+            (ballot, number[response], rank if isinstance(rank, int) else FAILED) for response, rank in judgment.ranks.items()
+        ]
         if len(shown) > 1 and all(judgment.ranks.get(response) == "F" for response in shown):
-            said["both bad"] += 1
+            counts["both bad"] += 1
         read = judgment.margins_by_order
         for a, b, outcome in pair_outcomes(judgment.ranks, shown):
             left = 1 if place[a] < place[b] else -1
@@ -189,21 +193,23 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
                 # Logits for the first of ``order``: asked as A, then as B.
                 single += [(number[a], number[b], left * sign(margin), left * side, ballot)
                            for margin, side in zip(read, (1, -1), strict=True)]  # fmt: skip
-    said["judgments"] = len(ballots)
+    counts["judgments"] = len(ballots)
     seconds = np.array(times, dtype=np.float64)
     who, prompt, question, strengths, size = _rows(ballots, 5).T
     inside, ranked, rank = _rows(entries, 3).T
     x, y, outcome, side, ballot_of = _rows(pairs, 5).T
     written = Numbers()
-    model_of = np.array([written(models[one]) if models and one in models else -1 for one in names], dtype=np.int64)
+    model_of = np.array(
+        [written(models[response]) if models and response in models else -1 for response in names], dtype=np.int64
+    )
     flags = {
-        name: np.array([(ballot, one, name) in flagged for ballot, one, _ in entries], dtype=bool)
+        name: np.array([(ballot, response, name) in flagged for ballot, response, _ in entries], dtype=bool)
         for name in sorted({name for _, _, name in flagged})
     }
     return Votes(
         raters.names, tuple(kinds[i] for i in range(len(raters.names))), prompts.names, tuple(names), written.names, model_of,
         who, prompt, question, seconds, strengths, size, inside, ranked, rank, x, y, outcome, side, ballot_of,
-        dict(said), flags, _rows(single, 5) if single else None,
+        dict(counts), flags, _rows(single, 5) if single else None,
     )  # fmt: skip
 
 
@@ -238,9 +244,9 @@ def as_comparisons(votes: Votes, of: str = "responses", *, raw: bool = False) ->
         turned = x > y
         x, y = np.where(turned, y, x), np.where(turned, x, y)
         outcome, shown = np.where(turned, -outcome, outcome), np.where(turned, -shown, shown)
-    found = Comparisons(items, votes.raters, x, y, outcome, shown, votes.rater[votes.ballot], votes.prompt[votes.ballot],
+    comparisons = Comparisons(items, votes.raters, x, y, outcome, shown, votes.rater[votes.ballot], votes.prompt[votes.ballot],
                         votes.ballot, np.ones(len(x)), same)  # fmt: skip
-    return found if keep.all() else found.take(keep)
+    return comparisons if keep.all() else comparisons.take(keep)
 
 
 def single_orders(votes: Votes) -> Comparisons:

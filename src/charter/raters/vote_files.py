@@ -43,7 +43,7 @@ def read_any_judgments(path: Path) -> list[Judgment]:
     if first.hash:
         return read_judgments(path)
     judgments = list(read_jsonl(path, Judgment))
-    return read_judgments(path) if any(one.hash for one in judgments) else judgments
+    return read_judgments(path) if any(judgment.hash for judgment in judgments) else judgments
 
 
 def read_votes(path: Path, responses: Path | None = None, *, models: bool = False) -> Votes:
@@ -66,8 +66,8 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
                 "judgments name responses and not models; give --responses FILE (there is no responses.jsonl beside)", file=place
             )
         return votes_of(judgments)
-    known = {one.id: one.model for one in read_jsonl(source, Response)}
-    missing = next((one for judgment in judgments for one in judgment.order if one not in known), None)
+    known = {response.id: response.model for response in read_jsonl(source, Response)}
+    missing = next((response for judgment in judgments for response in judgment.order if response not in known), None)
     if models and missing is not None:
         raise InputError(f"does not hold response {missing!r}, which {place} judges; give the file with all of them", file=source)
     return votes_of(judgments, known)

@@ -29,15 +29,15 @@ CACHED = 4096  # records; the responses to one prompt stand in many judgments th
 R = TypeVar("R", Prompt, Response, LabelSet, Judgment)
 
 
-def same(one: Prompt | Response | LabelSet | Judgment, other: Prompt | Response | LabelSet | Judgment) -> bool:
+def same(first: Prompt | Response | LabelSet | Judgment, second: Prompt | Response | LabelSet | Judgment) -> bool:
     """Whether two records of one id can stand for each other. The id of a prompt is the hash of its messages, so that tags and
     source may differ; of responses the text has to be the same, of sets the question, of judgments everything."""
-    if isinstance(one, Response) and isinstance(other, Response):
-        return (one.prompt_id, one.text) == (other.prompt_id, other.text)
-    if isinstance(one, LabelSet) and isinstance(other, LabelSet):
-        asked = [(s.prompt_id, s.kind, sorted(s.response_ids), s.direction, s.role) for s in (one, other)]
-        return asked[0] == asked[1]
-    return isinstance(one, Prompt) or one == other
+    if isinstance(first, Response) and isinstance(second, Response):
+        return (first.prompt_id, first.text) == (second.prompt_id, second.text)
+    if isinstance(first, LabelSet) and isinstance(second, LabelSet):
+        questions = [(s.prompt_id, s.kind, sorted(s.response_ids), s.direction, s.role) for s in (first, second)]
+        return questions[0] == questions[1]
+    return isinstance(first, Prompt) or first == second
 
 
 class RecordFile(Mapping[str, R], Generic[R]):
@@ -72,15 +72,15 @@ class RecordFile(Mapping[str, R], Generic[R]):
             self._file = None
 
     def __getitem__(self, key: str) -> R:
-        if (found := self._cache.get(key)) is None:
+        if (record := self._cache.get(key)) is None:
             if self._file is None:
                 self._file = open(self.path, "rb")  # noqa: SIM115 - closed with the mapping
             self._file.seek(self.places[key])
-            found = parse_record(self._file.readline().removeprefix(codecs.BOM_UTF8), self.kind, self.path)
+            record = parse_record(self._file.readline().removeprefix(codecs.BOM_UTF8), self.kind, self.path)
             if len(self._cache) >= CACHED:
                 self._cache.clear()
-            self._cache[key] = found
-        return found
+            self._cache[key] = record
+        return record
 
     def __contains__(self, key: object) -> bool:
         return key in self.places
@@ -130,10 +130,10 @@ class JudgmentFile(RecordFile[Judgment]):
             raise InputError("is no hash", file=self.path, line=number, field="prev_hash") from None
         self.places[record.id] = place
         prev = self._shared.setdefault(prev, prev)
-        own = bytes.fromhex(record.hash)
+        digest = bytes.fromhex(record.hash)
         prompt_id, set_id = (self._names.setdefault(name, name) for name in (record.prompt_id, record.set_id))
         self.links[record.id] = _Link(
-            self._shared.setdefault(own, own), prev, prompt_id, set_id, record.supersedes
+            self._shared.setdefault(digest, digest), prev, prompt_id, set_id, record.supersedes
         )  # fmt: skip
         self._lines.append(number)
 
@@ -145,17 +145,17 @@ class JudgmentFile(RecordFile[Judgment]):
     def up_to(self, tips: Sequence[str]) -> set[str]:
         """Ids of the judgments that these tips close. InputError where one of them is not in the file."""
         by_hash = {link.hash.hex(): key for key, link in self.links.items()}
-        found: set[str] = set()
+        closed: set[str] = set()
         for tip in tips:
             while tip:
                 if tip not in by_hash:
                     raise InputError(f"has no judgment with hash {tip[:16]}…; it is not the file of that manifest",
                                      file=self.path)  # fmt: skip
-                if (key := by_hash[tip]) in found:
+                if (key := by_hash[tip]) in closed:
                     break
-                found.add(key)
+                closed.add(key)
                 tip = self.links[key].prev.hex()
-        return found
+        return closed
 
     def repeats(self, among: set[str] | None = None) -> set[str]:
         """Ids of the judgments that repeat a vote of another chain (:func:`charter.votes.judgments.repeated`)."""
@@ -193,7 +193,7 @@ class Evidence:
         self.prompts = RecordFile(in_run if not prompts.exists() and in_run.exists() else prompts, Prompt)
         self.responses = RecordFile(folder / "responses.jsonl", Response)
         self.sets = RecordFile(folder / SETS, LabelSet) if (folder / SETS).exists() else None
-        self.roles = {one.id: one.role for one in (self.sets or {}).values() if one.role != "work"}
+        self.roles = {label_set.id: label_set.role for label_set in (self.sets or {}).values() if label_set.role != "work"}
 
     def __enter__(self) -> Evidence:
         return self

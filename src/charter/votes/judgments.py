@@ -47,12 +47,6 @@ def follow(judgment: Judgment, last: Judgment | None) -> Judgment:
     return seal(judgment, last.hash if last else "")
 
 
-def tips(judgments: Iterable[Judgment]) -> list[str]:
-    """Hashes that no judgment follows, sorted: one for each machine that wrote since the last merge."""
-    judgments = list(judgments)
-    return sorted({judgment.hash for judgment in judgments} - {judgment.prev_hash for judgment in judgments})
-
-
 def check(judgment: Judgment, path: Path, line: int) -> None:
     """InputError where a judgment of a chained file was changed, names a response twice, or ranks one that was not shown."""
     if judgment.hash != judgment_hash(judgment):

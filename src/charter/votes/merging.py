@@ -32,7 +32,7 @@ def merge_folders(sources: Sequence[Path], out: Path) -> dict[str, int]:
             "prompts": _write_union([evidence.prompts for evidence in opened], folder / FILES[0]),
             "responses": _write_union([evidence.responses for evidence in opened], folder / FILES[1]),
             "judgments": _write_union(
-                [evidence.judgments for evidence in opened], folder / FILES[2], lambda one: held_by(one, opened)
+                [evidence.judgments for evidence in opened], folder / FILES[2], lambda judgment: held_by(judgment, opened)
             ),
         }
         return counts | {"repeated": count_repeats(folder / FILES[2])}

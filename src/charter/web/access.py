@@ -33,41 +33,10 @@ COOKIE = "charter_session"
 SESSION_DAYS = 30.0
 DAY = 86400.0
 
-COLOURS = [
-    "amber",
-    "azure",
-    "coral",
-    "ivory",
-    "jade",
-    "lilac",
-    "ochre",
-    "olive",
-    "pearl",
-    "ruby",
-    "sepia",
-    "teal",
-    "umber",
-    "violet",
-]
-ANIMALS = [
-    "badger",
-    "crane",
-    "dolphin",
-    "finch",
-    "gecko",
-    "heron",
-    "ibis",
-    "koala",
-    "lynx",
-    "marten",
-    "newt",
-    "otter",
-    "plover",
-    "raven",
-    "stoat",
-    "tapir",
-    "wren",
-]
+COLOURS = ["amber", "azure", "coral", "ivory", "jade", "lilac", "ochre", "olive", "pearl", "ruby", "sepia", "teal", "umber",
+           "violet"]  # fmt: skip
+ANIMALS = ["badger", "crane", "dolphin", "finch", "gecko", "heron", "ibis", "koala", "lynx", "marten", "newt", "otter", "plover",
+           "raven", "stoat", "tapir", "wren"]  # fmt: skip
 
 
 class RequestRefused(Exception):

@@ -24,17 +24,17 @@ class BadAnswer(Exception):
 
 def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettings) -> RaterAnswer:
     """The answer of a form. BadAnswer where it is incomplete or says what the settings do not allow."""
-    one, order = handout.set, handout.order
+    label_set, order = handout.set, handout.order
     comment = text_of(form, "comment", MAX_COMMENT).strip()
     timings = timings_of(form)
-    if one.kind == "rank":
+    if label_set.kind == "rank":
         return RaterAnswer(ranking(form, order, settings), comment=comment, timings=timings)
-    if one.kind in ("pair", "redteam"):
+    if label_set.kind in ("pair", "redteam"):
         ranks, strength = comparison(form, order, settings)
         return RaterAnswer(ranks, strength, comment=comment, timings=timings)
     (response,) = order
     mark = form.get(f"rank:{response}", "")
-    if one.kind == "thumbs":
+    if label_set.kind == "thumbs":
         if mark not in ("1", "F"):
             raise BadAnswer("thumb")
         return RaterAnswer({response: 1 if mark == "1" else "F"}, comment=comment, timings=timings)
@@ -111,15 +111,15 @@ def text_of(form: Mapping[str, str], name: str, limit: int) -> str:
 
 def timings_of(form: Mapping[str, str]) -> dict[str, float]:
     """Seconds of active work and until the first key, as the page measured them; what is no such number is left out."""
-    found = {}
+    timings = {}
     for name in ("active_s", "first_input_s"):
         try:
             seconds = float(form.get(name, ""))
         except ValueError:
             continue
         if math.isfinite(seconds) and 0 <= seconds <= 86400:
-            found[name] = round(seconds, 1)
-    return found
+            timings[name] = round(seconds, 1)
+    return timings
 
 
 def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank]) -> float:
@@ -127,10 +127,10 @@ def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank]) -> float
     response, and where no pair is left, the share of responses with the same mark."""
     keys = sorted(gold)
     pairs = [(relation(ranks, a, b), relation(gold, a, b)) for i, a in enumerate(keys) for b in keys[i + 1 :]]
-    asked = [(x, y) for x, y in pairs if x is not None or y is not None]
-    if not asked:
+    ordered = [(x, y) for x, y in pairs if x is not None or y is not None]
+    if not ordered:
         return sum((ranks.get(key) == "F") == (gold[key] == "F") for key in keys) / len(keys)
-    return sum(x == y for x, y in asked) / len(asked)
+    return sum(x == y for x, y in ordered) / len(ordered)
 
 
 def relation(ranks: Mapping[str, Rank], a: str, b: str) -> int | None:
