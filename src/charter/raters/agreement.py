@@ -168,7 +168,7 @@ def question_units(votes: Votes, raw: Comparisons) -> Ints:
     return np.asarray(np.unique(key, axis=1, return_inverse=True)[1])
 
 
-def agreement(votes: Votes) -> list[Figure]:
+def agreement_figures(votes: Votes) -> list[Figure]:
     """All measures of agreement of some votes, on raw answers. InputError where nobody judged what another judged."""
     raw = as_comparisons(votes, raw=True)
     if len(votes.raters) < 2:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from charter.errors import InputError
-from charter.raters.agreement import ANCHORS, Figure, agreement
+from charter.raters.agreement import ANCHORS, Figure, agreement_figures
 from charter.raters.comparisons import Votes, as_comparisons, single_orders
 from charter.raters.leaderboard import Leaderboard, leaderboard
 from charter.raters.lines import RaterLine, rater_lines
@@ -164,8 +164,8 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 
 
 def agreement_report(votes: Votes) -> tuple[dict[str, Any], list[str]]:
-    """Agreement and the table of raters as (JSON, lines). InputError as in :func:`charter.raters.agreement.agreement`."""
-    figures = agreement(votes)
+    """Agreement and the table of raters as (JSON, lines). InputError as in :func:`charter.raters.agreement.agreement_figures`."""
+    figures = agreement_figures(votes)
     raters = rater_lines(votes, fit_raters(single_orders(votes))) if len(votes.x) else []
     result = {
         "said": votes.said, "agreement": [asdict(figure) for figure in figures], "raters": [asdict(line) for line in raters],

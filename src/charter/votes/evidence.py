@@ -20,7 +20,7 @@ from typing import BinaryIO, Generic, NamedTuple, TypeVar
 from charter.errors import InputError
 from charter.records import Judgment, LabelSet, Prompt, Response
 from charter.run.files import parse_record, read_lines_with_offsets
-from charter.votes.judgments import check, doubled, missing_link, repeated
+from charter.votes.judgments import check_judgment, doubled, missing_link, repeated
 
 FILES = ("prompts.jsonl", "responses.jsonl", "judgments.jsonl")
 SETS = "sets.jsonl"  # what was asked; a folder of a label page has it, an imported one has not
@@ -123,7 +123,7 @@ class JudgmentFile(RecordFile[Judgment]):
     def add(self, record: Judgment, place: int, number: int) -> None:
         if record.id in self.places:
             raise doubled(record.id, self.path, number)
-        check(record, self.path, number)
+        check_judgment(record, self.path, number)
         try:
             prev = bytes.fromhex(record.prev_hash)
         except ValueError:

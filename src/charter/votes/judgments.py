@@ -47,7 +47,7 @@ def follow(judgment: Judgment, last: Judgment | None) -> Judgment:
     return seal(judgment, last.hash if last else "")
 
 
-def check(judgment: Judgment, path: Path, line: int) -> None:
+def check_judgment(judgment: Judgment, path: Path, line: int) -> None:
     """InputError where a judgment of a chained file was changed, names a response twice, or ranks one that was not shown."""
     if judgment.hash != judgment_hash(judgment):
         raise InputError(
@@ -76,7 +76,7 @@ def read_judgments(path: Path) -> list[Judgment]:
         if judgment.id in seen:
             raise doubled(judgment.id, path, line)
         seen.add(judgment.id)
-        check(judgment, path, line)
+        check_judgment(judgment, path, line)
         if judgment.prev_hash and judgment.prev_hash not in known:
             raise missing_link(path, line)
     return judgments

@@ -36,7 +36,7 @@ from charter.web.lead.retrain import Retrain
 from charter.web.mirror import Mirror
 from charter.web.project import Project, text_hash
 from charter.web.store import Store
-from charter.web.texts import HEAD, LONG, plain, rendered, with_codes
+from charter.web.texts import HEAD, LONG, rendered, shown, with_codes
 
 if TYPE_CHECKING:
     from charter.models.sampling.sampler import Sampler
@@ -77,7 +77,7 @@ class Site:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self.templates.filters |= {
-            "plain": plain, "rendered": rendered, "with_codes": with_codes, "letter": letter, "duration": readable_time,
+            "shown": shown, "rendered": rendered, "with_codes": with_codes, "letter": letter, "duration": readable_time,
         }  # fmt: skip
         self.templates.globals |= {
             "settings": self.settings, "LONG": LONG, "HEAD": HEAD, "NOTCHES": NOTCHES, "words": words,

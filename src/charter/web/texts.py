@@ -57,7 +57,7 @@ def with_plain_line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def plain(text: str) -> Markup:
+def shown(text: str) -> Markup:
     """The text as HTML, each invisible character as its code with its name."""
     return named_codes(str(escape(with_plain_line_ends(text))))
 
@@ -72,7 +72,7 @@ def named_codes(html: str) -> Markup:
 
 @lru_cache(maxsize=4096)
 def rendered(text: str) -> Markup:
-    """A model's Markdown as HTML that has every character of :func:`plain`, for an element that keeps line ends and spaces."""
+    """A model's Markdown as HTML that has every character of :func:`shown`, for an element that keeps line ends and spaces."""
     lines, fence = [], ""
     for line in with_plain_line_ends(text).split("\n"):
         opening = FENCE.match(line)

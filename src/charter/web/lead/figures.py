@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from charter.errors import InputError
-from charter.raters.agreement import PAIR_AGREEMENT, WITHOUT_TIES, Figure, agreement
+from charter.raters.agreement import PAIR_AGREEMENT, WITHOUT_TIES, Figure, agreement_figures
 from charter.raters.comparisons import single_orders, votes_of
 from charter.raters.lines import RaterLine, rater_lines
 from charter.raters.reliability import fit_raters
@@ -142,7 +142,7 @@ def measured(by_set: Mapping[str, Sequence[Judgment]]) -> tuple[list[Figure], di
     """Agreement and raters of the sets that several people answered, each rater's β and γ estimated from all votes."""
     votes = votes_of([judgment for votes in by_set.values() for judgment in votes])
     try:
-        figures = agreement(votes)
+        figures = agreement_figures(votes)
     except InputError:  # one rater, or no set that two of them judged
         return [], {}
     if not len(votes.x):
