@@ -526,7 +526,7 @@ def test_a_folder_of_feedback_is_imported_as_it_is_and_checked(tmp_path):
     for name in ("prompts.jsonl", "judgments.jsonl"):
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "from-p.jsonl" / name).read_bytes()
     (tmp_path / "copy/responses.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"responses\.jsonl: has no response"):
+    with pytest.raises(InputError, match=r"responses\.jsonl: response .* is missing"):
         import_feedback(tmp_path / "copy", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

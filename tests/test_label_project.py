@@ -76,7 +76,7 @@ def test_known_answers_make_no_work_at_the_next_start(tmp_path):
         ("gold: missing.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}], "missing.jsonl"),
         ("instructions: missing.md", [{"prompt": "Q", "responses": ["a", "b"]}], "no such file"),
         ("database: mysql://x/y", [{"prompt": "Q", "responses": ["a", "b"]}], "use SQLite or PostgreSQL"),
-        ("", [], "has no response"),
+        ("", [], "no response in it"),
         ("", [{"prompt": "Q", "responses": ["a"]}], "nothing to label"),
         ("", [{"prompt": "Q", "responses": ["a", "a"]}], "nothing to label"),
         ("", [{"prompt": "Q", "responses": "a"}], "is not a JSON list"),

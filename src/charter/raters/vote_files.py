@@ -63,13 +63,13 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
     if source is None:
         if models:
             raise InputError(
-                "judgments name responses and not models; give --responses FILE (there is no responses.jsonl beside)", file=place
+                "judgments name responses and not models; give --responses FILE (responses.jsonl is missing here)", file=place
             )
         return votes_of(judgments)
     known = {response.id: response.model for response in read_jsonl(source, Response)}
     missing = next((response for judgment in judgments for response in judgment.order if response not in known), None)
     if models and missing is not None:
-        raise InputError(f"does not hold response {missing!r}, which {place} judges; give the file with all of them", file=source)
+        raise InputError(f"response {missing!r} of {place} is missing; give the file with all responses", file=source)
     return votes_of(judgments, known)
 
 

@@ -63,7 +63,7 @@ class RecordFile(Mapping[str, R], Generic[R]):
         if record.id not in self.places:
             self.places[record.id] = place
         elif not same(self[record.id], record):
-            raise InputError(f"{self.kind.__name__.lower()} {record.id!r} is there twice, and the two differ",
+            raise InputError(f"duplicate {self.kind.__name__.lower()} {record.id!r}, and the two differ; keep one of them",
                              file=self.path, line=number, field="id")  # fmt: skip
 
     def close(self) -> None:
@@ -127,7 +127,9 @@ class JudgmentFile(RecordFile[Judgment]):
         try:
             prev = bytes.fromhex(record.prev_hash)
         except ValueError:
-            raise InputError("is no hash", file=self.path, line=number, field="prev_hash") from None
+            raise InputError(
+                "not a valid hash; take the file from a copy", file=self.path, line=number, field="prev_hash"
+            ) from None
         self.places[record.id] = place
         prev = self._shared.setdefault(prev, prev)
         digest = bytes.fromhex(record.hash)
@@ -149,7 +151,7 @@ class JudgmentFile(RecordFile[Judgment]):
         for tip in tips:
             while tip:
                 if tip not in by_hash:
-                    raise InputError(f"has no judgment with hash {tip[:16]}…; it is not the file of that manifest",
+                    raise InputError(f"no judgment has the hash {tip[:16]}…; this is not the file of that manifest",
                                      file=self.path)  # fmt: skip
                 if (key := by_hash[tip]) in closed:
                     break
@@ -206,7 +208,7 @@ class Evidence:
     def prompt(self, judgment: Judgment) -> Prompt:
         """The prompt of a judgment. InputError where it is not in the file."""
         if judgment.prompt_id not in self.prompts:
-            raise InputError(f"has no prompt {judgment.prompt_id!r}, which judgment {judgment.id} names",
+            raise InputError(f"prompt {judgment.prompt_id!r} of judgment {judgment.id} is missing; add it",
                              file=self.prompts.path)  # fmt: skip
         return self.prompts[judgment.prompt_id]
 
@@ -217,7 +219,7 @@ class Evidence:
     def response(self, judgment: Judgment, response_id: str) -> Response:
         """A response that a judgment names. InputError where it is not in the file."""
         if response_id not in self.responses:
-            raise InputError(f"has no response {response_id!r}, which judgment {judgment.id} names",
+            raise InputError(f"response {response_id!r} of judgment {judgment.id} is missing; add it",
                              file=self.responses.path)  # fmt: skip
         return self.responses[response_id]
 

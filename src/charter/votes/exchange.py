@@ -58,7 +58,7 @@ def export_feedback(
     judgments = find_judgments(source)
     if judgments is None and source.is_dir():
         if not (pairs := source / "feedback/pairs.jsonl").exists():
-            raise InputError("holds no judgments.jsonl; name a folder of feedback, a run, or a file of pairs", file=source)
+            raise InputError("judgments.jsonl is missing; name a folder of feedback, a run, or a file of pairs", file=source)
         source = pairs
     manifest: dict[str, Any] = {
         "charter": charter.__version__,
@@ -92,7 +92,7 @@ def export_again(source: Path, out: Path, manifest: Path, *, ratings: Path | Non
         if tips is not None and not (isinstance(tips, list) and all(isinstance(tip, str) for tip in tips)):
             raise InputError("is not a list of hashes", file=manifest, field="tips")
     except (TypeError, KeyError, ValueError):
-        raise InputError("no such file" if card is None else "is no manifest of an export", file=manifest) from None
+        raise InputError("no such file" if card is None else "not a manifest of charter export", file=manifest) from None
     selection = selection_of(filters, manifest)
     if rated is not None and (ratings is None or sha256_of(ratings) != rated):
         raise InputError(f"was made with a ratings file whose SHA-256 is {rated}; name it with --ratings", file=manifest)
@@ -152,7 +152,7 @@ def _export_evidence(
     evidence: Evidence, out: Path, format: str, selection: Selection, among: set[str] | None, scores: dict[str, float] | None
 ) -> dict[str, Any]:
     if not evidence.judgments:
-        raise InputError("holds no judgment", file=evidence.judgments.path)
+        raise InputError("no judgment in it; label or import first", file=evidence.judgments.path)
     if format == RAW:
         return _write_raw(evidence, out, among)
     tally, layout = Tally(), LAYOUTS[format]
@@ -163,7 +163,7 @@ def _export_evidence(
             else aggregated_rows(evidence, selection, tally, among, scores)
         )
     elif selection.soft != "judgment":
-        raise InputError(f"--soft-labels {selection.soft} makes pairs; {format} holds what each rater said")
+        raise InputError(f"--soft-labels {selection.soft} makes pairs, and {format} keeps the votes of each rater; leave it out")
     else:
         views = {"labels": label_rows, "groups": group_rows, "attempts": attempt_rows}
         rows = views[layout.kind](evidence, selection, tally, among)
@@ -196,7 +196,7 @@ def _write(out: Path, layout: Layout, rows: Iterator[Any], tally: Tally, source:
                 yield encoded
         if empty:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted((+tally.left_out).items()))
-            raise InputError("holds nothing to export" + (f" ({reasons})" if reasons else ""), file=source)
+            raise InputError("nothing to export" + (f" ({reasons})" if reasons else ""), file=source)
 
     count = write_container(out, layout.columns, cells())
     tally.left_out = +tally.left_out

@@ -54,13 +54,13 @@ def check_judgment(judgment: Judgment, path: Path, line: int) -> None:
             "was changed after it was written: its hash is not that of its fields", file=path, line=line, field="hash"
         )
     if len(set(judgment.order)) < len(judgment.order):
-        raise InputError("names a response twice", file=path, line=line, field="order")
+        raise InputError("duplicate response; list every response once", file=path, line=line, field="order")
     if unshown := [response for response in judgment.ranks if response not in judgment.order]:
         raise InputError(f"ranks response {unshown[0]!r}, which is not in its order", file=path, line=line, field="ranks")
 
 
 def doubled(key: str, path: Path, line: int) -> InputError:
-    return InputError(f"judgment {key} is there twice; merge files by their ids", file=path, line=line)
+    return InputError(f"duplicate judgment {key}; merge files with charter merge", file=path, line=line)
 
 
 def missing_link(path: Path, line: int) -> InputError:

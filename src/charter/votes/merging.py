@@ -24,7 +24,7 @@ def merge_folders(sources: Sequence[Path], out: Path) -> dict[str, int]:
         for source in sources:
             judgments = find_judgments(source)
             if judgments is None:
-                raise InputError("holds no judgments.jsonl", file=source)
+                raise InputError("judgments.jsonl is missing; name a folder of feedback or its file of judgments", file=source)
             opened.append(stack.enter_context(Evidence(judgments)))
         if sets := [evidence.sets for evidence in opened if evidence.sets is not None]:
             _write_union(sets, folder / SETS)

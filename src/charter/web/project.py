@@ -249,7 +249,7 @@ def read_responses(path: Path, items: Items) -> None:
     rows = iter(read_rows(path))
     first = next(rows, None)
     if first is None:
-        raise InputError("the file has no response", file=path)
+        raise InputError("no response in it; give a table with the columns prompt and responses", file=path)
     if {"prompt_id", "text", "generation"} <= first.values.keys():
         read_records(path, items)
         return
