@@ -254,7 +254,7 @@ def test_another_source_is_not_the_one_of_the_manifest(tmp_path):
         export_again(pairs, tmp_path / "p.jsonl", manifest)
     (tmp_path / "elsewhere").mkdir()
     other = folder_of(tmp_path / "elsewhere", vote("01", (YES, NO), (1, 2)))
-    with pytest.raises(InputError, match="it is not the file of that manifest"):
+    with pytest.raises(InputError, match="this is not the file of that manifest"):
         export_again(other, tmp_path / "p.jsonl", manifest)
     manifest.write_text("{}")
     with pytest.raises(InputError, match="not a manifest"):
