@@ -94,8 +94,9 @@ def load_base(
     if kind == "encoder":
         from transformers import AutoConfig
 
-        pooled = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED
-        return load_model(path, device, kind="AutoModel", **({"add_pooling_layer": False} if pooled else {}), **more)
+        if AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED:
+            more["add_pooling_layer"] = False
+        return load_model(path, device, kind="AutoModel", **more)
     return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM", **more)
 
 

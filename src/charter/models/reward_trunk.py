@@ -33,7 +33,7 @@ def load_reward_trunk(
     A folder with a reward head gives ``stored_head`` (1, H): a reward model of Charter, its adapter merged into its base, or a
     decoder of transformers for sequence classification with one label. InputError where the head or the base is missing.
     """
-    loading = {"device": device, "precision": precision, "quantization": quantization, "attention": attention}
+    loading: dict[str, Any] = {"device": device, "precision": precision, "quantization": quantization, "attention": attention}
     check_folder(path)
     if (Path(path) / REWARD_CARD).is_file():
         model, head = _reward_model(Path(path), **loading)
