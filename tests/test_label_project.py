@@ -112,7 +112,7 @@ def test_known_answers_need_a_rank_for_each_response(tmp_path, capsys, ranks):
 def test_settings_that_ship_in_the_docs_are_read(tmp_path):
     assert read_settings(tmp_path / "label.yaml").overlap == 1.0
     (tmp_path / "label.yaml").write_text("kind: redteam\n")
-    assert read_settings(tmp_path / "label.yaml").asked == "more_harmless"
+    assert read_settings(tmp_path / "label.yaml").asked_direction == "more_harmless"
 
 
 def test_answers_that_were_sampled_anew_take_the_place_of_the_old_ones(tmp_path):

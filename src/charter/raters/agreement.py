@@ -2,7 +2,7 @@
 
 Every figure is a function of sums over prompts, and its interval that of the jackknife that leaves out one prompt at a time
 (Efron and Stein 1981; t at G − 1 degrees of freedom): what several raters say of several pairs of one prompt is not
-independent. A pair that one rater alone has judged says nothing about agreement and is left out. Nothing here is a gate: 73 %
+independent. A pair that only one rater has judged does not measure agreement and is left out. Nothing here is a gate: 73 %
 of agreeing pairs is among the best that is published and is an alpha of about 0.46.
 """
 
@@ -169,7 +169,7 @@ def question_units(votes: Votes, raw: Comparisons) -> Ints:
 
 
 def agreement_figures(votes: Votes) -> list[Figure]:
-    """All measures of agreement of some votes, on raw answers. InputError where nobody judged what another judged."""
+    """All measures of agreement of some votes, on raw answers. InputError where no two raters judged the same responses."""
     raw = as_comparisons(votes, raw=True)
     if len(votes.raters) < 2:
         raise InputError("there is one rater; agreement needs two (a table names them in a column rater)")

@@ -30,14 +30,14 @@ FAILED = 0  # the rank of a response marked "F"
 
 @dataclass(frozen=True)
 class Votes:
-    """What raters said, J ballots (one judgment each), E ranked responses, N pairs.
+    """The votes of raters, J ballots (one judgment each), E ranked responses, N pairs.
 
     Names: ``raters`` with their ``kinds``, ``prompts``, ``responses``, ``models``. model_of: (responses,) the model that
-    wrote each, −1 where nobody says. Per ballot (J,): ``rater``, ``prompt``, ``question`` (0 better, 1 more_harmless, 2
+    wrote each, −1 where it is unknown. Per ballot (J,): ``rater``, ``prompt``, ``question`` (0 better, 1 more_harmless, 2
     more_harmful), ``seconds`` (NaN where not measured), ``strength`` (for the first name over the second, 0 where not asked),
     ``size`` (responses shown). Per ranked response (E,): ``ranked_in`` (ballot), ``ranked`` (response), ``rank`` (0 is "F").
-    Per pair (N,): ``x`` < ``y`` (responses), ``outcome`` 1 where x was said to be more of what was asked for, −1 where y, 0
-    for a tie; ``shown`` 1 where x stood first, −1 where y, 0 where both orders were asked or nobody knows; ``ballot``. ``said``
+    Per pair (N,): ``x`` < ``y`` (responses), ``outcome`` 1 where x was preferred under the question, −1 where y, 0 for a tie;
+    ``shown`` 1 where x stood first, −1 where y, 0 where both orders were asked or the order is unknown; ``ballot``. ``totals``
     counts what was read and what was left out. ``flags``: name to (E,), whether the ranked response was flagged so. ``single``:
     columns x, y, outcome, shown, ballot of what judges read in each single order. ``in_order``: whether the votes stand in the
     order in which they were given, as counts do not.
@@ -63,7 +63,7 @@ class Votes:
     outcome: Ints
     shown: Ints
     ballot: Ints
-    said: dict[str, int]
+    totals: dict[str, int]
     flags: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     single: Ints | None = None
     in_order: bool = True
@@ -225,8 +225,7 @@ def as_comparisons(votes: Votes, of: str = "responses", *, raw: bool = False) ->
     """The votes as comparisons of ``responses`` or of the ``models`` that wrote them, where two responses of one model say
     nothing.
 
-    What was said under ``more_harmful`` is turned round, so that outcome 1 is the better one; with ``raw`` it stays as it was
-    said.
+    Votes under ``more_harmful`` are turned round, so that outcome 1 is the better response; with ``raw`` they stay as they are.
     """
     x, y, outcome, shown = votes.x, votes.y, votes.outcome, votes.shown
     if not raw:

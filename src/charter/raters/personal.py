@@ -23,7 +23,7 @@ FOLDS = 5
 DIRECTIONS = 32  # principal directions of the features that heads are fitted on
 RIDGE = 1.0  # of the pooled head, in units of the mean square of a direction
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # of the own heads; which one is told by votes left out of the fit
-MIN_VOTES = 10  # decided votes below which nothing is said about a rater
+MIN_VOTES = 10  # decided votes below which a rater gets no verdict
 
 FAR = 2 / 3  # of the way from a coin to the middle rater: a head that surely stays below that has found nothing
 

@@ -1,4 +1,4 @@
-"""How reliable each rater is, when nobody knows the right answers: every rater is held against what the others say.
+"""How reliable each rater is when the right answers are unknown: every rater is compared with the others.
 
 The model is that of :mod:`charter.raters.bradley_terry` with responses as items. A response has few votes, so its strength
 s ~ N(0, σ²) is not fitted along with the raters: fitted along, the votes of one rater can explain themselves, and that rater
@@ -54,9 +54,7 @@ class Blocks:
         owner = np.full(len(comparisons.items), -1)
         owner[comparisons.x] = owner[comparisons.y] = comparisons.prompt
         if (owner[comparisons.x] != comparisons.prompt).any() or (owner[comparisons.y] != comparisons.prompt).any():
-            raise InputError(
-                "the votes name no prompts, so nobody knows which response is meant; add a column prompt_id, or rate models"
-            )
+            raise InputError("the votes name no prompts, so their responses are unknown; add a column prompt_id, or rate models")
         members = np.argsort(owner, kind="stable")
         members = members[owner[members] >= 0]
         prompts, start, size = np.unique(owner[members], return_index=True, return_counts=True)

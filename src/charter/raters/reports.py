@@ -28,7 +28,7 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
         raise InputError("no comparison of two " + ("different models" if of == "models" else "responses")
                          + f" ({counted(votes, comparisons.same_model)})")  # fmt: skip
     head = f"{len(comparisons):,} comparisons from {counted(votes, comparisons.same_model)}"
-    result: dict[str, Any] = {"of": of, "comparisons": len(comparisons), "said": votes.said, "raters": len(votes.raters),
+    result: dict[str, Any] = {"of": of, "comparisons": len(comparisons), "said": votes.totals, "raters": len(votes.raters),
                               "prompts": len(np.unique(comparisons.prompt)), "same_model": comparisons.same_model}  # fmt: skip
     questions = sorted({QUESTION_NAMES[q] for q in votes.question.tolist()})
     if len(questions) > 1:
@@ -48,14 +48,14 @@ QUESTION_NAMES = ("better", "more_harmless", "more_harmful")
 
 def counted(votes: Votes, same_model: int = 0) -> str:
     """What was read and what was left out, in words."""
-    n, raters, prompts = votes.said.get("judgments", 0), len(votes.raters), len(votes.prompts)
+    n, raters, prompts = votes.totals.get("judgments", 0), len(votes.raters), len(votes.prompts)
     left = {
-        "without verdict": votes.said.get("no verdict", 0),
-        "superseded": votes.said.get("superseded", 0),
-        "in two exports": votes.said.get("repeated", 0),
-        "both bad": votes.said.get("both bad", 0),
-        "pairs of one model": same_model + votes.said.get("same model", 0),
-        **{reason: votes.said[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.said},
+        "without verdict": votes.totals.get("no verdict", 0),
+        "superseded": votes.totals.get("superseded", 0),
+        "in two exports": votes.totals.get("repeated", 0),
+        "both bad": votes.totals.get("both bad", 0),
+        "pairs of one model": same_model + votes.totals.get("same model", 0),
+        **{reason: votes.totals[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.totals},
     }
     words = [f"{count:,} {what}" for what, count in left.items() if count]
     return (f"{n:,} judgments by {raters:,} rater{'s' * (raters != 1)} on {prompts:,} prompt{'s' * (prompts != 1)}"
@@ -168,7 +168,7 @@ def agreement_report(votes: Votes) -> tuple[dict[str, Any], list[str]]:
     figures = agreement_figures(votes)
     raters = rater_lines(votes, fit_raters(single_orders(votes))) if len(votes.x) else []
     result = {
-        "said": votes.said, "agreement": [asdict(figure) for figure in figures], "raters": [asdict(line) for line in raters],
+        "said": votes.totals, "agreement": [asdict(figure) for figure in figures], "raters": [asdict(line) for line in raters],
         "anchors": [dict(zip(("work", "pair_agreement", "source"), anchor, strict=True)) for anchor in ANCHORS],
     }  # fmt: skip
     lines = [counted(votes), "", *(_figure_line(figure) for figure in figures), "", "published, for comparison:"]
@@ -207,7 +207,7 @@ def taste_report(tastes: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any],
         rows.append([plain(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
     lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
-    return {"said": votes.said, "raters": [asdict(taste) for taste in tastes]}, lines
+    return {"said": votes.totals, "raters": [asdict(taste) for taste in tastes]}, lines
 
 
 def _with_interval(value: float | None, ci: Sequence[float] | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""Ratings of single responses: what the raters together say of one prompt's responses, and how sure that is.
+"""Ratings of single responses: the raters' joint judgment of the responses to a prompt, and its uncertainty.
 
 A prompt has few votes, so there is nothing to cluster: the interval is that of the posterior given the raters.
 """

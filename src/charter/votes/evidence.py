@@ -1,4 +1,4 @@
-"""Prompts, responses and judgments as they lie in a folder, read from disk when they are asked for.
+"""Prompts, responses and judgments of a folder, read from disk when they are needed.
 
 A folder of feedback holds ``prompts.jsonl``, ``responses.jsonl`` and the chained ``judgments.jsonl``. Of a million records only
 ids and places are kept in memory. Judgments come in one order, whatever the order of the lines: prompts by their first
@@ -23,7 +23,7 @@ from charter.run.files import parse_record, read_lines_with_offsets
 from charter.votes.judgments import check_judgment, doubled, missing_link, repeated
 
 FILES = ("prompts.jsonl", "responses.jsonl", "judgments.jsonl")
-SETS = "sets.jsonl"  # what was asked; a folder of a label page has it, an imported one has not
+SETS = "sets.jsonl"  # the questions; only the folder of a label page has them
 CACHED = 4096  # records; the responses to one prompt stand in many judgments that follow each other
 
 R = TypeVar("R", Prompt, Response, LabelSet, Judgment)
@@ -185,7 +185,7 @@ class JudgmentFile(RecordFile[Judgment]):
 
 
 class Evidence:
-    """A folder of feedback, opened. ``roles``: what the sets that are no work are for (practice, quiz, gold, repeat)."""
+    """A folder of feedback, opened. ``roles``: the purpose of the sets that are not work (practice, quiz, gold, repeat)."""
 
     def __init__(self, judgments: Path) -> None:
         folder = judgments.parent

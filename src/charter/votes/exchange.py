@@ -43,7 +43,7 @@ SCORE_COLUMNS = ("score", "rating")
 def export_feedback(
     source: Path, out: Path, format: str, selection: Selection, *, ratings: Path | None = None, tips: list[str] | None = None
 ) -> dict[str, Any]:
-    """Write judgments (a file, a folder of feedback, a run) or a file of pairs as a dataset, and its manifest beside it.
+    """Write judgments (a file, a folder of feedback, a run) or a file of pairs as a dataset with its manifest.
 
     Returns the manifest. ``tips`` cuts the judgments back to those that these hashes close. InputError where the source cannot be
     used, names responses that are missing, mixes signs, or holds nothing to export.

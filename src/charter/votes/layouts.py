@@ -1,7 +1,7 @@
 """The columns of each dataset that is exported, as the libraries that read it name them.
 
 A layout turns a row into cells; a container (JSONL, CSV, Parquet, a folder of the ``datasets`` library) holds them. No cell is
-ever null: a text that is not there is "" and a strength that nobody gave is 0, so that a column has one type whatever comes
+ever null: a missing text is "" and a missing strength is 0, so that a column has one type whatever comes
 first.
 """
 

@@ -1,12 +1,12 @@
-"""What a judgment says about its responses: who beats whom, by how much, and which are good or bad on their own.
+"""What a judgment means for its responses: which beats which, by how much, and which are good or bad by themselves.
 
 The one place for the rules that every dataset follows:
 
 - the lower rank number wins, equal numbers are a tie, and a tie is no pair;
 - "F" (no answer at all) loses to every ranked response; two F are no pair;
 - a response without a rank loses to every ranked one and to nothing else;
-- under the direction ``more_harmful`` the first rank is the worst to train on, so the order is turned round. F says nothing about
-  harm there, and such a response takes part in no pair.
+- under the direction ``more_harmful`` the first rank is the worst to train on, so the order is turned round. F does not measure
+  harm, so such a response takes part in no pair.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ WEAKEST = 1
 def oriented(judgment: Judgment) -> Judgment:
     """The judgment as one of direction ``better``: itself, or turned round where the rater was asked for harm.
 
-    Ranks are numbered anew from 1, strength and margins change sign, edits are dropped (nobody says whether a rewrite under this
-    direction is the better text), and so are responses with an F. A single response was harmful (1) and becomes an F; whether one
-    without harm is any good is not known.
+    Ranks are numbered anew from 1, and strength and margins change sign. Edits are dropped (a rewrite under this direction need
+    not be the better text), and so are responses with an F. A single harmful response (1) becomes an F; a single harmless
+    response gets no rank, because it need not be good.
     """
     if judgment.direction != "more_harmful":
         return judgment
@@ -92,7 +92,7 @@ def labels(judgment: Judgment) -> list[tuple[str, bool]]:
 
 
 def notches(judgment: Judgment) -> int:
-    """How strongly the better of two was preferred, 1 to 4; 0 where nobody said."""
+    """How strongly the better of two was preferred, 1 to 4; 0 without a strength."""
     return abs(judgment.strength or 0) if len(judgment.order) == 2 else 0
 
 

@@ -1,7 +1,7 @@
 """Datasets as views of judgments: preference pairs, single responses that are good or bad, and rankings grouped by prompt.
 
 Nothing here is stored truth. What is left out is counted by reason, and a file that asks for less harm in one place and for
-more in another is refused until somebody says what to do with it.
+more in another is refused until the caller chooses what to do with it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Origin:
 
 @dataclass(frozen=True)
 class PairRow(_Origin):
-    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 where nobody said."""
+    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 without a strength."""
 
     prompt: Prompt
     chosen: str
@@ -127,7 +127,7 @@ class AttemptRow:
 
 
 def _by_whom(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[Judgment]:
-    """The current judgments of the raters that are asked for, on sets that are work, in the order of the datasets."""
+    """The current judgments of the selected raters, on sets for work, in the order of the datasets."""
     n = len(evidence.judgments) if among is None else len(among)
     repeats = evidence.judgments.repeats(among)
     current = 0
@@ -272,7 +272,7 @@ def label_rows(evidence: Evidence, selection: Selection, tally: Tally, among: se
 
 
 def group_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[GroupRow]:
-    """A row for each prompt, with all its responses that were judged and what each rater said of them."""
+    """A row for each prompt, with all its judged responses and the rankings of each rater."""
 
     def ranked() -> Iterator[Judgment]:
         for judgment in selected(evidence, selection, tally, among):

@@ -164,8 +164,8 @@ class Access:
             db.execute(t.sessions.delete().where(t.sessions.c.token_hash == visitor.session))
 
     def leave_elsewhere(self, visitor: Visitor, now: float) -> None:
-        """End the other sessions of this person. The links of an owner end too, for every start prints a new one; a labeler's
-        goes on letting them in."""
+        """End the other sessions of this person. The links of an owner end too, for every start prints a new one; the link
+        of a labeler still works."""
         mine = t.invites.c.rater_id == visitor.rater_id
         with self.store.write() as db:
             others = t.sessions.c.invite_id.in_(sa.select(t.invites.c.id).where(mine))

@@ -134,7 +134,7 @@ def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank]) -> float
 
 
 def relation(ranks: Mapping[str, Rank], a: str, b: str) -> int | None:
-    """1 where ``a`` is ranked better than ``b``, -1 where worse, 0 for a tie. None where nothing is said of the two: neither has
-    a rank (two F among them). F and no rank are both below every rank."""
+    """1 where ``a`` is ranked better than ``b``, -1 where worse, 0 for a tie. None where neither has a rank
+    (two F among them). F and no rank are both below every rank."""
     places = [float(r) if isinstance(r, int) else math.inf for r in (ranks.get(a), ranks.get(b))]
     return None if places == [math.inf, math.inf] else (places[0] < places[1]) - (places[0] > places[1])

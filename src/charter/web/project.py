@@ -121,8 +121,8 @@ class LabelSettings(Settings):
         return self
 
     @property
-    def asked(self) -> Direction:
-        """The direction, where it is not given that of the kind."""
+    def asked_direction(self) -> Direction:
+        """The direction; without one in the settings, that of the kind."""
         return self.direction or ("more_harmless" if self.kind == "redteam" else "better")
 
 
@@ -352,8 +352,8 @@ def make_sets(items: Items, settings: LabelSettings) -> Items:
             if len(members) > MAX_RANKED:
                 raise InputError(f"prompt {prompt_id} ({prompt.last_turn[:40]!r}) has {len(members)} responses; at most "
                                  f"{MAX_RANKED} are ranked at once, kind: pair takes any number")  # fmt: skip
-            label_set = LabelSet(prompt_id=prompt_id, kind=settings.kind, response_ids=members, direction=settings.asked,
-                           target=settings.overlap, tags=prompt.tags)  # fmt: skip
+            label_set = LabelSet(prompt_id=prompt_id, kind=settings.kind, response_ids=members, tags=prompt.tags,
+                                 direction=settings.asked_direction, target=settings.overlap)  # fmt: skip
             items.sets[label_set.id] = label_set
         items.left_out += not members_of_sets(ids, settings.kind)
     return items
@@ -385,9 +385,10 @@ def read_known(path: Path, role: Literal["practice", "quiz", "gold"], settings: 
         if not isinstance(ranks, list) or len(ranks) != len(responses):
             raise row.bad(f'must be a list of {len(responses)} ranks, such as [1, 2, "F"]', "ranks")
         try:
-            label_set = LabelSet(prompt_id=prompt.id, kind=settings.kind, role=role, direction=settings.asked, tags=prompt.tags,
-                           response_ids=tuple(r.id for r in responses),
-                           gold={r.id: rank for r, rank in zip(responses, ranks, strict=True)})  # fmt: skip
+            label_set = LabelSet(
+                prompt_id=prompt.id, kind=settings.kind, role=role, direction=settings.asked_direction, tags=prompt.tags,
+                response_ids=tuple(r.id for r in responses), gold={r.id: rank for r, rank in zip(responses, ranks, strict=True)},
+            )  # fmt: skip
         except ValidationError:
             raise row.bad('invalid rank; give numbers from 1 and "F"', "ranks") from None
         items.add(prompt, responses)

@@ -49,7 +49,7 @@ def show_dialogue(
     return site.page(
         "red_team.html", visitor, status=status if problem else 200, state=state, handout=handout, problem=problem,
         written=written, warnings=site.warnings((TAG,)), n_done=n_done, left=site.settings.redteam.dialogues - n_done,
-        ratings=RATINGS, draft=form or {}, question=site.question("redteam", site.settings.asked),
+        ratings=RATINGS, draft=form or {}, question=site.question("redteam", site.settings.asked_direction),
         turns=0 if state is None else sum(m["role"] == "assistant" for m in state["messages"]),
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
         state["messages"].append({"role": "assistant", "content": responses[0].text})
     else:
         label_set = LabelSet(prompt_id=prompt.id, kind="redteam", response_ids=tuple(r.id for r in responses),
-                       direction=site.settings.asked, tags=(TAG,))  # fmt: skip
+                       direction=site.settings.asked_direction, tags=(TAG,))  # fmt: skip
         state["waiting"] = {"set": label_set.model_dump(), "prompt": prompt.model_dump(), "shown": site.clock(),
                             "responses": [r.model_dump() for r in responses]}  # fmt: skip
     with site.store.write() as db:

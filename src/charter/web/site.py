@@ -1,4 +1,4 @@
-"""What every page of the label site shares: the project, its store, who is asking, and the way a page is written."""
+"""What every page of the label site shares: the project, its store, the visitor, and the templates."""
 
 from __future__ import annotations
 

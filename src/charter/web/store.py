@@ -1,4 +1,4 @@
-"""Slots, leases and votes: who is given which set, and what they said.
+"""Slots, leases and votes: which person gets which set, and the answer.
 
 All state is in the database, so a second process or a restart loses nothing. A vote and the end of its slot are one
 transaction; the judgment is sealed to the chain in it. The queries are short enough to run where the requests are answered.
@@ -64,7 +64,7 @@ class Handout:
 
 @dataclass(frozen=True)
 class RaterAnswer:
-    """What a person said of one set, checked. ``ranks`` empty is no verdict."""
+    """The answer of a person to one set, checked. ``ranks`` empty is no verdict."""
 
     ranks: dict[str, Rank]
     strength: int | None = None
@@ -428,7 +428,7 @@ class Store:
 
     def go_on(self, db: sa.Connection, dialogue: int, before: str, after: str, *, is_open: bool = True) -> bool:
         """Store a red-team dialogue where it is open and still as it was read (``before``, JSON); False where it is not: while a
-        model wrote an answer the person may have ended it or gone on in another tab, and what they did there stands."""
+        model wrote an answer, the person may have ended or continued it in another tab, and that stands."""
         result = db.execute(
             t.dialogues.update()
             .where(t.dialogues.c.id == dialogue, t.dialogues.c.open, t.dialogues.c.state == before)
@@ -440,10 +440,10 @@ class Store:
         self, rater_id: str, handout: Handout, answer: RaterAnswer, now: float, *, instructions_hash: str, dialogue: int,
         before: str, after: str,
     ) -> Stored | None:  # fmt: skip
-        """Store a turn of a red-team dialogue, the vote on its two candidates and the dialogue that goes on, all or nothing.
+        """Store a turn of a red-team dialogue, the vote on its two candidates and the continued dialogue, all or nothing.
 
         None where the dialogue is not as it was read (:meth:`go_on`). "already" where the rater has a vote on this turn from a
-        database that was lost since: that vote stays and the dialogue goes on.
+        database that was lost since: that vote stays and the dialogue continues.
         """
         label_set = handout.set
         with self.write() as db:

@@ -68,7 +68,7 @@ class Vote:
 
 
 def shown_by_coin(vote: Vote) -> Vote:
-    """A vote on two answers whose order on the screen nobody noted, the two exchanged for half of them by a hash of the texts.
+    """A vote on two answers whose order on the screen is unknown; a hash of the texts exchanges the two in half of such votes.
 
     Were chosen always first, every such rater would look biased for what stands first.
     """

@@ -54,7 +54,7 @@ class Retrain:
         return self.thread is not None and self.thread.is_alive()
 
     def runs(self) -> list[dict[str, Any]]:
-        """Results so far, the newest first; one that was cut off is said to be so."""
+        """Results so far, the newest first; a training that was interrupted has the state "cut off"."""
         runs = []
         for place in sorted(self.folder.glob("[0-9]*"), reverse=True):
             result = read_json(place / "result.json")
