@@ -439,7 +439,7 @@ def test_a_vote_that_is_in_two_exports_counts_once_after_a_merge(tmp_path, capsy
     manifest = export_feedback(tmp_path / "both", tmp_path / "p.jsonl", "trl", Selection())
     assert (manifest["rows"], manifest["left_out"]) == (2, {"the same vote in another export": 1})
     votes = read_votes(tmp_path / "both")
-    assert (len(votes.x), votes.totals["judgments"], votes.said["repeated"]) == (2, 2, 1)
+    assert (len(votes.x), votes.totals["judgments"], votes.totals["repeated"]) == (2, 2, 1)
     again = export_feedback(tmp_path / "fri", tmp_path / "fri.jsonl", "trl", Selection())
     assert (again["rows"], again["left_out"]) == (2, {})
 

@@ -142,7 +142,8 @@ def seconds_of_votes(timings: Mapping[str, float]) -> float:
 
 
 def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = None) -> Votes:
-    """The arrays of judgments. Superseded ones and those without verdict are counted in ``counts`` and left out.
+    """The arrays of judgments. Superseded ones, repeats of a vote in another chain, and those without verdict are counted in
+    ``totals`` and left out.
 
     ``models``: response id to model. InputError where a judgment ranks a response that was not shown.
     """
@@ -158,7 +159,8 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     flagged: set[tuple[int, int, str]] = set()
     standing = current(judgments)
     counts = Counter(superseded=len(judgments) - len(standing))
-    repeats = repeated(judgments)
+    chains = sum(bool(judgment.hash) and not judgment.prev_hash for judgment in judgments)
+    repeats = repeated(judgments) if chains > 1 else set()
     for judgment in standing:
         if judgment.id in repeats:
             counts["repeated"] += 1
