@@ -34,9 +34,16 @@ def trained(folder, stage, lora=None):
     return trunk, scorers, score_rows(trunk, rows_of(trunk), 4096)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5"])
-@pytest.mark.parametrize("lora", [None, LoRASettings(rank=4)], ids=["full", "lora"])
-@pytest.mark.parametrize("next_lora", [None, LoRASettings(rank=2)], ids=["then-full", "then-lora"])
+FULL, ADAPTER = None, LoRASettings(rank=4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lora", "next_lora"),
+    [
+        ("llama", FULL, FULL), ("llama", ADAPTER, FULL), ("llama", FULL, ADAPTER), ("llama", ADAPTER, ADAPTER),
+        ("gpt2", ADAPTER, FULL), ("bert", FULL, FULL), ("bert", ADAPTER, FULL), ("t5", FULL, FULL),
+    ],
+)  # fmt: skip
 def test_training_starts_from_the_scores_of_a_reward_model_of_charter(architecture, lora, next_lora, stage, tmp_path):
     save = save_random_encoder if architecture == "bert" else save_random_model
     trunk, scorers, scores = trained(save(tmp_path / "base", architecture), stage, lora)
@@ -47,8 +54,7 @@ def test_training_starts_from_the_scores_of_a_reward_model_of_charter(architectu
     torch.testing.assert_close(score_rows(other, rows_of(other), 4096), scores, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize(("architecture", "tied"), [("llama", False), ("llama", True), ("gpt2", False), ("qwen2", True)])
 def test_training_starts_from_the_scores_of_a_sequence_classifier(architecture, tied, tmp_path):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
