@@ -13,9 +13,10 @@ from charter.recipe.files import load_recipe
 from charter.records import Pair, Response
 from charter.run.files import read_jsonl
 from charter.votes.exchange import export_feedback
-from charter.votes.judgments import read_judgments, tips
+from charter.votes.judgments import read_judgments
 from charter.votes.training_rows import Selection
 from conftest import save_random_classifier, save_random_model
+from feedback_folder import tips
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 import pytest
 
 from charter.commands.app import run_command
-from charter.evaluation.page import as_json, write_report
+from charter.evaluation.page import as_json, rows_left_out, write_report
 from charter.evaluation.verdict import verdict
 from charter.evaluation.words import contrast_words, either, number_text, sentence, title_of
 from charter.records import Response
@@ -103,6 +103,7 @@ def full_report():
                                  {"round": 1, "n": 300, "harmful": 0.21, "ci": [0.17, 0.26], "mean_chars": 118.0},
                                  {"round": 2, "n": 300, "harmful": 0.0, "ci": [0.0, 0.012], "mean_chars": 124.9}],
                       "excluded": {"unchanged": 12, "empty": 3}, "kept": 285},
+        "left_out": [{"stage": "feedback", "reason": "left out: identical responses", "n": 4}],
         "curves": {"sft": [{"step": s, "loss": 2.2 * math.exp(-s / 30) + 1} for s in range(0, 120, 2)],
                    "reward_model": [{"step": s, "loss": 0.69 - s / 250, "accuracy": 0.5 + s / 300}
                                     for s in range(0, 90, 10)],
@@ -391,3 +392,23 @@ def test_a_message_becomes_a_sentence_and_a_name_a_title():
 def test_importing_the_report_stays_light():
     code = "import sys, charter.evaluation.page; sys.exit(any(m in sys.modules for m in ('matplotlib', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rows_left_out_are_those_of_the_results_of_all_stages(tmp_path):
+    results = {
+        "prompts": {"read": 90, "duplicates": 3, "too_long": 0, "counts": {}},
+        "sft": {"excluded": {"the prompt is missing": 2}, "cut": {}},
+        "feedback": {"comparisons": 20, "verdicts": 17, "ties": 1, "judge": None},
+        "reward_model": {"cut": {"rows": 6, "ends": 1, "equal_pairs": 4}, "accuracy": 0.7},
+        "evaluate": {"metrics": []},
+    }
+    rows = rows_left_out(results)
+    assert [(row["stage"], row["n"]) for row in rows] == [
+        ("prompts", 3), ("sft", 2), ("feedback", 3), ("feedback", 1),
+        ("reward_model", 6), ("reward_model", 1), ("reward_model", 4),
+    ]  # fmt: skip
+    page = write_report(full_report() | {"left_out": rows}, tmp_path).read_text()
+    table = page.partition("<h2>Rows left out</h2>")[2].partition("</table>")[0]
+    assert '<th scope="row">sft</th><td>left out: the prompt is missing</td><td class="n">2</td>' in table
+    assert table.count("<tr>") == len(rows) + 1
+    assert "Rows left out" not in write_report(full_report() | {"left_out": []}, tmp_path).read_text()

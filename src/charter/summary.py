@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import charter
 from charter.evaluation.arms import primary_of
-from charter.evaluation.page import write_report
+from charter.evaluation.page import rows_left_out, write_report
 from charter.run.files import read_json
 from charter.statistics import trend
 
@@ -101,6 +101,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "reward_model": reward_model or None,
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
+        "left_out": rows_left_out(results),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
         "gates": parts.gates.met,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from charter.constitution.categorise import categorise
 from charter.constitution.revise import asked_for
 from charter.judging.judge import PROTOCOLS, judgment, pairs_of
 from charter.models.chat_template import encode_response
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
+from charter.reading.prompts import KINDS
 from charter.records import Pair, Prompt, Response
 from charter.stages.feedback.run import drawn_comparisons, pair_of
 from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
+from charter.stages.prompts.run import last_of_each_kind
 from charter.stages.rows import ROWS, Preview, Recorder, Row, Shown, pieces_of, question_rows
 
 
@@ -21,7 +24,6 @@ def show_feedback(preview: Preview) -> Shown | None:
     settings = preview.recipe.feedback
     if settings is None:
         return None
-    prompts = next((first for first in preview.first.values() if first), [])
     rows: list[Row] = []
     if settings.pairs:
         about = "The pairs come from files: nothing is sampled and no model is asked."
@@ -31,15 +33,21 @@ def show_feedback(preview: Preview) -> Shown | None:
         pairs = [pair for prompt, answer, revision in preview.revised for pair in pair_of(prompt, revision, answer)]
     elif settings.contrast is not None:
         about = "Sampled from: each prompt in the way that asks for the chosen response, then for the rejected. No loss."
-        rows, pairs = contrast_rows(preview, settings.contrast, prompts)
+        rows, pairs = contrast_rows(preview, settings.contrast, compared_prompts(preview, settings))
     elif settings.asks_judge:
         about = "Asked of the judge, twice for each two responses: which option is the likelier next token? No loss."
-        rows, pairs = judge_rows(preview, settings, prompts)
+        rows, pairs = judge_rows(preview, settings, compared_prompts(preview, settings))
     else:
         about = "Sampled from: people compare the responses. No loss."
-        rows, pairs = people_rows(preview, prompts)
+        rows, pairs = people_rows(preview, compared_prompts(preview, settings))
     preview.pairs = pairs[:ROWS]
     return about, rows
+
+
+def compared_prompts(preview: Preview, settings: FeedbackSettings) -> list[Prompt]:
+    """The first prompts whose responses the stage compares, sorted by principle."""
+    prompts = last_of_each_kind([preview.prompts[kind] for kind in KINDS], settings.prompts)
+    return categorise(prompts[:ROWS], preview.constitution, LocalSampler(preview.trunk, "base"))
 
 
 def people_rows(preview: Preview, prompts: list[Prompt]) -> tuple[list[Row], list[Pair]]:

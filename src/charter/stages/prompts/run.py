@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,5 +96,10 @@ def read_stage_prompts(stage: Stage, split: str, kind: str) -> list[Prompt]:
 
 def prompts_to_compare(prompts: Stage, n: int) -> list[Prompt]:
     """``n`` training prompts, as many of each kind that there is, from the end of the file: revision began at its start."""
-    by_kind = [rows for kind in KINDS if (rows := read_stage_prompts(prompts, "train", kind))]
-    return [p for rows in by_kind for p in rows[-(n // len(by_kind)) :]]
+    return last_of_each_kind([read_stage_prompts(prompts, "train", kind) for kind in KINDS], n)
+
+
+def last_of_each_kind(prompts: Sequence[list[Prompt]], n: int) -> list[Prompt]:
+    """``n`` prompts, as many of each kind that there is, from the end of its list. ``prompts``: a list for each kind."""
+    by_kind = [rows for rows in prompts if rows]
+    return [p for rows in by_kind for p in rows[-max(1, n // len(by_kind)) :]]

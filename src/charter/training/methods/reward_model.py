@@ -82,11 +82,11 @@ def train_reward_model(
         for part in own_by_tokens(
             trunk, role, [lengths[i] for i in batch], settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
         ):
-            own = [batch[j] for j in part]
-            packed, places = pack_once(trunk, [rows[i][side] for side in (0, 1) for i in own])
+            rows_here = [batch[j] for j in part]
+            packed, places = pack_once(trunk, [rows[i][side] for side in (0, 1) for i in rows_here])
             chosen, rejected = trunk.scores(role, packed)[places].chunk(2)
-            weight = torch.tensor([pairs[i].weight for i in own], device=trunk.device)
-            margin = torch.tensor([pairs[i].margin for i in own], device=trunk.device)
+            weight = torch.tensor([pairs[i].weight for i in rows_here], device=trunk.device)
+            margin = torch.tensor([pairs[i].margin for i in rows_here], device=trunk.device)
             loss = bradley_terry_loss(chosen, rejected, weight, margin, settings.centering) @ shares[part]
             torch.autograd.backward(loss)
             total += loss.item()
@@ -113,9 +113,9 @@ def train_rating_model(
     def learn(role: str, batch: list[int]) -> tuple[float]:
         total = 0.0
         for part in own_by_tokens(trunk, role, [len(rows[i]) for i in batch], settings.tokens_per_micro_batch):
-            own = [batch[j] for j in part]
-            scores = trunk.scores(role, trunk.pack([rows[i] for i in own]))
-            loss = rating_loss(scores, targets[own], settings.loss).sum() / len(batch)
+            rows_here = [batch[j] for j in part]
+            scores = trunk.scores(role, trunk.pack([rows[i] for i in rows_here]))
+            loss = rating_loss(scores, targets[rows_here], settings.loss).sum() / len(batch)
             torch.autograd.backward(loss)
             total += loss.item()
         return (total,)
@@ -135,6 +135,8 @@ def train_members(
 ) -> None:
     """Train every member on all n items, each from its own start and in an order of its own: what tells them apart."""
     roles = members(settings)
+    if trunk.stored_head is not None:
+        stage.run.say(f"  training starts from the reward head of {trunk.path}")
     for role in roles:
         trunk.add_role(role, head=True)
     seed = derive_seed(stage.run.seed, stage.name)
@@ -155,12 +157,12 @@ def train_members(
     first, _ = load_checkpoint(checkpoint, optimizers)
     stage.rewind("metrics.jsonl", first)
     for step in stage.progress(range(len(orders[0])), done=first):
-        found = []
+        measures = []
         for role, order in zip(roles, orders, strict=True):
             measured = team().add_up(*learn(role, order[step]))
             rate = optimizers[role].rate()
-            found.append((*measured, optimizers[role].step(), rate))
-        *means, norm, rate = np.mean(np.array(found), axis=0).tolist()  # over the members
+            measures.append((*measured, optimizers[role].step(), rate))
+        *means, norm, rate = np.mean(np.array(measures), axis=0).tolist()  # over the members
         stage.record(
             step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate, **scaling_of(*optimizers.values())
         )
