@@ -142,7 +142,7 @@ def with_deepspeed(*arguments: object, **settings: str) -> subprocess.CompletedP
     [
         ({"zero_stage": "3"}, "--use_fsdp --fsdp_version 2"),
         ({"zero_stage": "0"}, "--zero_stage 0"),
-        ({"config_file": "zero.json"}, "file of settings is not read"),
+        ({"config_file": "zero.json"}, "does not read DeepSpeed's file of settings"),
         ({"offload_param_device": "cpu"}, "--offload_param_device"),
         ({"offload_optimizer_device": "nvme"}, "--offload_optimizer_device nvme"),
         ({"/gradient_accumulation_steps": "4"}, "--gradient_accumulation_steps"),

@@ -59,7 +59,7 @@ def seconds_in(text: str) -> float | None:
 
 
 def window_wait(headers: Mapping[str, str], tokens: int) -> float | None:
-    """Seconds until the window of the rate limit begins anew; None if it leaves a request and ``tokens`` tokens."""
+    """Seconds until the next window of the rate limit; None if this window leaves a request and ``tokens`` tokens."""
     waits = []
     for what, need in (("requests", 1), ("tokens", tokens)):
         remaining = headers.get(f"x-ratelimit-remaining-{what}", "").strip()

@@ -39,7 +39,7 @@ PAIR_TEMPLATE = PLAIN_TEMPLATE + "{# and then the response #}"
 
 MARK = "\ue000"  # stands for a text in a template that is tried out; of the private use area, so in no template
 STAND_INS = 0xF0000  # the first of the characters that stand for spelled control tokens while a template is rendered
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)  # what a template raises of its own or by mistake
+REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)  # what a template raises on purpose or by mistake
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def end_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer would put BOS before a text of its own accord. Some say so, some (Llama 3) only do it."""
+    """Whether the tokenizer puts BOS before a text. Some tokenizers declare it, some (Llama 3) only do it."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return False

@@ -47,8 +47,8 @@ class RewardShape:
     def __call__(self, scores: Tensor, rollout: Rollout) -> Tensor:
         """Shaped scores (B,) of scores (B,)."""
         if self.references is not None:
-            own = [self.references[prompt.id] for prompt in rollout.prompts]
-            scores = torch.sigmoid(scores - torch.tensor(own, device=scores.device))
+            references = [self.references[prompt.id] for prompt in rollout.prompts]
+            scores = torch.sigmoid(scores - torch.tensor(references, device=scores.device))
         if self.settings.reward_scale:
             self.see(scores)
             scores = scores / max(math.sqrt(self.spread / self.count), 1e-6)
@@ -104,17 +104,17 @@ class RewardSum:
 
     def unshaped(self, rollout: Rollout) -> Scores:
         """Parts and their sum before it is shaped. GateError where a part is not finite."""
-        found: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for name, (_, score) in self.parts.items():
-            found[name] = score(rollout)
-            if not bool(torch.isfinite(found[name]).all()):
+            parts[name] = score(rollout)
+            if not bool(torch.isfinite(parts[name]).all()):
                 raise GateError(f"the reward part {name!r} is not finite; a failed score is an error, not a number")
-        rewards = [weight * found[name] for name, (weight, _) in self.parts.items()
+        rewards = [weight * parts[name] for name, (weight, _) in self.parts.items()
                    if self.cost is None or name != self.cost.part]  # fmt: skip
         total = torch.stack(rewards).sum(dim=0) if rewards else torch.zeros(len(rollout.texts))
         if self.cost is not None:
-            total = (total - self.multiplier * found[self.cost.part]) / (1 + self.multiplier)
-        return Scores(found, total)
+            total = (total - self.multiplier * parts[self.cost.part]) / (1 + self.multiplier)
+        return Scores(parts, total)
 
     def update(self, scores: Scores) -> None:
         """Move the multiplier by the mean cost of a step; nothing to do without a cost."""
@@ -182,7 +182,7 @@ class AdaptiveKL:
 
 
 def make_kl_controller(settings: RLSettings, state: Mapping[str, float]) -> FixedKL | AdaptiveKL:
-    """The controller a recipe asks for, at the price where a checkpoint's ``state`` left it."""
+    """The controller that the settings describe, at the price in a checkpoint's ``state``."""
     coef = state.get("kl_coef", settings.kl_coef)
     if settings.kl_target is None:
         return FixedKL(coef)

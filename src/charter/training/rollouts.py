@@ -25,7 +25,7 @@ from charter.training.vllm_rollouts import sample_role
 
 
 def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
-    """The prompts of one step: each pass goes through all of them in an order of its own. A function of its arguments."""
+    """The prompts of one step: each pass goes through all of them in a new order. A function of its arguments."""
     batch = []
     for i in range(step * per_step, (step + 1) * per_step):
         lap, place = divmod(i, len(prompts))
@@ -44,23 +44,23 @@ def collect(
     crew = team()
     shares = [(i, seeds[i][cut]) for i, cut in share_of_rows(len(prompts), k, crew.rank, crew.size)]
     # Also where a process has none: weights that are divided are made whole by all of them.
-    groups = sample_role(trunk, role, [encoded[i] for i, _ in shares], [own for _, own in shares], settings)
-    responses = crew.gather([one for group in groups for one in group])
-    width = max(len(one.ids) for one in responses)
-    mask = torch.tensor([[t < len(one.ids) for t in range(width)] for one in responses], device=trunk.device)
+    groups = sample_role(trunk, role, [encoded[i] for i, _ in shares], [seeds_of_share for _, seeds_of_share in shares], settings)
+    responses = crew.gather([response for group in groups for response in group])
+    width = max(len(response.ids) for response in responses)
+    mask = torch.tensor([[t < len(response.ids) for t in range(width)] for response in responses], device=trunk.device)
     ids = torch.zeros(mask.shape, dtype=torch.long, device=trunk.device)
-    ids[mask] = torch.tensor([token for one in responses for token in one.ids], device=trunk.device)
+    ids[mask] = torch.tensor([token for response in responses for token in response.ids], device=trunk.device)
     logprobs = torch.zeros(mask.shape, device=trunk.device)
-    logprobs[mask] = torch.tensor([x for one in responses for x in one.logprobs], device=trunk.device)
+    logprobs[mask] = torch.tensor([x for response in responses for x in response.logprobs], device=trunk.device)
     return Rollout(
         prompt_ids=tuple(tuple(row) for row in encoded for _ in range(k)),
         ids=ids,
         mask=mask,
         logprobs=logprobs,
-        finished=torch.tensor([one.finished for one in responses], device=trunk.device),
-        texts=tuple(decode_response(tokenizer, one.ids) for one in responses),
+        finished=torch.tensor([response.finished for response in responses], device=trunk.device),
+        texts=tuple(decode_response(tokenizer, response.ids) for response in responses),
         prompts=tuple(prompt for prompt in prompts for _ in range(k)),
-        n_tokens=sum(len(one.ids) for one in responses),
+        n_tokens=sum(len(response.ids) for response in responses),
     )
 
 
@@ -82,14 +82,14 @@ def reference_rewards(
     """r_ref of every prompt id: the mean reward of ``sigmoid_against`` answers that the reference gives to it. Read before the
     first step, so that a resumed run finds the same numbers."""
     k = settings.sigmoid_against or 1
-    found: dict[str, float] = {}
+    rewards: dict[str, float] = {}
     seed = derive_seed(stage.run.seed, stage.name, "reference")
     size = max(1, settings.prompts_per_step * settings.samples_per_prompt // k)
     for start in stage.progress(range(0, len(prompts), size)):
         batch = prompts[start : start + size]
         scores = reward.unshaped(collect(trunk, batch, settings, seed, role=REFERENCE, k=k)).total
-        found |= dict(zip((p.id for p in batch), scores.view(-1, k).mean(dim=1).tolist(), strict=True))
-    return found
+        rewards |= dict(zip((p.id for p in batch), scores.view(-1, k).mean(dim=1).tolist(), strict=True))
+    return rewards
 
 
 class RewardModelReward:
@@ -126,12 +126,12 @@ def micro_batches(trunk: Trunk, rollout: Rollout, rows: Sequence[int], tokens: i
     of_response = rollout.mask.sum(dim=1).tolist()
     lengths = [len(rollout.prompt_ids[row]) + of_response[row] for row in rows]
     groups = even_by_tokens(lengths, tokens, [rollout.prompt_ids[row] for row in rows])
-    found = []
+    batches = []
     for group in groups:
         members = [rows[i] for i in group]
         texts = [Tokens(rollout.prompt_ids[row], rollout.ids[row, : of_response[row]].tolist()) for row in members]
-        found.append(MicroBatch(torch.tensor(members, device=rollout.ids.device), trunk.pack(texts)))
-    return found
+        batches.append(MicroBatch(torch.tensor(members, device=rollout.ids.device), trunk.pack(texts)))
+    return batches
 
 
 def cut_minibatches(trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int) -> list[list[MicroBatch]]:
@@ -157,8 +157,8 @@ def over_rollout(
     """``compute(packed)`` (b, t), a pass of the role, of every micro-batch, put together to (B, T)."""
     out = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
     for cut in own_cuts(trunk, cuts, role):
-        found = compute(cut.packed)
-        out[cut.rows, : found.shape[1]] = found
+        values = compute(cut.packed)
+        out[cut.rows, : values.shape[1]] = values
     return team().sum_(out)
 
 
@@ -176,8 +176,8 @@ class PolicyPass:
     def of(self, trunk: Trunk, cut: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
         if self.kept is not None:
-            found, self.kept = self.kept, None
-            return found
+            kept, self.kept = self.kept, None
+            return kept
         logprobs, entropies = trunk.logprobs("policy", cut.packed, temperature=temperature, entropy=True)
         assert entropies is not None
         return logprobs, entropies
@@ -209,8 +209,8 @@ class ValuePass:
     def of(self, trunk: Trunk, cut: MicroBatch) -> Tensor:
         """Values (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
         if self.kept is not None:
-            found, self.kept = self.kept, None
-            return found
+            kept, self.kept = self.kept, None
+            return kept
         return trunk.values("value", cut.packed)
 
 

@@ -68,8 +68,8 @@ def describe_weights(settings: RolloutSettings, rollout: Rollout, weights: Tenso
     """What is logged of these weights, nothing where all are 1: their mean over tokens, and the share at the cap."""
     if settings.vllm is None:
         return {}
-    own = weights[rollout.mask]
+    of_tokens = weights[rollout.mask]
     return {
-        "importance_weight": float(own.mean()),
-        "importance_capped": float((own >= settings.vllm.importance_cap).float().mean()),
+        "importance_weight": float(of_tokens.mean()),
+        "importance_capped": float((of_tokens >= settings.vllm.importance_cap).float().mean()),
     }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def page_of(method: str) -> str:
-    """The module of a method. A run loads its own method's and no other: a change of one page trains no other method anew."""
+    """The module of a method. A run loads the module of its method only: a change of one method re-runs no other."""
     return f"charter.training.methods.{method}"
 
 

@@ -136,10 +136,10 @@ def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings)
 @torch.no_grad()
 def sequence_logprobs(trunk: Trunk, role: str, rows: Sequence[Tokens], tokens_per_micro_batch: int) -> Tensor:
     """log π(response | prompt) of each row, nats: (N,)."""
-    found = torch.zeros(len(rows), device=trunk.device)
+    sums = torch.zeros(len(rows), device=trunk.device)
     for group in own_by_tokens(
         trunk, role, [len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]
     ):
         logprobs, _ = trunk.logprobs(role, trunk.pack([rows[i] for i in group]))
-        found[torch.tensor(group)] = logprobs.sum(dim=1)
-    return team().sum_(found)
+        sums[torch.tensor(group)] = logprobs.sum(dim=1)
+    return team().sum_(sums)
