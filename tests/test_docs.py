@@ -20,6 +20,7 @@ from charter.testbed import lab
 from charter.testbed.train import TESTBED_PRESETS
 from conftest import settings_classes, write_tiny_recipe
 from feedback_folder import chain
+from test_training import ROLLOUT
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -196,17 +197,15 @@ def recorded(module):
     }
 
 
-METHODS = sorted(p.stem for p in (ROOT / "src/charter/training/methods").glob("[!_]*.py"))
+MODULES = sorted(p.stem for p in (ROOT / "src/charter/training/methods").glob("[!_]*.py"))
 
 
-@pytest.mark.parametrize("module", METHODS)
+@pytest.mark.parametrize("module", MODULES)
 def test_every_logged_metric_is_explained(module):
     page = module.replace("_", "-")
     keys = recorded(module)
     assert keys
-    text = (ROOT / f"docs/{page}.md").read_text() + (
-        (ROOT / "docs/ppo.md").read_text() if page in ("rloo", "grpo", "online-dpo") else ""
-    )
+    text = (ROOT / f"docs/{page}.md").read_text() + ((ROOT / "docs/ppo.md").read_text() if module in ROLLOUT else "")
     of_the_loop = {"reward", "kl", "response_tokens", "missing_eos", "first_ratio", "grad_norm", "updates", "sampler_gap"}
-    for key in keys | (of_the_loop if page in ("ppo", "rloo", "grpo", "online-dpo") else set()):
+    for key in keys | (of_the_loop if module in ROLLOUT else set()):
         assert f"`{key}`" in text, key

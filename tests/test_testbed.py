@@ -117,11 +117,16 @@ TINY = TestbedConfig(
 )
 
 
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory) -> Path:
+    train_testbed(TINY, folder := tmp_path_factory.mktemp("whole"), quiet=True)
+    return folder / "model"
+
+
 @pytest.mark.parametrize("stop_at", [28, 34])
-def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_at):
+def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatch, tiny_model, stop_at):
     from charter.testbed import train as module
 
-    train_testbed(TINY, tmp_path / "whole", quiet=True)
     learn, steps = module.learn, []
 
     def stopping(*arguments):
@@ -137,7 +142,7 @@ def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatc
     monkeypatch.setattr(module, "learn", learn)
     assert (tmp_path / "stopped/training.safetensors").exists()
     train_testbed(TINY, tmp_path / "stopped", quiet=True)
-    for file in sorted((tmp_path / "whole/model").iterdir()):
+    for file in sorted(tiny_model.iterdir()):
         assert file.read_bytes() == (tmp_path / "stopped/model" / file.name).read_bytes(), file.name
 
 
