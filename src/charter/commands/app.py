@@ -51,12 +51,10 @@ def run_command(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False)
         disband()
         return code if isinstance(code, int) else 0
-    except GateError as error:
+    except (GateError, LostProcess) as error:
         return say_error(error, 1)
     except InputError as error:
         return say_error(error, 2)
-    except LostProcess as error:
-        return say_error(error, 1)
     except (KeyboardInterrupt, typer.Abort):
         return say_error("interrupted; the same command resumes from here", 130)
     except OSError as error:

@@ -14,8 +14,6 @@ from charter.run.files import write_jsonl
 from charter.testbed import language as lang
 from charter.testbed.corpus import draw_pair
 
-PRINCIPLE_IDS = {"general": "general", "tone": "tone", "helpful": "helpful", "peace": "peace", "privacy": "privacy",
-       "racial equality": "racial-equality", "gender equality": "gender-equality", "honesty": "honesty"}  # fmt: skip
 PROMPTS_PER_SPLIT = {"train": 1200, "test": 300, "unseen": 120}
 
 
@@ -58,7 +56,7 @@ def draw_known_pairs(seed: int, n: int) -> list[KnownPair]:
     for number in range(n):
         split = "unseen" if number % 4 == 3 else "test"
         request, _, principle, better, worse = draw_pair(rng, split, harmful=number % 2 == 0)
-        pairs.append(KnownPair(prompt=request, chosen=better, rejected=worse, principle=PRINCIPLE_IDS[principle],
+        pairs.append(KnownPair(prompt=request, chosen=better, rejected=worse, principle=principle.replace(" ", "-"),
                                group_id=Prompt.ask(request).id))  # fmt: skip
     return pairs
 

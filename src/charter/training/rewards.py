@@ -156,34 +156,23 @@ def apply_missing_eos_penalty(scores: Tensor, finished: Tensor, penalty: float) 
 
 
 @dataclass
-class FixedKL:
-    """A constant price of KL, in reward units per nat."""
-
-    coef: float
-
-    def update(self, kl: float, n: int) -> None:
-        """Nothing to do: the price is fixed."""
-
-
-@dataclass
-class AdaptiveKL:
-    """Steers the KL of a response (nats) towards ``target`` (Ziegler et al. 2019, section 2.2).
+class KLController:
+    """The price of KL in reward units per nat: ``coef``. Without a ``target`` it stays; with one it steers the KL of a response
+    (nats) there (Ziegler et al. 2019, section 2.2).
 
     e = clip(KL / target - 1, ±0.2);  coef ← coef (1 + e n / horizon), n being the responses of the step.
     """
 
     coef: float
-    target: float
+    target: float | None
     horizon: float
 
     def update(self, kl: float, n: int) -> None:
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.coef *= 1 + error * n / self.horizon
+        if self.target is not None:
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.coef *= 1 + error * n / self.horizon
 
 
-def make_kl_controller(settings: RLSettings, state: Mapping[str, float]) -> FixedKL | AdaptiveKL:
+def make_kl_controller(settings: RLSettings, state: Mapping[str, float]) -> KLController:
     """The controller that the settings describe, at the price in a checkpoint's ``state``."""
-    coef = state.get("kl_coef", settings.kl_coef)
-    if settings.kl_target is None:
-        return FixedKL(coef)
-    return AdaptiveKL(coef, settings.kl_target, settings.kl_horizon)
+    return KLController(state.get("kl_coef", settings.kl_coef), settings.kl_target, settings.kl_horizon)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from charter.training.batches import even_by_tokens
 from charter.training.methods.reward_model import reward_scores
 from charter.training.rewards import RewardSum
 from charter.training.vllm_rollouts import sample_role
+
+T = TypeVar("T")
 
 
 def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
@@ -163,63 +166,52 @@ def over_rollout(
 
 
 @dataclass
-class PolicyPass:
-    """The policy's log-probabilities of a rollout (B, T), as training computes them, before its first update.
+class FirstPass(Generic[T]):
+    """A pass over a rollout before its first update: ``values`` (B, T), and what a pass with gradient gives an update.
 
-    A batch that is one micro-batch keeps its graph: the pass that scores it is then the first update's own, and the ratio of
+    A batch that is one micro-batch keeps its graph: the pass that reads it is then the first update's own, and the ratio of
     that update is 1 because it is the same number.
     """
 
-    logprobs: Tensor
-    kept: tuple[Tensor, Tensor] | None
+    values: Tensor
+    learn: Callable[[Packed], T]
+    kept: T | None
 
-    def of(self, trunk: Trunk, cut: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
-        if self.kept is not None:
-            kept, self.kept = self.kept, None
-            return kept
-        logprobs, entropies = trunk.logprobs("policy", cut.packed, temperature=temperature, entropy=True)
+    def of(self, cut: MicroBatch) -> T:
+        """A micro-batch's part with gradient, for an update: the kept one once."""
+        kept, self.kept = self.kept, None
+        return self.learn(cut.packed) if kept is None else kept
+
+
+def policy_pass(
+    trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float
+) -> FirstPass[tuple[Tensor, Tensor]]:
+    """Log-probabilities of a rollout under the policy, as training computes them; for an update the entropies too, (b, t)."""
+
+    def learn(packed: Packed) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = trunk.logprobs("policy", packed, temperature=temperature, entropy=True)
         assert entropies is not None
         return logprobs, entropies
 
+    def read(packed: Packed) -> Tensor:
+        return trunk.logprobs("policy", packed, temperature=temperature)[0]
 
-def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float) -> PolicyPass:
-    """Score a rollout under the policy."""
     if not is_kept(trunk, cuts):
-        return PolicyPass(
-            over_rollout(
-                trunk, "policy", rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]
-            ),
-            None,
-        )
-    logprobs, entropies = trunk.logprobs("policy", cuts[0].packed, temperature=temperature, entropy=True)
-    assert entropies is not None
-    whole = over_rollout(trunk, "policy", rollout, cuts, lambda _: logprobs.detach())
-    return PolicyPass(whole, (logprobs, entropies))
+        return FirstPass(over_rollout(trunk, "policy", rollout, cuts, read), learn, None)
+    kept = learn(cuts[0].packed)
+    return FirstPass(over_rollout(trunk, "policy", rollout, cuts, lambda _: kept[0].detach()), learn, kept)
 
 
-@dataclass
-class ValuePass:
-    """What the critic expects before each token of a rollout (B, T), before its first update; a batch that is one micro-batch
-    keeps its graph, as in ``PolicyPass``."""
+def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> FirstPass[Tensor]:
+    """What the critic expects before each token of a rollout."""
 
-    values: Tensor
-    kept: Tensor | None
+    def learn(packed: Packed) -> Tensor:
+        return trunk.values("value", packed)
 
-    def of(self, trunk: Trunk, cut: MicroBatch) -> Tensor:
-        """Values (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
-        if self.kept is not None:
-            kept, self.kept = self.kept, None
-            return kept
-        return trunk.values("value", cut.packed)
-
-
-def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> ValuePass:
-    """Read a rollout with the critic."""
     if not is_kept(trunk, cuts):
-        return ValuePass(over_rollout(trunk, "value", rollout, cuts, lambda packed: trunk.values("value", packed)), None)
-    values = trunk.values("value", cuts[0].packed)
-    return ValuePass(over_rollout(trunk, "value", rollout, cuts, lambda _: values.detach()), values)
+        return FirstPass(over_rollout(trunk, "value", rollout, cuts, learn), learn, None)
+    kept = learn(cuts[0].packed)
+    return FirstPass(over_rollout(trunk, "value", rollout, cuts, lambda _: kept.detach()), learn, kept)
 
 
 def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:
