@@ -3,7 +3,7 @@
 Two people talk about a fault of a thing, its reason and its remedy. In a rude dialogue one of them insults the other, or both do,
 with mild words ("idiot", "worthless", "shut up"; no slurs, no groups of people). The reference summary of a rude dialogue repeats
 an insult in a fixed share of the cases and is neutral in the others, so a model that learns from them is toxic now and then, and
-can learn not to be. All text comes from the templates on this page, so whether a text is toxic is known exactly
+can learn not to be. All text comes from the templates of dialogues.json, so whether a text is toxic is known exactly
 (:func:`is_toxic`).
 """
 
