@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from charter.errors import GateError, InputError
+from charter.errors import GateError
 from charter.records import Prompt, Rollout
 from charter.stages.rl.settings import CostSettings, RLOOSettings
 from charter.training.rewards import (
@@ -93,11 +93,6 @@ def test_a_cost_below_the_budget_gets_cheaper():
 def test_a_score_that_failed_is_an_error_and_not_a_number():
     with pytest.raises(GateError, match="'broken' is not finite"):
         RewardSum({"broken": (1.0, constant(math.nan))})(rollout_of("a"))
-
-
-def test_a_cost_must_be_a_part():
-    with pytest.raises(InputError, match="unknown part"):
-        RewardSum({"good": (1.0, constant(0.0))}, CostSettings(part="harm"))
 
 
 def shaped(**changes) -> RLOOSettings:

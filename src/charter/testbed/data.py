@@ -32,10 +32,10 @@ class KnownTopic(Record):
     topic: str
 
 
-def draw_prompts(seed: int, sizes: dict[str, int] | None = None) -> list[Prompt]:
+def draw_prompts(seed: int) -> list[Prompt]:
     """Distinct prompts, as many red-team as benign ones; splits by hash, unseen templates as part of `test` with a tag."""
     prompts: dict[str, Prompt] = {}
-    for split, n in (sizes or PROMPTS_PER_SPLIT).items():
+    for split, n in PROMPTS_PER_SPLIT.items():
         for harmful in (True, False):
             rng = Random(f"{seed}:{split}:{harmful}")
             goal = len(prompts) + n

@@ -9,7 +9,6 @@ can learn not to be. All text comes from the templates of dialogues.json, so whe
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.resources
 import re
@@ -22,7 +21,7 @@ from random import Random
 from typing import Any, Literal
 
 from charter.records import Record, Split, Text
-from charter.run.files import atomic_path, read_json
+from charter.run.files import read_json, write_jsonl
 
 DIALOGUES_PER_SPLIT: dict[Split, int] = {"train": 1200, "test": 300}
 TOXIC_SHARE = 0.45  # of the summaries of rude dialogues that repeat an insult
@@ -194,14 +193,7 @@ def shipped_dialogues(split: Split) -> Path:
     return Path(str(importlib.resources.files("charter.testbed"))) / "data" / f"dialogues.{split}.jsonl.gz"
 
 
-def write_dialogsum(out: Path, seed: int = 0, *, zipped: bool = False) -> dict[str, Any]:
-    """Write dialogues.train and dialogues.test as .jsonl, or as .jsonl.gz without a date; returns the number of rows of each."""
-    counts: dict[str, Any] = {}
-    for split, n in DIALOGUES_PER_SPLIT.items():
-        rows = draw_dialogues(seed, split, n)
-        content = "".join(row.model_dump_json() + "\n" for row in rows).encode()
-        path = out / f"dialogues.{split}.jsonl{'.gz' if zipped else ''}"
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(gzip.compress(content, 9, mtime=0) if zipped else content)
-        counts[path.name] = len(rows)
-    return {**counts, "out": str(out)}
+def write_dialogsum(out: Path, seed: int = 0) -> dict[str, Any]:
+    """Write dialogues.train.jsonl and dialogues.test.jsonl; returns the number of rows of each."""
+    files = {f"dialogues.{split}.jsonl": draw_dialogues(seed, split, n) for split, n in DIALOGUES_PER_SPLIT.items()}
+    return {**{name: write_jsonl(out / name, rows) for name, rows in files.items()}, "out": str(out)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from charter.errors import GateError, InputError
+from charter.errors import GateError
 from charter.records import Rollout
 from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
 
@@ -84,19 +84,10 @@ class RewardSum:
     """
 
     def __init__(
-        self,
-        parts: Mapping[str, tuple[float, RewardFn]],
-        cost: CostSettings | None = None,
-        multiplier: float | None = None,
-        shape: RewardShape | None = None,
+        self, parts: Mapping[str, tuple[float, RewardFn]], cost: CostSettings | None = None, shape: RewardShape | None = None
     ) -> None:
         self.parts, self.cost, self.shape = dict(parts), cost, shape
-        if not self.parts:
-            raise InputError("a reward needs at least one part", field="rl.reward")
-        if cost is not None and cost.part not in self.parts:
-            raise InputError(f"unknown part {cost.part!r} of rl.reward; name one of {', '.join(self.parts)}",
-                             field="rl.cost.part")  # fmt: skip
-        self.multiplier = multiplier if multiplier is not None else (cost.initial if cost else 0.0)
+        self.multiplier = cost.initial if cost else 0.0
 
     def __call__(self, rollout: Rollout) -> Scores:
         scores = self.unshaped(rollout)
