@@ -399,28 +399,15 @@ def _result(estimate: Estimate, **fields: Any) -> EvalResult:
 
 
 def rate(
-    name: str,
-    arm: str,
-    outcomes: Sequence[bool | None],
-    *,
-    scorer: str,
-    clusters: Sequence[Hashable] | None = None,
-    group: str | None = None,
+    name: str, arm: str, outcomes: Sequence[bool | None], *, clusters: Sequence[Hashable] | None = None, **labels: Any
 ) -> EvalResult:
-    """Share of true among the scored outcomes, with Wilson's interval; unit "share", in [0, 1]."""
-    estimate = clustered_proportion(outcomes, clusters)
-    return _result(estimate, name=name, arm=arm, scorer=scorer, unit="share", group=group)
+    """Share of true among the scored outcomes, with Wilson's interval; unit "share", in [0, 1]. ``labels``: scorer and group of
+    the result."""
+    return _result(clustered_proportion(outcomes, clusters), name=name, arm=arm, unit="share", **labels)
 
 
 def average(
-    name: str,
-    arm: str,
-    values: Sequence[float | None],
-    *,
-    scorer: str,
-    unit: str,
-    clusters: Sequence[Hashable] | None = None,
-    group: str | None = None,
+    name: str, arm: str, values: Sequence[float | None], *, unit: str, clusters: Sequence[Hashable] | None = None, **labels: Any
 ) -> EvalResult:
-    """Mean of the scored values in ``unit``, with the cluster-robust t interval."""
-    return _result(mean_interval(values, clusters), name=name, arm=arm, scorer=scorer, unit=unit, group=group)
+    """Mean of the scored values in ``unit``, with the cluster-robust t interval. ``labels`` as in :func:`rate`."""
+    return _result(mean_interval(values, clusters), name=name, arm=arm, unit=unit, **labels)
