@@ -28,7 +28,7 @@ def config_of(presets: Mapping[str, T], name: str, seed: int) -> T:
 
 
 def show_counts(result: dict[str, Any], out: Path, as_json: bool) -> None:
-    """How many rows went into each file."""
+    """Print the number of rows of each file."""
     show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
 
 

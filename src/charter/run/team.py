@@ -134,7 +134,7 @@ class Launched(Team):
         return result
 
     def _broadcast(self, message: tuple[Any, Any]) -> tuple[Any, Any]:
-        """What the main process has in ``message``, on all."""
+        """The main process's ``message``, on all processes."""
         import torch.distributed as dist
 
         box = [message]

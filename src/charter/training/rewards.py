@@ -19,7 +19,7 @@ RewardFn = Callable[[Rollout], Tensor]
 
 @dataclass(frozen=True)
 class Scores:
-    """What the responses of a rollout scored. parts: name to (B,); total: (B,), their weighted sum, less the cost."""
+    """The scores of a rollout's responses. parts: name to (B,); total: (B,), their weighted sum, less the cost."""
 
     parts: Mapping[str, Tensor]
     total: Tensor
@@ -30,7 +30,7 @@ class Scores:
 
 
 class RewardShape:
-    """What is done to the sum before credit, in this order; each step only where the settings ask for it.
+    """The steps between the sum and the credit, in this order; each only where the settings name it.
 
     - σ(r - r_ref), r_ref being the mean reward of the reference's own answers to the prompt (Fu et al. 2025): bounded, ½ for an
       answer no better than the reference's, and flat where a reward model is far out of what it was trained on.
@@ -65,7 +65,7 @@ class RewardShape:
         self.count = total
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
+        """Values for the checkpoint."""
         if not self.settings.reward_scale:
             return {}
         return {"score_count": self.count, "score_mean": self.mean, "score_spread": self.spread}
@@ -114,7 +114,7 @@ class RewardSum:
             self.multiplier *= math.exp(self.cost.learning_rate * excess)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
+        """Values for the checkpoint."""
         cost = {"cost_multiplier": self.multiplier} if self.cost is not None else {}
         return cost | (self.shape.state() if self.shape is not None else {})
 

@@ -68,7 +68,7 @@ def collect(
 
 
 def share_of_rows(n: int, k: int, rank: int, size: int) -> list[tuple[int, slice]]:
-    """Which of ``n`` prompts process ``rank`` of ``size`` samples, each with the part of its ``k`` responses: some whole prompts,
+    """The prompts, of ``n``, that process ``rank`` of ``size`` samples, each with its part of ``k`` responses: some whole prompts,
     or a part of one where there are fewer prompts than processes. By rank these are the rows in order."""
     if n >= size:
         return [(i, slice(0, k)) for i in range(n * rank // size, n * (rank + 1) // size)]
@@ -203,7 +203,7 @@ def policy_pass(
 
 
 def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> FirstPass[Tensor]:
-    """What the critic expects before each token of a rollout."""
+    """The critic's values before each token of a rollout."""
 
     def learn(packed: Packed) -> Tensor:
         return trunk.values("value", packed)
@@ -215,7 +215,7 @@ def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> Fi
 
 
 def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:
-    """What every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
+    """The figures that every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
     response_kl = kl.sum(dim=1)
     n = len(scores)
     return {

@@ -89,5 +89,5 @@ class Updates:
 
     @property
     def made(self) -> int:
-        """How many were made: fewer than planned where ``stop_kl`` ended them."""
+        """The number of updates; ``stop_kl`` may end them early."""
         return len(self.norms)

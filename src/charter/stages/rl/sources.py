@@ -1,4 +1,4 @@
-"""Where the parts of a reward come from: a recipe's words turned into functions from a rollout to scores.
+"""The parts of a reward: a recipe's words turned into functions from a rollout to scores.
 
 The trainer knows only such functions. A judge reaches reinforcement learning here and nowhere else, as a number for each
 response (Lee et al. 2023, direct RLAIF).
