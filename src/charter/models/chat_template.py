@@ -176,7 +176,7 @@ def closing_id(tokenizer: Any, ends: set[int]) -> int:
 
 
 def end_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a response: first the token that closes a response in training, then the others at which the model stops."""
+    """The ids that end a response: first the token that closes it in training, then the others at which the model stops."""
     return getattr(tokenizer, "charter_ends", None) or (tokenizer.eos_token_id,)
 
 

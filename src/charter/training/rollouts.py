@@ -68,7 +68,7 @@ def collect(
 
 
 def share_of_rows(n: int, k: int, rank: int, size: int) -> list[tuple[int, slice]]:
-    """The prompts, of ``n``, that process ``rank`` of ``size`` samples, each with its part of ``k`` responses: some whole prompts,
+    """The prompts, of ``n``, that process ``rank`` of ``size`` samples, each with its share of ``k`` responses: whole prompts,
     or a part of one where there are fewer prompts than processes. By rank these are the rows in order."""
     if n >= size:
         return [(i, slice(0, k)) for i in range(n * rank // size, n * (rank + 1) // size)]
