@@ -101,7 +101,7 @@ def base_of(folder: Path) -> str:
     base = check_adapter(folder).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise InputError("the base model is missing; name it with --base", file=folder / CONFIG)
-    # If a run folder was moved, its fine-tuned model moved along: look beside the adapter.
+    # Of a run folder that was moved the fine-tuned model moved along: it is looked for beside the adapter.
     beside = folder.parent.parent / Path(base).parent.name / Path(base).name
     return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
 
