@@ -27,7 +27,7 @@ from charter.training.advantages import gae, group_advantages, rloo_advantages, 
 from charter.training.methods.reward_model import train_reward_model
 from charter.training.rollouts import collect
 from conftest import save_random_model, settings_classes
-from test_training import PROMPTS, bandit, pairs, run_bandit
+from test_training import PROMPTS, ROLLOUT, bandit, pairs, run_bandit
 
 SOURCE = Path(charter.__file__).parent
 
@@ -172,7 +172,7 @@ def test_sampling_uses_the_whole_distribution():
     assert not any(name.startswith("top_") for kind in METHODS.values() for name in kind.model_fields)
 
 
-@pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
+@pytest.mark.parametrize("method", ROLLOUT)
 def test_greedy_rollouts_are_refused(method):
     """Rollouts at temperature 0 gave equal responses, so there was nothing to learn from."""
     with pytest.raises(ValueError, match="greater than 0"):

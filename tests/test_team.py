@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.run.team import Team
+from charter.stages.rl.settings import METHODS
 from charter.training.batches import by_tokens, even_by_tokens
 from charter.training.rollouts import share_of_rows
-from together import train_all
+from together import PARTS, train_all
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -43,6 +44,11 @@ def assert_close(got: Path, expected: Path, *, tolerance: float = 1e-5, leave_ou
     )
     assert wanted
     assert figures == [pytest.approx(row, rel=tolerance, abs=tolerance) for row in wanted]
+
+
+def test_every_method_is_trained_by_two_processes():
+    parts = {part.__name__ for part in PARTS}
+    assert {method.removesuffix("_dpo") for method in METHODS} <= parts  # online_dpo is `online`
 
 
 def test_two_processes_train_and_sample_as_one(tmp_path, random_llama):
@@ -142,7 +148,7 @@ def with_deepspeed(*arguments: object, **settings: str) -> subprocess.CompletedP
     [
         ({"zero_stage": "3"}, "--use_fsdp --fsdp_version 2"),
         ({"zero_stage": "0"}, "--zero_stage 0"),
-        ({"config_file": "zero.json"}, "file of settings is not read"),
+        ({"config_file": "zero.json"}, "does not read DeepSpeed's file of settings"),
         ({"offload_param_device": "cpu"}, "--offload_param_device"),
         ({"offload_optimizer_device": "nvme"}, "--offload_optimizer_device nvme"),
         ({"/gradient_accumulation_steps": "4"}, "--gradient_accumulation_steps"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of: the pipeline hands each stage the parts that it reads, and the report reads them all."""
+    """The parts of a run: the pipeline gives each stage the parts that it reads, and the report reads them all."""
 
     run: Run
     recipe: Recipe
@@ -49,7 +49,7 @@ def stage_kind(stage: str) -> str:
 
 
 def declared(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe declares before the run: which comparison decides, the margins of its costs, and the arms."""
+    """The recipe's declarations before the run: the comparison that decides, the margins of its costs, and the arms."""
     evaluation = recipe.evaluation
     if evaluation is None:
         return {"arms": [], "margins": {}, "better": {}}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from charter.commands.options import Json, Pairs, Quiet, Seed, show
+from charter.commands.options import Json, Pairs, Quiet, Seed, interval_words, show
 from charter.commands.run import stage_command
 from charter.errors import InputError
 
@@ -73,10 +73,6 @@ def reward_train(  # one parameter for each flag, as typer reads them
     if cut := metrics["cut"]:
         lines.insert(2, f"cut to {max_tokens} tokens: {cut['rows']} rows, {cut['ends']} of them without the end of the answer")
     show(metrics, as_json, *lines)
-
-
-def interval_words(ci: Any) -> str:
-    return f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci else ""
 
 
 stage_command("run", "reward_model", "Train the reward model of a recipe, after the stages it needs.", app)

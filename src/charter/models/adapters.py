@@ -60,7 +60,7 @@ def add_adapter(model: Any, adapters: Any, name: str, lora: LoRASettings, start_
 
 
 def save_adapter(adapters: Any, role: str, tokenizer: Any, folder: Path, base: str) -> None:
-    """Write one adapter of a trunk as a folder that peft loads onto ``base``, its tokenizer and template beside it."""
+    """Write one adapter of a trunk as a folder that peft loads onto ``base``, with its tokenizer and template."""
     from safetensors.torch import save_file
 
     config = copy.copy(adapters.peft_config[role])

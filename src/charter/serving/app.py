@@ -317,7 +317,7 @@ async def until_gone(request: Request, work: Any) -> None:
 
 
 def sse(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
-    """Server-sent events, closed by [DONE]. An error in the middle is an event of its own."""
+    """Server-sent events, closed by [DONE]. An error in the middle is a separate event."""
 
     async def lines() -> AsyncIterator[str]:
         try:

@@ -103,13 +103,13 @@ def steps(
             every_cut,
             lambda packed: trunk.logprobs(REFERENCE, packed, temperature=settings.temperature)[0],
         )
-        kl = token_kl(policy.logprobs, reference_logprobs, rollout.mask)  # (B, T)
-        watch.rollout(number, rollout, policy.logprobs, kl)
+        kl = token_kl(policy.values, reference_logprobs, rollout.mask)  # (B, T)
+        watch.rollout(number, rollout, policy.values, kl)
 
         # Credit and learn: the method's page.
         updates = Updates(trunk, settings, optimizers, policy, cuts, watch, number)
         price = kl_controller.coef if kl_controller else 0.0
-        step = Step(rollout, scores, policy.logprobs, reference_logprobs, kl, price, updates)
+        step = Step(rollout, scores, policy.values, reference_logprobs, kl, price, updates)
         yield step
 
         # Record.

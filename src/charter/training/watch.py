@@ -1,7 +1,7 @@
-"""What must hold in every RL run, checked while it runs. A broken invariant stops the run and says what usually breaks it.
+"""The invariants of every RL run, checked while it runs. A broken invariant stops the run and names the usual cause.
 
-These are the mistakes that leave a run training on something other than it logs: a mask, a template or a temperature that
-differs between sampling and training, dropout left on, fewer optimizer steps than were planned, weights silently cast.
+The checks find runs that train on something other than they log: a mask, a template or a temperature that differs between
+sampling and training, dropout left on, fewer optimizer steps than planned, weights silently cast.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ class Watch:
                 self.stage.run.say(f"  warning at step {step}: {text}")
 
     def stop(self, step: int, what: str, cause: str) -> None:
-        """GateError with the invariant that broke and what usually breaks it."""
+        """GateError with the broken invariant and its usual cause."""
         raise GateError(f"{self.stage.name}, step {step}: {what}; the likely cause: {cause}")
 
 
 def warnings_of(history: list[dict[str, Any]]) -> dict[str, str]:
-    """What looks wrong in a run, in words by kind, from the rows it logged. A warning does not stop the run."""
+    """Warnings by kind, from the logged rows of a run. A warning does not stop the run."""
     warnings: dict[str, str] = {}
     if history and history[-1].get("response_tokens") == 1 and history[-1].get("missing_eos") == 0:
         warnings["empty"] = (

@@ -21,10 +21,11 @@ from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.rl.settings import DPOSettings
-from charter.training.batches import epoch_batches, own_by_tokens, report_cut
+from charter.training.batches import own_by_tokens, report_cut
+from charter.training.epochs import epochs_of
 from charter.training.losses import sft_loss
 from charter.training.methods.reward_model import pairs_that_differ
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import load_checkpoint, save_checkpoint, scaling_of
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -51,14 +52,7 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
     reference = torch.zeros(len(pairs), 2, device=trunk.device)
     if settings.loss not in REFERENCE_FREE:
         reference = sequence_logprobs(trunk, REFERENCE, rows, settings.tokens_per_micro_batch).view(-1, 2)
-    steps = epoch_batches(len(pairs), settings.pairs_per_step, settings.epochs, seed)
-    optimizer = Optimizer(
-        trunk.parameters("policy"),
-        settings.learning_rate,
-        len(steps),
-        warmup=settings.warmup,
-        max_grad_norm=settings.max_grad_norm,
-    )
+    steps, optimizer = epochs_of(trunk, "policy", len(pairs), settings.pairs_per_step, settings, seed)
     checkpoint = stage.path("checkpoint.safetensors")
     first, _ = load_checkpoint(checkpoint, {"policy": optimizer})
     stage.rewind("metrics.jsonl", first)
@@ -142,10 +136,10 @@ def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings)
 @torch.no_grad()
 def sequence_logprobs(trunk: Trunk, role: str, rows: Sequence[Tokens], tokens_per_micro_batch: int) -> Tensor:
     """log π(response | prompt) of each row, nats: (N,)."""
-    found = torch.zeros(len(rows), device=trunk.device)
+    sums = torch.zeros(len(rows), device=trunk.device)
     for group in own_by_tokens(
         trunk, role, [len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]
     ):
         logprobs, _ = trunk.logprobs(role, trunk.pack([rows[i] for i in group]))
-        found[torch.tensor(group)] = logprobs.sum(dim=1)
-    return team().sum_(found)
+        sums[torch.tensor(group)] = logprobs.sum(dim=1)
+    return team().sum_(sums)

@@ -21,9 +21,10 @@ from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
-from charter.training.batches import epoch_batches, own_by_tokens, report_cut
+from charter.training.batches import own_by_tokens, report_cut
+from charter.training.epochs import epochs_of
 from charter.training.losses import bradley_terry_loss, rating_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import load_checkpoint, save_checkpoint, scaling_of
 
 SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
@@ -140,19 +141,10 @@ def train_members(
     for role in roles:
         trunk.add_role(role, head=True)
     seed = derive_seed(stage.run.seed, stage.name)
-    orders = [
-        epoch_batches(n, per_step, settings.epochs, seed if role == "reward" else derive_seed(seed, role)) for role in roles
-    ]
-    optimizers = {
-        role: Optimizer(
-            trunk.parameters(role),
-            settings.learning_rate,
-            len(orders[0]),
-            warmup=settings.warmup,
-            max_grad_norm=settings.max_grad_norm,
-        )
-        for role in roles
-    }
+    seeds = {role: seed if role == "reward" else derive_seed(seed, role) for role in roles}
+    trainings = {role: epochs_of(trunk, role, n, per_step, settings, seeds[role]) for role in roles}
+    orders = [order for order, _ in trainings.values()]
+    optimizers = {role: optimizer for role, (_, optimizer) in trainings.items()}
     checkpoint = stage.path("checkpoint.safetensors")
     first, _ = load_checkpoint(checkpoint, optimizers)
     stage.rewind("metrics.jsonl", first)
