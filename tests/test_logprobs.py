@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.models import logprobs as module
-from charter.models.logprobs import chosen_logprobs
+from charter.models.logprobs import blocks, chosen_logprobs
 from charter.models.sampling.generate import pick
 
 
@@ -18,12 +18,13 @@ def case(n: int = 11, hidden: int = 6, vocabulary: int = 13):
     return h, w, targets, torch.randn(n, generator=generator), torch.randn(n, generator=generator)
 
 
-@pytest.mark.parametrize(("block", "kept"), [(2**20, 2**25), (26, 2**25), (26, 0)])
+@pytest.mark.parametrize(("block", "kept"), [(2**25, 2**27), (26, 2**27), (26, 0), (26, 60)])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy", [True, False])
 def test_values_and_gradients_are_those_of_autograd(monkeypatch, block, kept, temperature, entropy):
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(module, "KEPT_ELEMENTS", kept)
+    monkeypatch.setattr(module, "CACHE_ELEMENTS", 2**19 if block > 26 else 13)
     h, w, targets, pull, push = case()
     found, entropies = chosen_logprobs(h, w, w.detach(), targets, temperature=temperature, entropy=entropy)
     plain = torch.log_softmax(h @ w.t() / temperature, dim=1)
@@ -36,6 +37,20 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch, block, kept, te
         mine, wanted = mine + (entropies * push).sum(), wanted + (expected_entropies * push).sum()
     for a, b in zip(torch.autograd.grad(mine, (h, w)), torch.autograd.grad(wanted, (h, w)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_backward_pass_gives_the_gradients_of_the_first():
+    h, w, targets, pull, _ = case()
+    values, _ = chosen_logprobs(h, w, w.detach(), targets, temperature=1.0, entropy=False)
+    first, second = (torch.autograd.grad((values * pull).sum(), (h, w), retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_blocks_are_as_large_as_memory_allows_and_end_where_kept_logits_do():
+    assert [(s.start, s.stop) for s in blocks(10, 5, 20, 6)] == [(0, 4), (4, 6), (6, 10)]
+    assert blocks(3, 100, 20) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert blocks(0, 5, 20) == []
 
 
 def test_a_token_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16():
