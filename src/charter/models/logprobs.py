@@ -6,6 +6,7 @@ They are normalised in float32, a few rows at a time.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -111,4 +112,4 @@ def blocks(n: int, vocabulary: int, elements: int, first: int = 0) -> list[slice
     """``n`` rows in blocks of at most ``elements`` logits, one row at least; a block ends at row ``first``."""
     size = max(1, elements // vocabulary)
     starts = [*range(0, first, size), *range(first, n, size)]
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+    return [slice(start, stop) for start, stop in itertools.pairwise([*starts, n])]
