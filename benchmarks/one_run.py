@@ -147,13 +147,13 @@ def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
         more = {"ppo": {"epochs": 4, "minibatches": 1}}.get(method, {})
         settings = METHODS[method](
             steps=steps + 1, prompts_per_step=per_step, samples_per_prompt=group, max_new_tokens=NEW_TOKENS,
-            learning_rate=1e-6, checkpoint_every=10**6, tokens_per_micro_batch=MICRO, kl_coef=KL[method], **more,
+            learning_rate=1e-6, checkpoint_every=10**6, tokens_per_micro_batch=ROLLOUT, kl_coef=KL[method], **more,
         )  # fmt: skip
         train = {"grpo": train_grpo, "rloo": train_rloo, "ppo": train_ppo}[method]
         reward = RewardSum({"first": (1.0, lambda rollout: rollout.ids[:, 0].float() % 7)})
         if method == "ppo":  # as in TRL, a reward model of the same size reads every response
             trunk.add_role("reward", head=True)
-            reward = RewardSum({"reward": (1.0, lambda rollout: score_rows(trunk, rows_of(rollout), MICRO))})
+            reward = RewardSum({"reward": (1.0, lambda rollout: score_rows(trunk, rows_of(rollout), ROLLOUT))})
         train(trunk, prompts, reward, settings, charter_stage(place, clock))  # type: ignore[operator]
         return clock.rate(COMPLETIONS * steps)
 
@@ -332,6 +332,7 @@ def trl_sample(folder: Path, k: int, steps: int) -> float:
 
 
 MICRO = int(os.environ.get("MICRO", "6144"))
+ROLLOUT = 6144  # tokens of a micro-batch that holds all rows of a step of reinforcement learning
 WORKS: dict[str, dict[str, Callable[..., float]]] = {
     "charter": {
         "sft": charter_sft,

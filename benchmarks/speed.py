@@ -1,6 +1,6 @@
 """Charter against TRL at its best settings on the same work: one pinned core, a process of its own for every run, in turns.
 
-python benchmarks/speed.py [WORK …] [--models S M] [--runs 5] [--out results/speed.json]
+python benchmarks/speed.py [WORK …] [--models S M R Q] [--runs 5] [--out results/speed.json]
 
 Prints the median rate of each, the ratio of the medians with its range over the pairs of runs, and peak memory of the whole
 process. PPO needs TRL 1.12 (`pip install --no-deps --target FOLDER trl==1.12.0`, then `--trl112 FOLDER`).
@@ -19,6 +19,7 @@ from pathlib import Path
 
 UNITS = {"sft": "tokens/s", "sft-lora": "tokens/s", "reward": "pairs/s", "dpo": "pairs/s", "grpo": "completions/s",
          "rloo": "completions/s", "ppo": "completions/s", "sample": "tokens/s", "sample-groups": "tokens/s"}  # fmt: skip
+MICRO = {"R": "3072", "Q": "1536"}  # tokens of a micro-batch, less than elsewhere: layers are many and the vocabulary large
 # glibc keeps blocks that were freed instead of giving them back and faulting them in again; for both tools.
 KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26)}
 
@@ -26,6 +27,7 @@ KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_MMAP_THRESHOLD_": str(2**3
 def run(tool: str, work: str, shape: str, trl112: str | None) -> dict[str, float]:
     """One run in a process of its own on one core."""
     env = {**os.environ, **KEEP, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    env.setdefault("MICRO", MICRO.get(shape, "6144"))
     if tool == "trl" and work == "ppo":
         env["PYTHONPATH"] = str(trl112)
     pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []
