@@ -33,7 +33,12 @@ def save_model(folder: Path, shape: str) -> Path:
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    size = {"model_type": "llama", "num_key_value_heads": SHAPES[shape]["num_attention_heads"], "vocab_size": VOCAB, **SHAPES[shape]}
+    size = {
+        "model_type": "llama",
+        "num_key_value_heads": SHAPES[shape]["num_attention_heads"],
+        "vocab_size": VOCAB,
+        **SHAPES[shape],
+    }
     config = AutoConfig.for_model(**size, tie_word_embeddings=True, max_position_embeddings=1024, bos_token_id=None,
                                   eos_token_id=END, pad_token_id=END)  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from charter.models import logprobs as module
 from charter.models.logprobs import blocks, chosen_logprobs
-from charter.models.sampling.generate import pick
+from charter.models.sampling.generate import pick, side
 
 
 def case(n: int = 11, hidden: int = 6, vocabulary: int = 13):
@@ -59,6 +59,11 @@ def test_a_token_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16():
     found, _ = chosen_logprobs(h, w, w.bfloat16(), torch.tensor([0]), temperature=1.0, entropy=False)
     (gradient,) = torch.autograd.grad(found.sum(), h)
     assert gradient.item() == pytest.approx(6 * (1 - torch.sigmoid(torch.tensor(6.0)).item()), rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "size"), [(4096, 64), (49152, 256), (151936, 1187), (50257, 225), (1, 1), (2, 2), (13, 13)])
+def test_a_vocabulary_is_cut_into_rows_without_padding_where_it_has_a_divisor(n, size):
+    assert side(n) == size
 
 
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=40), st.floats(0, 1, exclude_max=True), st.sampled_from([1.0, 0.5]))
