@@ -92,7 +92,7 @@ class Matrix:
     def _cast(self) -> Tensor:
         first = self.parts[0].weight
         weight = torch.empty(self.rows, first.shape[1], dtype=self.dtype, device=first.device)
-        for part, rows in zip(self.parts, weight.split([len(part.weight) for part in self.parts]), strict=True):
+        for part, rows in zip(self.parts, torch.split(weight, [len(part.weight) for part in self.parts]), strict=True):
             source = part.effective()
             source = source if part.scale == 1 else source * part.scale
             rows.copy_(source if self.gain is None else source * self.gain)
