@@ -91,6 +91,29 @@ def alike(lengths: list[int], per_batch: int, seed: int = 0) -> list[int]:
     return [i for batch in batches for i in batch]
 
 
+def operations(work: str, shape: str, new_tokens: int, group: int) -> float:
+    """Billions of operations with weights that a unit of the work needs (a token of SFT or sampling, a pair, a completion): two
+    for each weight and token forward, two for the gradient of the input, two for that of the weight; each prompt once."""
+    size = SHAPES[shape]
+    h, inner, heads = size["hidden_size"], size["intermediate_size"], size["num_attention_heads"]
+    narrow = h // heads * size.get("num_key_value_heads", heads)
+    layers = size["num_hidden_layers"] * h * (2 * h + 2 * narrow + 3 * inner)
+    head = h * size.get("vocab_size", VOCAB)
+    prompt = np.mean([len(p) for p in prompts(1000)]) / group
+    sampled = 2 * ((prompt + new_tokens) * layers + new_tokens * head)
+    rows = dialogues(1000)
+    read, answered = (np.mean([len(d.chosen) + len(d.rejected) + extra * len(d.prompt) for d in rows]) for extra in (1, 0))
+    by_work = {
+        "sft": 6 * (layers + head),
+        "sft-lora": 4 * (layers + head),
+        "reward": 6 * read * layers,
+        "dpo": 8 * (read * layers + answered * head),  # the reference forward, the policy forward and backward
+        "sample": sampled / new_tokens,
+        "rl": sampled + 8 * ((prompt + new_tokens) * layers + new_tokens * head),
+    }
+    return 1e-9 * float(by_work[work])
+
+
 def product_rates(rows: int = 4096, inside: int = 256, out: int = 768, turns: int = 20) -> dict[str, float]:
     """GFLOP/s of one core in bfloat16 and float32 products of a training step's shape; the best of the turns."""
     import time
