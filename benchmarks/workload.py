@@ -126,9 +126,9 @@ def product_rates(rows: int = 4096, inside: int = 256, out: int = 768, turns: in
         x, w = torch.randn(rows, inside).to(dtype), torch.randn(out, inside).to(dtype)
         seconds = []
         for _ in range(turns):
-            began = time.perf_counter()
+            began = time.process_time()
             x @ w.t()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.process_time() - began)
         found[name] = 2 * rows * inside * out / min(seconds) / 1e9
     return found
 
