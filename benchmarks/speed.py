@@ -2,9 +2,9 @@
 
 python benchmarks/speed.py [WORK …] [--models S M R Q] [--runs 5] [--out results/speed.json]
 
-Prints the median rate of each in CPU seconds of the process, the ratio of the medians with its range over the pairs of runs, the part
-of the core's product rate that the products with weights come to (``workload.operations``), and peak memory of the whole process.
-PPO needs TRL 1.12 (`pip install --no-deps --target FOLDER trl==1.12.0`, then `--trl112 FOLDER`).
+Prints the median rate of each in CPU seconds of the process, the ratio of the medians with its range over the pairs of runs, the
+part of the core's product rate that the products with weights come to (``workload.operations``), and peak memory of the whole
+process. PPO needs TRL 1.12 (`pip install --no-deps --target FOLDER trl==1.12.0`, then `--trl112 FOLDER`).
 """
 
 from __future__ import annotations
