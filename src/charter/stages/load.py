@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from charter.endpoints.endpoint import SHORT_ANSWER
 from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
 from charter.models.llama.weights import KEPT_ROLES
-from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
+from charter.models.logprobs import BLOCK_ELEMENTS, CACHE_ELEMENTS, KEPT_ELEMENTS
 from charter.models.precision import DTYPES
 from charter.models.sampling.sampler import READ_TOKENS
 from charter.models.shape import FLOAT, Shape
@@ -183,7 +183,7 @@ class Load:
         passing = 4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
         kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
         inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
-        block = 3 * BLOCK_ELEMENTS * FLOAT
+        block = min(scored, BLOCK_ELEMENTS) * self.width + 4 * CACHE_ELEMENTS * FLOAT
         self.memory["activations"] = passes * (kept * self.width + inputs)
         self.memory["layer_at_hand"] = tokens * passing + block
         self.memory["reading"] = min(settings.tokens_per_micro_batch, read) * passing + block
