@@ -18,10 +18,11 @@ from charter.plan.fit import NO_TEXTS, certain_bytes, check_machine
 from charter.plan.loads import loads_of, shapes_of
 from charter.plan.machine import free_memory, memory_of
 from charter.plan.plan import plan_recipe
-from charter.plan.table import duration, plan_table, size
+from charter.plan.table import plan_table
 from charter.reading.prompts import KINDS
 from charter.recipe.files import load_recipe
 from charter.recipe.settings import LoRASettings
+from charter.run.progress import duration, size
 from charter.stages.load import Counted, Given, Load
 from charter.stages.sft.settings import SFTSettings
 from conftest import save_random_model

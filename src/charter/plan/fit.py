@@ -13,7 +13,7 @@ from charter.models.quantize import check_bitsandbytes
 from charter.models.sampling.vllm_engine import check_vllm
 from charter.plan.loads import count, loads_with, shapes_of
 from charter.plan.machine import free_memory
-from charter.plan.table import size
+from charter.run.progress import size
 from charter.reading.prompts import KINDS
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import LoRASettings, TrainingSettings

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from charter.reading.prompts import KINDS
+from charter.run.progress import duration, size
 
 
 def plan_table(figures: dict[str, Any]) -> list[str]:
@@ -72,13 +73,3 @@ def amount(n: float) -> str:
         if n >= scale:
             return f"{n / scale:.1f}{unit}"
     return f"{n:.0f}"
-
-
-def size(n: float) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

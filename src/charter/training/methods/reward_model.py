@@ -22,8 +22,9 @@ from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.training.batches import epoch_batches, own_by_tokens, report_cut
+from charter.training.checkpoints import Checkpoints
 from charter.training.losses import bradley_terry_loss, rating_loss
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import Optimizer, scaling_of
 
 SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
@@ -151,10 +152,9 @@ def train_members(
         )
         for role in roles
     }
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, _ = load_checkpoint(checkpoint, optimizers)
-    stage.rewind("metrics.jsonl", first)
-    for step in stage.progress(range(len(orders[0])), done=first):
+    checkpoints = Checkpoints(stage, optimizers, settings.checkpoint_every)
+    stage.rewind("metrics.jsonl", checkpoints.first)
+    for step in stage.progress(range(len(orders[0])), done=checkpoints.first):
         found = []
         for role, order in zip(roles, orders, strict=True):
             measured = team().add_up(*learn(role, order[step]))
@@ -164,8 +164,7 @@ def train_members(
         stage.record(
             step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate, **scaling_of(*optimizers.values())
         )
-        if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, optimizers, {})
+        checkpoints.after(step + 1)
 
 
 def pack_once(trunk: Trunk, rows: Sequence[Tokens]) -> tuple[Packed, Tensor]:
