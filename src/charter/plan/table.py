@@ -36,12 +36,35 @@ def plan_table(figures: dict[str, Any]) -> list[str]:
         f"          {'fits into' if figures['fits'] else 'does NOT fit into'} the {size(figures['memory_bytes'])} of "
         + ("this GPU" if figures["device"] == "cuda" else "this machine")
         + ("" if figures["fits"] else f"; {figures['would_fit']}"),
+        disk_line(figures),
+        *time_lines(figures),
         *(endpoint_line(name, requests) for name, requests in figures["endpoints"].items()),
         "",
         "Time is a rough estimate. It and the rest assume:",
         *(f"  - {words}" for words in figures["assumptions"]),
     ]
     return lines
+
+
+def disk_line(figures: Mapping[str, Any]) -> str:
+    disk = figures["disk"]
+    words = f"disk      {size(disk['most'])} in the run folder at most: models of {size(disk['models'])}"
+    if disk["checkpoint"]:
+        words += f", a checkpoint of {size(disk['checkpoint'])} and for a moment the next"
+    return f"{words}; {size(figures['free_disk_bytes'])} are free here"
+
+
+def time_lines(figures: Mapping[str, Any]) -> list[str]:
+    """What would take less time, where the recipe takes more than the limit."""
+    shorter = figures["shorter"]
+    if shorter is None:
+        return []
+    takes = f"{duration(shorter['seconds'])} and {size(shorter['peak_bytes'])}"
+    limit = duration(figures["limit_seconds"])
+    if not shorter["set"]:
+        return [f"time      more than {limit}, and no setting that Charter knows would shorten it"]
+    words = f"these settings take {takes}:" if shorter["fits"] else f"the shortest recipe that Charter can propose takes {takes}:"
+    return [f"time      more than {limit}; {words}", f"          {' '.join(f'--set {change}' for change in shorter['set'])}"]
 
 
 def data_lines(figures: Mapping[str, Any]) -> list[str]:

@@ -67,6 +67,10 @@ class Load:
     gpu: bool = False
     asked: dict[str, Asked] = field(default_factory=dict)
     """Requests to endpoints, by name."""
+    checkpoint: float = 0
+    """Bytes of a checkpoint: parameters and two moments."""
+    left_behind: float = 0
+    """Bytes of the models that stay on the disk."""
 
     def ask(self, endpoint: Source, n: float, read: float, written: float) -> None:
         """``n`` requests to an endpoint, each with so many tokens read and written."""
@@ -149,6 +153,9 @@ class Load:
         self.memory["weights"] = self.memory.get("weights", 0) + size
         self.memory["gradients"] = size
         self.memory["adam"] = 2 * size
+        self.checkpoint = 3 * size
+        written = shape.parameters * (self.width if shape.quantized else FLOAT)
+        self.left_behind = size if scores else written + (shape.adapter(lora) * FLOAT if lora else 0)
         if lora and not scores:
             # Adapters are merged into a copy of the base when the result is saved, of 4-bit weights beside the GPU.
             width = FLOAT if not shape.quantized else 0 if self.gpu else self.width
