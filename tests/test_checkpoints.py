@@ -1,5 +1,6 @@
 """Checkpoints take at most a twentieth of the time, and the most that a kill can lose is printed beforehand."""
 
+import itertools
 import json
 
 import pytest
@@ -75,7 +76,7 @@ def test_no_more_than_a_twentieth_of_the_time(steps, cost):
             clock.pass_(cost)
             planned.written(begin)
             writes.append(begin)
-    for earlier, later in zip(writes, writes[1:], strict=False):
+    for earlier, later in itertools.pairwise(writes):
         assert later - (earlier + cost) >= WAIT * cost - 1e-6
         assert later - (earlier + cost) <= max(LEAST_WAIT, WAIT * cost) + max(steps) + 1e-6
 
