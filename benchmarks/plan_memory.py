@@ -92,7 +92,7 @@ def recipe_on(place: Path, model: str) -> str:
         "constitution": str(ROOT / "constitutions/demo.yaml"), "prompts": {"files": ["prompts.jsonl"]},
         "revise": {"prompts": 24, "rounds": 1, "max_new_tokens": 32},
         "sft": {"data": [f"{TESTBED}/judge_pairs.jsonl"], "max_examples": 128, "epochs": 1},
-        "feedback": {"prompts": 64, "max_new_tokens": 32, "judge": "base"}, "reward_model": {"epochs": 1},
+        "feedback": {"prompts": 64, "max_new_tokens": 32, "judge": "base", "abstain_below": 0.0}, "reward_model": {"epochs": 1},
         "rl": {"method": "rloo", "steps": 2, "prompts_per_step": 16, "samples_per_prompt": 4, "max_new_tokens": 32},
         "evaluation": {"scorer": "refusal-words", "max_new_tokens": 32}, "gates": {"override": True},
     }  # fmt: skip

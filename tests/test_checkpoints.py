@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from charter.run.run import Run
-from charter.training.checkpoints import LEAST_WAIT, SLOW_DISK, WAIT, Checkpoints
+from charter.training.checkpoints import LEAST_WAIT, SLOW_DISK, WAIT, Checkpoints, Wait
 from charter.training.optimizer import Optimizer
 
 
@@ -57,7 +57,7 @@ def test_by_time_twenty_times_as_long_as_the_last_one_took(stage):
     checkpoints = Checkpoints(stage, {"w": optimizer_of()}, clock=clock)
     checkpoints.after(1)
     assert written(checkpoints.path) == 1  # the state is small, so a second is enough
-    assert checkpoints.wait == WAIT
+    assert checkpoints.wait.seconds == WAIT
     steps = [step for step in range(2, 60) if (checkpoints.after(step), written(checkpoints.path))[1] == step]
     assert steps == [21, 41]
 
@@ -66,15 +66,14 @@ def test_by_time_twenty_times_as_long_as_the_last_one_took(stage):
 def test_no_more_than_a_twentieth_of_the_time(steps, cost):
     """Whatever a step and a write take, the waits are as long as the writes before them allow."""
     clock = Clock()
-    planned = Checkpoints.__new__(Checkpoints)
-    planned.every, planned.clock, planned.wait, planned.last = None, clock, LEAST_WAIT, 0.0
+    wait = Wait(0.0, clock)
     writes = []
-    for step, seconds in enumerate(steps, start=1):
+    for seconds in steps:
         clock.pass_(seconds)
-        if planned.due(step):
+        if wait.over():
             begin = clock()
             clock.pass_(cost)
-            planned.written(begin)
+            wait.written(begin)
             writes.append(begin)
     for earlier, later in itertools.pairwise(writes):
         assert later - (earlier + cost) >= WAIT * cost - 1e-6
@@ -86,7 +85,7 @@ def test_the_start_says_what_a_kill_can_lose(tmp_path, capsys):
     with Run(tmp_path / "run") as run, run.stage("training", {}, {}, []) as stage:
         by_time = Checkpoints(stage, {"w": optimizer_of(numbers)}, clock=Clock())
         assert by_time.bytes == 12 * numbers
-        assert by_time.wait == pytest.approx(WAIT * 12 * numbers / SLOW_DISK)
+        assert by_time.wait.seconds == pytest.approx(WAIT * 12 * numbers / SLOW_DISK)
         slow = Checkpoints(stage, {"w": optimizer_of()}, clock=Clock(call=30.0))
         slow.after(1)
         Checkpoints(stage, {"w": optimizer_of()}, 50)

@@ -21,11 +21,27 @@ SLOW_DISK = 100e6  # bytes a second, assumed until the first checkpoint is measu
 LEAST_WAIT = 1.0  # seconds
 
 
+class Wait:
+    """Seconds from the last checkpoint, or from the start, to the next: ``expected`` for the first, then 20 times as long as the
+    last one took."""
+
+    def __init__(self, expected: float, clock: Callable[[], float]) -> None:
+        self.seconds, self.clock, self.since = max(LEAST_WAIT, expected), clock, clock()
+
+    def over(self) -> bool:
+        return self.clock() - self.since >= self.seconds
+
+    def written(self, begin: float) -> None:
+        """A checkpoint that was begun at ``begin`` is on the disk."""
+        self.since = self.clock()
+        self.seconds = max(LEAST_WAIT, WAIT * (self.since - begin))
+
+
 class Checkpoints:
     """Where a training resumes, and when its state is written.
 
-    With ``every`` after so many steps. Without, by time: 20 times as long after the last checkpoint as that took. The moment
-    depends on the machine, the trained model does not. Of several processes the main one decides. ``clock``: seconds.
+    With ``every`` after so many steps. Without, by time, at most a twentieth of it. The moment depends on the machine, the
+    trained model does not. Of several processes the main one decides. ``clock``: seconds.
     """
 
     def __init__(
@@ -41,36 +57,24 @@ class Checkpoints:
         self.first, self.extra = load_checkpoint(self.path, optimizers)
         """The step to resume at, and the plain values that were kept with it."""
         self.bytes = sum(optimizer.state_bytes for optimizer in optimizers.values())
-        self.wait = max(LEAST_WAIT, WAIT * self.bytes / SLOW_DISK)
-        """Seconds from the last checkpoint, or from the start, to the next."""
-        self.last = clock()
+        self.wait = Wait(WAIT * self.bytes / SLOW_DISK, clock)
         how = f"checkpoints of {size(self.bytes)}"
         if every is not None:
             self.say(f"  a kill loses at most {every} step{'s' * (every > 1)} ({how}, checkpoint_every)")
         else:
-            self.say(f"  a kill loses at most {duration(self.wait)} of training and the step at hand ({how}, 5% of the time)")
-
-    def due(self, step: int) -> bool:
-        """Whether the state after ``step`` steps is to be written."""
-        if self.every is not None:
-            return step % self.every == 0
-        return team().on_main(lambda: self.clock() - self.last >= self.wait)
+            seconds = duration(self.wait.seconds)
+            self.say(f"  a kill loses at most {seconds} of training and the step at hand ({how}, 5% of the time)")
 
     def after(self, step: int, extra: Mapping[str, Any] | None = None) -> None:
         """Note that ``step`` steps are made; write a checkpoint if one is due. OSError where the disk is full."""
-        if self.due(step):
-            begin = self.clock()
-            save_checkpoint(self.path, step, self.optimizers, extra or {})
-            wait = self.wait
-            self.written(begin)
-            if self.every is None and self.wait > wait:
-                took, loses = duration(self.wait / WAIT), duration(self.wait)
-                self.say(f"  a checkpoint took {took}, so a kill now loses at most {loses} of training")
-
-    def written(self, begin: float) -> None:
-        """A checkpoint that was begun at ``begin`` is written: from now on the next is waited for."""
-        self.last = self.clock()
-        self.wait = max(LEAST_WAIT, WAIT * (self.last - begin))
+        if step % self.every if self.every is not None else not team().on_main(self.wait.over):
+            return
+        begin, expected = self.clock(), self.wait.seconds
+        save_checkpoint(self.path, step, self.optimizers, extra or {})
+        self.wait.written(begin)
+        if self.every is None and self.wait.seconds > expected:
+            took, loses = duration(self.wait.seconds / WAIT), duration(self.wait.seconds)
+            self.say(f"  a checkpoint took {took}, so a kill now loses at most {loses} of training")
 
 
 def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], extra: Mapping[str, Any]) -> None:
