@@ -9,6 +9,7 @@ import torch
 
 from charter.commands.app import run_command
 from charter.errors import InputError
+from charter.models.llama.weights import PACKS
 from charter.models.load import load_model
 from charter.models.packing import Tokens
 from charter.models.shape import read_shape
@@ -123,6 +124,31 @@ def test_memory_by_role(random_llama, write_recipe):
     assert stages(small)["rl"]["memory"]["adam"] == 4 * a
     for stage in full["stages"]:
         assert max(stage["memory"].values()) < stage["peak_bytes"] <= sum(stage["memory"].values())
+
+
+def test_models_that_sample_hold_a_second_copy_for_products_with_few_rows(random_llama, write_recipe):
+    plain = stages(plan_recipe(load_recipe(write_recipe(random_llama))))
+    assert not any("packed_weights" in stage["memory"] for stage in plain.values())  # float32 is not packed
+    figures = plan_recipe(load_recipe(write_recipe(random_llama, precision="bfloat16")))
+    half = 2 * figures["parameters"]
+    there = stages(figures)
+    assert {name: stage["memory"]["cast_weights"] / half for name, stage in there.items() if stage["memory"]["weights"]} == {
+        "prompts": 1, "revise": 1, "sft": 1, "feedback": 2, "reward_model": 1, "rl": 3, "evaluate": 3,
+    }  # fmt: skip
+    packed = {name: stage["memory"].get("packed_weights", 0) / half for name, stage in there.items()}
+    assert packed == {
+        name: PACKS * n for name, n in {"prompts": 1, "revise": 1, "sft": 0, "feedback": 2, "reward_model": 0, "rl": 1,
+                                        "evaluate": 3}.items()
+    }  # fmt: skip
+
+
+def test_a_prompt_stands_in_a_line_once_for_all_its_responses(random_llama):
+    def kept(siblings: int) -> float:
+        load = Load("reward_model")
+        load.activate(read_shape(str(random_llama)), SFTSettings(), 16, 40, 12, copies=0, siblings=siblings)
+        return load.memory["activations"]
+
+    assert kept(8) / kept(1) == pytest.approx((28 / 8 + 12) / 40)
 
 
 def test_a_peak_above_the_memory_is_said(random_llama, write_recipe):

@@ -27,7 +27,8 @@ DECODING = 160e6
 PROGRAM_FLOAT32 = 450e6
 DECODING_FLOAT32 = 50e6
 PROGRAM_GPU = 850e6
-TURNS = (("kv_cache",), ("activations", "layer_at_hand"), ("gradients",), ("reading",), ("merged_copy",), ("saved_copy",))
+PEFT = 55e6
+TURNS = (("kv_cache",), ("activations", "layer_at_hand"), ("reading",), ("merged_copy",), ("saved_copy",))
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,6 @@ class Load:
     """Roles of the trained trunk that compute."""
     idle: bool = False
     """Whether the base is held and computes nothing."""
-    adds_up: bool = False
-    """Whether an update has several micro-batches, so that gradients of earlier ones wait while one is computed."""
     checkpoint: float = 0
     """Bytes of a checkpoint: parameters and two moments."""
     left_behind: float = 0
@@ -183,7 +182,6 @@ class Load:
         ``passes``: roles that go forward before one backward pass through all; ``siblings``: responses to a prompt, which stands
         in a line once for all of them."""
         whole = max(min(settings.tokens_per_micro_batch, rows * row), row)
-        self.adds_up = rows * row > settings.tokens_per_micro_batch
         shared = siblings if shape.fused else 1
         tokens = whole * ((row - response) / shared + response) / max(row, 1)
         scored = whole * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
@@ -228,14 +226,13 @@ class Load:
         if self.gpu:
             return PROGRAM_GPU
         alone, decoding = (PROGRAM, DECODING) if self.width < FLOAT else (PROGRAM_FLOAT32, DECODING_FLOAT32)
-        return alone + (decoding if "kv_cache" in self.memory else 0)
+        return alone + (decoding if "kv_cache" in self.memory else 0) + PEFT * self.lora
 
     @property
     def peak_bytes(self) -> float:
-        """Sampling, training, reading and saving take turns: only the largest of their needs counts. Gradients take the place of
-        the activations that they are made from, unless those of earlier micro-batches wait."""
-        learning = ("activations", "layer_at_hand", "gradients") if self.adds_up else ()
-        turns = [sum(self.memory.get(key, 0) for key in turn) for turn in (*TURNS, learning)]
+        """Sampling, training, reading and saving take turns: only the largest of their needs counts. Gradients count beside the
+        activations that they are made from, also in one micro-batch: measured, their blocks do not fit into the holes."""
+        turns = [sum(self.memory.get(key, 0) for key in turn) for turn in TURNS]
         among = {key for turn in TURNS for key in turn}
         return self.program + max(turns) + sum(value for key, value in self.memory.items() if key not in among)
 
