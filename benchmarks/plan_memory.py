@@ -78,7 +78,8 @@ def recipe_of(place: Path, shape: str, rl: dict[str, Any]) -> str:
 
 
 def recipe_on(place: Path, model: str) -> str:
-    """Every stage on a model that was trained, with few texts, which reach their limits."""
+    """Every stage on a model that was trained, with few texts, which reach their limits: fine-tuning hardly moves the model, whose
+    answers would become as short as those of the testbed."""
     import charter
 
     kinds: dict[tuple[str, str], list[str]] = {}
@@ -91,7 +92,7 @@ def recipe_on(place: Path, model: str) -> str:
         "title": "memory", "model": str(Path(model).absolute()), "batch_size": 64,
         "constitution": str(ROOT / "constitutions/demo.yaml"), "prompts": {"files": ["prompts.jsonl"]},
         "revise": {"prompts": 24, "rounds": 1, "max_new_tokens": 32},
-        "sft": {"data": [f"{TESTBED}/judge_pairs.jsonl"], "max_examples": 128, "epochs": 1},
+        "sft": {"data": [f"{TESTBED}/judge_pairs.jsonl"], "max_examples": 128, "epochs": 1, "learning_rate": 1e-6},
         "feedback": {"prompts": 64, "max_new_tokens": 32, "judge": "base", "abstain_below": 0.0}, "reward_model": {"epochs": 1},
         "rl": {"method": "rloo", "steps": 2, "prompts_per_step": 16, "samples_per_prompt": 4, "max_new_tokens": 32},
         "evaluation": {"scorer": "refusal-words", "max_new_tokens": 32}, "gates": {"override": True},
