@@ -142,6 +142,13 @@ def test_models_that_sample_hold_a_second_copy_for_products_with_few_rows(random
     }  # fmt: skip
 
 
+def test_without_fine_tuning_generator_and_judge_are_one_model(random_llama, write_recipe):
+    with_sft = plan_recipe(load_recipe(write_recipe(random_llama)))
+    without = plan_recipe(load_recipe(write_recipe(random_llama, sft=None, revise=None)))
+    held = [stages(figures)["feedback"]["memory"]["weights"] / (4 * figures["parameters"]) for figures in (with_sft, without)]
+    assert held == [2, 1]
+
+
 def test_a_prompt_stands_in_a_line_once_for_all_its_responses(random_llama):
     def kept(siblings: int) -> float:
         load = Load("reward_model")

@@ -45,7 +45,7 @@ def loads_of(counted: Counted) -> list[Load]:
         load = load_of(counted, settings)
         load.cast(counted.shape)
         if recipe.scorer is not None and recipe.scorer.kind == "judge":  # loaded from beginning to end
-            load.hold_named(counted.shapes, recipe.scorer.model)
+            load.hold_named(counted, recipe.scorer.model)
         rounds[load.stage] += 1
         load.stage += f"-{rounds[load.stage]}" if rounds[load.stage] > 1 else ""
         loads.append(load)

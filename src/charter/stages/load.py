@@ -112,10 +112,12 @@ class Load:
         most = max((read * kept + at_once * passing) * width, (read + rows * new) * kept * width + choosing)
         self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), most)
 
-    def hold_named(self, shapes: Shapes, *names: Source) -> None:
-        """The models of these names, each once; a model behind an endpoint takes no memory here."""
-        for name in sorted({str(name) for name in names if name.kind != "endpoint"}):
-            self.hold(shapes[name], 1)
+    def hold_named(self, counted: Counted, *names: Source) -> None:
+        """The models of these names, each once; a model behind an endpoint takes no memory here, and without fine-tuning `sft` is
+        the base in the first round."""
+        same = {"sft": "base"} if counted.recipe.sft is None and counted.recipe.rounds == 1 else {}
+        for name in sorted({same.get(str(name), str(name)) for name in names if name.kind != "endpoint"}):
+            self.hold(counted.shapes[name], 1)
 
     def hold_classifiers(self, counted: Counted, sources: Iterable[Source]) -> None:
         """The classifiers among the sources of a reward or of measures, in float32."""

@@ -12,7 +12,9 @@ def load(counted: Counted, settings: RewardModelSettings) -> Load:
     n_train = round(n_pairs * (1 - settings.test_fraction))
     work.hold(shape, 1)
     work.train(shape, settings.lora, roles=settings.ensemble, scores=True)
-    work.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=0, read=n_pairs * 2 * row, siblings=2)
+    work.activate(
+        shape, settings, 2 * min(settings.pairs_per_step, n_pairs), row, response, copies=0, read=n_pairs * 2 * row, siblings=2
+    )
     work.learn(shape, settings.ensemble * settings.epochs * n_train * 2 * row)
     work.score(shape, settings.ensemble * (n_pairs + counted.labelled) * 2 * row)
     return work

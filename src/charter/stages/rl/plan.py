@@ -14,7 +14,9 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
         row, response = counted.pair_row
         work.train(shape, settings.lora, roles=1, reference=True)
         read = counted.n_pairs * 2 * row
-        work.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=3, read=read, siblings=2)
+        work.activate(
+            shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2
+        )
         work.score(shape, counted.n_pairs * 2 * row)  # the reference, once
         work.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
         return work
