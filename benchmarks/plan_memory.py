@@ -78,8 +78,8 @@ def recipe_of(place: Path, shape: str, rl: dict[str, Any]) -> str:
 
 
 def recipe_on(place: Path, model: str) -> str:
-    """Every stage on a model that was trained, with few texts, which reach their limits: fine-tuning hardly moves the model, or its
-    answers would become as short as those of the testbed."""
+    """Every stage on a model that was trained, with few texts, which reach their limits: fine-tuning hardly moves the model, or
+    its answers would become as short as those of the testbed."""
     import charter
 
     kinds: dict[tuple[str, str], list[str]] = {}
