@@ -34,6 +34,7 @@ class Pace:
 
     @property
     def rate(self) -> str:
+        """Items a second, or a minute where they take longer."""
         per_second = self.since_start / self.seconds if self.seconds else 0.0
         if not per_second:
             return ""

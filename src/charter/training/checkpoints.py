@@ -29,6 +29,7 @@ class Wait:
         self.seconds, self.clock, self.since = max(LEAST_WAIT, expected), clock, clock()
 
     def over(self) -> bool:
+        """Whether the next checkpoint is due."""
         return self.clock() - self.since >= self.seconds
 
     def written(self, begin: float) -> None:
