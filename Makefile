@@ -50,6 +50,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]" --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/trl-1.12 trl==1.12.0
 	$(BIN)/python benchmarks/speed.py --trl112 $(VENV)/trl-1.12
+	$(BIN)/python benchmarks/speed.py --models R --runs 3
+	$(BIN)/python benchmarks/speed.py sft-lora sample sample-groups --models Q --runs 1
 	$(BIN)/python benchmarks/memory.py
 
 $(VENV)/.created:

@@ -43,9 +43,9 @@ def loads_of(counted: Counted) -> list[Load]:
         if settings is None:
             continue
         load = load_of(counted, settings)
-        load.cast(counted.shape)
         if recipe.scorer is not None and recipe.scorer.kind == "judge":  # loaded from beginning to end
             load.hold_named(counted, recipe.scorer.model)
+        load.cast(counted.shape)
         rounds[load.stage] += 1
         load.stage += f"-{rounds[load.stage]}" if rounds[load.stage] > 1 else ""
         loads.append(load)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from charter.endpoints.endpoint import SHORT_ANSWER
 from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
-from charter.models.llama.weights import KEPT_ROLES, PACKS
-from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
+from charter.models.llama.weights import KEPT_ROLES
+from charter.models.logprobs import BLOCK_ELEMENTS, CACHE_ELEMENTS, KEPT_ELEMENTS
 from charter.models.precision import DTYPES
 from charter.models.sampling.sampler import READ_TOKENS
 from charter.models.shape import FLOAT, Shape
@@ -205,22 +205,22 @@ class Load:
         passing = 4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
         kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
         inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
-        block = 3 * BLOCK_ELEMENTS * FLOAT
+        norms = 4 * CACHE_ELEMENTS * FLOAT
+        unkept = max(scored - KEPT_ELEMENTS, 0)
         # The gradient of that matrix is added up in float32, a block's share in the precision of the products beside it.
         of_table = table * (FLOAT + self.width) if copies and not self.lora else 0
         self.memory["activations"] = passes * (kept * self.width + inputs)
-        self.memory["layer_at_hand"] = tokens * passing + block + of_table
-        self.memory["reading"] = min(settings.tokens_per_micro_batch, read) * passing + block
+        self.memory["layer_at_hand"] = tokens * passing + min(unkept, BLOCK_ELEMENTS) * self.width + norms + of_table
+        reading = min(settings.tokens_per_micro_batch, read)
+        self.memory["reading"] = reading * passing + min(scored * bool(read), BLOCK_ELEMENTS) * self.width + norms
 
     def cast(self, shape: Shape) -> None:
         """The copies of the weights in the precision of the products: of every model that computes, or of the last two roles of
-        a trunk; and of those that sample or choose a second, laid out for products with few rows."""
+        a trunk."""
         held = int(self.memory.get("weights", 0) // (shape.parameters * FLOAT))
         if shape.fused and not (self.gpu and self.trained and not self.generated):  # on a GPU for sampling alone
             models = min(self.roles, KEPT_ROLES) if self.lora else held - self.idle
             self.memory["cast_weights"] = models * shape.parameters * self.width
-            if "kv_cache" in self.memory and self.width < FLOAT and PACKS and not self.gpu:
-                self.memory["packed_weights"] = (1 if self.trained else held) * shape.parameters * self.width
 
     @property
     def program(self) -> float:

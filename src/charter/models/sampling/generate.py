@@ -7,6 +7,7 @@ distribution the tokens came from.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,12 +187,20 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
     probabilities = torch.softmax(logits / temperature if temperature != 1 else logits, dim=-1)
     # First the block of tokens, then the token in it: the running sum is over two short rows and not one long one.
     b, v = probabilities.shape
-    size = math.isqrt(v - 1) + 1
-    blocks = F.pad(probabilities, (0, -v % size)).view(b, -1, size)
+    size = side(v)
+    blocks = (F.pad(probabilities, (0, -v % size)) if v % size else probabilities).view(b, -1, size)
     block, below = invert(blocks.sum(dim=2), uniform)
     place, _ = invert(blocks[torch.arange(b, device=block.device), block], below)
     choice = (block * size + place).clamp_(max=v - 1)
     return choice, probabilities.gather(1, choice.unsqueeze(1)).squeeze(1).log()
+
+
+@functools.cache
+def side(n: int) -> int:
+    """Length of the rows in which ``n`` numbers make about a square. A divisor of ``n`` needs no padding, which copies all of
+    them, so it is taken if there is one below four times the root."""
+    root = math.isqrt(n - 1) + 1
+    return next((size for size in range(root, 4 * root) if n % size == 0), root)
 
 
 def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
