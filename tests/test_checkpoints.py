@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from charter.run.run import Run
+from charter.run.team import Team
 from charter.training.checkpoints import LEAST_WAIT, SLOW_DISK, WAIT, Checkpoints, Wait
 from charter.training.optimizer import Optimizer
 
@@ -93,3 +94,26 @@ def test_the_start_says_what_a_kill_can_lose(tmp_path, capsys):
     assert "a kill loses at most 24 s of training and the step at hand (checkpoints of 120 MB, 5% of the time)" in said
     assert "a checkpoint took 30 s, so a kill now loses at most 10 min of training" in said
     assert "a kill loses at most 50 steps (checkpoints of 0 MB, checkpoint_every)" in said
+
+
+class Follower(Team):
+    """The second of two processes, told what the main one answers."""
+
+    rank, size = 1, 2
+
+    def __init__(self, answer: bool) -> None:
+        self.answer = answer
+
+    def on_main(self, _):
+        return self.answer
+
+
+@pytest.mark.parametrize(("decided", "seconds"), [(True, 0.0), (False, 1000.0)])
+def test_the_main_process_decides_for_all_whatever_their_clocks_say(stage, monkeypatch, decided, seconds):
+    clock = Clock()
+    checkpoints = Checkpoints(stage, {"w": optimizer_of()}, clock=clock)
+    clock.pass_(seconds)
+    monkeypatch.setattr("charter.run.team._teams", [Follower(decided)])
+    checkpoints.after(1)
+    assert (checkpoints.wait.since == clock.now) == decided
+    assert not checkpoints.path.exists()  # the main process writes it
