@@ -22,9 +22,10 @@ import numpy as np
 
 from charter.plan.fit import what_fits
 from charter.plan.plan import work_of
-from charter.plan.table import amount, data_lines, size
+from charter.plan.table import amount, data_lines
 from charter.recipe.files import load_recipe, shipped
 from charter.recipe.recipe import Recipe
+from charter.run.progress import size
 from charter.stages.load import Counted
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer

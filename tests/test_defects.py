@@ -118,7 +118,7 @@ def test_every_argument_of_a_loss_has_an_effect():
 
 def test_a_checkpoint_keeps_the_adaptive_kl_coefficient(random_llama, tmp_path):
     """A resumed run started again from the first KL coefficient, not from the adapted one."""
-    from charter.training.optimizer import load_checkpoint
+    from charter.training.checkpoints import load_checkpoint
 
     with Run(tmp_path / "run", quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
         _, metrics = run_bandit(random_llama, stage, "rloo", steps=3, kl_coef=0.1, kl_target=0.1, kl_horizon=64.0)

@@ -138,13 +138,18 @@ def new(
 
 
 @app.command()
-def plan(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
-    """Tokens, memory and time of a recipe, before anything loads."""
+def plan(
+    recipe: RecipeName,
+    set_: Sets = None,
+    hours: Annotated[float, typer.Option(min=0.01, help="Propose settings where the run would take longer than this.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Tokens, memory, disk and time of a recipe, before anything loads; and settings with which it takes less time."""
     from charter.plan.plan import plan_recipe
     from charter.plan.table import plan_table
     from charter.recipe.files import find_recipe, load_recipe
 
-    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()))
+    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()), hours)
     show(figures, as_json, *plan_table(figures))
 
 

@@ -39,7 +39,7 @@ class SharedTraining(Settings):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradients are clipped to this norm."""
     checkpoint_every: Positive | None = None
-    """Optimizer steps between checkpoints: the most that a kill can lose."""
+    """Optimizer steps between checkpoints: the most that a kill can lose. By time unless given."""
     warmup: Share | None = None
     """Share of the steps over which the learning rate rises, where a method has a schedule."""
 

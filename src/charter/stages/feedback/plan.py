@@ -12,7 +12,7 @@ def load(counted: Counted, settings: FeedbackSettings) -> Load:
         return work
     n_asked, k = counted.n_asked, settings.responses_per_prompt
     together = max(1, counted.recipe.batch_size // k) * k
-    work.hold_named(shapes, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
+    work.hold_named(counted, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
     work.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
     if settings.asks_judge:
         question = lengths.comparison + 2 * settings.max_new_tokens

@@ -41,7 +41,9 @@ def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: M
             test_fraction=settings.test_fraction, seed=recipe.seed,
             shorter=lambda: most_characters(models.trunk(recipe.model).model),
             sort=lambda batch: categorise(batch, constitution, models.sampler(models.base), sorting),
-            progress=lambda batches: track(batches, "prompts: sorting by principle", unit=BATCH, quiet=run.quiet),
+            progress=lambda batches: track(
+                batches, "prompts: sorting by principle", unit=BATCH, total=sum(map(len, batches)), quiet=run.quiet
+            ),
         )  # fmt: skip
         if recipe.revise is not None:
             check_red_team(result["counts"])

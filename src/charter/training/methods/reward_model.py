@@ -22,9 +22,10 @@ from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.training.batches import own_by_tokens, report_cut
+from charter.training.checkpoints import Checkpoints
 from charter.training.epochs import epochs_of
 from charter.training.losses import bradley_terry_loss, rating_loss
-from charter.training.optimizer import load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import scaling_of
 
 SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
@@ -145,10 +146,9 @@ def train_members(
     trainings = {role: epochs_of(trunk, role, n, per_step, settings, seeds[role]) for role in roles}
     orders = [order for order, _ in trainings.values()]
     optimizers = {role: optimizer for role, (_, optimizer) in trainings.items()}
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, _ = load_checkpoint(checkpoint, optimizers)
-    stage.rewind("metrics.jsonl", first)
-    for step in stage.progress(range(len(orders[0])), done=first):
+    checkpoints = Checkpoints(stage, optimizers, settings.checkpoint_every)
+    stage.rewind("metrics.jsonl", checkpoints.first)
+    for step in stage.progress(range(len(orders[0])), done=checkpoints.first):
         measures = []
         for role, order in zip(roles, orders, strict=True):
             measured = team().add_up(*learn(role, order[step]))
@@ -158,8 +158,7 @@ def train_members(
         stage.record(
             step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate, **scaling_of(*optimizers.values())
         )
-        if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, optimizers, {})
+        checkpoints.after(step + 1)
 
 
 def pack_once(trunk: Trunk, rows: Sequence[Tokens]) -> tuple[Packed, Tensor]:
