@@ -46,7 +46,7 @@ def sampler(random_llama):
 
 
 def originals(sampler, prompts):
-    groups = respond(sampler, prompts, seed=1, what="revise", k=1, temperature=1.0, max_new_tokens=10)
+    groups = respond(sampler, prompts, SETTINGS, seed=1, what="revise", k=1)
     return [group[0] for group in groups]
 
 

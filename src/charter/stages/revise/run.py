@@ -55,10 +55,7 @@ def revise_answers(
         if stage.done:
             gates.recall(stage)
             return stage
-        respond = partial(
-            answer, stage, batch_size=recipe.batch_size, seed=recipe.seed, temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-        )  # fmt: skip
+        respond = partial(answer, stage, batch_size=recipe.batch_size, seed=recipe.seed, settings=settings)
         generator = models.answering(settings.generator)
         red_team = read_stage_prompts(prompts, "train", "red_team")[: settings.prompts]
         originals = respond("originals.jsonl", generator, red_team)
