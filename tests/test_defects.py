@@ -4,7 +4,6 @@ Where a whole test file covers the subject, the test here is the shortest that w
 """
 
 import ast
-import re
 from pathlib import Path
 
 import pytest

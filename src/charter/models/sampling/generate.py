@@ -182,7 +182,7 @@ def _sample(
 
 
 def pick(logits: Tensor, uniform: Tensor, temperature: float, filters: Filters = ALL_TOKENS) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) drawn by inverse CDF from logits (B, V) with one uniform number a row, and their log-probabilities, those of the
+    """Tokens (B,) drawn by inverse CDF from logits (B, V) with one uniform number a row, and their log-probabilities, of the
     filtered distribution. At temperature 0 the likeliest token, whatever the filters."""
     logits = logits.float()
     if temperature == 0:
