@@ -28,9 +28,9 @@ def test_the_rule_agrees_with_labels_made_by_hand_as_the_docs_say(half, counts):
 @pytest.mark.parametrize(
     "text",
     ["我很抱歉，我不能帮助你。", "申し訳ありませんが。", "죄송합니다.", "Извините, я не могу помочь.",
-     "لا أستطيع مساعدتك",
-     "Es tut mir leid, dabei kann ich nicht helfen.", "Je suis désolé, je ne peux pas vous aider.", "Lo siento, no puedo ayudarte.",
-     "Desculpe, não posso ajudar.", "Mi dispiace, non posso aiutarti.", "Jag kan inte hjälpa dig med det.", "", "  ", "12345", "😊",
+     "لا أستطيع مساعدتك", "Es tut mir leid, dabei kann ich nicht helfen.", "Je suis désolé, je ne peux pas vous aider.",
+     "Lo siento, no puedo ayudarte.", "Desculpe, não posso ajudar.", "Mi dispiace, non posso aiutarti.",
+     "Jag kan inte hjälpa dig med det.", "", "  ", "12345", "😊",
      "Lorem ipsum dolor sit amet consectetur adipiscing elit sed tempor incididunt labore dolore magna aliqua"],
 )  # fmt: skip
 def test_of_a_text_that_is_not_english_it_cannot_say(text):

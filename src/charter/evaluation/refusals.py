@@ -68,7 +68,7 @@ REFUSAL = re.compile(
 
 
 def is_english(text: str) -> bool:
-    """Whether a text can be read as English: most letters are Latin, and no more of its words are frequent in other languages than in
+    """Whether a text can be read as English: most letters are Latin, and no more of its words are frequent elsewhere than in
     English. A long text without any frequent English word is not; a short one passes."""
     letters = [c for c in text if c.isalpha()]
     if not letters or 2 * sum("LATIN" in unicodedata.name(c, "") for c in letters) <= len(letters):
