@@ -35,8 +35,10 @@ def chat(
 
     if not 0 <= temperature < float("inf"):
         raise InputError(f"--temperature {temperature}: give a finite number of at least 0")
-    if top_p == 0:
-        raise InputError("--top-p 0 leaves no token; give more than 0 and at most 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"--top-p {top_p}: give more than 0 and at most 1")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise InputError(f"--min-p {min_p}: give a number from 0 to 1")
     filters = Filters(top_p=top_p, top_k=top_k, min_p=min_p)
     chat_with(run, model, temperature=temperature, filters=filters, max_new_tokens=max_new_tokens, seed=seed)
 

@@ -59,7 +59,7 @@ def scored_by(scorer: Any) -> str:
 
 def sampling_words(how: Any) -> str:
     """How the answers of an arm were sampled: `temperature 0.7, top_p 0.9, at most 96 tokens`; empty where it is not known."""
-    if not isinstance(how, Mapping):
+    if not isinstance(how, Mapping) or number_of(how.get("temperature")) is None:
         return ""
     temperature, longest, best_of = how.get("temperature"), how.get("max_new_tokens"), how.get("best_of")
     words = ["the likeliest token at every step" if temperature == 0 else f"temperature {number_text(temperature)}"]
