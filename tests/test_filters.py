@@ -26,7 +26,7 @@ def rows(vocabulary: int, spread: float) -> torch.Tensor:
 @pytest.mark.parametrize("spread", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize(
     "filters",
-    [{"top_k": 1}, {"top_k": 200}, {"top_k": 9999}, {"top_p": 0.01}, {"top_p": 0.5}, {"top_p": 0.95}, {"top_p": 0.9999},
+    [{"top_k": 1}, {"top_k": 200}, {"top_k": 9999}, {"top_p": 0.01}, {"top_p": 0.5}, {"top_p": 0.95}, {"top_p": 0.999},
      {"min_p": 0.1}, {"min_p": 1.0}, {"top_k": 20, "top_p": 0.8}, {"top_k": 150, "top_p": 0.9, "min_p": 0.05}],
 )  # fmt: skip
 def test_the_tokens_that_are_left_are_those_of_transformers(vocabulary, spread, filters):

@@ -20,24 +20,34 @@ WIDTH = 32  # tokens of a block of ``largest``
 
 def filtered_(probabilities: Tensor, filters: Filters) -> Tensor:
     """Set to 0, in place, the probabilities (B, V) of the tokens that are filtered out. What is left does not add up to 1."""
+    return probabilities.masked_fill_(probabilities < edge_of(probabilities, filters), 0)
+
+
+def edge_of(probabilities: Tensor, filters: Filters) -> Tensor:
+    """The least probability (B, 1) that stays in each row of probabilities (B, V)."""
+    edge, values = torch.zeros_like(probabilities[:, :1]), None
     if filters.top_k is not None and filters.top_k < probabilities.shape[1]:
-        edge = largest(probabilities, filters.top_k)[:, -1:]
-        probabilities.mul_(probabilities >= edge)
+        values = largest(probabilities, filters.top_k)
+        edge = values[:, -1:]
     if filters.top_p is not None and filters.top_p < 1:
-        probabilities.mul_(probabilities >= edge_of_mass(probabilities, filters.top_p))
+        if values is None:
+            mass = probabilities.sum(dim=1, keepdim=True).double()
+        else:
+            n_tied = torch.count_nonzero(probabilities >= edge, dim=1).unsqueeze(1) - values.shape[1]
+            mass = values.sum(dim=1, keepdim=True, dtype=torch.float64) + n_tied * edge
+        edge = torch.maximum(edge, edge_of_mass(probabilities, filters.top_p * mass))
     if filters.min_p:
-        probabilities.mul_(probabilities >= filters.min_p * probabilities.amax(dim=1, keepdim=True))
-    return probabilities
+        edge = torch.maximum(edge, filters.min_p * probabilities.amax(dim=1, keepdim=True))
+    return edge
 
 
-def edge_of_mass(probabilities: Tensor, share: float) -> Tensor:
-    """The probability (B, 1) of the last of the fewest likeliest tokens that have this share of a row's mass (B, V)."""
-    wanted = share * probabilities.sum(dim=1, keepdim=True, dtype=torch.float64)
+def edge_of_mass(probabilities: Tensor, wanted: Tensor) -> Tensor:
+    """The probability (B, 1) of the last of the fewest likeliest tokens of each row (B, V) that have the mass wanted (B, 1)."""
     edges = torch.zeros_like(probabilities[:, :1])
     rows = torch.arange(len(probabilities), device=probabilities.device)
     n = FEW
     while len(rows):
-        # Elsewhere the rows are all of them, so nothing is copied.
+        # In the first round the rows are all of them, so nothing is copied.
         part = probabilities if len(rows) == len(probabilities) else probabilities[rows]
         values = largest(part, min(n, part.shape[1]))
         mass = values.cumsum(dim=1, dtype=torch.float64)
