@@ -200,7 +200,8 @@ def test_a_pilot_shows_the_texts_of_the_run_and_writes_nothing(tmp_path, write_r
     out = capsys.readouterr().out
     assert "── 10 of 10 " in out
     findings = out.partition("Likely wrong, and what to change:\n")[2]
-    assert " answers are cut off at 12 tokens: raise revise.max_new_tokens above 12; set revise.top_p" in " ".join(findings.split())
+    words = " ".join(findings.split())
+    assert " answers are cut off at 12 tokens: raise revise.max_new_tokens above 12; set revise.top_p to 0.9" in words
     assert run_command(["revise", str(recipe), "--pilot", "--out", "run"]) == 2
     assert "--pilot keeps nothing; leave out --out" in capsys.readouterr().err
 
