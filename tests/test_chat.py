@@ -12,7 +12,7 @@ from charter.commands.conversation import chat_with, escape_controls, fitting
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import load_tokenizer, model_of_run
-from charter.records import Message
+from charter.records import Filters, Message
 
 
 @pytest.fixture
@@ -69,6 +69,13 @@ def test_the_seed_decides(monkeypatch, capsys, run):
     line = "How can I mend the car?\n"
     drawn = [talk(monkeypatch, capsys, run, line, temperature=1.0, seed=seed).out for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_filters_leave_the_likeliest_tokens(monkeypatch, capsys, run):
+    line = "How can I mend the car?\n"
+    greedy = talk(monkeypatch, capsys, run, line, temperature=0.0).out
+    assert talk(monkeypatch, capsys, run, line, temperature=1.0, filters=Filters(top_p=1e-6)).out == greedy
+    assert talk(monkeypatch, capsys, run, line, temperature=1.0).out != greedy
 
 
 def test_oldest_turns_go_when_the_context_is_full(random_llama):

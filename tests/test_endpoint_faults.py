@@ -26,7 +26,7 @@ from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe, shipped
-from charter.records import Generation, Judgment, Message, Prompt, Response
+from charter.records import Filters, Generation, Judgment, Message, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.serving.serve import open_port
 from charter.testbed import __path__ as testbed
@@ -298,6 +298,23 @@ def test_tokens_that_are_no_option_are_no_verdict_for_judge_and_scorer(tmp_path)
         assert there.unread == 4
         verdict = judge_scorer(there).score([asked[0].prompt], ["No."])[0]
         assert (verdict.harmful, verdict.helpful, verdict.helpfulness_level) == (None, None, None)
+
+
+def test_filters_of_sampling_are_sent_with_texts_and_not_with_choices(tmp_path):
+    answered = lambda _, handler, __: handler.reply(200, chat_answer("A", logprobs=[("A", -0.1), ("B", -3.0)]))  # noqa: E731
+    with serving(answered) as server:
+        there = sampler(server.url, tmp_path)
+        there.generate([question("1")], [[5]], temperature=0.7, max_new_tokens=4, filters=Filters(top_p=0.9, top_k=40))
+        there.option_logprobs([question("1")], [("A", "B")])
+        text, choice = server.seen
+    assert (text["temperature"], text["top_p"], text["top_k"]) == (0.7, 0.9, 40)
+    assert not {"min_p"} & text.keys()
+    assert not {"top_p", "top_k", "min_p"} & choice.keys()
+
+
+def test_a_filter_in_the_extra_body_is_sent_to_the_settings_that_record_it():
+    with pytest.raises(ValueError, match="extra_body cannot set 'top_p'; set it in sampling or in the stage"):
+        EndpointSettings(url="http://127.0.0.1:1/v1", model="m", extra_body={"top_p": 0.9})
 
 
 def test_what_the_filter_of_a_server_withholds_is_no_verdict_and_a_text_that_is_cut_off(tmp_path):

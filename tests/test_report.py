@@ -17,10 +17,13 @@ import pytest
 from charter.commands.app import run_command
 from charter.evaluation.page import as_json, rows_left_out, write_report
 from charter.evaluation.verdict import verdict
-from charter.evaluation.words import contrast_words, either, number_text, sentence, title_of
+from charter.evaluation.words import contrast_words, either, number_text, sampling_words, sentence, title_of
+from charter.recipe.files import load_recipe
 from charter.records import Response
 from charter.run.files import read_jsonl
 from charter.statistics import average, paired_difference, rate
+from charter.summary import declared
+from conftest import write_tiny_recipe
 
 ARMS = {
     "base": "the model as it came",
@@ -232,6 +235,30 @@ def test_any_key_may_be_missing_or_none(key, tmp_path):
     small["metrics"], small["curves"] = small["metrics"][:3], {"rl": small["curves"]["rl"][:3]}
     rendered({k: v for k, v in small.items() if k != key}, tmp_path)
     rendered({**small, key: None}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 64}, "temperature 0.70, top_p 0.9, at most 64 tokens"),
+        ({"temperature": 1.0, "top_k": 50, "min_p": 0.05, "max_new_tokens": 96, "best_of": 8},
+         "temperature 1, top_k 50, min_p 0.05, at most 96 tokens; the best of 8"),
+        ({"temperature": 0.0, "top_p": 0.9, "max_new_tokens": 9}, "the likeliest token at every step, at most 9 tokens"),
+        (None, ""), ({}, ""), ("x", ""),
+    ],
+)  # fmt: skip
+def test_each_arm_tells_how_its_answers_were_sampled(how, words, tmp_path):
+    assert sampling_words(how) == words
+    text, _ = rendered({**full_report(), "arms": [{"name": "base", "sampling": how}]}, tmp_path)
+    assert (f"(answers: {words})" in text) == bool(words)
+
+
+def test_a_run_declares_how_its_answers_are_sampled(tmp_path, random_llama):
+    sampling = {"top_p": 0.9, "temperature": 0.5}
+    recipe = load_recipe(write_tiny_recipe(tmp_path, random_llama, sampling=sampling, evaluation={"best_of": 4}))
+    how = {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 12}
+    sampled = {arm["name"]: arm["sampling"] for arm in declared(recipe)["arms"]}
+    assert sampled == {"base": how, "sft": how, "policy": how, "best_of_n": how | {"best_of": 4}}
 
 
 def test_none_inside_rows(tmp_path):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
     from charter.run.run import Run
     from charter.stages.evaluate.scoring import Scoring
+    from charter.stages.evaluate.settings import EvaluationSettings
     from charter.stages.gates import Gates
     from charter.stages.models import Models
 
@@ -62,8 +63,16 @@ def declared(recipe: Recipe) -> dict[str, Any]:
         "primary": primary_of(recipe, [name for name in arms if name != "best_of_n"]),
         "margins": margins,
         "better": {name: measure.better for name, measure in evaluation.measures.items()},
-        "arms": [{"name": name, "description": arm_words(name, recipe)} for name in arms],
-    }
+        "arms": [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, evaluation)}
+                 for name in arms],
+    }  # fmt: skip
+
+
+def arm_sampling(name: str, settings: EvaluationSettings) -> dict[str, Any]:
+    """How the answers of an arm are sampled."""
+    how = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
+    how |= settings.filters.model_dump(exclude_none=True)
+    return how | ({"best_of": settings.best_of} if name == "best_of_n" else {})
 
 
 def arm_words(name: str, recipe: Recipe) -> str:

@@ -12,14 +12,17 @@ from pydantic import ValidationError
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import model_of_run, pick_device
+from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import context_length
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
-from charter.records import Message
+from charter.records import Filters, Message
 from charter.run.hashes import derive_seed
 
 
-def chat_with(run: Path, model: str, *, temperature: float, max_new_tokens: int, seed: int) -> None:
+def chat_with(
+    run: Path, model: str, *, temperature: float, max_new_tokens: int, seed: int, filters: Filters = ALL_TOKENS
+) -> None:
     """Read lines from standard input and print the answers of the run's model, until an empty line or the end.
 
     The conversation is kept; its oldest turns are dropped when it no longer fits the model. ``/reset`` forgets it, ``/quit``
@@ -54,7 +57,9 @@ def chat_with(run: Path, model: str, *, temperature: float, max_new_tokens: int,
             note(f"the oldest {len(conversation) - len(kept)} messages no longer fit and are forgotten")
         number += 1
         seeds = [[derive_seed(seed, "chat", number)]]
-        sample = sampler.generate([kept], seeds, temperature=temperature, max_new_tokens=max_new_tokens)[0][0]
+        sample = sampler.generate(
+            [kept], seeds, temperature=temperature, max_new_tokens=max_new_tokens, filters=filters
+        )[0][0]  # fmt: skip
         print(f"{model}> {escape_controls(sample.text)}" if interactive else escape_controls(sample.text), flush=True)
         if sample.finish_reason == "length":
             note(f"cut off after {max_new_tokens} tokens")

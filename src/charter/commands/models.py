@@ -20,14 +20,27 @@ def chat(
     model: Annotated[str, typer.Option(help="base, sft or policy.")] = "policy",
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw among the fewest likeliest tokens that make up this probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many likeliest tokens.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw among the tokens at least this times as likely as the likeliest.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Talk to a model of a run; an empty line or Ctrl-D ends."""
     from charter.commands.conversation import chat_with
+    from charter.records import Filters
 
     if not 0 <= temperature < float("inf"):
         raise InputError(f"--temperature {temperature}: give a finite number of at least 0")
-    chat_with(run, model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"--top-p {top_p}: give more than 0 and at most 1")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise InputError(f"--min-p {min_p}: give a number from 0 to 1")
+    filters = Filters(top_p=top_p, top_k=top_k, min_p=min_p)
+    chat_with(run, model, temperature=temperature, filters=filters, max_new_tokens=max_new_tokens, seed=seed)
 
 
 @app.command("serve")

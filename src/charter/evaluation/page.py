@@ -10,7 +10,8 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     title, recipe, seed, charter_version
     primary: {name, a, b}, margins: {name: number}, better: {name: "lower" | "higher"}
                                                                     the rule of ``verdict``; declared before the run
-    arms: [{name, description}]
+    arms: [{name, description, sampling: {temperature, top_p, top_k, min_p, max_new_tokens, best_of}}]
+                                                                    how its answers were sampled; a filter that is off is left out
     metrics: [EvalResult]                                           group: None overall, a principle, "unseen-template"
     contrasts: [{name, a, b, n, difference, ci, p, discordant, method, scorer, includes_zero}]
     judges: [{id, role, n, accuracy, ci, swap_consistency, ece, position_bias_nats, same_position_share, verdict_rate,

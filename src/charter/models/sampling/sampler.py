@@ -14,9 +14,10 @@ import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
 from charter.models.packing import Tokens
+from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import sample
 from charter.models.trunk import REFERENCE, Trunk
-from charter.records import Message
+from charter.records import Filters, Message
 from charter.run.team import team
 
 Conversation = Sequence[Message]
@@ -40,9 +41,10 @@ class Sampler(Protocol):
     name: str
 
     def generate(
-        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
-    ) -> list[list[Sample]]:
-        """One text per seed for each conversation."""
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int,
+        filters: Filters = ALL_TOKENS,
+    ) -> list[list[Sample]]:  # fmt: skip
+        """One text per seed for each conversation, drawn among the tokens that ``filters`` leave."""
 
     def option_logprobs(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each conversation the log-probability, nats, of each of its options as the assistant's next words."""
@@ -66,8 +68,9 @@ class LocalSampler:
         self.tokens_per_micro_batch = tokens_per_micro_batch
 
     def generate(
-        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
-    ) -> list[list[Sample]]:
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int,
+        filters: Filters = ALL_TOKENS,
+    ) -> list[list[Sample]]:  # fmt: skip
         tokenizer = self.trunk.tokenizer
         with self.trunk.as_role(self.role) as model:
             sampled = sample(
@@ -77,6 +80,7 @@ class LocalSampler:
                 ends=end_ids(tokenizer),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                filters=filters,
                 dtype=self.trunk.dtype,
                 vocabulary=self.trunk.vocabulary,
             )

@@ -55,8 +55,7 @@ def evaluate(
         for model in arms:
             responses = answer(
                 stage, f"responses.{model.name}.jsonl", models.sampler(model), test, k=k, what="evaluate", label=model.name,
-                batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, "evaluate"), temperature=settings.temperature,
-                max_new_tokens=settings.max_new_tokens,
+                batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, "evaluate"), settings=settings,
             )  # fmt: skip
             references = {"kl": models.trunk(recipe.model)}
             if model.name == "policy" and start.name != "base":
@@ -90,8 +89,7 @@ def best_of_n(
     n, k = settings.best_of or 1, settings.samples_per_prompt
     responses = answer(
         stage, f"responses.{BEST_OF}.jsonl", models.sampler(start), test, k=n * k, what=BEST_OF, label=f"best of {n}",
-        batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, BEST_OF), temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
+        batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, BEST_OF), settings=settings,
     )  # fmt: skip
     trunk = load_reward_trunk(
         recipe.reward_model.model or start.folder, device=models.device, lora=recipe.reward_model.lora, **recipe.loading

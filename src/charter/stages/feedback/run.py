@@ -77,7 +77,7 @@ def gather_feedback(
         k = settings.responses_per_prompt
         responses = answer(
             stage, "responses.jsonl", models.answering(settings.generator, start), chosen, k=k, batch_size=recipe.batch_size,
-            seed=recipe.seed, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+            seed=recipe.seed, settings=settings,
         )  # fmt: skip
         groups = [responses[i : i + k] for i in range(0, len(responses), k)]
         pairs: list[Pair] = []
@@ -247,7 +247,7 @@ def pair_by_contrast(
             answer(
                 stage, f"responses.{side}.jsonl", models.answering(settings.generator, start),
                 [asked_for(p, words) for p in chosen], batch_size=recipe.batch_size, seed=recipe.seed,
-                temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+                settings=settings,
             )
             for side, words in (("positive", contrast.positive), ("negative", contrast.negative))
         ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from charter.recipe.settings import NonNegative, Positive, Settings, StageSettings
+from charter.recipe.settings import NonNegative, Positive, SamplingSettings, Settings
 from charter.recipe.source import File, Responder, Source
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class ContrastSettings(Settings):
     """The same for the rejected one."""
 
 
-class FeedbackSettings(StageSettings):
+class FeedbackSettings(SamplingSettings):
     generator: Responder = Source("run", "sft")
     """Who gives the responses that are compared: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
     raters: Literal["judge", "human", "mixed"] = "judge"
@@ -33,8 +33,6 @@ class FeedbackSettings(StageSettings):
     """K: every pair of the K is compared."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the responses."""
-    max_new_tokens: Positive = 96
-    """Longest response, in tokens."""
     judge: Responder = Source("run", "base")
     """Who compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
     protocol: Literal["auto", "letters", "yes_no"] = "auto"
