@@ -16,18 +16,18 @@ model_app = typer.Typer(help="Models for other programs.", no_args_is_help=True)
 
 @app.command()
 def chat(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    model: Annotated[str, typer.Option(help="base, sft or policy.")] = "policy",
+    where: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, or a run folder.")],
+    model: Annotated[str | None, typer.Option(help="Model of a run: base, sft or policy (default).")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
     seed: Seed = 0,
 ) -> None:
-    """Talk to a model of a run; an empty line or Ctrl-D ends."""
+    """Talk to a model, or to a model of a run; an empty line or Ctrl-D ends."""
     from charter.commands.conversation import chat_with
 
     if not 0 <= temperature < float("inf"):
         raise InputError(f"--temperature {temperature}: give a finite number of at least 0")
-    chat_with(run, model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    chat_with(where, model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
 
 
 @app.command("serve")
