@@ -1,7 +1,8 @@
-"""`charter model import`: the model of a GGUF file as a plain Hugging Face folder, weights dequantised, text split as in training.
+"""`charter model import`: the model of a GGUF file as a plain Hugging Face folder.
 
-transformers reads the file. Two things are put right: it refuses to save what it read, and where it does not know how the tokenizer
-splits a text before the merges (``tokenizer.ggml.pre``), it splits as GPT-2 does, which gives other tokens than in training.
+transformers reads and dequantises the file. Two things are put right: transformers refuses to save what it read; and where it does
+not know how the tokenizer parts a text before the merges (``tokenizer.ggml.pre``), it parts it as GPT-2 does, which gives other
+tokens than in training.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def read_gguf(file: Path) -> GGUF:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise InputError("GGUF needs the package gguf, which is missing; install it with: pip install 'charter-align[gguf]'") from None
+        raise InputError(
+            "GGUF needs the package gguf, which is missing; install it with: pip install 'charter-align[gguf]'"
+        ) from None
     if not file.is_file():
         raise InputError("no such file; give a GGUF file", file=file)
     with open(file, "rb") as stream:
@@ -140,11 +143,10 @@ def plain_model(source: GGUF, link: Path) -> Any:
 
     kind = "AutoModelForSeq2SeqLM" if source.architecture == "t5" else "AutoModelForCausalLM"
     try:
-        with quiet_transformers():
-            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
-                read, report = getattr(transformers, kind).from_pretrained(
-                    str(link.parent), gguf_file=str(link), dtype=torch.float32, output_loading_info=True
-                )
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
+            read, report = getattr(transformers, kind).from_pretrained(
+                str(link.parent), gguf_file=str(link), dtype=torch.float32, output_loading_info=True
+            )
     except Exception as error:
         raise InputError(
             f"transformers cannot read the architecture {source.architecture!r}: {first_line(error)}; "
@@ -205,12 +207,16 @@ def own_tokenizer(source: GGUF, link: Path) -> Any:
         raise InputError(f"the file has no tokenizer; {remedy}", file=source.file)
     kind, pre = source.metadata.get("tokenizer.ggml.model"), str(source.metadata.get("tokenizer.ggml.pre", "missing"))
     if kind == "gpt2" and pre not in {*SPLITS, *transformers_splits()}:
-        raise InputError(f"tokenizer.ggml.pre is {pre!r}: how such a tokenizer splits texts is unknown; {remedy}", file=source.file)
+        raise InputError(
+            f"tokenizer.ggml.pre is {pre!r}: how such a tokenizer splits texts is unknown; {remedy}", file=source.file
+        )
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(link.parent), gguf_file=str(link))
     except Exception as error:
-        raise InputError(f"transformers cannot build the tokenizer {kind!r}: {first_line(error)}; {remedy}", file=source.file) from None
+        raise InputError(
+            f"transformers cannot build the tokenizer {kind!r}: {first_line(error)}; {remedy}", file=source.file
+        ) from None
     if kind == "gpt2":
         set_split(tokenizer.backend_tokenizer, pre)
     elif source.metadata.get("tokenizer.ggml.add_space_prefix") is False and starts_with_space(tokenizer):
