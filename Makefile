@@ -1,4 +1,4 @@
-# Two commands do all the set-up on a fresh machine: make demo, make test.
+# Two commands do all the set-up on a fresh machine: make demo, make test. A third, make real, fetches a real model.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

@@ -182,7 +182,8 @@ HEAD = """# What the shipped recipes take
 `python docs/plans.py` writes this page and downloads nothing. **Nothing here was measured.** The figures are the upper bounds
 of `charter plan RECIPE`: every sampled text has its maximum length, every comparison gives a pair, and memory is that of the
 worst moment of each stage. Recipes on hub models are planned for one GPU, those on the testbed's model and on SmolLM2
-for a CPU. On your machine, with the model and the data, `charter plan RECIPE` uses your tokenizer and your files and estimates the time.
+for a CPU. On your machine, with the model and the data, `charter plan RECIPE` uses your tokenizer and your files and estimates
+the time.
 
 Instead of downloads the script uses each model's configuration with its published sizes, the shapes of its weights, and data
 files with the published number of rows ({hh_rows} of hh-rlhf, {tldr_rows} of TL;DR, {imdb:,} of imdb) and artificial texts of

@@ -215,7 +215,7 @@ def test_a_file_that_would_read_wrong_is_refused(changes, words, llama, tmp_path
 
 def test_the_original_tokenizer_takes_the_place_of_an_unknown_one(llama, tmp_path):
     file = write_gguf(llama, tmp_path / "a.gguf", "chatglm-bpe")
-    import_gguf(file, tmp_path / "out", tokenizer=str(llama))
+    import_gguf(file, tmp_path / "out", tokenizer_of=str(llama))
     assert json.loads((tmp_path / "out/gguf.json").read_text())["tokenizer"] == str(llama)
     text = "In 2024:\n\n1."
     assert pieces(tmp_path / "out", text) == pieces(llama, text)

@@ -1,8 +1,8 @@
 """`charter model import`: the model of a GGUF file as a plain Hugging Face folder.
 
-transformers reads and dequantises the file. Two things are put right: transformers refuses to save what it read; and where it does
-not know how the tokenizer parts a text before the merges (``tokenizer.ggml.pre``), it parts it as GPT-2 does, which gives other
-tokens than in training.
+transformers reads and dequantises the file. Two things are put right: transformers refuses to save what it read; and where it
+does not know how the tokenizer parts a text before the merges (``tokenizer.ggml.pre``), it parts it as GPT-2 does, which gives
+other tokens than in training.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def read_gguf(file: Path) -> GGUF:
     )
 
 
-def import_gguf(file: Path, out: Path, *, tokenizer: str | None = None) -> dict[str, Any]:
+def import_gguf(file: Path, out: Path, *, tokenizer_of: str | None = None) -> dict[str, Any]:
     """Write the model of a GGUF file to the new folder ``out``: safetensors in float32, tokenizer, template, ends, and
     ``gguf.json`` with what the file says of itself. Returns a summary.
 
-    ``tokenizer``: a folder or hub name whose tokenizer takes the place of the file's. InputError where ``out`` exists and for
+    ``tokenizer_of``: a folder or hub name whose tokenizer takes the place of the file's. InputError where ``out`` exists and for
     whatever cannot be read as it was trained: the architecture, a scaling of positions, the tokenizer's split.
     """
     if out.exists():
@@ -107,23 +107,22 @@ def import_gguf(file: Path, out: Path, *, tokenizer: str | None = None) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / "model.gguf"  # alone in a folder: transformers also reads what lies beside the file
         link.symlink_to(file.resolve())
-        words = raw_tokenizer(tokenizer) if tokenizer else own_tokenizer(source, link)
-        check_saved(words, Path(folder) / "tokenizer", source)
+        tokenizer = raw_tokenizer(tokenizer_of) if tokenizer_of else tokenizer_in(source, link)
+        check_saved(tokenizer, Path(folder) / "tokenizer", source)
         model = plain_model(source, link)
-    mark(model, words, source)
-    check_vocabulary(model, words, str(file))
+    mark(model, tokenizer, source)
+    check_vocabulary(model, tokenizer, str(file))
     parameters = sum(tensor.numel() for tensor in model.parameters())
     kept = {
         "file": file.name,
         "sha256": sha256(file),
-        "tokenizer": tokenizer or source.metadata.get("tokenizer.ggml.pre"),
+        "tokenizer": tokenizer_of or source.metadata.get("tokenizer.ggml.pre"),
         "quantization": dict(Counter(source.types.values())),
         "unread": unread(source, parameters),
         **{name: value for name, value in source.metadata.items() if name.startswith("general.")},
     }
-    save_model(model, words, out, extra={METADATA: kept})
-    template = bool(words.chat_template)
-    return {"out": str(out), "parameters": parameters, "chat_template": template, "end": words.eos_token, **kept}
+    save_model(model, tokenizer, out, extra={METADATA: kept})
+    return {"out": str(out), "parameters": parameters, **kept}
 
 
 def sha256(file: Path) -> str:
@@ -197,7 +196,7 @@ def same_factors(rope: dict[str, Any], factors: tuple[float, ...]) -> bool:
     return True
 
 
-def own_tokenizer(source: GGUF, link: Path) -> Any:
+def tokenizer_in(source: GGUF, link: Path) -> Any:
     """The tokenizer that the file describes, with the split of its training. InputError where there is none or the split is
     unknown."""
     from transformers import AutoTokenizer
