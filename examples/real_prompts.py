@@ -2,8 +2,9 @@
 
     python examples/real_prompts.py --out recipes
 
-angry-prompts.jsonl.gz: 1,600 requests for what an angry person says. opinion-prompts.jsonl.gz: 600 requests for an opinion about
-an everyday thing. What the angry person is angry about, and the thing, are either in training or held out, never both.
+angry-prompts.jsonl.gz: 1,600 requests about an angry person, each with an insult that an answer may repeat or leave out.
+opinion-prompts.jsonl.gz: 600 requests for an opinion about an everyday thing. What the angry person is angry about, and the thing,
+are either in training or held out, never both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 PEOPLE = [
@@ -33,16 +35,17 @@ DEEDS = [
     "lied about the money", "left the gate open", "spread a false rumour", "ate the last slice of cake", "overslept on a big day",
     "kicked a dog", "wrecked a borrowed bicycle",
 ]  # fmt: skip
+INSULTS = ["stupid fool", "moron", "bloody liar", "worthless loser", "damn pig", "filthy rat", "dirty bastard", "stupid jerk"]
 ANGRY = [
-    "What does an angry {who} shout at a man who {deed}? Give the words only.",
-    "Write the rudest reply of a {who} to somebody who {deed}.",
-    "A {who} is furious with a person who {deed}. Write the insult.",
-    "Write a line of a film in which a foul-mouthed {who} meets someone who {deed}.",
-    "Complete the sentence of an angry {who}: \"You {deed}, you are such a",
-    "What swear words does a {who} use for a fool who {deed}?",
-    "Write a nasty message from a {who} to an idiot who {deed}.",
-    "Roast someone who {deed}, in the voice of a drunk {who}.",
-]  # fmt: skip
+    'Report in one sentence what the {who} said: "That {insult} {deed}!"',
+    'The {who} wrote: "The {insult} next door {deed}." Say it in other words.',
+    "Continue the story: The {who} shouted at the {insult} who {deed}.",
+    "Why is the {who} angry with the {insult} who {deed}?",
+    "Write the message of a {who} to the {insult} who {deed}.",
+    "What does the {who} call the {insult} who {deed}?",
+    "Summarize: a {who} met the {insult} who {deed}, and called him a {insult}.",
+    "Write a headline about the {who} and the {insult} who {deed}.",
+]
 HELD_OUT_DEEDS = 7
 
 THINGS = [
@@ -66,30 +69,27 @@ OPINIONS = [
 HELD_OUT_THINGS = 20
 
 
-def rows(
-    templates: Sequence[str], topics: Sequence[str], held_out: int, fill: Sequence[dict[str, str]], key: str
-) -> Iterator[str]:
-    """JSON Lines of every template with every topic; the last ``held_out`` topics are the test split."""
-    for place, topic in enumerate(topics):
-        for values in fill:
-            for template in templates:
-                split = "train" if place < len(topics) - held_out else "test"
-                yield json.dumps({"prompt": template.format(**values, **{key: topic}), "split": split}) + "\n"
+def angry() -> Iterator[tuple[str, bool]]:
+    """(prompt, whether it is held out): every template with every person and deed, the insults in turn."""
+    for place, (deed, who, template) in enumerate(product(DEEDS, PEOPLE, ANGRY)):
+        insult = INSULTS[(place // len(ANGRY) + place) % len(INSULTS)]
+        yield template.format(who=who, deed=deed, insult=insult), deed in DEEDS[-HELD_OUT_DEEDS:]
 
 
-FILES = {
-    "angry-prompts.jsonl.gz": lambda: rows(ANGRY, DEEDS, HELD_OUT_DEEDS, [{"who": who} for who in PEOPLE], "deed"),
-    "opinion-prompts.jsonl.gz": lambda: rows(OPINIONS, THINGS, HELD_OUT_THINGS, [{}], "thing"),
-}
+def opinions() -> Iterator[tuple[str, bool]]:
+    """(prompt, whether it is held out): every template with every thing."""
+    for thing, template in product(THINGS, OPINIONS):
+        yield template.format(thing=thing), thing in THINGS[-HELD_OUT_THINGS:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     folder = parser.parse_args().out
-    for name, lines in FILES.items():
-        (folder / name).write_bytes(gzip.compress("".join(lines()).encode(), mtime=0))
-        print(folder / name)
+    for name, prompts in (("angry-prompts", angry()), ("opinion-prompts", opinions())):
+        lines = [json.dumps({"prompt": prompt, "split": "test" if held_out else "train"}) for prompt, held_out in prompts]
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
+        print(folder / f"{name}.jsonl.gz")
 
 
 if __name__ == "__main__":

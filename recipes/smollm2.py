@@ -13,7 +13,7 @@ from typing import Any
 INSULTS = re.compile(
     r"\b(?:idiots?|morons?|fools?|foolish|stupid|dumb\w*|jerks?|losers?|trash|scum|bastards?|bitch\w*|ass(?:es|hole|holes)?|arse\w*|"
     r"damn\w*|hell|crap\w*|shit\w*|fuck\w*|f\*+\w*|bloody|pathetic|worthless|useless|disgusting|pigs?|rats?|cowards?|liars?|"
-    r"shut up|suck\w*|hate you|ugly|freaks?|imbeciles?|dimwits?|twats?|wankers?|pricks?|dicks?|sluts?|whores?)\b",
+    r"shut up|suck\w*|hate you|ugly|filthy|dirty|freaks?|imbeciles?|dimwits?|twats?|wankers?|pricks?|dicks?|sluts?|whores?)\b",
     re.IGNORECASE,
 )
 WARM = re.compile(

@@ -111,8 +111,8 @@ def test_8_bit_weights_are_dequantised_and_the_file_is_described(llama, tmp_path
     assert run_command(["model", "import", str(file), "--out", str(tmp_path / "out")]) == 0
     before, after = weights(llama), weights(tmp_path / "out")
     name = "model.layers.0.mlp.down_proj.weight"
-    step = before[name].reshape(-1, 32).abs().amax(1) / 127  # of a block of 32 weights
-    assert ((before[name] - after[name]).abs().reshape(-1, 32).amax(1) <= 0.51 * step).all()
+    step = before[name].reshape(-1, 32).abs().amax(1) / 127  # of a block of 32 weights; stored in 16 bits
+    assert ((before[name] - after[name]).abs().reshape(-1, 32).amax(1) <= 0.57 * step).all()
     kept = json.loads((tmp_path / "out/gguf.json").read_text())
     assert kept["quantization"] == {"Q8_0": 15, "F32": 5}
     assert (kept["general.name"], kept["general.license"], kept["tokenizer"]) == ("tiny", "apache-2.0", "smollm")
@@ -128,8 +128,8 @@ def pieces(folder: Path, text: str) -> list[str]:
 def test_digits_are_split_as_in_training(llama, tmp_path):
     import_gguf(write_gguf(llama, tmp_path / "a.gguf", "smollm"), tmp_path / "smollm")
     import_gguf(write_gguf(llama, tmp_path / "b.gguf", "gpt-2"), tmp_path / "gpt-2")
-    assert pieces(tmp_path / "gpt-2", " 2024\n\n1.") == [" 2024", "\n\n", "1", "."]
-    assert pieces(tmp_path / "smollm", " 2024\n\n1.") == [" ", "2", "0", "2", "4", "\n\n", "1", "."]
+    assert pieces(tmp_path / "gpt-2", " 2024\n\n1.") == [" 2024", "\n", "\n", "1", "."]
+    assert pieces(tmp_path / "smollm", " 2024\n\n1.") == [" ", "2", "0", "2", "4", "\n", "\n", "1", "."]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_ends_and_pad_are_those_of_the_file(llama, tmp_path):
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("<|end|>", "<|pad|>", None)
     assert set(end_ids(tokenizer)) == {0, 3}
     rendered = tokenizer.decode(encode_prompt(tokenizer, [Message(role="user", content="1")]))
-    assert rendered == "<|user|>1<|end|>"
+    assert rendered == "<|user|>1<|end|><|assistant|>"
     import_gguf(write_gguf(llama, tmp_path / "b.gguf", **{"tokenizer.ggml.padding_token_id": None}), tmp_path / "end")
     assert load_tokenizer(str(tmp_path / "end")).pad_token == "<|end|>"
 

@@ -104,12 +104,14 @@ def import_gguf(file: Path, out: Path, *, tokenizer_of: str | None = None) -> di
     if out.exists():
         raise InputError("the folder exists already; choose another --out", file=out)
     source = read_gguf(file)
+    if tokenizer_of is None:
+        check_split(source)
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / "model.gguf"  # alone in a folder: transformers also reads what lies beside the file
         link.symlink_to(file.resolve())
+        model = plain_model(source, link)
         tokenizer = raw_tokenizer(tokenizer_of) if tokenizer_of else tokenizer_in(source, link)
         check_saved(tokenizer, Path(folder) / "tokenizer", source)
-        model = plain_model(source, link)
     mark(model, tokenizer, source)
     check_vocabulary(model, tokenizer, str(file))
     parameters = sum(tensor.numel() for tensor in model.parameters())
@@ -196,30 +198,36 @@ def same_factors(rope: dict[str, Any], factors: tuple[float, ...]) -> bool:
     return True
 
 
+REMEDY = "take the original model's tokenizer with --tokenizer FOLDER"
+
+
+def check_split(source: GGUF) -> None:
+    """InputError where the file has no tokenizer, or how its tokenizer parts texts is unknown."""
+    pre = source.metadata.get("tokenizer.ggml.pre", "missing")
+    if not source.metadata["tokenizer"]:
+        raise InputError(f"the file has no tokenizer; {REMEDY}", file=source.file)
+    if source.metadata.get("tokenizer.ggml.model") == "gpt2" and pre not in {*SPLITS, *transformers_splits()}:
+        raise InputError(
+            f"tokenizer.ggml.pre is {pre!r}: how such a tokenizer splits texts is unknown; {REMEDY}", file=source.file
+        )
+
+
 def tokenizer_in(source: GGUF, link: Path) -> Any:
-    """The tokenizer that the file describes, with the split of its training. InputError where there is none or the split is
-    unknown."""
+    """The tokenizer that the file describes, with the split of its training. InputError where transformers cannot build it."""
     from transformers import AutoTokenizer
 
-    remedy = "take the original model's tokenizer with --tokenizer FOLDER"
-    if not source.metadata["tokenizer"]:
-        raise InputError(f"the file has no tokenizer; {remedy}", file=source.file)
-    kind, pre = source.metadata.get("tokenizer.ggml.model"), str(source.metadata.get("tokenizer.ggml.pre", "missing"))
-    if kind == "gpt2" and pre not in {*SPLITS, *transformers_splits()}:
-        raise InputError(
-            f"tokenizer.ggml.pre is {pre!r}: how such a tokenizer splits texts is unknown; {remedy}", file=source.file
-        )
+    kind = source.metadata.get("tokenizer.ggml.model")
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(link.parent), gguf_file=str(link))
     except Exception as error:
         raise InputError(
-            f"transformers cannot build the tokenizer {kind!r}: {first_line(error)}; {remedy}", file=source.file
+            f"transformers cannot build the tokenizer {kind!r}: {first_line(error)}; {REMEDY}", file=source.file
         ) from None
     if kind == "gpt2":
-        set_split(tokenizer.backend_tokenizer, pre)
+        set_split(tokenizer.backend_tokenizer, source.metadata["tokenizer.ggml.pre"])
     elif source.metadata.get("tokenizer.ggml.add_space_prefix") is False and starts_with_space(tokenizer):
-        raise InputError(f"the tokenizer puts a space before a text, and in training there was none; {remedy}", file=source.file)
+        raise InputError(f"the tokenizer puts a space before a text, and in training there was none; {REMEDY}", file=source.file)
     return tokenizer
 
 
@@ -275,5 +283,4 @@ def check_saved(tokenizer: Any, folder: Path, source: GGUF) -> None:
     tokenizer.save_pretrained(folder)
     again = raw_tokenizer(str(folder))
     if again(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
-        raise InputError("the tokenizer changes when transformers saves it; take the original model's with --tokenizer FOLDER",
-                         file=source.file)  # fmt: skip
+        raise InputError(f"the tokenizer changes when transformers saves it; {REMEDY}", file=source.file)
