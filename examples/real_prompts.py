@@ -3,8 +3,8 @@
     python examples/real_prompts.py --out recipes
 
 angry-prompts.jsonl.gz: 1,600 requests about an angry person, each with an insult that an answer may repeat or leave out.
-opinion-prompts.jsonl.gz: 600 requests for an opinion about an everyday thing. What the angry person is angry about, and the thing,
-are either in training or held out, never both.
+opinion-prompts.jsonl.gz: 600 requests for an opinion about an everyday thing. What the person is angry about, and the thing, are
+either in training or held out, never both.
 """
 
 from __future__ import annotations

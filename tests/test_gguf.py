@@ -89,6 +89,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def refusal(capsys, *arguments: object) -> str:
+    capsys.readouterr()  # progress bars of the test's own models
     assert run_command(["model", "import", *map(str, arguments)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line

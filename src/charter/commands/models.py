@@ -63,6 +63,25 @@ def model_merge(
     show(done, as_json, *([f"{done['adapter']} on {done['base']}"] if done["adapter"] else []), f"{words}: {out}")
 
 
+@model_app.command("import")
+def model_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A GGUF file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a tokenizer to take in place of the file's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model of a GGUF file as a plain Hugging Face folder, its weights dequantised to float32."""
+    from charter.models.gguf import import_gguf
+
+    done = import_gguf(file, out, tokenizer_of=tokenizer)
+    types = ", ".join(f"{count} {name}" for name, count in done["quantization"].items())
+    lines = [f"{done['unread']:,} weights of the file are not part of the model"] if done["unread"] else []
+    lines.append(f"licence: {done.get('general.license', 'not named in the file')}")
+    show(done, as_json, *lines, f"{done['parameters'] / 1e6:.1f} M parameters from {types} tensors: {out}")
+
+
 @app.command("push")
 def model_push(
     where: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a stage of it: RUN/sft, RUN/reward_model.")],

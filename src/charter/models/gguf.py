@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class GGUF:
     types: dict[str, str]
     sizes: dict[str, int]
     rope_factors: tuple[float, ...]
+    tokens: int
+    """Size of the vocabulary; 0 where the file has no tokenizer."""
 
     @property
     def architecture(self) -> str:
@@ -82,7 +85,7 @@ def read_gguf(file: Path) -> GGUF:
         reader = GGUFReader(file)
         arrays = ("tokens", "token_type", "merges", "scores")
         metadata = {name: field.contents() for name, field in reader.fields.items() if not name.endswith(arrays)}
-        metadata["tokenizer"] = "tokenizer.ggml.tokens" in reader.fields
+        vocabulary = reader.fields.get("tokenizer.ggml.tokens")
     except Exception as error:  # the reader raises what numpy raises on the bytes that it meets
         raise InputError(f"the file is truncated or damaged ({first_line(error)}); download it again", file=file) from None
     return GGUF(
@@ -91,6 +94,7 @@ def read_gguf(file: Path) -> GGUF:
         types={tensor.name: tensor.tensor_type.name for tensor in reader.tensors},
         sizes={tensor.name: int(tensor.n_elements) for tensor in reader.tensors},
         rope_factors=tuple(float(x) for t in reader.tensors if t.name == "rope_freqs.weight" for x in t.data),
+        tokens=len(vocabulary.data) if vocabulary else 0,
     )
 
 
@@ -204,7 +208,7 @@ REMEDY = "take the original model's tokenizer with --tokenizer FOLDER"
 def check_split(source: GGUF) -> None:
     """InputError where the file has no tokenizer, or how its tokenizer parts texts is unknown."""
     pre = source.metadata.get("tokenizer.ggml.pre", "missing")
-    if not source.metadata["tokenizer"]:
+    if not source.tokens:
         raise InputError(f"the file has no tokenizer; {REMEDY}", file=source.file)
     if source.metadata.get("tokenizer.ggml.model") == "gpt2" and pre not in {*SPLITS, *transformers_splits()}:
         raise InputError(
@@ -214,19 +218,26 @@ def check_split(source: GGUF) -> None:
 
 def tokenizer_in(source: GGUF, link: Path) -> Any:
     """The tokenizer that the file describes, with the split of its training. InputError where transformers cannot build it."""
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     kind = source.metadata.get("tokenizer.ggml.model")
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(link.parent), gguf_file=str(link))
+            read = AutoTokenizer.from_pretrained(str(link.parent), gguf_file=str(link))
     except Exception as error:
         raise InputError(
             f"transformers cannot build the tokenizer {kind!r}: {first_line(error)}; {REMEDY}", file=source.file
         ) from None
+    values = json.loads(read.backend_tokenizer.to_str())
+    # The class adds the special tokens that it has by default, for which the model has no embedding.
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < source.tokens]
+    backend = Tokenizer.from_str(json.dumps(values))
     if kind == "gpt2":
-        set_split(tokenizer.backend_tokenizer, source.metadata["tokenizer.ggml.pre"])
-    elif source.metadata.get("tokenizer.ggml.add_space_prefix") is False and starts_with_space(tokenizer):
+        set_split(backend, source.metadata["tokenizer.ggml.pre"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", clean_up_tokenization_spaces=False)
+    tokenizer.chat_template = source.metadata.get("tokenizer.chat_template")
+    if kind != "gpt2" and source.metadata.get("tokenizer.ggml.add_space_prefix") is False and starts_with_space(tokenizer):
         raise InputError(f"the tokenizer puts a space before a text, and in training there was none; {REMEDY}", file=source.file)
     return tokenizer
 
@@ -264,15 +275,16 @@ def set_split(backend: Any, pre: str) -> None:
 
 def mark(model: Any, tokenizer: Any, source: GGUF) -> None:
     """Give tokenizer, configuration and generation settings the beginning, ends and pad that the file names."""
-    begin, end, turn, pad = (source.token_id(name) for name in ("bos", "eos", "eot", "padding"))
+    begin, end, turn, pad, unknown = (source.token_id(name) for name in ("bos", "eos", "eot", "padding", "unknown"))
     if end is None:
         end = turn
     pad = end if pad is None else pad
-    for name, number in {"bos": begin, "eos": end, "pad": pad}.items():
+    for name, number in {"bos": begin, "eos": end, "pad": pad, "unk": unknown}.items():
         if number is not None:
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(number))
-        setattr(model.config, f"{name}_token_id", number)
-        setattr(model.generation_config, f"{name}_token_id", number)
+        if name != "unk":
+            setattr(model.config, f"{name}_token_id", number)
+            setattr(model.generation_config, f"{name}_token_id", number)
     if turn is not None and turn != end:
         model.generation_config.eos_token_id = [end, turn]
     model.generation_config._from_model_config = False
