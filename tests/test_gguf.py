@@ -51,7 +51,13 @@ def write_gguf(model: Path, file: Path, pre: str | None = "smollm", *, quantized
         "tokenizer.ggml.pre": pre, **changes,
     }  # fmt: skip
     writer = gguf.GGUFWriter(file, name)
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
     for key, value in metadata.items():
         if value is not None and key != "rope_freqs":
             add[type(value)](key, value)
@@ -197,6 +203,30 @@ def test_llama_3_1_keeps_its_scaling_of_positions(llama, tmp_path, capsys):
     assert json.loads((tmp_path / "out/config.json").read_text())["rope_parameters"] == rope
     other = write_gguf(llama, tmp_path / "b.gguf", rope_freqs=[1.0, 1, 1, 1, 1, 1, 2, 3])
     assert "rope_freqs.weight" in refusal(capsys, other, "--out", tmp_path / "no")
+
+
+def sentence_pieces(size: int) -> dict[str, object]:
+    """Metadata of a SentencePiece tokenizer: bytes, letters, and "ab" as a merge."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "ab", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    tokens = (pieces + [f"[PAD{number}]" for number in range(size)])[:size]
+    types = [2, 3, 3] + [6] * 256 + [1] * (size - 259)
+    return {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.scores": [float(-number) for number in range(size)], "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.padding_token_id": None,
+        "tokenizer.ggml.pre": "default",
+    }  # fmt: skip
+
+
+def test_sentence_pieces_need_no_split(llama, tmp_path, capsys):
+    size = AutoModelForCausalLM.from_pretrained(llama).config.vocab_size
+    changes = sentence_pieces(size)
+    import_gguf(write_gguf(llama, tmp_path / "a.gguf", **changes), tmp_path / "out")
+    tokenizer = load_tokenizer(str(tmp_path / "out"))
+    assert tokenizer.convert_ids_to_tokens(tokenizer("ab é")["input_ids"]) == ["<s>", "▁", "ab", "▁", "<0xC3>", "<0xA9>"]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
+    other = write_gguf(llama, tmp_path / "b.gguf", **changes, **{"tokenizer.ggml.add_space_prefix": False})
+    assert "puts a space before a text" in refusal(capsys, other, "--out", tmp_path / "no")
 
 
 @pytest.mark.parametrize(
