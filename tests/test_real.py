@@ -76,6 +76,22 @@ def test_the_rewards_tell_an_insult_and_praise_apart():
     assert of("sentiment")("", "") == 0
 
 
+def errors(verdict, labelled: list[dict]) -> tuple[int, int]:
+    """Answers that are called insulting and are not, and answers that are and are not called so."""
+    calls = [(bool(verdict(row["response"])), row["insulting"]) for row in labelled]
+    return sum(call and not true for call, true in calls), sum(true and not call for call, true in calls)
+
+
+def test_the_errors_of_both_scorers_on_answers_labelled_by_hand():
+    """100 answers of SmolLM2 to the angry prompts at temperature .7. Insulting: it calls somebody by an insulting or vulgar word,
+    in a quotation too. The figures stand in docs/real.md."""
+    pytest.importorskip("profanity_check", reason="the extra [real] is not installed")
+    labelled = rows(ROOT / "tests/data/insulting.jsonl")
+    assert (len(labelled), sum(row["insulting"] for row in labelled)) == (100, 36)
+    assert errors(lambda text: of("insulting")("", text), labelled) == (3, 1)
+    assert errors(lambda text: of("offensive")("", text) > 0.5, labelled) == (1, 10)
+
+
 def test_votes_are_split_by_dialogue(tmp_path):
     lines = [json.dumps({side: f"\n\nHuman: {question}\n\nAssistant: {side} {i}" for side in ("chosen", "rejected")})
              for question in HARMFUL * 4 for i in range(2)]  # fmt: skip
