@@ -178,6 +178,8 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
         pytest.skip("runs until interrupted, or needs such a server; tests/test_serving.py and test_endpoint_faults.py run them")
     if "../shared/" in line or "hh-prompts" in line:
         pytest.skip("works on published data that is not part of this repository")
+    if "smollm2" in line.lower() or "FILE.gguf" in line:
+        pytest.skip("works on a model that make real downloads; tests/test_gguf.py and test_recipes.py run such commands")
     if line.startswith("charter label "):
         pytest.skip("serves until it is interrupted; tests/test_label_browser.py starts it")
     if "--feedback" in line:
