@@ -134,7 +134,7 @@ def product_rates(rows: int = 4096, inside: int = 256, out: int = 768, turns: in
 
 
 def logprob_rate(shape: str, rows: int = 256, turns: int = 2) -> float:
-    """GFLOP/s of one core in log-probabilities of tokens and their gradients, in bfloat16: three products of the vocabulary's size;
+    """GFLOP/s of one core in log-probabilities of tokens and their gradients, in bfloat16: three products of that size;
     the best of the turns."""
     import time
 
