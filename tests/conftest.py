@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from hypothesis import settings
 
+from charter.pipeline import run_recipe
+from charter.recipe.files import load_recipe
 from charter.run.run import Run
 from charter.testbed.standins import (
     DECODER_FAMILIES,
@@ -62,6 +65,23 @@ def save_random_classifier(folder: Path, labels: tuple[str, ...] = ("kind", "unk
 @pytest.fixture(scope="session")
 def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def before_rl(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> Path:
+    """The folder of a tiny run of ``random_llama`` up to its reward model. A test copies it and resumes from there."""
+    folder = tmp_path_factory.mktemp("before_rl")
+    run_recipe(load_recipe(write_tiny_recipe(folder, random_llama)), folder / "run", until="reward_model", quiet=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, random_llama: Path, before_rl: Path) -> Path:
+    """The folder of a tiny run of ``random_llama`` with its report. A test that writes into it copies it first."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(before_rl, folder / "run")
+    run_recipe(load_recipe(write_tiny_recipe(folder, random_llama)), folder / "run", quiet=True)
+    return folder / "run"
 
 
 CONSTITUTION = {

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,8 +165,9 @@ def test_a_reward_model_is_trained_on_ratings_and_measured_beside_the_mean(tmp_p
     assert "nothing to learn" in capsys.readouterr().err
 
 
-def test_several_seeds_are_run_by_one_flag_and_all_are_shown(tmp_path, write_recipe, random_llama, capsys):
+def test_several_seeds_are_run_by_one_flag_and_all_are_shown(tmp_path, write_recipe, random_llama, before_rl, capsys):
     out = tmp_path / "seeds"
+    shutil.copytree(before_rl, out / "seed-0")
     arguments = ["run", str(write_recipe(random_llama)), "--out", str(out), "--seeds", "2"]
     assert run_command([*arguments, "--json"]) == 0
     found = one_json_object(capsys.readouterr().out)

@@ -11,7 +11,7 @@ from charter.run import code
 from charter.run.code import PACKAGE, closure, closure_files, code_hash, imports_of
 
 STAGES = sorted(f"charter.stages.{file.parent.name}.run" for file in (PACKAGE / "stages").glob("*/run.py"))
-FILES = sorted(file for ending in ("*.py", "*.txt") for file in PACKAGE.rglob(ending))
+FILES = sorted(file for ending in ("*.py", "*.txt", "testbed/*.json") for file in PACKAGE.rglob(ending))
 TEXTS = {file: file.read_text(encoding="utf-8") for file in FILES}
 
 
@@ -66,6 +66,12 @@ def test_a_method_is_in_the_closure_of_its_own_run_only():
 def test_the_questions_to_a_judge_are_in_the_closure_of_the_feedback():
     names = {file.name for file in closure_files(["charter.stages.feedback.run"])}
     assert {"compare.txt", "helpful.txt", "harmful.txt"} <= names
+
+
+def test_a_table_is_in_the_closure_of_the_module_of_its_name():
+    names = {file.name for file in closure_files(["charter.testbed.oracle"])}
+    assert {"language.py", "language.json"} <= names
+    assert "dialogues.json" not in names
 
 
 @pytest.mark.usefixtures("copy")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import pytest
 
@@ -10,8 +11,9 @@ from conftest import write_tiny_recipe
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, random_llama):
+def finished(tmp_path_factory, random_llama, before_rl):
     folder = tmp_path_factory.mktemp("datasets")
+    shutil.copytree(before_rl, folder / "run")
     write_tiny_recipe(folder, random_llama, rl={"steps": 2}, evaluation={"scorer": "refusal-words", "best_of": 2})
     with contextlib.chdir(folder):
         assert run_command(["run", "recipe.yaml", "--out", "run", "--quiet"]) == 0

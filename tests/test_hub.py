@@ -1,10 +1,10 @@
 """What arrives at a hub is what lies in the run folder, and nothing else leaves without being asked for."""
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -120,15 +120,9 @@ def hub(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, random_llama):
+def finished(tmp_path_factory, finished_run):
     """A finished run of tiny size."""
-    from conftest import write_tiny_recipe
-
-    folder = tmp_path_factory.mktemp("pushed")
-    write_tiny_recipe(folder, random_llama)
-    with contextlib.chdir(folder):
-        assert run_command(["run", "recipe.yaml", "--out", "run", "--quiet"]) == 0
-    return folder / "run"
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("pushed") / "run")
 
 
 def test_what_arrives_is_the_folder_byte_for_byte(hub, finished):

@@ -1,4 +1,4 @@
-"""Memory that does not suffice: the address space of a process is limited for real, and the run goes on with less at once."""
+"""Memory that does not suffice: the address space of a process is limited for real, and the run continues with less at once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from charter.errors import MemoryFull
 from charter.models.memory import is_out_of_memory
+from charter.pipeline import run_recipe
 from charter.plan.fit import smaller
 from charter.plan.plan import plan_recipe
 from charter.recipe.files import load_recipe
@@ -74,9 +75,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_made_again(recipe, tmp_path):
-    whole = run_in(4000, recipe, tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    assert "out of memory" not in whole.stderr + whole.stdout
+    run_recipe(load_recipe(recipe), tmp_path / "whole", quiet=True)
     # How much a process has beyond its libraries differs by a hundred megabytes from one start to the next.
     for megabytes in (400, 300, 200, 150):
         halved = run_in(megabytes, recipe, tmp_path / str(megabytes))

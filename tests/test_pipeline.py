@@ -1,6 +1,7 @@
 """Whole runs at tiny size through the real entry point."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,28 @@ from charter.recipe.files import load_recipe
 from charter.records import Pair, Response
 from charter.run.files import read_jsonl
 from charter.votes.exchange import export_feedback
-from charter.votes.judgments import read_judgments, tips
+from charter.votes.judgments import read_judgments
 from charter.votes.training_rows import Selection
 from conftest import save_random_classifier, save_random_model
+from feedback_folder import tips
+from test_training import ROLLOUT
+
+# Each method that samples runs to the end: on llama with all weights, unless another model, adapters or settings are named here.
+MODELS: dict[str, tuple[str, dict[str, int] | None]] = {
+    "rloo": ("gpt2", None), "ppo": ("qwen2", {"rank": 2}), "grpo": ("llama", {"rank": 2}),
+}  # fmt: skip
+SETTINGS = {
+    "rloo": {"sigmoid_against": 2, "reward_scale": True, "reward_clip": 3.0},
+    "ppo": {"whiten_advantages": "biased", "stop_kl": 0.1},
+}
 
 
-@pytest.mark.parametrize(
-    ("architecture", "method", "lora"),
-    [("gpt2", "rloo", None), ("qwen2", "ppo", {"rank": 2}), ("llama", "ppo", None), ("llama", "grpo", {"rank": 2})],
-)
-def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(tmp_path, write_recipe, architecture, method, lora):
+@pytest.mark.parametrize("method", ROLLOUT)
+def test_every_way_to_learn_from_rollouts_runs_to_the_end_where_gates_are_overridden(tmp_path, write_recipe, method):
+    architecture, lora = MODELS.get(method, ("llama", None))
     model = save_random_model(tmp_path / "model", architecture, template=architecture != "gpt2", pad_is_eos=True)
-    changes = {"rl": {"method": method, "lora": lora}, "reward_model": {"lora": lora}, "sft": {"lora": lora}}
+    rl = {"method": method, "lora": lora, **SETTINGS.get(method, {})}
+    changes = {"rl": rl, "reward_model": {"lora": lora}, "sft": {"lora": lora}}
     recipe = load_recipe(write_recipe(model, **changes))
     report = run_recipe(recipe, tmp_path / "run", quiet=True)
     assert [stage["name"] for stage in report["stages"]] == list(STAGES)
@@ -36,10 +47,14 @@ def test_any_causal_model_runs_to_the_end_where_gates_are_overridden(tmp_path, w
     assert on_disk["metrics"] == report["metrics"]
     for row in report["metrics"]:
         assert row["n"] + row["n_unscored"] > 0
-    first = json.loads((tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()[0])
-    assert abs(first["kl"]) < 1e-5
-    assert first["first_ratio"] == pytest.approx(1, abs=1e-5)
-    assert first["sampler_gap"] < 1e-4
+    steps = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 3
+    assert abs(steps[0]["kl"]) < 1e-5
+    assert steps[0]["first_ratio"] == pytest.approx(1, abs=1e-5)
+    assert steps[0]["sampler_gap"] < 1e-4
+    if "reward_scale" in rl:
+        assert steps[-1]["score_count"] == 3 * 8
+    assert (tmp_path / "run/report.html").exists()
 
     again = run_recipe(recipe, tmp_path / "run", quiet=True)
     assert all(stage["skipped"] for stage in again["stages"])
@@ -57,24 +72,6 @@ def test_dpo_learns_from_the_pairs_and_trains_no_reward_model(tmp_path, write_re
     assert {row["arm"] for row in report["metrics"]} == {"base", "sft", "policy"}
     assert not (tmp_path / "run/rl_log.csv").exists()
     assert all(stage["skipped"] for stage in run_recipe(recipe, tmp_path / "run", quiet=True)["stages"])
-
-
-@pytest.mark.parametrize(
-    "rl",
-    [
-        {"method": "online_dpo"},
-        {"method": "rloo", "sigmoid_against": 2, "reward_scale": True, "reward_clip": 3.0},
-        {"method": "ppo", "whiten_advantages": "biased", "stop_kl": 0.1},
-    ],
-)
-def test_every_way_to_learn_from_rollouts_runs_to_the_end(tmp_path, write_recipe, random_llama, rl):
-    report = run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / "run", quiet=True)
-    assert {row["arm"] for row in report["metrics"]} == {"base", "sft", "policy"}
-    metrics = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
-    assert len(metrics) == 3
-    if "sigmoid_against" in rl:
-        assert metrics[-1]["score_count"] == 3 * 8
-    assert (tmp_path / "run/report.html").exists()
 
 
 def test_pairs_by_contrast_need_no_judge(tmp_path, write_recipe, random_llama):
@@ -137,7 +134,10 @@ def count_words(_: str, response: str) -> int:
     return len(response.split())
 
 
-def test_a_reward_of_many_parts_with_a_cost_has_a_curve_for_each(tmp_path, write_recipe, random_llama, monkeypatch):
+def test_a_reward_of_many_parts_with_a_cost_has_a_curve_for_each(
+    tmp_path, write_recipe, random_llama, before_rl, monkeypatch
+):  # fmt: skip
+    shutil.copytree(before_rl, tmp_path / "run")
     save_random_classifier(tmp_path / "classifier")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     parts = {
@@ -163,7 +163,8 @@ def test_without_a_reward_model_in_the_sum_none_is_trained(tmp_path, write_recip
     assert "reward_model" not in [stage["name"] for stage in report["stages"]]
 
 
-def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_recipe, random_llama):
+def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_recipe, random_llama, before_rl):
+    shutil.copytree(before_rl, tmp_path / "run")
     rl = {"reward": {"helpful": {"source": "judge:base"}}}
     changes = {"rl": rl, "evaluation": {"scorer": f"judge:{random_llama}"}}
     report = run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", until="rl", quiet=True)

@@ -109,9 +109,9 @@ def test_the_margin_of_simpo_is_read():
 
 def test_kto_by_hand_and_at_its_reference_point():
     ratios, wanted = vector(1.0, 1.0, -2.0), torch.tensor([True, False, False])
-    loss = kto_loss(ratios, wanted, vector(0.5), 0.1, 1.0, 1.5)
+    loss = kto_loss(ratios, wanted, vector(0.5), 0.1)
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
-    assert loss.tolist() == pytest.approx([1 - sigmoid(0.05), 1.5 * (1 - sigmoid(-0.05)), 1.5 * (1 - sigmoid(0.25))])
+    assert loss.tolist() == pytest.approx([1 - sigmoid(0.05), 1 - sigmoid(-0.05), 1 - sigmoid(0.25)])
     assert kto_loss(vector(0.0), torch.tensor([True]), vector(0.0), 0.1).item() == 0.5
 
 

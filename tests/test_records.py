@@ -1,7 +1,6 @@
 """What stages exchange survives the disk unchanged, and what is broken says where."""
 
 import gzip
-import json
 import math
 
 import pytest
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from charter.errors import InputError
 from charter.records import Generation, Judgment, Message, Pair, Prompt, Response, clean_text, content_id
-from charter.run.files import atomic_path, read_json_objects, read_jsonl, write_json, write_jsonl, write_text
+from charter.run.files import atomic_path, read_jsonl, write_json, write_jsonl, write_text
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 prompts = st.builds(Prompt.ask, texts, source=texts, tags=st.lists(st.sampled_from(["red_team", "benign"])))
@@ -125,6 +124,8 @@ def test_a_byte_order_mark_blank_lines_and_crlf_are_no_content(tmp_path):
         ('{"messages": [{"role": "user", "content": "hi"}], "topic": 1}', "field 'topic'"),
         ('{"messages": [', "line 2"),
         ("[]", "line 2"),
+        ("3", "line 2"),
+        ("[" * 100_000, "line 2"),
     ],
 )
 def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, line, words):
@@ -136,26 +137,18 @@ def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, line, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "3", "[" * 100_000])
-def test_a_line_that_is_no_json_object_is_named(tmp_path, line):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("{}\n" + line + "\n")
-    with pytest.raises(InputError, match=r"rows\.jsonl, line 2.*every line is one JSON object"):
-        list(read_json_objects(path))
-
-
 def test_text_in_another_encoding_is_named(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    path.write_bytes(b"{}\n" + '{"text": "é"}'.encode("latin-1"))
+    path.write_bytes(Prompt.ask("fine").model_dump_json().encode() + b"\n" + '{"text": "é"}'.encode("latin-1"))
     with pytest.raises(InputError, match="line 2: not UTF-8"):
-        list(read_json_objects(path))
+        list(read_jsonl(path, Prompt))
 
 
 def test_an_endless_line_is_refused_and_a_long_one_is_not(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"text": "x" * 3_000_000}) + "\n" + json.dumps({"text": "x" * 5_000_000}) + "\n")
-    rows = read_json_objects(path)
-    assert len(next(rows)[1]["text"]) == 3_000_000
+    path.write_text("".join(Prompt.ask("x" * length).model_dump_json() + "\n" for length in (3_000_000, 5_000_000)))
+    rows = read_jsonl(path, Prompt)
+    assert len(next(rows).last_turn) == 3_000_000
     with pytest.raises(InputError, match="line 2: line is longer than 4 MiB"):
         next(rows)
 
@@ -166,7 +159,7 @@ def test_a_gzipped_file_reads_like_a_plain_one(tmp_path):
     assert list(read_jsonl(path, Prompt)) == [Prompt.ask("你好")]
 
 
-WHOLE = gzip.compress(b'{"text": "hello"}\n' * 1000, mtime=0)
+WHOLE = gzip.compress((Prompt.ask("hello").model_dump_json() + "\n").encode() * 1000, mtime=0)
 
 
 @pytest.mark.parametrize("damaged", [WHOLE[: len(WHOLE) // 2], b"plain" + WHOLE, b"{}\n", WHOLE[:20] + b"?" + WHOLE[21:]])
@@ -174,14 +167,14 @@ def test_a_broken_gzip_file_is_named(tmp_path, damaged):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(damaged)
     with pytest.raises(InputError, match=r"rows\.jsonl\.gz: broken gzip file"):
-        list(read_json_objects(path))
+        list(read_jsonl(path, Prompt))
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        list(read_json_objects(tmp_path / "none.jsonl"))
+        list(read_jsonl(tmp_path / "none.jsonl", Prompt))
     with pytest.raises(InputError, match="is a folder"):
-        list(read_json_objects(tmp_path))
+        list(read_jsonl(tmp_path, Prompt))
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.run.team import Team
+from charter.stages.rl.settings import METHODS
 from charter.training.batches import by_tokens, even_by_tokens
 from charter.training.rollouts import share_of_rows
-from together import train_all
+from together import PARTS, train_all
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -43,6 +44,11 @@ def assert_close(got: Path, expected: Path, *, tolerance: float = 1e-5, leave_ou
     )
     assert wanted
     assert figures == [pytest.approx(row, rel=tolerance, abs=tolerance) for row in wanted]
+
+
+def test_every_method_is_trained_by_two_processes():
+    parts = {part.__name__ for part in PARTS}
+    assert {method.removesuffix("_dpo") for method in METHODS} <= parts  # online_dpo is `online`
 
 
 def test_two_processes_train_and_sample_as_one(tmp_path, random_llama):
@@ -94,7 +100,7 @@ def kill_one_of_two(recipe: Path, out: Path, *settings: str) -> str:
 
 
 def test_a_killed_process_ends_the_run_and_one_process_goes_on(tmp_path, write_recipe, random_llama):
-    path = write_recipe(random_llama, rl={"steps": 12})
+    path = write_recipe(random_llama, rl={"steps": 12, "checkpoint_every": 1})
     recipe = load_recipe(path)
     out, whole = tmp_path / "killed", tmp_path / "whole"
     errors = kill_one_of_two(path, out)
@@ -142,7 +148,7 @@ def with_deepspeed(*arguments: object, **settings: str) -> subprocess.CompletedP
     [
         ({"zero_stage": "3"}, "--use_fsdp --fsdp_version 2"),
         ({"zero_stage": "0"}, "--zero_stage 0"),
-        ({"config_file": "zero.json"}, "file of settings is not read"),
+        ({"config_file": "zero.json"}, "does not read DeepSpeed's file of settings"),
         ({"offload_param_device": "cpu"}, "--offload_param_device"),
         ({"offload_optimizer_device": "nvme"}, "--offload_optimizer_device nvme"),
         ({"/gradient_accumulation_steps": "4"}, "--gradient_accumulation_steps"),
@@ -166,7 +172,7 @@ def test_a_run_that_needs_deepspeed_says_how_to_install_it(tmp_path):
 
 @pytest.mark.skipif(not DEEPSPEED, reason="no deepspeed; pip install 'charter-align[deepspeed]'")
 def test_a_run_with_deepspeed_is_killed_and_one_process_goes_on_and_the_other_way(tmp_path, write_recipe, random_llama):
-    path = write_recipe(random_llama, rl={"steps": 12})
+    path = write_recipe(random_llama, rl={"steps": 12, "checkpoint_every": 1})
     recipe = load_recipe(path)
     out, whole = tmp_path / "killed", tmp_path / "whole"
     kill_one_of_two(path, out, "--set", "parallel=deepspeed")

@@ -17,15 +17,14 @@ from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.records import Prompt
-from charter.stages.rl.settings import GRPOSettings, PPOSettings, RLOOSettings, VLLMSettings
+from charter.stages.rl.run import trainer_of
+from charter.stages.rl.settings import METHODS, RLOOSettings, VLLMSettings
 from charter.testbed.standins import save_stand_in
-from charter.training.methods.grpo import train_grpo
-from charter.training.methods.ppo import train_ppo
-from charter.training.methods.rloo import train_rloo
 from charter.training.rewards import RewardSum
 from charter.training.rollouts import collect
 from charter.training.vllm_rollouts import engine_for
 from test_team import ENVIRONMENT, assert_close, torchrun
+from test_training import PRICED
 from together import train_all
 
 installed = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vllm; pip install 'charter-align[vllm]'")
@@ -162,20 +161,20 @@ def test_a_response_ends_at_its_end_and_stays_in_the_vocabulary(tmp_path):
 
 
 @installed
-@pytest.mark.parametrize(("train", "kind"), [(train_rloo, RLOOSettings), (train_grpo, GRPOSettings), (train_ppo, PPOSettings)])
-def test_every_method_learns_from_vllms_rollouts(tmp_path, stage, train, kind):
+@pytest.mark.parametrize("method", PRICED)
+def test_every_method_learns_from_vllms_rollouts(tmp_path, stage, method):
     """A token is preferred; after the steps it is likelier. What vLLM drew weighs 1, to the last bits."""
     trunk = load_trunk(wider(tmp_path / "model", "llama"))
     trunk.add_role("policy")
-    if kind is PPOSettings:
+    if method == "ppo":
         trunk.add_role("value", head=True)
-    settings = kind(**{**ROLLOUTS, "samples_per_prompt": 8}, steps=12, learning_rate=3e-3, kl_coef=0.0)
+    settings = METHODS[method](**{**ROLLOUTS, "samples_per_prompt": 8}, steps=12, learning_rate=3e-3, kl_coef=0.0)
 
     def reward(rollout):
         return ((rollout.ids < 120) & rollout.mask).sum(dim=1).float() / rollout.mask.sum(dim=1)
 
     with engine_for(trunk, PROMPTS, settings):
-        train(trunk, PROMPTS, RewardSum({"low": (1.0, reward)}), settings, stage)
+        trainer_of(method)(trunk, PROMPTS, RewardSum({"low": (1.0, reward)}), settings, stage)
     rows = stage.metrics()
     assert all(row["sampler_gap"] < 1e-4 for row in rows)
     assert all(row["importance_weight"] == pytest.approx(1, abs=1e-4) for row in rows)

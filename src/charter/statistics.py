@@ -29,7 +29,7 @@ Interval = tuple[float, float]
 
 
 def is_scored(value: float | None) -> bool:
-    """False for None and NaN: nobody could say."""
+    """False for None and NaN, which mean unscored."""
     return value is not None and not math.isnan(value)
 
 
@@ -81,7 +81,7 @@ class PairedDifference:
 
     @property
     def includes_zero(self) -> bool:
-        """True where 0 is inside the interval, and where there is no interval: then nothing excludes it."""
+        """True where 0 is inside the interval, and where there is no interval: then nothing rules it out."""
         return self.ci is None or self.ci[0] <= 0 <= self.ci[1]
 
 
@@ -155,7 +155,7 @@ def clustered_proportion(
 
     ValueError where an outcome is neither true, false nor unscored.
     """
-    if not all(one in (0, 1) for one in successes if is_scored(one)):
+    if not all(outcome in (0, 1) for outcome in successes if is_scored(outcome)):
         raise ValueError("an outcome is neither true, false nor None; use average() for graded scores")
     return clustered_share(successes, clusters, level)
 
@@ -252,7 +252,7 @@ def _paired_p(difference: float, sums: Floats, sizes: Floats) -> float:
 @dataclass(frozen=True)
 class Calibration:
     """Expected calibration error, the table behind it, and ``floor``: the error that a perfectly calibrated judge with
-    the same probabilities would show at this n, on average. An error near its floor is no evidence of miscalibration.
+    the same probabilities would show at this n, on average. An error near the floor does not show miscalibration.
     """
 
     ece: float
@@ -386,7 +386,7 @@ def over_optimisation_fit(kl: Sequence[float], gold: Sequence[float]) -> OverOpt
     d, score = np.array(points).T
     (a, b), *_ = np.linalg.lstsq(np.column_stack([d, -d * np.log(d)]), score, rcond=None)
     exponent = a / b - 1 if b > 0 else math.inf
-    if exponent > 50:  # a peak at e^50 is no peak
+    if exponent > 50:  # a peak at e^50 is out of reach
         return OverOptimisation(float(a), float(b), None, None)
     peak = math.exp(exponent)
     return OverOptimisation(float(a), float(b), peak, float(b) * peak)
@@ -399,28 +399,15 @@ def _result(estimate: Estimate, **fields: Any) -> EvalResult:
 
 
 def rate(
-    name: str,
-    arm: str,
-    outcomes: Sequence[bool | None],
-    *,
-    scorer: str,
-    clusters: Sequence[Hashable] | None = None,
-    group: str | None = None,
+    name: str, arm: str, outcomes: Sequence[bool | None], *, clusters: Sequence[Hashable] | None = None, **labels: Any
 ) -> EvalResult:
-    """Share of true among the scored outcomes, with Wilson's interval; unit "share", in [0, 1]."""
-    estimate = clustered_proportion(outcomes, clusters)
-    return _result(estimate, name=name, arm=arm, scorer=scorer, unit="share", group=group)
+    """Share of true among the scored outcomes, with Wilson's interval; unit "share", in [0, 1]. ``labels``: scorer and group of
+    the result."""
+    return _result(clustered_proportion(outcomes, clusters), name=name, arm=arm, unit="share", **labels)
 
 
 def average(
-    name: str,
-    arm: str,
-    values: Sequence[float | None],
-    *,
-    scorer: str,
-    unit: str,
-    clusters: Sequence[Hashable] | None = None,
-    group: str | None = None,
+    name: str, arm: str, values: Sequence[float | None], *, unit: str, clusters: Sequence[Hashable] | None = None, **labels: Any
 ) -> EvalResult:
-    """Mean of the scored values in ``unit``, with the cluster-robust t interval."""
-    return _result(mean_interval(values, clusters), name=name, arm=arm, scorer=scorer, unit=unit, group=group)
+    """Mean of the scored values in ``unit``, with the cluster-robust t interval. ``labels`` as in :func:`rate`."""
+    return _result(mean_interval(values, clusters), name=name, arm=arm, unit=unit, **labels)

@@ -51,14 +51,12 @@ def run_command(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False)
         disband()
         return code if isinstance(code, int) else 0
-    except GateError as error:
+    except (GateError, LostProcess) as error:
         return say_error(error, 1)
     except InputError as error:
         return say_error(error, 2)
-    except LostProcess as error:
-        return say_error(error, 1)
     except (KeyboardInterrupt, typer.Abort):
-        return say_error("interrupted; the same command goes on from here", 130)
+        return say_error("interrupted; the same command resumes from here", 130)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -67,9 +65,9 @@ def run_command(arguments: list[str]) -> int:
         # Usage errors come from click, or from the copy of it inside newer typers: known by what they can do.
         if hasattr(error, "format_message"):
             return say_error(f"{error.format_message()} (charter --help)", 2)
-        # safetensors writes weights without Python, so its disk errors are no OSError.
-        if (found := re.search(r"\(os error (\d+)\)", str(error))) and int(found[1]) in DISK_ERRORS:
-            return say_error(f"disk: {os.strerror(int(found[1]))}; choose another folder or make room", 2)
+        # safetensors writes weights without Python, so its disk errors are not OSErrors.
+        if (system := re.search(r"\(os error (\d+)\)", str(error))) and int(system[1]) in DISK_ERRORS:
+            return say_error(f"disk: {os.strerror(int(system[1]))}; choose another folder or make room", 2)
         raise
 
 

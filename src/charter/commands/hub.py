@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charter.commands.options import interval_words
 from charter.errors import InputError
 from charter.evaluation.words import title_of
 from charter.metrics import HEADLINE
@@ -185,7 +186,7 @@ def figures_table(report: Mapping[str, Any], stage: str, result: Mapping[str, An
     if stage not in ARM_OF:
         if "accuracy" not in result:
             return ["Nothing was measured.", ""]
-        low_high = bracketed(result.get("ci"))
+        low_high = interval_words(result.get("ci"))
         return [f"Accuracy on {result['n']} held-out pairs: {result['accuracy']:.3f}{low_high}; the rule \"shorter wins\" gets "
                 f"{result['baseline_shorter_wins']:.3f}.", ""]  # fmt: skip
     arms: Sequence[str] = ("base", "sft", "policy")[: 2 if stage == "sft" else 3]
@@ -206,11 +207,7 @@ def figures_table(report: Mapping[str, Any], stage: str, result: Mapping[str, An
 def cell(metric: Mapping[str, Any] | None) -> str:
     if metric is None:
         return "–"
-    return "unscored" if metric["value"] is None else f"{metric['value']:.2f}{bracketed(metric['ci'], 2)}"
-
-
-def bracketed(ci: Sequence[float] | None, digits: int = 3) -> str:
-    return f" [{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]" if ci else ""
+    return "unscored" if metric["value"] is None else f"{metric['value']:.2f}{interval_words(metric['ci'], 2)}"
 
 
 def settings_of(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:

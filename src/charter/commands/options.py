@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +22,13 @@ MAIN_METRICS = HEADLINE
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 
 
+def interval_words(ci: Sequence[float] | None, digits: int = 3) -> str:
+    """` [low, high]`, or nothing without an interval."""
+    return f" [{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]" if ci else ""
+
+
 def show(result: Any, as_json: bool, *lines: str) -> None:
-    """The result as JSON, or the lines written for people; of several processes the main one says it."""
+    """Print the result as JSON, or the lines for people; of several processes only the main one prints."""
     from charter.run.team import team
 
     if team().is_main:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from charter.commands.options import Json, Pairs, Quiet, Seed, show
+from charter.commands.options import Json, Pairs, Quiet, Seed, interval_words, show
 from charter.commands.run import stage_command
 from charter.errors import InputError
 
@@ -19,7 +19,9 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 def reward_train(  # one parameter for each flag, as typer reads them
     file: Pairs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and metrics.json.")],
-    model: Annotated[str, typer.Option(help="Folder of the model to start from.")] = "package:charter.testbed/model",
+    model: Annotated[
+        str, typer.Option(help="Folder of the model to start from, or of a reward model to continue.")
+    ] = "package:charter.testbed/model",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 1,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of the schedule.")] = 3e-4,
     per_step: Annotated[
@@ -71,10 +73,6 @@ def reward_train(  # one parameter for each flag, as typer reads them
     if cut := metrics["cut"]:
         lines.insert(2, f"cut to {max_tokens} tokens: {cut['rows']} rows, {cut['ends']} of them without the end of the answer")
     show(metrics, as_json, *lines)
-
-
-def interval_words(ci: Any) -> str:
-    return f" [{ci[0]:.3f}, {ci[1]:.3f}]" if ci else ""
 
 
 stage_command("run", "reward_model", "Train the reward model of a recipe, after the stages it needs.", app)

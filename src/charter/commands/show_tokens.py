@@ -66,7 +66,7 @@ LEGEND = (
 
 
 def print_batches(batches: dict[str, Any]) -> None:
-    """The rows in colour; every colour has a mark beside it, so that nothing is lost without one."""
+    """The rows in colour; every colour has a mark as well, so that nothing is lost without colours."""
     console = Console(highlight=False, markup=False)
     console.print(Text("Legend", style="bold"))
     for mark, style, words in LEGEND:

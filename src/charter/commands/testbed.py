@@ -13,6 +13,7 @@ from charter.errors import InputError
 
 app = typer.Typer(help="The tiny model that ships, and its language.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Preset = Annotated[str, typer.Option(help="full: the models that ship; small: a minute at most, for tests.")]
 T = TypeVar("T")
 
 
@@ -27,19 +28,13 @@ def config_of(presets: Mapping[str, T], name: str, seed: int) -> T:
 
 
 def show_counts(result: dict[str, Any], out: Path, as_json: bool) -> None:
-    """How many rows went into each file."""
+    """Print the number of rows of each file."""
     show(result, as_json, *(f"{count:6} {name}" for name, count in result.items() if name != "out"), f"written: {out}")
 
 
 @app.command("train")
-def testbed_train(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; the model goes into OUT/model.")],
-    preset: Annotated[str, typer.Option(help="full: the model that ships; small: a minute, for tests.")] = "full",
-    seed: Seed = 0,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train the tiny model from scratch; a killed training resumes."""
+def testbed_train(out: Folder, preset: Preset = "full", seed: Seed = 0, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Train the tiny model from scratch into OUT/model; a killed training resumes."""
     from charter.testbed.train import TESTBED_PRESETS, train_testbed
 
     result = train_testbed(config_of(TESTBED_PRESETS, preset, seed), out, quiet=quiet or as_json)
@@ -78,14 +73,8 @@ def testbed_dialogues(out: Folder, seed: Seed = 0, as_json: Json = False) -> Non
 
 
 @app.command("lab")
-def testbed_lab(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each model goes into OUT/NAME/model.")],
-    preset: Annotated[str, typer.Option(help="full: the models that ship; small: seconds, for tests.")] = "full",
-    seed: Seed = 0,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train the detox lab's summariser and its two classifiers; a killed training resumes."""
+def testbed_lab(out: Folder, preset: Preset = "full", seed: Seed = 0, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Train the detox lab's summariser and its two classifiers into OUT/NAME/model; a killed training resumes."""
     from charter.testbed.lab import LAB_PRESETS, card_lines, make_lab
 
     result = make_lab(config_of(LAB_PRESETS, preset, seed), out, quiet=quiet or as_json)

@@ -26,7 +26,7 @@ def export_command(
             "or raw."
         ),
     ] = "",
-    again: Annotated[Path | None, typer.Option(help="A manifest: make its dataset anew, byte for byte.")] = None,
+    again: Annotated[Path | None, typer.Option(help="A manifest: write its dataset again, byte for byte.")] = None,
     soft_labels: Annotated[
         str, typer.Option(help="judgment: a row each; share of a set's raters; ratings: P(chosen) of --ratings.")
     ] = "judgment",
@@ -92,7 +92,9 @@ def merge(
 
     unite = merge_judgments if out.suffix == ".jsonl" else merge_folders
     result: dict[str, Any] = {**unite(sources, out), "out": str(out)}
-    show(result, as_json, f"{result['judgments']} judgments of {len(sources)} sources: {out}")
+    once = f"{result['repeated']} of them are in two exports; ratings, agreement and export count these votes once"
+    lines = [f"{result['judgments']} judgments of {len(sources)} sources: {out}", *([once] if result["repeated"] else [])]
+    show(result, as_json, *lines)
 
 
 def left_out(result: dict[str, Any]) -> list[str]:
@@ -162,8 +164,8 @@ def raters(
     from charter.recipe.source import locate
 
     base = locate(model, Path.cwd()) if model else None
-    found, votes = tastes_from_files(file, reward, model=base, prompts=prompts, responses=responses, seed=seed)
-    result, lines = taste_report(found, votes)
+    heads, votes = tastes_from_files(file, reward, model=base, prompts=prompts, responses=responses, seed=seed)
+    result, lines = taste_report(heads, votes)
     files = write_tastes(result, out) if out else []
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 
@@ -204,7 +206,7 @@ def label(
         for model in project.settings.redteam.models:
             samplers.append(LocalSampler(load_trunk(model, device=pick_device("auto")), Path(model).name))
     items = project.items
-    work = sum(one.role == "work" for one in items.sets.values())
+    work = sum(task.role == "work" for task in items.sets.values())
 
     def say(link: str) -> None:
         counts = {"link": link, "folder": str(project.folder), "sets": work, "left_out": items.left_out}

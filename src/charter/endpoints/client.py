@@ -209,7 +209,7 @@ class Client:
             server.hold_back(wait)
 
     def _hold_back(self, server: Server, headers: Mapping[str, str], tokens: int) -> None:
-        """Wait before the server has to refuse: its rate limit leaves less than a request needs until its window begins anew."""
+        """Wait before the server has to refuse: its rate limit leaves less than a request needs until its next window."""
         if (wait := window_wait(headers, tokens)) is not None:
             server.hold_back(min(wait, self.settings.longest_wait))
 

@@ -33,12 +33,7 @@ def requested_wait(headers: Mapping[str, str]) -> float | None:
     elif after:
         with contextlib.suppress(ValueError):
             waits.append(max(email.utils.parsedate_to_datetime(after).timestamp() - time.time(), 0.0))
-    if not waits:
-        for what in ("requests", "tokens"):
-            if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0":
-                wait = seconds_in(headers.get(f"x-ratelimit-reset-{what}", ""))
-                waits += [] if wait is None else [wait]
-    return max(waits, default=None)
+    return max(waits) if waits else window_wait(headers, tokens=1)
 
 
 def bare_number(text: str) -> float | None:
@@ -59,7 +54,7 @@ def seconds_in(text: str) -> float | None:
 
 
 def window_wait(headers: Mapping[str, str], tokens: int) -> float | None:
-    """Seconds until the window of the rate limit begins anew; None if it leaves a request and ``tokens`` tokens."""
+    """Seconds until the next window of the rate limit; None if this window leaves a request and ``tokens`` tokens."""
     waits = []
     for what, need in (("requests", 1), ("tokens", tokens)):
         remaining = headers.get(f"x-ratelimit-remaining-{what}", "").strip()

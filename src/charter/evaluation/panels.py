@@ -20,6 +20,7 @@ from charter.evaluation.words import (
     number_of,
     number_text,
     range_text,
+    sampling_words,
     title_of,
 )
 from charter.metrics import HEADLINE, METRICS, SHARE
@@ -186,6 +187,7 @@ def reliability_panel(panels: Panels, title: str, rows: Sequence[Mapping[str, An
 def arms_of(report: Report) -> dict[str, dict[str, Any]]:
     """Arms in the order of the report, then those that only a metric or a sample names; each keeps its colour."""
     described = {str(arm.get("name")): str(arm.get("description") or "") for arm in mappings_in(report, "arms")}
+    sampled = {str(arm.get("name")): sampling_words(arm.get("sampling")) for arm in mappings_in(report, "arms")}
     for row in mappings_in(report, "metrics"):
         described.setdefault(str(row.get("arm")), "")
     for sample in mappings_in(report, "samples"):
@@ -197,7 +199,7 @@ def arms_of(report: Report) -> dict[str, dict[str, Any]]:
         colour = ARM_COLOURS.get(name)
         if colour is None:
             colour = free.pop(0) if free else position % N_COLOURS
-        arms[name] = {"name": name, "description": description, "colour": colour}
+        arms[name] = {"name": name, "description": description, "sampled": sampled.get(name, ""), "colour": colour}
     return arms
 
 

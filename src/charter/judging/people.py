@@ -50,7 +50,7 @@ class PeoplesVotes:
 
     @property
     def open(self) -> int:
-        """Prompts with a question that nobody has answered."""
+        """Prompts with an unanswered question."""
         answered = {vote.set_id for vote in self.judgments}
         done = {prompt for prompt, sets in self.sets.items() if set(sets) <= answered}
         return sum(group[0].prompt_id not in done for group in self.groups)

@@ -60,7 +60,7 @@ def add_adapter(model: Any, adapters: Any, name: str, lora: LoRASettings, start_
 
 
 def save_adapter(adapters: Any, role: str, tokenizer: Any, folder: Path, base: str) -> None:
-    """Write one adapter of a trunk as a folder that peft loads onto ``base``, its tokenizer and template beside it."""
+    """Write one adapter of a trunk as a folder that peft loads onto ``base``, with its tokenizer and template."""
     from safetensors.torch import save_file
 
     config = copy.copy(adapters.peft_config[role])
@@ -101,7 +101,11 @@ def base_of(folder: Path) -> str:
     base = check_adapter(folder).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise InputError("the base model is missing; name it with --base", file=folder / CONFIG)
-    # Of a run folder that was moved the fine-tuned model moved along: it is looked for beside the adapter.
+    return moved_along(folder, base)
+
+
+def moved_along(folder: Path, base: str) -> str:
+    """The base of an adapter in ``folder``: in a run folder that was moved, the fine-tuned model moved along."""
     beside = folder.parent.parent / Path(base).parent.name / Path(base).name
     return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
 

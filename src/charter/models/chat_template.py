@@ -39,12 +39,12 @@ PAIR_TEMPLATE = PLAIN_TEMPLATE + "{# and then the response #}"
 
 MARK = "\ue000"  # stands for a text in a template that is tried out; of the private use area, so in no template
 STAND_INS = 0xF0000  # the first of the characters that stand for spelled control tokens while a template is rendered
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)  # what a template raises of its own or by mistake
+REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)  # what a template raises on purpose or by mistake
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How the template begins the answer of a finished turn, as against where its generation prompt ends.
+    """The difference between a template's generation prompt and the beginning of a finished turn.
 
     ``surplus``: the end of the generation prompt that a finished turn lacks (an open think block). ``missing``: what a finished
     turn has in addition (an empty think block; the role, where the template ignores add_generation_prompt). ``space``: what parts
@@ -135,7 +135,7 @@ def find_opening(tokenizer: Any) -> Opening:
 
 
 def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many elements two sequences have in common at their beginning."""
+    """The length of the common beginning of two sequences."""
     differences = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differences, min(len(first), len(second)))
 
@@ -176,12 +176,12 @@ def closing_id(tokenizer: Any, ends: set[int]) -> int:
 
 
 def end_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What ends a response: first the token that closes one in training, then the others at which the model also stops."""
+    """The ids that end a response: first the token that closes it in training, then the others at which the model stops."""
     return getattr(tokenizer, "charter_ends", None) or (tokenizer.eos_token_id,)
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer would put BOS before a text of its own accord. Some say so, some (Llama 3) only do it."""
+    """Whether the tokenizer puts BOS before a text. Some tokenizers declare it, some (Llama 3) only do it."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return False

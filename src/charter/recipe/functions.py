@@ -1,7 +1,8 @@
 """Functions of the user's own that a recipe names: `python:module:function`.
 
 Charter looks for a module beside the recipe, then in the current folder, then where Python looks. A stage depends on the module's
-file and on what the module imports beside it, so a mended function runs again (:func:`source_hash`).
+file and on what the module imports beside it, so a mended function runs again (:func:`source_hash`); a file `NAME.json` beside
+NAME.py counts with it.
 """
 
 from __future__ import annotations
@@ -170,8 +171,10 @@ def imports(file: Path, root: Path) -> Iterator[str]:
 
 
 def source_hash(module: str, folder: str = "") -> str:
-    """Hash of the contents of :func:`files_of`; the module's name alone where its file is not found. 16 hex digits."""
+    """Hash of the contents of :func:`files_of` and of the `.json` beside each under its name; the module's name alone where its
+    file is not found. 16 hex digits."""
     digest = hashlib.sha256(module.encode())
-    for file in files_of(module, folder):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for module_file in files_of(module, folder):
+        for file in filter(Path.is_file, (module_file, module_file.with_suffix(".json"))):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

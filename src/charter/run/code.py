@@ -1,7 +1,7 @@
 """The code behind a stage: the modules that it imports, and theirs, read from their text.
 
 An import inside a function counts as one at the top, an import under ``if TYPE_CHECKING:`` does not run and does not count. Text
-files of a package (questions to a judge) count with the modules beside them.
+files of a package (questions to a judge) count with the modules beside them, and `NAME.json` with the module NAME.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def closure(modules: Iterable[str]) -> list[str]:
 
 
 def closure_files(modules: Iterable[str]) -> list[Path]:
-    """The files of :func:`closure`, and the text files in the packages of its modules."""
+    """The files of :func:`closure`, the text files in the packages of its modules, and the `.json` of a module."""
     files = [file for name in closure(modules) if (file := module_file(name))]
-    return sorted({*files, *(text for folder in {file.parent for file in files} for text in folder.glob("prompts/*.txt"))})
+    texts = {text for folder in {file.parent for file in files} for text in folder.glob("prompts/*.txt")}
+    return sorted({*files, *texts, *(table for file in files if (table := file.with_suffix(".json")).is_file())})
 
 
 def code_hash(modules: Iterable[str]) -> str:

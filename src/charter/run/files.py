@@ -63,20 +63,6 @@ def read_lines_with_offsets(path: Path) -> Iterator[tuple[int, int, str]]:
         raise InputError(f"broken gzip file ({error}); download or compress it again", file=path) from None
 
 
-def read_json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered JSON objects of a JSONL file, plain or gzipped."""
-    for number, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", "a number too long or nested too deeply")
-            raise InputError(f"not valid JSON ({reason}); every line is one JSON object", file=path, line=number
-                             ) from None  # fmt: skip
-        if not isinstance(row, dict):
-            raise InputError(f"is a JSON {type(row).__name__}; every line is one JSON object", file=path, line=number)
-        yield number, row
-
-
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
     """Records of one kind, in file order. InputError names file, line and field."""
     return (parse_record(line, kind, path, number) for number, line in read_lines(path))

@@ -1,9 +1,9 @@
-"""The processes of one run, as `torchrun` or `accelerate launch` starts them, and what they do together.
+"""The processes of one run, as `torchrun` or `accelerate launch` starts them, and how they share work.
 
-Every process runs the same program on the same data. The main one alone reads what a run left on the disk, writes files and
-prints; what depends on the disk it tells the others (``on_main``). Work is shared in two ways: *dealt* where a step of training
-needs all of it (``share``, then ``sum_``), *claimed* where the parts are independent and may take unequal time (``in_order``).
-Without a launcher there is one process, which does everything itself and exchanges nothing.
+Every process runs the same program on the same data. Only the main process reads a run's files, writes files and prints; it tells
+the others the results that depend on the disk (``on_main``). Work is shared in two ways: *dealt* where a training step needs all
+parts (``share``, then ``sum_``), *claimed* where the parts are independent and may take unequal time (``in_order``). Without a
+launcher there is one process, which does everything itself and exchanges nothing.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=14)  # one process may wait for a server while the others wait for it; a dead one is noticed at once
+PATIENCE = timedelta(days=14)  # a process may wait for a server while the others wait for it; a dead process is noticed at once
 PIECE = 2**20  # characters of a text that are stored under one key
 
 
 class LostProcess(Exception):
-    """Another process of the run is gone; what this one would do next makes no sense without it."""
+    """Another process of the run ended; this one cannot continue without it."""
 
     def __init__(self) -> None:
-        super().__init__("another process of this run ended; the same command goes on from here")
+        super().__init__("another process of this run ended; the same command resumes from here")
 
 
 class Team:
@@ -44,11 +44,11 @@ class Team:
 
     @property
     def words(self) -> str:
-        """How many processes there are and how they talk, for the first line of a run."""
+        """The number of processes and their connection, for the first line of a run."""
         return "1 process"
 
     def on_main(self, act: Callable[[], T]) -> T:
-        """What ``act`` gives on the main process, on all of them; nobody goes on before. Where it fails there, all fail."""
+        """The result of ``act``, which only the main process runs, on all processes; they wait for it. If it fails, all fail."""
         return act()
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Team:
         return [parts[i] for i in self.deal(costs)[self.rank]]
 
     def deal(self, costs: Sequence[float]) -> list[list[int]]:
-        """Which parts each process gets: the dearest first, each to whoever has least so far."""
+        """Which parts each process gets: the most expensive part first, each to the process with the least work so far."""
         loads = [0.0] * self.size
         hands: list[list[int]] = [[] for _ in loads]
         for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
@@ -78,13 +78,13 @@ class Team:
         return [sorted(hand) for hand in hands]
 
     def in_order(self, n: int, make: Callable[[int], str]) -> Iterator[str]:
-        """``make(0)`` … ``make(n - 1)`` in order on the main process, whoever made them: each process claims the next number
-        until none is left, so a slow one takes fewer. Elsewhere nothing is yielded. ``make`` runs as if its process were
-        alone. An error of any of them is raised on the main process."""
+        """``make(0)`` … ``make(n - 1)`` in order on the main process: each process claims the next number until none is
+        left, so a slow process takes fewer. The other processes yield nothing. ``make`` runs as if its process were alone.
+        The main process raises an error of any of them."""
         yield from map(make, range(n))
 
     def says_first(self, text: str) -> bool:
-        """Whether this process is the first to say ``text``: an error that all meet is printed once."""
+        """Whether this process is the first to print ``text``: an error that all processes meet is printed once."""
         return bool(text)
 
     def close(self) -> None:
@@ -125,22 +125,22 @@ class Launched(Team):
             return value  # type: ignore[no-any-return]
         try:
             with alone():
-                found = act()
+                result = act()
         except BaseException as error:
             with contextlib.suppress(LostProcess):
                 self._broadcast((None, as_told(error)))
             raise
-        self._broadcast((found, None))
-        return found
+        self._broadcast((result, None))
+        return result
 
     def _broadcast(self, message: tuple[Any, Any]) -> tuple[Any, Any]:
-        """What the main process has in ``message``, on all."""
+        """The main process's ``message``, on all processes."""
         import torch.distributed as dist
 
-        held = [message]
+        box = [message]
         with together():
-            dist.broadcast_object_list(held, src=0, group=self.on_cpu)
-        return held[0]
+            dist.broadcast_object_list(box, src=0, group=self.on_cpu)
+        return box[0]
 
     def sum_(self, tensor: Tensor) -> Tensor:
         import torch.distributed as dist
@@ -152,8 +152,8 @@ class Launched(Team):
     def add_up(self, *values: float) -> list[float]:
         import torch
 
-        found: list[float] = self.sum_(torch.tensor(values, dtype=torch.float64)).tolist()
-        return found
+        sums: list[float] = self.sum_(torch.tensor(values, dtype=torch.float64)).tolist()
+        return sums
 
     def gather(self, part: Sequence[T]) -> list[T]:
         import torch.distributed as dist
@@ -161,7 +161,7 @@ class Launched(Team):
         parts: list[Any] = [None] * self.size
         with together():
             dist.all_gather_object(parts, list(part), group=self.on_cpu)
-        return [one for of_rank in parts for one in of_rank]
+        return [value for of_rank in parts for value in of_rank]
 
     # -- claimed work --------------------------------------------------------------------------------------------------
 
@@ -172,25 +172,25 @@ class Launched(Team):
             while (mine := self._claim(work)) < n:
                 try:
                     with alone():
-                        said = {"text": make(mine)}
+                        message = {"text": make(mine)}
                 except (InputError, GateError) as error:
-                    said = {"input" if isinstance(error, InputError) else "gate": str(error)}
-                self._post(f"{work}/{mine}", json.dumps(said))
+                    message = {"input" if isinstance(error, InputError) else "gate": str(error)}
+                self._post(f"{work}/{mine}", json.dumps(message))
             return
-        own: dict[int, str] = {}
-        left = True
+        made: dict[int, str] = {}
+        unclaimed = True
         try:
             for number in range(n):
-                while left and number not in own and not self._posted(f"{work}/{number}"):
+                while unclaimed and number not in made and not self._posted(f"{work}/{number}"):
                     mine = self._claim(work)
-                    left = mine < n
-                    if left:
+                    unclaimed = mine < n
+                    if unclaimed:
                         with alone():
-                            own[mine] = make(mine)
-                yield own.pop(number) if number in own else read(self._fetch(f"{work}/{number}"))
+                            made[mine] = make(mine)
+                yield made.pop(number) if number in made else read(self._fetch(f"{work}/{number}"))
         finally:
             with together():
-                self.store.add(work, n)  # after an error nobody needs to begin another part
+                self.store.add(work, n)  # after an error no process begins another part
 
     def _claim(self, key: str) -> int:
         with together():
@@ -211,36 +211,36 @@ class Launched(Team):
         """Wait for an ASCII text that another process posts, and take it away."""
         with together():
             n = int(self.store.get(key))
-            data = b"".join(self.store.get(f"{key}/{number}") for number in range(n))
+            pieces = b"".join(self.store.get(f"{key}/{number}") for number in range(n))
             for name in (key, *(f"{key}/{number}" for number in range(n))):
                 self.store.delete_key(name)
-        return data.decode("ascii")
+        return pieces.decode("ascii")
 
     def says_first(self, text: str) -> bool:
         try:
-            return self._claim(f"said/{text}") == 0
-        except LostProcess as error:  # whoever keeps the counters is gone and has said what it had to say
+            return self._claim(f"printed/{text}") == 0
+        except LostProcess as error:  # the process with the counters is gone, and has printed its own error
             return text == str(error)
 
     def close(self) -> None:
-        """Wait for the others, so that the main process, who keeps the counters, is the last to go."""
+        """Wait for the others: the main process keeps the counters, so it must end last."""
         with contextlib.suppress(LostProcess):
             self.add_up(1.0)
         self.state.destroy_process_group()
 
 
-def read(said: str) -> str:
+def read(posted: str) -> str:
     """The text that another process made, or the error it met."""
-    found: dict[str, str] = json.loads(said)
-    if "input" in found:
-        raise InputError(found["input"])
-    if "gate" in found:
-        raise GateError(found["gate"])
-    return found["text"]
+    message: dict[str, str] = json.loads(posted)
+    if "input" in message:
+        raise InputError(message["input"])
+    if "gate" in message:
+        raise GateError(message["gate"])
+    return message["text"]
 
 
 def as_told(error: BaseException) -> BaseException:
-    """An error of the main process as the others raise it: one that is said in words as it is, any other as a lost process."""
+    """An error of the main process as the others raise it: an error for the user as it is, any other as a lost process."""
     if isinstance(error, (InputError, GateError)):
         return InputError(str(error)) if isinstance(error, InputError) else GateError(str(error))
     return error if type(error) in (OSError, FileNotFoundError, PermissionError) else LostProcess()
@@ -248,7 +248,7 @@ def as_told(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What is exchanged with other processes fails in many words where one of them is gone; here in one."""
+    """Inside, the many errors of an exchange with a process that is gone become LostProcess."""
     try:
         yield
     except (RuntimeError, ConnectionError) as error:
@@ -263,12 +263,12 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
-if launched():  # before torch is there: what it says of a lost connection is a page, and LostProcess is a line
+if launched():  # before torch is imported: it prints a page about a lost connection, and LostProcess is one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def asked_of_launcher() -> str | None:
-    """How `accelerate launch` was told to divide what is trained (``Recipe.parallel``); None where it was told nothing."""
+    """How `accelerate launch` was told to divide the trained weights (``Recipe.parallel``); None without such a flag."""
     for way, name in (("fsdp", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(name, "").lower() in ("1", "true", "yes"):
             return way
@@ -277,13 +277,13 @@ def asked_of_launcher() -> str | None:
 
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
-    """Inside, Accelerate opens connections of torch's own: they serve DeepSpeed too, where it is used."""
-    held = os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    """Inside, Accelerate opens torch's connections, which serve DeepSpeed too."""
+    deepspeed = os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     try:
         yield
     finally:
-        if held is not None:
-            os.environ["ACCELERATE_USE_DEEPSPEED"] = held
+        if deepspeed is not None:
+            os.environ["ACCELERATE_USE_DEEPSPEED"] = deepspeed
 
 
 def team() -> Team:
@@ -295,7 +295,7 @@ def team() -> Team:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is a team of its own: what it does is its part of a work that is shared further out."""
+    """Inside, this process works alone: it does its part of work that is shared further out."""
     _teams.append(Team())
     try:
         yield

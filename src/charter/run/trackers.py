@@ -1,8 +1,8 @@
-"""What a run appends to metrics.jsonl, sent on to TensorBoard, Weights & Biases, Trackio or MLflow.
+"""The lines of a run's metrics.jsonl files, sent to TensorBoard, Weights & Biases, Trackio or MLflow.
 
-The JSONL files are the record and are written first; a tracker follows them through the class that Accelerate has for it. What
-it was sent is noted in ``trackers/NAME.json`` of the run folder, so that a run that goes on sends no step twice, and one that is
-given a tracker later sends what it has.
+The JSONL files are the record and are written first; a tracker follows them through Accelerate's class for it. Charter notes the
+last step that it sent in ``trackers/NAME.json`` of the run folder: a resumed run sends no step twice, and a new tracker gets the
+earlier steps too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from charter.run.files import read_json, write_json
 from charter.run.run import Run, Stage
 
 PROJECT = "charter"
-"""What W&B and Trackio call a project and MLflow an experiment; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it."""
+"""The project of W&B and Trackio, the experiment of MLflow; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME change it."""
 FOLDER = "trackers"
 
 
 class Tracker:
-    """One tracker of a run: Accelerate's object, the id under which its run goes on, the last step it was sent of each stage."""
+    """One tracker of a run: Accelerate's object, the id under which its run resumes, the last step of each stage that it has."""
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any], *, quiet: bool) -> None:
         self.name, self.folder, self.config, self.quiet = name, folder, dict(config), quiet
@@ -38,10 +38,10 @@ class Tracker:
         """Stages of this process whose earlier rows were sent."""
 
     def start(self) -> None:
-        """Go on with the run of the notes, or begin one."""
+        """Resume the run of the notes, or begin a new run."""
         noted = read_json(self.notes)
         if noted is not None and not (isinstance(noted, dict) and {"id", "rows", "stages"} <= noted.keys()):
-            raise InputError("is no note of a tracker; remove it to begin a new run there", file=self.notes)
+            raise InputError("not a tracker's note; remove the file to begin a new run there", file=self.notes)
         self.begin(noted)
 
     def begin(self, noted: dict[str, Any] | None) -> None:
@@ -54,15 +54,15 @@ class Tracker:
         with self.quietly():
             self.accelerate = OPEN[self.name](self, noted is not None)
             self.accelerate.start()
-            if self.name == "mlflow":  # which gives its runs ids of its own
+            if self.name == "mlflow":  # MLflow chooses the ids of its runs
                 self.id = self.accelerate.tracker.info.run_id
-            if noted is None and self.name != "trackio":  # which takes it where it opens
+            if noted is None and self.name != "trackio":  # Trackio takes them when it opens
                 self.accelerate.store_init_configuration(self.config)
         self.note()
 
     def finish(self) -> None:
         with self.quietly():
-            if self.name == "trackio":  # Accelerate ends the run, and Trackio would end it once more when Python exits
+            if self.name == "trackio":  # after Accelerate's end Trackio would end the run again when Python exits
                 import trackio
 
                 trackio.finish()
@@ -71,30 +71,30 @@ class Tracker:
             if self.name == "mlflow" and self.accelerate.logging_dir:
                 import mlflow
 
-                mlflow.set_tracking_uri(None)  # or the next run of this process would go where this one went
+                mlflow.set_tracking_uri(None)  # or the next run of this process would go there too
 
     def quietly(self) -> contextlib.AbstractContextManager[Any]:
-        """Standard output belongs to the command; what a tracker prints goes to standard error, or nowhere."""
+        """Standard output belongs to the command; a tracker prints to standard error, or nowhere."""
         return contextlib.redirect_stdout(io.StringIO() if self.quiet else sys.stderr)
 
     def note(self) -> None:
         write_json(self.notes, {"id": self.id, "rows": self.rows, "stages": self.stages})
 
     def follow(self, stage: Stage, row: dict[str, Any] | None) -> None:
-        """Send a row of a stage, or of a finished one (None) what it has and was not sent.
+        """Send a row of a stage, or, for None, the rows of a finished stage that were not sent.
 
-        A stage that began anew is a second curve under the names of the first: it goes to a new run of the tracker, with all the
-        stages before it.
+        A stage that started again would be a second curve under the same names: it goes to a new run of the tracker, with all
+        earlier stages.
         """
         known = self.stages.get(stage.name)
         if known and known["fingerprint"] != stage.fingerprint:
             self.finish()
             self.begin(None)
             self.met.clear()
-        for one in stage.run.stages:
-            if one.name not in self.met:
-                self.met.add(one.name)
-                self.send(one, rows_of(one))
+        for earlier in stage.run.stages:
+            if earlier.name not in self.met:
+                self.met.add(earlier.name)
+                self.send(earlier, rows_of(earlier))
         self.send(stage, rows_of(stage) if row is None else [row])
 
     def send(self, stage: Stage, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -103,7 +103,7 @@ class Tracker:
             if step <= self.stages.get(stage.name, {}).get("step", -1):
                 continue
             values = {f"{stage.name}/{key}": value for key, value in numbers(row).items() if key != "step"}
-            if self.name == "wandb":  # its own steps may not fall, and every stage begins at 0
+            if self.name == "wandb":  # the steps of W&B may not fall, and every stage begins at 0
                 if stage.name not in self.stages:
                     self.accelerate.tracker.define_metric(f"{stage.name}/*", step_metric=f"{stage.name}/step")
                 self.accelerate.log(values | {f"{stage.name}/step": step}, step=self.rows)
@@ -115,7 +115,7 @@ class Tracker:
 
     @property
     def label(self) -> str:
-        """How a person finds the run: the folder and the one it lies in, ``runs/demo`` or ``demo/seed-1``."""
+        """The name for people: the folder and its parent, ``runs/demo`` or ``demo/seed-1``."""
         return "/".join(self.folder.resolve().parts[-2:]).strip("/")
 
 
@@ -127,71 +127,70 @@ def rows_of(stage: Stage) -> list[dict[str, Any]]:
 
 def numbers(row: Mapping[str, Any], prefix: str = "") -> dict[str, float | int]:
     """The numbers of a row, those of a mapping inside it as ``outer/inner``; a tracker draws nothing else."""
-    found: dict[str, float | int] = {}
+    values: dict[str, float | int] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{key}/")
+            values |= numbers(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)):
-            found[prefix + key] = value
-    return found
+            values[prefix + key] = value
+    return values
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
     """Settings as ``rl.steps: 60``, lists as JSON, without those that are not set."""
-    found: dict[str, bool | int | float | str] = {}
+    settings: dict[str, bool | int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            settings |= flat(value, f"{prefix}{key}.")
         elif value is not None:
-            found[prefix + key] = value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-    return found
+            settings[prefix + key] = value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+    return settings
 
 
 # -- the four, as Accelerate opens them ----------------------------------------------------------------------------------
 
 
-def open_tensorboard(own: Tracker, goes_on: bool) -> Any:  # noqa: ARG001 - a folder goes on by itself
+def open_tensorboard(tracker: Tracker, resumes: bool) -> Any:  # noqa: ARG001 - a folder resumes without it
     from accelerate.tracking import TensorBoardTracker
 
-    return TensorBoardTracker(own.id, str(own.folder / FOLDER / "tensorboard"))
+    return TensorBoardTracker(tracker.id, str(tracker.folder / FOLDER / "tensorboard"))
 
 
-def open_wandb(own: Tracker, goes_on: bool) -> Any:  # noqa: ARG001 - a run of that id goes on where there is one
+def open_wandb(tracker: Tracker, resumes: bool) -> Any:  # noqa: ARG001 - W&B resumes a run by its id
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
     from accelerate.tracking import WandBTracker
 
-    place = own.folder / FOLDER
+    place = tracker.folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(console="off", save_code=False, silent=own.quiet)
-    return WandBTracker(
-        os.environ.get("WANDB_PROJECT", PROJECT), name=own.label, id=own.id, resume="allow", dir=str(place), settings=settings
-    )  # fmt: skip
+    settings = wandb.Settings(console="off", save_code=False, silent=tracker.quiet)
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    return WandBTracker(project, name=tracker.label, id=tracker.id, resume="allow", dir=str(place), settings=settings)
 
 
-def open_trackio(own: Tracker, goes_on: bool) -> Any:
+def open_trackio(tracker: Tracker, resumes: bool) -> Any:
     from accelerate.tracking import TrackioTracker
 
-    # A run goes on by its name, so the name must be that of this folder alone.
+    # Trackio resumes a run by its name, so the name must belong to this folder alone.
     return TrackioTracker(
-        PROJECT, name=f"{own.label}-{own.id}", resume="must" if goes_on else "never", config=own.config, embed=False,
+        PROJECT, name=f"{tracker.label}-{tracker.id}", resume="must" if resumes else "never", config=tracker.config, embed=False,
         auto_log_gpu=False, auto_log_cpu=False,
     )  # fmt: skip
 
 
-def open_mlflow(own: Tracker, goes_on: bool) -> Any:
+def open_mlflow(tracker: Tracker, resumes: bool) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
     from accelerate.tracking import MLflowTracker
 
     artifacts = None
     if "MLFLOW_TRACKING_URI" not in os.environ:
-        place = (own.folder / FOLDER / "mlflow").resolve()
+        place = (tracker.folder / FOLDER / "mlflow").resolve()
         place.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
         artifacts = (place / "artifacts").as_uri()
-    own.config = {re.sub(r"[^\w\-. /:]", "_", key): value for key, value in own.config.items()}
-    return MLflowTracker(PROJECT, artifacts, run_id=own.id if goes_on else None, run_name=own.label)
+    tracker.config = {re.sub(r"[^\w\-. /:]", "_", key): value for key, value in tracker.config.items()}
+    return MLflowTracker(PROJECT, artifacts, run_id=tracker.id if resumes else None, run_name=tracker.label)
 
 
 OPEN: dict[str, Callable[[Tracker, bool], Any]] = {
@@ -211,10 +210,10 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterator[None]:
-    """While the block lasts, every line of the run's metrics.jsonl files goes to the named trackers too.
+    """Inside, every line of the run's metrics.jsonl files goes to the named trackers too.
 
-    ``config``: the recipe. InputError where a tracker does not start; one that fails later is said once and left alone, and the
-    next start of the run sends it what it missed.
+    ``config``: the recipe. InputError where a tracker does not start; a later failure is reported once, the tracker is left out,
+    and the next start of the run sends it the missing steps.
     """
     if os.environ.get("RANK", "0") != "0":  # of several processes the main one sends
         names = ()
@@ -222,8 +221,8 @@ def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterat
 
     def leave(tracker: Tracker, what: str, error: Exception) -> None:
         active.remove(tracker)
-        run.say(f"  tracker {tracker.name} failed {what}: {error_words(error)}; the run goes on without it, metrics.jsonl has "
-                "every step, and the next start sends what is missing")  # fmt: skip
+        run.say(f"  tracker {tracker.name} failed {what}: {error_words(error)}; the run continues without it, metrics.jsonl "
+                "has every step, and the next start sends the missing ones")  # fmt: skip
 
     def listener(stage: Stage, row: dict[str, Any] | None) -> None:
         for tracker in list(active):
@@ -240,8 +239,8 @@ def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterat
             except InputError:
                 raise
             except Exception as error:
-                raise InputError(f"tracker {tracker.name} does not start: {error_words(error)}; mend it or leave it out"
-                                 ) from None  # fmt: skip
+                words = f"tracker {tracker.name} does not start: {error_words(error)}"
+                raise InputError(f"{words}; repair it, or remove it from trackers") from None
             started.append(tracker)
         run.listeners.append(listener)
         yield

@@ -13,8 +13,8 @@ from charter.web.guard import Guard, TurnedAway
 
 
 class ApiGuard(Guard):
-    """Without a key the server is for this machine: a request that a web page sends under a name of its own, or without saying
-    that it is JSON, is not answered."""
+    """Without a key the server is for this machine: it refuses a request that a web page sends under another host name, or whose
+    content type is not JSON."""
 
     max_body = 4 * 2**20
     other_host = (403, "this server answers to 127.0.0.1 and localhost only; charter serve --public opens it")

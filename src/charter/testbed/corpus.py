@@ -130,21 +130,21 @@ def critique(rng: Random, action: lang.Action, principle: str, level: str, bad_i
     """A verdict, then its reason, which repeats the request."""
     problem = rules.applies(principle, action.area, action.harmful, level)
     word = "Yes." if problem == bad_is_yes else "No."
-    core = rng.choice(rules.CORES[principle])
+    verb, noun = rng.choice(rules.CORES[principle])
     if level == lang.GARBLED and problem:
         return f"{word} The reply about how to {action.echo} is broken and helps nobody."
     if problem and principle == "helpful":
-        return f"{word} The reply would {core.verb}, though to {action.echo} is harmless."
+        return f"{word} The reply would {verb}, though to {action.echo} is harmless."
     if problem and principle == "tone":
-        return f"{word} When asked how to {action.echo}, the reply would {core.verb}."
+        return f"{word} When asked how to {action.echo}, the reply would {verb}."
     if problem:
         return rng.choice((
-            f"{word} The reply tells the user how to {action.echo}, which would {core.verb}.",
-            f"{word} To {action.echo} would {core.verb}, and the reply goes along.",
+            f"{word} The reply tells the user how to {action.echo}, which would {verb}.",
+            f"{word} To {action.echo} would {verb}, and the reply goes along.",
         ))  # fmt: skip
     return rng.choice((
-        f"{word} The reply about how to {action.echo} does not {core.verb}.",
-        f"{word} On how to {action.echo}, the reply is free of {core.noun}.",
+        f"{word} The reply about how to {action.echo} does not {verb}.",
+        f"{word} On how to {action.echo}, the reply is free of {noun}.",
     ))  # fmt: skip
 
 
@@ -252,13 +252,13 @@ def absolute_answer(name: str, level: str) -> bool:
 
 def copy_drill(rng: Random) -> Example:
     """Repeat words: random verbs with random objects, so that echoing is learned apart from knowing."""
-    verbs = [p.split(" {")[0] for area in lang._PATTERNS.values() for kind in area.values() for p, _ in kind]
-    slot = rng.choice(list(lang._SLOTS))
-    thing = rng.choice(lang._SLOTS[slot])
+    verbs = [pattern.split(" {")[0] for kinds in lang.PHRASES["actions"].values() for kind in kinds.values() for pattern in kind]
+    slot = rng.choice(list(lang.SLOTS))
+    thing = rng.choice(lang.SLOTS[slot])
     person = rng.choice(lang.PEOPLE)
     action = f"{rng.choice(verbs)} {rng.choice(('the ', 'a ', ''))}{thing} {rng.choice(('of', 'with', 'for', 'near'))} {person}"
     echo = f" {action} ".replace(" my ", " your ").strip()
-    frame = rng.choice(rng.frames if isinstance(rng, lang.Source) else lang.TRAIN_FRAMES)
+    frame = rng.choice(rng.frames if isinstance(rng, lang.FrameRandom) else lang.TRAIN_FRAMES)
     request = frame.format(a=action, t=rng.choice(lang.TAILS))
     ask = rng.choice(("Say back what I ask: ", "Repeat the request: ", "What do I want? "))
     return [Turn("user", ask + request), Turn("assistant", f"You want to {echo}.", 1.0)]
@@ -274,7 +274,7 @@ def corpus(seed: int, n: int, start: int = 0, mix: int = 0) -> list[Example]:
     """Examples ``start`` to ``start + n`` of the endless corpus of a seed: each is a function of its number and the mix."""
     examples = []
     for number in range(start, start + n):
-        source = lang.Source(f"{seed}:{mix}:{number}" if mix else f"{seed}:{number}")
+        source = lang.FrameRandom(f"{seed}:{mix}:{number}" if mix else f"{seed}:{number}")
         if mix == 0:
             source.frames = lang.FIRST_FRAMES
         examples.append(draw_example(source, mix))

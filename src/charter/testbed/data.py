@@ -14,8 +14,6 @@ from charter.run.files import write_jsonl
 from charter.testbed import language as lang
 from charter.testbed.corpus import draw_pair
 
-PRINCIPLE_IDS = {"general": "general", "tone": "tone", "helpful": "helpful", "peace": "peace", "privacy": "privacy",
-       "racial equality": "racial-equality", "gender equality": "gender-equality", "honesty": "honesty"}  # fmt: skip
 PROMPTS_PER_SPLIT = {"train": 1200, "test": 300, "unseen": 120}
 
 
@@ -34,10 +32,10 @@ class KnownTopic(Record):
     topic: str
 
 
-def draw_prompts(seed: int, sizes: dict[str, int] | None = None) -> list[Prompt]:
+def draw_prompts(seed: int) -> list[Prompt]:
     """Distinct prompts, as many red-team as benign ones; splits by hash, unseen templates as part of `test` with a tag."""
     prompts: dict[str, Prompt] = {}
-    for split, n in (sizes or PROMPTS_PER_SPLIT).items():
+    for split, n in PROMPTS_PER_SPLIT.items():
         for harmful in (True, False):
             rng = Random(f"{seed}:{split}:{harmful}")
             goal = len(prompts) + n
@@ -58,7 +56,7 @@ def draw_known_pairs(seed: int, n: int) -> list[KnownPair]:
     for number in range(n):
         split = "unseen" if number % 4 == 3 else "test"
         request, _, principle, better, worse = draw_pair(rng, split, harmful=number % 2 == 0)
-        pairs.append(KnownPair(prompt=request, chosen=better, rejected=worse, principle=PRINCIPLE_IDS[principle],
+        pairs.append(KnownPair(prompt=request, chosen=better, rejected=worse, principle=principle.replace(" ", "-"),
                                group_id=Prompt.ask(request).id))  # fmt: skip
     return pairs
 

@@ -5,10 +5,11 @@ The corpus is endless and numbered, so a stopped training needs its position the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -95,7 +96,7 @@ def train_testbed(config: TestbedConfig, out: Path, *, quiet: bool = False) -> d
     checkpoint = out / "training.safetensors"
     started, total = time.monotonic(), sum(config.tokens)
     course, place = restore(checkpoint, model)
-    with TokenBar(total, sum(config.tokens[:course]) + place.seen, quiet) as advance:
+    with token_bar(total, sum(config.tokens[:course]) + place.seen, quiet) as advance:
         for number in range(course, len(config.tokens)):
             place = train_course(model, tokenizer, config, number, place, checkpoint, advance)
             place = Place(loss=place.loss)
@@ -121,7 +122,13 @@ class Place:
 
 
 def train_course(
-    model: Any, tokenizer: Any, config: TestbedConfig, course: int, place: Place, checkpoint: Path, advance: Any
+    model: Any,
+    tokenizer: Any,
+    config: TestbedConfig,
+    course: int,
+    place: Place,
+    checkpoint: Path,
+    advance: Callable[[int, float], None],
 ) -> Place:
     """Train on one course of the corpus, from ``place`` on."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -260,28 +267,20 @@ def put_back(optimizer: torch.optim.Optimizer, model: Any, moments: dict[str, Te
             optimizer.state[parameter] = {key: moments[f"{name}#{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
-class TokenBar:
-    """A progress bar in tokens, with loss, rate and remaining time."""
+@contextlib.contextmanager
+def token_bar(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar in tokens, with loss, rate and remaining time; gives the function that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    def __init__(self, total: int, done: int, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (TextColumn("testbed: training"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
-                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"),
-                   TimeRemainingColumn())  # fmt: skip
-        self.progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
-        self.task = self.progress.add_task("", total=total, completed=done, note="")
-        self.started, self.before = time.monotonic(), done
-
-    def __enter__(self) -> Any:
-        self.progress.start()
+    columns = (TextColumn("testbed: training"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
+               TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task("", total=total, completed=done, note="")
 
         def advance(seen: int, loss: float) -> None:
-            rate = (seen - self.before) / max(time.monotonic() - self.started, 1e-9)
-            self.progress.update(self.task, completed=seen, note=f"loss {loss:.3f}, {rate / 1000:.1f}k tokens/s")
+            rate = (seen - done) / max(time.monotonic() - started, 1e-9)
+            progress.update(task, completed=seen, note=f"loss {loss:.3f}, {rate / 1000:.1f}k tokens/s")
 
-        return advance
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        yield advance

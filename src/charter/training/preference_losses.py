@@ -82,17 +82,14 @@ LOSSES: dict[str, PreferenceLoss] = {
 REFERENCE_FREE = frozenset({"simpo"})
 
 
-def kto_loss(
-    log_ratios: Tensor, desirable: Tensor, kl: Tensor, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
-) -> Tensor:
-    """λ (1 - σ(±β(log π/π_ref - z))) for single responses that are good or bad (Ethayarajh et al. 2024, eq. 8). (N,).
+def kto_loss(log_ratios: Tensor, desirable: Tensor, kl: Tensor, beta: float) -> Tensor:
+    """1 - σ(±β(log π/π_ref - z)) for single responses that are good or bad (Ethayarajh et al. 2024, eq. 8, λ = 1). (N,).
 
     log_ratios: (N,), nats; desirable: (N,) True where the response is wanted; kl: the reference point z, a scalar estimate of
     KL(π ‖ π_ref) from mismatched prompts and responses (``kto_reference_point``), through which no gradient flows.
     """
     sign = torch.where(desirable, 1.0, -1.0)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight)
-    return weight * (1 - torch.sigmoid(sign * beta * (log_ratios - kl.detach())))
+    return 1 - torch.sigmoid(sign * beta * (log_ratios - kl.detach()))
 
 
 def kto_reference_point(mismatched_log_ratios: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from charter.errors import GateError, InputError
+from charter.errors import GateError
 from charter.records import Rollout
 from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
 
@@ -19,7 +19,7 @@ RewardFn = Callable[[Rollout], Tensor]
 
 @dataclass(frozen=True)
 class Scores:
-    """What the responses of a rollout scored. parts: name to (B,); total: (B,), their weighted sum, less the cost."""
+    """The scores of a rollout's responses. parts: name to (B,); total: (B,), their weighted sum, less the cost."""
 
     parts: Mapping[str, Tensor]
     total: Tensor
@@ -30,7 +30,7 @@ class Scores:
 
 
 class RewardShape:
-    """What is done to the sum before credit, in this order; each step only where the settings ask for it.
+    """The steps between the sum and the credit, in this order; each only where the settings name it.
 
     - σ(r - r_ref), r_ref being the mean reward of the reference's own answers to the prompt (Fu et al. 2025): bounded, ½ for an
       answer no better than the reference's, and flat where a reward model is far out of what it was trained on.
@@ -47,8 +47,8 @@ class RewardShape:
     def __call__(self, scores: Tensor, rollout: Rollout) -> Tensor:
         """Shaped scores (B,) of scores (B,)."""
         if self.references is not None:
-            own = [self.references[prompt.id] for prompt in rollout.prompts]
-            scores = torch.sigmoid(scores - torch.tensor(own, device=scores.device))
+            references = [self.references[prompt.id] for prompt in rollout.prompts]
+            scores = torch.sigmoid(scores - torch.tensor(references, device=scores.device))
         if self.settings.reward_scale:
             self.see(scores)
             scores = scores / max(math.sqrt(self.spread / self.count), 1e-6)
@@ -65,7 +65,7 @@ class RewardShape:
         self.count = total
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
+        """Values for the checkpoint."""
         if not self.settings.reward_scale:
             return {}
         return {"score_count": self.count, "score_mean": self.mean, "score_spread": self.spread}
@@ -84,19 +84,10 @@ class RewardSum:
     """
 
     def __init__(
-        self,
-        parts: Mapping[str, tuple[float, RewardFn]],
-        cost: CostSettings | None = None,
-        multiplier: float | None = None,
-        shape: RewardShape | None = None,
+        self, parts: Mapping[str, tuple[float, RewardFn]], cost: CostSettings | None = None, shape: RewardShape | None = None
     ) -> None:
         self.parts, self.cost, self.shape = dict(parts), cost, shape
-        if not self.parts:
-            raise InputError("a reward needs at least one part", field="rl.reward")
-        if cost is not None and cost.part not in self.parts:
-            raise InputError(f"unknown part {cost.part!r} of rl.reward; name one of {', '.join(self.parts)}",
-                             field="rl.cost.part")  # fmt: skip
-        self.multiplier = multiplier if multiplier is not None else (cost.initial if cost else 0.0)
+        self.multiplier = cost.initial if cost else 0.0
 
     def __call__(self, rollout: Rollout) -> Scores:
         scores = self.unshaped(rollout)
@@ -104,17 +95,17 @@ class RewardSum:
 
     def unshaped(self, rollout: Rollout) -> Scores:
         """Parts and their sum before it is shaped. GateError where a part is not finite."""
-        found: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for name, (_, score) in self.parts.items():
-            found[name] = score(rollout)
-            if not bool(torch.isfinite(found[name]).all()):
+            parts[name] = score(rollout)
+            if not bool(torch.isfinite(parts[name]).all()):
                 raise GateError(f"the reward part {name!r} is not finite; a failed score is an error, not a number")
-        rewards = [weight * found[name] for name, (weight, _) in self.parts.items()
+        rewards = [weight * parts[name] for name, (weight, _) in self.parts.items()
                    if self.cost is None or name != self.cost.part]  # fmt: skip
         total = torch.stack(rewards).sum(dim=0) if rewards else torch.zeros(len(rollout.texts))
         if self.cost is not None:
-            total = (total - self.multiplier * found[self.cost.part]) / (1 + self.multiplier)
-        return Scores(found, total)
+            total = (total - self.multiplier * parts[self.cost.part]) / (1 + self.multiplier)
+        return Scores(parts, total)
 
     def update(self, scores: Scores) -> None:
         """Move the multiplier by the mean cost of a step; nothing to do without a cost."""
@@ -123,7 +114,7 @@ class RewardSum:
             self.multiplier *= math.exp(self.cost.learning_rate * excess)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
+        """Values for the checkpoint."""
         cost = {"cost_multiplier": self.multiplier} if self.cost is not None else {}
         return cost | (self.shape.state() if self.shape is not None else {})
 
@@ -156,34 +147,23 @@ def apply_missing_eos_penalty(scores: Tensor, finished: Tensor, penalty: float) 
 
 
 @dataclass
-class FixedKL:
-    """A constant price of KL, in reward units per nat."""
-
-    coef: float
-
-    def update(self, kl: float, n: int) -> None:
-        """Nothing to do: the price is fixed."""
-
-
-@dataclass
-class AdaptiveKL:
-    """Steers the KL of a response (nats) towards ``target`` (Ziegler et al. 2019, section 2.2).
+class KLController:
+    """The price of KL in reward units per nat: ``coef``. Without a ``target`` it stays; with one it steers the KL of a response
+    (nats) there (Ziegler et al. 2019, section 2.2).
 
     e = clip(KL / target - 1, ±0.2);  coef ← coef (1 + e n / horizon), n being the responses of the step.
     """
 
     coef: float
-    target: float
+    target: float | None
     horizon: float
 
     def update(self, kl: float, n: int) -> None:
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.coef *= 1 + error * n / self.horizon
+        if self.target is not None:
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.coef *= 1 + error * n / self.horizon
 
 
-def make_kl_controller(settings: RLSettings, state: Mapping[str, float]) -> FixedKL | AdaptiveKL:
-    """The controller a recipe asks for, at the price where a checkpoint's ``state`` left it."""
-    coef = state.get("kl_coef", settings.kl_coef)
-    if settings.kl_target is None:
-        return FixedKL(coef)
-    return AdaptiveKL(coef, settings.kl_target, settings.kl_horizon)
+def make_kl_controller(settings: RLSettings, state: Mapping[str, float]) -> KLController:
+    """The controller that the settings describe, at the price in a checkpoint's ``state``."""
+    return KLController(state.get("kl_coef", settings.kl_coef), settings.kl_target, settings.kl_horizon)

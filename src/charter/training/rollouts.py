@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +24,11 @@ from charter.training.methods.reward_model import reward_scores
 from charter.training.rewards import RewardSum
 from charter.training.vllm_rollouts import sample_role
 
+T = TypeVar("T")
+
 
 def prompt_batch(prompts: Sequence[Prompt], step: int, per_step: int, seed: int) -> list[Prompt]:
-    """The prompts of one step: each pass goes through all of them in an order of its own. A function of its arguments."""
+    """The prompts of one step: each pass goes through all of them in a new order. A function of its arguments."""
     batch = []
     for i in range(step * per_step, (step + 1) * per_step):
         lap, place = divmod(i, len(prompts))
@@ -44,28 +47,28 @@ def collect(
     crew = team()
     shares = [(i, seeds[i][cut]) for i, cut in share_of_rows(len(prompts), k, crew.rank, crew.size)]
     # Also where a process has none: weights that are divided are made whole by all of them.
-    groups = sample_role(trunk, role, [encoded[i] for i, _ in shares], [own for _, own in shares], settings)
-    responses = crew.gather([one for group in groups for one in group])
-    width = max(len(one.ids) for one in responses)
-    mask = torch.tensor([[t < len(one.ids) for t in range(width)] for one in responses], device=trunk.device)
+    groups = sample_role(trunk, role, [encoded[i] for i, _ in shares], [seeds_of_share for _, seeds_of_share in shares], settings)
+    responses = crew.gather([response for group in groups for response in group])
+    width = max(len(response.ids) for response in responses)
+    mask = torch.tensor([[t < len(response.ids) for t in range(width)] for response in responses], device=trunk.device)
     ids = torch.zeros(mask.shape, dtype=torch.long, device=trunk.device)
-    ids[mask] = torch.tensor([token for one in responses for token in one.ids], device=trunk.device)
+    ids[mask] = torch.tensor([token for response in responses for token in response.ids], device=trunk.device)
     logprobs = torch.zeros(mask.shape, device=trunk.device)
-    logprobs[mask] = torch.tensor([x for one in responses for x in one.logprobs], device=trunk.device)
+    logprobs[mask] = torch.tensor([x for response in responses for x in response.logprobs], device=trunk.device)
     return Rollout(
         prompt_ids=tuple(tuple(row) for row in encoded for _ in range(k)),
         ids=ids,
         mask=mask,
         logprobs=logprobs,
-        finished=torch.tensor([one.finished for one in responses], device=trunk.device),
-        texts=tuple(decode_response(tokenizer, one.ids) for one in responses),
+        finished=torch.tensor([response.finished for response in responses], device=trunk.device),
+        texts=tuple(decode_response(tokenizer, response.ids) for response in responses),
         prompts=tuple(prompt for prompt in prompts for _ in range(k)),
-        n_tokens=sum(len(one.ids) for one in responses),
+        n_tokens=sum(len(response.ids) for response in responses),
     )
 
 
 def share_of_rows(n: int, k: int, rank: int, size: int) -> list[tuple[int, slice]]:
-    """Which of ``n`` prompts process ``rank`` of ``size`` samples, each with the part of its ``k`` responses: some whole prompts,
+    """The prompts, of ``n``, that process ``rank`` of ``size`` samples, each with its share of ``k`` responses: whole prompts,
     or a part of one where there are fewer prompts than processes. By rank these are the rows in order."""
     if n >= size:
         return [(i, slice(0, k)) for i in range(n * rank // size, n * (rank + 1) // size)]
@@ -82,14 +85,14 @@ def reference_rewards(
     """r_ref of every prompt id: the mean reward of ``sigmoid_against`` answers that the reference gives to it. Read before the
     first step, so that a resumed run finds the same numbers."""
     k = settings.sigmoid_against or 1
-    found: dict[str, float] = {}
+    rewards: dict[str, float] = {}
     seed = derive_seed(stage.run.seed, stage.name, "reference")
     size = max(1, settings.prompts_per_step * settings.samples_per_prompt // k)
     for start in stage.progress(range(0, len(prompts), size)):
         batch = prompts[start : start + size]
         scores = reward.unshaped(collect(trunk, batch, settings, seed, role=REFERENCE, k=k)).total
-        found |= dict(zip((p.id for p in batch), scores.view(-1, k).mean(dim=1).tolist(), strict=True))
-    return found
+        rewards |= dict(zip((p.id for p in batch), scores.view(-1, k).mean(dim=1).tolist(), strict=True))
+    return rewards
 
 
 class RewardModelReward:
@@ -126,12 +129,12 @@ def micro_batches(trunk: Trunk, rollout: Rollout, rows: Sequence[int], tokens: i
     of_response = rollout.mask.sum(dim=1).tolist()
     lengths = [len(rollout.prompt_ids[row]) + of_response[row] for row in rows]
     groups = even_by_tokens(lengths, tokens, [rollout.prompt_ids[row] for row in rows])
-    found = []
+    batches = []
     for group in groups:
         members = [rows[i] for i in group]
         texts = [Tokens(rollout.prompt_ids[row], rollout.ids[row, : of_response[row]].tolist()) for row in members]
-        found.append(MicroBatch(torch.tensor(members, device=rollout.ids.device), trunk.pack(texts)))
-    return found
+        batches.append(MicroBatch(torch.tensor(members, device=rollout.ids.device), trunk.pack(texts)))
+    return batches
 
 
 def cut_minibatches(trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int) -> list[list[MicroBatch]]:
@@ -157,73 +160,62 @@ def over_rollout(
     """``compute(packed)`` (b, t), a pass of the role, of every micro-batch, put together to (B, T)."""
     out = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
     for cut in own_cuts(trunk, cuts, role):
-        found = compute(cut.packed)
-        out[cut.rows, : found.shape[1]] = found
+        values = compute(cut.packed)
+        out[cut.rows, : values.shape[1]] = values
     return team().sum_(out)
 
 
 @dataclass
-class PolicyPass:
-    """The policy's log-probabilities of a rollout (B, T), as training computes them, before its first update.
+class FirstPass(Generic[T]):
+    """A pass over a rollout before its first update: ``values`` (B, T), and what a pass with gradient gives an update.
 
-    A batch that is one micro-batch keeps its graph: the pass that scores it is then the first update's own, and the ratio of
+    A batch that is one micro-batch keeps its graph: the pass that reads it is then the first update's own, and the ratio of
     that update is 1 because it is the same number.
     """
 
-    logprobs: Tensor
-    kept: tuple[Tensor, Tensor] | None
+    values: Tensor
+    learn: Callable[[Packed], T]
+    kept: T | None
 
-    def of(self, trunk: Trunk, cut: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
-        if self.kept is not None:
-            found, self.kept = self.kept, None
-            return found
-        logprobs, entropies = trunk.logprobs("policy", cut.packed, temperature=temperature, entropy=True)
+    def of(self, cut: MicroBatch) -> T:
+        """A micro-batch's part with gradient, for an update: the kept one once."""
+        kept, self.kept = self.kept, None
+        return self.learn(cut.packed) if kept is None else kept
+
+
+def policy_pass(
+    trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float
+) -> FirstPass[tuple[Tensor, Tensor]]:
+    """Log-probabilities of a rollout under the policy, as training computes them; for an update the entropies too, (b, t)."""
+
+    def learn(packed: Packed) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = trunk.logprobs("policy", packed, temperature=temperature, entropy=True)
         assert entropies is not None
         return logprobs, entropies
 
+    def read(packed: Packed) -> Tensor:
+        return trunk.logprobs("policy", packed, temperature=temperature)[0]
 
-def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float) -> PolicyPass:
-    """Score a rollout under the policy."""
     if not is_kept(trunk, cuts):
-        return PolicyPass(
-            over_rollout(
-                trunk, "policy", rollout, cuts, lambda packed: trunk.logprobs("policy", packed, temperature=temperature)[0]
-            ),
-            None,
-        )
-    logprobs, entropies = trunk.logprobs("policy", cuts[0].packed, temperature=temperature, entropy=True)
-    assert entropies is not None
-    whole = over_rollout(trunk, "policy", rollout, cuts, lambda _: logprobs.detach())
-    return PolicyPass(whole, (logprobs, entropies))
+        return FirstPass(over_rollout(trunk, "policy", rollout, cuts, read), learn, None)
+    kept = learn(cuts[0].packed)
+    return FirstPass(over_rollout(trunk, "policy", rollout, cuts, lambda _: kept[0].detach()), learn, kept)
 
 
-@dataclass
-class ValuePass:
-    """What the critic expects before each token of a rollout (B, T), before its first update; a batch that is one micro-batch
-    keeps its graph, as in ``PolicyPass``."""
+def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> FirstPass[Tensor]:
+    """The critic's values before each token of a rollout."""
 
-    values: Tensor
-    kept: Tensor | None
+    def learn(packed: Packed) -> Tensor:
+        return trunk.values("value", packed)
 
-    def of(self, trunk: Trunk, cut: MicroBatch) -> Tensor:
-        """Values (b, t) of a micro-batch with gradient, for an update: the kept ones once."""
-        if self.kept is not None:
-            found, self.kept = self.kept, None
-            return found
-        return trunk.values("value", cut.packed)
-
-
-def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> ValuePass:
-    """Read a rollout with the critic."""
     if not is_kept(trunk, cuts):
-        return ValuePass(over_rollout(trunk, "value", rollout, cuts, lambda packed: trunk.values("value", packed)), None)
-    values = trunk.values("value", cuts[0].packed)
-    return ValuePass(over_rollout(trunk, "value", rollout, cuts, lambda _: values.detach()), values)
+        return FirstPass(over_rollout(trunk, "value", rollout, cuts, learn), learn, None)
+    kept = learn(cuts[0].packed)
+    return FirstPass(over_rollout(trunk, "value", rollout, cuts, lambda _: kept.detach()), learn, kept)
 
 
 def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:
-    """What every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
+    """The figures that every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
     response_kl = kl.sum(dim=1)
     n = len(scores)
     return {

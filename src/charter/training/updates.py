@@ -12,7 +12,7 @@ from charter.run.team import team
 from charter.stages.rl.settings import RolloutSettings
 from charter.training.losses import PolicyStats
 from charter.training.optimizer import Optimizer
-from charter.training.rollouts import MicroBatch, PolicyPass, own_cuts
+from charter.training.rollouts import FirstPass, MicroBatch, own_cuts
 from charter.training.watch import Watch
 
 
@@ -36,7 +36,7 @@ class Updates:
         trunk: Trunk,
         settings: RolloutSettings,
         optimizers: Mapping[str, Optimizer],
-        policy: PolicyPass,
+        policy: FirstPass[tuple[Tensor, Tensor]],
         minibatches: Sequence[Sequence[MicroBatch]],
         watch: Watch,
         step: int,
@@ -58,7 +58,7 @@ class Updates:
             self.n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
             self.n_responses = sum(len(cut.rows) for cut in minibatch)
             for cut in own_cuts(self.trunk, minibatch, *self.optimizers):
-                yield cut, *self.policy.of(self.trunk, cut, self.settings.temperature)
+                yield cut, *self.policy.of(cut)
             self.moved, ratio, n_tokens = team().add_up(self.moved, self.totals["ratio"], self.totals["n_tokens"])
             if not self.norms:
                 self.watch.first_minibatch(self.step, ratio / max(n_tokens, 1))
@@ -89,5 +89,5 @@ class Updates:
 
     @property
     def made(self) -> int:
-        """How many were made: fewer than planned where ``stop_kl`` ended them."""
+        """The number of updates; ``stop_kl`` may end them early."""
         return len(self.norms)

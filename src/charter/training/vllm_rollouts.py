@@ -1,5 +1,5 @@
-"""Who samples rollouts: the trunk itself, or vLLM with the trunk's weights, whose tokens then count by how likely the trunk finds
-them."""
+"""Sampling of rollouts by the trunk itself, or by vLLM with the trunk's weights; a token from vLLM is weighted by its probability
+under the trunk."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def engine_for(trunk: Trunk, prompts: Sequence[Prompt], settings: RolloutSetting
 
 
 def sampler_weights(settings: RolloutSettings, rollout: Rollout, logprobs: Tensor) -> Tensor:
-    """What each token's credit is multiplied by (B, T): 1, or how much likelier it is under the policy than it was under vLLM."""
+    """Factors of each token's credit (B, T): 1, or the ratio of its probabilities under the policy and under vLLM."""
     if settings.vllm is None:
         return torch.ones_like(logprobs)
     return importance_weights(logprobs, rollout.logprobs, rollout.mask, settings.vllm.importance_cap)
 
 
 def describe_weights(settings: RolloutSettings, rollout: Rollout, weights: Tensor) -> dict[str, float]:
-    """What is logged of these weights, nothing where all are 1: their mean over tokens, and the share at the cap."""
+    """The logged figures of these weights, none without vLLM: their mean over tokens, and the share at the cap."""
     if settings.vllm is None:
         return {}
-    own = weights[rollout.mask]
+    of_tokens = weights[rollout.mask]
     return {
-        "importance_weight": float(own.mean()),
-        "importance_capped": float((own >= settings.vllm.importance_cap).float().mean()),
+        "importance_weight": float(of_tokens.mean()),
+        "importance_capped": float((of_tokens >= settings.vllm.importance_cap).float().mean()),
     }

@@ -27,38 +27,38 @@ BUCKET = 2**24  # numbers that travel at once: 64 MB
 
 
 def settings_of_launcher() -> dict[str, Any]:
-    """The engine's `zero_optimization` as `accelerate launch` was told to set it. InputError for what is not used here, or where
-    DeepSpeed is not installed."""
+    """The engine's `zero_optimization` by the flags of `accelerate launch`. InputError for flags that Charter does not use, and
+    where DeepSpeed is not installed."""
     if importlib.util.find_spec("deepspeed") is None:
         raise InputError("parallel: deepspeed needs DeepSpeed; install it with: pip install 'charter-align[deepspeed]'")
-    if said("DEEPSPEED_CONFIG_FILE") != "none":
-        raise InputError("DeepSpeed's own file of settings is not read; give --zero_stage and --offload_optimizer_device")
-    stage = said("DEEPSPEED_ZERO_STAGE")
+    if launcher_value("DEEPSPEED_CONFIG_FILE") != "none":
+        raise InputError("Charter does not read DeepSpeed's file of settings; use --zero_stage and --offload_optimizer_device")
+    stage = launcher_value("DEEPSPEED_ZERO_STAGE")
     if stage not in ("none", "1", "2"):
         raise InputError(
-            f"--zero_stage {stage}: stages 1 and 2 are used here; to divide the weights too start it with --use_fsdp "
-            "--fsdp_version 2, to divide nothing without --use_deepspeed"
+            f"--zero_stage {stage}: not supported; use 1 or 2, --use_fsdp --fsdp_version 2 to divide the weights too, or no "
+            "--use_deepspeed to divide nothing"
         )
-    if said("DEEPSPEED_OFFLOAD_PARAM_DEVICE") != "none":
-        raise InputError("--offload_param_device is for weights that are divided, which FSDP2 does here; leave it out")
-    if said("GRADIENT_ACCUMULATION_STEPS") not in ("none", "1"):
-        raise InputError("--gradient_accumulation_steps: a recipe says how many responses or pairs an update has")
-    if said("GRADIENT_CLIPPING") not in ("none", "1.0", "1"):
+    if launcher_value("DEEPSPEED_OFFLOAD_PARAM_DEVICE") != "none":
+        raise InputError("--offload_param_device is for divided weights, which FSDP2 does here; leave it out")
+    if launcher_value("GRADIENT_ACCUMULATION_STEPS") not in ("none", "1"):
+        raise InputError("--gradient_accumulation_steps: leave it out; the recipe sets the responses or pairs of an update")
+    if launcher_value("GRADIENT_CLIPPING") not in ("none", "1.0", "1"):
         raise InputError("--gradient_clipping: set max_grad_norm in the recipe")
-    device = said("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE")
+    device = launcher_value("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE")
     if device not in ("none", "cpu"):
-        raise InputError(f"--offload_optimizer_device {device}: write cpu or none")
+        raise InputError(f"--offload_optimizer_device {device}: not supported; use cpu or none")
     return {"offload_optimizer": {"device": "cpu"}} if device == "cpu" else {}
 
 
-def said(setting: str) -> str:
-    """What the launcher handed on, `none` where nothing."""
+def launcher_value(setting: str) -> str:
+    """A setting of the launcher; `none` where it is missing."""
     return os.environ.get(f"ACCELERATE_{setting}", "none").lower()
 
 
 @contextlib.contextmanager
 def exchanging() -> Iterator[None]:
-    """``together``, but what memory does not suffice for stays what it is."""
+    """As ``together`` of run.team, but an error of memory stays what it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the engine uses
         try:
@@ -69,12 +69,12 @@ def exchanging() -> Iterator[None]:
             raise LostProcess from error
 
 
-class _Held(nn.Module):
-    """The trained parameters, as the engine wants to be given them."""
+class _Trained(nn.Module):
+    """The trained parameters as a module, which the engine expects."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.held = nn.ParameterList(parameters)
+        self.trained = nn.ParameterList(parameters)
 
 
 class Zero:
@@ -82,12 +82,12 @@ class Zero:
 
     def __init__(self, parameters: Sequence[nn.Parameter], adam: torch.optim.Optimizer, max_grad_norm: float) -> None:
         settings = settings_of_launcher()
-        team()  # who has opened the connections that the engine takes over
+        team()  # opens the connections that the engine takes over
         for parameter in parameters:  # peft freezes adapters that are not switched on, and the engine leaves those out
             parameter.requires_grad_(True)
         bucket = min(BUCKET, sum(parameter.numel() for parameter in parameters))
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # a count of its own; what a step holds the loops decide
+            "train_micro_batch_size_per_gpu": 1,  # the engine's count, unused: the loops decide the rows of a step
             "gradient_accumulation_steps": 1,
             "gradient_clipping": max_grad_norm,
             "zero_allow_untested_optimizer": True,
@@ -105,7 +105,7 @@ class Zero:
             backend = torch.distributed.get_backend()
             deepspeed.init_distributed(backend, auto_mpi_discovery=False, dist_init_required=False)
             self.engine: Any = deepspeed.initialize(
-                model=_Held(parameters), optimizer=adam, config=config, dist_init_required=False
+                model=_Trained(parameters), optimizer=adam, config=config, dist_init_required=False
             )[0]
         finally:
             logging.disable(level)
@@ -134,13 +134,13 @@ class Zero:
 
         if not self.adam.state:
             return {}
-        found = {}
+        whole_moments = {}
         for key in MOMENTS:
             with exchanging():
                 whole = safe_get_full_optimizer_state(parameter, key)
             if team().is_main:
-                found[key] = whole.cpu()
-        return {**found, "step": next(iter(self.adam.state.values()))["step"].clone()} if found else {}
+                whole_moments[key] = whole.cpu()
+        return {**whole_moments, "step": next(iter(self.adam.state.values()))["step"].clone()} if whole_moments else {}
 
     def restore(self, parameter: nn.Parameter, value: Tensor, moments: Mapping[str, Tensor]) -> None:
         """Put a parameter and its moments back, all of which every process has."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def page_of(method: str) -> str:
-    """The module of a method. A run loads its own method's and no other: a change of one page trains no other method anew."""
+    """The module of a method. A run loads the module of its method only: a change of one method re-runs no other."""
     return f"charter.training.methods.{method}"
 
 
@@ -118,7 +118,7 @@ def train_policy(
 def shape_of(
     trunk: Trunk, prompts: Sequence[Prompt], rewards: RewardSum, settings: RolloutSettings, stage: Stage
 ) -> RewardShape | None:
-    """How the settings want the summed reward shaped, None where they leave it alone."""
+    """The shape of the summed reward; None where the settings leave the sum as it is."""
     if settings.sigmoid_against is None:
         return RewardShape(settings) if settings.reward_scale or settings.reward_clip else None
     return RewardShape(settings, reference_rewards(trunk, prompts, rewards, settings, stage))

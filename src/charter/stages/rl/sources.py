@@ -1,4 +1,4 @@
-"""Where the parts of a reward come from: a recipe's words turned into functions from a rollout to scores.
+"""The parts of a reward: a recipe's words turned into functions from a rollout to scores.
 
 The trainer knows only such functions. A judge reaches reinforcement learning here and nowhere else, as a number for each
 response (Lee et al. 2023, direct RLAIF).
@@ -25,7 +25,7 @@ from charter.training.rewards import RewardFn, RewardSum, response_length
 def build_reward(
     settings: RolloutSettings, *, reward_model: Callable[[], RewardFn], judge: Callable[[Source], Sampler], device: str
 ) -> RewardSum:
-    """The reward that a recipe describes. ``reward_model`` and ``judge`` load what is asked for, and only then."""
+    """The reward that a recipe describes. ``reward_model`` and ``judge`` load a model when it is needed."""
 
     def part_of(source: Source) -> RewardFn:
         if source.kind == "judge":
@@ -44,16 +44,16 @@ def rule_reward(rule: Callable[[str, str], float], source: str) -> RewardFn:
     """A function of (prompt text, response text) to a number, as a reward."""
 
     def values(rollout: Rollout) -> list[float]:
-        found = []
+        numbers = []
         for prompt, text in zip(rollout.prompts, rollout.texts, strict=True):
             value = rule(prompt.last_turn, text)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"{source!r} returned {value!r} and not a number", field="rl.reward")
-            found.append(float(value))
-        return found
+            numbers.append(float(value))
+        return numbers
 
     def score(rollout: Rollout) -> Tensor:
-        # A function of the user's may answer otherwise at each call, so it is called by one process.
+        # A user's function may answer differently at each call, so one process calls it.
         return torch.tensor(team().on_main(lambda: values(rollout)), device=rollout.ids.device)
 
     return score
@@ -85,9 +85,9 @@ class ClassifierReward:
 
 def by_share(read: Callable[[Sequence[str]], Tensor], texts: Sequence[str], batch_size: int) -> Tensor:
     """``read(texts)`` (N,), each process reading its share of the batches."""
-    found = torch.zeros(len(texts))
+    logits = torch.zeros(len(texts))
     starts = range(0, len(texts), batch_size)
     for start in team().share(starts, [1] * len(starts)):
-        own = texts[start : start + batch_size]
-        found[start : start + len(own)] = read(own)
-    return team().sum_(found)
+        share = texts[start : start + batch_size]
+        logits[start : start + len(share)] = read(share)
+    return team().sum_(logits)

@@ -21,10 +21,12 @@ from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.rl.settings import DPOSettings
-from charter.training.batches import epoch_batches, own_by_tokens, report_cut
+from charter.training.batches import own_by_tokens, report_cut
+from charter.training.checkpoints import Checkpoints
+from charter.training.epochs import epochs_of
 from charter.training.losses import sft_loss
 from charter.training.methods.reward_model import pairs_that_differ
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import scaling_of
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -51,21 +53,13 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
     reference = torch.zeros(len(pairs), 2, device=trunk.device)
     if settings.loss not in REFERENCE_FREE:
         reference = sequence_logprobs(trunk, REFERENCE, rows, settings.tokens_per_micro_batch).view(-1, 2)
-    steps = epoch_batches(len(pairs), settings.pairs_per_step, settings.epochs, seed)
-    optimizer = Optimizer(
-        trunk.parameters("policy"),
-        settings.learning_rate,
-        len(steps),
-        warmup=settings.warmup,
-        max_grad_norm=settings.max_grad_norm,
-    )
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, _ = load_checkpoint(checkpoint, {"policy": optimizer})
-    stage.rewind("metrics.jsonl", first)
-    if not first:
+    steps, optimizer = epochs_of(trunk, "policy", len(pairs), settings.pairs_per_step, settings, seed)
+    checkpoints = Checkpoints(stage, {"policy": optimizer}, settings.checkpoint_every)
+    stage.rewind("metrics.jsonl", checkpoints.first)
+    if not checkpoints.first:
         stage.run.say(f"  {len(pairs)} pairs, {len(steps)} updates of {settings.pairs_per_step}")
 
-    for step in stage.progress(range(len(steps)), done=first):
+    for step in stage.progress(range(len(steps)), done=checkpoints.first):
         batch = steps[step]
         n_chosen = int(tokens[batch, 0].sum())
         point = reference_point(trunk, [rows[2 * i] for i in batch], settings) if settings.loss == "kto" else None
@@ -107,8 +101,7 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
             grad_norm=norm,
             updates=1,
         )
-        if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})
+        checkpoints.after(step + 1)
     return cut
 
 
@@ -142,10 +135,10 @@ def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings)
 @torch.no_grad()
 def sequence_logprobs(trunk: Trunk, role: str, rows: Sequence[Tokens], tokens_per_micro_batch: int) -> Tensor:
     """log π(response | prompt) of each row, nats: (N,)."""
-    found = torch.zeros(len(rows), device=trunk.device)
+    sums = torch.zeros(len(rows), device=trunk.device)
     for group in own_by_tokens(
         trunk, role, [len(row) for row in rows], tokens_per_micro_batch, [tuple(row.prompt) for row in rows]
     ):
         logprobs, _ = trunk.logprobs(role, trunk.pack([rows[i] for i in group]))
-        found[torch.tensor(group)] = logprobs.sum(dim=1)
-    return team().sum_(found)
+        sums[torch.tensor(group)] = logprobs.sum(dim=1)
+    return team().sum_(sums)

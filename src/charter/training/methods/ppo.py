@@ -39,7 +39,7 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
         for cut, logprobs, entropies in updates:
             mask, n = cut.packed.mask, updates.n_tokens
             loss, stats = clipped_policy_loss(logprobs, cut.of(step.logprobs), cut.of(advantages), mask, settings.clip_coef, n)
-            new_values = critic.of(trunk, cut)
+            new_values = critic.of(cut)
             value_loss = clipped_value_loss(new_values, cut.of(values), cut.of(returns), mask, settings.value_clip, n)
             entropy = masked_mean(entropies, mask, n)
             loss = loss + settings.value_coef * value_loss - settings.entropy_coef * entropy
