@@ -111,6 +111,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
         "left_out": rows_left_out(results),
+        "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
         "gates": parts.gates.met,

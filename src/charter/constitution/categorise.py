@@ -100,7 +100,7 @@ class Sorting:
         return self.ci is not None and self.majority is not None and self.ci[0] <= self.majority
 
     def figures(self) -> dict[str, Any]:
-        return {**asdict(self), "useless": self.useless}
+        return {**asdict(self), "useless": self.useless, "words": self.words()}
 
     def words(self) -> str:
         if self.ci is None or self.accuracy is None or self.majority is None:

@@ -14,8 +14,10 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
                                                                     how its answers were sampled; a filter that is off is left out
     metrics: [EvalResult]                                           group: None overall, a principle, "unseen-template"
     contrasts: [{name, a, b, n, difference, ci, p, discordant, method, scorer, includes_zero}]
-    judges: [{id, role, n, accuracy, ci, swap_consistency, ece, position_bias_nats, same_position_share, verdict_rate,
-              reliability: [{p, observed, n}], groups: {kind: {accuracy, ci, n}}}]
+    sorting: a sentence on how prompts were sorted by principle
+    judges: [{id, role, protocol, protocols: [{protocol, chosen, accuracy, ci, n}], n, accuracy, ci, swap_consistency, ece,
+              position_bias_nats, same_position_share, verdict_rate, reliability: [{p, observed, n}],
+              groups: {kind: {accuracy, ci, n}}}]
     reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
     left_out: [{stage, reason, n}]
@@ -92,6 +94,8 @@ def rows_left_out(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
         if {"comparisons", "verdicts", "ties"} <= result.keys():
             counts["comparison without a verdict"] = result["comparisons"] - result["verdicts"]
             counts["comparison with a tie"] = result["ties"]
+        without = (result.get("judge") or {}).get("n_without_principle") if isinstance(result.get("judge"), Mapping) else None
+        counts["labelled pair to which no principle applies"] = without
         counts |= {words: (result.get("cut") or {}).get(key) for key, words in CUT_WORDS.items()}
         rows += [{"stage": stage, "reason": reason, "n": n} for reason, n in counts.items() if n]
     return rows
@@ -239,6 +243,7 @@ def page_html(report: Report) -> str:
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),
         left_out=mappings_in(report, "left_out"),
+        sorting=sentence(report.get("sorting")),
         glossary=[(title_of(name), METRICS[name].meaning) for name in METRICS if name in measured],
         provenance=flat_rows(report.get("provenance") or {})
         + (flat_rows(report["recipe"], "recipe") if isinstance(report.get("recipe"), Mapping) else []),
