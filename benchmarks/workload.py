@@ -133,6 +133,33 @@ def product_rates(rows: int = 4096, inside: int = 256, out: int = 768, turns: in
     return found
 
 
+def logprob_rate(shape: str, rows: int = 256, turns: int = 2) -> float:
+    """GFLOP/s of one core in log-probabilities of tokens and their gradients, in bfloat16: three products of that size;
+    the best of the turns."""
+    import time
+
+    import torch
+
+    from charter.models.logprobs import chosen_logprobs
+    from charter.models.memory import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    hidden, vocabulary = SHAPES[shape]["hidden_size"], SHAPES[shape].get("vocab_size", VOCAB)
+    x = torch.randn(rows, hidden, requires_grad=True)
+    weight = torch.nn.Parameter(torch.randn(vocabulary, hidden) * hidden**-0.5)
+    cast, targets = weight.detach().bfloat16(), torch.randint(vocabulary, (rows,))
+    seconds = []
+    for _ in range(turns + 1):
+        began = time.process_time()
+        chosen_logprobs(x, weight, cast, targets, temperature=1.0, entropy=False)[0].sum().backward()
+        seconds.append(time.process_time() - began)
+        x.grad = weight.grad = None
+    return 6 * rows * hidden * vocabulary / min(seconds[1:]) / 1e9
+
+
 if __name__ == "__main__":
     for name, rate in product_rates().items():
         print(f"{name:10}{rate:>6.0f} GFLOP/s")
+    for shape in SHAPES:
+        print(f"log-probabilities, {shape}{logprob_rate(shape):>6.0f} GFLOP/s")

@@ -93,13 +93,12 @@ class _ChosenLogprobs(torch.autograd.Function):
             logits = low[rows] @ cast.t() if rows.start >= len(kept) else kept[rows]
             for part in blocks(len(logits), len(cast), CACHE_ELEMENTS):  # logits become their gradient
                 here = slice(rows.start + part.start, rows.start + part.stop)
-                of_logits = torch.softmax(logits[part], dim=1).mul_(pull[here])
+                logprobs = torch.log_softmax(logits[part].float(), dim=1) if entropy else None
+                of_logits = torch.mul(torch.softmax(logits[part], dim=1), pull[here], out=logits[part])
                 of_logits[torch.arange(len(of_logits)), targets[here]] = of_target[here]
-                if entropy:  # d H = -p(v) (log p(v) + H)
-                    logprobs = torch.log_softmax(logits[part].float(), dim=1)
+                if logprobs is not None:  # d H = -p(v) (log p(v) + H)
                     spread = logprobs.exp() * (logprobs + entropies[here].unsqueeze(1))
                     of_logits -= (spread * of_entropies[here].unsqueeze(1)).to(low.dtype)
-                logits[part] = of_logits
             of_hidden[rows] = logits @ cast
             if of_weight is not None:
                 of_weight += logits.t() @ low[rows]
