@@ -15,7 +15,7 @@ from charter.raters.comparisons import Floats, Ints, Numbers, Votes, votes_of
 from charter.reading.rows import Row, read_rows
 from charter.records import Judgment, RaterKind, Response, content_id
 from charter.run.files import read_jsonl
-from charter.votes.judgments import read_judgments
+from charter.votes.judgments import check_chain
 from charter.votes.winners import BOTH_BAD, FIRST, GAMES, MODELS_A, MODELS_B, NO_VERDICT, SECOND, TIE, outcome_of, set_aside
 
 PROMPT = ("prompt_id", "question_id", "prompt", "instruction")
@@ -37,13 +37,10 @@ def find(path: Path, name: str) -> Path:
 
 def read_any_judgments(path: Path) -> list[Judgment]:
     """Judgments of a chained file, checked; those of a run, which are not chained, as they are."""
-    first = next(read_jsonl(path, Judgment), None)
-    if first is None:
-        raise InputError("no judgment in it; give a file of judgments or votes", file=path)
-    if first.hash:
-        return read_judgments(path)
     judgments = list(read_jsonl(path, Judgment))
-    return read_judgments(path) if any(judgment.hash for judgment in judgments) else judgments
+    if not judgments:
+        raise InputError("no judgment in it; give a file of judgments or votes", file=path)
+    return check_chain(judgments, path) if any(judgment.hash for judgment in judgments) else judgments
 
 
 def read_votes(path: Path, responses: Path | None = None, *, models: bool = False) -> Votes:

@@ -69,7 +69,11 @@ def missing_link(path: Path, line: int) -> InputError:
 
 def read_judgments(path: Path) -> list[Judgment]:
     """The judgments of a file, checked. InputError names the line of one that was changed, doubled, or follows a missing one."""
-    judgments = list(read_jsonl(path, Judgment))
+    return check_chain(list(read_jsonl(path, Judgment)), path)
+
+
+def check_chain(judgments: list[Judgment], path: Path) -> list[Judgment]:
+    """The judgments of a file, all of them, after the checks of :func:`read_judgments`."""
     known = {judgment.hash for judgment in judgments}
     seen: set[str] = set()
     for line, judgment in enumerate(judgments, start=1):
