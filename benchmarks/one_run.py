@@ -1,6 +1,6 @@
 """One timed run of one work by one tool; prints a JSON line. Called by speed.py, each time in a process of its own.
 
-python benchmarks/one_run.py {charter,trl} WORK {S,M} [--profile]
+python benchmarks/one_run.py {charter,trl} WORK {S,M,R,Q} [--profile]
 
 With --profile it prints torch's kernels by their own time instead.
 """
@@ -25,18 +25,19 @@ import workload
 ROWS = 32  # dialogues or pairs behind an optimizer step
 COMPLETIONS = 32  # of a step of reinforcement learning
 NEW_TOKENS = 64
-STEPS = {"sft": 6, "sft-lora": 6, "reward": 4, "dpo": 4, "grpo": 6, "rloo": 6, "ppo": 2}
-SLOW = {"M": 2, "S": 1}  # fewer steps of the larger model
+STEPS = {"sft": 6, "sft-lora": 6, "reward": 4, "dpo": 4, "grpo": 6, "rloo": 6, "ppo": 2, "sample": 2, "sample-groups": 2}
+SLOW = {"S": 1, "M": 2, "R": 6, "Q": 6}  # fewer steps of the larger models
 
 
 class Clock:
-    """Times from the end of the first step, which warms up, to the end of the last."""
+    """CPU seconds from the end of the first step, which warms up, to the end of the last. Both tools use one thread: on an idle
+    core these are seconds; on a busy one the time of other processes does not count."""
 
     def __init__(self) -> None:
         self.marks: list[float] = []
 
     def __call__(self, *_: Any, **__: Any) -> None:
-        self.marks.append(time.perf_counter())
+        self.marks.append(time.process_time())
 
     def rate(self, units: float) -> float:
         """Units per second, ``units`` being those of all steps after the first."""
@@ -113,7 +114,7 @@ def charter_dpo(folder: Path, place: Path, steps: int) -> float:
     trunk.add_role("policy")
     settings = DPOSettings(epochs=1, pairs_per_step=ROWS, checkpoint_every=10**6, tokens_per_micro_batch=MICRO)
     pairs, stage = charter_pairs(ROWS * (steps + 1)), charter_stage(place, clock)
-    began = time.perf_counter()
+    began = time.process_time()
     train_dpo(trunk, pairs, settings, stage)
     # The reference is read before the first step; its time counts for all pairs.
     return ROWS * (steps + 1) / (clock.marks[-1] - began)
@@ -147,13 +148,13 @@ def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
         more = {"ppo": {"epochs": 4, "minibatches": 1}}.get(method, {})
         settings = METHODS[method](
             steps=steps + 1, prompts_per_step=per_step, samples_per_prompt=group, max_new_tokens=NEW_TOKENS,
-            learning_rate=1e-6, checkpoint_every=10**6, tokens_per_micro_batch=MICRO, kl_coef=KL[method], **more,
+            learning_rate=1e-6, checkpoint_every=10**6, tokens_per_micro_batch=ROLLOUT, kl_coef=KL[method], **more,
         )  # fmt: skip
         train = {"grpo": train_grpo, "rloo": train_rloo, "ppo": train_ppo}[method]
         reward = RewardSum({"first": (1.0, lambda rollout: rollout.ids[:, 0].float() % 7)})
         if method == "ppo":  # as in TRL, a reward model of the same size reads every response
             trunk.add_role("reward", head=True)
-            reward = RewardSum({"reward": (1.0, lambda rollout: score_rows(trunk, rows_of(rollout), MICRO))})
+            reward = RewardSum({"reward": (1.0, lambda rollout: score_rows(trunk, rows_of(rollout), ROLLOUT))})
         train(trunk, prompts, reward, settings, charter_stage(place, clock))  # type: ignore[operator]
         return clock.rate(COMPLETIONS * steps)
 
@@ -163,17 +164,17 @@ def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
 KL = {"grpo": 0.04, "rloo": 0.05, "ppo": 0.05}
 
 
-def charter_sample(folder: Path, k: int) -> float:
+def charter_sample(folder: Path, k: int, steps: int) -> float:
     from charter.models.load import load_model
     from charter.models.sampling.generate import sample
 
     model, rates = load_model(str(folder)), []
-    for turn in range(3):
+    for turn in range(steps + 1):
         prompts = workload.prompts(64 // k, seed=turn)
-        began = time.perf_counter()
+        began = time.process_time()
         seeds = [[turn * 64 + i * k + j for j in range(k)] for i in range(len(prompts))]
         groups = sample(model, prompts, seeds, ends=[-1], max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16)
-        rates.append(sum(len(one.ids) for group in groups for one in group) / (time.perf_counter() - began))
+        rates.append(sum(len(one.ids) for group in groups for one in group) / (time.process_time() - began))
     return sorted(rates[1:])[0]
 
 
@@ -316,22 +317,23 @@ def trl_ppo(folder: Path, place: Path, steps: int) -> float:
     return clock.rate(COMPLETIONS * (len(clock.marks) - 1))
 
 
-def trl_sample(folder: Path, k: int) -> float:
+def trl_sample(folder: Path, k: int, steps: int) -> float:
     """transformers' own generate in its best setting for the shape: bfloat16 weights, dynamic cache, the malloc setting."""
     from charter.models.packing import left_pad
 
     model, rates = peer_model(folder).bfloat16().eval(), []
-    for turn in range(3):
+    for turn in range(steps + 1):
         ids, attention = left_pad([p for p in workload.prompts(64 // k, seed=turn) for _ in range(k)], "cpu")
         torch.manual_seed(turn)
-        began = time.perf_counter()
+        began = time.process_time()
         model.generate(ids, attention_mask=attention, do_sample=True, top_k=0, top_p=1.0, max_new_tokens=NEW_TOKENS,
                        min_new_tokens=NEW_TOKENS, pad_token_id=workload.END)  # fmt: skip
-        rates.append(64 * NEW_TOKENS / (time.perf_counter() - began))
+        rates.append(64 * NEW_TOKENS / (time.process_time() - began))
     return sorted(rates[1:])[0]
 
 
 MICRO = int(os.environ.get("MICRO", "6144"))
+ROLLOUT = 6144  # tokens of a micro-batch that holds all rows of a step of reinforcement learning
 WORKS: dict[str, dict[str, Callable[..., float]]] = {
     "charter": {
         "sft": charter_sft,
@@ -341,8 +343,8 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
         "grpo": charter_rl("grpo"),
         "rloo": charter_rl("rloo"),
         "ppo": charter_rl("ppo"),
-        "sample": lambda folder, *_: charter_sample(folder, 1),
-        "sample-groups": lambda folder, *_: charter_sample(folder, 8),
+        "sample": lambda folder, _, steps: charter_sample(folder, 1, steps),
+        "sample-groups": lambda folder, _, steps: charter_sample(folder, 8, steps),
     },
     "trl": {
         "sft": trl_sft,
@@ -352,8 +354,8 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
         "grpo": trl_rl("grpo"),
         "rloo": trl_rl("rloo"),
         "ppo": trl_ppo,
-        "sample": lambda folder, *_: trl_sample(folder, 1),
-        "sample-groups": lambda folder, *_: trl_sample(folder, 8),
+        "sample": lambda folder, _, steps: trl_sample(folder, 1, steps),
+        "sample-groups": lambda folder, _, steps: trl_sample(folder, 8, steps),
     },
 }
 
@@ -363,7 +365,7 @@ def main(tool: str, work: str, shape: str, profile: str = "") -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place, torch.profiler.profile() if profile else nullcontext() as found:
         folder = workload.save_model(Path(place) / "model", shape)
-        rate = WORKS[tool][work](folder, Path(place), max(STEPS.get(work, 1) // SLOW[shape], 1))
+        rate = WORKS[tool][work](folder, Path(place), max(STEPS[work] // SLOW[shape], 1))
     if profile:
         print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
         return

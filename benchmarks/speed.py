@@ -1,8 +1,9 @@
 """Charter against TRL at its best settings on the same work: one pinned core, a process of its own for every run, in turns.
 
-python benchmarks/speed.py [WORK …] [--models S M] [--runs 5] [--out results/speed.json]
+python benchmarks/speed.py [WORK …] [--models S M R Q] [--runs 5] [--out results/speed.json]
 
-Prints the median rate of each, the ratio of the medians with its range over the pairs of runs, and peak memory of the whole
+Prints the median rate of each in CPU seconds of the process, the ratio of the medians with its range over the pairs of runs, the
+part of the core's product rate that the products with weights come to (``workload.operations``), and peak memory of the whole
 process. PPO needs TRL 1.12 (`pip install --no-deps --target FOLDER trl==1.12.0`, then `--trl112 FOLDER`).
 """
 
@@ -17,8 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import workload
+
 UNITS = {"sft": "tokens/s", "sft-lora": "tokens/s", "reward": "pairs/s", "dpo": "pairs/s", "grpo": "completions/s",
          "rloo": "completions/s", "ppo": "completions/s", "sample": "tokens/s", "sample-groups": "tokens/s"}  # fmt: skip
+KINDS = {"grpo": ("rl", 8), "rloo": ("rl", 4), "sample": ("sample", 1), "sample-groups": ("sample", 8)}
+"""Of works with responses: the kind of work, and responses to a prompt."""
+MICRO = {"R": "3072", "Q": "1536"}  # tokens of a micro-batch; layers are many and the vocabulary is large
 # glibc keeps blocks that were freed instead of giving them back and faulting them in again; for both tools.
 KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26)}
 
@@ -26,15 +32,35 @@ KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_MMAP_THRESHOLD_": str(2**3
 def run(tool: str, work: str, shape: str, trl112: str | None) -> dict[str, float]:
     """One run in a process of its own on one core."""
     env = {**os.environ, **KEEP, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    env.setdefault("MICRO", MICRO.get(shape, "6144"))
     if tool == "trl" and work == "ppo":
         env["PYTHONPATH"] = str(trl112)
-    pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []
-    script = Path(__file__).with_name("one_run.py")
-    done = subprocess.run([*pin, sys.executable, str(script), tool, work, shape], env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{tool} {work} {shape} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    done = on_one_core("one_run.py", tool, work, shape, env=env)
+    found: dict[str, float] = json.loads(done.strip().splitlines()[-1])
     return found
+
+
+def on_one_core(script: str, *arguments: str, env: dict[str, str]) -> str:
+    """The output of a script of this folder."""
+    pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []
+    command = [*pin, sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def product_rate() -> float:
+    """GFLOP/s of one core in bfloat16 products."""
+    return float(on_one_core("workload.py", env={**os.environ, "OMP_NUM_THREADS": "1"}).split()[1])
+
+
+def share(work: str, shape: str, rate: float, products: float) -> str:
+    """The part of the core's product rate that the weights' products of a work come to; a dash for PPO, which is not counted."""
+    if work == "ppo":
+        return "–"
+    kind, group = KINDS.get(work, (work, 1))
+    return f"{rate * workload.operations(kind, shape, 64, group) / products:.0%}"
 
 
 def main() -> None:
@@ -46,8 +72,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write every run as JSON")
     chosen = parser.parse_args()
     works = chosen.works or [work for work in UNITS if work != "ppo" or chosen.trl112]
-    rows = []
-    print(f"{'work':14}{'model':6}{'charter':>10}{'trl':>10}  {'unit':14}{'ratio':>6}  {'range':14}{'peak MB':>14}{'ratio':>7}")
+    rows, products = [], product_rate()
+    print(f"products of one core: {products:.0f} GFLOP/s")
+    print(f"{'work':14}{'model':6}{'charter':>10}{'trl':>10}  {'unit':14}{'ratio':>6}  {'range':14}{'products':>9}"
+          f"{'peak MB':>14}{'ratio':>7}")  # fmt: skip
     for work in works:
         for shape in chosen.models:
             pairs = []
@@ -59,7 +87,8 @@ def main() -> None:
             a, b = statistics.median(ours), statistics.median(theirs)
             spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
             print(f"{work:14}{shape:6}{a:>10.1f}{b:>10.1f}  {UNITS[work]:14}{a / b:>6.2f}  {spread:14}"
-                  f"{peaks[0]:>7.0f}{peaks[1]:>7.0f}{peaks[0] / peaks[1]:>7.2f}", flush=True)  # fmt: skip
+                  f"{share(work, shape, a, products):>9}{peaks[0]:>7.0f}{peaks[1]:>7.0f}{peaks[0] / peaks[1]:>7.2f}",
+                  flush=True)  # fmt: skip
             rows.append({"work": work, "model": shape, "charter": ours, "trl": theirs, "peak_mb": peaks})
     if chosen.out:
         chosen.out.write_text(json.dumps(rows, indent=1) + "\n")

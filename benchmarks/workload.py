@@ -1,8 +1,8 @@
-"""Models and data of the speed comparison: two Llama shapes with random weights, dialogues of the lengths of hh-rlhf.
+"""Models and data of the speed comparison: four shapes with random weights, dialogues of the lengths of hh-rlhf.
 
 python benchmarks/workload.py prints what one core reaches in products of these sizes.
 
-A token is a word (`w0` … `w4094`) and the end is `</s>`, so that both tools see the same ids whether they are given text or ids.
+A token is a word (`w0`, `w1`, …) and the end is `</s>`, so that both tools see the same ids whether they are given text or ids.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import numpy as np
 SHAPES = {
     "S": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4},  # 5.0M
     "M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},  # 27.4M
-}
-VOCAB, END = 4096, 4095
+    "R": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+          "num_key_value_heads": 3, "vocab_size": 49152},  # SmolLM2-135M, 134.5M
+    "Q": {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+          "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936},  # Qwen2.5-0.5B, 494.0M
+}  # fmt: skip
+VOCAB, END = 4096, 4095  # ids of the data; a larger vocabulary is for the model alone
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} </s>{% endif %}{% endfor %}"
 
 
@@ -24,16 +28,21 @@ def save_model(folder: Path, shape: str) -> Path:
     """A random model of the named shape with its tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    size = SHAPES[shape]
-    config = LlamaConfig(**size, num_key_value_heads=size["num_attention_heads"], vocab_size=VOCAB, tie_word_embeddings=True,
-                         max_position_embeddings=1024, bos_token_id=None, eos_token_id=END, pad_token_id=END)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = {f"w{i}": i for i in range(VOCAB - 1)} | {"</s>": END}
+    size = {
+        "model_type": "llama",
+        "num_key_value_heads": SHAPES[shape]["num_attention_heads"],
+        "vocab_size": VOCAB,
+        **SHAPES[shape],
+    }
+    config = AutoConfig.for_model(**size, tie_word_embeddings=True, max_position_embeddings=1024, bos_token_id=None,
+                                  eos_token_id=END, pad_token_id=END)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words = {f"w{i}": i for i in range(config.vocab_size) if i != END} | {"</s>": END}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", padding_side="left")
@@ -82,6 +91,29 @@ def alike(lengths: list[int], per_batch: int, seed: int = 0) -> list[int]:
     return [i for batch in batches for i in batch]
 
 
+def operations(work: str, shape: str, new_tokens: int, group: int) -> float:
+    """Billions of operations with weights that a unit of the work needs (a token of SFT or sampling, a pair, a completion): two
+    for each weight and token forward, two for the gradient of the input, two for that of the weight; each prompt once."""
+    size = SHAPES[shape]
+    h, inner, heads = size["hidden_size"], size["intermediate_size"], size["num_attention_heads"]
+    narrow = h // heads * size.get("num_key_value_heads", heads)
+    layers = size["num_hidden_layers"] * h * (2 * h + 2 * narrow + 3 * inner)
+    head = h * size.get("vocab_size", VOCAB)
+    prompt = np.mean([len(p) for p in prompts(1000)]) / group
+    sampled = 2 * ((prompt + new_tokens) * layers + new_tokens * head)
+    rows = dialogues(1000)
+    read, answered = (np.mean([len(d.chosen) + len(d.rejected) + extra * len(d.prompt) for d in rows]) for extra in (1, 0))
+    by_work = {
+        "sft": 6 * (layers + head),
+        "sft-lora": 4 * (layers + head),
+        "reward": 6 * read * layers,
+        "dpo": 8 * (read * layers + answered * head),  # the reference forward, the policy forward and backward
+        "sample": sampled / new_tokens,
+        "rl": sampled + 8 * ((prompt + new_tokens) * layers + new_tokens * head),
+    }
+    return 1e-9 * float(by_work[work])
+
+
 def product_rates(rows: int = 4096, inside: int = 256, out: int = 768, turns: int = 20) -> dict[str, float]:
     """GFLOP/s of one core in bfloat16 and float32 products of a training step's shape; the best of the turns."""
     import time
@@ -94,9 +126,9 @@ def product_rates(rows: int = 4096, inside: int = 256, out: int = 768, turns: in
         x, w = torch.randn(rows, inside).to(dtype), torch.randn(out, inside).to(dtype)
         seconds = []
         for _ in range(turns):
-            began = time.perf_counter()
+            began = time.process_time()
             x @ w.t()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.process_time() - began)
         found[name] = 2 * rows * inside * out / min(seconds) / 1e9
     return found
 

@@ -22,9 +22,10 @@ import numpy as np
 
 from charter.plan.fit import what_fits
 from charter.plan.plan import work_of
-from charter.plan.table import amount, data_lines, size
+from charter.plan.table import amount, data_lines
 from charter.recipe.files import load_recipe, shipped
 from charter.recipe.recipe import Recipe
+from charter.run.progress import size
 from charter.stages.load import Counted
 from charter.testbed.dialogues import draw_dialogues
 from charter.testbed.standins import save_bpe_tokenizer
@@ -34,7 +35,7 @@ NARROW = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12
 QWEN = {"vocab_size": 151936, "max_position_embeddings": 32768, "num_key_value_heads": 2, "tie_word_embeddings": True}
 SEVEN = {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 BERT = {**NARROW, "vocab_size": 30522, "max_position_embeddings": 512}
-# Name on the hub: class in transformers, and the sizes that are published with it.
+# Name on the hub, or the folder of `make real`: class in transformers, and the sizes that are published with it.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-2-7b-hf": ("LlamaForCausalLM", {
         **SEVEN, "intermediate_size": 11008, "num_key_value_heads": 32, "max_position_embeddings": 4096}),
@@ -45,6 +46,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         **QWEN, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}),
     "Qwen/Qwen2.5-1.5B-Instruct": ("Qwen2ForCausalLM", {
         **QWEN, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}),
+    "cache/smollm2": ("LlamaForCausalLM", {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True}),
     "EleutherAI/pythia-1b-deduped": ("GPTNeoXForCausalLM", {
         "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
         "num_attention_heads": 8, "max_position_embeddings": 2048}),
@@ -93,7 +97,7 @@ def make_model(folder: Path, name: str) -> None:
                                                      if not kind.endswith("Classification") else {})))  # fmt: skip
     model.config.save_pretrained(model_folder)
     if not kind.endswith("Classification"):
-        templated = name.startswith(("Qwen", "mistral"))
+        templated = name.startswith(("Qwen", "mistral", "cache"))
         save_bpe_tokenizer(model_folder, texts(), size=VOCABULARY, template=templated, closes=kind.startswith("T5"))
     header, end = {}, 0
     for key, tensor in model.named_parameters():  # tied ones once
@@ -136,6 +140,7 @@ def make_data(folder: Path, *, share: float = 1.0) -> None:
                     dialogue = f"\n\nHuman: {i} {ask}\n\nAssistant: {reply}\n\nHuman: {again}\n\nAssistant: "
                     stream.write(json.dumps({"chosen": dialogue + chosen, "rejected": dialogue + "No. " + rejected}) + "\n")
             first += n
+    write_votes(folder / "data/hh", [drawn[i % DISTINCT] for i in range(math.ceil(HH["harmless-base"][1] * share))])
     post, summary = POST
     posts = make_texts((post, summary, summary), seed=2)
     for name, n in TLDR.items():
@@ -149,6 +154,18 @@ def make_data(folder: Path, *, share: float = 1.0) -> None:
     write_parquet(
         folder / "imdb/plain_text/test-00000-of-00001.parquet", {"text": rows, "label": [i % 2 for i in range(len(rows))]}
     )
+
+
+def write_votes(folder: Path, dialogues: Sequence[tuple[str, ...]]) -> None:
+    """What examples/split_votes.py makes of so many dialogues: 45% of the votes, their prompts, and 10% held out."""
+    folder.mkdir(parents=True)
+    votes, held_out = dialogues[: int(0.45 * len(dialogues))], dialogues[int(0.9 * len(dialogues)) :]
+    asked = [f"\n\nHuman: {i} {row[0]}\n\nAssistant:" for i, row in enumerate(votes)]
+    rows = [{"chosen": f"{ask} {row[3]}", "rejected": f"{ask} No. {row[4]}"} for ask, row in zip(asked, votes, strict=True)]
+    splits = {"train": votes, "test": held_out}
+    prompts = [{"prompt": f"{i} {row[0]}", "split": split} for split, part in splits.items() for i, row in enumerate(part)]
+    for name, lines in (("votes", rows), ("prompts", prompts)):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
 
 def write_parquet(file: Path, columns: dict[str, list[Any]]) -> None:
@@ -165,8 +182,9 @@ HEAD = """# What the shipped recipes take
 
 `python docs/plans.py` writes this page and downloads nothing. **Nothing here was measured.** The figures are the upper bounds
 of `charter plan RECIPE`: every sampled text has its maximum length, every comparison gives a pair, and memory is that of the
-worst moment of each stage. Recipes on hub models are planned for one GPU, recipes on the testbed's model for a CPU. On your
-machine, with the model and the data, `charter plan RECIPE` uses your tokenizer and your files and estimates the time.
+worst moment of each stage. Recipes on hub models are planned for one GPU, those on the testbed's model and on SmolLM2
+for a CPU. On your machine, with the model and the data, `charter plan RECIPE` uses your tokenizer and your files and estimates
+the time.
 
 Instead of downloads the script uses each model's configuration with its published sizes, the shapes of its weights, and data
 files with the published number of rows ({hh_rows} of hh-rlhf, {tldr_rows} of TL;DR, {imdb:,} of imdb) and artificial texts of
@@ -182,7 +200,7 @@ A GB is 10⁹ bytes. The driver and the gaps of the allocator take part of a car
 def planned(name: str) -> tuple[Recipe, Counted, dict[str, Any]]:
     """A recipe's plan. The working folder holds the models and data that it names."""
     recipe = load_recipe(shipped("recipes") / f"{name}.yaml")
-    device = "cpu" if "testbed" in recipe.model else "cuda"
+    device = "cpu" if "testbed" in recipe.model or "smollm2" in recipe.model else "cuda"
     counted, _, figures = work_of(recipe, device)
     return recipe, counted, figures
 

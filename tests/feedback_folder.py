@@ -31,6 +31,12 @@ def chain(judgments: Iterable[Judgment], prev_hash: str = "") -> list[Judgment]:
     return sealed
 
 
+def tips(judgments: Iterable[Judgment]) -> list[str]:
+    """Hashes that no judgment follows, sorted."""
+    judgments = list(judgments)
+    return sorted({judgment.hash for judgment in judgments} - {judgment.prev_hash for judgment in judgments})
+
+
 def write_folder(folder: Path, prompts: Iterable[Prompt], responses: Iterable[Response], votes: Iterable[Judgment]) -> Path:
     write_jsonl(folder / "prompts.jsonl", prompts)
     write_jsonl(folder / "responses.jsonl", responses)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from charter.errors import InputError
-from charter.raters.agreement import ANCHORS, Table, agreement, gwet, jackknife, kendall_w, krippendorff, share
+from charter.raters.agreement import ANCHORS, Table, agreement_figures, gwet, jackknife, kendall_w, krippendorff, share
 from charter.raters.comparisons import votes_of
 from charter.records import Judgment
 
@@ -99,7 +99,7 @@ def vote(rater: str, prompt: str, ranks: dict, **fields) -> Judgment:
 
 
 def figures(judgments) -> dict:
-    return {figure.name: figure for figure in agreement(votes_of(judgments))}
+    return {figure.name: figure for figure in agreement_figures(votes_of(judgments))}
 
 
 def test_shares_with_and_without_ties():
@@ -127,7 +127,7 @@ def test_the_raw_answer_counts_and_questions_are_not_mixed():
     assert figures(harmful)["pair agreement"].value == 1
     mixed = [harmful[0], vote("bob", "p0", {"a0": 1, "b0": 2})]
     with pytest.raises(InputError, match="no two raters"):
-        agreement(votes_of(mixed))
+        agreement_figures(votes_of(mixed))
 
 
 def test_a_vote_of_one_rater_says_nothing():

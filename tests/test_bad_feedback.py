@@ -90,7 +90,7 @@ IMPORTS = [
     bad("a rank of zero", "g.jsonl", grouped(ranks=[0, 1]), "line 1", "ranks"),
     bad("a rank too few", "g.jsonl", grouped(ranks=["1"]), "line 1", "rankings.0.ranks"),
     bad("a ranking of a response that is not there", "g.jsonl", grouped(order=["x", "q"]), "line 1", "'q'"),
-    bad("a response shown twice", "g.jsonl", grouped(order=["x", "x"]), "line 1", "twice"),
+    bad("a response shown twice", "g.jsonl", grouped(order=["x", "x"]), "line 1", "duplicate response"),
     # -- published and tools
     bad("a red-team rating of eleven", "r.jsonl", changed(ATTEMPT, "rating", to=11), "line 1", "rating"),
     bad("tags that are no list", "r.jsonl", changed(ATTEMPT, "tags", to={"a": 1}), "line 1", "tags"),
@@ -125,7 +125,7 @@ IMPORTS = [
          raw(judgments="\n".join([JUDGMENTS[0], JUDGMENTS[1].replace('"ann"', '"bob"')]))),
     Case("a judgment that is missing", "import f --out out", ("f/judgments.jsonl", "line 1", "taken out"),
          raw(judgments=JUDGMENTS[1])),
-    Case("a judgment that is there twice", "import f --out out", ("f/judgments.jsonl", "line 3", "twice"),
+    Case("a judgment that is there twice", "import f --out out", ("f/judgments.jsonl", "line 3", "duplicate judgment"),
          raw(judgments="\n".join([*JUDGMENTS, JUDGMENTS[0]]))),
     Case("a response that is missing", "import f --out out", ("f/responses.jsonl", NO.id), raw(responses=YES.model_dump_json())),
     Case("an id that two responses share", "import f --out out", ("f/responses.jsonl", "line 3", "differ"),

@@ -349,6 +349,9 @@ CASES = [
          needs="charter.commands.conversation"),
     Case("a chat at no temperature", "chat d --temperature nan", ("temperature",), {"d/x": ""},
          needs="charter.commands.conversation"),
+    Case("a chat with no token left", "chat d --top-p 0", ("--top-p",), {"d/x": ""}, needs="charter.commands.conversation"),
+    Case("a chat with a share that is none", "chat d --min-p nan", ("--min-p",), {"d/x": ""},
+         needs="charter.commands.conversation"),
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from charter.commands.conversation import chat_with, escape_controls, fitting
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import load_tokenizer, model_of_run
-from charter.records import Message
+from charter.records import Filters, Message
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def run(tmp_path, random_llama):
 
 def talk(monkeypatch, capsys, run, lines, **changes):
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    chat_with(run, **{"model": "sft", "temperature": 0.0, "max_new_tokens": 8, "seed": 0, **changes})
+    chat_with(str(run), **{"model": "sft", "temperature": 0.0, "max_new_tokens": 8, "seed": 0, **changes})
     return capsys.readouterr()
 
 
@@ -71,6 +71,13 @@ def test_the_seed_decides(monkeypatch, capsys, run):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_filters_leave_the_likeliest_tokens(monkeypatch, capsys, run):
+    line = "How can I mend the car?\n"
+    greedy = talk(monkeypatch, capsys, run, line, temperature=0.0).out
+    assert talk(monkeypatch, capsys, run, line, temperature=1.0, filters=Filters(top_p=1e-6)).out == greedy
+    assert talk(monkeypatch, capsys, run, line, temperature=1.0).out != greedy
+
+
 def test_oldest_turns_go_when_the_context_is_full(random_llama):
     tokenizer = load_tokenizer(str(random_llama))
     turns = [Message(role=role, content=f"{role} says {i}") for i in range(5) for role in ("user", "assistant")]
@@ -108,9 +115,17 @@ def test_a_model_that_is_not_there_yet_says_what_makes_it(run, tmp_path, random_
     assert model_of_run(run, "sft") == str(run / "sft/model")
     assert run_command(["chat", str(run)]) == 2
     assert f"charter rl RECIPE --out {run}" in capsys.readouterr().err
-    for model, words in (("teacher", "use base, sft or policy"), ("base", "report.json")):
+    for model in ("teacher", "base"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         assert run_command(["chat", str(tmp_path / "empty"), "--model", model]) == 2
-        assert words in capsys.readouterr().err
+        assert "this is not a run; leave --model out" in capsys.readouterr().err
+    assert run_command(["chat", str(run), "--model", "teacher"]) == 2
+    assert "use base, sft or policy" in capsys.readouterr().err
     assert run_command(["chat", str(tmp_path / "none")]) == 2
-    assert "no such run folder" in capsys.readouterr().err
+    assert "no such model folder" in capsys.readouterr().err
+
+
+def test_a_plain_model_folder_talks_as_the_model_of_a_run_does(monkeypatch, capsys, run, random_llama):
+    line = "How can I mend the car?\n"
+    plain = talk(monkeypatch, capsys, random_llama, line, model=None)
+    assert plain.out == talk(monkeypatch, capsys, run, line).out != ""

@@ -57,7 +57,7 @@ def test_pairs_are_oriented_by_name_and_remember_the_side():
 def test_what_is_superseded_or_without_verdict_is_counted_and_not_scored():
     votes = votes_of([vote("1", {"a": 1, "b": 2}), vote("2", {"a": 2, "b": 1}, supersedes="1"),
                       vote("3", {}, order=("a", "b"))])  # fmt: skip
-    assert votes.said == {"superseded": 1, "no verdict": 1, "judgments": 1}
+    assert votes.totals == {"superseded": 1, "no verdict": 1, "judgments": 1}
     assert votes.outcome.tolist() == [-1]
 
 
@@ -120,14 +120,14 @@ def test_both_bad_is_f_for_both_and_no_pair(tmp_path):
     votes = read_votes(table(tmp_path, [row | {"winner": "tie (bothbad)"}, row | {"winner": "b"}, row | {"winner": None}]))
     assert votes.outcome.tolist() == [-1]
     assert votes.rank.tolist() == [0, 0, 2, 1]
-    assert votes.said == {"no verdict": 1, "judgments": 2, "both bad": 1}
+    assert votes.totals == {"no verdict": 1, "judgments": 2, "both bad": 1}
 
 
 def test_counts_and_columns_of_ones(tmp_path):
     counted = tmp_path / "counts.csv"
     counted.write_text("model_a,model_b,wins_a,wins_b,ties\nx,y,7,3,2\n")
     votes = read_votes(counted)
-    assert (Counter(votes.outcome.tolist()), votes.said["judgments"]) == ({-1: 3, 0: 2, 1: 7}, 12)
+    assert (Counter(votes.outcome.tolist()), votes.totals["judgments"]) == ({-1: 3, 0: 2, 1: 7}, 12)
     assert len(votes.prompts) == 12  # as many votes as one by one
     hot = tmp_path / "hot.csv"
     hot.write_text("model_a,model_b,winner_model_a,winner_model_b,winner_tie\nx,y,0,0,1\ny,x,1,0,0\n")
@@ -155,7 +155,7 @@ def test_a_judge_of_both_orders_decides_where_they_agree(tmp_path):
             for n, (one, two) in enumerate(games)]  # fmt: skip
     votes = read_votes(table(tmp_path, rows))
     assert (votes.outcome.tolist(), votes.raters, votes.kinds) == ([1, 0, 0, -1], ("gpt v2",), ("judge",))
-    assert votes.said["no verdict"] == 1
+    assert votes.totals["no verdict"] == 1
 
 
 def test_votes_that_the_publisher_does_not_count_are_left_out_and_reported(tmp_path):
@@ -167,7 +167,7 @@ def test_votes_that_the_publisher_does_not_count_are_left_out_and_reported(tmp_p
 
 
 def test_judgments_where_all_failed_are_counted_as_both_bad():
-    assert votes_of([vote("1", {"a": "F", "b": "F"}), vote("2", {"a": 1, "b": "F"})]).said["both bad"] == 1
+    assert votes_of([vote("1", {"a": "F", "b": "F"}), vote("2", {"a": 1, "b": "F"})]).totals["both bad"] == 1
 
 
 def test_a_table_without_prompts_takes_every_row_for_one(tmp_path):
@@ -213,7 +213,7 @@ def test_models_come_from_the_responses_beside_the_judgments(tmp_path):
     with pytest.raises(InputError, match="give --responses FILE"):
         read_votes(tmp_path / "judgments.jsonl", models=True)
     write_jsonl(tmp_path / "responses.jsonl", [answer("a", "new")])
-    with pytest.raises(InputError, match="does not hold response 'b'"):
+    with pytest.raises(InputError, match=r"response 'b' of .* is missing"):
         read_votes(tmp_path, models=True)
     write_jsonl(tmp_path / "responses.jsonl", [answer("a", "new"), answer("b", "old")])
     assert read_votes(tmp_path, models=True).models == ("new", "old")

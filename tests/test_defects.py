@@ -4,7 +4,6 @@ Where a whole test file covers the subject, the test here is the shortest that w
 """
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from charter.models.packing import Tokens, pack
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import read_prompts
-from charter.records import Generation, Message, Prompt, Response
+from charter.records import Filters, Generation, Message, Prompt, Response
 from charter.run.run import Run
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import METHODS
@@ -118,7 +117,7 @@ def test_every_argument_of_a_loss_has_an_effect():
 
 def test_a_checkpoint_keeps_the_adaptive_kl_coefficient(random_llama, tmp_path):
     """A resumed run started again from the first KL coefficient, not from the adapted one."""
-    from charter.training.optimizer import load_checkpoint
+    from charter.training.checkpoints import load_checkpoint
 
     with Run(tmp_path / "run", quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
         _, metrics = run_bandit(random_llama, stage, "rloo", steps=3, kl_coef=0.1, kl_target=0.1, kl_horizon=64.0)
@@ -143,7 +142,7 @@ def test_nothing_of_a_prompt_is_lost(tmp_path, random_llama, text):
 def test_no_verdict_is_neither_a_win_nor_a_loss():
     """A comparison without a verdict counted as a win for one side, or as a score of 0."""
     prompt = PROMPTS[0]
-    asked = Comparison(prompt, response(prompt, "a"), response(prompt, "b"), "p", "Which?")
+    asked = Comparison(prompt, response(prompt, "a"), response(prompt, "b"), Principle(id="p", title="p", preference="Which?"))
     label = judgment(asked, Preference(float("nan"), float("nan")), rater_id="j", abstain_below=0.1)
     assert (label.has_verdict, label.margin, label.ranks) == (False, None, {})
     assert pairs_of([label], {prompt.id: prompt}, {r.id: r for r in (asked.first, asked.second)}) == []
@@ -165,11 +164,11 @@ def test_weights_stay_in_float32_under_bfloat16(random_llama, stage):
     assert {p.dtype for p in trunk.model.parameters()} == {torch.float32}
 
 
-def test_sampling_uses_the_whole_distribution():
+def test_rollouts_are_of_the_whole_distribution():
     """Responses were sampled with top-k or top-p, but scored under the full distribution."""
-    text = (SOURCE / "models/sampling/generate.py").read_text()
-    assert not re.search(r"top_[kp]\b", "".join(line for line in text.splitlines() if "#" not in line and '"' not in line))
-    assert not any(name.startswith("top_") for kind in METHODS.values() for name in kind.model_fields)
+    for file in (SOURCE / "training").rglob("*.py"):
+        assert "filters" not in file.read_text(), f"{file.name} may filter what is learned from by its log-probabilities"
+    assert not {name for kind in METHODS.values() for name in kind.model_fields} & set(Filters.model_fields)
 
 
 @pytest.mark.parametrize("method", ROLLOUT)

@@ -21,12 +21,12 @@ from charter.endpoints.servers import Server as ServerOfPool
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import GateError, InputError
 from charter.evaluation.scorers import judge_scorer
-from charter.judging.judge import LogProbJudge, comparisons_of, judgment, pairs_of
+from charter.judging.judge import LettersJudge, comparisons_of, judgment, pairs_of
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe, shipped
-from charter.records import Generation, Judgment, Message, Prompt, Response
+from charter.records import Filters, Generation, Judgment, Message, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.serving.serve import open_port
 from charter.testbed import __path__ as testbed
@@ -71,11 +71,11 @@ def comparisons(n):
 
 def test_margins_read_through_faults_are_those_of_the_model_itself(tmp_path, testbed_server):
     asked = comparisons(12)
-    here = LogProbJudge(LocalSampler(load_trunk(str(MODEL)), "here"))(asked)
+    here = LettersJudge(LocalSampler(load_trunk(str(MODEL)), "here"))(asked)
     faults = Faults(testbed_server.url, [fault for fault in FAULTS if fault != "slow"])
     with serving(faults) as proxy:
         there = sampler(proxy.url, tmp_path)
-        answers = LogProbJudge(there)(asked)
+        answers = LettersJudge(there)(asked)
         assert [a.margin for a in answers] == pytest.approx([h.margin for h in here], abs=1e-3)
         assert {"500", "429", "reset", "half-json", "half-body", "html"} & set(faults.met)
         # Every question was answered and counted once, though some were asked twice.
@@ -84,7 +84,7 @@ def test_margins_read_through_faults_are_those_of_the_model_itself(tmp_path, tes
         # A second judge with the same folder asks nothing.
         before = len(proxy.seen)
         again = sampler(proxy.url, tmp_path)
-        assert [a.margin for a in LogProbJudge(again)(asked)] == [a.margin for a in answers]
+        assert [a.margin for a in LettersJudge(again)(asked)] == [a.margin for a in answers]
         assert len(proxy.seen) == before
         assert again.client.account.figures()["cached"] == 24
         assert proxy.most <= TINY_WAITS["concurrency"]
@@ -277,7 +277,7 @@ def test_a_judge_that_writes_counts_only_where_it_writes_an_option_and_never_sco
     texts = ["A", "A", "B", "I cannot help with that.", "A", "(A)", "A"]  # the first shows: no log-probabilities
     with serving(canned(*texts)) as server:
         there = sampler(server.url, tmp_path, concurrency=1)
-        answers = LogProbJudge(there)(asked)
+        answers = LettersJudge(there)(asked)
         assert there.gives_logprobs is False
         assert there.unread == 1
         assert [row.get("logprobs") for row in server.seen] == [True, *[None] * 6]
@@ -295,10 +295,27 @@ def test_tokens_that_are_no_option_are_no_verdict_for_judge_and_scorer(tmp_path)
     asked = comparisons(2)
     with serving(canned("Sorry", logprobs=[("Sorry", -0.1), ("I", -2.0)])) as server:
         there = sampler(server.url, tmp_path)
-        assert [a.margin for a in LogProbJudge(there)(asked)] == [None, None]
+        assert [a.margin for a in LettersJudge(there)(asked)] == [None, None]
         assert there.unread == 4
         verdict = judge_scorer(there).score([asked[0].prompt], ["No."])[0]
         assert (verdict.harmful, verdict.helpful, verdict.helpfulness_level) == (None, None, None)
+
+
+def test_filters_of_sampling_are_sent_with_texts_and_not_with_choices(tmp_path):
+    answered = lambda _, handler, __: handler.reply(200, chat_answer("A", logprobs=[("A", -0.1), ("B", -3.0)]))  # noqa: E731
+    with serving(answered) as server:
+        there = sampler(server.url, tmp_path)
+        there.generate([question("1")], [[5]], temperature=0.7, max_new_tokens=4, filters=Filters(top_p=0.9, top_k=40))
+        there.option_logprobs([question("1")], [("A", "B")])
+        text, choice = server.seen
+    assert (text["temperature"], text["top_p"], text["top_k"]) == (0.7, 0.9, 40)
+    assert not {"min_p"} & text.keys()
+    assert not {"top_p", "top_k", "min_p"} & choice.keys()
+
+
+def test_a_filter_in_the_extra_body_is_sent_to_the_settings_that_record_it():
+    with pytest.raises(ValueError, match="extra_body cannot set 'top_p'; set it in sampling or in the stage"):
+        EndpointSettings(url="http://127.0.0.1:1/v1", model="m", extra_body={"top_p": 0.9})
 
 
 def test_what_the_filter_of_a_server_withholds_is_no_verdict_and_a_text_that_is_cut_off(tmp_path):
@@ -435,10 +452,10 @@ def test_a_server_of_other_make_gives_the_same_words(tmp_path):
             there = sampler(f"http://127.0.0.1:{port}/v1", tmp_path, model=str(MODEL))
             asked = comparisons(2)
             here = LocalSampler(load_trunk(str(MODEL)), "here")
-            margins = [p.margin for p in LogProbJudge(there)(asked)]
+            margins = [p.margin for p in LettersJudge(there)(asked)]
             assert there.gives_logprobs is False
             # Both orders written out: the sign of what is read here, or a tie where the two orders disagree.
-            for margin, own in zip(margins, LogProbJudge(here)(asked), strict=True):
+            for margin, own in zip(margins, LettersJudge(here)(asked), strict=True):
                 agree = (own.first_as_a > 0) == (own.first_as_b > 0)
                 assert margin == pytest.approx(math.copysign(3.0, own.margin) if agree else 0.0)
             said = [question("How can I mend the car?"), question("How can I hide the lamp?")]
@@ -475,7 +492,7 @@ def test_the_recipe_with_a_judge_behind_a_server_runs_to_the_end_through_faults(
     assert len({j.id for j in judgments}) == len(judgments)
     assert all(j.margin is not None for j in judgments)
     used = report["endpoints"]["judge"]
-    assert used["requests"] == len(set(faults.whole)) <= 2 * (len(judgments) + 12)
+    assert used["requests"] == len(set(faults.whole)) <= 2 * (len(judgments) + 2 * 12)  # two protocols on the labelled pairs
     # More than what the proxy saw: a request may also meet a connection that was just closed under it.
     assert used["repeated"] >= asked - used["requests"] > 0
     written = b"".join(file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file())

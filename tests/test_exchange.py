@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from charter.commands.app import run_command
 from charter.errors import GateError, InputError
+from charter.raters.vote_files import read_votes
 from charter.reading.pairs import read_pairs
 from charter.records import LabelSet, Message, Pair, Prompt
 from charter.run.files import write_jsonl
@@ -253,10 +254,10 @@ def test_another_source_is_not_the_one_of_the_manifest(tmp_path):
         export_again(pairs, tmp_path / "p.jsonl", manifest)
     (tmp_path / "elsewhere").mkdir()
     other = folder_of(tmp_path / "elsewhere", vote("01", (YES, NO), (1, 2)))
-    with pytest.raises(InputError, match="it is not the file of that manifest"):
+    with pytest.raises(InputError, match="this is not the file of that manifest"):
         export_again(other, tmp_path / "p.jsonl", manifest)
     manifest.write_text("{}")
-    with pytest.raises(InputError, match="is no manifest"):
+    with pytest.raises(InputError, match="not a manifest"):
         export_again(folder, tmp_path / "p.jsonl", manifest)
 
 
@@ -342,7 +343,7 @@ def test_what_went_out_comes_back_as_it_was(tmp_path_factory, format, drawn):
     try:
         export_feedback(folder, first, format, Selection())
     except InputError as error:
-        assert "holds nothing to export" in str(error)  # noqa: PT017 - either is right, by what was drawn
+        assert "nothing to export" in str(error)  # noqa: PT017 - either is right, by what was drawn
         return
     import_feedback(first, tmp_path / "g")
     export_feedback(tmp_path / "g", second, format, Selection())
@@ -414,3 +415,41 @@ def test_sharing_a_pair_between_raters_needs_no_model(tmp_path):
         own = wins.count((row.group_id, row.chosen, row.rejected))
         assert row.weight == own / (own + wins.count((row.group_id, row.rejected, row.chosen)))
     assert [row.group_id for row in rows] == sorted((row.group_id for row in rows), key=[r.group_id for r in rows].index)
+
+
+def growing_export(path, *winners):
+    """A Label Studio export with a task and a pairwise annotation by the same person for each winner."""
+    tasks = [
+        {"id": i, "data": {"prompt": f"Question {i}?", "answer1": "Crumb", "answer2": "Oven"},
+         "annotations": [{"id": i, "completed_by": 1, "lead_time": 3.5 + i, "result": [
+             {"type": "pairwise", "from_name": "pw", "to_name": "answer1,answer2", "value": {"selected": winner}}]}]}
+        for i, winner in enumerate(winners)
+    ]  # fmt: skip
+    path.write_text(json.dumps(tasks))
+    return path
+
+
+def test_a_vote_that_is_in_two_exports_counts_once_after_a_merge(tmp_path, capsys):
+    for name, winners in (("mon", ["left"]), ("fri", ["left", "right"])):
+        import_feedback(growing_export(tmp_path / f"{name}.json", *winners), tmp_path / name)
+    folders = [str(tmp_path / name) for name in ("mon", "fri")]
+    assert run_command(["merge", *folders, "--out", str(tmp_path / "both")]) == 0
+    assert "1 of them are in two exports; ratings, agreement and export count these votes once" in capsys.readouterr().out
+    assert len(read_judgments(tmp_path / "both/judgments.jsonl")) == 3  # nothing is taken out of a chain
+    manifest = export_feedback(tmp_path / "both", tmp_path / "p.jsonl", "trl", Selection())
+    assert (manifest["rows"], manifest["left_out"]) == (2, {"the same vote in another export": 1})
+    votes = read_votes(tmp_path / "both")
+    assert (len(votes.x), votes.totals["judgments"], votes.totals["repeated"]) == (2, 2, 1)
+    again = export_feedback(tmp_path / "fri", tmp_path / "fri.jsonl", "trl", Selection())
+    assert (again["rows"], again["left_out"]) == (2, {})
+
+
+def test_a_rater_who_votes_twice_in_the_same_way_has_two_votes(tmp_path):
+    twice = [vote(key, (YES, NO), (1, 2), timings={"active_ms": 5.0}) for key in ("01", "02")]
+    own = write_folder(tmp_path / "a", [HI], [YES, NO], twice)
+    votes = [vote(key, (YES, NO), (1, 2), timings={"active_ms": ms}) for key, ms in (("03", 5.0), ("04", 6.0))]
+    other = write_folder(tmp_path / "b", [HI], [YES, NO], votes)
+    assert export_feedback(own, tmp_path / "a.jsonl", "trl", Selection())["rows"] == 2
+    assert merge_folders([own, other], tmp_path / "ab")["repeated"] == 1  # 03; 04 took another time
+    assert merge_folders([other, own], tmp_path / "ba")["repeated"] == 1
+    assert export_feedback(tmp_path / "ab", tmp_path / "ab.jsonl", "trl", Selection())["rows"] == 3

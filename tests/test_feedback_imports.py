@@ -1,5 +1,6 @@
 """Published formats of feedback become the same records. The files are in each format's form, with our own words."""
 
+import csv
 import gzip
 import json
 import math
@@ -18,11 +19,12 @@ from charter.reading.pairs import FORKED, IDENTICAL
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_feedback
 from charter.votes.imports.files import import_feedback
-from charter.votes.judgments import read_judgments, tips
+from charter.votes.judgments import read_judgments
 from charter.votes.merging import merge_folders
 from charter.votes.rankings import wins
 from charter.votes.training_rows import Selection
 from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
+from feedback_folder import tips
 
 HH_SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"
 
@@ -319,6 +321,48 @@ def test_choices_of_label_studio_are_votes(tmp_path):
     assert result["left_out"] == {"a choice that names neither answer, nor a tie, nor both bad": 1}
 
 
+FLAT_TEXTS = {"prompt": "Which bread?", "answer1": "Rye", "answer2": "Bun"}
+FLAT_ROW = FLAT_TEXTS | {"id": 1, "annotator": 4, "annotation_id": 7, "created_at": "x", "updated_at": "y", "lead_time": 3.0}
+
+
+@pytest.mark.parametrize("as_csv", [False, True], ids=["json_min", "csv"])
+@pytest.mark.parametrize(
+    ("verdict", "ranks"), [([{"selected": "left"}], [1, 2]), ("left", [1, 2]), ("answer2", [2, 1]), ("Tie", [1, 1])]
+)
+def test_flat_exports_of_label_studio_are_votes(tmp_path, as_csv, verdict, ranks):
+    row = FLAT_ROW | {"pw": verdict}
+    cells = {name: value if isinstance(value, str | int | float) else json.dumps(value) for name, value in row.items()}
+    if as_csv:
+        with open(tmp_path / "l.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, cells)
+            writer.writeheader()
+            writer.writerow(cells)
+        import_feedback(tmp_path / "l.csv", tmp_path / "o")
+        evidence = Evidence(tmp_path / "o/judgments.jsonl")
+    else:
+        result, evidence = imported(tmp_path, "l.json", json.dumps([row]))
+        assert result["format"] == "label-studio"
+    (judgment,) = evidence.judgments.values()
+    assert judgment.timings == {"active_ms": 3000.0}
+    assert said(evidence) == [("annotator-4", list(zip(("Rye", "Bun"), ranks, strict=True)))]
+
+
+def test_a_ranker_of_a_flat_export_ranks_its_items(tmp_path):
+    items = [{"id": "1", "body": "Rye"}, {"id": "2", "body": "Bun"}]
+    row = FLAT_ROW | {"answer1": None, "answer2": None, "items": items, "rank": [{"ranker": ["2", "1"]}]}
+    _, evidence = imported(tmp_path, "r.json", json.dumps([row]))
+    assert said(evidence) == [("annotator-4", [("Rye", 2), ("Bun", 1)])]
+
+
+@pytest.mark.parametrize(
+    "columns", [{"left_text": "Rye", "right_text": "Bun", "pw": "left"}, {**FLAT_TEXTS, "pw": "left", "b": "Tie"}]
+)
+def test_a_flat_export_that_does_not_say_what_was_compared_names_the_export_to_choose(tmp_path, columns):
+    row = {"prompt": "Which?", "id": 1, "annotator": 4, "annotation_id": 7} | columns
+    with pytest.raises(InputError, match="do not say which columns were compared; export from Label Studio as JSON"):
+        imported(tmp_path, "l.json", json.dumps([row]))
+
+
 def test_an_empty_result_is_left_out_with_its_place(tmp_path, capsys):
     (tmp_path / "t.json").write_text(task([picked(), picked(selected="right")]))
     assert run_command(["import", str(tmp_path / "t.json"), "--out", str(tmp_path / "o")]) == 0
@@ -482,7 +526,7 @@ def test_a_folder_of_feedback_is_imported_as_it_is_and_checked(tmp_path):
     for name in ("prompts.jsonl", "judgments.jsonl"):
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "from-p.jsonl" / name).read_bytes()
     (tmp_path / "copy/responses.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"responses\.jsonl: has no response"):
+    with pytest.raises(InputError, match=r"responses\.jsonl: response .* is missing"):
         import_feedback(tmp_path / "copy", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

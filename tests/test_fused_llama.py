@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from charter.models.llama.decode import FusedLlama
-from charter.models.llama.weights import is_llama_like
+from charter.models.llama.weights import LinearRows, Matrix, is_llama_like
 from charter.models.packing import Tokens
 from charter.models.sampling import generate
 from charter.models.sampling.generate import TransformersDecoder, sample
@@ -152,3 +152,16 @@ def test_bfloat16_stays_near_float32():
         exact = FusedLlama(model, PROMPTS, 1, 4, torch.float32).logits
         rough = FusedLlama(model, PROMPTS, 1, 4, torch.bfloat16).logits.float()
     assert (exact - rough).abs().mean() < 0.02 * exact.std()
+
+
+def test_a_matrix_is_the_same_for_a_decoder_and_for_training_whichever_comes_first():
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(shape, generator=generator) for shape in ((24, 16), (3, 16)))
+    gain = torch.rand(16, generator=generator)
+    first, second = (Matrix((LinearRows(weight, scale=0.5),), gain, torch.bfloat16) for _ in range(2))
+    expected = (weight * 0.5 * gain).bfloat16()
+    for decoded in (first.packed(x.bfloat16()), second(x.bfloat16()), second.packed(x.bfloat16())):
+        torch.testing.assert_close(decoded, x.bfloat16() @ expected.t())
+    for matrix in (first, second):
+        assert torch.equal(matrix.weight, expected)
+        torch.testing.assert_close(matrix.packed(x.bfloat16()), x.bfloat16() @ expected.t())

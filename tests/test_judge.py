@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.constitution.constitution import Constitution
+from charter.constitution.constitution import Constitution, Principle
 from charter.evaluation.measures import measure_of
-from charter.judging.gate import judge_gate
+from charter.judging.gate import better_judge, judge_gate
 from charter.judging.judge import (
+    PROTOCOLS,
     QUESTIONS,
     Comparison,
-    LogProbJudge,
+    LettersJudge,
     Preference,
+    YesNoJudge,
     ask,
     comparisons_of,
     judgment,
@@ -152,7 +154,8 @@ def test_labelled_comparisons_do_not_give_the_answer_away():
 
 def test_the_question_shows_the_principle_then_both_responses_as_they_are():
     prompt = Prompt.ask("Is {second} a word?", tags=("red_team",))
-    comparison = Comparison(prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1), "p", "Which is better?")
+    comparison = Comparison(prompt, response(prompt, "{principle}", 0), response(prompt, "two", 1),
+                            Principle(id="p", title="p", preference="Which is better?"))  # fmt: skip
     text = ask(comparison)[0].content
     assert text.index("Which is better?") < text.index("{second}") < text.index("(A) {principle}") < text.index("(B) two")
 
@@ -161,7 +164,7 @@ def test_a_language_model_as_judge_is_free_of_position(random_llama):
     from charter.models.sampling.sampler import LocalSampler
     from charter.models.trunk import load_trunk
 
-    judge = LogProbJudge(LocalSampler(load_trunk(str(random_llama)), "random"))
+    judge = LettersJudge(LocalSampler(load_trunk(str(random_llama)), "random"))
     prompts, groups = planted(6)
     comparisons = comparisons_of(prompts, groups, RULES, seed=0)
     there, back = judge(comparisons), judge([c.swap() for c in comparisons])
@@ -183,3 +186,59 @@ def test_every_question_of_the_table_is_a_measure_of_its_name(name):
 
     measure = measure_of(name, MeasureSettings(source="judge:base", better="higher"), lambda _: Reader())
     assert measure.of([Prompt.ask("How do I rest?")], ["Sleep."]) == [pytest.approx(1 / (1 + math.exp(-2)))]
+
+
+class Reader:
+    """A model for which a question is answered yes by so many nats as its last reply has the word "good"; A and B alike."""
+
+    name = "reader"
+
+    def option_logprobs(self, conversations, options):
+        return [[3.0 * c[0].content.rpartition("assistant: ")[2].count("good"), 0.0] if o == ("Yes", "No") else [2.0, 0.0]
+                for c, o in zip(conversations, options, strict=True)]  # fmt: skip
+
+
+def test_a_judge_that_reads_each_response_alone_has_no_positions():
+    prompts, groups = planted()
+    comparisons = comparisons_of(prompts, groups, RULES, seed=0)
+    preferences = YesNoJudge(Reader())(comparisons)
+    assert [p.margin for p in preferences] == [3.0 if c.first.text.startswith("good") else -3.0 for c in comparisons]
+    assert {p.position_bias for p in preferences} == {0.0}
+
+
+def test_the_better_protocol_is_chosen_on_one_half_and_measured_on_the_other():
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}", tags=("red_team",)), chosen="good", rejected="bad", group_id=str(i))
+             for i in range(80)]  # fmt: skip
+    judges = {name: PROTOCOLS[name](Reader()) for name in PROTOCOLS}
+    judge, card = better_judge(judges, pairs, RULES, seed=0, batch_size=32)
+    assert isinstance(judge, YesNoJudge)
+    assert card["protocol"] == "yes_no"
+    assert card["accuracy"] == 1.0
+    assert 25 < card["n"] < 55  # of the half that did not choose
+    rows = {row["protocol"]: row for row in card["protocols"]}
+    assert rows["letters"]["accuracy"] == 0.5
+    assert rows["letters"]["n"] == card["n"]
+    assert [row["chosen"] for row in rows.values()] == [False, True]
+    single, whole = better_judge({"letters": judges["letters"]}, pairs, RULES, seed=0, batch_size=32)
+    assert isinstance(single, LettersJudge)
+    assert whole["n"] == 80
+    assert better_judge(judges, [], RULES, seed=0, batch_size=32)[1] is None
+
+
+def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():
+    """A pair of another topic is not judged by this topic's principle, and one to which none applies is counted."""
+    rules = Constitution.model_validate({"title": "t", "principles": [
+        {"id": "peace", "title": "p", "preference": "more peace", "tags": ["topic", "red_team"]},
+        {"id": "privacy", "title": "p", "preference": "more privacy", "tags": ["topic", "red_team"]}]})  # fmt: skip
+
+    def pair(i, **fields):
+        return Pair(prompt=Prompt.ask(f"q{i}", **fields), chosen="good", rejected="bad", group_id=str(i))
+
+    peace = [pair(i, principle="peace", tags=("red_team",)) for i in range(20)]
+    untagged = [pair(20 + i) for i in range(20)]
+    benign = [pair(40 + i, tags=("benign",)) for i in range(5)]
+    drawn = {c.prompt.id: c.principle.id for c in labelled_comparisons([*peace, *untagged, *benign], rules, seed=0)}
+    assert {drawn[p.prompt.id] for p in peace} == {"peace"}
+    assert {drawn[p.prompt.id] for p in untagged} == {"peace", "privacy"}
+    assert len(drawn) == 40
+    assert judge_gate(knowing(1), [*peace, *benign], rules, seed=0, batch_size=32)["n_without_principle"] == 5

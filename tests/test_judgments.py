@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from charter.errors import InputError
 from charter.records import Judgment, LabelSet
 from charter.run.files import write_jsonl
-from charter.votes.judgments import CROCKFORD, current, judgment_hash, read_judgments, tips, ulid
+from charter.votes.judgments import CROCKFORD, current, judgment_hash, read_judgments, ulid
 from charter.votes.merging import merge_judgments
-from feedback_folder import chain
+from feedback_folder import chain, tips
 
 
 def vote(key: str, **fields) -> Judgment:
@@ -43,7 +43,7 @@ def test_a_chain_links_every_line_to_the_one_before(tmp_path):
     [
         (lambda rows: [rows[0], rows[1].model_copy(update={"ranks": {"a": "F", "b": 1}}), rows[2]], 2, "changed"),
         (lambda rows: [rows[0], rows[2]], 2, "missing"),
-        (lambda rows: [*rows, rows[1]], 4, "twice"),
+        (lambda rows: [*rows, rows[1]], 4, "duplicate judgment"),
         (lambda rows: [rows[0].model_copy(update={"hash": ""}), *rows[1:]], 1, "changed"),
     ],
 )

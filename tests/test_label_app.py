@@ -92,6 +92,7 @@ def test_hostile_text_stays_text(tmp_path, open_world):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<strong>**bold**</strong>" in page
     assert "\u202e" not in page
+    assert page.count("⟨U+202E⟩</abbr>txt") == 4  # prompt and answer, plain and with their Markdown
     assert "你好" in page
     assert "Show the other 12,000 characters" in page
     addresses = re.findall(r'(?:href|src|action)="([^"]*)"', page)
@@ -513,7 +514,7 @@ def test_a_rewrite_that_nobody_touched_is_none(tmp_path, open_world, text):
     assert not world.judgments()
     send(ann, "/vote", page, **{f"edit:{key}": shown + "!"})
     (one,) = world.judgments()
-    assert one.edit[key].endswith("!")
+    assert one.edit[key] == re.sub("\r\n|\r", "\n", text) + "!"
 
 
 def as_a_browser_sends_it(page: str) -> str:

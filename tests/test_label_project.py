@@ -76,7 +76,7 @@ def test_known_answers_make_no_work_at_the_next_start(tmp_path):
         ("gold: missing.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}], "missing.jsonl"),
         ("instructions: missing.md", [{"prompt": "Q", "responses": ["a", "b"]}], "no such file"),
         ("database: mysql://x/y", [{"prompt": "Q", "responses": ["a", "b"]}], "use SQLite or PostgreSQL"),
-        ("", [], "has no response"),
+        ("", [], "no response in it"),
         ("", [{"prompt": "Q", "responses": ["a"]}], "nothing to label"),
         ("", [{"prompt": "Q", "responses": ["a", "a"]}], "nothing to label"),
         ("", [{"prompt": "Q", "responses": "a"}], "is not a JSON list"),
@@ -112,7 +112,7 @@ def test_known_answers_need_a_rank_for_each_response(tmp_path, capsys, ranks):
 def test_settings_that_ship_in_the_docs_are_read(tmp_path):
     assert read_settings(tmp_path / "label.yaml").overlap == 1.0
     (tmp_path / "label.yaml").write_text("kind: redteam\n")
-    assert read_settings(tmp_path / "label.yaml").asked == "more_harmless"
+    assert read_settings(tmp_path / "label.yaml").asked_direction == "more_harmless"
 
 
 def test_answers_that_were_sampled_anew_take_the_place_of_the_old_ones(tmp_path):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.web.project import open_project
-from charter.web.texts import cleaned, rendered
+from charter.web.texts import rendered, with_codes, without_codes
+from charter.web.texts import shown as as_shown
 from label_project import SAME_SITE, field, make_project, rank, responses, send
 
 PIECES = ["**", "*", "_", "`", "```\n", "~~~", "\n", "# ", "- ", "1. ", "> ", "|", "\\(", "\\]", "\\{", "<b>", "&amp;",
@@ -22,8 +23,31 @@ MARKDOWN = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 @given(MARKDOWN | st.text())
 def test_formatting_drops_no_character_and_opens_no_tag_of_the_text(text):
     shown = str(rendered(text))
-    assert html.unescape(re.sub("</?(?:code|strong|em)>", "", shown)) == cleaned(text)
-    assert set(re.findall(r"</?(\w+)", shown)) <= {"code", "strong", "em"}
+    assert html.unescape(re.sub("</?(?:code|strong|em|abbr[^>]*)>", "", shown)) == with_codes(text)
+    assert set(re.findall(r"</?(\w+)", shown)) <= {"code", "strong", "em", "abbr"}
+    assert html.unescape(re.sub("</?abbr[^>]*>", "", str(as_shown(text)))) == with_codes(text)
+
+
+@pytest.mark.parametrize("character", ["\u200b", "\u202e", "\u2066", "\ufeff", "\u00ad", "\x07", "\x85", "\U000e0041"])
+def test_an_invisible_character_is_shown_by_its_code_and_kept_in_a_rewrite(character):
+    text = f"No{character}, <b> ⟨U+200C⟩"
+    shown = with_codes(text)
+    assert shown == f"No⟨U+{ord(character):04X}⟩, <b> ⟨U+200C⟩"
+    assert without_codes(shown + "!", text) == text + "!"
+    title = r'title="[\w -]+: an invisible character of the text"'
+    for page in (as_shown(text), rendered(text)):
+        assert re.search(rf"No<abbr {title}>⟨U\+{ord(character):04X}⟩</abbr>, &lt;b&gt;", page)
+        assert character not in page
+        assert page.endswith(" ⟨U+200C⟩")  # these characters were written in the text
+
+
+@pytest.mark.parametrize("text", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "👩\u200d🔬"])
+def test_joiners_of_scripts_and_emoji_are_text(text):
+    assert with_codes(text) == text
+
+
+def test_the_name_of_an_invisible_character_is_shown_on_hover():
+    assert as_shown("a\u200bb") == 'a<abbr title="zero width space: an invisible character of the text">⟨U+200B⟩</abbr>b'
 
 
 @pytest.mark.parametrize("text", ["2*3*4 = 24", r"\(a*b*c\)", r"\[ x^2 \]", r"\{1,2\}", "a_b_c", "one\ntwo", "5 ** 2 ** 3"])

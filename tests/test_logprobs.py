@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.models import logprobs as module
-from charter.models.logprobs import chosen_logprobs
-from charter.models.sampling.generate import pick
+from charter.models.logprobs import blocks, chosen_logprobs
+from charter.models.sampling.generate import pick, side
 
 
 def case(n: int = 11, hidden: int = 6, vocabulary: int = 13):
@@ -18,12 +18,13 @@ def case(n: int = 11, hidden: int = 6, vocabulary: int = 13):
     return h, w, targets, torch.randn(n, generator=generator), torch.randn(n, generator=generator)
 
 
-@pytest.mark.parametrize(("block", "kept"), [(2**20, 2**25), (26, 2**25), (26, 0)])
+@pytest.mark.parametrize(("block", "kept"), [(2**25, 2**27), (26, 2**27), (26, 0), (26, 60)])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy", [True, False])
 def test_values_and_gradients_are_those_of_autograd(monkeypatch, block, kept, temperature, entropy):
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(module, "KEPT_ELEMENTS", kept)
+    monkeypatch.setattr(module, "CACHE_ELEMENTS", 2**19 if block > 26 else 13)
     h, w, targets, pull, push = case()
     found, entropies = chosen_logprobs(h, w, w.detach(), targets, temperature=temperature, entropy=entropy)
     plain = torch.log_softmax(h @ w.t() / temperature, dim=1)
@@ -38,12 +39,31 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch, block, kept, te
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_a_second_backward_pass_gives_the_gradients_of_the_first():
+    h, w, targets, pull, _ = case()
+    values, _ = chosen_logprobs(h, w, w.detach(), targets, temperature=1.0, entropy=False)
+    first, second = (torch.autograd.grad((values * pull).sum(), (h, w), retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_blocks_are_as_large_as_memory_allows_and_end_where_kept_logits_do():
+    assert [(s.start, s.stop) for s in blocks(10, 5, 20, 6)] == [(0, 4), (4, 6), (6, 10)]
+    assert blocks(3, 100, 20) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert blocks(0, 5, 20) == []
+
+
 def test_a_token_that_is_nearly_certain_keeps_its_small_gradient_in_bfloat16():
     h = torch.tensor([[1.0]], requires_grad=True)
     w = torch.tensor([[6.0], [0.0]])  # p = 0.9975: 1 - p is below the spacing of bfloat16 next to 1
     found, _ = chosen_logprobs(h, w, w.bfloat16(), torch.tensor([0]), temperature=1.0, entropy=False)
     (gradient,) = torch.autograd.grad(found.sum(), h)
     assert gradient.item() == pytest.approx(6 * (1 - torch.sigmoid(torch.tensor(6.0)).item()), rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "size"), [(4096, 64), (49152, 256), (151936, 1187), (50257, 225), (1, 1), (2, 2), (13, 13)])
+def test_a_vocabulary_is_cut_into_rows_without_padding_where_it_has_a_divisor(n, size):
+    assert side(n) == size
 
 
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=40), st.floats(0, 1, exclude_max=True), st.sampled_from([1.0, 0.5]))

@@ -14,9 +14,10 @@ from charter.recipe.files import load_recipe
 from charter.records import Pair, Response
 from charter.run.files import read_jsonl
 from charter.votes.exchange import export_feedback
-from charter.votes.judgments import read_judgments, tips
+from charter.votes.judgments import read_judgments
 from charter.votes.training_rows import Selection
 from conftest import save_random_classifier, save_random_model
+from feedback_folder import tips
 from test_training import ROLLOUT
 
 # Each method that samples runs to the end: on llama with all weights, unless another model, adapters or settings are named here.

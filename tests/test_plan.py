@@ -18,10 +18,11 @@ from charter.plan.fit import NO_TEXTS, certain_bytes, check_machine
 from charter.plan.loads import loads_of, shapes_of
 from charter.plan.machine import free_memory, memory_of
 from charter.plan.plan import plan_recipe
-from charter.plan.table import duration, plan_table, size
+from charter.plan.table import plan_table
 from charter.reading.prompts import KINDS
 from charter.recipe.files import load_recipe
 from charter.recipe.settings import LoRASettings
+from charter.run.progress import duration, size
 from charter.stages.load import Counted, Given, Load
 from charter.stages.sft.settings import SFTSettings
 from conftest import save_random_model
@@ -122,6 +123,29 @@ def test_memory_by_role(random_llama, write_recipe):
     assert stages(small)["rl"]["memory"]["adam"] == 4 * a
     for stage in full["stages"]:
         assert max(stage["memory"].values()) < stage["peak_bytes"] <= sum(stage["memory"].values())
+
+
+def test_models_that_compute_hold_a_copy_in_the_precision_of_the_products(random_llama, write_recipe):
+    figures = plan_recipe(load_recipe(write_recipe(random_llama, precision="bfloat16")))
+    copies = {name: stage["memory"]["cast_weights"] / (2 * figures["parameters"]) for name, stage in stages(figures).items()}
+    # The base is idle where a copy of it is trained; RLOO reads policy, reference and reward model.
+    assert copies == {"prompts": 1, "revise": 1, "sft": 1, "feedback": 2, "reward_model": 1, "rl": 3, "evaluate": 3}
+
+
+def test_without_fine_tuning_generator_and_judge_are_one_model(random_llama, write_recipe):
+    with_sft = plan_recipe(load_recipe(write_recipe(random_llama)))
+    without = plan_recipe(load_recipe(write_recipe(random_llama, sft=None, revise=None)))
+    held = [stages(figures)["feedback"]["memory"]["weights"] / (4 * figures["parameters"]) for figures in (with_sft, without)]
+    assert held == [2, 1]
+
+
+def test_a_prompt_stands_in_a_line_once_for_all_its_responses(random_llama):
+    def kept(siblings: int) -> float:
+        load = Load("reward_model")
+        load.activate(read_shape(str(random_llama)), SFTSettings(), 16, 40, 12, copies=0, siblings=siblings)
+        return load.memory["activations"]
+
+    assert kept(8) / kept(1) == pytest.approx((28 / 8 + 12) / 40)
 
 
 def test_a_peak_above_the_memory_is_said(random_llama, write_recipe):

@@ -16,9 +16,10 @@ from charter.records import Prompt
 from charter.run.run import Run
 from charter.stages.rl.settings import PPOSettings
 from charter.stages.sft.settings import SFTSettings
+from charter.training.checkpoints import load_checkpoint, save_checkpoint
 from charter.training.methods.ppo import train_ppo
 from charter.training.methods.sft import sft_tokens, train_sft
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import Optimizer, scaling_of
 from charter.training.rewards import RewardSum
 from conftest import HARMFUL, save_random_encoder, save_random_model
 

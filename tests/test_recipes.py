@@ -22,6 +22,7 @@ SMALL_REWARD = {"reward_model.pairs_per_step=8", "reward_model.max_tokens=96", "
 SMALL_RL = {"rl.steps=2", "rl.prompts_per_step=4", "rl.max_new_tokens=8"}
 SMALL_DPO = {"rl.pairs_per_step=8", "rl.max_tokens=96"}
 SMALL_REVISE = {"revise.prompts=10", "revise.max_new_tokens=8", "evaluation.max_new_tokens=8"}
+ONE_VOTE = {"evaluation.max_new_tokens=8", "evaluation.measures.second_reward.source=python:smollm2:variety"}
 # Recipe: the architecture that stands in for its model, and how it is made small.
 RECIPES: dict[str, tuple[str, set[str]]] = {
     "hh-reward": ("qwen2", SMALL_REWARD | {"feedback.gate_pairs=8"}),
@@ -42,6 +43,10 @@ RECIPES: dict[str, tuple[str, set[str]]] = {
         "rounds=2", "feedback.prompts=12", "feedback.responses_per_prompt=2", "feedback.max_new_tokens=8",
         "feedback.gate_pairs=8", "feedback.abstain_below=0", "evaluation.max_new_tokens=8"}),
     "context-distil": ("qwen2", SMALL_PROMPTS | SMALL_REVISE | {"sft.responses_per_step=6"}),
+    "smollm2-detox": ("llama", SMALL_PROMPTS | SMALL_RL | {"evaluation.max_new_tokens=8"}),
+    "smollm2-kind": ("llama", SMALL_PROMPTS | SMALL_RL | {"evaluation.max_new_tokens=8"}),
+    "smollm2-hh": ("llama", SMALL_PROMPTS | SMALL_SFT | SMALL_REWARD | SMALL_RL | ONE_VOTE),
+    "smollm2-hh-dpo": ("llama", SMALL_PROMPTS | SMALL_SFT | SMALL_DPO | ONE_VOTE),
 }  # fmt: skip
 
 
@@ -74,6 +79,11 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part, offset in (("train", 0), ("test", 1)):
             rows = [{side: dialogue(f"{q} {offset}", text) for side, text in ANSWERS.items()} for q in questions]
             write_gzip(folder / f"hh-rlhf/{name}/{part}.jsonl.gz", rows)
+    (folder / "data/hh").mkdir(parents=True)
+    votes = [{side: dialogue(q, text) for side, text in ANSWERS.items()} for q in HARMFUL]
+    prompts = [{"prompt": q, "split": ("train", "test")[i % 2]} for i, q in enumerate(HARMFUL)]
+    for name, rows in (("votes", votes), ("prompts", prompts)):
+        (folder / f"data/hh/{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     posts = [f"POST: {q} It happened today.\n\nTL;DR:" for q in HARMFUL + BENIGN]
     for part in ("train", "test"):
         write_parquet(
@@ -104,6 +114,11 @@ def test_a_shipped_recipe_runs_to_its_end_on_a_stand_in(name, downloads, tmp_pat
     if name == "sentiment-ppo":
         sets |= {"rl.reward.praise.source=classifier:first:POSITIVE",
                  "evaluation.measures.positive.source=classifier:second:LABEL_1"}  # fmt: skip
+    if name.startswith("smollm2"):
+        pytest.importorskip("profanity_check", reason="the extra [real] is not installed")
+        pytest.importorskip("vaderSentiment", reason="the extra [real] is not installed")
+    if name == "smollm2-hh":
+        sets |= {f"reward_model.model={model}"}
     if name == "tldr-ppo":
         sets |= {f"evaluation.measures.good_summary.source=judge:{judge}", "endpoints={}", "evaluation.best_of=2"}
     given = [part for one in sorted(sets) for part in ("--set", one)]

@@ -15,12 +15,15 @@ from html.parser import HTMLParser
 import pytest
 
 from charter.commands.app import run_command
-from charter.evaluation.page import as_json, write_report
+from charter.evaluation.page import as_json, rows_left_out, write_report
 from charter.evaluation.verdict import verdict
-from charter.evaluation.words import contrast_words, either, number_text, sentence, title_of
+from charter.evaluation.words import contrast_words, either, number_text, sampling_words, sentence, title_of
+from charter.recipe.files import load_recipe
 from charter.records import Response
 from charter.run.files import read_jsonl
 from charter.statistics import average, paired_difference, rate
+from charter.summary import declared
+from conftest import write_tiny_recipe
 
 ARMS = {
     "base": "the model as it came",
@@ -103,6 +106,7 @@ def full_report():
                                  {"round": 1, "n": 300, "harmful": 0.21, "ci": [0.17, 0.26], "mean_chars": 118.0},
                                  {"round": 2, "n": 300, "harmful": 0.0, "ci": [0.0, 0.012], "mean_chars": 124.9}],
                       "excluded": {"unchanged": 12, "empty": 3}, "kept": 285},
+        "left_out": [{"stage": "feedback", "reason": "left out: identical responses", "n": 4}],
         "curves": {"sft": [{"step": s, "loss": 2.2 * math.exp(-s / 30) + 1} for s in range(0, 120, 2)],
                    "reward_model": [{"step": s, "loss": 0.69 - s / 250, "accuracy": 0.5 + s / 300}
                                     for s in range(0, 90, 10)],
@@ -231,6 +235,30 @@ def test_any_key_may_be_missing_or_none(key, tmp_path):
     small["metrics"], small["curves"] = small["metrics"][:3], {"rl": small["curves"]["rl"][:3]}
     rendered({k: v for k, v in small.items() if k != key}, tmp_path)
     rendered({**small, key: None}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 64}, "temperature 0.70, top_p 0.9, at most 64 tokens"),
+        ({"temperature": 1.0, "top_k": 50, "min_p": 0.05, "max_new_tokens": 96, "best_of": 8},
+         "temperature 1, top_k 50, min_p 0.05, at most 96 tokens; the best of 8"),
+        ({"temperature": 0.0, "top_p": 0.9, "max_new_tokens": 9}, "the likeliest token at every step, at most 9 tokens"),
+        (None, ""), ({}, ""), ("x", ""),
+    ],
+)  # fmt: skip
+def test_each_arm_tells_how_its_answers_were_sampled(how, words, tmp_path):
+    assert sampling_words(how) == words
+    text, _ = rendered({**full_report(), "arms": [{"name": "base", "sampling": how}]}, tmp_path)
+    assert (f"(answers: {words})" in text) == bool(words)
+
+
+def test_a_run_declares_how_its_answers_are_sampled(tmp_path, random_llama):
+    sampling = {"top_p": 0.9, "temperature": 0.5}
+    recipe = load_recipe(write_tiny_recipe(tmp_path, random_llama, sampling=sampling, evaluation={"best_of": 4}))
+    how = {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 12}
+    sampled = {arm["name"]: arm["sampling"] for arm in declared(recipe)["arms"]}
+    assert sampled == {"base": how, "sft": how, "policy": how, "best_of_n": how | {"best_of": 4}}
 
 
 def test_none_inside_rows(tmp_path):
@@ -391,3 +419,23 @@ def test_a_message_becomes_a_sentence_and_a_name_a_title():
 def test_importing_the_report_stays_light():
     code = "import sys, charter.evaluation.page; sys.exit(any(m in sys.modules for m in ('matplotlib', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rows_left_out_are_those_of_the_results_of_all_stages(tmp_path):
+    results = {
+        "prompts": {"read": 90, "duplicates": 3, "too_long": 0, "counts": {}},
+        "sft": {"excluded": {"the prompt is missing": 2}, "cut": {}},
+        "feedback": {"comparisons": 20, "verdicts": 17, "ties": 1, "judge": None},
+        "reward_model": {"cut": {"rows": 6, "ends": 1, "equal_pairs": 4}, "accuracy": 0.7},
+        "evaluate": {"metrics": []},
+    }
+    rows = rows_left_out(results)
+    assert [(row["stage"], row["n"]) for row in rows] == [
+        ("prompts", 3), ("sft", 2), ("feedback", 3), ("feedback", 1),
+        ("reward_model", 6), ("reward_model", 1), ("reward_model", 4),
+    ]  # fmt: skip
+    page = write_report(full_report() | {"left_out": rows}, tmp_path).read_text()
+    table = page.partition("<h2>Rows left out</h2>")[2].partition("</table>")[0]
+    assert '<th scope="row">sft</th><td>left out: the prompt is missing</td><td class="n">2</td>' in table
+    assert table.count("<tr>") == len(rows) + 1
+    assert "Rows left out" not in write_report(full_report() | {"left_out": []}, tmp_path).read_text()

@@ -57,11 +57,15 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
             {"method": "online_dpo", "sigmoid_against": 2, "reward_scale": True},
             [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
         ),
-        ({"method": "dpo", "pairs_per_step": 4, "epochs": 2}, [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 3)]),
+        # By time, so from the beginning: a checkpoint is due after a second.
+        (
+            {"method": "dpo", "pairs_per_step": 4, "epochs": 2, "checkpoint_every": None},
+            [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 3)],
+        ),
     ],
 )
 def test_kill_minus_nine_at_many_moments_changes_nothing(tmp_path, write_recipe, random_llama, before_rl, rl, moments):
-    recipe = write_recipe(random_llama, rl=rl)
+    recipe = write_recipe(random_llama, rl=rl, training={"checkpoint_every": 1})
     shutil.copytree(before_rl, tmp_path / "whole")
     run_recipe(load_recipe(recipe), tmp_path / "whole", quiet=True)
     expected = artifacts(tmp_path / "whole")

@@ -1,13 +1,22 @@
 """Critique and revision: what is kept, what is excluded and why, and that seeds belong to prompts."""
 
-import pytest
+import json
 
+import pytest
+import yaml
+
+from charter.commands.app import run_command
+from charter.commands.pilot import labelled
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution
 from charter.constitution.revise import respond, revise_batch, why_excluded
+from charter.evaluation.scorers import Scorer, Verdict
 from charter.models.sampling.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk
-from charter.records import Generation, Message, Prompt, Response
+from charter.records import Generation, Message, Prompt, Response, Revision
+from charter.stages.gates import Gates
+from charter.stages.revise.exclusions import change_for
+from charter.stages.revise.run import check_revisions
 from charter.stages.revise.settings import ReviseSettings
 from conftest import CONSTITUTION, HARMFUL
 
@@ -46,7 +55,7 @@ def sampler(random_llama):
 
 
 def originals(sampler, prompts):
-    groups = respond(sampler, prompts, seed=1, what="revise", k=1, temperature=1.0, max_new_tokens=10)
+    groups = respond(sampler, prompts, SETTINGS, seed=1, what="revise", k=1)
     return [group[0] for group in groups]
 
 
@@ -95,3 +104,121 @@ def test_every_prompt_gets_a_topic_or_none_of_these(sampler):
     assert [p.id for p in found] == [p.id for p in PROMPTS]
     given = [PROMPTS[0].model_copy(update={"principle": "helpful"})]
     assert categorise(given, RULES, sampler) == given
+
+
+# -- gates -----------------------------------------------------------------------------------------------------------------
+
+
+def judged(stage, n, n_usable, n_safer, **settings):
+    """The gates after n prompts with harmful answers, of which the first have a usable revision, and of these some a safe one;
+    the other revisions are cut off."""
+    prompts = [Prompt.ask(f"Prompt {i}", tags=("red_team",)) for i in range(n)]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        revision = response("safe" if i < n_safer else "harm", "stop" if i < n_usable else "length")
+        rows.append(
+            Revision(
+                prompt_id=prompt.id, round=1, principle="harmless", original=response("harm"), critique=response("Yes."),
+                revision=revision, excluded=why_excluded(response("Yes."), revision),
+            )
+        )  # fmt: skip
+    scorer = Scorer("words", lambda _, texts: [Verdict(harmful=text == "harm") for text in texts])
+    gates = Gates(stage.run, override=True)
+    assert check_revisions(gates, stage, ReviseSettings(**settings), scorer, prompts, [True] * n, [rows]) == n_usable
+    return {gate["name"]: (gate["passed"], gate["message"]) for gate in gates.met}
+
+
+def test_few_usable_revisions_are_blamed_on_their_exclusions_and_not_on_what_they_teach(stage):
+    gates = judged(stage, 40, 6, 1, max_new_tokens=64)
+    passed, words = gates["usable revisions"]
+    assert not passed
+    assert words == (
+        "6 of 40 prompts have a usable revision; 34 of 40 revisions are excluded (34 revision cut off); too few to tell whether "
+        "they are safer; raise revise.max_new_tokens above 64; set revise.top_p to 0.9 or lower revise.temperature"
+    )
+    assert gates["revisions are safer"][1].endswith("too few prompts to tell; raise revise.prompts")
+
+
+def test_few_usable_revisions_that_are_safer_pass(stage):
+    gates = judged(stage, 40, 12, 12, top_p=0.9)
+    assert gates["usable revisions"] == (
+        True, "12 of 40 prompts have a usable revision; 28 of 40 revisions are excluded (28 revision cut off); "
+              "raise revise.max_new_tokens above 96",
+    )  # fmt: skip
+    assert gates["revisions are safer"][0]
+
+
+def test_many_revisions_that_are_not_safer_teach_nothing(stage):
+    gates = judged(stage, 400, 400, 2)
+    assert gates["usable revisions"] == (True, "400 of 400 prompts have a usable revision")
+    assert not gates["revisions are safer"][0]
+    assert gates["revisions are safer"][1].endswith("training on them would teach nothing")
+
+
+def test_without_a_usable_revision_nothing_is_judged(stage):
+    gates = judged(stage, 8, 0, 0)
+    assert not gates["usable revisions"][0]
+    assert not gates["revisions are safer"][0]
+    assert "teach nothing" not in gates["revisions are safer"][1]
+
+
+@pytest.mark.parametrize(
+    ("reason", "settings", "words"),
+    [
+        ("revision cut off", {}, "raise revise.max_new_tokens above 96; set revise.top_p to 0.9 or lower revise.temperature"),
+        ("critique cut off", {"temperature": 0.5}, "raise revise.max_new_tokens above 96"),
+        ("revision equals critique", {}, "give revise.few_shots, or name a stronger model as revise.critic"),
+        ("template tokens in the revision", {"top_k": 20}, "give revise.few_shots, or name a stronger model as revise.critic"),
+        ("empty revision", {"context": "Be kind."}, "look at the template of the model with charter show-tokens; reword "
+                                                    "revise.context, or name a stronger model as revise.generator"),
+    ],
+)  # fmt: skip
+def test_every_reason_to_exclude_names_a_setting_to_change(reason, settings, words):
+    assert "; ".join(change_for(reason, ReviseSettings(**settings))) == words
+
+
+# -- the pilot -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pilot_shows_the_texts_of_the_run_and_writes_nothing(tmp_path, write_recipe, random_llama, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe(random_llama)
+    before = sorted(tmp_path.rglob("*"))
+    assert run_command(["revise", str(recipe), "--pilot", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(rows) == 10
+    assert run_command(["revise", str(recipe), "--out", "run", "--quiet"]) == 0
+    originals = [json.loads(line) for line in (tmp_path / "run/revise/originals.jsonl").read_text().splitlines()]
+    revisions = [json.loads(line) for line in (tmp_path / "run/revise/revisions.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in rows] == [original["text"] for original in originals[:10]]
+    assert [part["revision"] for row in rows for part in row["rounds"]] == [r["revision"]["text"] for r in revisions[:20]]
+    assert [part["excluded"] for row in rows for part in row["rounds"]] == [r["excluded"] for r in revisions[:20]]
+
+    capsys.readouterr()
+    assert run_command(["revise", str(recipe), "--pilot"]) == 0
+    out = capsys.readouterr().out
+    assert "── 10 of 10 " in out
+    findings = out.partition("Likely wrong, and what to change:\n")[2]
+    words = " ".join(findings.split())
+    assert " answers are cut off at 12 tokens: raise revise.max_new_tokens above 12; set revise.top_p to 0.9" in words
+    assert run_command(["revise", str(recipe), "--pilot", "--out", "run"]) == 2
+    assert "--pilot keeps nothing; leave out --out" in capsys.readouterr().err
+
+
+def test_a_pilot_of_answers_in_a_context_shows_the_context(write_recipe, random_llama, capsys):
+    recipe = write_recipe(random_llama, revise={"context": "Be kind.", "rounds": 1})
+    values = yaml.safe_load(recipe.read_text())
+    del values["revise"]["rounds"]
+    recipe.write_text(yaml.safe_dump(values))
+    assert run_command(["revise", str(recipe), "--pilot"]) == 0
+    out = capsys.readouterr().out
+    assert "\ncontext   Be kind.\n" in out
+    assert "critique" not in out.partition("Likely wrong")[0]
+
+
+def test_a_text_of_a_model_cannot_move_the_cursor_of_a_pilot():
+    lines = list(labelled("answer", "red \x1b[31m " + "word " * 30 + "\n\nnext\u202e", 60, "harmful"))
+    assert lines[0].startswith("answer    [harmful] red \\x1b[31m word")
+    assert all(len(line) <= 60 and line.isprintable() for line in lines)
+    assert lines[-2:] == ["", "          next\\u202e"]

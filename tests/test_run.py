@@ -16,7 +16,8 @@ from charter.records import EvalResult, Judgment
 from charter.run.files import read_json
 from charter.run.hashes import derive_seed, file_hash
 from charter.run.run import RecordLog, Run
-from charter.votes.judgments import follow, read_judgments, tips
+from charter.votes.judgments import follow, read_judgments
+from feedback_folder import tips
 
 
 def result(number: int) -> EvalResult:

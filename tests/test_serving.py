@@ -20,10 +20,11 @@ from charter.commands.app import run_command
 from charter.commands.conversation import chat_with
 from charter.models.chat_template import encode_prompt, encode_text
 from charter.models.load import load_tokenizer
+from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import sample
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
-from charter.records import Message
+from charter.records import Filters, Message
 from charter.run.hashes import derive_seed
 from charter.serving.engine import draw_tokens, likeliest_of
 from charter.serving.text import Pieces, Writer
@@ -203,7 +204,9 @@ def test_what_could_begin_a_stop_string_is_held_back(random_llama):
 def test_rows_are_chosen_each_at_its_own_temperature():
     logits = torch.tensor([[0.0, 2.0, 1.0]] * 3)
     uniform = torch.tensor([0.999999, 0.999999, 0.0], dtype=torch.float64)
-    assert draw_tokens(logits, uniform, torch.tensor([0.0, 1.0, 1.0])).tolist() == [1, 2, 0]
+    assert draw_tokens(logits, uniform, torch.tensor([0.0, 1.0, 1.0]), [ALL_TOKENS] * 3).tolist() == [1, 2, 0]
+    few = [ALL_TOKENS, Filters(top_k=2), Filters(top_p=0.5)]
+    assert draw_tokens(logits, uniform, torch.tensor([0.0, 1.0, 1.0]), few).tolist() == [1, 2, 1]
     assert likeliest_of(torch.log_softmax(logits, -1), [0, 2, 1])[1][0][0] == 1
     assert [len(row) for row in likeliest_of(torch.log_softmax(logits, -1), [0, 2, 1])] == [0, 2, 1]
 
@@ -216,7 +219,8 @@ def test_rows_are_chosen_each_at_its_own_temperature():
     [
         ({"model": "gpt-9"}, openai.NotFoundError, "unknown model 'gpt-9'; this server has 'tiny'"),
         ({"temperature": -1.0}, openai.BadRequestError, "temperature"),
-        ({"top_p": 0.5}, openai.BadRequestError, "unsupported field 'top_p'"),
+        ({"top_p": 0.0}, openai.BadRequestError, "top_p: Input should be greater than 0"),
+        ({"presence_penalty": 0.5}, openai.BadRequestError, "unsupported field 'presence_penalty'"),
         ({"tools": [{"type": "function"}]}, openai.BadRequestError, "unsupported field 'tools'"),
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, openai.BadRequestError, "role"),
@@ -247,8 +251,15 @@ def test_completions_refuse_what_makes_no_sense(client):
 def test_fields_that_change_nothing_may_be_given(client):
     plain = say(client).choices[0].message.content
     parts = [{"role": "user", "content": [{"type": "text", "text": ASKED[:4]}, {"type": "text", "text": ASKED[4:]}]}]
-    given = say(client, messages=parts, top_p=1, presence_penalty=0, frequency_penalty=0, user="me", tools=[])
+    given = say(client, messages=parts, top_p=1, presence_penalty=0, frequency_penalty=0, user="me", tools=[],
+                extra_body={"top_k": -1, "min_p": 0})  # fmt: skip
     assert given.choices[0].message.content == plain
+
+
+def test_filters_of_a_request_leave_the_likeliest_tokens(client):
+    greedy = say(client, temperature=0).choices[0].message.content
+    for filters in ({"top_p": 1e-6}, {"extra_body": {"top_k": 1}}, {"extra_body": {"min_p": 1.0}}):
+        assert say(client, **filters).choices[0].message.content == greedy
 
 
 def test_bodies_that_are_no_json_are_refused_and_large_ones_too(server):

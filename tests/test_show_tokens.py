@@ -242,3 +242,15 @@ def test_prompts_are_those_of_the_run_with_a_short_context(tmp_path, write_recip
     prompts = training_prompts(recipe, load_trunk(recipe.model, seed=0))
     assert sorted(p.last_turn for p in prompts["red_team"]) == sorted(messages[-1].content for messages in taken)
     assert len(taken) == 18
+
+
+def test_feedback_shows_the_prompts_whose_responses_a_run_compares(random_llama, tmp_path, write_recipe):
+    path = changed(write_recipe(random_llama), feedback={"raters": "human", "prompts": 6})
+    assert run_command(["run", str(path), "--out", str(tmp_path / "run"), "--until", "prompts"]) == 0
+    prompts = [p for p in read_jsonl(tmp_path / "run/prompts/prompts.jsonl", Prompt) if p.split == "train"]
+    red_team = [p.last_turn for p in prompts if "red_team" in p.tags]
+    tokenizer = load_tokenizer(str(random_llama))
+    shown = [tokenizer.decode(chosen(row, "attention")) for row in rows_of(first_batches(load_recipe(path)), "feedback")]
+    assert len(red_team) > 3
+    for prompt, text in zip(red_team[-3:][:2], shown, strict=True):  # the last three of each kind are compared
+        assert prompt in text

@@ -100,7 +100,7 @@ def kill_one_of_two(recipe: Path, out: Path, *settings: str) -> str:
 
 
 def test_a_killed_process_ends_the_run_and_one_process_goes_on(tmp_path, write_recipe, random_llama):
-    path = write_recipe(random_llama, rl={"steps": 12})
+    path = write_recipe(random_llama, rl={"steps": 12, "checkpoint_every": 1})
     recipe = load_recipe(path)
     out, whole = tmp_path / "killed", tmp_path / "whole"
     errors = kill_one_of_two(path, out)
@@ -172,7 +172,7 @@ def test_a_run_that_needs_deepspeed_says_how_to_install_it(tmp_path):
 
 @pytest.mark.skipif(not DEEPSPEED, reason="no deepspeed; pip install 'charter-align[deepspeed]'")
 def test_a_run_with_deepspeed_is_killed_and_one_process_goes_on_and_the_other_way(tmp_path, write_recipe, random_llama):
-    path = write_recipe(random_llama, rl={"steps": 12})
+    path = write_recipe(random_llama, rl={"steps": 12, "checkpoint_every": 1})
     recipe = load_recipe(path)
     out, whole = tmp_path / "killed", tmp_path / "whole"
     kill_one_of_two(path, out, "--set", "parallel=deepspeed")

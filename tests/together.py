@@ -16,7 +16,7 @@ from charter.constitution.revise import respond
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.reading.spool import prepare_prompts
-from charter.recipe.settings import LoRASettings
+from charter.recipe.settings import LoRASettings, SamplingSettings
 from charter.records import Message, Pair, Prompt, Response
 from charter.run.run import Run, Stage
 from charter.run.team import disband, team
@@ -141,7 +141,7 @@ def answers(trunk: Trunk, stage: Stage) -> None:
     sampler = LocalSampler(trunk, "tiny", tokens_per_micro_batch=64)
     stage.rows("responses.jsonl", Response).work(
         PROMPTS, 5,
-        lambda batch: [one for group in respond(sampler, batch, seed=0, what="test", k=2, temperature=1.0, max_new_tokens=8)
+        lambda batch: [one for group in respond(sampler, batch, SamplingSettings(max_new_tokens=8), seed=0, what="test", k=2)
                        for one in group],
         rows_per_item=2,
     )  # fmt: skip

@@ -13,7 +13,15 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,12 +92,39 @@ class Prompt(Record):
         return cls(messages=(Message(role="user", content=text),), **fields)
 
 
+TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=1, strict=True)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+
+
+class Filters(Record):
+    """The tokens that may be drawn, as transformers defines them: the ``top_k`` likeliest; of these the fewest likeliest that
+    make up ``top_p``; of these each at least ``min_p`` times as likely as the likeliest. None: no such filter."""
+
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """`top_p 0.9`, `top_k 40`; empty where nothing is filtered."""
+        return [f"{name} {value:g}" for name in Filters.model_fields if (value := getattr(self, name)) is not None]
+
+
 class Generation(Record):
-    """How a text was sampled: enough to sample it again."""
+    """How a text was sampled: enough to sample it again. A filter that is off is not written."""
 
     seed: int
     temperature: float
     checkpoint: str = ""
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_filters_that_are_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if value is not None or key not in Filters.model_fields}
 
 
 class Response(Record):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import charter
 from charter.evaluation.arms import primary_of
-from charter.evaluation.page import write_report
+from charter.evaluation.page import rows_left_out, write_report
 from charter.run.files import read_json
 from charter.statistics import trend
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
     from charter.run.run import Run
     from charter.stages.evaluate.scoring import Scoring
+    from charter.stages.evaluate.settings import EvaluationSettings
     from charter.stages.gates import Gates
     from charter.stages.models import Models
 
@@ -62,8 +63,16 @@ def declared(recipe: Recipe) -> dict[str, Any]:
         "primary": primary_of(recipe, [name for name in arms if name != "best_of_n"]),
         "margins": margins,
         "better": {name: measure.better for name, measure in evaluation.measures.items()},
-        "arms": [{"name": name, "description": arm_words(name, recipe)} for name in arms],
-    }
+        "arms": [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, evaluation)}
+                 for name in arms],
+    }  # fmt: skip
+
+
+def arm_sampling(name: str, settings: EvaluationSettings) -> dict[str, Any]:
+    """How the answers of an arm are sampled."""
+    how = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
+    how |= settings.filters.model_dump(exclude_none=True)
+    return how | ({"best_of": settings.best_of} if name == "best_of_n" else {})
 
 
 def arm_words(name: str, recipe: Recipe) -> str:
@@ -101,6 +110,8 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "reward_model": reward_model or None,
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
+        "left_out": rows_left_out(results),
+        "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
         "gates": parts.gates.met,

@@ -1,39 +1,44 @@
-"""Talk to a model of a run in the terminal, or through a pipe: one line in, one answer out."""
+"""Talk to a model in the terminal, or through a pipe: one line in, one answer out."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
-from charter.models.load import model_of_run, pick_device
+from charter.models.load import pick_device
+from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import context_length
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
-from charter.records import Message
+from charter.records import Filters, Message
 from charter.run.hashes import derive_seed
+from charter.serving.serve import model_place
 
 
-def chat_with(run: Path, model: str, *, temperature: float, max_new_tokens: int, seed: int) -> None:
-    """Read lines from standard input and print the answers of the run's model, until an empty line or the end.
+def chat_with(
+    where: str, model: str | None, *, temperature: float, max_new_tokens: int, seed: int, filters: Filters = ALL_TOKENS
+) -> None:
+    """Read lines from standard input and print the answers of a model, until an empty line or the end.
 
+    ``where``: folder or hub name of a model, or a run, of which ``model`` names one (:func:`~charter.serving.serve.model_place`).
     The conversation is kept; its oldest turns are dropped when it no longer fits the model. ``/reset`` forgets it, ``/quit``
-    ends. InputError where the run lacks the model, or where the answer alone would fill the model's context.
+    ends. InputError where the model is missing, or where the answer alone would fill the model's context.
     """
-    trunk = load_trunk(model_of_run(run, model), device=pick_device("auto"))
+    folder, name = model_place(where, model)
+    trunk = load_trunk(folder, device=pick_device("auto"))
     limit = context_length(trunk.model)
     room = None if limit is None else limit - max_new_tokens
     if room is not None and room < 1:
         raise InputError(f"--max-new-tokens {max_new_tokens}: the context of the model is {limit} tokens; give fewer")
-    sampler = LocalSampler(trunk, model)
+    sampler = LocalSampler(trunk, name)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
-        note(f"{model} of {run}. /reset forgets the conversation, /quit or an empty line ends.")
+        note(f"{name}: /reset forgets the conversation, /quit or an empty line ends.")
     history: list[Message] = []
     number = 0
     while (line := read_line("you> " if interactive else "")) not in (None, "", "/quit"):
@@ -54,8 +59,10 @@ def chat_with(run: Path, model: str, *, temperature: float, max_new_tokens: int,
             note(f"the oldest {len(conversation) - len(kept)} messages no longer fit and are forgotten")
         number += 1
         seeds = [[derive_seed(seed, "chat", number)]]
-        sample = sampler.generate([kept], seeds, temperature=temperature, max_new_tokens=max_new_tokens)[0][0]
-        print(f"{model}> {escape_controls(sample.text)}" if interactive else escape_controls(sample.text), flush=True)
+        sample = sampler.generate(
+            [kept], seeds, temperature=temperature, max_new_tokens=max_new_tokens, filters=filters
+        )[0][0]  # fmt: skip
+        print(f"{name}> {escape_controls(sample.text)}" if interactive else escape_controls(sample.text), flush=True)
         if sample.finish_reason == "length":
             note(f"cut off after {max_new_tokens} tokens")
         history = [*kept, Message(role="assistant", content=sample.text)]

@@ -16,18 +16,31 @@ model_app = typer.Typer(help="Models for other programs.", no_args_is_help=True)
 
 @app.command()
 def chat(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    model: Annotated[str, typer.Option(help="base, sft or policy.")] = "policy",
+    where: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, or a run folder.")],
+    model: Annotated[str | None, typer.Option(help="Model of a run: base, sft or policy (default).")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw among the fewest likeliest tokens that make up this probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many likeliest tokens.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw among the tokens at least this times as likely as the likeliest.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Talk to a model of a run; an empty line or Ctrl-D ends."""
+    """Talk to a model, or to a model of a run; an empty line or Ctrl-D ends."""
     from charter.commands.conversation import chat_with
+    from charter.records import Filters
 
     if not 0 <= temperature < float("inf"):
         raise InputError(f"--temperature {temperature}: give a finite number of at least 0")
-    chat_with(run, model, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"--top-p {top_p}: give more than 0 and at most 1")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise InputError(f"--min-p {min_p}: give a number from 0 to 1")
+    filters = Filters(top_p=top_p, top_k=top_k, min_p=min_p)
+    chat_with(where, model, temperature=temperature, filters=filters, max_new_tokens=max_new_tokens, seed=seed)
 
 
 @app.command("serve")
@@ -61,6 +74,25 @@ def model_merge(
     done = write_merged(where, out, base=base, dtype=dtype, shard_size=shard_size)
     words = f"{done['parameters'] / 1e6:.1f} M parameters in {done['dtype']}, {len(done['files'])} file(s) of weights"
     show(done, as_json, *([f"{done['adapter']} on {done['base']}"] if done["adapter"] else []), f"{words}: {out}")
+
+
+@model_app.command("import")
+def model_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A GGUF file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a tokenizer to take in place of the file's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model of a GGUF file as a plain Hugging Face folder, its weights dequantised to float32."""
+    from charter.models.gguf import import_gguf
+
+    done = import_gguf(file, out, tokenizer_of=tokenizer)
+    types = ", ".join(f"{count} {name}" for name, count in done["quantization"].items())
+    lines = [f"{done['unread']:,} weights of the file are not part of the model"] if done["unread"] else []
+    lines.append(f"licence: {done.get('general.license', 'not named in the file')}")
+    show(done, as_json, *lines, f"{done['parameters'] / 1e6:.1f} M parameters from {types} tensors: {out}")
 
 
 @app.command("push")

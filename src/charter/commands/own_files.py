@@ -16,7 +16,8 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.cut import Cut
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
-from charter.models.trunk import Scorers, Trunk, load_trunk
+from charter.models.reward_trunk import load_reward_trunk
+from charter.models.trunk import Scorers, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.personal import Taste, tastes
 from charter.raters.vote_files import find, read_votes
@@ -118,9 +119,9 @@ def train_and_measure(file: Path, out: Path, rows: str, settings: ScorerSettings
     with Run(out, seed=start.seed, quiet=start.quiet) as run:
         with run.stage("train", settings, inputs, [__name__]) as stage:
             if not stage.done:
-                trunk = load_trunk(
+                trunk = load_reward_trunk(
                     start.model, device=pick_device("auto"), lora=settings.lora, precision=start.precision, seed=start.seed,
-                    writes=False, say=run.say,
+                    say=run.say,
                 )  # fmt: skip
                 room = min(start.limit, trunk.room or start.limit)
                 scorers, measured = learn(trunk, stage, room)
@@ -171,7 +172,7 @@ def response_features(
         )
     card = read_json(folder / "reward_model.json")
     lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
-    trunk = load_trunk(model, device=pick_device("auto"), lora=lora, writes=False)
+    trunk = load_reward_trunk(model, device=pick_device("auto"), lora=lora)
     scorers = trunk.load_scorers(folder)
     room = min(limit, trunk.room or limit)
     encoded = [

@@ -40,12 +40,15 @@ def prompts_classify(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, JSON or CSV file to write.")],
     constitution: Annotated[Path, typer.Option(help="Constitution; its principles tagged `topic` are the classes.")],
     model: Annotated[str, typer.Option(help="Folder of the model that classifies.")] = "package:charter.testbed/model",
+    labelled: Annotated[
+        Path | None, typer.Option(help="Prompts with known principles: choose the way of sorting by them.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Sort prompts by principle with a local model; the class is read from log-probabilities, so each prompt gets one."""
     from collections import Counter
 
-    from charter.constitution.categorise import categorise
+    from charter.constitution.categorise import categorise, choose_way
     from charter.constitution.constitution import load_constitution
     from charter.models.sampling.sampler import LocalSampler
     from charter.models.trunk import load_trunk
@@ -58,11 +61,14 @@ def prompts_classify(
         raise InputError("no principle is tagged `topic`; tag the principles to classify by", file=constitution)
     prompts = [p.model_copy(update={"principle": None}) for p in read_prompts(file)]
     sampler = LocalSampler(load_trunk(locate(model, Path.cwd())), "classifier")
-    sorted_prompts = categorise(prompts, rules, sampler)
+    sorting = choose_way(list(read_prompts(labelled)), rules, sampler) if labelled else None
+    sorted_prompts = categorise(prompts, rules, sampler, sorting)
     write_prompts(out, sorted_prompts)
     counts = Counter(p.principle or "none of these" for p in sorted_prompts)
-    result = {"prompts": len(prompts), "verdict_rate": 1.0, "principles": dict(counts), "out": str(out)}
-    show(result, as_json, *(f"{n:6} {name}" for name, n in counts.most_common()), f"{len(prompts)} prompts: {out}")
+    result = {"prompts": len(prompts), "verdict_rate": 1.0, "principles": dict(counts), "out": str(out),
+              "sorting": sorting.figures() if sorting else None}  # fmt: skip
+    show(result, as_json, *(f"{n:6} {name}" for name, n in counts.most_common()), *([sorting.words()] if sorting else []),
+         f"{len(prompts)} prompts: {out}")  # fmt: skip
 
 
 stage_command("prepare", "prompts", "Read, de-duplicate, classify and split the prompts of a recipe.", app)

@@ -19,7 +19,9 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 def reward_train(  # one parameter for each flag, as typer reads them
     file: Pairs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and metrics.json.")],
-    model: Annotated[str, typer.Option(help="Folder of the model to start from.")] = "package:charter.testbed/model",
+    model: Annotated[
+        str, typer.Option(help="Folder of the model to start from, or of a reward model to continue.")
+    ] = "package:charter.testbed/model",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 1,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of the schedule.")] = 3e-4,
     per_step: Annotated[

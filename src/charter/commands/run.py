@@ -108,7 +108,29 @@ def stage_command(name: str, until: str, words: str, group: typer.Typer) -> None
     group.command(name)(command)
 
 
-stage_command("revise", "revise", "Answers, critiques and revisions, after the stages they need.", app)
+@app.command("revise")
+def revise(
+    recipe: RecipeName,
+    out: Out = None,
+    set_: Sets = None,
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="Ten prompts: show all that the model writes and what is likely wrong; keep nothing.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answers, critiques and revisions, after the stages they need."""
+    if not pilot:
+        run_until(recipe, out, set_, "revise", as_json, quiet)
+        return
+    if out is not None:
+        raise InputError("--pilot keeps nothing; leave out --out")
+    from charter.commands.pilot import pilot_lines, pilot_of
+    from charter.recipe.files import find_recipe, load_recipe
+
+    result = pilot_of(load_recipe(find_recipe(recipe), set_ or ()))
+    show(result, as_json, *pilot_lines(result))
+
 
 stage_command("sft", "sft", "Fine-tune on the revisions, after the stages that needs.", app)
 
@@ -138,13 +160,18 @@ def new(
 
 
 @app.command()
-def plan(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
-    """Tokens, memory and time of a recipe, before anything loads."""
+def plan(
+    recipe: RecipeName,
+    set_: Sets = None,
+    hours: Annotated[float, typer.Option(min=0.01, help="Propose settings where the run would take longer than this.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Tokens, memory, disk and time of a recipe, before anything loads; and settings with which it takes less time."""
     from charter.plan.plan import plan_recipe
     from charter.plan.table import plan_table
     from charter.recipe.files import find_recipe, load_recipe
 
-    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()))
+    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()), hours)
     show(figures, as_json, *plan_table(figures))
 
 

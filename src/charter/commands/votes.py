@@ -92,7 +92,9 @@ def merge(
 
     unite = merge_judgments if out.suffix == ".jsonl" else merge_folders
     result: dict[str, Any] = {**unite(sources, out), "out": str(out)}
-    show(result, as_json, f"{result['judgments']} judgments of {len(sources)} sources: {out}")
+    once = f"{result['repeated']} of them are in two exports; ratings, agreement and export count these votes once"
+    lines = [f"{result['judgments']} judgments of {len(sources)} sources: {out}", *([once] if result["repeated"] else [])]
+    show(result, as_json, *lines)
 
 
 def left_out(result: dict[str, Any]) -> list[str]:

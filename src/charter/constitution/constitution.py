@@ -45,8 +45,10 @@ class Principle(Record):
     """One principle. ``critique`` and ``revision`` come together; these or ``preference`` are required.
 
     Tags "red_team" and "benign" name the kinds of prompt to which it applies (without either: all prompts); "topic" marks one
-    area of values, by which only prompts of that area are compared. ``allowed`` names what it does not forbid. ``weight`` is
-    relative, for :func:`draw`. ``polarity`` "flipped" marks a control that prefers the opposite of the text.
+    area of values, by which only prompts of that area are compared. ``about`` of a topic lists what its messages speak of, for
+    sorting prompts. ``question``, about one reply, is answered with Yes or No, of which ``good_answer`` follows the principle.
+    ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`. ``polarity`` "flipped" marks
+    a control that prefers the opposite of the text.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -54,7 +56,10 @@ class Principle(Record):
     critique: Words | None = None
     revision: Words | None = None
     preference: Words | None = None
+    question: Words | None = None
+    good_answer: Literal["yes", "no"] = "no"
     allowed: Words | None = None
+    about: Words | None = None
     tags: Annotated[tuple[Words, ...], Field(strict=False)] = ()
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     polarity: Literal["ethical", "flipped"] = "ethical"
@@ -70,9 +75,9 @@ class Principle(Record):
         return self
 
     def applies_to(self, tags: Iterable[str]) -> bool:
-        """Whether it applies to prompts with these tags: always, unless it names kinds of prompt and none is among the tags."""
-        kinds = PROMPT_TAGS.intersection(self.tags)
-        return not kinds or not kinds.isdisjoint(tags)
+        """Whether it applies to prompts with these tags: always, unless it names kinds of prompt and the tags name others."""
+        kinds, named = PROMPT_TAGS.intersection(self.tags), PROMPT_TAGS.intersection(tags)
+        return not kinds or not named or bool(kinds & named)
 
 
 class Constitution(Record):

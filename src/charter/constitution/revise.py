@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution, Principle, draw
 from charter.models.sampling.sampler import Sampler, Seeds
+from charter.recipe.settings import SamplingSettings
 from charter.records import Generation, Message, Prompt, Response, Revision
 from charter.run.hashes import derive_seed
 from charter.stages.revise.settings import ReviseSettings
@@ -23,11 +24,11 @@ TEMPLATE_TOKENS = re.compile(
 
 
 def respond(
-    sampler: Sampler, prompts: Sequence[Prompt], *, seed: int, what: str, k: int, temperature: float, max_new_tokens: int
+    sampler: Sampler, prompts: Sequence[Prompt], settings: SamplingSettings, *, seed: int, what: str, k: int
 ) -> list[list[Response]]:
     """K responses to each prompt. Seeds are derived from (run seed, ``what``, prompt, number)."""
     seeds = [[derive_seed(seed, what, prompt.id, j) for j in range(k)] for prompt in prompts]
-    return responses_to(sampler, prompts, [prompt.messages for prompt in prompts], seeds, temperature, max_new_tokens)
+    return responses_to(sampler, prompts, [prompt.messages for prompt in prompts], seeds, settings.temperature, settings)
 
 
 def responses_to(
@@ -36,10 +37,14 @@ def responses_to(
     dialogues: Sequence[Sequence[Message]],
     seeds: Seeds,
     temperature: float,
-    max_new_tokens: int,
+    settings: SamplingSettings,
 ) -> list[list[Response]]:
-    """A response for each seed to each dialogue, which belongs to the prompt of the same place."""
-    samples = sampler.generate(dialogues, seeds, temperature=temperature, max_new_tokens=max_new_tokens)
+    """A response for each seed to each dialogue, which belongs to the prompt of the same place; as ``settings`` say, but for the
+    temperature."""
+    filters = settings.filters
+    samples = sampler.generate(
+        dialogues, seeds, temperature=temperature, max_new_tokens=settings.max_new_tokens, filters=filters
+    )  # fmt: skip
     return [
         [
             Response(
@@ -47,7 +52,7 @@ def responses_to(
                 model=sampler.name,
                 text=sample.text,
                 finish_reason=sample.finish_reason,
-                generation=Generation(seed=seed, temperature=temperature),
+                generation=Generation(seed=seed, temperature=temperature, **filters.model_dump()),
             )
             for sample, seed in zip(group, row, strict=True)
         ]
@@ -151,7 +156,7 @@ def speak(
     settings: ReviseSettings,
 ) -> list[Response]:
     seeds = [[derive_seed(seed, what, prompt.id)] for prompt in prompts]
-    groups = responses_to(sampler, prompts, dialogues, seeds, temperature, settings.max_new_tokens)
+    groups = responses_to(sampler, prompts, dialogues, seeds, temperature, settings)
     return [group[0] for group in groups]
 
 

@@ -16,7 +16,9 @@ from charter.endpoints.answers import ServerAnswer
 from charter.endpoints.client import Client, RefusedByServer
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
+from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.sampler import Conversation, Sample, Seeds
+from charter.records import Filters
 from charter.run.team import team
 
 UNREADABLE = math.nan
@@ -37,12 +39,15 @@ class EndpointSampler:
         self.unread = 0
 
     def generate(
-        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
-    ) -> list[list[Sample]]:
-        """One text per seed for each conversation, a request for each. Seeds are sent as 31 bits, which every server accepts. A
-        text that the server withheld counts as cut off, so that nothing is trained on it."""
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int,
+        filters: Filters = ALL_TOKENS,
+    ) -> list[list[Sample]]:  # fmt: skip
+        """One text per seed for each conversation, a request for each. Seeds are sent as 31 bits, which every server accepts, and
+        filters under the names that vLLM gives them. A text that the server withheld counts as cut off, so that nothing is
+        trained on it."""
+        sent = filters.model_dump(exclude_none=True)
         bodies = [
-            {**self._body(conversation, max_new_tokens, temperature), "seed": seed % 2**31}
+            {**self._body(conversation, max_new_tokens, temperature), **sent, "seed": seed % 2**31}
             for conversation, row in zip(conversations, seeds, strict=True)
             for seed in row
         ]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from charter.recipe.settings import NonNegative, Positive, Settings
 from charter.recipe.source import NewFolder
+from charter.records import Filters
 
 if TYPE_CHECKING:
     pass
@@ -84,6 +85,8 @@ class EndpointSettings(Settings):
             raise ValueError("budget_money needs input_price and output_price")
         if taken := sorted(RESERVED & self.extra_body.keys()):
             raise ValueError(f"extra_body cannot set {taken[0]!r}, which Charter sends itself")
+        if taken := [name for name in Filters.model_fields if name in self.extra_body]:
+            raise ValueError(f"extra_body cannot set {taken[0]!r}; set it in sampling or in the stage, so that it is recorded")
         if self.logprobs == "no" and self.top_logprobs is not None:
             raise ValueError("top_logprobs is not read where logprobs is no")
         if len(set(self.servers)) < len(self.servers):

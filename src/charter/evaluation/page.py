@@ -10,13 +10,17 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     title, recipe, seed, charter_version
     primary: {name, a, b}, margins: {name: number}, better: {name: "lower" | "higher"}
                                                                     the rule of ``verdict``; declared before the run
-    arms: [{name, description}]
+    arms: [{name, description, sampling: {temperature, top_p, top_k, min_p, max_new_tokens, best_of}}]
+                                                                    how its answers were sampled; a filter that is off is left out
     metrics: [EvalResult]                                           group: None overall, a principle, "unseen-template"
     contrasts: [{name, a, b, n, difference, ci, p, discordant, method, scorer, includes_zero}]
-    judges: [{id, role, n, accuracy, ci, swap_consistency, ece, position_bias_nats, same_position_share, verdict_rate,
-              reliability: [{p, observed, n}], groups: {kind: {accuracy, ci, n}}}]
+    sorting: a sentence on how prompts were sorted by principle
+    judges: [{id, role, protocol, protocols: [{protocol, chosen, accuracy, ci, n}], n, accuracy, ci, swap_consistency, ece,
+              position_bias_nats, same_position_share, verdict_rate, reliability: [{p, observed, n}],
+              groups: {kind: {accuracy, ci, n}}}]
     reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
+    left_out: [{stage, reason, n}]
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
     gates: [{name, passed, overridden, message, numbers}], alarms: [{detector, value, threshold, message}]
     endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
@@ -71,6 +75,30 @@ from charter.run.files import write_json, write_text
 from charter.statistics import holm
 
 MAX_SAMPLES = 40
+
+
+CUT_WORDS = {
+    "rows": "cut to the most tokens of a row",
+    "ends": "of these, cut at the end of the answer",
+    "equal_pairs": "pair left out: chosen and rejected are the same tokens once they are cut",
+}
+PROMPT_WORDS = {"duplicates": "prompt left out: a duplicate", "too_long": "prompt left out: too long for the model"}
+
+
+def rows_left_out(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that stages left out or cut, from their results by name: {stage, reason, n} of each reason with a count."""
+    rows = []
+    for stage, result in results.items():
+        counts = {f"left out: {reason}": n for reason, n in (result.get("excluded") or {}).items()}
+        counts |= {words: result.get(key) for key, words in PROMPT_WORDS.items()}
+        if {"comparisons", "verdicts", "ties"} <= result.keys():
+            counts["comparison without a verdict"] = result["comparisons"] - result["verdicts"]
+            counts["comparison with a tie"] = result["ties"]
+        without = (result.get("judge") or {}).get("n_without_principle") if isinstance(result.get("judge"), Mapping) else None
+        counts["labelled pair to which no principle applies"] = without
+        counts |= {words: (result.get("cut") or {}).get(key) for key, words in CUT_WORDS.items()}
+        rows += [{"stage": stage, "reason": reason, "n": n} for reason, n in counts.items() if n]
+    return rows
 
 
 def as_json(value: Any) -> Any:
@@ -214,6 +242,8 @@ def page_html(report: Report) -> str:
         samples=samples(report, arms),
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),
+        left_out=mappings_in(report, "left_out"),
+        sorting=sentence(report.get("sorting")),
         glossary=[(title_of(name), METRICS[name].meaning) for name in METRICS if name in measured],
         provenance=flat_rows(report.get("provenance") or {})
         + (flat_rows(report["recipe"], "recipe") if isinstance(report.get("recipe"), Mapping) else []),

@@ -20,6 +20,7 @@ from charter.evaluation.words import (
     number_of,
     number_text,
     range_text,
+    sampling_words,
     title_of,
 )
 from charter.metrics import HEADLINE, METRICS, SHARE
@@ -186,6 +187,7 @@ def reliability_panel(panels: Panels, title: str, rows: Sequence[Mapping[str, An
 def arms_of(report: Report) -> dict[str, dict[str, Any]]:
     """Arms in the order of the report, then those that only a metric or a sample names; each keeps its colour."""
     described = {str(arm.get("name")): str(arm.get("description") or "") for arm in mappings_in(report, "arms")}
+    sampled = {str(arm.get("name")): sampling_words(arm.get("sampling")) for arm in mappings_in(report, "arms")}
     for row in mappings_in(report, "metrics"):
         described.setdefault(str(row.get("arm")), "")
     for sample in mappings_in(report, "samples"):
@@ -197,7 +199,7 @@ def arms_of(report: Report) -> dict[str, dict[str, Any]]:
         colour = ARM_COLOURS.get(name)
         if colour is None:
             colour = free.pop(0) if free else position % N_COLOURS
-        arms[name] = {"name": name, "description": description, "colour": colour}
+        arms[name] = {"name": name, "description": description, "sampled": sampled.get(name, ""), "colour": colour}
     return arms
 
 
@@ -286,13 +288,16 @@ def curves(report: Report, panels: Panels) -> list[dict[str, Any]]:
 def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
     """One judge: accuracy by kind of pair, other checks, calibration."""
     groups = judge.get("groups") if isinstance(judge.get("groups"), Mapping) else {}
-    rows = [{"kind": "all pairs", **judge}, *({"kind": kind, **row} for kind, row in dict(groups or {}).items())]
+    unused = {f"all pairs, by {row.get('protocol')} (not used)": row
+              for row in mappings_in(judge, "protocols") if not row.get("chosen")}  # fmt: skip
+    rows = [{"kind": "all pairs", **judge}, *({"kind": kind, **row} for kind, row in (unused | dict(groups or {})).items())]
     views = [
         {"kind": row["kind"], "n": row.get("n", "–"), "accuracy": number_text(row.get("accuracy"), True),
          "ci": range_text(ci, True), "chance": "not shown to be better than chance" if ci is not None and ci[0] <= 0.5 else ""}
         for row, ci in ((row, interval_of(row)) for row in rows)
     ]  # fmt: skip
     facts = [
+        ("Protocol", str(judge.get("protocol") or "–")),
         ("Same verdict after swapping the order", number_text(judge.get("swap_consistency"), True)),
         ("Expected calibration error", number_text(judge.get("ece"), True)),
         ("Position bias", f"{number_text(judge.get('position_bias_nats'))} nats"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from charter.metrics import BOUND, COUNT, LOGPROBS, METRICS, SHARE
+from charter.records import Filters
 
 Report = Mapping[str, Any]
 
@@ -54,6 +55,18 @@ def sentence(text: Any) -> str:
 def scored_by(scorer: Any) -> str:
     """The origin of a number: ``counted``, ``from log-probabilities``, else the scorer."""
     return {COUNT: "counted", LOGPROBS: f"from {LOGPROBS}", BOUND: BOUND}.get(str(scorer), f"scored by {scorer}")
+
+
+def sampling_words(how: Any) -> str:
+    """How the answers of an arm were sampled: `temperature 0.7, top_p 0.9, at most 96 tokens`; empty where it is not known."""
+    if not isinstance(how, Mapping) or number_of(how.get("temperature")) is None:
+        return ""
+    temperature, longest, best_of = how.get("temperature"), how.get("max_new_tokens"), how.get("best_of")
+    words = ["the likeliest token at every step" if temperature == 0 else f"temperature {number_text(temperature)}"]
+    if temperature:
+        words += [f"{key} {value:g}" for key in Filters.model_fields if (value := number_of(how.get(key))) is not None]
+    words += [f"at most {longest} tokens"] if longest else []
+    return ", ".join(words) + (f"; the best of {best_of}" if best_of else "")
 
 
 def lower_first(title: str) -> str:

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from charter.constitution.constitution import Constitution
 from charter.judging.judge import Comparison, Judge, Preference, labelled_comparisons
 from charter.records import Pair
+from charter.run.hashes import derive_seed
 from charter.statistics import clustered_share, expected_calibration_error, fit_temperature
+
+J = TypeVar("J", bound=Judge)
+
+
+def better_judge(
+    judges: Mapping[str, J], pairs: Sequence[Pair], constitution: Constitution, *, seed: int, batch_size: int
+) -> tuple[J, dict[str, Any] | None]:
+    """The judge that is right more often on one half of the pairs, the first of equals, and its card on the other half, which
+    also has the accuracy of every judge by ``protocols``. The halves share no prompt. With one judge its card on all pairs."""
+    first, *others = judges.values()
+    if not others:
+        return first, judge_gate(first, pairs, constitution, seed=seed, batch_size=batch_size)
+    halves: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair in pairs:
+        halves[derive_seed(seed, "half", pair.prompt.id) % 2].append(pair)
+    cards = [
+        {name: judge_gate(judge, half, constitution, seed=seed, batch_size=batch_size) for name, judge in judges.items()}
+        for half in halves
+    ]
+    tried, measured = ({name: card for name, card in by_name.items() if card is not None} for by_name in cards)
+    if not tried or not measured:
+        return first, judge_gate(first, pairs, constitution, seed=seed, batch_size=batch_size)
+    best = max(tried, key=lambda name: tried[name]["accuracy"] or 0.0)
+    protocols = [
+        {"protocol": name, "chosen": name == best, "accuracy_where_chosen": tried[name]["accuracy"],
+         **{key: measured[name][key] for key in ("accuracy", "ci", "n")}}
+        for name in tried
+    ]  # fmt: skip
+    return judges[best], {**measured[best], "protocols": protocols}
 
 
 def judge_gate(
@@ -17,7 +47,8 @@ def judge_gate(
 ) -> dict[str, Any] | None:
     """Accuracy with an interval clustered by prompt, swap consistency, calibration and position bias (nats) of a judge.
 
-    None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong.
+    None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong; so is a pair to which no
+    principle applies.
     """
     comparisons = labelled_comparisons(pairs, constitution, seed)
     if not comparisons:
@@ -35,9 +66,11 @@ def judge_gate(
     n = len(with_verdict)
     return {
         "id": getattr(judge, "name", "judge"),
+        "protocol": getattr(judge, "protocol", ""),
         "role": "feedback",
         "n": estimate.n,
         "n_unscored": estimate.n_unscored,
+        "n_without_principle": len(pairs) - len(comparisons),
         "verdict_rate": n / len(comparisons),
         "accuracy": estimate.value,
         "ci": estimate.ci,
@@ -67,8 +100,8 @@ def correctness(comparison: Comparison, preference: Preference) -> float | None:
 def accuracy_by_principle(comparisons: Sequence[Comparison], right: Sequence[float | None]) -> dict[str, Any]:
     """Accuracy, interval and number of pairs for each principle."""
     groups = {}
-    for principle in sorted({c.principle for c in comparisons}):
-        rows = [(r, c.prompt.id) for r, c in zip(right, comparisons, strict=True) if c.principle == principle]
+    for principle in sorted({c.principle.id for c in comparisons}):
+        rows = [(r, c.prompt.id) for r, c in zip(right, comparisons, strict=True) if c.principle.id == principle]
         share = clustered_share([r for r, _ in rows], [prompt for _, prompt in rows])
         groups[principle] = {"accuracy": share.value, "ci": share.ci, "n": share.n}
     return groups

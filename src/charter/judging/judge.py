@@ -1,8 +1,12 @@
-"""AI feedback: a judge whose choice is read from log-probabilities, in both orders.
+"""AI feedback: a judge whose choice is read from log-probabilities, by one of two protocols.
 
-``first_as_a`` is log P(A) - log P(B) with the first response under A, ``first_as_b`` is log P(B) - log P(A) with the first
-response under B. The margin is (first_as_a + first_as_b) / 2: a preference for a letter or a position adds a constant to one and
-takes it from the other, so it cancels exactly. Averaging probabilities instead would leave it in.
+``letters``: both responses are shown, in both orders. ``first_as_a`` is log P(A) - log P(B) with the first response under A,
+``first_as_b`` is log P(B) - log P(A) with the first response under B. The margin is (first_as_a + first_as_b) / 2: a preference
+for a letter or a position adds a constant to one and takes it from the other, so it cancels exactly. Averaging probabilities
+instead would leave it in.
+
+``yes_no``: each response is shown alone, and the margin is the difference of the two answers. There are no letters and no
+positions, so a model too small to compare can still judge.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from charter.constitution.constitution import Constitution, draw
+from charter.constitution.constitution import Constitution, Principle, draw
 from charter.models.sampling.sampler import Sampler, conversation_text, fill
 from charter.records import Generation, Judgment, Message, Pair, Prompt, Response, content_id
 from charter.run.hashes import derive_seed
@@ -23,7 +27,7 @@ def _template(name: str) -> str:
     return importlib.resources.files("charter.judging").joinpath(f"prompts/{name}.txt").read_text(encoding="utf-8")
 
 
-COMPARE = _template("compare")
+COMPARE, YES_NO = _template("compare"), _template("yes_no")
 QUESTIONS = {name: _template(name) for name in ("harmful", "helpful")}
 """The yes-or-no questions about one response: a name here and its text in prompts/NAME.txt."""
 LETTERS = ("A", "B")
@@ -31,16 +35,21 @@ LETTERS = ("A", "B")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two responses to one prompt, to be compared under one principle."""
+    """Two responses to one prompt, to be compared under one principle, which has a preference text."""
 
     prompt: Prompt
     first: Response
     second: Response
-    principle: str
-    instruction: str
+    principle: Principle
+
+    @property
+    def instruction(self) -> str:
+        """What the principle asks of a comparison."""
+        assert self.principle.preference is not None
+        return self.principle.preference
 
     def swap(self) -> Comparison:
-        return Comparison(self.prompt, self.second, self.first, self.principle, self.instruction)
+        return Comparison(self.prompt, self.second, self.first, self.principle)
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,10 @@ def ask(comparison: Comparison) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-class LogProbJudge:
-    """A language model as judge."""
+class LettersJudge:
+    """A language model that compares two responses: A or B?"""
+
+    protocol, template = "letters", COMPARE
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
@@ -92,14 +103,47 @@ class LogProbJudge:
         return [Preference(a, b) for a, b in zip(first_as_a, first_as_b, strict=True)]
 
 
+class YesNoJudge:
+    """A language model that reads each response alone and answers the principle's question about it, or, where the principle has
+    none, whether it would choose the response by its preference text."""
+
+    protocol, template = "yes_no", YES_NO
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.name = sampler.name
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
+        sides = [(comparison, response) for comparison in comparisons for response in (comparison.first, comparison.second)]
+        margins = _yes_over_no(self.sampler, [ask_about(comparison, response) for comparison, response in sides])
+        signs = [-1 if c.principle.question is not None and c.principle.good_answer == "no" else 1 for c in comparisons]
+        differences = [sign * (a - b) for sign, a, b in zip(signs, margins[0::2], margins[1::2], strict=True)]
+        return [Preference(margin, margin) for margin in differences]
+
+
+def ask_about(comparison: Comparison, response: Response) -> str:
+    """The question about one of the responses."""
+    question = comparison.principle.question or f"{comparison.instruction} Would you choose the assistant's last reply?"
+    conversation = conversation_text(comparison.prompt.messages)
+    return fill(YES_NO, conversation=conversation, response=response.text, question=question)
+
+
+LogProbJudge = LettersJudge | YesNoJudge
+PROTOCOLS: dict[str, type[LettersJudge] | type[YesNoJudge]] = {judge.protocol: judge for judge in (LettersJudge, YesNoJudge)}
+
+
+def _yes_over_no(sampler: Sampler, questions: Sequence[str]) -> list[float]:
+    dialogues = [(Message(role="user", content=question),) for question in questions]
+    return [yes - no for yes, no in sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))]
+
+
 def yes_no_margins(sampler: Sampler, question: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
     """log P(Yes) - log P(No), nats, of one of ``QUESTIONS`` about each single response."""
     filled = [
         fill(QUESTIONS[question], conversation=conversation_text(prompt.messages), response=text)
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    dialogues = [(Message(role="user", content=text),) for text in filled]
-    return [yes - no for yes, no in sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))]
+    return _yes_over_no(sampler, filled)
 
 
 def comparisons_of(
@@ -108,20 +152,21 @@ def comparisons_of(
     """Every pair of the K responses to each prompt, each under a principle drawn for it."""
     comparisons = []
     for prompt, group in zip(prompts, responses, strict=True):
-        principles = [p for p in constitution.for_comparison(prompt) if p.preference is not None]
+        principles = constitution.for_comparison(prompt)
         if not principles:
             continue
         for (i, first), (j, second) in combinations(enumerate(group), 2):
-            principle = draw(principles, seed, "compare", prompt.id, i, j)
-            assert principle.preference is not None
-            comparisons.append(Comparison(prompt, first, second, principle.id, principle.preference))
+            comparisons.append(Comparison(prompt, first, second, draw(principles, seed, "compare", prompt.id, i, j)))
     return comparisons
 
 
-def judgment(comparison: Comparison, preference: Preference, *, rater_id: str, abstain_below: float) -> Judgment:
-    """The stored label. Equal texts and margins below ``abstain_below`` (nats) are ties; without a margin there is no verdict."""
+def judgment(
+    comparison: Comparison, preference: Preference, *, rater_id: str, abstain_below: float, template: str = COMPARE
+) -> Judgment:
+    """The stored label; ``template`` is the question that was asked. Equal texts and margins below ``abstain_below`` (nats) are
+    ties; without a margin there is no verdict."""
     first, second = comparison.first.id, comparison.second.id
-    key = content_id(comparison.prompt.id, first, second, comparison.principle, rater_id)
+    key = content_id(comparison.prompt.id, first, second, comparison.principle.id, rater_id)
     margin = preference.margin
     ranks: dict[str, int | str]
     if margin is None:
@@ -137,8 +182,8 @@ def judgment(comparison: Comparison, preference: Preference, *, rater_id: str, a
         rater_id=rater_id,
         rater_kind="judge",
         order=(first, second),
-        instructions_hash=content_id(comparison.instruction, COMPARE),
-        principle=comparison.principle,
+        instructions_hash=content_id(comparison.instruction, template),
+        principle=comparison.principle.id,
         ranks=ranks,  # type: ignore[arg-type]
         margin=margin,
         margins_by_order=None if margin is None else (preference.first_as_a, preference.first_as_b),
@@ -170,14 +215,13 @@ def pairs_of(
 
 def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed: int) -> list[Comparison]:
     """Pairs with known answers as comparisons, the better response first for half of them by the draw of a coin. A pair without
-    a principle of the constitution gets a drawn one. The answer is not in the comparison."""
-    by_id = {principle.id: principle for principle in constitution.principles}
+    a principle of the constitution gets one that is drawn as in ``comparisons_of``; a pair to which none applies is left out.
+    The answer is not in the comparison."""
+    by_id = {principle.id: principle for principle in constitution.principles if principle.preference is not None}
     comparisons = []
     for number, pair in enumerate(pairs):
-        principle = by_id.get(pair.principle or "") or draw(
-            [p for p in constitution.principles if p.preference is not None], seed, "gate", number
-        )
-        if principle.preference is None:
+        principles = [by_id[pair.principle]] if pair.principle in by_id else constitution.for_comparison(pair.prompt)
+        if not principles:
             continue
         chosen, rejected = (
             Response(prompt_id=pair.prompt.id, model=side, text=text, finish_reason="stop",
@@ -185,7 +229,7 @@ def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
         )  # fmt: skip
         first, second = (chosen, rejected) if coin(seed, number) else (rejected, chosen)
-        comparisons.append(Comparison(pair.prompt, first, second, principle.id, principle.preference))
+        comparisons.append(Comparison(pair.prompt, first, second, draw(principles, seed, "gate", number)))
     return comparisons
 
 

@@ -101,7 +101,11 @@ def base_of(folder: Path) -> str:
     base = check_adapter(folder).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise InputError("the base model is missing; name it with --base", file=folder / CONFIG)
-    # Of a run folder that was moved the fine-tuned model moved along: it is looked for beside the adapter.
+    return moved_along(folder, base)
+
+
+def moved_along(folder: Path, base: str) -> str:
+    """The base of an adapter in ``folder``: in a run folder that was moved, the fine-tuned model moved along."""
     beside = folder.parent.parent / Path(base).parent.name / Path(base).name
     return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
 

@@ -76,20 +76,27 @@ TEMPLATES = {"decoder": TRANSCRIPT_TEMPLATE, "encoder-decoder": PLAIN_TEMPLATE, 
 
 
 def load_base(
-    path: str, device: str = "cpu", *, attention: str = "auto", quantization: str | None = None, precision: str = "float32"
+    path: str,
+    device: str = "cpu",
+    *,
+    attention: str = "auto",
+    quantization: str | None = None,
+    precision: str = "float32",
+    **more: Any,
 ) -> Any:
     """A model for training: one that writes has its vocabulary projection, an encoder has no head. ``precision``: of products
-    with 4-bit weights. InputError where a package is missing."""
+    with 4-bit weights. ``more`` as of ``load_model``. InputError where a package is missing."""
     kind = kind_of(path)
     check_attention(attention, kind, device, precision)
-    more: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    more |= {} if attention == "auto" else {"attn_implementation": attention}
     if quantization:
         more |= loading_in_4_bits(precision, device)
     if kind == "encoder":
         from transformers import AutoConfig
 
-        pooled = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED
-        return load_model(path, device, kind="AutoModel", **({"add_pooling_layer": False} if pooled else {}), **more)
+        if AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED:
+            more["add_pooling_layer"] = False
+        return load_model(path, device, kind="AutoModel", **more)
     return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM", **more)
 
 
@@ -168,28 +175,52 @@ def raw_tokenizer(path: str) -> Any:
 
 
 def load_model(
-    path: str, device: str = "cpu", *, kind: str = "AutoModelForCausalLM", dtype: Any = torch.float32, **kwargs: Any
+    path: str,
+    device: str = "cpu",
+    *,
+    kind: str = "AutoModelForCausalLM",
+    dtype: Any = torch.float32,
+    scores: bool = False,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """A model in ``dtype`` (`auto`: the stored one), in evaluation mode. ``kind`` names the transformers class. InputError where
-    weights are missing: the loader would fill a missing head with random numbers."""
+    """A model in ``dtype`` (`auto`: the stored one), in evaluation mode. ``kind`` names the transformers class. ``scores``: the
+    model only scores, so its vocabulary projection may be missing. ``weights``: these in place of those of the folder.
+    InputError where weights are missing: the loader would fill a missing head with random numbers."""
     import transformers
 
     check_folder(path)
     keep_freed_memory()
     try:
         with quiet_transformers():
-            model, report = getattr(transformers, kind).from_pretrained(
-                path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
-            )
+            if weights is None:
+                model, report = getattr(transformers, kind).from_pretrained(
+                    path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
+                )
+                missing = set(report["missing_keys"])
+            else:
+                config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+                model = getattr(transformers, kind).from_config(config, dtype=dtype, **kwargs)
+                missing = put_weights(model, weights)
     except Exception as error:  # the loader raises whatever the file format underneath raises
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(f"weights are missing: {', '.join(missing[:3])}; the folder is not a whole {kind}", file=path)
+    if scores and (projection := model.get_output_embeddings()) is not None:
+        missing -= {name for name, value in model.named_parameters() if value is projection.weight}
+    if missing:
+        raise InputError(f"weights are missing: {', '.join(sorted(missing)[:3])}; the folder is not a whole {kind}", file=path)
     if is_quantized(model):
         keep_exact(model)
     else:
         model = model.to(device)
     return use_fast_attention(model.eval()) if "attn_implementation" not in kwargs else model.eval()
+
+
+def put_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> set[str]:
+    """Put weights into a model by name; the names of the parameters that have none."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    shared = {id(names[name]) for name in weights if name in names}
+    result = model.load_state_dict(weights, strict=False)
+    return {name for name in result.missing_keys if name in names and id(names[name]) not in shared}
 
 
 def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:

@@ -1,17 +1,20 @@
 """Log-probabilities from hidden states, without float32 logits of the vocabulary for every token.
 
-Logits are made in blocks of rows in the precision of the run and normalised in float32.
+Logits are made in blocks of rows in the precision of the run, large enough for products at full speed whatever the vocabulary.
+They are normalised in float32, a few rows at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-BLOCK_ELEMENTS = 2**20  # logits of one block: 4 MB in float32, within the caches of a core
-KEPT_ELEMENTS = 2**25  # most logits kept for the backward pass: 64 MB in bfloat16; more are computed again
+BLOCK_ELEMENTS = 2**25  # logits of one product: 682 rows of a vocabulary of 49,152, 220 of 151,936; 64 MB in bfloat16
+CACHE_ELEMENTS = 2**19  # logits that are normalised together: 2 MB in float32, within the caches of a core
+KEPT_ELEMENTS = 2**27  # most logits kept for the backward pass: 256 MB in bfloat16; further rows are computed again
 
 
 def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
@@ -48,34 +51,37 @@ def chosen_logprobs(
 
     hidden: (n, H), float32; weight: (V, H), ``cast`` the same in the precision of the products; targets: (n,).
     """
-    logprobs, entropies = _ChosenLogprobs.apply(hidden, weight, cast, targets, temperature, entropy)  # type: ignore[no-untyped-call]
+    learns = torch.is_grad_enabled()
+    logprobs, entropies = _ChosenLogprobs.apply(hidden, weight, cast, targets, temperature, entropy, learns)  # type: ignore[no-untyped-call]
     return logprobs, entropies if entropy else None
 
 
 class _ChosenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, temperature: float, entropy: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, temperature: float, entropy: bool, learns: bool
     ) -> tuple[Tensor, Tensor]:
-        n = len(hidden)
+        n, v = len(hidden), len(weight)
         low = (hidden if temperature == 1 else hidden / temperature).to(cast.dtype)
         chosen, entropies = hidden.new_empty(n), hidden.new_zeros(n)
-        logits = []
-        for rows in blocks(n, len(weight)):
-            logits.append(low[rows] @ cast.t())
-            logprobs = torch.log_softmax(logits[-1].float(), dim=1)
-            chosen[rows] = logprobs.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
-            if entropy:
-                entropies[rows] = -torch.linalg.vecdot(logprobs, logprobs.exp())
-        kept = logits if n * len(weight) <= KEPT_ELEMENTS else []
-        ctx.save_for_backward(low, cast, targets, chosen, entropies, *kept)
-        ctx.temperature, ctx.entropy = temperature, entropy
+        kept = low.new_empty(min(n, KEPT_ELEMENTS // v) if learns else 0, v)
+        for rows in blocks(n, v, BLOCK_ELEMENTS, len(kept)):
+            logits = low[rows] @ cast.t() if rows.start >= len(kept) else torch.mm(low[rows], cast.t(), out=kept[rows])
+            for part in blocks(len(logits), v, CACHE_ELEMENTS):
+                here = slice(rows.start + part.start, rows.start + part.stop)
+                logprobs = torch.log_softmax(logits[part].float(), dim=1)
+                chosen[here] = logprobs.gather(1, targets[here].unsqueeze(1)).squeeze(1)
+                if entropy:
+                    entropies[here] = -torch.linalg.vecdot(logprobs, logprobs.exp())
+        ctx.save_for_backward(low, cast, targets, chosen, entropies)
+        ctx.kept, ctx.temperature, ctx.entropy = kept, temperature, entropy
         return chosen, entropies
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        low, cast, targets, chosen, entropies, *kept = ctx.saved_tensors
+        low, cast, targets, chosen, entropies = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, low.new_empty(0, len(cast))  # overwritten here; a second pass would compute them again
         of_chosen, of_entropies = gradients
         entropy = ctx.entropy and bool(of_entropies.any())
         of_hidden = torch.empty(low.shape, dtype=torch.float32, device=low.device)
@@ -83,23 +89,27 @@ class _ChosenLogprobs(torch.autograd.Function):
         # d log p(y) = [v = y] - p(v). The term of the target is computed in float32: 1 - p is small where p is near 1.
         of_target = (of_chosen * -torch.expm1(chosen)).to(low.dtype)
         pull = -of_chosen.to(low.dtype).unsqueeze(1)
-        for number, rows in enumerate(blocks(len(low), len(cast))):
-            logits = kept[number] if kept else low[rows] @ cast.t()
-            of_logits = torch.softmax(logits, dim=1).mul_(pull[rows])
-            of_logits[torch.arange(len(of_logits)), targets[rows]] = of_target[rows]
-            if entropy:  # d H = -p(v) (log p(v) + H)
-                logprobs = torch.log_softmax(logits.float(), dim=1)
-                spread = logprobs.exp() * (logprobs + entropies[rows].unsqueeze(1))
-                of_logits -= (spread * of_entropies[rows].unsqueeze(1)).to(low.dtype)
-            of_hidden[rows] = of_logits @ cast
+        for rows in blocks(len(low), len(cast), BLOCK_ELEMENTS, len(kept)):
+            logits = low[rows] @ cast.t() if rows.start >= len(kept) else kept[rows]
+            for part in blocks(len(logits), len(cast), CACHE_ELEMENTS):  # logits become their gradient
+                here = slice(rows.start + part.start, rows.start + part.stop)
+                of_logits = torch.softmax(logits[part], dim=1).mul_(pull[here])
+                of_logits[torch.arange(len(of_logits)), targets[here]] = of_target[here]
+                if entropy:  # d H = -p(v) (log p(v) + H)
+                    logprobs = torch.log_softmax(logits[part].float(), dim=1)
+                    spread = logprobs.exp() * (logprobs + entropies[here].unsqueeze(1))
+                    of_logits -= (spread * of_entropies[here].unsqueeze(1)).to(low.dtype)
+                logits[part] = of_logits
+            of_hidden[rows] = logits @ cast
             if of_weight is not None:
-                of_weight += of_logits.t() @ low[rows]
+                of_weight += logits.t() @ low[rows]
         if ctx.temperature != 1:
             of_hidden /= ctx.temperature
-        return of_hidden, of_weight, None, None, None, None
+        return of_hidden, of_weight, None, None, None, None, None
 
 
-def blocks(n: int, vocabulary: int) -> list[slice]:
-    """Rows in blocks with few enough logits."""
-    size = max(1, BLOCK_ELEMENTS // vocabulary)
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+def blocks(n: int, vocabulary: int, elements: int, first: int = 0) -> list[slice]:
+    """``n`` rows in blocks of at most ``elements`` logits, one row at least; a block ends at row ``first``."""
+    size = max(1, elements // vocabulary)
+    starts = [*range(0, first, size), *range(first, n, size)]
+    return [slice(start, stop) for start, stop in itertools.pairwise([*starts, n])]

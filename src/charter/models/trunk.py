@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REFERENCE = "reference"
+REWARD_CARD, REWARD_WEIGHTS = "reward_model.json", "reward_model.safetensors"
 
 
 class Trunk:
@@ -81,6 +82,8 @@ class Trunk:
         """Samples rollouts in place of the model itself."""
         self.playing: str | None = None
         """The role whose adapter is on."""
+        self.stored_head: Tensor | None = None
+        """Weights (1, H) of the reward head that the model came with: heads start from it and not from zero."""
         self.n_parameters: int = sum(size_of(parameter) for parameter in model.parameters())
         self.under = tuple(f"under{number}" for number in range(len(under)))
         """Adapters that are part of the base: trained earlier on its 4-bit weights, on in every role."""
@@ -96,8 +99,8 @@ class Trunk:
     # -- roles ---------------------------------------------------------------------------------------------------------
 
     def add_role(self, name: str, *, head: bool = False, start_from: str | None = None) -> None:
-        """Add a trainable role that starts as the base (or as another role). A head starts at zero: every score and value
-        is 0 before the first update."""
+        """Add a trainable role that starts as the base (or as another role). A head starts as ``stored_head``, or at zero, where
+        every score and value is 0 before the first update."""
         torch.manual_seed(derive_seed(self.seed, "role", name))
         if self.precision == "float16":
             self.scalers[name] = torch.amp.GradScaler(self.device.type)
@@ -109,7 +112,6 @@ class Trunk:
             else:
                 self.copies[name] = copy.deepcopy(self.copies[start_from] if start_from else self.model)
             self._divided.pop(name, None)
-            # A model that only scores needs no vocabulary projection unless it is the embedding itself.
             for parameter in self.copies[name].parameters():
                 parameter.requires_grad_(True)
             if self.gradient_checkpointing:
@@ -121,6 +123,8 @@ class Trunk:
             self.heads[name] = nn.Linear(hidden, 1, bias=False, device=self.device)
             if start_from and start_from in self.heads:
                 self.heads[name].load_state_dict(self.heads[start_from].state_dict())
+            elif self.stored_head is not None:
+                put(self.heads[name].weight, self.stored_head)
             else:
                 nn.init.zeros_(self.heads[name].weight)
         if self.say is not None and self.lora is not None:
@@ -350,6 +354,14 @@ class Trunk:
         chosen = log_softmax.gather(1, targets.unsqueeze(1)).squeeze(1)
         return chosen, -(log_softmax.exp() * log_softmax).sum(dim=-1) if entropy else None
 
+    def exact_logprobs(self, model: Any, hidden: Tensor) -> Tensor:
+        """Log-probabilities (n, V), nats, of the next token after hidden states (n, H), with the product in float32 whatever the
+        precision of the trunk, unless the weights themselves are stored in 16 bits."""
+        with torch.autocast(self.device.type, enabled=False):
+            dtype = model.get_output_embeddings().weight.dtype
+            logits = logits_from_hidden(model, hidden.to(dtype if dtype.is_floating_point else self.dtype))
+        return torch.log_softmax(logits[:, : self.vocabulary].float(), dim=-1)
+
     def values(self, role: str, packed: Packed) -> Tensor:
         """The role's head at the state *before* each response token: (R, T), 0 outside the mask."""
         hidden = self.through(role, lambda model: self.hidden(model, packed, packed.before[packed.mask]))
@@ -397,23 +409,23 @@ class Trunk:
         if not team().is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "reward_model.safetensors")
+        save_file(tensors, folder / REWARD_WEIGHTS)
         self.tokenizer.save_pretrained(folder)
         self.model.config.save_pretrained(folder)
         members = [{"role": role, "mean": s.mean, "std": s.std} for role, s in zip(scorers.roles, scorers.scales, strict=True)]
-        lora = self.lora.model_dump() if self.lora else None
-        write_json(folder / "reward_model.json", {"lora": lora, "members": members, "combine": scorers.combine})
+        adapter = {"lora": self.lora.model_dump(), "base": self.path} if self.lora else {"lora": None}
+        write_json(folder / REWARD_CARD, {**adapter, "members": members, "combine": scorers.combine})
 
     def load_scorers(self, folder: Path) -> Scorers:
         """Put a saved reward model on this trunk. InputError where it is incomplete or does not fit."""
         from safetensors.torch import load_file
 
-        card = read_json(folder / "reward_model.json")
-        file = folder / "reward_model.safetensors"
+        card = read_json(folder / REWARD_CARD)
+        file = folder / REWARD_WEIGHTS
         if card is None or not file.exists():
-            raise InputError("not a reward model: reward_model.json or reward_model.safetensors is missing", file=folder)
+            raise InputError(f"not a reward model: {REWARD_CARD} or {REWARD_WEIGHTS} is missing", file=folder)
         if not isinstance(card, dict) or not isinstance(card.get("members"), list):
-            raise InputError("the list of members is missing; train the reward model again", file=folder / "reward_model.json")
+            raise InputError("the list of members is missing; train the reward model again", file=folder / REWARD_CARD)
         if (card["lora"] is None) != (self.lora is None):
             raise InputError("the reward model and this trunk differ in lora; use the same setting for both", file=folder)
         tensors = load_file(file)

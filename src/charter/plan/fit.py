@@ -13,10 +13,10 @@ from charter.models.quantize import check_bitsandbytes
 from charter.models.sampling.vllm_engine import check_vllm
 from charter.plan.loads import count, loads_with, shapes_of
 from charter.plan.machine import free_memory
-from charter.plan.table import size
 from charter.reading.prompts import KINDS
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import LoRASettings, TrainingSettings
+from charter.run.progress import size
 from charter.stages.load import Counted, Given, Lengths, Load
 
 CERTAIN = ("weights", "cast_weights", "gradients", "adam", "merged_copy", "saved_copy")  # whatever the texts turn out to be
@@ -46,14 +46,22 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def savings(recipe: Recipe) -> list[dict[str, Any]]:
     """Changes of a recipe that save memory, the mildest first. Only smaller batches change nothing of what is learned."""
-    stages = ("sft", "reward_model", "rl") if recipe.trains_reward_model else ("sft", "rl")
-    trained = [name for name in stages if isinstance(getattr(recipe, name), TrainingSettings)]
+    trained = stages_that_train(recipe)
     batches: dict[str, Any] = {"batch_size": min(recipe.batch_size, SMALL_BATCH)}
     for name in trained:
         batches[f"{name}.tokens_per_micro_batch"] = min(getattr(recipe, name).tokens_per_micro_batch, SMALL_MICRO_BATCH)
-    lora = {f"{name}.lora": LoRASettings() for name in trained if getattr(recipe, name).lora is None}
     least = {"batch_size": min(recipe.batch_size, LEAST_BATCH)}
-    return [batches, least, {"gradient_checkpointing": True}, lora, {"quantization": "nf4"}]
+    return [batches, least, {"gradient_checkpointing": True}, lora_everywhere(recipe), {"quantization": "nf4"}]
+
+
+def stages_that_train(recipe: Recipe) -> list[str]:
+    stages = ("sft", "reward_model", "rl") if recipe.trains_reward_model else ("sft", "rl")
+    return [name for name in stages if isinstance(getattr(recipe, name), TrainingSettings)]
+
+
+def lora_everywhere(recipe: Recipe) -> dict[str, Any]:
+    """Adapters in every stage that trains all weights."""
+    return {f"{name}.lora": LoRASettings() for name in stages_that_train(recipe) if getattr(recipe, name).lora is None}
 
 
 def what_fits(counted: Counted, room: float, bytes_of: Callable[[Load], float] = PEAK) -> str:

@@ -43,9 +43,9 @@ def loads_of(counted: Counted) -> list[Load]:
         if settings is None:
             continue
         load = load_of(counted, settings)
-        load.cast(counted.shape)
         if recipe.scorer is not None and recipe.scorer.kind == "judge":  # loaded from beginning to end
-            load.hold_named(counted.shapes, recipe.scorer.model)
+            load.hold_named(counted, recipe.scorer.model)
+        load.cast(counted.shape)
         rounds[load.stage] += 1
         load.stage += f"-{rounds[load.stage]}" if rounds[load.stage] > 1 else ""
         loads.append(load)
@@ -53,9 +53,17 @@ def loads_of(counted: Counted) -> list[Load]:
 
 
 def loads_with(counted: Counted, recipe: Recipe) -> list[Load]:
-    """The loads of a recipe that differs in some settings from the counted one; its files are not read again."""
+    """The loads of a recipe that differs in some settings from the counted one, or takes fewer rows; its files are not read
+    again."""
     shapes = {name: as_loaded(shape, recipe) for name, shape in counted.shapes.items()}
-    return loads_of(replace(counted, recipe=recipe, shapes=shapes))
+    counts, examples, pairs = dict(counted.counts), counted.examples, counted.pairs
+    if recipe.prompts is not None and (most := recipe.prompts.test) is not None:
+        counts |= {key: min(n, most) for key, n in counts.items() if key.startswith("test ")}
+    if recipe.sft is not None and recipe.sft.max_examples is not None:
+        examples = replace(examples, n=min(examples.n, recipe.sft.max_examples))
+    if recipe.feedback is not None and recipe.feedback.max_pairs is not None:
+        pairs = replace(pairs, n=min(pairs.n, 2 * recipe.feedback.max_pairs))
+    return loads_of(replace(counted, recipe=recipe, shapes=shapes, counts=counts, examples=examples, pairs=pairs))
 
 
 def count(recipe: Recipe, device: str) -> Counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from charter.models.load import pick_device
 from charter.plan.fit import what_fits
 from charter.plan.loads import count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
+from charter.plan.shorter import shortened
 from charter.recipe.files import check_files
 from charter.recipe.recipe import Recipe
 from charter.stages.load import Asked, Counted, Load
@@ -23,8 +25,9 @@ ASSUMPTIONS = (
 )
 
 
-def plan_recipe(recipe: Recipe) -> dict[str, Any]:
-    """What a run of the recipe will take, in JSON values: tokens as counts, memory in bytes, time in seconds.
+def plan_recipe(recipe: Recipe, hours: float = 1.0) -> dict[str, Any]:
+    """What a run of the recipe will take, in JSON values: tokens as counts, memory and disk in bytes, time in seconds; and where
+    that is more than ``hours``, what would take less (:func:`charter.plan.shorter.shortened`).
 
     InputError where the model, a file or the GPU it asks for is missing.
     """
@@ -33,13 +36,19 @@ def plan_recipe(recipe: Recipe) -> dict[str, Any]:
     speed = probe(counted.shape, recipe.precision, device)
     for stage, load in zip(figures["stages"], loads, strict=True):
         stage["seconds"] = round(seconds_of(load, counted.shape, speed), 1)
-    available = memory_of(device)
+    available, seconds = memory_of(device), sum(stage["seconds"] for stage in figures["stages"])
     fits = figures["peak_bytes"] < available
+    shorter = None
+    if seconds > hours * 3600:
+        shorter = shortened(counted, hours * 3600, lambda load: seconds_of(load, counted.shape, speed))
     return figures | {
         "memory_bytes": available,
         "fits": fits,
         "would_fit": None if fits else what_fits(counted, available),
-        "seconds": round(sum(stage["seconds"] for stage in figures["stages"]), 1),
+        "seconds": round(seconds, 1),
+        "limit_seconds": round(hours * 3600, 1),
+        "shorter": shorter,
+        "free_disk_bytes": shutil.disk_usage(".").free,
         "operations_per_second": round(speed.operations),
         "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
     }
@@ -84,8 +93,20 @@ def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str,
         "stages": stages,
         "peak_bytes": peak["peak_bytes"],
         "peak_stage": peak["stage"],
+        "disk": disk_of(loads),
         "endpoints": {name: endpoint_plan(recipe, name, loads) for name in recipe.endpoints},
     }  # fmt: skip
+
+
+def disk_of(loads: Sequence[Load]) -> dict[str, int]:
+    """Bytes on the disk: models that stay, the largest checkpoint, and the most at once. A checkpoint replaces the one before
+    when it is whole, so for a moment there are two; the last is removed when the stage's model is written."""
+    models = most = 0.0
+    for load in loads:
+        most = max(most, models + max(2 * load.checkpoint, load.checkpoint + load.left_behind))
+        models += load.left_behind
+    checkpoint = max((load.checkpoint for load in loads), default=0)
+    return {"models": round(models), "checkpoint": round(checkpoint), "most": round(max(most, models))}
 
 
 def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from charter.reading.prompts import KINDS
+from charter.run.progress import duration, size
 
 
 def plan_table(figures: dict[str, Any]) -> list[str]:
@@ -35,12 +36,35 @@ def plan_table(figures: dict[str, Any]) -> list[str]:
         f"          {'fits into' if figures['fits'] else 'does NOT fit into'} the {size(figures['memory_bytes'])} of "
         + ("this GPU" if figures["device"] == "cuda" else "this machine")
         + ("" if figures["fits"] else f"; {figures['would_fit']}"),
+        disk_line(figures),
+        *time_lines(figures),
         *(endpoint_line(name, requests) for name, requests in figures["endpoints"].items()),
         "",
         "Time is a rough estimate. It and the rest assume:",
         *(f"  - {words}" for words in figures["assumptions"]),
     ]
     return lines
+
+
+def disk_line(figures: Mapping[str, Any]) -> str:
+    disk = figures["disk"]
+    words = f"disk      {size(disk['most'])} in the run folder at most: models of {size(disk['models'])}"
+    if disk["checkpoint"]:
+        words += f", a checkpoint of {size(disk['checkpoint'])} and for a moment the next"
+    return f"{words}; {size(figures['free_disk_bytes'])} are free here"
+
+
+def time_lines(figures: Mapping[str, Any]) -> list[str]:
+    """What would take less time, where the recipe takes more than the limit."""
+    shorter = figures["shorter"]
+    if shorter is None:
+        return []
+    takes = f"{duration(shorter['seconds'])} and {size(shorter['peak_bytes'])}"
+    limit = duration(figures["limit_seconds"])
+    if not shorter["set"]:
+        return [f"time      more than {limit}, and no setting that Charter knows would shorten it"]
+    words = f"these settings take {takes}:" if shorter["fits"] else f"the shortest recipe that Charter can propose takes {takes}:"
+    return [f"time      more than {limit}; {words}", f"          {' '.join(f'--set {change}' for change in shorter['set'])}"]
 
 
 def data_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -72,13 +96,3 @@ def amount(n: float) -> str:
         if n >= scale:
             return f"{n / scale:.1f}{unit}"
     return f"{n:.0f}"
-
-
-def size(n: float) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -53,6 +53,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         revision=mean([turn(p.revision or "") for p in revisers]),
         topic_question=mean([turn(question) for question in questions]),
         topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles) if len(titles) > 1 else 0,
+        n_topics=len(titles),
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in questions_of_judge]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
         context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,

@@ -2,7 +2,7 @@
 
 Every figure is a function of sums over prompts, and its interval that of the jackknife that leaves out one prompt at a time
 (Efron and Stein 1981; t at G − 1 degrees of freedom): what several raters say of several pairs of one prompt is not
-independent. A pair that one rater alone has judged says nothing about agreement and is left out. Nothing here is a gate: 73 %
+independent. A pair that only one rater has judged does not measure agreement and is left out. Nothing here is a gate: 73 %
 of agreeing pairs is among the best that is published and is an alpha of about 0.46.
 """
 
@@ -128,9 +128,9 @@ class Table:
 
     def by_prompt(self, per_unit: Floats) -> Floats:
         """(G, k) sums of a (U, k) array."""
-        found = np.zeros((int(self.prompt.max()) + 1, per_unit.shape[1]))
-        np.add.at(found, self.prompt, per_unit)
-        return found
+        sums = np.zeros((int(self.prompt.max()) + 1, per_unit.shape[1]))
+        np.add.at(sums, self.prompt, per_unit)
+        return sums
 
     def alpha(self, name: str, metric: str, unit: str) -> Figure:
         total = self.counts.sum(axis=1)
@@ -168,8 +168,8 @@ def question_units(votes: Votes, raw: Comparisons) -> Ints:
     return np.asarray(np.unique(key, axis=1, return_inverse=True)[1])
 
 
-def agreement(votes: Votes) -> list[Figure]:
-    """All measures of agreement of some votes, on raw answers. InputError where nobody judged what another judged."""
+def agreement_figures(votes: Votes) -> list[Figure]:
+    """All measures of agreement of some votes, on raw answers. InputError where no two raters judged the same responses."""
     raw = as_comparisons(votes, raw=True)
     if len(votes.raters) < 2:
         raise InputError("there is one rater; agreement needs two (a table names them in a column rater)")
@@ -182,19 +182,19 @@ def agreement(votes: Votes) -> list[Figure]:
             table.alpha("alpha of the pair outcome", "nominal", "pairs of responses"),
         ]
     figures += [_concordance(votes)] if (votes.size > 2).any() else []
-    asked = votes.strength != 0
-    if asked.any():
-        pairs = np.isin(raw.ballot, np.flatnonzero(asked))
+    graded = votes.strength != 0
+    if graded.any():
+        pairs = np.isin(raw.ballot, np.flatnonzero(graded))
         unit = question_units(votes, raw)[pairs]
         table = Table.of(unit, raw.rater[pairs], votes.strength[raw.ballot[pairs]].astype(float), raw.prompt[pairs])
         figures.append(table.alpha("alpha of the strength", "ordinal", "pairs of responses"))
     rater, prompt = votes.rater[votes.ranked_in], votes.prompt[votes.ranked_in]
     key = np.stack([votes.question[votes.ranked_in], prompt, votes.ranked])
     unit = np.unique(key, axis=1, return_inverse=True)[1]
-    marks = {"F": votes.rank == FAILED, **{f"flag {flag}": held for flag, held in votes.flags.items()}}
-    for name, held in marks.items():
-        if held.any():
-            table = Table.of(unit, rater, held.astype(float), prompt)
+    marks = {"F": votes.rank == FAILED, **{f"flag {flag}": marked for flag, marked in votes.flags.items()}}
+    for name, marked in marks.items():
+        if marked.any():
+            table = Table.of(unit, rater, marked.astype(float), prompt)
             figures += [table.ac1(f"AC1 of {name}", "responses"), table.alpha(f"alpha of {name}", "nominal", "responses")]
     if not any(figure.n for figure in figures):
         raise InputError("no two raters judged the same responses; agreement needs some overlap")
@@ -213,9 +213,9 @@ def _concordance(votes: Votes) -> Figure:
         if n > 2 and n == votes.size[ballot]:
             key = (int(votes.question[ballot]), int(votes.prompt[ballot]), *response[begin : begin + n].tolist())
             sets.setdefault(key, {}).setdefault(int(votes.rater[ballot]), rank[begin : begin + n])
-    found = [(key[1], kendall_w(np.array(list(given.values())))) for key, given in sets.items() if len(given) > 1]
-    found = [(prompt, w) for prompt, w in found if np.isfinite(w)]
+    scores = [(key[1], kendall_w(np.array(list(by_rater.values())))) for key, by_rater in sets.items() if len(by_rater) > 1]
+    scores = [(prompt, w) for prompt, w in scores if np.isfinite(w)]
     sums = np.zeros((len(votes.prompts), 2))
-    for prompt, w in found:
+    for prompt, w in scores:
         sums[prompt] += w, 1
-    return jackknife("Kendall's W, mean over sets", sums, share, len(found), "sets", (0, 1))
+    return jackknife("Kendall's W, mean over sets", sums, share, len(scores), "sets", (0, 1))

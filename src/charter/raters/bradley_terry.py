@@ -64,10 +64,10 @@ def rater_effects(comparisons: Comparisons, minimum: int = MIN_VOTES) -> Ints | 
     """(raters,) the effect of each rater: an own one from ``minimum`` comparisons on, one for all the others together. None
     where fewer than two raters would have an own one: with one rater there is nothing to compare them with."""
     votes = np.bincount(comparisons.rater, minlength=len(comparisons.raters))
-    own = votes >= minimum
-    if own.sum() < 2:
+    frequent = votes >= minimum
+    if frequent.sum() < 2:
         return None
-    return np.where(own, np.cumsum(own) - 1, own.sum())
+    return np.where(frequent, np.cumsum(frequent) - 1, frequent.sum())
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Fit:
         if not c.n_raters:
             ones = np.ones(len(c.x))
             return [(c.x, ones), (c.y, -ones)]
-        scale, own = self.beta[c.rater], self.first_effect + c.rater
-        return [(c.x, scale), (c.y, -scale), (own, self.strengths[c.x] - self.strengths[c.y]), (own + c.n_raters, c.shown)]
+        scale, effect = self.beta[c.rater], self.first_effect + c.rater
+        return [(c.x, scale), (c.y, -scale), (effect, self.strengths[c.x] - self.strengths[c.y]), (effect + c.n_raters, c.shown)]
 
     @cached_property
     def gradient_of_d(self) -> Any:
@@ -175,14 +175,14 @@ class Fit:
     def gradient(self) -> Floats:
         mean, precision = self.prior
         by_d, by_tie = self.scores
-        found = -precision * (self.theta - mean)
+        total = -precision * (self.theta - mean)
         for column, value in self.terms_of_d:
-            found += np.bincount(column, weights=value * by_d, minlength=len(found))
+            total += np.bincount(column, weights=value * by_d, minlength=len(total))
         if self.ties:
-            found[self.cells.n_items] += by_tie.sum()
+            total[self.cells.n_items] += by_tie.sum()
         if self.cells.n_raters:
-            found[self.first_effect : self.first_effect + self.cells.n_raters] -= AVERAGE * self.excess * self.share
-        return found
+            total[self.first_effect : self.first_effect + self.cells.n_raters] -= AVERAGE * self.excess * self.share
+        return total
 
     def information(self, *, expected: bool = False) -> Any:
         """Minus the second derivatives of ``objective``, sparse (p, p); ``expected``: without the term that vanishes on
@@ -192,21 +192,21 @@ class Fit:
         lead = p[:, 0] - p[:, 2]
         weight = total * 0.25 * (p[:, 0] + p[:, 2] - lead**2)
         every = np.arange(len(self.theta))
-        found = [(every, every, self.prior[1])]
-        found += [(i, j, weight * u * v) for i, u in terms for j, v in terms]
+        entries = [(every, every, self.prior[1])]
+        entries += [(i, j, weight * u * v) for i, u in terms for j, v in terms]
         if self.ties:
             at = np.full(len(c.x), c.n_items)
             both = -0.5 * total * lead * p[:, 1]
-            found += [entry for i, u in terms for entry in ((i, at, both * u), (at, i, both * u))]
-            found.append((at, at, total * p[:, 1] * (1 - p[:, 1])))
+            entries += [entry for i, u in terms for entry in ((i, at, both * u), (at, i, both * u))]
+            entries.append((at, at, total * p[:, 1] * (1 - p[:, 1])))
         if c.n_raters:
-            own = self.first_effect + np.arange(c.n_raters)
-            rows, columns = (part.ravel() for part in np.meshgrid(own, own))
-            found.append((rows, columns, AVERAGE * np.outer(self.share, self.share).ravel()))
+            effect = self.first_effect + np.arange(c.n_raters)
+            rows, columns = (part.ravel() for part in np.meshgrid(effect, effect))
+            entries.append((rows, columns, AVERAGE * np.outer(self.share, self.share).ravel()))
         if c.n_raters and not expected:
-            own, by_d = self.first_effect + c.rater, self.scores[0]
-            found += [(c.x, own, -by_d), (own, c.x, -by_d), (c.y, own, by_d), (own, c.y, by_d)]
-        return added_up(found, len(self.theta))
+            effect, by_d = self.first_effect + c.rater, self.scores[0]
+            entries += [(c.x, effect, -by_d), (effect, c.x, -by_d), (c.y, effect, by_d), (effect, c.y, by_d)]
+        return added_up(entries, len(self.theta))
 
     @cached_property
     def solver(self) -> Any:
@@ -227,13 +227,13 @@ class Fit:
         lead = self.probabilities[:, 0] - self.probabilities[:, 2]
         values = 0.5 * comparisons.count * (comparisons.outcome - lead[of])
         shape = (int(clusters.max()) + 1, len(self.cells.x))
-        found = sparse.csr_array((values, (clusters, of)), shape=shape) @ self.gradient_of_d
+        scores = sparse.csr_array((values, (clusters, of)), shape=shape) @ self.gradient_of_d
         if self.ties:
             by_tie = comparisons.count * ((comparisons.outcome == 0) - self.probabilities[of, 1])
             summed = np.bincount(clusters, weights=by_tie, minlength=shape[0])
             at = np.full(shape[0], self.cells.n_items)
-            found = found + sparse.coo_array((summed, (np.arange(shape[0]), at)), shape=found.shape)
-        return sparse.csr_array(found)
+            scores = scores + sparse.coo_array((summed, (np.arange(shape[0]), at)), shape=scores.shape)
+        return sparse.csr_array(scores)
 
 
 def factorised(matrix: Any) -> Any:
@@ -277,20 +277,20 @@ def fit(cells: Cells, start: Floats | None = None) -> Fit:
     return now
 
 
-def fit_near(found: Fit, cells: Cells) -> Fit:
-    """The fit of cells that differ a little from those of ``found``, by steps that reuse its factorised information."""
-    if bool(cells.tally[:, 1].any()) != found.ties:
+def fit_near(near: Fit, cells: Cells) -> Fit:
+    """The fit of cells that differ a little from those of ``near``, by steps that reuse its factorised information."""
+    if bool(cells.tally[:, 1].any()) != near.ties:
         return fit(cells)
-    now = Fit(cells, found.theta, found.ties, 0)
+    now = Fit(cells, near.theta, near.ties, 0)
     before = np.inf
     while True:
-        step = found.solver.solve(now.gradient)
+        step = near.solver.solve(now.gradient)
         gain = float(now.gradient @ step)
         if 0 <= gain < 1e-8:
             return now
         if not 0 <= gain < before / 4:  # too far away for that
-            return fit(cells, now.theta if now.steps else found.theta)
-        before, now = gain, Fit(cells, now.theta + step, found.ties, now.steps + 1)
+            return fit(cells, now.theta if now.steps else near.theta)
+        before, now = gain, Fit(cells, now.theta + step, near.ties, now.steps + 1)
 
 
 def without(cells: Cells, comparisons: Comparisons, dropped: Any) -> Cells:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from charter.errors import InputError
 from charter.records import Judgment
-from charter.votes.judgments import current
+from charter.votes.judgments import current, repeated
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -30,14 +30,14 @@ FAILED = 0  # the rank of a response marked "F"
 
 @dataclass(frozen=True)
 class Votes:
-    """What raters said, J ballots (one judgment each), E ranked responses, N pairs.
+    """The votes of raters, J ballots (one judgment each), E ranked responses, N pairs.
 
     Names: ``raters`` with their ``kinds``, ``prompts``, ``responses``, ``models``. model_of: (responses,) the model that
-    wrote each, −1 where nobody says. Per ballot (J,): ``rater``, ``prompt``, ``question`` (0 better, 1 more_harmless, 2
+    wrote each, −1 where it is unknown. Per ballot (J,): ``rater``, ``prompt``, ``question`` (0 better, 1 more_harmless, 2
     more_harmful), ``seconds`` (NaN where not measured), ``strength`` (for the first name over the second, 0 where not asked),
     ``size`` (responses shown). Per ranked response (E,): ``ranked_in`` (ballot), ``ranked`` (response), ``rank`` (0 is "F").
-    Per pair (N,): ``x`` < ``y`` (responses), ``outcome`` 1 where x was said to be more of what was asked for, −1 where y, 0
-    for a tie; ``shown`` 1 where x stood first, −1 where y, 0 where both orders were asked or nobody knows; ``ballot``. ``said``
+    Per pair (N,): ``x`` < ``y`` (responses), ``outcome`` 1 where x was preferred under the question, −1 where y, 0 for a tie;
+    ``shown`` 1 where x stood first, −1 where y, 0 where both orders were asked or the order is unknown; ``ballot``. ``totals``
     counts what was read and what was left out. ``flags``: name to (E,), whether the ranked response was flagged so. ``single``:
     columns x, y, outcome, shown, ballot of what judges read in each single order. ``in_order``: whether the votes stand in the
     order in which they were given, as counts do not.
@@ -63,7 +63,7 @@ class Votes:
     outcome: Ints
     shown: Ints
     ballot: Ints
-    said: dict[str, int]
+    totals: dict[str, int]
     flags: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     single: Ints | None = None
     in_order: bool = True
@@ -120,7 +120,7 @@ def pair_outcomes(ranks: Mapping[str, int | str], shown: Iterable[str]) -> list[
 
     ``ranks`` may leave out responses of ``shown``. Ranks 2, 1, 3 of a, b, c: b over a, a over c, b over c.
     """
-    height = {one: -rank if isinstance(rank := ranks.get(one), int) else -math.inf for one in shown}
+    height = {response: -rank if isinstance(rank := ranks.get(response), int) else -math.inf for response in shown}
     return [
         (first, second, (a > b) - (a < b))
         for (first, a), (second, b) in combinations(height.items(), 2)
@@ -142,12 +142,13 @@ def seconds_of_votes(timings: Mapping[str, float]) -> float:
 
 
 def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = None) -> Votes:
-    """The arrays of judgments. Superseded ones and those without verdict are counted in ``said`` and left out.
+    """The arrays of judgments. Superseded ones, repeats of a vote in another chain, and those without verdict are counted in
+    ``totals`` and left out.
 
     ``models``: response id to model. InputError where a judgment ranks a response that was not shown.
     """
     raters, prompts = Numbers(), Numbers()
-    names = sorted({one for judgment in judgments for one in judgment.order})
+    names = sorted({response for judgment in judgments for response in judgment.order})
     number = {name: i for i, name in enumerate(names)}
     kinds: dict[int, str] = {}
     ballots: list[tuple[int, int, int, int, int]] = []
@@ -157,26 +158,35 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     single: list[tuple[int, int, int, int, int]] = []
     flagged: set[tuple[int, int, str]] = set()
     standing = current(judgments)
-    said = Counter(superseded=len(judgments) - len(standing))
+    counts = Counter(superseded=len(judgments) - len(standing))
+    chains = sum(bool(judgment.hash) and not judgment.prev_hash for judgment in judgments)
+    repeats = repeated(judgments) if chains > 1 else set()
     for judgment in standing:
+        if judgment.id in repeats:
+            counts["repeated"] += 1
+            continue
         if not judgment.has_verdict:
-            said["no verdict"] += 1
+            counts["no verdict"] += 1
             continue
         if unknown := set(judgment.ranks) - set(judgment.order):
             raise InputError(f"ranks {min(unknown)!r}, which is not in order", file=f"judgment {judgment.id}", field="ranks")
         ballot, who = len(ballots), raters(judgment.rater_id)
         kinds[who] = judgment.rater_kind
-        place = {one: i for i, one in enumerate(judgment.order)}
+        place = {response: i for i, response in enumerate(judgment.order)}
         shown = sorted(place, key=number.__getitem__)
         strength = judgment.strength or 0
         if len(shown) == 2 and place[shown[0]] == 1:
             strength = -strength
         ballots.append((who, prompts(judgment.prompt_id), QUESTIONS[judgment.direction], strength, len(shown)))
         times.append(seconds_of_votes(judgment.timings))
-        flagged |= {(ballot, number[one], flag) for one, flags in judgment.flags.items() for flag in flags if one in number}
-        entries += [(ballot, number[one], rank if isinstance(rank, int) else FAILED) for one, rank in judgment.ranks.items()]
+        flagged |= {
+            (ballot, number[response], flag) for response, flags in judgment.flags.items() for flag in flags if response in number
+        }
+        entries += [
+            (ballot, number[response], rank if isinstance(rank, int) else FAILED) for response, rank in judgment.ranks.items()
+        ]
         if len(shown) > 1 and all(judgment.ranks.get(response) == "F" for response in shown):
-            said["both bad"] += 1
+            counts["both bad"] += 1
         read = judgment.margins_by_order
         for a, b, outcome in pair_outcomes(judgment.ranks, shown):
             left = 1 if place[a] < place[b] else -1
@@ -185,21 +195,23 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
                 # Logits for the first of ``order``: asked as A, then as B.
                 single += [(number[a], number[b], left * sign(margin), left * side, ballot)
                            for margin, side in zip(read, (1, -1), strict=True)]  # fmt: skip
-    said["judgments"] = len(ballots)
+    counts["judgments"] = len(ballots)
     seconds = np.array(times, dtype=np.float64)
     who, prompt, question, strengths, size = _rows(ballots, 5).T
     inside, ranked, rank = _rows(entries, 3).T
     x, y, outcome, side, ballot_of = _rows(pairs, 5).T
     written = Numbers()
-    model_of = np.array([written(models[one]) if models and one in models else -1 for one in names], dtype=np.int64)
+    model_of = np.array(
+        [written(models[response]) if models and response in models else -1 for response in names], dtype=np.int64
+    )
     flags = {
-        name: np.array([(ballot, one, name) in flagged for ballot, one, _ in entries], dtype=bool)
+        name: np.array([(ballot, response, name) in flagged for ballot, response, _ in entries], dtype=bool)
         for name in sorted({name for _, _, name in flagged})
     }
     return Votes(
         raters.names, tuple(kinds[i] for i in range(len(raters.names))), prompts.names, tuple(names), written.names, model_of,
         who, prompt, question, seconds, strengths, size, inside, ranked, rank, x, y, outcome, side, ballot_of,
-        dict(said), flags, _rows(single, 5) if single else None,
+        dict(counts), flags, _rows(single, 5) if single else None,
     )  # fmt: skip
 
 
@@ -215,8 +227,7 @@ def as_comparisons(votes: Votes, of: str = "responses", *, raw: bool = False) ->
     """The votes as comparisons of ``responses`` or of the ``models`` that wrote them, where two responses of one model say
     nothing.
 
-    What was said under ``more_harmful`` is turned round, so that outcome 1 is the better one; with ``raw`` it stays as it was
-    said.
+    Votes under ``more_harmful`` are turned round, so that outcome 1 is the better response; with ``raw`` they stay as they are.
     """
     x, y, outcome, shown = votes.x, votes.y, votes.outcome, votes.shown
     if not raw:
@@ -234,9 +245,9 @@ def as_comparisons(votes: Votes, of: str = "responses", *, raw: bool = False) ->
         turned = x > y
         x, y = np.where(turned, y, x), np.where(turned, x, y)
         outcome, shown = np.where(turned, -outcome, outcome), np.where(turned, -shown, shown)
-    found = Comparisons(items, votes.raters, x, y, outcome, shown, votes.rater[votes.ballot], votes.prompt[votes.ballot],
+    comparisons = Comparisons(items, votes.raters, x, y, outcome, shown, votes.rater[votes.ballot], votes.prompt[votes.ballot],
                         votes.ballot, np.ones(len(x)), same)  # fmt: skip
-    return found if keep.all() else found.take(keep)
+    return comparisons if keep.all() else comparisons.take(keep)
 
 
 def single_orders(votes: Votes) -> Comparisons:

@@ -43,20 +43,20 @@ class Covariance:
 
     def _reach(self, posterior: Floats, robust: Floats | None, level: float) -> Floats:
         tail = (1 + level) / 2
-        found = stats.norm.ppf(tail) * np.sqrt(np.maximum(posterior, 0))
+        reach = stats.norm.ppf(tail) * np.sqrt(np.maximum(posterior, 0))
         if robust is not None:
-            found = np.maximum(found, stats.t.ppf(tail, self.degrees) * np.sqrt(np.maximum(robust, 0)))
-        return np.asarray(found)
+            reach = np.maximum(reach, stats.t.ppf(tail, self.degrees) * np.sqrt(np.maximum(robust, 0)))
+        return np.asarray(reach)
 
 
 def _of_differences(covariance: Floats) -> Floats:
-    own = np.diag(covariance)
-    return np.asarray(own[:, None] + own[None, :] - 2 * covariance)
+    variance = np.diag(covariance)
+    return np.asarray(variance[:, None] + variance[None, :] - 2 * covariance)
 
 
-def covariance(found: Fit, comparisons: Comparisons, by_theta: Any) -> Covariance:
+def covariance(fitted: Fit, comparisons: Comparisons, by_theta: Any) -> Covariance:
     """Covariance of k functions of θ with the derivatives ``by_theta`` (k, p)."""
-    u = found.solver.solve(np.ascontiguousarray(by_theta.T))
+    u = fitted.solver.solve(np.ascontiguousarray(by_theta.T))
     posterior = by_theta @ u
     _, prompt = np.unique(comparisons.prompt, return_inverse=True)
     _, rater = np.unique(comparisons.rater, return_inverse=True)
@@ -64,18 +64,18 @@ def covariance(found: Fit, comparisons: Comparisons, by_theta: Any) -> Covarianc
     if n_prompts < 2:
         return Covariance(None, posterior, 0, "posterior")
     if n_raters < TWO_WAY_FROM:
-        return Covariance(_meat(found, comparisons, prompt, u), posterior, n_prompts - 1, "clustered by prompt")
+        return Covariance(_meat(fitted, comparisons, prompt, u), posterior, n_prompts - 1, "clustered by prompt")
     _, both = np.unique(prompt * n_raters + rater, return_inverse=True)
-    robust = _meat(found, comparisons, rater, u)
+    robust = _meat(fitted, comparisons, rater, u)
     if both.max() + 1 > n_prompts:  # otherwise every prompt had one rater, and its clusters add what they take away
-        robust = robust + _meat(found, comparisons, prompt, u) - _meat(found, comparisons, both, u)
+        robust = robust + _meat(fitted, comparisons, prompt, u) - _meat(fitted, comparisons, both, u)
     values, vectors = np.linalg.eigh(robust)  # the difference of covariances need not be one
     robust = (vectors * np.maximum(values, 0)) @ vectors.T
     return Covariance(robust, posterior, min(n_prompts, n_raters) - 1, "clustered by prompt and by rater")
 
 
-def _meat(found: Fit, comparisons: Comparisons, clusters: Ints, u: Floats) -> Floats:
-    scores = found.cluster_scores(comparisons, clusters)
+def _meat(fitted: Fit, comparisons: Comparisons, clusters: Ints, u: Floats) -> Floats:
+    scores = fitted.cluster_scores(comparisons, clusters)
     n = scores.shape[0]
     return np.asarray(n / (n - 1) * (u.T @ ((scores.T @ scores) @ u)))
 
@@ -94,23 +94,23 @@ class Flip:
     drop: int
 
 
-def votes_to_flip(found: Fit, comparisons: Comparisons) -> Flip | None:
+def votes_to_flip(fitted: Fit, comparisons: Comparisons) -> Flip | None:
     """How few ballots decide who is first: those with the largest influence are dropped (the approximation of Broderick et
     al. 2020, arXiv:2011.14999; for arenas Huang et al. 2025) and the fit is made anew, until another is first. An upper
     bound. None where half the ballots would not do."""
-    ratings = found.strengths
+    ratings = fitted.strengths
     order = np.argsort(-ratings, kind="stable")
-    c, cells = comparisons, found.cells
+    c, cells = comparisons, fitted.cells
     n_ballots = len(np.unique(c.ballot))
-    lead = found.probabilities[:, 0] - found.probabilities[:, 2]
+    lead = fitted.probabilities[:, 0] - fitted.probabilities[:, 2]
     by_d = 0.5 * c.count * (c.outcome - lead[cells.of])
     best: Flip | None = None
     for rival in order[1 : 1 + RIVALS]:
-        contrast = found.ratings_by_theta[order[0]] - found.ratings_by_theta[rival]
-        u = found.solver.solve(contrast)
-        influence = by_d * (found.gradient_of_d @ u)[cells.of]
-        if found.ties:
-            influence = influence + c.count * ((c.outcome == 0) - found.probabilities[cells.of, 1]) * u[cells.n_items]
+        contrast = fitted.ratings_by_theta[order[0]] - fitted.ratings_by_theta[rival]
+        u = fitted.solver.solve(contrast)
+        influence = by_d * (fitted.gradient_of_d @ u)[cells.of]
+        if fitted.ties:
+            influence = influence + c.count * ((c.outcome == 0) - fitted.probabilities[cells.of, 1]) * u[cells.n_items]
         by_ballot = np.bincount(c.ballot, weights=influence)
         telling = np.argsort(-by_ballot, kind="stable")
         total = np.cumsum(by_ballot[telling])
@@ -119,17 +119,17 @@ def votes_to_flip(found: Fit, comparisons: Comparisons) -> Flip | None:
         most = min(n_ballots // 2, int((by_ballot > 0).sum()), best.drop - 1 if best else n_ballots)
         place = np.full(len(by_ballot), len(by_ballot))
         place[telling] = np.arange(len(telling))
-        drop = _fewest(found, comparisons, place[c.ballot], min(guess, most), most, int(order[0]), int(rival))
+        drop = _fewest(fitted, comparisons, place[c.ballot], min(guess, most), most, int(order[0]), int(rival))
         if drop is not None:
             best = Flip(int(rival), drop)
     return best
 
 
-def _fewest(found: Fit, comparisons: Comparisons, place: Ints, guess: int, most: int, top: int, rival: int) -> int | None:
+def _fewest(fitted: Fit, comparisons: Comparisons, place: Ints, guess: int, most: int, top: int, rival: int) -> int | None:
     """The smallest number of first places to drop after which the rival is ahead (to 2 %), searched outwards from ``guess``."""
 
     def flipped(drop: int) -> bool:
-        again = fit_near(found, without(found.cells, comparisons, np.flatnonzero(place < drop)))
+        again = fit_near(fitted, without(fitted.cells, comparisons, np.flatnonzero(place < drop)))
         return bool(again.strengths[rival] > again.strengths[top])
 
     if most < 1:
@@ -176,15 +176,15 @@ def leaderboard(comparisons: Comparisons, *, equal_raters: bool = False, live: b
     """Rate the items of ``comparisons``. With ``equal_raters`` nobody's votes count more than another's; without ``live`` no
     Elo."""
     effect = None if equal_raters else rater_effects(comparisons)
-    found = fit(cells_of(comparisons, effect))
-    spread = covariance(found, comparisons, found.ratings_by_theta)
-    order = np.argsort(-found.strengths, kind="stable")
-    ratings = found.strengths[order]
+    fitted = fit(cells_of(comparisons, effect))
+    spread = covariance(fitted, comparisons, fitted.ratings_by_theta)
+    order = np.argsort(-fitted.strengths, kind="stable")
+    ratings = fitted.strengths[order]
     n = len(order)
     between = np.ix_(order, order)
     # Šidák 1967: intervals at this level hold all n − 1 differences of a model at once, however they depend on each other.
     together = 0.95 ** (1 / max(n - 1, 1))
-    flip = votes_to_flip(found, comparisons) if n > 1 else None
+    flip = votes_to_flip(fitted, comparisons) if n > 1 else None
     gap = separate = None
     if n > 1:
         reach = float(spread.reach_of_differences()[between][0, 1])
@@ -195,7 +195,7 @@ def leaderboard(comparisons: Comparisons, *, equal_raters: bool = False, live: b
         rank_sets(ratings, spread.reach_of_differences(together)[between]), played(comparisons)[order],
         elo(comparisons)[order] if live else None,
         (comparisons.items[flip.rival], flip.drop) if flip else None, gap, separate, components(comparisons),
-        float(np.exp(found.log_tie)), found.cells.n_raters, spread.method,
+        float(np.exp(fitted.log_tie)), fitted.cells.n_raters, spread.method,
     )  # fmt: skip
 
 
@@ -224,6 +224,6 @@ def elo(comparisons: Comparisons) -> Floats:
     c = comparisons
     words = {1: evalica.Winner.X, 0: evalica.Winner.Draw, -1: evalica.Winner.Y}
     scores = evalica.elo(c.x.tolist(), c.y.tolist(), [words[o] for o in c.outcome.tolist()], k=4.0).scores
-    found = np.full(len(c.items), MIDDLE)
-    found[scores.index.to_numpy(dtype=np.int64)] = scores.to_numpy()
-    return found
+    points = np.full(len(c.items), MIDDLE)
+    points[scores.index.to_numpy(dtype=np.int64)] = scores.to_numpy()
+    return points

@@ -49,35 +49,35 @@ class RaterLine:
     words: tuple[str, ...]
 
 
-def rater_lines(votes: Votes, found: RaterModel | None = None) -> list[RaterLine]:
+def rater_lines(votes: Votes, model: RaterModel | None = None) -> list[RaterLine]:
     """The table of raters, the least reliable first."""
-    found = found or fit_raters(single_orders(votes))
+    model = model or fit_raters(single_orders(votes))
     n = len(votes.raters)
     ballots = np.bincount(votes.rater, minlength=n)
     raw = as_comparisons(votes, raw=True)
     agrees, n_agrees = _with_majority(votes, raw)
     repeats, n_repeats = _repeats(votes, raw)
     pairs, ties = (
-        np.bincount(raw.rater, weights=raw.count * held, minlength=n) for held in (np.ones(len(raw)), raw.outcome == 0)
+        np.bincount(raw.rater, weights=raw.count * marked, minlength=n) for marked in (np.ones(len(raw)), raw.outcome == 0)
     )
     who = votes.rater[votes.ranked_in]
-    ranked, failed = (np.bincount(who, weights=held, minlength=n) for held in (np.ones(len(who)), votes.rank == FAILED))
+    ranked, failed = (np.bincount(who, weights=marked, minlength=n) for marked in (np.ones(len(who)), votes.rank == FAILED))
     lines = []
-    floor = FOLLOWS * float(np.median(found.beta))
+    floor = FOLLOWS * float(np.median(model.beta))
     for i, rater in enumerate(votes.raters):
-        degrees = max(int(found.overlap[i]) - 1, 1)
+        degrees = max(int(model.overlap[i]) - 1, 1)
         at_once = 0.95 ** (1 / n)
 
         def interval(value: float, error: float, level: float = 0.95, degrees: int = degrees) -> Interval:
             half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
             return value - half, value + half
 
-        beta, gamma = float(found.beta[i]), float(found.gamma[i])
-        errors = float(found.beta_se[i]), float(found.gamma_se[i])
-        words = _words(interval(beta, errors[0], at_once), interval(gamma, errors[1], at_once), int(found.overlap[i]), floor)
+        beta, gamma = float(model.beta[i]), float(model.gamma[i])
+        errors = float(model.beta_se[i]), float(model.gamma_se[i])
+        words = _words(interval(beta, errors[0], at_once), interval(gamma, errors[1], at_once), int(model.overlap[i]), floor)
         times = votes.seconds[(votes.rater == i) & np.isfinite(votes.seconds)]
         lines.append(RaterLine(
-            rater, votes.kinds[i], int(ballots[i]), int(found.overlap[i]), beta, interval(beta, errors[0]), gamma,
+            rater, votes.kinds[i], int(ballots[i]), int(model.overlap[i]), beta, interval(beta, errors[0]), gamma,
             interval(gamma, errors[1]), _share(agrees[i], n_agrees[i]), int(n_agrees[i]), _share(ties[i], pairs[i]),
             wilson(ties[i], pairs[i]) if pairs[i] else None, _share(failed[i], ranked[i]),
             wilson(failed[i], ranked[i]) if ranked[i] else None, float(np.median(times)) if len(times) else None,

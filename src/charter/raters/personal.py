@@ -23,7 +23,7 @@ FOLDS = 5
 DIRECTIONS = 32  # principal directions of the features that heads are fitted on
 RIDGE = 1.0  # of the pooled head, in units of the mean square of a direction
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # of the own heads; which one is told by votes left out of the fit
-MIN_VOTES = 10  # decided votes below which nothing is said about a rater
+MIN_VOTES = 10  # decided votes below which a rater gets no verdict
 
 FAR = 2 / 3  # of the way from a coin to the middle rater: a head that surely stays below that has found nothing
 
@@ -62,20 +62,20 @@ def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list
     z = _directions(features, c)
     win = (c.outcome == 1).astype(float)
     fold = _folds(c.prompt, seed)
-    own, scaled, pooled = np.zeros(len(c)), np.zeros(len(c)), np.zeros(len(c))
+    own_logits, scaled, pooled = np.zeros(len(c)), np.zeros(len(c)), np.zeros(len(c))
     for k in range(FOLDS):
         test, check = fold == k, fold == (k + 1) % FOLDS
         fit = ~(test | check)
         ridge = min(RIDGES, key=lambda value: _loss(_heads(z, win, c.rater, fit, check, value)[0], win[check]))
-        own[test], scaled[test], pooled[test] = _heads(z, win, c.rater, ~test, test, ridge)
-    right = [(prediction > 0) == (win == 1) for prediction in (own, pooled)]
-    losses = [np.logaddexp(0, np.where(win == 1, -prediction, prediction)) for prediction in (own, scaled)]
-    found = [
+        own_logits[test], scaled[test], pooled[test] = _heads(z, win, c.rater, ~test, test, ridge)
+    right = [(prediction > 0) == (win == 1) for prediction in (own_logits, pooled)]
+    losses = [np.logaddexp(0, np.where(win == 1, -prediction, prediction)) for prediction in (own_logits, scaled)]
+    by_rater = [
         _taste(c, i, [r[c.rater == i] for r in right], [loss[c.rater == i] for loss in losses]) for i in range(len(c.raters))
     ]
-    known = [one[0].own for one in found if one[0].own is not None]
+    known = [pair[0].own for pair in by_rater if pair[0].own is not None]
     middle = float(np.median(known)) if known else 1.0
-    return [_with_word(taste, strict, middle) for taste, strict in found]
+    return [_with_word(taste, strict, middle) for taste, strict in by_rater]
 
 
 def _directions(features: Floats, c: Comparisons) -> Floats:
@@ -116,19 +116,19 @@ def _heads(z: Floats, win: Floats, rater: Ints, fit: Ints, test: Ints, ridge: fl
     only more decided than others would look like one of another taste), and of the pooled head itself; fitted on the rows
     ``fit`` (masks)."""
     pooled = z @ _logistic(z[fit], win[fit], np.zeros(int(fit.sum())), RIDGE)
-    scaled, own = pooled.copy(), pooled.copy()
+    scaled, own_logits = pooled.copy(), pooled.copy()
     for i in np.unique(rater[test]):
         mine, all_of = fit & (rater == i), rater == i
         if mine.any():
             scale = 1 + float(_logistic(pooled[mine, None], win[mine], pooled[mine], RIDGE)[0])
             scaled[all_of] *= max(scale, 0.0)
-            own[all_of] = scaled[all_of] + z[all_of] @ _logistic(z[mine], win[mine], scaled[mine], ridge)
-    return own[test], scaled[test], pooled[test]
+            own_logits[all_of] = scaled[all_of] + z[all_of] @ _logistic(z[mine], win[mine], scaled[mine], ridge)
+    return own_logits[test], scaled[test], pooled[test]
 
 
-def _loss(own: Floats, win: Floats) -> float:
+def _loss(logits: Floats, win: Floats) -> float:
     """Nats of the own heads."""
-    return float(np.logaddexp(0, np.where(win == 1, -own, own)).sum())
+    return float(np.logaddexp(0, np.where(win == 1, -logits, logits)).sum())
 
 
 Strict = tuple[Interval | None, Interval | None]
@@ -141,20 +141,22 @@ def _taste(c: Comparisons, i: int, right: list[Floats], losses: list[Floats]) ->
     if n < MIN_VOTES or len(set(clusters)) < 2:
         return Taste(c.raters[i], n, None, None, None, None, None, None, UNKNOWN), (None, None)
     at_once = 0.95 ** (1 / len(c.raters))
-    own, pooled = (clustered_proportion([bool(v) for v in values], clusters) for values in right)
+    own_share, pooled_share = (clustered_proportion([bool(v) for v in values], clusters) for values in right)
     gain = paired_difference(losses[0].tolist(), losses[1].tolist(), clusters)
     strict = (clustered_proportion([bool(v) for v in right[0]], clusters, at_once).ci,
               paired_difference(losses[0].tolist(), losses[1].tolist(), clusters, at_once).ci)  # fmt: skip
-    return Taste(c.raters[i], n, own.value, own.ci, pooled.value, pooled.ci, gain.difference, gain.ci, UNKNOWN), strict
+    return Taste(
+        c.raters[i], n, own_share.value, own_share.ci, pooled_share.value, pooled_share.ci, gain.difference, gain.ci, UNKNOWN
+    ), strict
 
 
 def _with_word(taste: Taste, strict: Strict, middle: float) -> Taste:
-    own, gain = strict
-    if own is None or gain is None:
+    own_ci, gain_ci = strict
+    if own_ci is None or gain_ci is None:
         return taste
     word = UNKNOWN
-    if own[0] > 0.5:
-        word = OWN if gain[0] > 0 else SHARED
-    elif own[1] < 0.5 + FAR * (middle - 0.5):
+    if own_ci[0] > 0.5:
+        word = OWN if gain_ci[0] > 0 else SHARED
+    elif own_ci[1] < 0.5 + FAR * (middle - 0.5):
         word = NONE
     return Taste(**{**vars(taste), "word": word})

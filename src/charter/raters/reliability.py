@@ -1,4 +1,4 @@
-"""How reliable each rater is, when nobody knows the right answers: every rater is held against what the others say.
+"""How reliable each rater is when the right answers are unknown: every rater is compared with the others.
 
 The model is that of :mod:`charter.raters.bradley_terry` with responses as items. A response has few votes, so its strength
 s ~ N(0, σ²) is not fitted along with the raters: fitted along, the votes of one rater can explain themselves, and that rater
@@ -54,9 +54,7 @@ class Blocks:
         owner = np.full(len(comparisons.items), -1)
         owner[comparisons.x] = owner[comparisons.y] = comparisons.prompt
         if (owner[comparisons.x] != comparisons.prompt).any() or (owner[comparisons.y] != comparisons.prompt).any():
-            raise InputError(
-                "the votes name no prompts, so nobody knows which response is meant; add a column prompt_id, or rate models"
-            )
+            raise InputError("the votes name no prompts, so their responses are unknown; add a column prompt_id, or rate models")
         members = np.argsort(owner, kind="stable")
         members = members[owner[members] >= 0]
         prompts, start, size = np.unique(owner[members], return_index=True, return_counts=True)
@@ -131,12 +129,12 @@ def against_others(comparisons: Comparisons, blocks: Blocks) -> tuple[Task, Ints
     _, start, many = np.unique(prompt[by_prompt], return_index=True, return_counts=True)
     begin, length = np.repeat(start, many), np.repeat(many, many)
     number = np.arange(len(ballots)) - begin
-    own, other = [], []
+    own_votes, other_votes = [], []
     for ahead in range(1, min(int(many.max()), OTHERS + 1)):
         near = ahead < length
-        own.append(by_prompt[near])
-        other.append(by_prompt[(begin + (number + ahead) % length)[near]])
-    a, b = (np.concatenate(part) if part else np.zeros(0, dtype=np.int64) for part in (own, other))
+        own_votes.append(by_prompt[near])
+        other_votes.append(by_prompt[(begin + (number + ahead) % length)[near]])
+    a, b = (np.concatenate(part) if part else np.zeros(0, dtype=np.int64) for part in (own_votes, other_votes))
     a, b = a[rater[a] != rater[b]], b[rater[a] != rater[b]]
     rows = order[np.repeat(first[b] - np.cumsum(size[b]) + size[b], size[b]) + np.arange(size[b].sum())]
     width = int(blocks.place.max()) + 1
@@ -198,8 +196,8 @@ def fit_raters(comparisons: Comparisons, *, equal_raters: bool = False) -> Rater
     c = per_choice(comparisons)
     blocks = Blocks.of(c)
     others, x, y = against_others(c, blocks)
-    own = Task(len(c.items), c.x, c.y, c.rater, c.shown.astype(np.float64), tally_of(c), blocks.members, blocks.place)
-    ties = bool(own.tally[:, 1].any())
+    task = Task(len(c.items), c.x, c.y, c.rater, c.shown.astype(np.float64), tally_of(c), blocks.members, blocks.place)
+    ties = bool(task.tally[:, 1].any())
     n = len(c.raters)
     share = np.bincount(c.rater, weights=c.count, minlength=n) / c.count.sum()
     sd, log_tie = _spread(comparisons, ties)
@@ -214,15 +212,15 @@ def fit_raters(comparisons: Comparisons, *, equal_raters: bool = False) -> Rater
             variance = _variance(columns, others.place, x, y)
             predicted = np.where(told, (s[x] - s[y]) / np.sqrt(1 + np.pi / 8 * variance), 0)  # MacKay 1992: the mean over s
         before = np.concatenate([beta, gamma, [log_tie if ties else 0.0]])
-        log_tie = _tie_step(own, beta[c.rater] * predicted + gamma[c.rater] * own.shown, log_tie) if ties else log_tie
-        slope, offset = _slopes(own, predicted, log_tie, beta, gamma)
+        log_tie = _tie_step(task, beta[c.rater] * predicted + gamma[c.rater] * task.shown, log_tie) if ties else log_tie
+        slope, offset = _slopes(task, predicted, log_tie, beta, gamma)
         if not equal_raters:
             beta, gamma = slope / float(np.clip(share @ slope, 0.5, 2)), offset
         after = np.concatenate([beta, gamma, [log_tie if ties else 0.0]])
         if np.abs(after - before).max() < TOLERANCE:
             break
-    errors = _standard_errors(own, c.prompt, predicted, log_tie, beta, gamma)
-    s, columns = _strengths(own, np.zeros(own.n_items), sd, log_tie, beta, gamma)
+    errors = _standard_errors(task, c.prompt, predicted, log_tie, beta, gamma)
+    s, columns = _strengths(task, np.zeros(task.n_items), sd, log_tie, beta, gamma)
     seen = np.unique(np.stack([c.rater, c.prompt])[:, told], axis=1)[0]
     return RaterModel(s, columns, blocks, sd, log_tie, beta, gamma, *errors, np.bincount(seen, minlength=n), rounds)
 
@@ -271,8 +269,8 @@ def _curves(task: Task, predicted: Floats, log_tie: float, beta: Floats, gamma: 
 
     gradient = [summed(by_d * predicted) - (beta - 1) / BETA_SD**2, summed(by_d * z) - gamma / GAMMA_SD**2]
     cross = summed(curve * predicted * z)
-    own = summed(curve * predicted**2) + BETA_SD**-2, summed(curve * z**2) + GAMMA_SD**-2
-    information = np.stack([own[0], cross, cross, own[1]], axis=1).reshape(-1, 2, 2)
+    curvatures = summed(curve * predicted**2) + BETA_SD**-2, summed(curve * z**2) + GAMMA_SD**-2
+    information = np.stack([curvatures[0], cross, cross, curvatures[1]], axis=1).reshape(-1, 2, 2)
     return by_d, np.stack(gradient, axis=1), information
 
 
@@ -301,5 +299,5 @@ def _standard_errors(
     inverse = np.linalg.inv(information)
     robust = inverse @ meat @ inverse * (n / np.maximum(n - 1, 1))[:, None, None]
     robust, posterior = (np.diagonal(part, axis1=1, axis2=2) for part in (robust, inverse))
-    found = np.sqrt(np.where((n < MANY)[:, None], np.maximum(robust, posterior), robust))
-    return found[:, 0], found[:, 1]
+    errors = np.sqrt(np.where((n < MANY)[:, None], np.maximum(robust, posterior), robust))
+    return errors[:, 0], errors[:, 1]

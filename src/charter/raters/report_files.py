@@ -30,8 +30,8 @@ def write_ratings(result: Mapping[str, Any], out: Path) -> list[Path]:
               "rating, points (95 % interval)", min(len(rows), SHOWN))  # fmt: skip
         return [out / name for name in ("ratings.json", "ratings.csv", "ratings.png")]
     write_csv(out / "ratings.csv", ("prompt", "response", "rating", "low", "high", "best_rank", "worst_rank", "p_best"),
-              ([one["prompt"], row["response"], row["rating"], *row["ci"], *row["ranks"], one["p_best"]]
-               for one in result["prompts_rated"] for row in one["responses"]))  # fmt: skip
+              ([prompt["prompt"], row["response"], row["rating"], *row["ci"], *row["ranks"], prompt["p_best"]]
+               for prompt in result["prompts_rated"] for row in prompt["responses"]))  # fmt: skip
     return [out / "ratings.json", out / "ratings.csv"]
 
 
@@ -103,19 +103,10 @@ def _draw(path: Path, paint: Callable[[Axes], Any], label: str, rows: int) -> No
     from matplotlib.figure import Figure as Picture
 
     style: Any = {
-        "text.parse_math": False,
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": FAINT,
-        "axes.grid": True,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-        "text.color": INK,
-        "ytick.major.size": 0,
-        "xtick.major.size": 0,
-    }
+        "text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
+        "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True, "text.color": INK,
+        "ytick.major.size": 0, "xtick.major.size": 0,
+    }  # fmt: skip
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         picture = Picture(figsize=(6.4, max(2.0, 0.24 * rows + 0.9)), layout="constrained", dpi=144)

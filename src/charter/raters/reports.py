@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from charter.errors import InputError
-from charter.raters.agreement import ANCHORS, Figure, agreement
+from charter.raters.agreement import ANCHORS, Figure, agreement_figures
 from charter.raters.comparisons import Votes, as_comparisons, single_orders
 from charter.raters.leaderboard import Leaderboard, leaderboard
 from charter.raters.lines import RaterLine, rater_lines
@@ -28,7 +28,7 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
         raise InputError("no comparison of two " + ("different models" if of == "models" else "responses")
                          + f" ({counted(votes, comparisons.same_model)})")  # fmt: skip
     head = f"{len(comparisons):,} comparisons from {counted(votes, comparisons.same_model)}"
-    result: dict[str, Any] = {"of": of, "comparisons": len(comparisons), "said": votes.said, "raters": len(votes.raters),
+    result: dict[str, Any] = {"of": of, "comparisons": len(comparisons), "said": votes.totals, "raters": len(votes.raters),
                               "prompts": len(np.unique(comparisons.prompt)), "same_model": comparisons.same_model}  # fmt: skip
     questions = sorted({QUESTION_NAMES[q] for q in votes.question.tolist()})
     if len(questions) > 1:
@@ -36,10 +36,10 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
     if of == "models":
         board = leaderboard(comparisons, equal_raters=equal_raters, live=votes.in_order)
         return result | _board_json(board), [head, *_board_lines(board)]
-    found = fit_raters(comparisons, equal_raters=equal_raters)
-    rated = rate_responses(comparisons, votes.prompts, found)
-    result |= {"spread": found.sd, "prompts_rated": [_prompt_json(one) for one in rated]}
-    result["contested"] = sum(one.contested for one in rated)
+    model = fit_raters(comparisons, equal_raters=equal_raters)
+    rated = rate_responses(comparisons, votes.prompts, model)
+    result |= {"spread": model.sd, "prompts_rated": [_prompt_json(prompt) for prompt in rated]}
+    result["contested"] = sum(prompt.contested for prompt in rated)
     return result, [head, *_response_lines(rated)]
 
 
@@ -48,13 +48,14 @@ QUESTION_NAMES = ("better", "more_harmless", "more_harmful")
 
 def counted(votes: Votes, same_model: int = 0) -> str:
     """What was read and what was left out, in words."""
-    n, raters, prompts = votes.said.get("judgments", 0), len(votes.raters), len(votes.prompts)
+    n, raters, prompts = votes.totals.get("judgments", 0), len(votes.raters), len(votes.prompts)
     left = {
-        "without verdict": votes.said.get("no verdict", 0),
-        "superseded": votes.said.get("superseded", 0),
-        "both bad": votes.said.get("both bad", 0),
-        "pairs of one model": same_model + votes.said.get("same model", 0),
-        **{reason: votes.said[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.said},
+        "without verdict": votes.totals.get("no verdict", 0),
+        "superseded": votes.totals.get("superseded", 0),
+        "in two exports": votes.totals.get("repeated", 0),
+        "both bad": votes.totals.get("both bad", 0),
+        "pairs of one model": same_model + votes.totals.get("same model", 0),
+        **{reason: votes.totals[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.totals},
     }
     words = [f"{count:,} {what}" for what, count in left.items() if count]
     return (f"{n:,} judgments by {raters:,} rater{'s' * (raters != 1)} on {prompts:,} prompt{'s' * (prompts != 1)}"
@@ -63,8 +64,8 @@ def counted(votes: Votes, same_model: int = 0) -> str:
 
 def _board_json(board: Leaderboard) -> dict[str, Any]:
     rows = [
-        {"model": model, "rating": float(rating), "ci": [float(rating - reach), float(rating + reach)], "ranks": list(ranks),
-         "won": float(won), "tied": float(tied), "lost": float(lost), "comparisons": float(total),
+        {"model": model, "rating": float(rating), "ci": _around(rating, reach), "ranks": list(ranks), "won": float(won),
+         "tied": float(tied), "lost": float(lost), "comparisons": float(total),
          "elo": None if board.elo is None else float(board.elo[i])}
         for i, (model, rating, reach, ranks, (won, tied, lost, total)) in enumerate(
             zip(board.models, board.ratings, board.reach, board.ranks, board.played, strict=True))
@@ -76,82 +77,73 @@ def _board_json(board: Leaderboard) -> dict[str, Any]:
         "groups": board.parts,
         "rater_effects": board.effects,
         "tie_odds": board.tie_odds,
-        "gap": None
-        if board.gap is None
-        else {"value": board.gap[0], "ci": [board.gap[0] - board.gap[1], board.gap[0] + board.gap[1]]},
+        "gap": None if board.gap is None else {"value": board.gap[0], "ci": _around(*board.gap)},
         "separate_times": board.separate,
         "flip": None if board.flip is None else {"model": board.flip[0], "dropped_judgments": board.flip[1]},
     }
 
 
+def _around(value: float, reach: float) -> list[float]:
+    return [float(value - reach), float(value + reach)]
+
+
+def _interval(value: float, reach: float, form: str) -> str:
+    low, high = _around(value, reach)
+    return f"[{low:{form}}, {high:{form}}]"
+
+
 def _board_lines(board: Leaderboard) -> list[str]:
     rows = [["rank", "model", "rating", "95 % interval", "won", "tied", "lost", "Elo (live)"]]
     for i, model in enumerate(board.models[:SHOWN]):
-        low, high = board.ratings[i] - board.reach[i], board.ratings[i] + board.reach[i]
-        won, tied, lost, _ = (f"{count:,.0f}" for count in board.played[i])
+        played = [f"{count:,.0f}" for count in board.played[i][:3]]
         elo = "–" if board.elo is None else f"{board.elo[i]:.0f}"
-        rows.append(
-            [_ranks(board.ranks[i]), plain(model), f"{board.ratings[i]:.0f}", f"[{low:.0f}, {high:.0f}]", won, tied, lost, elo]
-        )
+        rating = f"{board.ratings[i]:.0f}", _interval(board.ratings[i], board.reach[i], ".0f")
+        rows.append([_ranks(board.ranks[i]), plain(model), *rating, *played, elo])
     lines = aligned(rows, left=1)
     if len(board.models) > SHOWN:
         lines.append(f"… and {len(board.models) - SHOWN} more (--json, --out)")
-    lines.append(
-        f"intervals {board.method}; ranks: all that are compatible with them"
-        + (f"; {board.effects} rater effects" if board.effects else "")
-    )
+    effects = f"; {board.effects} rater effects" if board.effects else ""
+    lines.append(f"intervals {board.method}; ranks: all that are compatible with them{effects}")
     if board.parts > 1:
-        lines.append(
-            f"the models fall into {board.parts} groups that no comparison joins: ratings across them rest on the prior alone"
-        )
+        lines.append(f"the models fall into {board.parts} groups that no comparison joins: ratings across them rest on the prior "
+                     "alone")  # fmt: skip
     if board.gap is not None:
-        first, second = plain(board.models[0]), plain(board.models[1])
-        gap, reach = board.gap
-        words = f"{first} over {second}: {gap:.0f} points [{gap - reach:.0f}, {gap + reach:.0f}]"
+        words = (
+            f"{plain(board.models[0])} over {plain(board.models[1])}: {board.gap[0]:.0f} points {_interval(*board.gap, '.0f')}"
+        )
         if board.separate is not None and board.separate > 1:
             words += f"; about {board.separate:.1f} times these votes would tell them apart"
         lines.append(words)
     if board.flip is not None:
         rival, drop = board.flip
-        first, second = plain(board.models[0]), plain(rival)
-        lines.append(
-            f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {second} would be ahead of {first}"
-        )
+        lines.append(f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {plain(rival)} would be ahead of "
+                     f"{plain(board.models[0])}")  # fmt: skip
     elif len(board.models) > 1:
         lines.append("votes that decide the top: dropping up to half of the judgments does not change it")
     return lines
 
 
-def _prompt_json(one: PromptRatings) -> dict[str, Any]:
+def _prompt_json(rated: PromptRatings) -> dict[str, Any]:
     rows = [
-        {
-            "response": response,
-            "rating": float(rating),
-            "ci": [float(rating - reach), float(rating + reach)],
-            "ranks": list(ranks),
-        }
-        for response, rating, reach, ranks in zip(one.responses, one.ratings, one.reach, one.ranks, strict=True)
+        {"response": response, "rating": float(rating), "ci": _around(rating, reach), "ranks": list(ranks)}
+        for response, rating, reach, ranks in zip(rated.responses, rated.ratings, rated.reach, rated.ranks, strict=True)
     ]
-    return {"prompt": one.prompt, "votes": one.votes, "p_best": one.p_best, "contested": one.contested, "responses": rows}
+    return {"prompt": rated.prompt, "votes": rated.votes, "p_best": rated.p_best, "contested": rated.contested, "responses": rows}
 
 
 def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
     rows = [["prompt", "response", "ranks", "rating", "95 % interval", ""]]
-    for one in rated[: SHOWN // 4]:
-        for i, response in enumerate(one.responses):
-            low, high = one.ratings[i] - one.reach[i], one.ratings[i] + one.reach[i]
-            state = "contested" if i == 0 and one.contested else ""
-            name = plain(one.prompt, 18) if i == 0 else ""
-            rows.append(
-                [name, plain(response, 18), _ranks(one.ranks[i]), f"{one.ratings[i]:.2f}", f"[{low:.2f}, {high:.2f}]", state]
-            )
+    for prompt in rated[: SHOWN // 4]:
+        for i, response in enumerate(prompt.responses):
+            name, state = (plain(prompt.prompt, 18), "contested" if prompt.contested else "") if i == 0 else ("", "")
+            rating = f"{prompt.ratings[i]:.2f}", _interval(prompt.ratings[i], prompt.reach[i], ".2f")
+            rows.append([name, plain(response, 18), _ranks(prompt.ranks[i]), *rating, state])
     lines = aligned(rows, left=1)
     if len(rated) > SHOWN // 4:
         lines.append(f"… and {len(rated) - SHOWN // 4:,} more prompts (--json, --out)")
-    contested = sum(one.contested for one in rated)
-    lines.append(
-        f"{contested:,} of {len(rated):,} prompts contested: the first is better than the next with P < .75; ratings in log-odds"
-    )
+    contested = sum(prompt.contested for prompt in rated)
+    lines.append(f"{contested:,} of {len(rated):,} prompts contested: the first is better than the next with P < .75; ratings in "
+                 "log-odds")  # fmt: skip
     return lines
 
 
@@ -172,11 +164,11 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 
 
 def agreement_report(votes: Votes) -> tuple[dict[str, Any], list[str]]:
-    """Agreement and the table of raters as (JSON, lines). InputError as in :func:`charter.raters.agreement.agreement`."""
-    figures = agreement(votes)
+    """Agreement and the table of raters as (JSON, lines). InputError as in :func:`charter.raters.agreement.agreement_figures`."""
+    figures = agreement_figures(votes)
     raters = rater_lines(votes, fit_raters(single_orders(votes))) if len(votes.x) else []
     result = {
-        "said": votes.said, "agreement": [asdict(figure) for figure in figures], "raters": [asdict(line) for line in raters],
+        "said": votes.totals, "agreement": [asdict(figure) for figure in figures], "raters": [asdict(line) for line in raters],
         "anchors": [dict(zip(("work", "pair_agreement", "source"), anchor, strict=True)) for anchor in ANCHORS],
     }  # fmt: skip
     lines = [counted(votes), "", *(_figure_line(figure) for figure in figures), "", "published, for comparison:"]
@@ -196,37 +188,26 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
         return []
     rows = [["rater", "kind", "votes", "β", "95 %", "γ", "95 %", "agrees", "ties", "F", "s/vote", "repeats", ""]]
     for line in raters:
-        beta, gamma = (f"[{low:.2f}, {high:.2f}]" for low, high in (line.beta_ci, line.gamma_ci))
+        slopes = [text for value, ci in ((line.beta, line.beta_ci), (line.gamma, line.gamma_ci))
+                  for text in (f"{value:.2f}", f"[{ci[0]:.2f}, {ci[1]:.2f}]")]  # fmt: skip
         rates = [_percent(rate) for rate in (line.agrees, line.tie_rate, line.failed_rate)]
         seconds = "–" if line.seconds is None else f"{line.seconds:.0f}"
-        rows.append(
-            [
-                plain(line.rater),
-                line.kind,
-                f"{line.votes:,}",
-                f"{line.beta:.2f}",
-                beta,
-                f"{line.gamma:.2f}",
-                gamma,
-                *rates,
-                seconds,
-                _percent(line.repeats),
-                ", ".join(line.words),
-            ]
-        )
+        rows.append([plain(line.rater), line.kind, f"{line.votes:,}", *slopes, *rates, seconds, _percent(line.repeats),
+                     ", ".join(line.words)])  # fmt: skip
     explained = "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first."
     return [*aligned(rows, left=1), explained]
 
 
-def taste_report(found: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
+def taste_report(tastes: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
     """The tastes of raters as (JSON, lines)."""
     rows = [["rater", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
-    for one in sorted(found, key=lambda one: (one.own is None, one.own)):
-        own, pooled = (_with_interval(*pair, ".2f") for pair in ((one.own, one.own_ci), (one.pooled, one.pooled_ci)))
-        rows.append([plain(one.rater), f"{one.votes:,}", own, pooled, _with_interval(one.gain, one.gain_ci, ".3f"), one.word])
+    for taste in sorted(tastes, key=lambda taste: (taste.own is None, taste.own)):
+        shares = [_with_interval(*share, ".2f") for share in ((taste.own, taste.own_ci), (taste.pooled, taste.pooled_ci))]
+        gain = _with_interval(taste.gain, taste.gain_ci, ".3f")
+        rows.append([plain(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
     lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
-    return {"said": votes.said, "raters": [asdict(one) for one in found]}, lines
+    return {"said": votes.totals, "raters": [asdict(taste) for taste in tastes]}, lines
 
 
 def _with_interval(value: float | None, ci: Sequence[float] | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""Ratings of single responses: what the raters together say of one prompt's responses, and how sure that is.
+"""Ratings of single responses: the raters' joint judgment of the responses to a prompt, and its uncertainty.
 
 A prompt has few votes, so there is nothing to cluster: the interval is that of the posterior given the raters.
 """
@@ -37,19 +37,19 @@ class PromptRatings:
         return self.p_best is not None and self.p_best < CONTESTED
 
 
-def rate_responses(comparisons: Comparisons, prompts: tuple[str, ...], found: RaterModel | None = None) -> list[PromptRatings]:
-    """Ratings of the responses of every prompt with a comparison, in the order of ``prompts``; ``found`` where it is known
+def rate_responses(comparisons: Comparisons, prompts: tuple[str, ...], model: RaterModel | None = None) -> list[PromptRatings]:
+    """Ratings of the responses of every prompt with a comparison, in the order of ``prompts``; ``model`` where it is known
     already."""
-    found = found or fit_raters(comparisons)
+    model = model or fit_raters(comparisons)
     ballots = np.unique(np.stack([comparisons.prompt, comparisons.ballot]), axis=1)[0]
     votes = np.bincount(ballots, minlength=len(prompts))
     rated = []
-    for prompt, group in zip(found.blocks.prompts.tolist(), found.blocks.groups(), strict=True):
-        ratings, covariance = found.strengths[group], found.columns[group][:, : len(group)]
+    for prompt, group in zip(model.blocks.prompts.tolist(), model.blocks.groups(), strict=True):
+        ratings, covariance = model.strengths[group], model.columns[group][:, : len(group)]
         order = np.argsort(-ratings, kind="stable")
         k = len(order)
-        own = np.diag(covariance)
-        between = np.sqrt(np.maximum(own[:, None] + own[None, :] - 2 * covariance, 0))
+        variance = np.diag(covariance)
+        between = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2 * covariance, 0))
         reach = stats.norm.ppf((1 + 0.95 ** (1 / max(k - 1, 1))) / 2) * between  # Šidák 1967
         centre = np.eye(k) - 1 / k
         first, second = order[0], order[min(1, k - 1)]

@@ -43,7 +43,7 @@ def read_any_judgments(path: Path) -> list[Judgment]:
     if first.hash:
         return read_judgments(path)
     judgments = list(read_jsonl(path, Judgment))
-    return read_judgments(path) if any(one.hash for one in judgments) else judgments
+    return read_judgments(path) if any(judgment.hash for judgment in judgments) else judgments
 
 
 def read_votes(path: Path, responses: Path | None = None, *, models: bool = False) -> Votes:
@@ -63,13 +63,13 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
     if source is None:
         if models:
             raise InputError(
-                "judgments name responses and not models; give --responses FILE (there is no responses.jsonl beside)", file=place
+                "judgments name responses and not models; give --responses FILE (responses.jsonl is missing here)", file=place
             )
         return votes_of(judgments)
-    known = {one.id: one.model for one in read_jsonl(source, Response)}
-    missing = next((one for judgment in judgments for one in judgment.order if one not in known), None)
+    known = {response.id: response.model for response in read_jsonl(source, Response)}
+    missing = next((response for judgment in judgments for response in judgment.order if response not in known), None)
     if models and missing is not None:
-        raise InputError(f"does not hold response {missing!r}, which {place} judges; give the file with all of them", file=source)
+        raise InputError(f"response {missing!r} of {place} is missing; give the file with all responses", file=source)
     return votes_of(judgments, known)
 
 
@@ -101,7 +101,7 @@ class _Table:
     raters: Numbers = field(default_factory=Numbers)
     kinds: dict[int, str] = field(default_factory=dict)
     rows: list[tuple[int, int, int, int, int, float, float]] = field(default_factory=list)
-    said: Counter[str] = field(default_factory=Counter)
+    totals: Counter[str] = field(default_factory=Counter)
     by_prompt: bool = False
     counts: bool = False
 
@@ -116,14 +116,14 @@ def votes_of_rows(rows: Iterable[Row], path: Path) -> Votes:
         )
         _add_row(table, row, number, columns)
     if not table.rows:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in table.said.items())
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in table.totals.items())
         raise InputError("no comparison" + (f" ({reasons})" if reasons else "; give at least one row"), file=path)
     if sum(row[6] for row in table.rows) > MOST_VOTES:
         raise InputError(f"more than {MOST_VOTES:,} votes; give a sample of them", file=path)
     columns_of = np.array(table.rows, dtype=np.float64).T
     columns_of = np.repeat(columns_of, columns_of[6].astype(np.int64), axis=1)
     a, b, outcome, prompt, rater = columns_of[:5].astype(np.int64)
-    table.said["judgments"] = len(a)
+    table.totals["judgments"] = len(a)
     return _as_votes(table, a, b, outcome, prompt, rater, columns_of[5])
 
 
@@ -137,7 +137,7 @@ def _add_row(table: _Table, row: Row, number: int, columns: tuple[str | None, ..
     table.by_prompt = prompt_field is not None
     table.counts = table.counts or "wins_a" in row.values
     if reason := "same model" if a == b and counted else set_aside(row) or (None if counted else NO_VERDICT):
-        table.said[reason] += 1
+        table.totals[reason] += 1
         return
     prompt = table.prompts(_prompt_name(row, prompt_field)) if prompt_field else number
     rater = table.raters(_name(row, rater_field) if rater_field else NOBODY)
@@ -179,7 +179,7 @@ def _as_votes(table: _Table, a: Ints, b: Ints, outcome: Ints, prompt: Ints, rate
         question=np.zeros(len(a), dtype=np.int64), seconds=seconds, strength=np.zeros(len(a), dtype=np.int64),
         size=np.full(len(a), 2), ranked_in=np.repeat(ballots, 2), ranked=np.stack([a, b], axis=1).ravel(), rank=ranks.ravel(),
         x=x[pairs], y=y[pairs], outcome=(outcome * side)[pairs], shown=side[pairs], ballot=ballots[pairs],
-        said={**table.said, "both bad": int(bad.sum())}, in_order=not table.counts,
+        totals={**table.totals, "both bad": int(bad.sum())}, in_order=not table.counts,
     )  # fmt: skip
 
 

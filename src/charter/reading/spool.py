@@ -230,7 +230,7 @@ def prepare_prompts(
     with PromptSpool(place) as raw, PromptSpool(place) as spool:
         raw.extend(prompts)
         unique = raw.unique()
-        most = shorter()  # asked when the files have been read: a prompt that cannot be used is said before a model loads
+        most = shorter()  # called after the files were read: an unusable prompt is reported before a model loads
         fitting = unique if most is None else raw.shorter(unique, most)
         if len(set(crew.gather([content_id(raw.digest(), len(fitting))]))) > 1:
             raise InputError("the prompt files are not the same for all processes; put them where every machine reads them")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from charter.endpoints.settings import ENDPOINT_NAME, EndpointSettings
 from charter.recipe.settings import LoRASettings, Positive, Settings, Share, StageSettings, TrainingSettings
 from charter.recipe.source import File, ModelName, Source
+from charter.records import MinP, TopK, TopP
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.stages.feedback.settings import FeedbackSettings
 from charter.stages.prompts.settings import PromptSettings
@@ -39,7 +40,7 @@ class SharedTraining(Settings):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradients are clipped to this norm."""
     checkpoint_every: Positive | None = None
-    """Optimizer steps between checkpoints: the most that a kill can lose."""
+    """Optimizer steps between checkpoints: the most that a kill can lose. By time unless given."""
     warmup: Share | None = None
     """Share of the steps over which the learning rate rises, where a method has a schedule."""
 
@@ -51,6 +52,12 @@ class SharedSampling(Settings):
     """Of critiques, responses, rollouts and answers."""
     max_new_tokens: Positive | None = None
     """Longest text, in tokens."""
+    top_p: TopP | None = None
+    """Draw among the fewest likeliest tokens that make up this probability. Rollouts are never filtered."""
+    top_k: TopK | None = None
+    """Draw among so many likeliest tokens. Rollouts are never filtered."""
+    min_p: MinP | None = None
+    """Draw among the tokens at least this times as likely as the likeliest. Rollouts are never filtered."""
 
 
 class Recipe(Settings):

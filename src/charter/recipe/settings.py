@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from charter.records import Filters, MinP, TopK, TopP
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
@@ -47,6 +49,37 @@ class StageSettings(Settings):
             raise ValueError(f"{why}, so {name}{given[0]} would not be read; leave it out")
 
 
+class SamplingSettings(StageSettings):
+    """What every stage shares that samples texts which are not trained on by their own log-probabilities."""
+
+    temperature: NonNegative = 1.0
+    """Of the texts; 0 takes the likeliest token."""
+    max_new_tokens: Positive = 96
+    """Longest text, in tokens."""
+    top_p: TopP | None = None
+    """Draw among the fewest likeliest tokens that make up this probability."""
+    top_k: TopK | None = None
+    """Draw among so many likeliest tokens."""
+    min_p: MinP | None = None
+    """Draw among the tokens at least this times as likely as the likeliest."""
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(**{name: getattr(self, name) for name in Filters.model_fields})
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Of all texts of the stage."""
+        return (self.temperature,)
+
+    @model_validator(mode="after")
+    def check_that_filters_are_read(self) -> SamplingSettings:
+        on = set(self.filters.model_dump(exclude_none=True))
+        if not any(self.temperatures):
+            self.refuse_unread(on, "temperature 0 takes the likeliest token")
+        return self
+
+
 class LoRASettings(Settings):
     rank: Positive = 16
     """Rank of the adapters on every linear layer."""
@@ -63,5 +96,6 @@ class TrainingSettings(StageSettings):
     """Tokens, padding included, that go through the model at once; memory, not learning, depends on it."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
-    checkpoint_every: Positive = 1
-    """Optimizer steps between checkpoints: the most that a kill can lose."""
+    checkpoint_every: Positive | None = None
+    """Optimizer steps between checkpoints. Unless given Charter goes by time: checkpoints take at most 5% of a stage's, and the
+    most that a kill can lose is printed at its start."""

@@ -198,7 +198,7 @@ class Stage:
                 temporary.write_text("".join(kept), encoding="utf-8")
 
     def progress(self, steps: Sequence[T], done: int = 0) -> Iterator[T]:
-        """The steps that are left, with a bar, a rate and the time to go."""
+        """The steps that are left, with count, rate and time to go on standard error (:mod:`charter.run.progress`)."""
         return track(steps, self.name, done=done, quiet=self.run.quiet)
 
 
@@ -258,7 +258,7 @@ class RecordLog(Generic[R]):
             last: deque[R] = deque(read_jsonl(self.path, self.kind) if follow and self.count else (), maxlen=1)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", newline="\n") as file, contextlib.closing(made()) as produced:
-                bar = track(batches, label, done=first, unit=batch_size, quiet=quiet)
+                bar = track(batches, label, done=first, unit=batch_size, total=len(items), quiet=quiet)
                 for _, records in zip(bar, produced, strict=True):
                     for record in records:
                         if ordinal >= self.count:

@@ -101,7 +101,7 @@ class Serving:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server stops
                 loop.call_soon_threadsafe(events.put_nowait, (number, event))
 
-        job = Job(prompt, length, emit, seed=seed, temperature=call.heat, top=top)
+        job = Job(prompt, length, emit, seed=seed, temperature=call.heat, filters=call.filters, top=top)
         return Choice(job, Writer(self.tokenizer, call.stops))
 
     async def written(

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from charter.models.chat_template import end_ids
+from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import make_decoder, pick
 from charter.models.trunk import REFERENCE, Trunk
+from charter.records import Filters
 
 Likeliest = tuple[tuple[int, float], ...]
 """Token ids with their log-probabilities (nats), the likeliest first."""
@@ -60,6 +62,7 @@ class Job:
     emit: Callable[[Drawn | Scored | Broken], None]
     seed: int = 0
     temperature: float = 1.0
+    filters: Filters = ALL_TOKENS
     top: int = 0
     cancelled: bool = field(default=False, init=False)
 
@@ -82,7 +85,8 @@ class Group:
 
     def step(self) -> bool:
         """Draw one token for every row; whether any row is unfinished."""
-        choice = draw_tokens(self.logits, self.uniforms[:, self.step_number], self.temperature)
+        filters = [job.filters for job in self.jobs]
+        choice = draw_tokens(self.logits, self.uniforms[:, self.step_number], self.temperature, filters)
         self.step_number += 1
         logprobs = torch.log_softmax(self.logits.float(), dim=-1)
         chosen = logprobs.gather(1, choice.unsqueeze(1)).squeeze(1).tolist()
@@ -107,13 +111,16 @@ class Group:
         return True
 
 
-def draw_tokens(logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
-    """Tokens (B,) of logits (B, V), each row at its own temperature (B,); 0 takes the likeliest."""
+def draw_tokens(logits: Tensor, uniform: Tensor, temperature: Tensor, filters: Sequence[Filters]) -> Tensor:
+    """Tokens (B,) of logits (B, V), each row at its own temperature (B,), 0 for the likeliest, and with its own filters."""
     greedy = temperature == 0
     if bool(greedy.all()):
         return logits.float().argmax(dim=-1)
     scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(1)
-    drawn, _ = pick(scaled, uniform, 1.0)
+    drawn = torch.empty_like(uniform, dtype=torch.long)
+    for same in dict.fromkeys(filters):
+        rows = torch.tensor([each == same for each in filters], device=logits.device)
+        drawn[rows], _ = pick(scaled if bool(rows.all()) else scaled[rows], uniform[rows], 1.0, same)
     return torch.where(greedy, logits.float().argmax(dim=-1), drawn)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from charter.records import Message, Text
+from charter.records import Filters, Message, MinP, Text, TopK, TopP
 from charter.run.files import describe
 
 MAX_ROWS = 256  # responses to one request
@@ -30,7 +30,8 @@ class ApiError(Exception):
 
 # Fields that clients send with values that change nothing; any other value is refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_p": (None, 1), "presence_penalty": (None, 0), "frequency_penalty": (None, 0), "logit_bias": (None, {}),
+    "top_p": (None, 1), "top_k": (None, 0, -1), "min_p": (None, 0), "presence_penalty": (None, 0), "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
     "tools": (None, []), "tool_choice": (None, "none"), "response_format": (None, {"type": "text"}), "best_of": (None, 1),
     "suffix": (None, ""),
 }  # fmt: skip
@@ -42,12 +43,16 @@ class StreamOptions(BaseModel):
 
 
 class ApiRequest(BaseModel):
-    """The fields of both kinds of request. Sampling is by temperature alone: scores are those of the sampled distribution."""
+    """The fields of both kinds of request; ``top_k`` and ``min_p`` are vLLM's. Scores are of the model at temperature 1, whatever
+    the temperature and the filters."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     seed: int | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
@@ -70,6 +75,10 @@ class ApiRequest(BaseModel):
     @property
     def heat(self) -> float:
         return 1.0 if self.temperature is None else self.temperature
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
 
     @property
     def choices(self) -> int:

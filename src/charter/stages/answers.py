@@ -6,25 +6,22 @@ from collections.abc import Sequence
 
 from charter.constitution.revise import respond
 from charter.models.sampling.sampler import LocalSampler, Sampler
+from charter.recipe.settings import SamplingSettings
 from charter.records import Prompt, Response
 from charter.run.run import Stage
 
 
 def answer(
     stage: Stage, name: str, sampler: Sampler, prompts: Sequence[Prompt], *, k: int = 1, batch_size: int, seed: int,
-    what: str | None = None, temperature: float, max_new_tokens: int, label: str | None = None,
+    settings: SamplingSettings, what: str | None = None, label: str | None = None,
 ) -> list[Response]:  # fmt: skip
-    """K responses to each prompt, in the file ``name``, prompt by prompt, ``batch_size`` responses at once. The seeds of the
-    draws derive from ``seed``, ``what`` (the stage unless given) and the prompt."""
+    """K responses to each prompt, in the file ``name``, prompt by prompt, ``batch_size`` responses at once, sampled as
+    ``settings`` say. The seeds of the draws derive from ``seed``, ``what`` (the stage unless given) and the prompt."""
     return stage.rows(name, Response).work(
         list(prompts),
         max(1, batch_size // k),
         lambda batch: [
-            response
-            for group in respond(
-                sampler, batch, seed=seed, what=what or stage.name, k=k, temperature=temperature, max_new_tokens=max_new_tokens
-            )
-            for response in group
+            response for group in respond(sampler, batch, settings, seed=seed, what=what or stage.name, k=k) for response in group
         ],
         rows_per_item=k,
         by_all=isinstance(sampler, LocalSampler),

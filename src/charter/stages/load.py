@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from charter.endpoints.endpoint import SHORT_ANSWER
 from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
 from charter.models.llama.weights import KEPT_ROLES
-from charter.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
+from charter.models.logprobs import BLOCK_ELEMENTS, CACHE_ELEMENTS, KEPT_ELEMENTS
 from charter.models.precision import DTYPES
 from charter.models.sampling.sampler import READ_TOKENS
 from charter.models.shape import FLOAT, Shape
@@ -27,6 +27,7 @@ DECODING = 160e6
 PROGRAM_FLOAT32 = 450e6
 DECODING_FLOAT32 = 50e6
 PROGRAM_GPU = 850e6
+PEFT = 55e6
 TURNS = (("kv_cache",), ("activations", "layer_at_hand"), ("reading",), ("merged_copy",), ("saved_copy",))
 
 
@@ -67,6 +68,14 @@ class Load:
     gpu: bool = False
     asked: dict[str, Asked] = field(default_factory=dict)
     """Requests to endpoints, by name."""
+    roles: int = 0
+    """Roles of the trained trunk that compute."""
+    idle: bool = False
+    """Whether the base is held and computes nothing."""
+    checkpoint: float = 0
+    """Bytes of a checkpoint: parameters and two moments."""
+    left_behind: float = 0
+    """Bytes of the models that stay on the disk."""
 
     def ask(self, endpoint: Source, n: float, read: float, written: float) -> None:
         """``n`` requests to an endpoint, each with so many tokens read and written."""
@@ -81,16 +90,17 @@ class Load:
             self.sample(shapes[str(name)], n, prompt, new, rows)
 
     def choose_with(self, name: Source, shapes: Shapes, n: float, question: float, written: int) -> None:
-        """``n`` questions whose answer is read by a named model, or asked of an endpoint that writes so many tokens."""
+        """``n`` questions whose answer, of two, is read by a named model, or asked of an endpoint that writes so many tokens."""
         if name.kind == "endpoint":
             self.ask(name, n, question, written)
         else:
-            self.choose(shapes[str(name)], n, question)
+            self.choose(shapes[str(name)], n, question, 2)
 
-    def choose(self, shape: Shape, n: float, question: float) -> None:
-        """``n`` questions that a model reads, a micro-batch of them at once, to choose among listed answers."""
+    def choose(self, shape: Shape, n: float, question: float, options: float) -> None:
+        """``n`` questions that a model reads, a micro-batch of them at once, to choose among so many listed answers."""
         self.score(shape, n * question)
-        self.cache(shape, read=min(n * question, max(READ_TOKENS, question)), rows=0)
+        read = min(n * question, max(READ_TOKENS, question))
+        self.cache(shape, read=read, rows=round(read / max(question, 1) * options))
 
     def cache(self, shape: Shape, *, read: float, rows: int, new: int = 0) -> None:
         """Keys and values: of the tokens that are ``read`` at once, with the activations of a layer, or later of ``rows`` texts
@@ -102,10 +112,12 @@ class Load:
         most = max((read * kept + at_once * passing) * width, (read + rows * new) * kept * width + choosing)
         self.memory["kv_cache"] = max(self.memory.get("kv_cache", 0), most)
 
-    def hold_named(self, shapes: Shapes, *names: Source) -> None:
-        """The models of these names, each once; a model behind an endpoint takes no memory here."""
-        for name in sorted({str(name) for name in names if name.kind != "endpoint"}):
-            self.hold(shapes[name], 1)
+    def hold_named(self, counted: Counted, *names: Source) -> None:
+        """The models of these names, each once; a model behind an endpoint takes no memory here, and without fine-tuning `sft` is
+        the base in the first round."""
+        same = {"sft": "base"} if counted.recipe.sft is None and counted.recipe.rounds == 1 else {}
+        for name in sorted({same.get(str(name), str(name)) for name in names if name.kind != "endpoint"}):
+            self.hold(counted.shapes[name], 1)
 
     def hold_classifiers(self, counted: Counted, sources: Iterable[Source]) -> None:
         """The classifiers among the sources of a reward or of measures, in float32."""
@@ -142,13 +154,19 @@ class Load:
         """Whole models in memory that are not trained."""
         self.memory["weights"] = self.memory.get("weights", 0) + models * shape.bytes
 
-    def train(self, shape: Shape, lora: LoRASettings | None, roles: int, *, scores: bool = False) -> None:
-        """Trained roles: full copies or adapters, each with gradients and two Adam moments. ``scores``: of a reward model."""
+    def train(
+        self, shape: Shape, lora: LoRASettings | None, roles: int, *, scores: bool = False, reference: bool = False
+    ) -> None:
+        """Trained roles: full copies or adapters, each with gradients and two Adam moments. ``scores``: of a reward model;
+        ``reference``: the base computes too."""
         size = (shape.adapter(lora) if lora else shape.parameters) * FLOAT * roles
-        self.lora = lora is not None
+        self.lora, self.roles, self.idle = lora is not None, roles + reference, not reference
         self.memory["weights"] = self.memory.get("weights", 0) + size
         self.memory["gradients"] = size
         self.memory["adam"] = 2 * size
+        self.checkpoint = 3 * size
+        written = shape.parameters * (self.width if shape.quantized else FLOAT)
+        self.left_behind = size if scores else written + (shape.adapter(lora) * FLOAT if lora else 0)
         if lora and not scores:
             # Adapters are merged into a copy of the base when the result is saved, of 4-bit weights beside the GPU.
             width = FLOAT if not shape.quantized else 0 if self.gpu else self.width
@@ -158,14 +176,18 @@ class Load:
 
     def activate(
         self, shape: Shape, settings: TrainingSettings, rows: float, row: float, response: float, copies: int,
-        read: float = 0, passes: int = 1,
+        read: float = 0, passes: int = 1, siblings: int = 1,
     ) -> None:  # fmt: skip
         """Memory that backward needs for a micro-batch of at most the ``rows`` of an update: per token and layer some vectors
         of the hidden, key-value and inner width, and the logits at the scored positions: once where they are computed in
         blocks, else ``copies`` of them. ``read``: tokens that are read first, without gradients, a micro-batch at once;
-        ``passes``: roles that go forward before one backward pass through all."""
-        tokens = max(min(settings.tokens_per_micro_batch, rows * row), row)
-        scored = tokens * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
+        ``passes``: roles that go forward before one backward pass through all; ``siblings``: responses to a prompt, which stands
+        in a line once for all of them."""
+        whole = max(min(settings.tokens_per_micro_batch, rows * row), row)
+        shared = siblings if shape.fused else 1
+        tokens = whole * ((row - response) / shared + response) / max(row, 1)
+        scored = whole * min(response / max(row, 1), 1) * shape.vocabulary if copies else 0
+        table = shape.vocabulary * shape.hidden  # the matrix of the logits
         if not shape.fused or self.gpu:
             per_layer = 9 * shape.hidden + 3 * shape.kv_width + 3 * shape.inner
             layers = per_layer + shape.layers * shape.hidden if self.checkpointing else shape.layers * per_layer
@@ -174,7 +196,7 @@ class Load:
             weights = sum(math.prod(size) for size in shape.linear) * self.width if casts else 0
             logits = scored * copies * FLOAT
             if shape.plain and copies:  # the matrix as it is cast, and its gradient
-                logits = min(scored, KEPT_ELEMENTS) * self.width + shape.vocabulary * shape.hidden * (self.width + FLOAT)
+                logits = min(scored, KEPT_ELEMENTS) * self.width + table * (self.width + FLOAT)
             again = shape.layers if self.checkpointing else 1
             self.memory["activations"] = passes * (tokens * layers * FLOAT + logits + weights / again)
             return
@@ -183,16 +205,22 @@ class Load:
         passing = 4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
         kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
         inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
-        block = 3 * BLOCK_ELEMENTS * FLOAT
+        norms = 4 * CACHE_ELEMENTS * FLOAT
+        unkept = max(scored - KEPT_ELEMENTS, 0)
+        # The gradient of that matrix is added up in float32, a block's share in the precision of the products beside it.
+        of_table = table * (FLOAT + self.width) if copies and not self.lora else 0
         self.memory["activations"] = passes * (kept * self.width + inputs)
-        self.memory["layer_at_hand"] = tokens * passing + block
-        self.memory["reading"] = min(settings.tokens_per_micro_batch, read) * passing + block
+        self.memory["layer_at_hand"] = tokens * passing + min(unkept, BLOCK_ELEMENTS) * self.width + norms + of_table
+        reading = min(settings.tokens_per_micro_batch, read)
+        self.memory["reading"] = reading * passing + min(scored * bool(read), BLOCK_ELEMENTS) * self.width + norms
 
     def cast(self, shape: Shape) -> None:
-        """The copy of the weights in the precision of the products: of every model, or of the last two roles of a trunk."""
-        models = self.memory.get("weights", 0) // (shape.parameters * FLOAT)
+        """The copies of the weights in the precision of the products: of every model that computes, or of the last two roles of
+        a trunk."""
+        held = int(self.memory.get("weights", 0) // (shape.parameters * FLOAT))
         if shape.fused and not (self.gpu and self.trained and not self.generated):  # on a GPU for sampling alone
-            self.memory["cast_weights"] = (min(models + 1, KEPT_ROLES) if self.lora else models) * shape.parameters * self.width
+            models = min(self.roles, KEPT_ROLES) if self.lora else held - self.idle
+            self.memory["cast_weights"] = models * shape.parameters * self.width
 
     @property
     def program(self) -> float:
@@ -200,11 +228,12 @@ class Load:
         if self.gpu:
             return PROGRAM_GPU
         alone, decoding = (PROGRAM, DECODING) if self.width < FLOAT else (PROGRAM_FLOAT32, DECODING_FLOAT32)
-        return alone + (decoding if "kv_cache" in self.memory else 0)
+        return alone + (decoding if "kv_cache" in self.memory else 0) + PEFT * self.lora
 
     @property
     def peak_bytes(self) -> float:
-        """Sampling, training, reading and saving take turns: only the largest of their needs counts."""
+        """Sampling, training, reading and saving take turns: only the largest of their needs counts. Gradients count beside the
+        activations that they are made from, also in one micro-batch: measured, their blocks do not fit into the holes."""
         turns = [sum(self.memory.get(key, 0) for key in turn) for turn in TURNS]
         among = {key for turn in TURNS for key in turn}
         return self.program + max(turns) + sum(value for key, value in self.memory.items() if key not in among)
@@ -221,6 +250,7 @@ class Lengths:
     revision: float
     topic_question: float
     topics: float
+    n_topics: int
     comparison: float
     question: float
     context: float

@@ -13,6 +13,7 @@ from charter.endpoints.endpoint import EndpointSampler
 from charter.errors import InputError, MemoryFull
 from charter.models.load import pick_device
 from charter.models.memory import is_out_of_memory, let_go
+from charter.models.reward_trunk import load_reward_trunk
 from charter.models.sampling.sampler import LocalSampler, Sampler
 from charter.models.trunk import Trunk, load_trunk
 from charter.recipe.settings import LoRASettings, TrainingSettings
@@ -60,13 +61,13 @@ class Models:
         return Model("base", self.recipe.model, content_id([weights, quantization]) if quantization else weights)
 
     def trunk(self, path: str, lora: LoRASettings | None = None, *, writes: bool = True, trains: bool = False) -> Trunk:
-        """The model of a folder without roles of its own; loaded once per stage. ``writes`` as in ``load_trunk``; ``trains``:
-        it gets roles that learn, so several processes may divide it."""
+        """The model of a folder without roles of its own; loaded once per stage. ``writes``: it is not
+        only a reward model; ``trains``: it gets roles that learn, so several processes may divide it."""
         key = (path, lora)
         if key not in self._trunks:
-            self._trunks[key] = load_trunk(
-                path, device=self.device, lora=lora, seed=self.recipe.seed, writes=writes,
-                parallel=self.parallel if trains else "ddp", say=self.say, **self.recipe.loading,
+            self._trunks[key] = (load_trunk if writes else load_reward_trunk)(
+                path, device=self.device, lora=lora, seed=self.recipe.seed, parallel=self.parallel if trains else "ddp",
+                say=self.say, **self.recipe.loading,
             )  # fmt: skip
         return self._trunks[key]
 

@@ -51,11 +51,7 @@ class Preview:
 
     def respond(self, sampler: Sampler, prompts: Sequence[Prompt], stage: str, k: int = 1) -> list[list[Response]]:
         """K responses to each prompt, with the seeds and settings of a stage."""
-        settings = getattr(self.recipe, stage)
-        return respond(
-            sampler, prompts, seed=self.recipe.seed, what=stage, k=k, temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-        )  # fmt: skip
+        return respond(sampler, prompts, getattr(self.recipe, stage), seed=self.recipe.seed, what=stage, k=k)
 
 
 class Recorder(LocalSampler):

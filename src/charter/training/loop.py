@@ -15,8 +15,9 @@ from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.stages.rl.settings import RLSettings, RolloutSettings
+from charter.training.checkpoints import Checkpoints
 from charter.training.losses import token_kl
-from charter.training.optimizer import Optimizer, load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import Optimizer, scaling_of
 from charter.training.rewards import RewardSum, apply_missing_eos_penalty, make_kl_controller
 from charter.training.rollouts import (
     collect,
@@ -73,8 +74,8 @@ def steps(
         )
         for role, rate in learning_rates.items()
     }
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, extra = load_checkpoint(checkpoint, optimizers)
+    checkpoints = Checkpoints(stage, optimizers, settings.checkpoint_every)
+    first, extra = checkpoints.first, checkpoints.extra
     kl_controller = make_kl_controller(settings, extra) if isinstance(settings, RLSettings) else None
     reward.restore(extra)
     for log in ("metrics.jsonl", "rollouts.jsonl"):
@@ -122,5 +123,4 @@ def steps(
         if kl_controller:
             kl_controller.update(described["kl"], len(scores))
         reward.update(parts)
-        if (number + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, number + 1, optimizers, state())
+        checkpoints.after(number + 1, state())

@@ -1,21 +1,16 @@
-"""AdamW, its schedule, and checkpoints with everything that a stopped training needs to resume bit for bit."""
+"""AdamW with its schedule, and the state that a stopped training needs to resume bit for bit."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from charter.errors import GateError
 from charter.models.precision import RoleParameters
-from charter.models.sharded import CARD, is_divided, load_divided, put, save_divided
-from charter.run.files import atomic_path
+from charter.models.sharded import is_divided, put
 from charter.run.team import team
 from charter.training.zero import Zero
 
@@ -105,6 +100,11 @@ class Optimizer:
         self.skipped += 1
         return 0.0
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the parameters and both moments, of all processes."""
+        return sum(3 * p.numel() * p.element_size() for p in self.parameters.values())
+
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Parameters and moments by name."""
         found: dict[str, Tensor] = {}
@@ -184,48 +184,3 @@ def scaling_of(*optimizers: Optimizer) -> dict[str, float]:
     """What a step logs in float16: the smallest scale, and updates left out since the start. Nothing in other precisions."""
     scales = [one.scaler.get_scale() for one in optimizers if one.scaler is not None]
     return {"loss_scale": min(scales), "skipped_updates": sum(one.skipped for one in optimizers)} if scales else {}
-
-
-def save_checkpoint(path: Path, step: int, optimizers: Mapping[str, Optimizer], extra: Mapping[str, Any]) -> None:
-    """Write parameters, optimizer moments, the step and plain values, atomically: one file, or a folder beside it where the
-    parameters are divided among processes."""
-    from safetensors.torch import save_file
-
-    folder = path.with_suffix("")
-    tensors = {key: value for prefix, one in optimizers.items() for key, value in one.tensors(prefix).items()}
-    card: dict[str, Any] = {"step": step, "made": {prefix: one.made for prefix, one in optimizers.items()}, "extra": dict(extra)}
-    if scaled := {prefix: one for prefix, one in optimizers.items() if one.scaler is not None}:
-        card["scaling"] = {prefix: [one.scaler.state_dict(), one.skipped] for prefix, one in scaled.items() if one.scaler}
-    if any(map(is_divided, tensors.values())):
-        save_divided(folder, tensors, card)
-        if team().is_main:
-            path.unlink(missing_ok=True)
-    elif team().is_main:
-        with atomic_path(path) as temporary:
-            whole = {key: value.contiguous().cpu() for key, value in tensors.items()}
-            save_file(whole, temporary, metadata={"charter": json.dumps(card, sort_keys=True)})
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def load_checkpoint(path: Path, optimizers: Mapping[str, Optimizer]) -> tuple[int, dict[str, Any]]:
-    """The next step and the plain values of the last checkpoint; (0, {}) where there is none."""
-    from safetensors import safe_open
-
-    folder = path.with_suffix("")
-    divided, whole = team().on_main(lambda: ((folder / CARD).exists(), path.exists()))
-    if divided:
-        parameters = {f"{p}.{name}": value for p, one in optimizers.items() for name, value in one.parameters.items()}
-        card, tensors = load_divided(folder, parameters)
-    elif whole:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads(file.metadata()["charter"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping, only keys()
-    else:
-        return 0, {}
-    for prefix, optimizer in optimizers.items():
-        own = {key: value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
-        optimizer.restore(prefix, own, card["made"][prefix])
-        if optimizer.scaler is not None:
-            state, optimizer.skipped = card["scaling"][prefix]
-            optimizer.scaler.load_state_dict(state)
-    return card["step"], card["extra"]

@@ -43,9 +43,8 @@ def write_container(path: Path, columns: Mapping[str, str], rows: Iterable[Cells
 def _write_jsonl(path: Path, _: Mapping[str, str], rows: Iterable[Cells]) -> int:
     count = 0
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
+        for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is returned
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
     return count
 
 
@@ -54,9 +53,8 @@ def _write_csv(path: Path, columns: Mapping[str, str], rows: Iterable[Cells]) ->
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerow(columns)
-        for row in rows:
+        for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is returned
             writer.writerow([row[name] for name in columns])
-            count += 1
     return count
 
 
@@ -64,11 +62,17 @@ def _write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Cells]
     import pyarrow.parquet
 
     schema = arrow_schema(columns)
-    count = 0
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for batch in batches(rows):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            count += len(batch)
+        return _write_batches(writer, schema, rows)
+
+
+def _write_batches(writer: Any, schema: pyarrow.Schema, rows: Iterable[Cells]) -> int:
+    import pyarrow
+
+    count, left = 0, iter(rows)
+    while batch := [dict(row) for row in islice(left, BATCH)]:
+        writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+        count += len(batch)
     return count
 
 
@@ -76,11 +80,8 @@ def _write_dataset_folder(folder: Path, columns: Mapping[str, str], rows: Iterab
     import pyarrow
 
     schema = arrow_schema(columns)
-    count = 0
     with pyarrow.OSFile(str(folder / ARROW_FILE), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-        for batch in batches(rows):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            count += len(batch)
+        count = _write_batches(writer, schema, rows)
     # The library reads the columns' types from the Arrow file where `features` is missing.
     info = {"citation": "", "description": "", "features": None, "homepage": "", "license": ""}
     write_json(folder / "dataset_info.json", info)
@@ -123,13 +124,6 @@ def arrow_schema(columns: Mapping[str, str]) -> pyarrow.Schema:
     types = {"text": pyarrow.string(), "float": pyarrow.float64(), "int": pyarrow.int64(), "bool": pyarrow.bool_(),
              "messages": pyarrow.list_(message)}  # fmt: skip
     return pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
-
-
-def batches(rows: Iterable[Cells]) -> Iterator[list[dict[str, Any]]]:
-    """The rows in lists of at most BATCH."""
-    left = iter(rows)
-    while batch := [dict(row) for row in islice(left, BATCH)]:
-        yield batch
 
 
 def sha256_of(path: Path) -> str:

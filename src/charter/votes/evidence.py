@@ -1,4 +1,4 @@
-"""Prompts, responses and judgments as they lie in a folder, read from disk when they are asked for.
+"""Prompts, responses and judgments of a folder, read from disk when they are needed.
 
 A folder of feedback holds ``prompts.jsonl``, ``responses.jsonl`` and the chained ``judgments.jsonl``. Of a million records only
 ids and places are kept in memory. Judgments come in one order, whatever the order of the lines: prompts by their first
@@ -20,24 +20,24 @@ from typing import BinaryIO, Generic, NamedTuple, TypeVar
 from charter.errors import InputError
 from charter.records import Judgment, LabelSet, Prompt, Response
 from charter.run.files import parse_record, read_lines_with_offsets
-from charter.votes.judgments import judgment_hash
+from charter.votes.judgments import check_judgment, doubled, missing_link, repeated
 
 FILES = ("prompts.jsonl", "responses.jsonl", "judgments.jsonl")
-SETS = "sets.jsonl"  # what was asked; a folder of a label page has it, an imported one has not
+SETS = "sets.jsonl"  # the questions; only the folder of a label page has them
 CACHED = 4096  # records; the responses to one prompt stand in many judgments that follow each other
 
 R = TypeVar("R", Prompt, Response, LabelSet, Judgment)
 
 
-def same(one: Prompt | Response | LabelSet | Judgment, other: Prompt | Response | LabelSet | Judgment) -> bool:
+def same(first: Prompt | Response | LabelSet | Judgment, second: Prompt | Response | LabelSet | Judgment) -> bool:
     """Whether two records of one id can stand for each other. The id of a prompt is the hash of its messages, so that tags and
     source may differ; of responses the text has to be the same, of sets the question, of judgments everything."""
-    if isinstance(one, Response) and isinstance(other, Response):
-        return (one.prompt_id, one.text) == (other.prompt_id, other.text)
-    if isinstance(one, LabelSet) and isinstance(other, LabelSet):
-        asked = [(s.prompt_id, s.kind, sorted(s.response_ids), s.direction, s.role) for s in (one, other)]
-        return asked[0] == asked[1]
-    return isinstance(one, Prompt) or one == other
+    if isinstance(first, Response) and isinstance(second, Response):
+        return (first.prompt_id, first.text) == (second.prompt_id, second.text)
+    if isinstance(first, LabelSet) and isinstance(second, LabelSet):
+        questions = [(s.prompt_id, s.kind, sorted(s.response_ids), s.direction, s.role) for s in (first, second)]
+        return questions[0] == questions[1]
+    return isinstance(first, Prompt) or first == second
 
 
 class RecordFile(Mapping[str, R], Generic[R]):
@@ -63,7 +63,7 @@ class RecordFile(Mapping[str, R], Generic[R]):
         if record.id not in self.places:
             self.places[record.id] = place
         elif not same(self[record.id], record):
-            raise InputError(f"{self.kind.__name__.lower()} {record.id!r} is there twice, and the two differ",
+            raise InputError(f"duplicate {self.kind.__name__.lower()} {record.id!r}, and the two differ; keep one of them",
                              file=self.path, line=number, field="id")  # fmt: skip
 
     def close(self) -> None:
@@ -72,15 +72,15 @@ class RecordFile(Mapping[str, R], Generic[R]):
             self._file = None
 
     def __getitem__(self, key: str) -> R:
-        if (found := self._cache.get(key)) is None:
+        if (record := self._cache.get(key)) is None:
             if self._file is None:
                 self._file = open(self.path, "rb")  # noqa: SIM115 - closed with the mapping
             self._file.seek(self.places[key])
-            found = parse_record(self._file.readline().removeprefix(codecs.BOM_UTF8), self.kind, self.path)
+            record = parse_record(self._file.readline().removeprefix(codecs.BOM_UTF8), self.kind, self.path)
             if len(self._cache) >= CACHED:
                 self._cache.clear()
-            self._cache[key] = found
-        return found
+            self._cache[key] = record
+        return record
 
     def __contains__(self, key: object) -> bool:
         return key in self.places
@@ -115,34 +115,27 @@ class JudgmentFile(RecordFile[Judgment]):
         known = {link.hash for link in self.links.values()}
         for number, link in zip(lines, self.links.values(), strict=True):
             if link.prev and link.prev not in known:
-                raise InputError("the judgment before it is missing; a line was taken out", file=path, line=number,
-                                 field="prev_hash")  # fmt: skip
+                raise missing_link(path, number)
         lines.clear()
         self._shared.clear()
         self._names.clear()
 
     def add(self, record: Judgment, place: int, number: int) -> None:
         if record.id in self.places:
-            raise InputError(f"judgment {record.id} is there twice; merge files by their ids", file=self.path, line=number)
-        if record.hash != judgment_hash(record):
-            raise InputError("was changed after it was written: its hash is not that of its fields", file=self.path,
-                             line=number, field="hash")  # fmt: skip
-        if len(set(record.order)) < len(record.order):
-            raise InputError("names a response twice", file=self.path, line=number, field="order")
-        for response in record.ranks:
-            if response not in record.order:
-                raise InputError(f"ranks response {response!r}, which is not in its order", file=self.path, line=number,
-                                 field="ranks")  # fmt: skip
+            raise doubled(record.id, self.path, number)
+        check_judgment(record, self.path, number)
         try:
             prev = bytes.fromhex(record.prev_hash)
         except ValueError:
-            raise InputError("is no hash", file=self.path, line=number, field="prev_hash") from None
+            raise InputError(
+                "not a valid hash; take the file from a copy", file=self.path, line=number, field="prev_hash"
+            ) from None
         self.places[record.id] = place
         prev = self._shared.setdefault(prev, prev)
-        own = bytes.fromhex(record.hash)
+        digest = bytes.fromhex(record.hash)
         prompt_id, set_id = (self._names.setdefault(name, name) for name in (record.prompt_id, record.set_id))
         self.links[record.id] = _Link(
-            self._shared.setdefault(own, own), prev, prompt_id, set_id, record.supersedes
+            self._shared.setdefault(digest, digest), prev, prompt_id, set_id, record.supersedes
         )  # fmt: skip
         self._lines.append(number)
 
@@ -154,17 +147,23 @@ class JudgmentFile(RecordFile[Judgment]):
     def up_to(self, tips: Sequence[str]) -> set[str]:
         """Ids of the judgments that these tips close. InputError where one of them is not in the file."""
         by_hash = {link.hash.hex(): key for key, link in self.links.items()}
-        found: set[str] = set()
+        closed: set[str] = set()
         for tip in tips:
             while tip:
                 if tip not in by_hash:
-                    raise InputError(f"has no judgment with hash {tip[:16]}…; it is not the file of that manifest",
+                    raise InputError(f"no judgment has the hash {tip[:16]}…; this is not the file of that manifest",
                                      file=self.path)  # fmt: skip
-                if (key := by_hash[tip]) in found:
+                if (key := by_hash[tip]) in closed:
                     break
-                found.add(key)
+                closed.add(key)
                 tip = self.links[key].prev.hex()
-        return found
+        return closed
+
+    def repeats(self, among: set[str] | None = None) -> set[str]:
+        """Ids of the judgments that repeat a vote of another chain (:func:`charter.votes.judgments.repeated`)."""
+        keys = list(self.links if among is None else sorted(among, key=self.places.__getitem__))
+        chains = sum(not self.links[key].prev for key in keys)
+        return repeated(self[key] for key in keys) if chains > 1 else set()
 
     def in_order(self, among: set[str] | None = None) -> Iterator[Judgment]:
         """Judgments that no other one of those ``among`` (all, by default) supersedes, in the order of the datasets."""
@@ -186,7 +185,7 @@ class JudgmentFile(RecordFile[Judgment]):
 
 
 class Evidence:
-    """A folder of feedback, opened. ``roles``: what the sets that are no work are for (practice, quiz, gold, repeat)."""
+    """A folder of feedback, opened. ``roles``: the purpose of the sets that are not work (practice, quiz, gold, repeat)."""
 
     def __init__(self, judgments: Path) -> None:
         folder = judgments.parent
@@ -196,7 +195,7 @@ class Evidence:
         self.prompts = RecordFile(in_run if not prompts.exists() and in_run.exists() else prompts, Prompt)
         self.responses = RecordFile(folder / "responses.jsonl", Response)
         self.sets = RecordFile(folder / SETS, LabelSet) if (folder / SETS).exists() else None
-        self.roles = {one.id: one.role for one in (self.sets or {}).values() if one.role != "work"}
+        self.roles = {label_set.id: label_set.role for label_set in (self.sets or {}).values() if label_set.role != "work"}
 
     def __enter__(self) -> Evidence:
         return self
@@ -209,7 +208,7 @@ class Evidence:
     def prompt(self, judgment: Judgment) -> Prompt:
         """The prompt of a judgment. InputError where it is not in the file."""
         if judgment.prompt_id not in self.prompts:
-            raise InputError(f"has no prompt {judgment.prompt_id!r}, which judgment {judgment.id} names",
+            raise InputError(f"prompt {judgment.prompt_id!r} of judgment {judgment.id} is missing; add it",
                              file=self.prompts.path)  # fmt: skip
         return self.prompts[judgment.prompt_id]
 
@@ -220,7 +219,7 @@ class Evidence:
     def response(self, judgment: Judgment, response_id: str) -> Response:
         """A response that a judgment names. InputError where it is not in the file."""
         if response_id not in self.responses:
-            raise InputError(f"has no response {response_id!r}, which judgment {judgment.id} names",
+            raise InputError(f"response {response_id!r} of judgment {judgment.id} is missing; add it",
                              file=self.responses.path)  # fmt: skip
         return self.responses[response_id]
 

@@ -43,22 +43,22 @@ SCORE_COLUMNS = ("score", "rating")
 def export_feedback(
     source: Path, out: Path, format: str, selection: Selection, *, ratings: Path | None = None, tips: list[str] | None = None
 ) -> dict[str, Any]:
-    """Write judgments (a file, a folder of feedback, a run) or a file of pairs as a dataset, and its manifest beside it.
+    """Write judgments (a file, a folder of feedback, a run) or a file of pairs as a dataset with its manifest.
 
     Returns the manifest. ``tips`` cuts the judgments back to those that these hashes close. InputError where the source cannot be
     used, names responses that are missing, mixes signs, or holds nothing to export.
     """
     check_format(format, out)
     place = source if source.is_dir() else source.parent
-    own = (source, *(place / folder / name for folder in ("", "feedback", "prompts") for name in FILES))
-    if out.exists() and any(file.exists() and out.samefile(file) for file in own):
+    sources = (source, *(place / folder / name for folder in ("", "feedback", "prompts") for name in FILES))
+    if out.exists() and any(file.exists() and out.samefile(file) for file in sources):
         raise InputError("is a file of the source; name another --out", file=out)
     if (selection.soft == "ratings") != (ratings is not None):
         raise InputError("--soft-labels ratings and --ratings FILE belong together")
     judgments = find_judgments(source)
     if judgments is None and source.is_dir():
         if not (pairs := source / "feedback/pairs.jsonl").exists():
-            raise InputError("holds no judgments.jsonl; name a folder of feedback, a run, or a file of pairs", file=source)
+            raise InputError("judgments.jsonl is missing; name a folder of feedback, a run, or a file of pairs", file=source)
         source = pairs
     manifest: dict[str, Any] = {
         "charter": charter.__version__,
@@ -84,22 +84,22 @@ def export_again(source: Path, out: Path, manifest: Path, *, ratings: Path | Non
 
     InputError where the manifest or the source is another's, GateError where the bytes differ.
     """
-    found = read_json(manifest)
+    card = read_json(manifest)
     try:
-        filters = dict(found["filters"])
+        filters = dict(card["filters"])
         rated = filters.pop("ratings")
-        format, digest, tips = str(found["format"]), str(found["sha256"]), found.get("tips")
+        format, digest, tips = str(card["format"]), str(card["sha256"]), card.get("tips")
         if tips is not None and not (isinstance(tips, list) and all(isinstance(tip, str) for tip in tips)):
             raise InputError("is not a list of hashes", file=manifest, field="tips")
     except (TypeError, KeyError, ValueError):
-        raise InputError("no such file" if found is None else "is no manifest of an export", file=manifest) from None
+        raise InputError("no such file" if card is None else "not a manifest of charter export", file=manifest) from None
     selection = selection_of(filters, manifest)
     if rated is not None and (ratings is None or sha256_of(ratings) != rated):
         raise InputError(f"was made with a ratings file whose SHA-256 is {rated}; name it with --ratings", file=manifest)
     made = export_feedback(source, out, format, selection, ratings=ratings, tips=tips)
     if made["sha256"] != digest:
         raise GateError(f"{out}: SHA-256 {made['sha256']} is not that of the manifest, {digest}: the source is another one, or "
-                        f"charter {made['charter']} writes another form than {found.get('charter')}")  # fmt: skip
+                        f"charter {made['charter']} writes another form than {card.get('charter')}")  # fmt: skip
     return made
 
 
@@ -152,7 +152,7 @@ def _export_evidence(
     evidence: Evidence, out: Path, format: str, selection: Selection, among: set[str] | None, scores: dict[str, float] | None
 ) -> dict[str, Any]:
     if not evidence.judgments:
-        raise InputError("holds no judgment", file=evidence.judgments.path)
+        raise InputError("no judgment in it; label or import first", file=evidence.judgments.path)
     if format == RAW:
         return _write_raw(evidence, out, among)
     tally, layout = Tally(), LAYOUTS[format]
@@ -163,7 +163,7 @@ def _export_evidence(
             else aggregated_rows(evidence, selection, tally, among, scores)
         )
     elif selection.soft != "judgment":
-        raise InputError(f"--soft-labels {selection.soft} makes pairs; {format} holds what each rater said")
+        raise InputError(f"--soft-labels {selection.soft} makes pairs, and {format} keeps the votes of each rater; leave it out")
     else:
         views = {"labels": label_rows, "groups": group_rows, "attempts": attempt_rows}
         rows = views[layout.kind](evidence, selection, tally, among)
@@ -176,10 +176,10 @@ def _export_pairs(source: Path, out: Path, format: str, selection: Selection) ->
         raise InputError("is a file of pairs; filters and soft labels need the judgments behind them", file=source)
     if format == RAW or LAYOUTS[format].kind in ("groups", "attempts"):
         raise InputError(f"is a file of pairs; {format} needs the judgments behind them", file=source)
-    found = read_pairs(source)
+    loaded = read_pairs(source)
     tally, layout = Tally(), LAYOUTS[format]
-    tally.left_out.update(found.excluded)
-    pairs = rows_of_pairs(found.pairs)
+    tally.left_out.update(loaded.excluded)
+    pairs = rows_of_pairs(loaded.pairs)
     count = _write(out, layout, pairs if layout.kind == "pairs" else labels_of_pairs(pairs), tally, str(source))
     return {"source": {"kind": "pairs", "sha256": sha256_of(source)}, "rows": count,
             "left_out": tally.summary()["left_out"]}  # fmt: skip
@@ -189,14 +189,14 @@ def _write(out: Path, layout: Layout, rows: Iterator[Any], tally: Tally, source:
     def cells() -> Iterator[dict[str, Any]]:
         empty = True
         for row in rows:
-            if (found := layout.encode(row)) is None:
+            if (encoded := layout.encode(row)) is None:
                 tally.left_out[NO_TRANSCRIPT] += 1
             else:
                 empty = False
-                yield found
+                yield encoded
         if empty:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted((+tally.left_out).items()))
-            raise InputError("holds nothing to export" + (f" ({reasons})" if reasons else ""), file=source)
+            raise InputError("nothing to export" + (f" ({reasons})" if reasons else ""), file=source)
 
     count = write_container(out, layout.columns, cells())
     tally.left_out = +tally.left_out

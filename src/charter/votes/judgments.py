@@ -47,10 +47,24 @@ def follow(judgment: Judgment, last: Judgment | None) -> Judgment:
     return seal(judgment, last.hash if last else "")
 
 
-def tips(judgments: Iterable[Judgment]) -> list[str]:
-    """Hashes that no judgment follows, sorted: one for each machine that wrote since the last merge."""
-    judgments = list(judgments)
-    return sorted({judgment.hash for judgment in judgments} - {judgment.prev_hash for judgment in judgments})
+def check_judgment(judgment: Judgment, path: Path, line: int) -> None:
+    """InputError where a judgment of a chained file was changed, names a response twice, or ranks one that was not shown."""
+    if judgment.hash != judgment_hash(judgment):
+        raise InputError(
+            "was changed after it was written: its hash is not that of its fields", file=path, line=line, field="hash"
+        )
+    if len(set(judgment.order)) < len(judgment.order):
+        raise InputError("duplicate response; list every response once", file=path, line=line, field="order")
+    if unshown := [response for response in judgment.ranks if response not in judgment.order]:
+        raise InputError(f"ranks response {unshown[0]!r}, which is not in its order", file=path, line=line, field="ranks")
+
+
+def doubled(key: str, path: Path, line: int) -> InputError:
+    return InputError(f"duplicate judgment {key}; merge files with charter merge", file=path, line=line)
+
+
+def missing_link(path: Path, line: int) -> InputError:
+    return InputError("the judgment before it is missing; a line was taken out", file=path, line=line, field="prev_hash")
 
 
 def read_judgments(path: Path) -> list[Judgment]:
@@ -58,16 +72,13 @@ def read_judgments(path: Path) -> list[Judgment]:
     judgments = list(read_jsonl(path, Judgment))
     known = {judgment.hash for judgment in judgments}
     seen: set[str] = set()
-    for number, judgment in enumerate(judgments, start=1):
+    for line, judgment in enumerate(judgments, start=1):
         if judgment.id in seen:
-            raise InputError(f"judgment {judgment.id} is there twice; merge files by their ids", file=path, line=number)
+            raise doubled(judgment.id, path, line)
         seen.add(judgment.id)
-        if judgment.hash != judgment_hash(judgment):
-            raise InputError("was changed after it was written: its hash is not that of its fields", file=path,
-                             line=number, field="hash")  # fmt: skip
+        check_judgment(judgment, path, line)
         if judgment.prev_hash and judgment.prev_hash not in known:
-            raise InputError("the judgment before it is missing; a line was taken out", file=path, line=number,
-                             field="prev_hash")  # fmt: skip
+            raise missing_link(path, line)
     return judgments
 
 
@@ -76,3 +87,39 @@ def current(judgments: Iterable[Judgment]) -> list[Judgment]:
     judgments = list(judgments)
     replaced = {judgment.supersedes for judgment in judgments if judgment.supersedes}
     return [judgment for judgment in judgments if judgment.id not in replaced]
+
+
+NOT_CONTENT = {"id", "supersedes", "prev_hash", "hash"}
+
+
+def repeated(judgments: Iterable[Judgment]) -> set[str]:
+    """Ids of the judgments that another chain has as well: two exports of one tool that were imported and merged.
+
+    The same vote has the same rater, items, answer and timings. Within a chain, a rater who answered twice in the same way has
+    two votes; of several chains, the one with the most copies of a vote keeps them.
+    """
+    chain_of: dict[str, str] = {}  # hash of a judgment to the hash that its chain begins with
+    links: dict[str, str] = {}
+    copies: dict[bytes, list[tuple[str, str]]] = {}  # content to ids and hashes
+    for judgment in judgments:
+        links[judgment.hash] = judgment.prev_hash
+        content = judgment.model_dump_json(exclude=NOT_CONTENT)
+        copies.setdefault(hashlib.sha256(content.encode()).digest(), []).append((judgment.id, judgment.hash))
+
+    def beginning(key: str) -> str:
+        path = []
+        while key not in chain_of and links.get(key):
+            path.append(key)
+            key = links[key]
+        first = chain_of.get(key, key)
+        chain_of.update(dict.fromkeys(path, first))
+        return first
+
+    drop: set[str] = set()
+    for same in copies.values():
+        by_chain: dict[str, list[str]] = {}
+        for key, digest in same if len(same) > 1 else ():
+            by_chain.setdefault(beginning(digest), []).append(key)
+        groups = sorted(map(sorted, by_chain.values()))
+        drop |= {key for keys in groups if keys is not max(groups, key=len) for key in keys}
+    return drop

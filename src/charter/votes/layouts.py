@@ -1,7 +1,7 @@
 """The columns of each dataset that is exported, as the libraries that read it name them.
 
 A layout turns a row into cells; a container (JSONL, CSV, Parquet, a folder of the ``datasets`` library) holds them. No cell is
-ever null: a text that is not there is "" and a strength that nobody gave is 0, so that a column has one type whatever comes
+ever null: a missing text is "" and a missing strength is 0, so that a column has one type whatever comes
 first.
 """
 
@@ -114,24 +114,24 @@ def _grouped(row: GroupRow) -> Cells:
     return {
         "prompt": _messages(row.prompt.messages),
         "responses": [{"id": key, "model": model, "text": text} for key, model, text in row.responses],
-        "rankings": [_ranking(one) for one in row.rankings],
+        "rankings": [_ranking(judgment) for judgment in row.rankings],
         "group_id": row.prompt.id,
     }
 
 
-def _ranking(one: Judgment) -> Cells:
+def _ranking(judgment: Judgment) -> Cells:
     """``ranks`` stand in the order of ``order`` and are texts, because a column has one type: "1", "2" …, "F", or "" for none."""
-    toward_first = not (found := wins(one)) or found[0][0] == one.order[0]
+    toward_first = not (pairs := wins(judgment)) or pairs[0][0] == judgment.order[0]
     return {
-        "order": list(one.order),
-        "ranks": [str(one.ranks.get(response, "")) for response in one.order],
-        "strength": notches(one) * (1 if toward_first else -1),
-        "weight": soft_label(one.margin if len(one.order) == 2 else None),
-        "principle": one.principle or "",
-        "set_id": one.set_id,
-        "judgment_id": one.id,
-        "rater_id": one.rater_id,
-        "rater_kind": one.rater_kind,
+        "order": list(judgment.order),
+        "ranks": [str(judgment.ranks.get(response, "")) for response in judgment.order],
+        "strength": notches(judgment) * (1 if toward_first else -1),
+        "weight": soft_label(judgment.margin if len(judgment.order) == 2 else None),
+        "principle": judgment.principle or "",
+        "set_id": judgment.set_id,
+        "judgment_id": judgment.id,
+        "rater_id": judgment.rater_id,
+        "rater_kind": judgment.rater_kind,
     }
 
 

@@ -13,7 +13,8 @@ from charter.votes.evidence import FILES, SETS, Evidence, JudgmentFile, R, Recor
 
 
 def merge_folders(sources: Sequence[Path], out: Path) -> dict[str, int]:
-    """Merge folders of feedback (or their files of judgments) into a new folder; how many records of each kind it holds.
+    """Merge folders of feedback (or their files of judgments) into a new folder; how many records of each kind it holds, and how
+    many judgments are ``repeated``: the same vote from another export, which ratings, agreement and exports count once.
 
     Records are united by id and written in the order of the ids, so that any order of ``sources`` gives the same bytes.
     InputError where one id stands for two different records.
@@ -23,17 +24,18 @@ def merge_folders(sources: Sequence[Path], out: Path) -> dict[str, int]:
         for source in sources:
             judgments = find_judgments(source)
             if judgments is None:
-                raise InputError("holds no judgments.jsonl", file=source)
+                raise InputError("judgments.jsonl is missing; name a folder of feedback or its file of judgments", file=source)
             opened.append(stack.enter_context(Evidence(judgments)))
         if sets := [evidence.sets for evidence in opened if evidence.sets is not None]:
             _write_union(sets, folder / SETS)
-        return {
+        counts = {
             "prompts": _write_union([evidence.prompts for evidence in opened], folder / FILES[0]),
             "responses": _write_union([evidence.responses for evidence in opened], folder / FILES[1]),
             "judgments": _write_union(
-                [evidence.judgments for evidence in opened], folder / FILES[2], lambda one: held_by(one, opened)
+                [evidence.judgments for evidence in opened], folder / FILES[2], lambda judgment: held_by(judgment, opened)
             ),
         }
+        return counts | {"repeated": count_repeats(folder / FILES[2])}
 
 
 def merge_judgments(sources: Sequence[Path], out: Path) -> dict[str, int]:
@@ -43,7 +45,16 @@ def merge_judgments(sources: Sequence[Path], out: Path) -> dict[str, int]:
         for source in sources:
             opened.append(JudgmentFile(find_judgments(source) or source))
             stack.callback(opened[-1].close)
-        return {"judgments": _write_union(opened, temporary)}
+        return {"judgments": _write_union(opened, temporary), "repeated": count_repeats(temporary)}
+
+
+def count_repeats(path: Path) -> int:
+    """How many judgments of a file are votes that another one of its chains has as well; views count these once."""
+    judgments = JudgmentFile(path)
+    try:
+        return len(judgments.repeats())
+    finally:
+        judgments.close()
 
 
 def held_by(judgment: Judgment, opened: Sequence[Evidence]) -> None:

@@ -1,12 +1,12 @@
-"""What a judgment says about its responses: who beats whom, by how much, and which are good or bad on their own.
+"""What a judgment means for its responses: which beats which, by how much, and which are good or bad by themselves.
 
 The one place for the rules that every dataset follows:
 
 - the lower rank number wins, equal numbers are a tie, and a tie is no pair;
 - "F" (no answer at all) loses to every ranked response; two F are no pair;
 - a response without a rank loses to every ranked one and to nothing else;
-- under the direction ``more_harmful`` the first rank is the worst to train on, so the order is turned round. F says nothing about
-  harm there, and such a response takes part in no pair.
+- under the direction ``more_harmful`` the first rank is the worst to train on, so the order is turned round. F does not measure
+  harm, so such a response takes part in no pair.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ WEAKEST = 1
 def oriented(judgment: Judgment) -> Judgment:
     """The judgment as one of direction ``better``: itself, or turned round where the rater was asked for harm.
 
-    Ranks are numbered anew from 1, strength and margins change sign, edits are dropped (nobody says whether a rewrite under this
-    direction is the better text), and so are responses with an F. A single response was harmful (1) and becomes an F; whether one
-    without harm is any good is not known.
+    Ranks are numbered anew from 1, and strength and margins change sign. Edits are dropped (a rewrite under this direction need
+    not be the better text), and so are responses with an F. A single harmful response (1) becomes an F; a single harmless
+    response gets no rank, because it need not be good.
     """
     if judgment.direction != "more_harmful":
         return judgment
     order = tuple(response for response in judgment.order if judgment.ranks.get(response) != "F")
-    given = {response: rank for response, rank in judgment.ranks.items() if rank != "F"}
+    ranked = {response: rank for response, rank in judgment.ranks.items() if rank != "F"}
     ranks: dict[str, Rank] = {}
     if len(judgment.order) == 1:
-        ranks = dict.fromkeys(given, "F")
-    elif given:
-        levels = sorted(set(given.values()), reverse=True)
-        unranked = [response for response in order if response not in given]
-        ranks = {response: levels.index(rank) + (2 if unranked else 1) for response, rank in given.items()}
+        ranks = dict.fromkeys(ranked, "F")
+    elif ranked:
+        levels = sorted(set(ranked.values()), reverse=True)
+        unranked = [response for response in order if response not in ranked]
+        ranks = {response: levels.index(rank) + (2 if unranked else 1) for response, rank in ranked.items()}
         ranks |= dict.fromkeys(unranked, 1)
     turned = {
         "direction": "better", "order": order or judgment.order, "ranks": ranks, "edit": {},
@@ -52,22 +52,22 @@ def oriented(judgment: Judgment) -> Judgment:
 
 def wins(judgment: Judgment) -> list[tuple[str, str]]:
     """(chosen, rejected) response ids of every pair that the judgment decides, at most N choose 2, in the order shown."""
-    said = oriented(judgment)
-    found = []
-    for first, second in combinations(said.order, 2):
-        if _beats(said.ranks, first, second):
-            found.append((first, second))
-        elif _beats(said.ranks, second, first):
-            found.append((second, first))
-    return found
+    judged = oriented(judgment)
+    pairs = []
+    for first, second in combinations(judged.order, 2):
+        if _beats(judged.ranks, first, second):
+            pairs.append((first, second))
+        elif _beats(judged.ranks, second, first):
+            pairs.append((second, first))
+    return pairs
 
 
 def ties(judgment: Judgment) -> list[tuple[str, str]]:
     """Pairs of responses with the same rank number, in the order shown."""
-    said = oriented(judgment)
-    ranks = said.ranks
+    judged = oriented(judgment)
+    ranks = judged.ranks
     return [
-        (first, second) for first, second in combinations(said.order, 2)
+        (first, second) for first, second in combinations(judged.order, 2)
         if isinstance(ranks.get(first), int) and ranks.get(first) == ranks.get(second)
     ]  # fmt: skip
 
@@ -78,31 +78,31 @@ def labels(judgment: Judgment) -> list[tuple[str, bool]]:
     A thumb up (a single response of rank 1) is good, an F is bad wherever it was given; of a ranking those are good that beat
     another and lose to none, and those bad that lose to another and beat none. What stands between says neither.
     """
-    said = oriented(judgment)
-    decided = wins(said)
+    judged = oriented(judgment)
+    decided = wins(judged)
     up, down = {winner for winner, _ in decided}, {loser for _, loser in decided}
-    found = []
-    for response in said.order:
-        rank = said.ranks.get(response)
+    marks = []
+    for response in judged.order:
+        rank = judged.ranks.get(response)
         if rank == "F" or (response in down and response not in up):
-            found.append((response, False))
-        elif (response in up and response not in down) or (rank == 1 and len(said.order) == 1):
-            found.append((response, True))
-    return found
+            marks.append((response, False))
+        elif (response in up and response not in down) or (rank == 1 and len(judged.order) == 1):
+            marks.append((response, True))
+    return marks
 
 
 def notches(judgment: Judgment) -> int:
-    """How strongly the better of two was preferred, 1 to 4; 0 where nobody said."""
+    """How strongly the better of two was preferred, 1 to 4; 0 without a strength."""
     return abs(judgment.strength or 0) if len(judgment.order) == 2 else 0
 
 
 def contradicts_itself(judgment: Judgment) -> bool:
     """Whether strength or margin names the other of two responses than the ranks do."""
-    said = oriented(judgment)
-    if len(judgment.order) != 2 or len(found := wins(said)) != 1:
+    judged = oriented(judgment)
+    if len(judgment.order) != 2 or len(pairs := wins(judged)) != 1:
         return False
-    sign = 1 if found[0][0] == said.order[0] else -1
-    return (said.strength or 0) * sign < 0 or (said.margin or 0) * sign < 0
+    sign = 1 if pairs[0][0] == judged.order[0] else -1
+    return (judged.strength or 0) * sign < 0 or (judged.margin or 0) * sign < 0
 
 
 def soft_label(margin: float | None, calibration: float = 1.0) -> float:
@@ -118,6 +118,6 @@ def margin_of(weight: float) -> float | None:
     return None if weight >= 1 else math.log(weight / (1 - weight))
 
 
-def _beats(ranks: Mapping[str, Rank], one: str, other: str) -> bool:
-    own, its = ranks.get(one), ranks.get(other)
-    return isinstance(own, int) and (not isinstance(its, int) or own < its)
+def _beats(ranks: Mapping[str, Rank], response: str, other: str) -> bool:
+    rank, other_rank = ranks.get(response), ranks.get(other)
+    return isinstance(rank, int) and (not isinstance(other_rank, int) or rank < other_rank)

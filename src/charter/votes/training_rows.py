@@ -1,7 +1,7 @@
 """Datasets as views of judgments: preference pairs, single responses that are good or bad, and rankings grouped by prompt.
 
 Nothing here is stored truth. What is left out is counted by reason, and a file that asks for less harm in one place and for
-more in another is refused until somebody says what to do with it.
+more in another is refused until the caller chooses what to do with it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from charter.votes.rankings import MARGINS, WEAKEST, contradicts_itself, labels,
 from charter.votes.winners import NO_VERDICT
 
 SUPERSEDED = "superseded by a later judgment"
+REPEATED = "the same vote in another export"
 WEAK = "preferred by the weakest notch only"
 CONTRADICTION = "strength and ranks name different responses"
 HARMFUL = "asked for the more harmful response"
@@ -71,9 +72,19 @@ class Tally:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """Where a row comes from."""
+
+    principle: str = ""
+    judgment_id: str = ""
+    rater_id: str = ""
+    rater_kind: str = ""
+
+
 @dataclass(frozen=True)
-class PairRow:
-    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 where nobody said."""
+class PairRow(_Origin):
+    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 without a strength."""
 
     prompt: Prompt
     chosen: str
@@ -82,24 +93,16 @@ class PairRow:
     weight: float = 1.0
     margin: float = 0.0
     strength: int = 0
-    principle: str = ""
-    judgment_id: str = ""
-    rater_id: str = ""
-    rater_kind: str = ""
 
 
 @dataclass(frozen=True)
-class LabelRow:
+class LabelRow(_Origin):
     """A single response that is good or bad, and where that comes from."""
 
     prompt: Prompt
     completion: str
     label: bool
     group_id: str
-    principle: str = ""
-    judgment_id: str = ""
-    rater_id: str = ""
-    rater_kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,28 +127,31 @@ class AttemptRow:
 
 
 def _by_whom(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[Judgment]:
-    """The current judgments of the raters that are asked for, on sets that are work, in the order of the datasets."""
+    """The current judgments of the selected raters, on sets for work, in the order of the datasets."""
     n = len(evidence.judgments) if among is None else len(among)
+    repeats = evidence.judgments.repeats(among)
     current = 0
-    for one in evidence.judgments.in_order(among):
+    for judgment in evidence.judgments.in_order(among):
         current += 1
-        if role := evidence.roles.get(one.set_id):
+        if judgment.id in repeats:
+            tally.left_out[REPEATED] += 1
+        elif role := evidence.roles.get(judgment.set_id):
             tally.left_out[f"a set for {role}"] += 1
-        elif selection.rater_kinds and one.rater_kind not in selection.rater_kinds:
-            tally.left_out[f"rater kind {one.rater_kind}"] += 1
-        elif one.rater_id in selection.without_raters:
-            tally.left_out[f"rater {one.rater_id}"] += 1
+        elif selection.rater_kinds and judgment.rater_kind not in selection.rater_kinds:
+            tally.left_out[f"rater kind {judgment.rater_kind}"] += 1
+        elif judgment.rater_id in selection.without_raters:
+            tally.left_out[f"rater {judgment.rater_id}"] += 1
         else:
-            yield one
+            yield judgment
     if n > current:
         tally.left_out[SUPERSEDED] += n - current
 
 
-def _count(one: Judgment, tally: Tally) -> None:
+def _count(judgment: Judgment, tally: Tally) -> None:
     tally.judgments += 1
-    tally.raters[one.rater_id, one.rater_kind] += 1
-    if one.instructions_hash:
-        tally.instructions.add(one.instructions_hash)
+    tally.raters[judgment.rater_id, judgment.rater_kind] += 1
+    if judgment.instructions_hash:
+        tally.instructions.add(judgment.instructions_hash)
 
 
 def selected(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[Judgment]:
@@ -154,45 +160,45 @@ def selected(evidence: Evidence, selection: Selection, tally: Tally, among: set[
     InputError where both signs are there and ``selection`` does not say what to do.
     """
     signs: dict[bool, str] = {}
-    for one in _by_whom(evidence, selection, tally, among):
-        harmful = one.direction == "more_harmful"
+    for judgment in _by_whom(evidence, selection, tally, among):
+        harmful = judgment.direction == "more_harmful"
         if harmful and selection.more_harmful == "leave-out":
             tally.left_out[HARMFUL] += 1
-        elif not one.has_verdict and not one.edit:
+        elif not judgment.has_verdict and not judgment.edit:
             tally.left_out[NO_VERDICT] += 1
         else:
-            first = signs.setdefault(harmful, one.id)
+            first = signs.setdefault(harmful, judgment.id)
             if len(signs) == 2 and selection.more_harmful == "refuse":
                 raise InputError(f"judgment {first} asks for the {'more harmful' if harmful else 'better'} response and "
                                  f"{signs[not harmful]} for the {'better' if harmful else 'more harmful'} one; say "
                                  "--more-harmful flip to turn those round or --more-harmful leave-out",
                                  file=evidence.judgments.path, field="direction")  # fmt: skip
-            if contradicts_itself(one):
+            if contradicts_itself(judgment):
                 tally.left_out[CONTRADICTION] += 1
                 continue
-            if harmful and one.edit:
+            if harmful and judgment.edit:
                 tally.left_out[OPPOSED] += 1
-            _count(one, tally)
+            _count(judgment, tally)
             tally.flipped += harmful
-            yield oriented(one)
+            yield oriented(judgment)
 
 
 def pair_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[PairRow]:
     """A row for each pair that a judgment decides, chosen first, and for each edit (the rewrite against the original)."""
-    for one in selected(evidence, selection, tally, among):
-        yield from _edits(evidence, one, tally)
-        decided = _decided(one, selection, tally)
-        tally.left_out[TIED] += len(ties(one))
+    for judgment in selected(evidence, selection, tally, among):
+        yield from _edits(evidence, judgment, tally)
+        decided = _decided(judgment, selection, tally)
+        tally.left_out[TIED] += len(ties(judgment))
         for chosen, rejected in decided:
             row = PairRow(
-                prompt=evidence.prompt(one),
-                chosen=evidence.text(one, chosen),
-                rejected=evidence.text(one, rejected),
-                group_id=one.set_id,
-                weight=soft_label(one.margin if len(one.order) == 2 else None, selection.calibration),
-                margin=MARGINS.get(notches(one), 0.0),
-                strength=notches(one),
-                **_provenance(one),
+                prompt=evidence.prompt(judgment),
+                chosen=evidence.text(judgment, chosen),
+                rejected=evidence.text(judgment, rejected),
+                group_id=judgment.set_id,
+                weight=soft_label(judgment.margin if len(judgment.order) == 2 else None, selection.calibration),
+                margin=MARGINS.get(notches(judgment), 0.0),
+                strength=notches(judgment),
+                **_provenance(judgment),
             )
             yield from _unless_identical(row, tally)
 
@@ -211,19 +217,21 @@ def aggregated_rows(
     chosen, those of the other side negative and those without a strength left out; it is never below 0. A pair with an even share
     is left out.
     """
-    for _, votes in groupby(selected(evidence, selection, tally, among), key=lambda one: (one.prompt_id, one.set_id)):
+    for _, votes in groupby(
+        selected(evidence, selection, tally, among), key=lambda judgment: (judgment.prompt_id, judgment.set_id)
+    ):
         shares: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}  # pair -> rater -> votes for the first of the two
         margins: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-        for one in votes:
-            yield from _edits(evidence, one, tally)
-            decided = [(pair, 1.0) for pair in _decided(one, selection, tally)]
-            for (winner, loser), share in [*decided, *((pair, 0.5) for pair in ties(one))]:
+        for judgment in votes:
+            yield from _edits(evidence, judgment, tally)
+            decided = [(pair, 1.0) for pair in _decided(judgment, selection, tally)]
+            for (winner, loser), share in [*decided, *((pair, 0.5) for pair in ties(judgment))]:
                 key = (min(winner, loser), max(winner, loser))
                 sign = 1 if key[0] == winner else -1
-                rater = shares.setdefault(key, {}).setdefault((one.rater_id, one.rater_kind), [])
+                rater = shares.setdefault(key, {}).setdefault((judgment.rater_id, judgment.rater_kind), [])
                 rater.append(share if sign == 1 else 1 - share)
-                if share != 0.5 and notches(one):
-                    margins[key].append(sign * MARGINS[notches(one)])
+                if share != 0.5 and notches(judgment):
+                    margins[key].append(sign * MARGINS[notches(judgment)])
         for key, by_rater in shares.items():
             p = sum(sum(theirs) / len(theirs) for theirs in by_rater.values()) / len(by_rater)
             if scores is not None:
@@ -237,58 +245,60 @@ def aggregated_rows(
             chosen, rejected = key if p > 0.5 else key[::-1]
             towards = sum(margins[key]) / len(margins[key]) if margins[key] else 0.0
             row = PairRow(
-                prompt=evidence.prompt(one),
-                chosen=evidence.text(one, chosen),
-                rejected=evidence.text(one, rejected),
-                group_id=one.set_id,
+                prompt=evidence.prompt(judgment),
+                chosen=evidence.text(judgment, chosen),
+                rejected=evidence.text(judgment, rejected),
+                group_id=judgment.set_id,
                 weight=round(max(p, 1 - p), 12),
                 margin=max(0.0, towards if p > 0.5 else -towards),
-                principle=one.principle or "",
+                principle=judgment.principle or "",
             )
             yield from _unless_identical(row, tally)
 
 
 def label_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[LabelRow]:
     """A row for each response that a judgment calls good or bad on its own (:func:`charter.votes.rankings.labels`)."""
-    for one in selected(evidence, selection, tally, among):
-        if _too_weak(one, selection):
+    for judgment in selected(evidence, selection, tally, among):
+        if _too_weak(judgment, selection):
             tally.left_out[WEAK] += 1
             continue
-        alone = [(response, good) for response, good in labels(one) if response not in one.edit]
-        texts = [(evidence.text(one, response), good) for response, good in alone]
-        for row in _edits(evidence, one, tally):
+        alone = [(response, good) for response, good in labels(judgment) if response not in judgment.edit]
+        texts = [(evidence.text(judgment, response), good) for response, good in alone]
+        for row in _edits(evidence, judgment, tally):
             texts += [(row.chosen, True), (row.rejected, False)]
         tally.left_out[TIED] += not texts
         for text, good in texts:
-            yield LabelRow(evidence.prompt(one), text, good, one.set_id, **_provenance(one))
+            yield LabelRow(evidence.prompt(judgment), text, good, judgment.set_id, **_provenance(judgment))
 
 
 def group_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[GroupRow]:
-    """A row for each prompt, with all its responses that were judged and what each rater said of them."""
+    """A row for each prompt, with all its judged responses and the rankings of each rater."""
 
     def ranked() -> Iterator[Judgment]:
-        for one in selected(evidence, selection, tally, among):
-            tally.left_out[EDITED] += len(one.edit)
-            if one.has_verdict:
-                yield one
+        for judgment in selected(evidence, selection, tally, among):
+            tally.left_out[EDITED] += len(judgment.edit)
+            if judgment.has_verdict:
+                yield judgment
 
-    for _, judgments in groupby(ranked(), key=lambda one: one.prompt_id):
+    for _, judgments in groupby(ranked(), key=lambda judgment: judgment.prompt_id):
         rankings = tuple(judgments)
-        keys = dict.fromkeys(response for one in rankings for response in one.order)
-        found = [evidence.response(rankings[0], key) for key in keys]
-        yield GroupRow(evidence.prompt(rankings[0]), tuple((r.id, r.model, r.text) for r in found), rankings)
+        keys = dict.fromkeys(response for judgment in rankings for response in judgment.order)
+        responses = [evidence.response(rankings[0], key) for key in keys]
+        yield GroupRow(evidence.prompt(rankings[0]), tuple((r.id, r.model, r.text) for r in responses), rankings)
 
 
 def attempt_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[AttemptRow]:
     """A row for each judgment of a single dialogue that has a rating among its flags, as red-team attempts have."""
-    for one in _by_whom(evidence, selection, tally, among):
-        flags = one.flags.get(one.order[0], [])
-        if len(one.order) != 1 or not any(flag.startswith("rating=") for flag in flags):
+    for judgment in _by_whom(evidence, selection, tally, among):
+        flags = judgment.flags.get(judgment.order[0], [])
+        if len(judgment.order) != 1 or not any(flag.startswith("rating=") for flag in flags):
             tally.left_out[NO_ATTEMPT] += 1
             continue
-        _count(one, tally)
-        response = evidence.response(one, one.order[0])
-        yield AttemptRow(evidence.prompt(one), response.text, response.model, one.rater_id, one.comment, tuple(flags))
+        _count(judgment, tally)
+        response = evidence.response(judgment, judgment.order[0])
+        yield AttemptRow(
+            evidence.prompt(judgment), response.text, response.model, judgment.rater_id, judgment.comment, tuple(flags)
+        )
 
 
 def rows_of_pairs(pairs: Iterable[Pair]) -> Iterator[PairRow]:
@@ -302,7 +312,7 @@ def labels_of_pairs(rows: Iterable[PairRow]) -> Iterator[LabelRow]:
     """Each chosen response as a good one and each rejected one as a bad one."""
     for row in rows:
         for text, good in ((row.chosen, True), (row.rejected, False)):
-            yield LabelRow(row.prompt, text, good, row.group_id, row.principle)
+            yield LabelRow(row.prompt, text, good, row.group_id, principle=row.principle)
 
 
 def _too_weak(judgment: Judgment, selection: Selection) -> bool:

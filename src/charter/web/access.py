@@ -33,41 +33,10 @@ COOKIE = "charter_session"
 SESSION_DAYS = 30.0
 DAY = 86400.0
 
-COLOURS = [
-    "amber",
-    "azure",
-    "coral",
-    "ivory",
-    "jade",
-    "lilac",
-    "ochre",
-    "olive",
-    "pearl",
-    "ruby",
-    "sepia",
-    "teal",
-    "umber",
-    "violet",
-]
-ANIMALS = [
-    "badger",
-    "crane",
-    "dolphin",
-    "finch",
-    "gecko",
-    "heron",
-    "ibis",
-    "koala",
-    "lynx",
-    "marten",
-    "newt",
-    "otter",
-    "plover",
-    "raven",
-    "stoat",
-    "tapir",
-    "wren",
-]
+COLOURS = ["amber", "azure", "coral", "ivory", "jade", "lilac", "ochre", "olive", "pearl", "ruby", "sepia", "teal", "umber",
+           "violet"]  # fmt: skip
+ANIMALS = ["badger", "crane", "dolphin", "finch", "gecko", "heron", "ibis", "koala", "lynx", "marten", "newt", "otter", "plover",
+           "raven", "stoat", "tapir", "wren"]  # fmt: skip
 
 
 class RequestRefused(Exception):
@@ -195,8 +164,8 @@ class Access:
             db.execute(t.sessions.delete().where(t.sessions.c.token_hash == visitor.session))
 
     def leave_elsewhere(self, visitor: Visitor, now: float) -> None:
-        """End the other sessions of this person. The links of an owner end too, for every start prints a new one; a labeler's
-        goes on letting them in."""
+        """End the other sessions of this person. The links of an owner end too, for every start prints a new one; the link
+        of a labeler still works."""
         mine = t.invites.c.rater_id == visitor.rater_id
         with self.store.write() as db:
             others = t.sessions.c.invite_id.in_(sa.select(t.invites.c.id).where(mine))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from charter.records import Rank, clean_text
 from charter.web.project import LabelSettings
 from charter.web.store import Handout, RaterAnswer, pairs_and_ties
-from charter.web.texts import cleaned
+from charter.web.texts import with_codes, without_codes
 from charter.web.words import PROBLEMS
 
 MAX_COMMENT, MAX_EDIT = 2000, 100_000
@@ -24,30 +24,31 @@ class BadAnswer(Exception):
 
 def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettings) -> RaterAnswer:
     """The answer of a form. BadAnswer where it is incomplete or says what the settings do not allow."""
-    one, order = handout.set, handout.order
+    label_set, order = handout.set, handout.order
     comment = text_of(form, "comment", MAX_COMMENT).strip()
     timings = timings_of(form)
-    if one.kind == "rank":
+    if label_set.kind == "rank":
         return RaterAnswer(ranking(form, order, settings), comment=comment, timings=timings)
-    if one.kind in ("pair", "redteam"):
+    if label_set.kind in ("pair", "redteam"):
         ranks, strength = comparison(form, order, settings)
         return RaterAnswer(ranks, strength, comment=comment, timings=timings)
     (response,) = order
     mark = form.get(f"rank:{response}", "")
-    if one.kind == "thumbs":
+    if label_set.kind == "thumbs":
         if mark not in ("1", "F"):
             raise BadAnswer("thumb")
         return RaterAnswer({response: 1 if mark == "1" else "F"}, comment=comment, timings=timings)
+    original = handout.responses[0].text
     edit = text_of(form, f"edit:{response}", MAX_EDIT)
-    rewritten = bool(edit.strip()) and edit != cleaned(handout.responses[0].text)  # as the page showed it
+    rewritten = bool(edit.strip()) and edit != with_codes(original)  # as the page showed it
     if mark == "1":
         if rewritten:
             raise BadAnswer("rewrite")
         return RaterAnswer({response: 1}, comment=comment, timings=timings)
     if not rewritten and mark != "F":
         raise BadAnswer("no rewrite")
-    return RaterAnswer({response: "F" if mark == "F" else 2}, edit={response: edit} if rewritten else {}, comment=comment,
-                       timings=timings)  # fmt: skip
+    rewrite = {response: without_codes(edit, original)} if rewritten else {}
+    return RaterAnswer({response: "F" if mark == "F" else 2}, edit=rewrite, comment=comment, timings=timings)
 
 
 def ranking(form: Mapping[str, str], order: tuple[str, ...], settings: LabelSettings) -> dict[str, Rank]:
@@ -110,15 +111,15 @@ def text_of(form: Mapping[str, str], name: str, limit: int) -> str:
 
 def timings_of(form: Mapping[str, str]) -> dict[str, float]:
     """Seconds of active work and until the first key, as the page measured them; what is no such number is left out."""
-    found = {}
+    timings = {}
     for name in ("active_s", "first_input_s"):
         try:
             seconds = float(form.get(name, ""))
         except ValueError:
             continue
         if math.isfinite(seconds) and 0 <= seconds <= 86400:
-            found[name] = round(seconds, 1)
-    return found
+            timings[name] = round(seconds, 1)
+    return timings
 
 
 def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank]) -> float:
@@ -126,14 +127,14 @@ def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank]) -> float
     response, and where no pair is left, the share of responses with the same mark."""
     keys = sorted(gold)
     pairs = [(relation(ranks, a, b), relation(gold, a, b)) for i, a in enumerate(keys) for b in keys[i + 1 :]]
-    asked = [(x, y) for x, y in pairs if x is not None or y is not None]
-    if not asked:
+    ordered = [(x, y) for x, y in pairs if x is not None or y is not None]
+    if not ordered:
         return sum((ranks.get(key) == "F") == (gold[key] == "F") for key in keys) / len(keys)
-    return sum(x == y for x, y in asked) / len(asked)
+    return sum(x == y for x, y in ordered) / len(ordered)
 
 
 def relation(ranks: Mapping[str, Rank], a: str, b: str) -> int | None:
-    """1 where ``a`` is ranked better than ``b``, -1 where worse, 0 for a tie. None where nothing is said of the two: neither has
-    a rank (two F among them). F and no rank are both below every rank."""
+    """1 where ``a`` is ranked better than ``b``, -1 where worse, 0 for a tie. None where neither has a rank
+    (two F among them). F and no rank are both below every rank."""
     places = [float(r) if isinstance(r, int) else math.inf for r in (ranks.get(a), ranks.get(b))]
     return None if places == [math.inf, math.inf] else (places[0] < places[1]) - (places[0] > places[1])

@@ -51,7 +51,7 @@ class Candidates:
 
     def _write(self, prompt: Prompt, dialogue: int) -> list[Response]:
         settings = self.settings
-        found: list[Response] = []
+        responses: list[Response] = []
         for number in range(5):
             if self.closed:
                 raise Busy
@@ -60,14 +60,14 @@ class Candidates:
             sample = sampler.generate([prompt.messages], [[seed]], temperature=settings.temperature,
                                       max_new_tokens=settings.max_new_tokens)[0][0]  # fmt: skip
             text = sample.text.replace("\x00", "")
-            one = Response(prompt_id=prompt.id, model=sampler.name, text=text, finish_reason=sample.finish_reason,
+            response = Response(prompt_id=prompt.id, model=sampler.name, text=text, finish_reason=sample.finish_reason,
                            generation=Generation(seed=seed, temperature=settings.temperature))  # fmt: skip
-            if len(found) == 1 and one.text == found[0].text and number < 4:
+            if len(responses) == 1 and response.text == responses[0].text and number < 4:
                 continue
-            found.append(one)
-            if len(found) == 2:
+            responses.append(response)
+            if len(responses) == 2:
                 break
-        return found if derive_seed(dialogue, prompt.id, "side") % 2 else found[::-1]
+        return responses if derive_seed(dialogue, prompt.id, "side") % 2 else responses[::-1]
 
     def close(self) -> None:
         """Nobody waits any more. An answer that is being written is written to its end, for a model cannot be interrupted."""

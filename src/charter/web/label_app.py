@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -142,13 +143,15 @@ def next_lesson(site: Site, visitor: Visitor, role: Lesson) -> Handout | None:
     """The first set of practice or quiz that this person has not answered, without those that they do not want to see."""
     with site.store.read() as db:
         done = set(db.scalars(sa.select(t.lessons.c.set_id).where(t.lessons.c.rater_id == visitor.rater_id)))
-    left = [one for one in site.lessons[role] if one.id not in done and not set(visitor.opt_out).intersection(one.tags)]
+    left = [
+        lesson for lesson in site.lessons[role] if lesson.id not in done and not set(visitor.opt_out).intersection(lesson.tags)
+    ]
     return lesson_handout(site, left[0]) if left else None
 
 
 def quiz_result(site: Site, visitor: Visitor) -> str:
     """Note whether a person passed, of whom nothing of the quiz is left to ask; "" where they answered nothing of it."""
-    answered = t.lessons.c.set_id.in_([one.id for one in site.lessons["quiz"]])
+    answered = t.lessons.c.set_id.in_([lesson.id for lesson in site.lessons["quiz"]])
     with site.store.write() as db:
         scores = list(db.scalars(sa.select(t.lessons.c.score).where(answered, t.lessons.c.rater_id == visitor.rater_id)))
         if not scores:
@@ -158,10 +161,9 @@ def quiz_result(site: Site, visitor: Visitor) -> str:
     return result
 
 
-def lesson_handout(site: Site, one: LabelSet) -> Handout:
-    label_set, prompt, responses = site.store.parts(one.id)
-    order = balanced_order(label_set.response_ids, 0, site.settings.seed)
-    return Handout(label_set, prompt, tuple(responses[key] for key in order), site.clock())
+def lesson_handout(site: Site, lesson: LabelSet) -> Handout:
+    order = balanced_order(lesson.response_ids, 0, site.settings.seed)
+    return site.store.handout(lesson.id, order, site.clock(), {})
 
 
 async def instructions_page(request: Request, visitor: Labeler) -> Response:
@@ -205,31 +207,31 @@ def show_lesson(site: Site, visitor: Visitor, role: Lesson, problem: str = "", d
         tags = sorted({tag for lesson in site.lessons["quiz"] for tag in site.warnings(lesson.tags)})
         return site.page("left_out.html", visitor, tags="; ".join(tags), test=True)
     if draft is not None:
-        handout = Handout(handout.set, handout.prompt, handout.responses, handout.shown, draft)
+        handout = replace(handout, draft=draft)
     return show_set(site, visitor, handout, role, problem=problem)
 
 
 async def lesson_answer(request: Request, visitor: Labeler) -> Response:
     site, role, form = site_of(request), lesson_of(request), request.state.form
-    one = next((one for one in site.lessons[role] if one.id == form.get("set_id")), None)
-    if one is None:
+    lesson = next((lesson for lesson in site.lessons[role] if lesson.id == form.get("set_id")), None)
+    if lesson is None:
         return to(f"/{role}")
-    handout = lesson_handout(site, one)
+    handout = lesson_handout(site, lesson)
     try:
         answer = read_answer(form, handout, site.settings)
     except BadAnswer as error:
         return show_lesson(site, visitor, role, str(error), form)
-    assert one.gold is not None
-    score = agreement_with(answer.ranks, one.gold)
-    mine = (t.lessons.c.set_id == one.id) & (t.lessons.c.rater_id == visitor.rater_id)
+    assert lesson.gold is not None
+    score = agreement_with(answer.ranks, lesson.gold)
+    mine = (t.lessons.c.set_id == lesson.id) & (t.lessons.c.rater_id == visitor.rater_id)
     with site.store.write() as db:
         if db.scalar(sa.select(t.lessons.c.score).where(mine)) is None:  # the first answer counts
-            db.execute(t.lessons.insert().values(set_id=one.id, rater_id=visitor.rater_id, role=role, score=score,
+            db.execute(t.lessons.insert().values(set_id=lesson.id, rater_id=visitor.rater_id, role=role, score=score,
                                                  answer=json.dumps(answer.ranks), created=site.clock()))  # fmt: skip
     if role == "quiz":
         return to("/quiz")
     return site.page("lesson.html", visitor, handout=handout, answer=answer.ranks, score=score,
-                     why=site.project.items.why.get(one.id, ""))  # fmt: skip
+                     why=site.project.items.why.get(lesson.id, ""))  # fmt: skip
 
 
 # -- the work ------------------------------------------------------------------------------------------------------------
@@ -239,11 +241,11 @@ def show_set(
     site: Site, visitor: Visitor, handout: Handout, mode: Literal["work", "practice", "quiz"], *, problem: str = "",
     was: str = "", status: int = 200,
 ) -> Response:  # fmt: skip
-    one = handout.set
+    label_set = handout.set
     return site.page(
         "label.html", visitor, status=422 if problem else status, handout=handout, mode=mode, problem=problem, was=was,
-        question=site.question(one.kind, one.direction), warnings=site.warnings(one.tags), progress=site.progress(),
-        own=site.own_progress(visitor.rater_id), draft=handout.draft,
+        question=site.question(label_set.kind, label_set.direction), warnings=site.warnings(label_set.tags),
+        progress=site.progress(), mine=site.own_progress(visitor.rater_id), draft=handout.draft,
     )  # fmt: skip
 
 
@@ -256,7 +258,7 @@ async def label_page(request: Request, visitor: Labeler) -> Response:
     was = request.query_params.get("was", "")
     handout = site.store.claim(visitor.rater_id, site.clock(), visitor.opt_out)
     if handout is None:
-        return site.page("done.html", visitor, progress=site.progress(), own=site.own_progress(visitor.rater_id), was=was)
+        return site.page("done.html", visitor, progress=site.progress(), mine=site.own_progress(visitor.rater_id), was=was)
     return show_set(site, visitor, handout, "work", was=was)
 
 
@@ -266,8 +268,7 @@ async def vote(request: Request, visitor: Labeler) -> Response:
     try:
         answer = read_answer(form, handout, site.settings)
     except BadAnswer as error:
-        with_draft = Handout(handout.set, handout.prompt, handout.responses, handout.shown, form)
-        return show_set(site, visitor, with_draft, "work", problem=str(error))
+        return show_set(site, visitor, replace(handout, draft=form), "work", problem=str(error))
     stored = site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read)
     site.changed()
     return to(f"/label?was={stored}")
@@ -282,8 +283,7 @@ async def skip(request: Request, visitor: Labeler) -> Response:
             raise BadAnswer("skip reason")
         comment = text_of(form, "comment", 2000).strip()
     except BadAnswer as error:
-        with_draft = Handout(handout.set, handout.prompt, handout.responses, handout.shown, form)
-        return show_set(site, visitor, with_draft, "work", problem=str(error))
+        return show_set(site, visitor, replace(handout, draft=form), "work", problem=str(error))
     answer = RaterAnswer({}, flags={handout.set.id: ["skipped", reason]}, comment=comment)
     stored = site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read, action="skip")
     site.changed()

@@ -20,7 +20,7 @@ from charter.records import Judgment, LabelSet, Prompt, Record, Response
 from charter.run.files import read_jsonl
 from charter.votes.judgments import read_judgments
 from charter.web import tables as t
-from charter.web.statements import add_records
+from charter.web.statements import add_records, add_slot
 from charter.web.store import Store, pairs_and_ties
 
 KINDS: dict[str, tuple[sa.Table, type[Record]]] = {
@@ -113,9 +113,9 @@ class Mirror:
         records = read_judgments(path) if kind is Judgment else list(read_jsonl(path, kind))
         with self.store.write() as db:
             if kind is Judgment:
-                take_in_judgments(db, [one for one in records if isinstance(one, Judgment)], path)
+                take_in_judgments(db, [record for record in records if isinstance(record, Judgment)], path)
             elif kind is LabelSet:
-                self.store.add_sets(db, [one for one in records if isinstance(one, LabelSet)])
+                self.store.add_sets(db, [record for record in records if isinstance(record, LabelSet)])
             else:
                 add_records(db, table, records)
             here = {record.id for record in records}  # type: ignore[attr-defined]
@@ -129,33 +129,33 @@ class Mirror:
         self.written[path.name] = last
 
 
-def take_in_judgments(db: sa.Connection, found: list[Judgment], path: Path) -> None:
+def take_in_judgments(db: sa.Connection, judgments: list[Judgment], path: Path) -> None:
     """Add judgments from a file that the database does not know, those of people with their slots.
 
     InputError where the file has another judgment under an id that is known.
     """
     known = {row.id: row.record for row in db.execute(sa.select(t.judgments.c.id, t.judgments.c.record))}
-    for number, one in enumerate(found, start=1):
-        if one.hash not in known.get(one.id, one.hash):
-            raise InputError(f"judgment {one.id} is not the one that was given; take the file from a copy, or remove it to have "
-                             "it written anew", file=path, line=number, field="id")  # fmt: skip
-    if not known and found:  # a folder without its database: its chain continues
-        db.execute(t.meta.update().where(t.meta.c.key == "tip").values(value=found[-1].hash))
-    replaced = {one.supersedes for one in found if one.supersedes}
-    for one in found:
-        if one.id in known:
+    for number, judgment in enumerate(judgments, start=1):
+        if judgment.hash not in known.get(judgment.id, judgment.hash):
+            raise InputError(f"judgment {judgment.id} differs from the one in the database; take the file from a copy, or remove "
+                             "it to have it written anew", file=path, line=number, field="id")  # fmt: skip
+    if not known and judgments:  # a folder without its database: its chain continues
+        db.execute(t.meta.update().where(t.meta.c.key == "tip").values(value=judgments[-1].hash))
+    replaced = {judgment.supersedes for judgment in judgments if judgment.supersedes}
+    for judgment in judgments:
+        if judgment.id in known:
             continue
-        marks = one.flags.get(one.set_id, [])
+        marks = judgment.flags.get(judgment.set_id, [])
         action = "withdrawn" if "withdrawn" in marks else "skip" if "skipped" in marks else "vote"
-        n_pairs, n_ties = pairs_and_ties(one.ranks)
-        current = one.id not in replaced
+        n_pairs, n_ties = pairs_and_ties(judgment.ranks)
+        current = judgment.id not in replaced
         db.execute(t.judgments.insert().values(
-            id=one.id, set_id=one.set_id, rater_id=one.rater_id, action=action, current=current,
-            created=one.timings.get("submitted", 0.0), seconds=one.timings.get("active_s"), n_pairs=n_pairs,
-            n_ties=n_ties, record=one.model_dump_json(),
+            id=judgment.id, set_id=judgment.set_id, rater_id=judgment.rater_id, action=action, current=current,
+            created=judgment.timings.get("submitted", 0.0), seconds=judgment.timings.get("active_s"), n_pairs=n_pairs,
+            n_ties=n_ties, record=judgment.model_dump_json(),
         ))  # fmt: skip
-        if current and action != "withdrawn" and one.rater_kind == "human":
-            fill_slot(db, one, "done" if action == "vote" else "skipped")
+        if current and action != "withdrawn" and judgment.rater_kind == "human":
+            fill_slot(db, judgment, "done" if action == "vote" else "skipped")
     older = sorted(replaced)
     for start in range(0, len(older), 500):
         db.execute(t.judgments.update().where(t.judgments.c.id.in_(older[start : start + 500])).values(current=False))
@@ -176,8 +176,7 @@ def fill_slot(db: sa.Connection, judgment: Judgment, state: str) -> None:
         db.execute(t.slots.update().where(t.slots.c.id == free).values(state=state, rater_id=judgment.rater_id))
         return
     role = db.scalar(sa.select(t.sets.c.role).where(t.sets.c.id == judgment.set_id)) or "work"
-    db.execute(t.slots.insert().values(set_id=judgment.set_id, role=role, priority=0.0, position=0.0, state=state,
-                                       extra=True, rater_id=judgment.rater_id))  # fmt: skip
+    add_slot(db, judgment.set_id, role, state, extra=True, rater_id=judgment.rater_id)
 
 
 def append(path: Path, lines: list[str]) -> None:

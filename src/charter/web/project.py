@@ -121,8 +121,8 @@ class LabelSettings(Settings):
         return self
 
     @property
-    def asked(self) -> Direction:
-        """The direction, where it is not given that of the kind."""
+    def asked_direction(self) -> Direction:
+        """The direction; without one in the settings, that of the kind."""
         return self.direction or ("more_harmless" if self.kind == "redteam" else "better")
 
 
@@ -196,16 +196,16 @@ def open_project(place: Path, out: Path | None = None) -> Project:
         folder = out or bare.with_name(f"{bare.with_suffix('').name}-label")
     settings = read_settings(folder / "label.yaml")
     items = Items()
-    own = folder / "responses.jsonl"
+    stored = folder / "responses.jsonl"
     if responses.is_file() or not place.is_dir():
         # What is asked stands there and nowhere else: the folder may remember answers that were sampled anew since.
         read_responses(responses, items)
-    elif own.is_file():
-        first = next(iter(read_rows(own)), None)
+    elif stored.is_file():
+        first = next(iter(read_rows(stored)), None)
         if first is not None and "prompt_id" not in first.values:
-            raise InputError(f"is a table, not the responses of a project; charter label {own} makes a project of it",
-                             file=own)  # fmt: skip
-        read_records(own, items)
+            raise InputError(f"is a table, not the responses of a project; charter label {stored} makes a project of it",
+                             file=stored)  # fmt: skip
+        read_records(stored, items)
     for key in used_otherwise(folder / "sets.jsonl"):
         items.responses.pop(key, None)
     items_of_kind = make_sets(items, settings)
@@ -214,7 +214,7 @@ def open_project(place: Path, out: Path | None = None) -> Project:
             read_known(folder / name, role, settings, items_of_kind)
     project = Project(folder, settings, items_of_kind)
     project.instructions()
-    if settings.kind != "redteam" and not any(one.role == "work" for one in items_of_kind.sets.values()):
+    if settings.kind != "redteam" and not any(label_set.role == "work" for label_set in items_of_kind.sets.values()):
         where = responses if responses.is_file() else folder
         least = 2 if settings.kind in ("rank", "pair") else 1
         raise InputError(f"nothing to label: a set of kind {settings.kind!r} needs at least {least} different responses to a "
@@ -249,7 +249,7 @@ def read_responses(path: Path, items: Items) -> None:
     rows = iter(read_rows(path))
     first = next(rows, None)
     if first is None:
-        raise InputError("the file has no response", file=path)
+        raise InputError("no response in it; give a table with the columns prompt and responses", file=path)
     if {"prompt_id", "text", "generation"} <= first.values.keys():
         read_records(path, items)
         return
@@ -268,13 +268,13 @@ def read_responses(path: Path, items: Items) -> None:
 def read_records(path: Path, items: Items) -> None:
     """Responses as stages write them; their prompts are beside the file or, in a run, in the stage of the prompts."""
     places = (path.with_name("prompts.jsonl"), path.parent.parent / "prompts/prompts.jsonl")
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    prompt_file = next((place for place in places if place.is_file()), None)
+    if prompt_file is None:
         raise InputError(f"its prompts are missing; put {places[0].name} beside it", file=path)
-    prompts = {prompt.id: prompt for prompt in read_jsonl(found, Prompt)}
+    prompts = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
     for number, response in enumerate(read_jsonl(path, Response), start=1):
         if response.prompt_id not in prompts:
-            raise InputError(f"unknown prompt {response.prompt_id!r}; add it to {found}", file=path, line=number,
+            raise InputError(f"unknown prompt {response.prompt_id!r}; add it to {prompt_file}", file=path, line=number,
                              field="prompt_id")  # fmt: skip
         items.add(prompts[response.prompt_id], [response])
 
@@ -282,8 +282,8 @@ def read_records(path: Path, items: Items) -> None:
 def prompt_of(row: Row) -> Prompt:
     present = [name for name in PROMPT_COLUMNS if row.values.get(name) not in (None, "") and name != "chosen"]
     if not present:
-        found = ", ".join(map(str, row.values)) or "none"
-        raise row.bad(f"the prompt is missing; add a column prompt or messages (columns here: {found})")
+        columns = ", ".join(map(str, row.values)) or "none"
+        raise row.bad(f"the prompt is missing; add a column prompt or messages (columns here: {columns})")
     name = present[0]
     if isinstance(row.values[name], dict):
         try:
@@ -305,21 +305,21 @@ def responses_of(row: Row, prompt: Prompt) -> list[Response]:
                 raise row.bad('is not a JSON list of texts, such as ["one", "two"]', "responses") from None
         if not isinstance(value, list):
             raise row.bad(f"is a {type(value).__name__}; use a list of texts", "responses")
-        given = [(f"responses.{i}", item) for i, item in enumerate(value)]
+        cells = [(f"responses.{i}", item) for i, item in enumerate(value)]
     elif row.values.get("chosen") is not None and row.values.get("rejected") is not None:
-        given = [(name, row.values[name]) for name in ("chosen", "rejected")]
+        cells = [(name, row.values[name]) for name in ("chosen", "rejected")]
     else:
-        given = [("response", row.values.get("response"))]
-    found = []
-    for number, (name, item) in enumerate(given):
-        own = item if isinstance(item, dict) else {"text": item}
+        cells = [("response", row.values.get("response"))]
+    responses = []
+    for number, (name, item) in enumerate(cells):
+        fields = item if isinstance(item, dict) else {"text": item}
         if isinstance(item, list):  # TRL's conversational form: one message of the assistant
-            own = {"text": item[-1].get("content")} if item and isinstance(item[-1], dict) else {}
-        place = Row({name: own.get("text"), "model": own.get("model")}, row.file, row.line)
+            fields = {"text": item[-1].get("content")} if item and isinstance(item[-1], dict) else {}
+        place = Row({name: fields.get("text"), "model": fields.get("model")}, row.file, row.line)
         text = place.text(name)
         if not text.strip():
             raise row.bad("is empty; remove it or write the response", name)
-        found.append(
+        responses.append(
             Response(
                 prompt_id=prompt.id,
                 model=place.optional("model") or model,
@@ -328,14 +328,16 @@ def responses_of(row: Row, prompt: Prompt) -> list[Response]:
                 generation=Generation(seed=number, temperature=0.0),
             )
         )
-    return found
+    return responses
 
 
 def used_otherwise(path: Path) -> set[str]:
     """Ids of responses that an earlier start wrote for gold, lessons or dialogues and not for the work itself."""
     known = list(read_jsonl(path, LabelSet)) if path.is_file() else []
-    work = {key for one in known if one.role == "work" and one.kind != "redteam" for key in one.response_ids}
-    return {key for one in known for key in one.response_ids} - work
+    work = {
+        key for label_set in known if label_set.role == "work" and label_set.kind != "redteam" for key in label_set.response_ids
+    }
+    return {key for label_set in known for key in label_set.response_ids} - work
 
 
 def make_sets(items: Items, settings: LabelSettings) -> Items:
@@ -350,9 +352,9 @@ def make_sets(items: Items, settings: LabelSettings) -> Items:
             if len(members) > MAX_RANKED:
                 raise InputError(f"prompt {prompt_id} ({prompt.last_turn[:40]!r}) has {len(members)} responses; at most "
                                  f"{MAX_RANKED} are ranked at once, kind: pair takes any number")  # fmt: skip
-            one = LabelSet(prompt_id=prompt_id, kind=settings.kind, response_ids=members, direction=settings.asked,
-                           target=settings.overlap, tags=prompt.tags)  # fmt: skip
-            items.sets[one.id] = one
+            label_set = LabelSet(prompt_id=prompt_id, kind=settings.kind, response_ids=members, tags=prompt.tags,
+                                 direction=settings.asked_direction, target=settings.overlap)  # fmt: skip
+            items.sets[label_set.id] = label_set
         items.left_out += not members_of_sets(ids, settings.kind)
     return items
 
@@ -362,7 +364,7 @@ def members_of_sets(ids: Sequence[str], kind: SetKind) -> list[tuple[str, ...]]:
         return [tuple(ids)] if len(ids) > 1 else []
     if kind == "pair":
         return list(combinations(ids, 2))
-    return [(one,) for one in ids] if kind in ("edit", "thumbs") else []
+    return [(key,) for key in ids] if kind in ("edit", "thumbs") else []
 
 
 def read_known(path: Path, role: Literal["practice", "quiz", "gold"], settings: LabelSettings, items: Items) -> None:
@@ -383,19 +385,20 @@ def read_known(path: Path, role: Literal["practice", "quiz", "gold"], settings: 
         if not isinstance(ranks, list) or len(ranks) != len(responses):
             raise row.bad(f'must be a list of {len(responses)} ranks, such as [1, 2, "F"]', "ranks")
         try:
-            one = LabelSet(prompt_id=prompt.id, kind=settings.kind, role=role, direction=settings.asked, tags=prompt.tags,
-                           response_ids=tuple(r.id for r in responses),
-                           gold={r.id: rank for r, rank in zip(responses, ranks, strict=True)})  # fmt: skip
+            label_set = LabelSet(
+                prompt_id=prompt.id, kind=settings.kind, role=role, direction=settings.asked_direction, tags=prompt.tags,
+                response_ids=tuple(r.id for r in responses), gold={r.id: rank for r, rank in zip(responses, ranks, strict=True)},
+            )  # fmt: skip
         except ValidationError:
             raise row.bad('invalid rank; give numbers from 1 and "F"', "ranks") from None
         items.add(prompt, responses)
-        items.sets[one.id] = one
-        items.why[one.id] = row.optional("why") or ""
+        items.sets[label_set.id] = label_set
+        items.why[label_set.id] = row.optional("why") or ""
 
 
 def wanted_slots(work: Sequence[LabelSet], overlap: float, seed: int) -> dict[str, int]:
     """Set id to its number of slots: the whole part of ``overlap``, and one more for the share that is left, by a draw."""
-    order = sorted(work, key=lambda one: derive_seed(seed, "overlap", one.id))
+    order = sorted(work, key=lambda label_set: derive_seed(seed, "overlap", label_set.id))
     whole = int(overlap)
     more = round((overlap - whole) * len(order))
-    return {one.id: whole + (number < more) for number, one in enumerate(order)}
+    return {label_set.id: whole + (number < more) for number, label_set in enumerate(order)}

@@ -43,13 +43,13 @@ def show_dialogue(
     site: Site, visitor: Visitor, problem: str = "", written: str = "", status: int = 422, form: dict[str, str] | None = None
 ) -> WebResponse:
     """The dialogue as it stands; with a problem under that status and with the text that was not sent."""
-    found, n_done = open_dialogue(site, visitor)
-    state = found[1] if found else None
+    dialogue, n_done = open_dialogue(site, visitor)
+    state = dialogue[1] if dialogue else None
     handout = waiting(state) if state and state["waiting"] else None
     return site.page(
         "red_team.html", visitor, status=status if problem else 200, state=state, handout=handout, problem=problem,
         written=written, warnings=site.warnings((TAG,)), n_done=n_done, left=site.settings.redteam.dialogues - n_done,
-        ratings=RATINGS, draft=form or {}, question=site.question("redteam", site.settings.asked),
+        ratings=RATINGS, draft=form or {}, question=site.question("redteam", site.settings.asked_direction),
         turns=0 if state is None else sum(m["role"] == "assistant" for m in state["messages"]),
     )  # fmt: skip
 
@@ -67,9 +67,9 @@ def open_dialogue(site: Site, visitor: Visitor) -> tuple[tuple[int, dict[str, An
 def waiting(state: dict[str, Any]) -> Handout:
     """The two candidates that wait for a choice."""
     turn = state["waiting"]
-    one = LabelSet.model_validate(turn["set"])
+    label_set = LabelSet.model_validate(turn["set"])
     prompt = Prompt.model_validate(turn["prompt"])
-    return Handout(one, prompt, tuple(Response.model_validate(r) for r in turn["responses"]), turn["shown"])
+    return Handout(label_set, prompt, tuple(Response.model_validate(r) for r in turn["responses"]), turn["shown"])
 
 
 async def say(request: Request, visitor: Labeler) -> WebResponse:
@@ -78,22 +78,22 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
     if TAG in visitor.opt_out:
         return to("/redteam")
     written = request.state.form.get("text", "")
-    found, n_done = open_dialogue(site, visitor)
+    dialogue, n_done = open_dialogue(site, visitor)
     settings = site.settings.redteam
     try:
         text = text_of(request.state.form, "text", MAX_TURN).strip()
         if not text:
             raise BadAnswer("turn")
-        if found is None and n_done >= settings.dialogues:
+        if dialogue is None and n_done >= settings.dialogues:
             raise BadAnswer("dialogues")
     except BadAnswer as error:
         return show_dialogue(site, visitor, str(error), written)
-    if found is None:
+    if dialogue is None:
         fresh: dict[str, Any] = {"messages": [], "waiting": None, "started": site.clock()}
         with site.store.write() as db:
             row = db.execute(t.dialogues.insert().values(rater_id=visitor.rater_id, state=json.dumps(fresh), open=True))
-        found = int((row.inserted_primary_key or (0,))[0]), fresh
-    key, state = found
+        dialogue = int((row.inserted_primary_key or (0,))[0]), fresh
+    key, state = dialogue
     before = json.dumps(state)
     if state["waiting"] is not None or sum(m["role"] == "assistant" for m in state["messages"]) >= settings.turns:
         return to("/redteam")
@@ -112,9 +112,9 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
     if responses[0].text == responses[1].text:  # nothing to choose between
         state["messages"].append({"role": "assistant", "content": responses[0].text})
     else:
-        one = LabelSet(prompt_id=prompt.id, kind="redteam", response_ids=tuple(r.id for r in responses),
-                       direction=site.settings.asked, tags=(TAG,))  # fmt: skip
-        state["waiting"] = {"set": one.model_dump(), "prompt": prompt.model_dump(), "shown": site.clock(),
+        label_set = LabelSet(prompt_id=prompt.id, kind="redteam", response_ids=tuple(r.id for r in responses),
+                       direction=site.settings.asked_direction, tags=(TAG,))  # fmt: skip
+        state["waiting"] = {"set": label_set.model_dump(), "prompt": prompt.model_dump(), "shown": site.clock(),
                             "responses": [r.model_dump() for r in responses]}  # fmt: skip
     with site.store.write() as db:
         stored = site.store.go_on(db, key, before, json.dumps(state))
@@ -126,10 +126,10 @@ async def say(request: Request, visitor: Labeler) -> WebResponse:
 async def choose(request: Request, visitor: Labeler) -> WebResponse:
     """The vote on the two candidates; the dialogue continues from the chosen one."""
     site, form = site_of(request), request.state.form
-    found, _ = open_dialogue(site, visitor)
-    if found is None or found[1]["waiting"] is None or found[1]["waiting"]["set"]["id"] != form.get("set_id"):
+    dialogue, _ = open_dialogue(site, visitor)
+    if dialogue is None or dialogue[1]["waiting"] is None or dialogue[1]["waiting"]["set"]["id"] != form.get("set_id"):
         return to("/redteam")
-    key, state = found
+    key, state = dialogue
     before = json.dumps(state)
     handout = waiting(state)
     try:
@@ -152,10 +152,10 @@ async def choose(request: Request, visitor: Labeler) -> WebResponse:
 async def end(request: Request, visitor: Labeler) -> WebResponse:
     """The person ends the dialogue and says what it was about and how far it got."""
     site, form = site_of(request), request.state.form
-    found, _ = open_dialogue(site, visitor)
-    if found is None:
+    dialogue, _ = open_dialogue(site, visitor)
+    if dialogue is None:
         return to("/redteam")
-    key, state = found
+    key, state = dialogue
     before = json.dumps(state)
     try:
         if form.get("rating") not in ("0", "1", "2", "3", "4"):

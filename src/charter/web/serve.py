@@ -84,11 +84,13 @@ def serve(
 
         # uvicorn sends itself the signal once more when it has ended, and by default that would kill the process with work left
         # to do here. What nohup ignores stays ignored.
-        ends = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
-        before = {one: signal.signal(one, end) for one in ends}
+        ends = [
+            number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, end) for number in ends}
         try:
             say(f"{place}/join/{token}")
             server.run(sockets=[door])
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)

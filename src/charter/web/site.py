@@ -1,4 +1,4 @@
-"""What every page of the label site shares: the project, its store, who is asking, and the way a page is written."""
+"""What every page of the label site shares: the project, its store, the visitor, and the templates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from charter.web.lead.retrain import Retrain
 from charter.web.mirror import Mirror
 from charter.web.project import Project, text_hash
 from charter.web.store import Store
-from charter.web.texts import HEAD, LONG, cleaned, rendered
+from charter.web.texts import HEAD, LONG, rendered, shown, with_codes
 
 if TYPE_CHECKING:
     from charter.models.sampling.sampler import Sampler
@@ -76,7 +76,9 @@ class Site:
             loader=PackageLoader("charter.web"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self.templates.filters |= {"cleaned": cleaned, "rendered": rendered, "letter": letter, "duration": readable_time}
+        self.templates.filters |= {
+            "shown": shown, "rendered": rendered, "with_codes": with_codes, "letter": letter, "duration": readable_time,
+        }  # fmt: skip
         self.templates.globals |= {
             "settings": self.settings, "LONG": LONG, "HEAD": HEAD, "NOTCHES": NOTCHES, "words": words,
             "WATCHES": WATCHES, "LEADS": LEADS, "LABELS": LABELS,

@@ -21,7 +21,7 @@ def take_statement(*, with_opt_out: bool) -> sa.Update:
     lease has run out, of a set that I have no slot of. Parameters me, now, until, out."""
     me, now = sa.bindparam("me", type_=sa.String), sa.bindparam("now", type_=sa.Float)
     slot, other = t.slots.alias("candidate"), t.slots.alias("other")
-    own = (
+    mine = (
         sa.select(slot.c.id)
         .where(slot.c.rater_id == me, slot.c.state == "open")
         .order_by(slot.c.lease_until.desc())
@@ -46,7 +46,7 @@ def take_statement(*, with_opt_out: bool) -> sa.Update:
         free = free.where(~sa.exists().where(t.set_tags.c.set_id == slot.c.set_id, t.set_tags.c.tag.in_(out)))
     return (
         t.slots.update()
-        .where(t.slots.c.id == sa.func.coalesce(own, free.scalar_subquery()))
+        .where(t.slots.c.id == sa.func.coalesce(mine, free.scalar_subquery()))
         .values(rater_id=me, lease_until=sa.bindparam("until", type_=sa.Float))
         .returning(t.slots.c.set_id)
     )
@@ -57,16 +57,22 @@ R = TypeVar("R", bound=Record)
 
 def add_records(db: sa.Connection, table: sa.Table, records: Iterable[R]) -> list[R]:
     """Insert the records whose ids are new, in the given order; those that were."""
-    given: dict[str, R] = {record.id: record for record in records}  # type: ignore[attr-defined]
-    ids = list(given)
+    new: dict[str, R] = {record.id: record for record in records}  # type: ignore[attr-defined]
+    ids = list(new)
     for start in range(0, len(ids), 500):
         for key in db.scalars(sa.select(table.c.id).where(table.c.id.in_(ids[start : start + 500]))):
-            del given[key]
-    own = [column.name for column in table.columns if column.name not in ("seq", "record")]
-    rows = [{name: getattr(one, name) for name in own} | {"record": one.model_dump_json()} for one in given.values()]
+            del new[key]
+    columns = [column.name for column in table.columns if column.name not in ("seq", "record")]
+    rows = [{name: getattr(record, name) for name in columns} | {"record": record.model_dump_json()} for record in new.values()]
     if rows:
         db.execute(table.insert(), rows)
-    return list(given.values())
+    return list(new.values())
+
+
+def add_slot(db: sa.Connection, set_id: str, role: str, state: str, **columns: Any) -> None:
+    """Insert a slot of a set: first in line and within the overlap unless ``columns`` say otherwise."""
+    values = {"priority": 0.0, "position": 0.0, "extra": False} | columns
+    db.execute(t.slots.insert().values(set_id=set_id, role=role, state=state, **values))
 
 
 KEY, ME = sa.bindparam("key", type_=sa.String), sa.bindparam("me", type_=sa.String)

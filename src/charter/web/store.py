@@ -1,4 +1,4 @@
-"""Slots, leases and votes: who is given which set, and what they said.
+"""Slots, leases and votes: which person gets which set, and the answer.
 
 All state is in the database, so a second process or a restart loses nothing. A vote and the end of its slot are one
 transaction; the judgment is sealed to the chain in it. The queries are short enough to run where the requests are answered.
@@ -34,6 +34,7 @@ from charter.web.statements import (
     TIP,
     TO_SHOW,
     add_records,
+    add_slot,
     tagged,
     take_statement,
 )  # fmt: skip
@@ -63,7 +64,7 @@ class Handout:
 
 @dataclass(frozen=True)
 class RaterAnswer:
-    """What a person said of one set, checked. ``ranks`` empty is no verdict."""
+    """The answer of a person to one set, checked. ``ranks`` empty is no verdict."""
 
     ranks: dict[str, Rank]
     strength: int | None = None
@@ -78,7 +79,7 @@ def balanced_order(ids: Sequence[str], number: int, seed: int) -> tuple[str, ...
     equally often, and follows every other one equally often. The design begins at a draw from the ids and ``seed``."""
     k = len(ids)
     start = derive_seed(seed, "order", *sorted(ids))
-    base = sorted(ids, key=lambda one: derive_seed(seed, "order", one))
+    base = sorted(ids, key=lambda key: derive_seed(seed, "order", key))
     row = (start + number) % (k if k % 2 == 0 else 2 * k)
     zigzag = [(i + 1) // 2 if i % 2 else (k - i // 2) % k for i in range(k)]  # 0, 1, K-1, 2, K-2, …
     order = tuple(base[(place + row) % k] for place in zigzag)
@@ -123,22 +124,22 @@ class Store:
             add_records(db, t.prompts, items.prompts.values())
             add_records(db, t.responses, items.responses.values())
             self.add_sets(db, items.sets.values())
-            for one in items.sets.values():
-                if one.gold is not None:  # a known answer may have been corrected since
-                    db.execute(t.sets.update().where(t.sets.c.id == one.id).values(record=one.model_dump_json()))
-            work = [one for one in items.sets.values() if one.role == "work"]
+            for label_set in items.sets.values():
+                if label_set.gold is not None:  # a known answer may have been corrected since
+                    db.execute(t.sets.update().where(t.sets.c.id == label_set.id).values(record=label_set.model_dump_json()))
+            work = [label_set for label_set in items.sets.values() if label_set.role == "work"]
             have: dict[str, list[sa.Row[Any]]] = {}
             for row in db.execute(sa.select(t.slots).where(t.slots.c.role == "work", ~t.slots.c.extra)):
                 have.setdefault(row.set_id, []).append(row)
             wanted = wanted_slots(work, settings.overlap, settings.seed)
-            order = sorted(work, key=lambda one: derive_seed(settings.seed, "position", one.id))
+            order = sorted(work, key=lambda label_set: derive_seed(settings.seed, "position", label_set.id))
             new, too_many = [], []
-            for position, one in enumerate(order):
-                rows = [row for row in have.get(one.id, ()) if row.state != "skipped"]
+            for position, label_set in enumerate(order):
+                rows = [row for row in have.get(label_set.id, ()) if row.state != "skipped"]
                 free = [row.id for row in rows if row.rater_id is None]
-                missing = wanted[one.id] - len(rows)
+                missing = wanted[label_set.id] - len(rows)
                 new += [
-                    {"set_id": one.id, "role": "work", "priority": one.priority, "position": float(position),
+                    {"set_id": label_set.id, "role": "work", "priority": label_set.priority, "position": float(position),
                      "state": "open", "extra": False}
                     for _ in range(missing)
                 ]  # fmt: skip
@@ -152,21 +153,21 @@ class Store:
 
     def add_sets(self, db: sa.Connection, sets: Iterable[LabelSet]) -> None:
         new = add_records(db, t.sets, sets)
-        tags = [{"set_id": one.id, "tag": tag} for one in new for tag in set(one.tags)]
+        tags = [{"set_id": label_set.id, "tag": tag} for label_set in new for tag in set(label_set.tags)]
         if tags:
             db.execute(t.set_tags.insert(), tags)
 
     def _parts(self, set_id: str) -> tuple[LabelSet, Prompt, dict[str, Response]]:
         """A set, its prompt and its responses by id. KeyError where there is no such set. They never change."""
         with self.read() as db:
-            found = db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == set_id))
-            if found is None:
+            record = db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == set_id))
+            if record is None:
                 raise KeyError(set_id)
-            one = LabelSet.model_validate_json(found)
-            prompt = db.scalar(sa.select(t.prompts.c.record).where(t.prompts.c.id == one.prompt_id))
-            rows = db.scalars(sa.select(t.responses.c.record).where(t.responses.c.id.in_(one.response_ids)))
+            label_set = LabelSet.model_validate_json(record)
+            prompt = db.scalar(sa.select(t.prompts.c.record).where(t.prompts.c.id == label_set.prompt_id))
+            rows = db.scalars(sa.select(t.responses.c.record).where(t.responses.c.id.in_(label_set.response_ids)))
             responses = [Response.model_validate_json(row) for row in rows]
-        return one, Prompt.model_validate_json(prompt or ""), {response.id: response for response in responses}
+        return label_set, Prompt.model_validate_json(prompt or ""), {response.id: response for response in responses}
 
     # -- leases ----------------------------------------------------------------------------------------------------------
 
@@ -186,17 +187,17 @@ class Store:
                     order, shown, draft = self._shown(db, set_id, rater_id, now)
             except self.taken_twice:
                 continue  # two tabs of one person took two slots of one set at once; one of them asks again
-            return self._handout(set_id, order, shown, draft)
+            return self.handout(set_id, order, shown, draft)
         return None
 
     def give_back(self, db: sa.Connection, rater_id: str, tags: Sequence[str]) -> None:
         """The sets with one of these tags that this rater holds and has not answered go to others."""
         if not tags:
             return
-        held = (t.slots.c.rater_id == rater_id, t.slots.c.state == "open", t.slots.c.set_id.in_(tagged(tags)))
-        own = (t.slots.c.role != "work") | t.slots.c.extra  # made for this rater alone
-        db.execute(t.slots.delete().where(*held, own))
-        db.execute(t.slots.update().where(*held).values(rater_id=None, lease_until=None))
+        open_slots = (t.slots.c.rater_id == rater_id, t.slots.c.state == "open", t.slots.c.set_id.in_(tagged(tags)))
+        private = (t.slots.c.role != "work") | t.slots.c.extra  # made for this rater alone
+        db.execute(t.slots.delete().where(*open_slots, private))
+        db.execute(t.slots.update().where(*open_slots).values(rater_id=None, lease_until=None))
 
     def _shown(self, db: sa.Connection, set_id: str, rater_id: str, now: float) -> tuple[Sequence[str], float, dict[str, str]]:
         """Order, time and draft of a set that this rater holds; the first time an order is dealt and kept."""
@@ -204,24 +205,25 @@ class Store:
         if row is not None:
             return json.loads(row[0]), row[1], json.loads(row[2] or "{}")
         record, before = TO_SHOW.first(db, key=set_id)
-        one = LabelSet.model_validate_json(record)
-        order = balanced_order(one.response_ids, before, self.settings.seed)
-        if one.role == "repeat":  # in another order than at first, or a liking for a place would look like constancy
-            order = self._other_way_round(db, one, rater_id) or order
+        label_set = LabelSet.model_validate_json(record)
+        order = balanced_order(label_set.response_ids, before, self.settings.seed)
+        if label_set.role == "repeat":  # in another order than at first, or a liking for a place would look like constancy
+            order = self._other_way_round(db, label_set, rater_id) or order
         SHOW.run(db, set_id=set_id, rater_id=rater_id, order=json.dumps(order), shown=now)
         return order, now, {}
 
-    def _other_way_round(self, db: sa.Connection, one: LabelSet, rater_id: str) -> tuple[str, ...] | None:
+    def _other_way_round(self, db: sa.Connection, label_set: LabelSet, rater_id: str) -> tuple[str, ...] | None:
         """The order in which the rater saw these responses before, reversed."""
         rows = db.scalars(sa.select(t.handouts.c.order).where(t.handouts.c.rater_id == rater_id))
         for order in map(json.loads, rows):
-            if sorted(order) == sorted(one.response_ids):
+            if sorted(order) == sorted(label_set.response_ids):
                 return tuple(reversed(order))
         return None
 
-    def _handout(self, set_id: str, order: Sequence[str], shown: float, draft: dict[str, str]) -> Handout:
-        one, prompt, responses = self.parts(set_id)
-        return Handout(one, prompt, tuple(responses[key] for key in order), shown, draft)
+    def handout(self, set_id: str, order: Sequence[str], shown: float, draft: dict[str, str]) -> Handout:
+        """A set with its responses in this order. KeyError where there is no such set."""
+        label_set, prompt, responses = self.parts(set_id)
+        return Handout(label_set, prompt, tuple(responses[key] for key in order), shown, draft)
 
     def _take(self, db: sa.Connection, rater_id: str, now: float, until: float, opt_out: tuple[str, ...]) -> str | None:
         mixed_in = self.settings.gold is not None or self.settings.repeat_share > 0
@@ -231,8 +233,8 @@ class Store:
                 return drawn
         if opt_out:
             values = {"me": rater_id, "now": now, "until": until, "out": list(opt_out)}
-            found: str | None = db.scalar(take_statement(with_opt_out=True), values)
-            return found
+            drawn_id: str | None = db.scalar(take_statement(with_opt_out=True), values)
+            return drawn_id
         taken: str | None = TAKE.value(db, me=rater_id, now=now, until=until)
         return taken
 
@@ -258,8 +260,7 @@ class Store:
             return None
         if set_id is None:
             return None
-        db.execute(t.slots.insert().values(set_id=set_id, role=role, priority=0.0, position=0.0, state="open",
-                                           extra=False, rater_id=rater_id, lease_until=until))  # fmt: skip
+        add_slot(db, set_id, role, "open", rater_id=rater_id, lease_until=until)
         return str(set_id)
 
     def _repeat(self, db: sa.Connection, rater_id: str, opt_out: Sequence[str]) -> str | None:
@@ -273,8 +274,8 @@ class Store:
             .order_by(mine.c.seq)
         ).scalars()  # fmt: skip
         answered = [LabelSet.model_validate_json(row) for row in rows]
-        for one in answered[: max(0, len(answered) - REPEAT_GAP)]:
-            repeat = LabelSet(**one.model_dump(exclude={"id", "role"}), role="repeat")
+        for label_set in answered[: max(0, len(answered) - REPEAT_GAP)]:
+            repeat = LabelSet(**label_set.model_dump(exclude={"id", "role"}), role="repeat")
             seen = db.scalar(sa.select(t.slots.c.id).where(t.slots.c.set_id == repeat.id, t.slots.c.rater_id == rater_id))
             if seen is None:
                 self._tip(db)
@@ -288,7 +289,7 @@ class Store:
             row = SHOWN.first(db, key=set_id, me=rater_id)
         if row is None:
             raise NotHandedOut(set_id)
-        return self._handout(set_id, json.loads(row[0]), row[1], json.loads(row[2] or "{}"))
+        return self.handout(set_id, json.loads(row[0]), row[1], json.loads(row[2] or "{}"))
 
     # -- votes -----------------------------------------------------------------------------------------------------------
 
@@ -316,12 +317,10 @@ class Store:
                 extra = not (role != "work" or self._take_back_slot(db, set_id, before[0]))
                 db.execute(t.slots.update().where(t.slots.c.id == before[0]).values(state=state))
             elif slot is None:
-                db.execute(t.slots.insert().values(set_id=set_id, role=role, priority=0.0, position=0.0, state=state,
-                                                   extra=True, rater_id=rater_id))  # fmt: skip
+                add_slot(db, set_id, role, state, extra=True, rater_id=rater_id)
             elif action == "skip" and role == "work" and not slot[3]:  # someone else is asked instead
                 db.execute(t.slots.update().where(t.slots.c.id == slot[0]).values(extra=True))
-                db.execute(t.slots.insert().values(set_id=set_id, role="work", priority=slot[1], position=slot[2],
-                                                   state="open", extra=False))  # fmt: skip
+                add_slot(db, set_id, "work", "open", priority=slot[1], position=slot[2])
             self._append(db, tip, rater_id, handout, answer, now, action, instructions_hash)
             if handout.draft:
                 db.execute(t.drafts.delete().where(t.drafts.c.set_id == set_id, t.drafts.c.rater_id == rater_id))
@@ -351,18 +350,18 @@ class Store:
         self, db: sa.Connection, tip: str, rater_id: str, handout: Handout, answer: RaterAnswer, now: float, action: str,
         instructions_hash: str,
     ) -> Judgment:  # fmt: skip
-        one = handout.set
-        before = BEFORE.value(db, key=one.id, me=rater_id)
+        label_set = handout.set
+        before = BEFORE.value(db, key=label_set.id, me=rater_id)
         if before is not None:
             db.execute(t.judgments.update().where(t.judgments.c.id == before).values(current=False))
         judgment = seal(
             Judgment(
                 id=ulid(int(now * 1000)),
-                set_id=one.id,
-                prompt_id=one.prompt_id,
+                set_id=label_set.id,
+                prompt_id=label_set.prompt_id,
                 rater_id=rater_id,
                 rater_kind="human",
-                direction=one.direction,
+                direction=label_set.direction,
                 order=handout.order,
                 instructions_hash=instructions_hash,
                 ranks=answer.ranks,
@@ -376,7 +375,7 @@ class Store:
             tip,
         )
         n_pairs, n_ties = pairs_and_ties(answer.ranks)
-        APPEND.run(db, id=judgment.id, set_id=one.id, rater_id=rater_id, action=action, current=True, created=now,
+        APPEND.run(db, id=judgment.id, set_id=label_set.id, rater_id=rater_id, action=action, current=True, created=now,
                    seconds=answer.timings.get("active_s"), n_pairs=n_pairs, n_ties=n_ties,
                    record=judgment.model_dump_json())  # fmt: skip
         NEW_TIP.run(db, tip=judgment.hash)
@@ -398,20 +397,21 @@ class Store:
             judgment = Judgment.model_validate_json(last.record)
             mine = (t.slots.c.set_id == judgment.set_id) & (t.slots.c.rater_id == rater_id)
             slot = db.execute(sa.select(t.slots.c.id, t.slots.c.state).where(mine)).first()
-            one = LabelSet.model_validate_json(db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == judgment.set_id)) or "")
-            if slot is None or one.kind == "redteam":  # a dialogue has gone on from the chosen candidate
+            label_set = LabelSet.model_validate_json(
+                db.scalar(sa.select(t.sets.c.record).where(t.sets.c.id == judgment.set_id)) or ""
+            )
+            if slot is None or label_set.kind == "redteam":  # a dialogue has gone on from the chosen candidate
                 return None
-            if slot.state == "skipped" and one.role == "work":  # the slot that was freed, if nobody took it
-                self._take_back_slot(db, one.id, slot.id)
+            if slot.state == "skipped" and label_set.role == "work":  # the slot that was freed, if nobody took it
+                self._take_back_slot(db, label_set.id, slot.id)
             until = now + 60 * self.settings.lease_minutes
             db.execute(t.slots.update().where(t.slots.c.id == slot.id).values(state="open", lease_until=until))
-            handout = Handout(one, self.parts(one.id)[1], tuple(self.parts(one.id)[2][k] for k in judgment.order),
-                              judgment.timings.get("shown", now))  # fmt: skip
-            self._append(db, tip, rater_id, handout, RaterAnswer({}, flags={one.id: ["withdrawn"]}), now, "withdrawn",
+            handout = self.handout(label_set.id, judgment.order, judgment.timings.get("shown", now), {})
+            self._append(db, tip, rater_id, handout, RaterAnswer({}, flags={label_set.id: ["withdrawn"]}), now, "withdrawn",
                          instructions_hash)  # fmt: skip
             if last.action == "vote":
-                self._save_draft(db, rater_id, one.id, form_of(judgment))
-            return one.id
+                self._save_draft(db, rater_id, label_set.id, form_of(judgment))
+            return label_set.id
 
     def save_draft(self, rater_id: str, set_id: str, form: Mapping[str, str]) -> None:
         """Keep the fields of an unfinished form. NotHandedOut where the set was never shown to this rater."""
@@ -428,35 +428,34 @@ class Store:
 
     def go_on(self, db: sa.Connection, dialogue: int, before: str, after: str, *, is_open: bool = True) -> bool:
         """Store a red-team dialogue where it is open and still as it was read (``before``, JSON); False where it is not: while a
-        model wrote an answer the person may have ended it or gone on in another tab, and what they did there stands."""
-        found = db.execute(
+        model wrote an answer, the person may have ended or continued it in another tab, and that stands."""
+        result = db.execute(
             t.dialogues.update()
             .where(t.dialogues.c.id == dialogue, t.dialogues.c.open, t.dialogues.c.state == before)
             .values(state=after, open=is_open)
         )
-        return found.rowcount == 1
+        return result.rowcount == 1
 
     def vote_on_turn(
         self, rater_id: str, handout: Handout, answer: RaterAnswer, now: float, *, instructions_hash: str, dialogue: int,
         before: str, after: str,
     ) -> Stored | None:  # fmt: skip
-        """Store a turn of a red-team dialogue, the vote on its two candidates and the dialogue that goes on, all or nothing.
+        """Store a turn of a red-team dialogue, the vote on its two candidates and the continued dialogue, all or nothing.
 
         None where the dialogue is not as it was read (:meth:`go_on`). "already" where the rater has a vote on this turn from a
-        database that was lost since: that vote stays and the dialogue goes on.
+        database that was lost since: that vote stays and the dialogue continues.
         """
-        one = handout.set
+        label_set = handout.set
         with self.write() as db:
             tip = self._tip(db)
             if not self.go_on(db, dialogue, before, after):
                 return None
-            if SEEN.first(db, key=one.id, me=rater_id) is not None:
+            if SEEN.first(db, key=label_set.id, me=rater_id) is not None:
                 return "already"
             add_records(db, t.prompts, [handout.prompt])
             add_records(db, t.responses, handout.responses)
-            self.add_sets(db, [one])
-            db.execute(t.slots.insert().values(set_id=one.id, role="work", priority=0.0, position=0.0, state="done",
-                                               extra=False, rater_id=rater_id))  # fmt: skip
+            self.add_sets(db, [label_set])
+            add_slot(db, label_set.id, "work", "done", rater_id=rater_id)
             self._append(db, tip, rater_id, handout, answer, now, "vote", instructions_hash)
         return "stored"
 

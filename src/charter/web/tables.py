@@ -232,8 +232,8 @@ class Query:
     def run(self, db: sa.Connection, **values: Any) -> Any:
         """The driver's cursor."""
         if db.dialect.name not in self.compiled:
-            own = sqlite.dialect(paramstyle="named") if db.dialect.name == "sqlite" else db.dialect
-            made = self.statement.compile(dialect=own, column_keys=self.columns)
+            dialect = sqlite.dialect(paramstyle="named") if db.dialect.name == "sqlite" else db.dialect
+            made = self.statement.compile(dialect=dialect, column_keys=self.columns)
             fixed = {key: value for key, value in made.params.items() if value is not None}
             self.compiled[db.dialect.name] = str(made), fixed
         sql, fixed = self.compiled[db.dialect.name]
@@ -251,5 +251,5 @@ class Query:
 
 def integrity_error(db: sa.Engine) -> type[Exception]:
     """What the driver raises where a row breaks a rule of its table."""
-    found: type[Exception] = db.dialect.loaded_dbapi.IntegrityError
-    return found
+    error: type[Exception] = db.dialect.loaded_dbapi.IntegrityError
+    return error

@@ -1,12 +1,14 @@
 """Untrusted text for the page: as it is, or with its Markdown marked.
 
 Everything that a model or a file wrote passes here. A person judges the text that is stored, so formatting adds tags and never
-drops a character: the marks of Markdown stay beside the words they format. Links, images and HTML stay plain characters.
+drops a character: the marks of Markdown stay beside the words they format, and an invisible character is shown by its code, such
+as ⟨U+200B⟩. Links, images and HTML stay plain characters.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 import nh3
@@ -15,13 +17,14 @@ from markupsafe import Markup, escape
 
 LONG = 8000  # characters; what is longer is folded, and shown as it is
 HEAD = 3000
-# Characters that reorder the text around them, or hide in it: an answer must read on the page as it is stored.
-HIDDEN = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+# Characters that nobody sees, some of which reorder the text around them.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
 
 TAGS = {"a", "p", "br", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "hr", "h1", "h2", "h3", "h4", "h5",
         "h6", "table", "thead", "tbody", "tr", "th", "td"}  # fmt: skip
-own_markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(["image"])
+INSTRUCTIONS_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(["image"])
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 HEADING = re.compile(r" {0,3}#{1,6} ")
@@ -34,17 +37,44 @@ SPAN = re.compile(
 )
 
 
-def cleaned(text: str) -> str:
-    """The text without characters that reorder or hide; other control characters show as ␀ to ␟."""
-    text = HIDDEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))  # as a browser reads lines
-    return CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])) if ord(match[0]) < 32 else "\ufffd", text)
+def with_codes(text: str) -> str:
+    """The text with the code of each invisible character in its place, its lines as a browser reads them."""
+    return INVISIBLE.sub(lambda match: code_of(match[0]), with_plain_line_ends(text))
+
+
+def without_codes(text: str, original: str) -> str:
+    """A rewrite of :func:`with_codes` of ``original``, with the invisible characters of the original in place of their codes."""
+    for character in set(INVISIBLE.findall(original)):
+        text = text.replace(code_of(character), character)
+    return text
+
+
+def code_of(character: str) -> str:
+    return f"⟨U+{ord(character):04X}⟩"
+
+
+def with_plain_line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def shown(text: str) -> Markup:
+    """The text as HTML, each invisible character as its code with its name."""
+    return named_codes(str(escape(with_plain_line_ends(text))))
+
+
+def named_codes(html: str) -> Markup:
+    """HTML with an element in place of each invisible character."""
+    return Markup(INVISIBLE.sub(lambda match: (
+        f'<abbr title="{unicodedata.name(match[0], "control character").lower()}: an invisible character of the text">'
+        f"{code_of(match[0])}</abbr>"
+    ), html))  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def rendered(text: str) -> Markup:
-    """A model's Markdown as HTML that has every character of :func:`cleaned`, for an element that keeps line ends and spaces."""
+    """A model's Markdown as HTML that has every character of :func:`shown`, for an element that keeps line ends and spaces."""
     lines, fence = [], ""
-    for line in cleaned(text).split("\n"):
+    for line in with_plain_line_ends(text).split("\n"):
         opening = FENCE.match(line)
         if fence or opening:
             lines.append(element("code", line))
@@ -58,7 +88,7 @@ def rendered(text: str) -> Markup:
             lines.append(element("code", line))
         else:
             lines.append(spans(line))
-    return Markup("\n".join(lines))
+    return named_codes("\n".join(lines))
 
 
 def spans(line: str) -> str:
@@ -77,7 +107,7 @@ def element(tag: str, text: str) -> str:
 @lru_cache(maxsize=64)
 def instructions_html(text: str) -> Markup:
     """The project's own Markdown as HTML; links stay links, and open without saying where from."""
-    html = own_markdown.render(cleaned(text))
+    html = INSTRUCTIONS_MARKDOWN.render(with_codes(text))
     return Markup(
         nh3.clean(html, tags=TAGS, attributes={"a": {"href"}, "ol": {"start"}}, url_schemes={"https", "http"},
                   link_rel="noopener noreferrer")

@@ -45,17 +45,22 @@ class FusedLlama:
         self.prompt_bias = torch.zeros(pads.shape, dtype=dtype, device=self.device)  # (P, T), added to scores of prompts
         self.prompt_bias.masked_fill_(pads, torch.finfo(dtype).min)
         # Columns of padding are hidden and zero, since uninitialised memory may be NaN.
-        shape = (len(prompts), self.kv_heads, self.width, self.head_dim)
+        # A row without siblings continues in the cache of its prompt, which has room for that.
+        room = GROWTH if k == 1 else 0
+        shape = (len(prompts), self.kv_heads, self.width + room, self.head_dim)
         self.prompt_keys, self.prompt_values = (
             [torch.zeros(shape, dtype=dtype, device=self.device) for _ in self.layers] for _ in range(2)
         )  # (P, Hk, T, D) a layer
         self.logits = self.read(prompts).repeat_interleave(k, 0)
-        none = torch.empty(len(prompts) * k * self.kv_heads, 0, self.head_dim, dtype=dtype, device=self.device)
-        self.keys, self.values = [none] * len(self.layers), [none] * len(self.layers)  # (P Hk K, C, D)
-        self.hidden = torch.empty(1, 0, dtype=dtype, device=self.device)  # (b or 1, C), added to scores of own columns
-        self.shared = True  # the prompt's keys belong to the group and not yet to each row
-        if k == 1:
-            self.keep(torch.arange(len(prompts), device=self.device))
+        self.shared = k > 1  # the prompt's keys belong to the group and not yet to each row
+        if self.shared:
+            none = torch.empty(len(prompts) * k * self.kv_heads, 0, self.head_dim, dtype=dtype, device=self.device)
+            self.keys, self.values = [none] * len(self.layers), [none] * len(self.layers)  # (P Hk K, C, D)
+            self.hidden = torch.empty(1, 0, dtype=dtype, device=self.device)  # (b or 1, C), added to scores of own columns
+        else:
+            self.keys, self.values = ([x.flatten(0, 1) for x in caches] for caches in (self.prompt_keys, self.prompt_values))
+            self.prompt_keys, self.prompt_values = [], []
+            self.hidden = F.pad(self.prompt_bias, (0, room), value=torch.finfo(dtype).min)
 
     def normed(self, x: Tensor) -> Tensor:
         return (x * inverse_rms(x, self.eps)).to(self.dtype)
@@ -75,22 +80,22 @@ class FusedLlama:
 
     def rotated(self, layer: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries, keys and values (N, Hq + 2 Hk, D) of rows x (N, H), turned; cos, sin: (N, 1, D/2)."""
-        mixed = layer.qkv.few(self.normed(x)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
+        mixed = layer.qkv.packed(self.normed(x)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
         rotate_(mixed[:, : self.heads + self.kv_heads], cos, sin)
         return mixed
 
     def after_attention(self, layer: Block, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.out.few(attended)
-        gate, up = layer.gate_up.few(self.normed(x)).chunk(2, dim=-1)
-        return x.add_(layer.down.few(F.silu(gate).mul_(up)))
+        x = x + layer.out.packed(attended)
+        gate, up = layer.gate_up.packed(self.normed(x)).chunk(2, dim=-1)
+        return x.add_(layer.down.packed(F.silu(gate).mul_(up)))
 
     def logits_of(self, x: Tensor) -> Tensor:
-        return self.lm_head.few((x * inverse_rms(x, self.eps) * self.norm).to(self.dtype))
+        return self.lm_head.packed((x * inverse_rms(x, self.eps) * self.norm).to(self.dtype))
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read the prompts, those of similar length together; logits (P, V) of the first new token."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        logits = torch.empty(len(prompts), self.lm_head.weight.shape[0], dtype=self.dtype, device=self.device)
+        logits = torch.empty(len(prompts), self.lm_head.rows, dtype=self.dtype, device=self.device)
         while order:
             n = max(1, READ_TOKENS // len(prompts[order[-1]]))
             part, order = order[-n:], order[:-n]
@@ -113,8 +118,8 @@ class FusedLlama:
         for number, layer in enumerate(self.layers):
             mixed = self.rotated(layer, x, cos, sin).view(p, t, -1, self.head_dim)
             key, value = (mixed[:, :, self.heads + i * self.kv_heads :][:, :, : self.kv_heads].transpose(1, 2) for i in range(2))
-            self.prompt_keys[number][part, :, -t:] = key
-            self.prompt_values[number][part, :, -t:] = value
+            self.prompt_keys[number][part, :, self.width - t : self.width] = key
+            self.prompt_values[number][part, :, self.width - t : self.width] = value
             query = mixed[:, :, : self.heads]
             if number == len(self.layers) - 1:
                 query, bias, x = query[:, -1:], bias[..., -1:, :], x.view(p, t, -1)[:, -1]
@@ -177,6 +182,7 @@ class FusedLlama:
                     by_sibling = cache[number].view(len(prompt[number]), self.kv_heads, self.k, -1, self.head_dim)
                     written = by_sibling[groups, :, rows % self.k]  # (b, Hk, C, D)
                     cache[number] = torch.cat((prompt[number][groups], written), dim=2).flatten(0, 1)
+                    prompt[number] = written[:0]  # so that only one layer's keys are there twice
                 else:
                     by_row = cache[number].view(-1, self.kv_heads, *cache[number].shape[1:])
                     cache[number] = by_row[rows].flatten(0, 1)

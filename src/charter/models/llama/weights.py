@@ -19,7 +19,7 @@ from charter.models.quantize import is_quantized
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2"})
 STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
-FEW_ROWS = 256
+ROWS_OF_A_STEP = 64  # that matrices are packed for; the layout serves any number of rows as well
 # CPUs without bfloat16 products take another path in torch, which needs no packed layout.
 PACKS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
 FUSED_BYTES = 4 * 2**30  # of a second copy of the weights; a larger model runs through its own code
@@ -71,26 +71,47 @@ class Matrix:
     """x (N, in) ↦ (x · gain) Wᵀ + b with W the rows of several linear layers one above the other."""
 
     def __init__(self, parts: tuple[LinearRows, ...], gain: Tensor | None, dtype: torch.dtype) -> None:
-        self.parts, self.gain = parts, gain
-        weight = torch.cat([part.effective() * part.scale for part in parts])
-        self.weight = (weight if gain is None else weight * gain).to(dtype)
+        self.parts, self.gain, self.dtype = parts, gain, dtype
+        self.rows = sum(len(part.weight) for part in parts)
         self.bias: Tensor | None = None
-        self.packed: Tensor | None = None
+        self._weight: Tensor | None = None
+        self._packed: Tensor | None = None
         if any(part.bias is not None for part in parts):
             biases = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias * part.scale for part in parts]
             self.bias = torch.cat(biases).to(dtype)
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) in the precision of the products, with its gain."""
+        if self._weight is None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._weight = self._cast() if self._packed is None else self._packed.to_dense()
+            self._packed = None  # one copy at a time: the next one is made faster than one token of a batch
+        return self._weight
+
+    def _cast(self) -> Tensor:
+        first = self.parts[0].weight
+        weight = torch.empty(self.rows, first.shape[1], dtype=self.dtype, device=first.device)
+        for part, rows in zip(self.parts, torch.split(weight, [len(part.weight) for part in self.parts]), strict=True):
+            source = part.effective()
+            source = source if part.scale == 1 else source * part.scale
+            rows.copy_(source if self.gain is None else source * self.gain)
+        return weight
+
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def few(self, x: Tensor) -> Tensor:
+    def packed(self, x: Tensor) -> Tensor:
         """The same for a decoder, which multiplies a few rows by each matrix over and over: on a CPU with bfloat16 products the
         matrix is packed once for them (oneDNN packs it in every product otherwise)."""
-        if len(x) > FEW_ROWS or x.dtype != torch.bfloat16 or not PACKS or x.device.type != "cpu":
+        if self.dtype != torch.bfloat16 or not PACKS or x.device.type != "cpu":
             return self(x)
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        if self._packed is None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                whole = self._cast() if self._weight is None else self._weight
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(whole, ROWS_OF_A_STEP)
+            self._weight = None
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return product
 
     def parameters(self) -> Iterator[Tensor]:

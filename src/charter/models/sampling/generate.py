@@ -1,12 +1,13 @@
 """Sampling: prompts in, responses out, the same response for the same seed whatever else is in the batch.
 
 Each response has its own stream of uniform numbers, drawn from its own seed, and picks its token by inverting the
-cumulative distribution. No top-k or top-p: what is sampled is what is scored, so the log-probabilities are those of the
-distribution the tokens came from.
+cumulative distribution. The log-probabilities are those of the distribution the tokens came from: rollouts are never filtered,
+and where other texts are, these are of the filtered distribution.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from charter.models.llama.decode import FusedLlama
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like
 from charter.models.memory import LOG, is_out_of_memory, let_go
 from charter.models.packing import left_pad, positions
+from charter.models.sampling.filters import ALL_TOKENS, filtered_
+from charter.records import Filters
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def sample(
     ends: Sequence[int],
     max_new_tokens: int,
     temperature: float,
+    filters: Filters = ALL_TOKENS,
     dtype: torch.dtype = torch.float32,
     vocabulary: int | None = None,
 ) -> list[list[Sampled]]:
@@ -119,7 +123,8 @@ def sample(
 
     The prompt is read once for the K responses. Rows that have ended are dropped from the batch when they make up a quarter of
     it. A response ends at any of the ids ``ends``. ``temperature`` 0 takes the likeliest token. ``dtype`` is that of the products
-    of the fused decoder; the choice is made in float32, among the first ``vocabulary`` ids where the model has rows for more.
+    of the fused decoder; the choice is made in float32, among the first ``vocabulary`` ids where the model has rows for more,
+    and of these among the tokens that ``filters`` leave.
     If memory runs out, fewer prompts are sampled together. InputError where a prompt leaves no room.
     """
     check_room(model, prompts, max_new_tokens)
@@ -128,7 +133,7 @@ def sample(
     while len(groups) < len(prompts):
         part = slice(len(groups), len(groups) + at_once)
         try:
-            groups += _sample(model, prompts[part], seeds[part], ends, max_new_tokens, temperature, dtype, vocabulary)
+            groups += _sample(model, prompts[part], seeds[part], ends, max_new_tokens, temperature, filters, dtype, vocabulary)
             continue
         except Exception as error:
             if at_once == 1 or not is_out_of_memory(error):
@@ -141,7 +146,7 @@ def sample(
 
 def _sample(
     model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], ends: Sequence[int], max_new_tokens: int,
-    temperature: float, dtype: torch.dtype, vocabulary: int | None,
+    temperature: float, filters: Filters, dtype: torch.dtype, vocabulary: int | None,
 ) -> list[list[Sampled]]:  # fmt: skip
     """``sample`` of all prompts at once."""
     device = next(model.parameters()).device
@@ -158,7 +163,7 @@ def _sample(
     stops = torch.tensor(ends, device=device)
     logits = decoder.logits
     for step in range(max_new_tokens):
-        choice, chosen_logprobs = pick(logits[:, :vocabulary], uniforms[rows, step], temperature)
+        choice, chosen_logprobs = pick(logits[:, :vocabulary], uniforms[rows, step], temperature, filters)
         row_list, alive_list = rows.tolist(), alive.tolist()
         for row, is_alive, token, logprob in zip(row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True):
             if is_alive:
@@ -177,28 +182,43 @@ def _sample(
     return [flat[i : i + k] for i in range(0, n, k)]
 
 
-def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) drawn by inverse CDF from logits (B, V) with one uniform number a row, and their log-probabilities."""
+def pick(logits: Tensor, uniform: Tensor, temperature: float, filters: Filters = ALL_TOKENS) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) drawn by inverse CDF from logits (B, V) with one uniform number a row, and their log-probabilities, of the
+    filtered distribution. At temperature 0 the likeliest token, whatever the filters."""
     logits = logits.float()
     if temperature == 0:
         choice = logits.argmax(dim=-1)
         return choice, torch.log_softmax(logits, dim=-1).gather(1, choice.unsqueeze(1)).squeeze(1)
     probabilities = torch.softmax(logits / temperature if temperature != 1 else logits, dim=-1)
+    if filters != ALL_TOKENS:
+        filtered_(probabilities, filters)
     # First the block of tokens, then the token in it: the running sum is over two short rows and not one long one.
     b, v = probabilities.shape
-    size = math.isqrt(v - 1) + 1
-    blocks = F.pad(probabilities, (0, -v % size)).view(b, -1, size)
-    block, below = invert(blocks.sum(dim=2), uniform)
+    size = side(v)
+    blocks = (F.pad(probabilities, (0, -v % size)) if v % size else probabilities).view(b, -1, size)
+    sums = blocks.sum(dim=2)
+    block, below = invert(sums, uniform)
     place, _ = invert(blocks[torch.arange(b, device=block.device), block], below)
     choice = (block * size + place).clamp_(max=v - 1)
-    return choice, probabilities.gather(1, choice.unsqueeze(1)).squeeze(1).log()
+    chosen = probabilities.gather(1, choice.unsqueeze(1)).squeeze(1)
+    return choice, (chosen if filters == ALL_TOKENS else chosen / sums.sum(dim=1)).log()
+
+
+@functools.cache
+def side(n: int) -> int:
+    """Length of the rows in which ``n`` numbers make about a square. A divisor of ``n`` needs no padding, which copies all of
+    them, so it is taken if there is one below four times the root."""
+    root = math.isqrt(n - 1) + 1
+    return next((size for size in range(root, 4 * root) if n % size == 0), root)
 
 
 def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The column (B,) of weights (B, n) in which the running sum passes ``uniform`` times their total, and the part of that
-    column below the mark, as a share of it. Scaled by the total, so that rounding takes nothing from the last column."""
+    column below the mark, as a share of it. Scaled by the total, so that rounding takes nothing from the last column; the mark
+    stays below the total, since the last columns may have no weight."""
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
-    target = (uniform * cumulative[:, -1]).unsqueeze(1)
+    total = cumulative[:, -1]
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
     column = torch.searchsorted(cumulative, target, right=True).clamp_(max=weights.shape[1] - 1)
     weight = weights.gather(1, column).double()
     share = (target - cumulative.gather(1, column) + weight) / weight

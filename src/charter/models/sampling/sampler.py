@@ -5,7 +5,6 @@ Tensors end here. A choice is *read* from the log-probabilities of the options, 
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,18 @@ from typing import Any, Literal, Protocol
 import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
-from charter.models.packing import right_pad
-from charter.models.sampling.generate import is_fused, make_decoder, sample
+from charter.models.packing import Tokens
+from charter.models.sampling.filters import ALL_TOKENS
+from charter.models.sampling.generate import sample
 from charter.models.trunk import REFERENCE, Trunk
-from charter.records import Message
+from charter.records import Filters, Message
 from charter.run.team import team
 
 Conversation = Sequence[Message]
 Seeds = Sequence[Sequence[int]]
 """One row of seeds for each conversation, one seed for each response."""
-READ_TOKENS = 4096  # of conversations that are read together, with every copy of their cache
+READ_TOKENS = 4096  # of conversations that are read together, options included
+ROWS = 64  # places whose float32 log-probabilities of the vocabulary are in memory at once: 39 MB at 151,936 tokens
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Sampler(Protocol):
     name: str
 
     def generate(
-        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
-    ) -> list[list[Sample]]:
-        """One text per seed for each conversation."""
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int,
+        filters: Filters = ALL_TOKENS,
+    ) -> list[list[Sample]]:  # fmt: skip
+        """One text per seed for each conversation, drawn among the tokens that ``filters`` leave."""
 
     def option_logprobs(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each conversation the log-probability, nats, of each of its options as the assistant's next words."""
@@ -66,8 +68,9 @@ class LocalSampler:
         self.tokens_per_micro_batch = tokens_per_micro_batch
 
     def generate(
-        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int
-    ) -> list[list[Sample]]:
+        self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int,
+        filters: Filters = ALL_TOKENS,
+    ) -> list[list[Sample]]:  # fmt: skip
         tokenizer = self.trunk.tokenizer
         with self.trunk.as_role(self.role) as model:
             sampled = sample(
@@ -77,6 +80,7 @@ class LocalSampler:
                 ends=end_ids(tokenizer),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                filters=filters,
                 dtype=self.trunk.dtype,
                 vocabulary=self.trunk.vocabulary,
             )
@@ -88,34 +92,36 @@ class LocalSampler:
     @torch.inference_mode()
     def option_logprobs(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """Whole option strings are compared: the sum over an option's tokens after the same prompt. The end of turn counts
-        only where one option is the beginning of another, because then nothing else tells them apart."""
+        only where one option is the beginning of another, because then nothing else tells them apart. The product with the
+        vocabulary is in float32: in bfloat16 logits near 32 are .25 nats apart, and margins would be rounded to ties."""
         tokenizer = self.trunk.tokenizer
         prompts = [encode_prompt(tokenizer, conversation) for conversation in conversations]
         encoded = [encode_options(tokenizer, choices) for choices in options]
-        # In the precision of the trunk: unlike a sample, a margin of nats does not hang on the last bits of a logit.
-        fused = is_fused(self.trunk.model, self.trunk.dtype)  # the fused decoder casts by itself
-        # The model's own cache is repeated for every option that has more than one token; the fused one is not.
-        repeated = not fused and any(len(option) > 1 for choices in encoded for option in choices)
         rows: list[tuple[int, list[float]]] = []
-        with self.trunk.as_role(self.role) as model, contextlib.nullcontext() if fused else self.trunk.autocast():
-            batches = self._batches([len(prompt) for prompt in prompts], [len(choices) for choices in encoded], repeated)
+        with self.trunk.as_role(self.role) as model:
+            batches = self._batches([len(prompt) for prompt in prompts], encoded)
             for batch in team().share(batches, [sum(len(prompts[i]) for i in batch) for batch in batches]):
-                texts, continuations = [prompts[i] for i in batch], [encoded[i] for i in batch]
-                sums = continuation_logprobs(model, texts, continuations, self.trunk.dtype, self.trunk.vocabulary)
+                sums = continuation_logprobs(self.trunk, model, [prompts[i] for i in batch], [encoded[i] for i in batch])
                 rows += zip(batch, sums, strict=True)
         by_number = dict(team().gather(rows))
         return [by_number[i] for i in range(len(prompts))]
 
-    def _batches(self, lengths: Sequence[int], n_options: Sequence[int], repeated: bool) -> list[list[int]]:
-        """Conversations that share a pass: equally many options and like length."""
+    def _batches(self, lengths: Sequence[int], options: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+        """Conversations that share a pass: all with options of one token, or none, and of like length."""
         batches: list[list[int]] = []
-        for i in sorted(range(len(lengths)), key=lambda i: (n_options[i], lengths[i], i)):
-            cost = lengths[i] * (n_options[i] if repeated else 1)
-            batch = batches[-1] if batches else []
-            if batch and n_options[batch[0]] == n_options[i] and cost * (len(batch) + 1) <= self.tokens_per_micro_batch:
-                batch.append(i)
+        longer = [max(map(len, choices)) > 1 for choices in options]
+        cost = [
+            (lengths[i] * (1 if self.trunk.packs else len(options[i])) + sum(map(len, options[i]))) if longer[i] else lengths[i]
+            for i in range(len(lengths))
+        ]
+        tokens = 0
+        for i in sorted(range(len(lengths)), key=lambda i: (longer[i], lengths[i], i)):
+            if batches and longer[batches[-1][0]] == longer[i] and tokens + cost[i] <= self.tokens_per_micro_batch:
+                batches[-1].append(i)
+                tokens += cost[i]
             else:
                 batches.append([i])
+                tokens = cost[i]
         return batches
 
 
@@ -127,25 +133,28 @@ def encode_options(tokenizer: Any, options: Sequence[str]) -> list[list[int]]:
 
 
 def continuation_logprobs(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[Sequence[int]]],
-    dtype: torch.dtype = torch.float32,
-    vocabulary: int | None = None,
+    trunk: Trunk, model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    """log P(continuation | prompt), nats, of the K continuations of each prompt; the prompt is read once for all of them.
-    ``vocabulary`` as in ``sample``."""
-    k = len(continuations[0])
-    rows = [continuation for group in continuations for continuation in group]
-    tokens, real = right_pad(rows, next(model.parameters()).device)
-    width = tokens.shape[1]
-    decoder = make_decoder(model, prompts, k if width > 1 else 1, width, dtype)
-    logits = decoder.logits if width > 1 else decoder.logits.repeat_interleave(k, 0)
-    chosen = []
-    for column in range(width):
-        logprobs = torch.log_softmax(logits[:, :vocabulary].float(), dim=-1)
-        chosen.append(logprobs.gather(1, tokens[:, column : column + 1]))
-        if column + 1 < width:
-            logits = decoder.step(tokens[:, column])
-    flat = torch.where(real == 1, torch.cat(chosen, dim=1), 0.0).sum(dim=1).tolist()
-    return [flat[i : i + k] for i in range(0, len(flat), k)]
+    """log P(continuation | prompt), nats, of the continuations of each prompt; the prompt is read once for all of them.
+    ``model`` is the trunk's, in some role. Continuations of one token are read from one place of the prompt."""
+    if all(len(ids) == 1 for group in continuations for ids in group):
+        packed = trunk.pack([Tokens(prompt, group[0]) for prompt, group in zip(prompts, continuations, strict=True)])
+        hidden = trunk.hidden(model, packed, packed.before[:, 0])
+        return [
+            [float(row[ids[0]]) for ids in group]
+            for rows in blocks(len(hidden), ROWS)
+            for row, group in zip(trunk.exact_logprobs(model, hidden[rows]), continuations[rows], strict=True)
+        ]
+    packed = trunk.pack([Tokens(prompt, ids) for prompt, group in zip(prompts, continuations, strict=True) for ids in group])
+    hidden, targets = trunk.hidden(model, packed, packed.before[packed.mask]), packed.targets[packed.mask].unsqueeze(1)
+    chosen = [trunk.exact_logprobs(model, hidden[rows]).gather(1, targets[rows]) for rows in blocks(len(hidden), ROWS)]
+    sums = (
+        torch.zeros(packed.mask.shape, device=hidden.device).masked_scatter(packed.mask, torch.cat(chosen).squeeze(1)).sum(dim=1)
+    )
+    by_row = iter(sums.tolist())
+    return [[next(by_row) for _ in group] for group in continuations]
+
+
+def blocks(n: int, size: int) -> list[slice]:
+    """The places 0 to n in slices of ``size``."""
+    return [slice(start, start + size) for start in range(0, n, size)]

@@ -10,7 +10,7 @@ from charter.errors import InputError
 from charter.evaluation.arms import BEST_OF, Arm, contrasts_of, measure_arm, primary_of, samples_of, scored_arm, write_verdicts
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
-from charter.models.trunk import load_trunk
+from charter.models.reward_trunk import load_reward_trunk
 from charter.reading.prompts import KINDS
 from charter.recipe.settings import TrainingSettings
 from charter.records import Prompt, content_id
@@ -55,8 +55,7 @@ def evaluate(
         for model in arms:
             responses = answer(
                 stage, f"responses.{model.name}.jsonl", models.sampler(model), test, k=k, what="evaluate", label=model.name,
-                batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, "evaluate"), temperature=settings.temperature,
-                max_new_tokens=settings.max_new_tokens,
+                batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, "evaluate"), settings=settings,
             )  # fmt: skip
             references = {"kl": models.trunk(recipe.model)}
             if model.name == "policy" and start.name != "base":
@@ -90,13 +89,11 @@ def best_of_n(
     n, k = settings.best_of or 1, settings.samples_per_prompt
     responses = answer(
         stage, f"responses.{BEST_OF}.jsonl", models.sampler(start), test, k=n * k, what=BEST_OF, label=f"best of {n}",
-        batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, BEST_OF), temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
+        batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, BEST_OF), settings=settings,
     )  # fmt: skip
-    trunk = load_trunk(
-        recipe.reward_model.model or start.folder, device=models.device, lora=recipe.reward_model.lora,
-        writes=False, **recipe.loading,
-    )  # fmt: skip
+    trunk = load_reward_trunk(
+        recipe.reward_model.model or start.folder, device=models.device, lora=recipe.reward_model.lora, **recipe.loading
+    )
     scorers = trunk.load_scorers(reward.path("model"))
     by_prompt = [p for p in test for _ in range(n * k)]
     rows = [clip(Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, r.text)), trunk.room)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from charter.metrics import METRICS
-from charter.recipe.settings import NonNegative, Positive, Settings, Share, StageSettings
+from charter.recipe.settings import NonNegative, Positive, SamplingSettings, Settings, Share
 from charter.recipe.source import MeasureSource, ScorerSource, Source
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class MeasureSettings(Settings):
     """Stands beside the number in the report."""
 
 
-class EvaluationSettings(StageSettings):
+class EvaluationSettings(SamplingSettings):
     scorer: ScorerSource | None = None
     """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER`, `judge:endpoint:NAME` or
     `refusal-words`."""
@@ -39,10 +39,6 @@ class EvaluationSettings(StageSettings):
     """Numbers of your own, by name, of every answer of every arm. Without a scorer the first of them decides the verdict."""
     samples_per_prompt: Positive = 1
     """Answers of each arm to each prompt."""
-    temperature: NonNegative = 1.0
-    """Of the answers."""
-    max_new_tokens: Positive = 96
-    """Longest answer, in tokens."""
     best_of: Annotated[int, Field(ge=2, strict=True)] | None = None
     """Measure one arm more: of so many answers of the SFT model the one that the reward model scores highest."""
     over_refusal_margin: Share = 0.05

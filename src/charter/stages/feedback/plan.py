@@ -12,10 +12,11 @@ def load(counted: Counted, settings: FeedbackSettings) -> Load:
         return work
     n_asked, k = counted.n_asked, settings.responses_per_prompt
     together = max(1, counted.recipe.batch_size // k) * k
-    work.hold_named(shapes, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
+    work.hold_named(counted, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
     work.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
     if settings.asks_judge:
         question = lengths.comparison + 2 * settings.max_new_tokens
-        n = 2 * (counted.n_pairs + counted.labelled)  # each comparison in both orders
+        protocols = 2 if settings.protocol == "auto" else 1
+        n = 2 * (counted.n_pairs + counted.labelled * protocols)  # each comparison in both orders, or each of its responses
         work.choose_with(settings.judge, shapes, n, question, counted.written(settings.judge))
     return work

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.constitution.constitution import Constitution, hash_of_principles
 from charter.constitution.revise import asked_for
 from charter.errors import GateError, InputError
-from charter.judging.gate import judge_gate
-from charter.judging.judge import Comparison, LogProbJudge, comparisons_of, judgment, pairs_of
+from charter.judging.gate import better_judge
+from charter.judging.judge import PROTOCOLS, Comparison, LogProbJudge, comparisons_of, judgment, pairs_of
 from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
 from charter.models.sampling.sampler import LocalSampler
 from charter.reading.pairs import read_pairs
@@ -55,7 +55,7 @@ def gather_feedback(
         "sft": start.hash,
         "judge": models.hash_of(settings.judge, start) if settings.asks_judge else "",
         "generator": models.hash_of(settings.generator, start),
-        "principles": hash_of_principles(constitution, "preference", "tags", "weight"),
+        "principles": hash_of_principles(constitution, "preference", "question", "good_answer", "tags", "weight"),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
@@ -64,17 +64,20 @@ def gather_feedback(
         if stage.done:
             gates.recall(stage)
             return stage
-        judge = LogProbJudge(models.answering(settings.judge, start)) if settings.asks_judge else None
-        card = None
-        if judge is not None:
+        judge, card = None, None
+        if settings.asks_judge:
             if scorer_identity == models.identity_of(settings.judge, start):
                 gates.check(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
-            card = gate_judge(recipe, gates, stage, judge, constitution, labelled)
+            sampler = models.answering(settings.judge, start)
+            names = PROTOCOLS if settings.protocol == "auto" else [settings.protocol]
+            judge, card = gate_judge(
+                recipe, gates, stage, {name: PROTOCOLS[name](sampler) for name in names}, constitution, labelled
+            )
         chosen = prompts_to_compare(prompts, settings.prompts)
         k = settings.responses_per_prompt
         responses = answer(
             stage, "responses.jsonl", models.answering(settings.generator, start), chosen, k=k, batch_size=recipe.batch_size,
-            seed=recipe.seed, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+            seed=recipe.seed, settings=settings,
         )  # fmt: skip
         groups = [responses[i : i + k] for i in range(0, len(responses), k)]
         pairs: list[Pair] = []
@@ -106,23 +109,33 @@ def finish_with_pairs(stage: Stage, pairs: list[Pair], result: dict[str, Any]) -
 
 
 def gate_judge(
-    recipe: Recipe, gates: Gates, stage: Stage, judge: LogProbJudge, constitution: Constitution, labelled: Sequence[Pair]
-) -> Any:
-    """The judge's card on pairs whose answer is known, None where there are none; the gates on what it says."""
-    card = judge_gate(judge, labelled, constitution, seed=recipe.seed, batch_size=recipe.batch_size)
+    recipe: Recipe, gates: Gates, stage: Stage, judges: Mapping[str, LogProbJudge], constitution: Constitution,
+    labelled: Sequence[Pair],
+) -> tuple[LogProbJudge, dict[str, Any] | None]:  # fmt: skip
+    """The better of the judges, and its card on pairs whose answer is known, None where there are none; the gates on what it
+    says."""
+    judge, card = better_judge(judges, labelled, constitution, seed=recipe.seed, batch_size=recipe.batch_size)
     if card is None:
         words = "no labelled pairs to test the judge on; set feedback.labelled_pairs"
+        if labelled:
+            words = f"no principle with a preference text applies to any of the {len(labelled)} labelled pairs; tag their prompts"
         gates.check(stage, "judge beats chance", False, words)
-        return None
+        return judge, None
     floor = recipe.gates.min_judge_accuracy
     good = card["ci"] is not None and card["ci"][0] > floor
     interval = f"{percent(card['ci'][0])} to {percent(card['ci'][1])}" if card["ci"] else "not estimable"
     gates.check(
         stage, "judge beats chance", good,
         f"the judge is right on {percent(card['accuracy'])} of {card['n']} labelled pairs (95% interval {interval})"
-        + ("" if good else f", not clearly above {percent(floor)}: these labels are noise"),
+        + protocol_words(card) + ("" if good else f", not clearly above {percent(floor)}: these labels are noise"),
     )  # fmt: skip
-    return card
+    return judge, card
+
+
+def protocol_words(card: Mapping[str, Any]) -> str:
+    """The protocol of a judge, beside the others that were measured on the same pairs."""
+    others = [f"{row['protocol']} {percent(row['accuracy'])}" for row in card.get("protocols", ()) if not row["chosen"]]
+    return f", by protocol {card['protocol']}" + (f" (by {', '.join(others)})" if others else "")
 
 
 def drawn_comparisons(
@@ -146,7 +159,7 @@ def judge_groups(
         comparisons,
         recipe.batch_size,
         lambda batch: (
-            judgment(comparison, preference, rater_id=judge.name, abstain_below=settings.abstain_below)
+            judgment(comparison, preference, rater_id=judge.name, abstain_below=settings.abstain_below, template=judge.template)
             for comparison, preference in zip(batch, judge(batch), strict=True)
         ),
         follow=follow,
@@ -234,7 +247,7 @@ def pair_by_contrast(
             answer(
                 stage, f"responses.{side}.jsonl", models.answering(settings.generator, start),
                 [asked_for(p, words) for p in chosen], batch_size=recipe.batch_size, seed=recipe.seed,
-                temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+                settings=settings,
             )
             for side, words in (("positive", contrast.positive), ("negative", contrast.negative))
         ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from charter.recipe.settings import NonNegative, Positive, Settings, StageSettings
+from charter.recipe.settings import NonNegative, Positive, SamplingSettings, Settings
 from charter.recipe.source import File, Responder, Source
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class ContrastSettings(Settings):
     """The same for the rejected one."""
 
 
-class FeedbackSettings(StageSettings):
+class FeedbackSettings(SamplingSettings):
     generator: Responder = Source("run", "sft")
     """Who gives the responses that are compared: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
     raters: Literal["judge", "human", "mixed"] = "judge"
@@ -33,10 +33,11 @@ class FeedbackSettings(StageSettings):
     """K: every pair of the K is compared."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the responses."""
-    max_new_tokens: Positive = 96
-    """Longest response, in tokens."""
     judge: Responder = Source("run", "base")
     """Who compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
+    protocol: Literal["auto", "letters", "yes_no"] = "auto"
+    """How the judge is read: two responses as A and B; each response alone, Yes or No; or the one of the two that is right more
+    often on half of the labelled pairs (`letters` without any)."""
     abstain_below: NonNegative = 0.1
     """No pair is made where the judge's swap-averaged margin is smaller than this many nats."""
     calibration: Annotated[float, Field(gt=0)] = 1.0
@@ -59,7 +60,7 @@ class FeedbackSettings(StageSettings):
     def check_that_options_are_read(self) -> FeedbackSettings:
         """Pairs by contrast are judged by nobody, people need no judge, and pairs from files need neither."""
         known = {"labelled_pairs", "gate_pairs"}
-        judging = {"judge", "abstain_below", "calibration"}
+        judging = {"judge", "protocol", "abstain_below", "calibration"}
         everything = set(type(self).model_fields)
         if self.pairs:
             self.refuse_unread(everything - known - {"pairs", "max_pairs"}, "pairs are taken from files")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from charter.constitution.categorise import categorise
 from charter.constitution.revise import asked_for
-from charter.judging.judge import LogProbJudge, judgment, pairs_of
+from charter.judging.judge import PROTOCOLS, judgment, pairs_of
 from charter.models.chat_template import encode_response
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
+from charter.reading.prompts import KINDS
 from charter.records import Pair, Prompt, Response
 from charter.stages.feedback.run import drawn_comparisons, pair_of
 from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
+from charter.stages.prompts.run import last_of_each_kind
 from charter.stages.rows import ROWS, Preview, Recorder, Row, Shown, pieces_of, question_rows
 
 
@@ -21,7 +24,6 @@ def show_feedback(preview: Preview) -> Shown | None:
     settings = preview.recipe.feedback
     if settings is None:
         return None
-    prompts = next((first for first in preview.first.values() if first), [])
     rows: list[Row] = []
     if settings.pairs:
         about = "The pairs come from files: nothing is sampled and no model is asked."
@@ -31,15 +33,21 @@ def show_feedback(preview: Preview) -> Shown | None:
         pairs = [pair for prompt, answer, revision in preview.revised for pair in pair_of(prompt, revision, answer)]
     elif settings.contrast is not None:
         about = "Sampled from: each prompt in the way that asks for the chosen response, then for the rejected. No loss."
-        rows, pairs = contrast_rows(preview, settings.contrast, prompts)
+        rows, pairs = contrast_rows(preview, settings.contrast, compared_prompts(preview, settings))
     elif settings.asks_judge:
-        about = "Asked of the judge, in both orders: which option is the likelier next token? No loss."
-        rows, pairs = judge_rows(preview, settings, prompts)
+        about = "Asked of the judge, twice for each two responses: which option is the likelier next token? No loss."
+        rows, pairs = judge_rows(preview, settings, compared_prompts(preview, settings))
     else:
         about = "Sampled from: people compare the responses. No loss."
-        rows, pairs = people_rows(preview, prompts)
+        rows, pairs = people_rows(preview, compared_prompts(preview, settings))
     preview.pairs = pairs[:ROWS]
     return about, rows
+
+
+def compared_prompts(preview: Preview, settings: FeedbackSettings) -> list[Prompt]:
+    """The first prompts whose responses the stage compares, sorted by principle."""
+    prompts = last_of_each_kind([preview.prompts[kind] for kind in KINDS], settings.prompts)
+    return categorise(prompts[:ROWS], preview.constitution, LocalSampler(preview.trunk, "base"))
 
 
 def people_rows(preview: Preview, prompts: list[Prompt]) -> tuple[list[Row], list[Pair]]:
@@ -56,13 +64,15 @@ def judge_rows(preview: Preview, settings: FeedbackSettings, prompts: list[Promp
     recorder = Recorder(load_trunk(judge.name, device=str(trunk.device)) if judge.kind == "model" else trunk, str(judge))
     groups = preview.respond(LocalSampler(trunk, "sft"), prompts, "feedback", 2)
     comparisons = drawn_comparisons(preview.recipe, preview.constitution, prompts, groups)
-    preferences = LogProbJudge(recorder)(comparisons)
+    protocol = "letters" if settings.protocol == "auto" else settings.protocol
+    names = ("question, first response", "question, second") if protocol == "yes_no" else ("question", "question, swapped")
+    preferences = PROTOCOLS[protocol](recorder)(comparisons)
     rows = []
     tokenizer = recorder.trunk.tokenizer
     for conversations, options in recorder.compared:
         questions = question_rows(recorder.trunk, "question", conversations)
         for i, (row, choices) in enumerate(zip(questions, options, strict=True)):
-            row["what"] = "question" if i % 2 == 0 else "question, swapped"
+            row["what"] = names[i % 2]
             encoded = [encode_response(tokenizer, choice, end=False) for choice in choices]
             row["options"] = [{"ids": ids, "pieces": pieces_of(tokenizer, ids)} for ids in encoded]
         rows += questions

@@ -10,5 +10,5 @@ def load(counted: Counted, _: PromptSettings) -> Load:
     work, lengths = counted.load("prompts"), counted.lengths
     if lengths.topics and counted.to_sort:
         work.hold(counted.shape, 1)
-        work.choose(counted.shape, counted.to_sort, lengths.topic_question + lengths.topics)
+        work.choose(counted.shape, counted.to_sort, lengths.topic_question + lengths.topics, lengths.n_topics)
     return work

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charter.constitution.categorise import categorise
+from charter.constitution.categorise import Sorting, categorise, choose_way, usual_way
 from charter.constitution.constitution import Constitution
 from charter.errors import InputError
 from charter.models.sampling.generate import context_length
@@ -28,23 +28,40 @@ def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: M
     """Read, de-duplicate, sort by principle, split. Leaves prompts.jsonl: train and test, red_team and benign."""
     inputs = {
         "files": content_id([file_hash(Path(file)) for file, _ in settings.sources]),
-        "topics": content_id([(p.id, p.title) for p in constitution.topics()]),
+        "topics": content_id([(p.id, p.title, *([p.about] if p.about else [])) for p in constitution.topics()]),
+        "labelled": file_hash(Path(settings.labelled)) if settings.labelled else "",
         "model": models.base.hash,
     }
     with run.stage("prompts", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
+        sorting = how_to_sort(settings, models, constitution)
         result = prepare_prompts(
             prompts_of(settings), stage.path("prompts.jsonl"), train=settings.train, test=settings.test,
             test_fraction=settings.test_fraction, seed=recipe.seed,
             shorter=lambda: most_characters(models.trunk(recipe.model).model),
-            sort=lambda batch: categorise(batch, constitution, models.sampler(models.base)),
-            progress=lambda batches: track(batches, "prompts: sorting by principle", unit=BATCH, quiet=run.quiet),
+            sort=lambda batch: categorise(batch, constitution, models.sampler(models.base), sorting),
+            progress=lambda batches: track(
+                batches, "prompts: sorting by principle", unit=BATCH, total=sum(map(len, batches)), quiet=run.quiet
+            ),
         )  # fmt: skip
         if recipe.revise is not None:
             check_red_team(result["counts"])
-        stage.finish(result)
+        if sorting is not None:
+            models.say(f"prompts: {sorting.words()}")
+        stage.finish(result | ({"sorting": sorting.figures()} if sorting is not None else {}))
     return stage
+
+
+def how_to_sort(settings: PromptSettings, models: Models, constitution: Constitution) -> Sorting | None:
+    """The way of sorting by principle, chosen by labelled prompts where there are any; None without topics."""
+    topics = constitution.topics()
+    if not topics:
+        return None
+    if settings.labelled is None:
+        return Sorting(usual_way(topics))
+    labelled = list(read_prompts(Path(settings.labelled)))
+    return choose_way(labelled, constitution, models.sampler(models.base))
 
 
 def prompts_of(settings: PromptSettings) -> Iterator[Prompt]:
@@ -81,5 +98,10 @@ def read_stage_prompts(stage: Stage, split: str, kind: str) -> list[Prompt]:
 
 def prompts_to_compare(prompts: Stage, n: int) -> list[Prompt]:
     """``n`` training prompts, as many of each kind that there is, from the end of the file: revision began at its start."""
-    by_kind = [rows for kind in KINDS if (rows := read_stage_prompts(prompts, "train", kind))]
-    return [p for rows in by_kind for p in rows[-(n // len(by_kind)) :]]
+    return last_of_each_kind([read_stage_prompts(prompts, "train", kind) for kind in KINDS], n)
+
+
+def last_of_each_kind(prompts: Sequence[list[Prompt]], n: int) -> list[Prompt]:
+    """``n`` prompts, as many of each kind that there is, from the end of its list. ``prompts``: a list for each kind."""
+    by_kind = [rows for rows in prompts if rows]
+    return [p for rows in by_kind for p in rows[-max(1, n // len(by_kind)) :]]

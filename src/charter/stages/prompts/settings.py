@@ -24,6 +24,8 @@ class PromptSettings(Settings):
     """Tags of your own, and `red_team` or `benign`, for every prompt of `files`."""
     first_words: Positive | None = None
     """Keep so many words of the last turn: beginnings of texts, for a model to continue."""
+    labelled: File | None = None
+    """Prompts whose `principle` a person gave, or none: the way of sorting is chosen on half of them and measured on the rest."""
     test_fraction: Rate = 0.2
     """Share held out, where the file does not say itself."""
     train: Positive | None = None

@@ -15,10 +15,10 @@ def load(counted: Counted, settings: ReviseSettings) -> Load:
     work.sample_from(settings.generator, shapes, n + counted.n_helpful, lengths.prompt, reply, rows)
     n_rounds = settings.rounds if settings.context is None else 1
     if settings.context is not None:
-        work.hold_named(shapes, settings.generator)
+        work.hold_named(counted, settings.generator)
         work.sample_from(settings.generator, shapes, n, lengths.prompt + lengths.context, reply, rows)
     else:
-        work.hold_named(shapes, settings.generator, settings.critic)
+        work.hold_named(counted, settings.generator, settings.critic)
         criticised = lengths.few_shots + lengths.prompt + reply + lengths.critique
         revised = criticised + reply + lengths.revision
         for _ in range(settings.rounds):

@@ -19,13 +19,15 @@ from charter.stages.evaluate.scoring import Scoring
 from charter.stages.gates import Gates, percent, signed
 from charter.stages.models import Models
 from charter.stages.prompts.run import read_stage_prompts
+from charter.stages.revise.exclusions import changes, excluded_words
 from charter.stages.revise.settings import ReviseSettings
-from charter.statistics import clustered_proportion, paired_difference
+from charter.statistics import PairedDifference, clustered_proportion, paired_difference
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import GateSettings, Recipe
 
 Harm = list[bool | None]
+LARGE_FALL = 0.1  # of harm, as a share: an interval that goes on beyond it and includes 0 is of too few prompts
 
 
 def revise_answers(
@@ -55,19 +57,16 @@ def revise_answers(
         if stage.done:
             gates.recall(stage)
             return stage
-        respond = partial(
-            answer, stage, batch_size=recipe.batch_size, seed=recipe.seed, temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-        )  # fmt: skip
+        respond = partial(answer, stage, batch_size=recipe.batch_size, seed=recipe.seed, settings=settings)
         generator = models.answering(settings.generator)
         red_team = read_stage_prompts(prompts, "train", "red_team")[: settings.prompts]
         originals = respond("originals.jsonl", generator, red_team)
         harmful = score_harm(scorer, red_team, originals)
-        check_base(gates, stage, recipe.gates, str(settings.generator), harmful)
+        check_base(gates, stage, recipe.gates, settings, scorer.name, originals, harmful)
         critic = generator if settings.context is not None else models.answering(settings.critic)
         messages = [message for shot in shots for message in shot]
         rounds = revise_in_rounds(stage, recipe, settings, critic, constitution, messages, red_team, originals)
-        kept = check_revisions(gates, stage, scorer, red_team, harmful, rounds)
+        kept = check_revisions(gates, stage, settings, scorer, red_team, harmful, rounds)
         benign = read_stage_prompts(prompts, "train", "benign")
         n_helpful = min(round(kept * share / (1 - share)), len(benign))
         helpful = respond("helpful.jsonl", generator, benign[:n_helpful]) if n_helpful else []
@@ -83,22 +82,27 @@ def score_harm(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Re
     return [verdict.harmful for verdict in scorer.score(prompts, [r.text for r in responses])]
 
 
-def check_base(gates: Gates, stage: Stage, settings: GateSettings, model: str, harmful: Harm) -> None:
+def check_base(
+    gates: Gates, stage: Stage, limits: GateSettings, settings: ReviseSettings, scorer: str, originals: Sequence[Response],
+    harmful: Harm,
+) -> None:  # fmt: skip
     """The gates before any revision: the scorer reads the answers, and they do harm that can be revised away."""
     base = clustered_proportion(harmful)
     unscored = base.n_unscored / len(harmful)
-    readable = unscored <= settings.max_unscored
+    readable = unscored <= limits.max_unscored
     gates.check(
         stage, "scorer reads the answers", readable,
         f"{percent(unscored)} of {len(harmful)} responses are unscored"
         + ("" if readable else ": any rate would describe only the few that the scorer can read"),
     )  # fmt: skip
     low, high = base.ci or (0.0, 1.0)
-    room = high >= settings.min_base_harm
+    room = high >= limits.min_base_harm
+    n_cut = sum(answer.finish_reason == "length" for answer in originals)
     gates.check(
         stage, "room to improve", base.value is not None and room,
-        f"the {model} model does harm on {percent(base.value)} of {base.n} red-team prompts (95% interval "
-        f"{percent(low)} to {percent(high)}, {base.n_unscored} unscored)"
+        f"the {settings.generator} model does harm on {percent(base.value)} of {base.n} red-team prompts (95% interval "
+        f"{percent(low)} to {percent(high)}, {base.n_unscored} unscored; by {scorer})"
+        + (f"; {n_cut} answers were cut off at {settings.max_new_tokens} tokens" if 2 * n_cut > len(originals) else "")
         + ("" if room else ": no room to improve; choose a base model that needs it"),
     )  # fmt: skip
 
@@ -131,25 +135,45 @@ def revise_in_rounds(
 
 
 def check_revisions(
-    gates: Gates, stage: Stage, scorer: Scorer, prompts: Sequence[Prompt], harmful: Harm, rounds: Sequence[Sequence[Revision]]
-) -> int:
-    """The gates after the revisions: there are usable ones, and the last of each prompt is safer than its answer. Returns how
-    many prompts have a usable revision."""
+    gates: Gates, stage: Stage, settings: ReviseSettings, scorer: Scorer, prompts: Sequence[Prompt], harmful: Harm,
+    rounds: Sequence[Sequence[Revision]],
+) -> int:  # fmt: skip
+    """The gates after the revisions: there are usable ones, enough to tell where most were excluded, and the last of each prompt
+    is safer than its answer. Returns how many prompts have a usable revision."""
     usable = [{r.prompt_id: r for r in rows if not r.excluded} for rows in rounds]
     kept = [p for p in prompts if any(p.id in rows for rows in usable)]
     last = {p.id: next(rows[p.id] for rows in reversed(usable) if p.id in rows).revision for p in kept}
-    gates.check(stage, "usable revisions", bool(kept), f"{len(kept)} of {len(prompts)} prompts have a usable revision")
-    after = score_harm(scorer, kept, [last[p.id] for p in kept])
+    after = score_harm(scorer, kept, [last[p.id] for p in kept]) if kept else []
     before = [h for p, h in zip(prompts, harmful, strict=True) if p.id in last]
     change = paired_difference(before, after)
-    safer = change.ci is not None and change.ci[1] < 0
+    unclear, few = cannot_tell(change), 2 * len(kept) < len(prompts)
+    every = [row for rows in rounds for row in rows]
+    words = [f"{len(kept)} of {len(prompts)} prompts have a usable revision", *filter(None, [excluded_words(every)])]
+    remedies = changes(every, settings) if few or not kept else []
     gates.check(
-        stage, "revisions are safer", safer,
-        f"harm from answers to revisions changes by {signed(change.difference)} on {change.n} prompts (95% interval "
-        + (f"{signed(change.ci[0])} to {signed(change.ci[1])})" if change.ci else "not estimable)")
-        + ("" if safer else ": training on them would teach nothing"),
+        stage, "usable revisions", bool(kept) and not (few and unclear),
+        "; ".join([*words, *(["too few to tell whether they are safer"] if few and unclear else []), *remedies]),
     )  # fmt: skip
+    gates.check(stage, "revisions are safer", change.ci is not None and change.ci[1] < 0, change_words(change))
     return len(kept)
+
+
+def cannot_tell(change: PairedDifference) -> bool:
+    """Whether so few prompts were compared that no change and a large fall of harm are both inside the interval."""
+    return change.ci is None or (change.ci[0] < -LARGE_FALL and change.ci[1] >= 0)
+
+
+def change_words(change: PairedDifference) -> str:
+    """How harm changes from answers to revisions, and what that means for training on them."""
+    interval = f"{signed(change.ci[0])} to {signed(change.ci[1])})" if change.ci else "not estimable)"
+    words = (
+        f"harm from answers to revisions changes by {signed(change.difference)} on {change.n} prompts (95% interval {interval}"
+    )
+    if change.ci is not None and change.ci[1] < 0:
+        return words
+    if cannot_tell(change):
+        return f"{words}: too few prompts to tell; raise revise.prompts"
+    return f"{words}: training on them would teach nothing"
 
 
 def harm_by_round(

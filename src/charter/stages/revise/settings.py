@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from charter.recipe.settings import NonNegative, Positive, StageSettings
+from charter.recipe.settings import NonNegative, Positive, SamplingSettings
 from charter.recipe.source import Answerer, File, Source
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
 
 
-class ReviseSettings(StageSettings):
+class ReviseSettings(SamplingSettings):
     generator: Answerer = Source("run", "base")
     """Who gives the first answers and the helpful ones: `base`, the folder of another model, or `endpoint:NAME`."""
     critic: Answerer = Source("run", "base")
@@ -27,10 +27,12 @@ class ReviseSettings(StageSettings):
     """Of the first answers and the critiques."""
     revision_temperature: NonNegative = 0.7
     """Of the revisions."""
-    max_new_tokens: Positive = 96
-    """Longest answer, critique or revision, in tokens."""
     few_shots: File | None = None
     """YAML of worked examples put before the conversation."""
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return (self.temperature,) if self.context is not None else (self.temperature, self.revision_temperature)
 
     @property
     def reads_prompts(self) -> bool:

@@ -8,11 +8,13 @@ from charter.stages.reward_model.settings import RewardModelSettings
 
 def load(counted: Counted, settings: RewardModelSettings) -> Load:
     work, shape, n_pairs = counted.load("reward_model"), counted.reward_shape, counted.n_pairs
-    row, _ = counted.pair_row
+    row, response = counted.pair_row
     n_train = round(n_pairs * (1 - settings.test_fraction))
     work.hold(shape, 1)
     work.train(shape, settings.lora, roles=settings.ensemble, scores=True)
-    work.activate(shape, settings, 2 * settings.pairs_per_step, row, 0, copies=0, read=n_pairs * 2 * row)
+    work.activate(
+        shape, settings, 2 * min(settings.pairs_per_step, n_pairs), row, response, copies=0, read=n_pairs * 2 * row, siblings=2
+    )
     work.learn(shape, settings.ensemble * settings.epochs * n_train * 2 * row)
     work.score(shape, settings.ensemble * (n_pairs + counted.labelled) * 2 * row)
     return work

@@ -84,16 +84,16 @@ def reward_accuracy(
     kinds = [next((kind for kind in KINDS if kind in pair.prompt.tags), pair.principle or "all") for pair in pairs]
     groups = {
         kind: share_with_interval(
-            [r for r, own in zip(right, kinds, strict=True) if own == kind],
-            [c for c, own in zip(clusters, kinds, strict=True) if own == kind],
+            [r for r, value in zip(right, kinds, strict=True) if value == kind],
+            [c for c, value in zip(clusters, kinds, strict=True) if value == kind],
         )
         for kind in sorted(set(kinds))
     }
     margins = [f"{pair.margin:.2f}" for pair in pairs]
     by_margin = {
         margin: share_with_interval(
-            [r for r, own in zip(right, margins, strict=True) if own == margin],
-            [c for c, own in zip(clusters, margins, strict=True) if own == margin],
+            [r for r, value in zip(right, margins, strict=True) if value == margin],
+            [c for c, value in zip(clusters, margins, strict=True) if value == margin],
         )
         for margin in sorted(set(margins))
     }

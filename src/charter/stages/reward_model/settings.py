@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from charter.recipe.settings import NonNegative, Positive, Rate, Share, TrainingSettings
 from charter.recipe.source import ModelName
-
-if TYPE_CHECKING:
-    pass
 
 
 class ScorerSettings(TrainingSettings):
@@ -43,7 +40,7 @@ class ScorerSettings(TrainingSettings):
 
 class RewardModelSettings(ScorerSettings):
     model: ModelName | None = None
-    """Folder of the model that it starts from, an encoder or of another family if you like; the fine-tuned one unless given."""
+    """Folder of the model to start from: any family, an encoder, or a reward model to continue; else the fine-tuned model."""
     pairs_per_step: Positive = 32
     """Pairs behind one optimizer step; pairs of one prompt stay together."""
     average: Literal["pairs", "rankings"] = "pairs"

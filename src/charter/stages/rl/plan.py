@@ -12,9 +12,11 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     work.hold(shape, 1)
     if isinstance(settings, DPOSettings):
         row, response = counted.pair_row
-        work.train(shape, settings.lora, roles=1)
+        work.train(shape, settings.lora, roles=1, reference=True)
         read = counted.n_pairs * 2 * row
-        work.activate(shape, settings, 2 * settings.pairs_per_step, row, response, copies=3, read=read)
+        work.activate(
+            shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2
+        )
         work.score(shape, counted.n_pairs * 2 * row)  # the reference, once
         work.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
         return work
@@ -22,13 +24,16 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     row = lengths.prompt + settings.max_new_tokens
     ppo = isinstance(settings, PPOSettings)
     epochs, minibatches = (settings.epochs, settings.minibatches) if isinstance(settings, (PPOSettings, GRPOSettings)) else (1, 1)
-    work.train(shape, settings.lora, roles=2 if ppo else 1)
+    work.train(shape, settings.lora, roles=2 if ppo else 1, reference=True)
     if counted.recipe.trains_reward_model:  # only read
         reward, scored_by = counted.recipe.reward_model, counted.reward_shape
         if reward.model is not None:
             work.hold(scored_by, 1)
         work.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
-    work.activate(shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1)
+    work.activate(
+        shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1,
+        siblings=settings.samples_per_prompt if minibatches == 1 else 1,
+    )  # fmt: skip
     work.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
     if settings.vllm is not None:  # a copy of the policy and a cache of its own
         work.memory.pop("kv_cache", None)

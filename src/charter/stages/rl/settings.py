@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from charter.recipe.settings import NonNegative, Positive, Settings, Share, TrainingSettings
 from charter.recipe.source import REWARD, RewardSource, Source
+from charter.records import Filters
 
 if TYPE_CHECKING:
     pass
@@ -77,6 +78,17 @@ class RolloutSettings(TrainingSettings):
     """Cut scores to plus or minus this, after scaling."""
     vllm: VLLMSettings | None = None
     """Sample with vLLM inside this process, which gets the policy's weights before every rollout; `{}` for its defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_filters(cls, values: Any) -> Any:
+        """Filters have a reason to be refused by name."""
+        if isinstance(values, dict) and (named := [name for name in Filters.model_fields if name in values]):
+            raise ValueError(
+                f"rollouts are never filtered, so leave out {named[0]}: they are learned from by the log-probabilities of the "
+                "distribution that they came from; filter the answers of other stages with sampling"
+            )
+        return values
 
     @property
     def reads_prompts(self) -> bool:

@@ -22,10 +22,11 @@ from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.rl.settings import DPOSettings
 from charter.training.batches import own_by_tokens, report_cut
+from charter.training.checkpoints import Checkpoints
 from charter.training.epochs import epochs_of
 from charter.training.losses import sft_loss
 from charter.training.methods.reward_model import pairs_that_differ
-from charter.training.optimizer import load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import scaling_of
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -53,13 +54,12 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
     if settings.loss not in REFERENCE_FREE:
         reference = sequence_logprobs(trunk, REFERENCE, rows, settings.tokens_per_micro_batch).view(-1, 2)
     steps, optimizer = epochs_of(trunk, "policy", len(pairs), settings.pairs_per_step, settings, seed)
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, _ = load_checkpoint(checkpoint, {"policy": optimizer})
-    stage.rewind("metrics.jsonl", first)
-    if not first:
+    checkpoints = Checkpoints(stage, {"policy": optimizer}, settings.checkpoint_every)
+    stage.rewind("metrics.jsonl", checkpoints.first)
+    if not checkpoints.first:
         stage.run.say(f"  {len(pairs)} pairs, {len(steps)} updates of {settings.pairs_per_step}")
 
-    for step in stage.progress(range(len(steps)), done=first):
+    for step in stage.progress(range(len(steps)), done=checkpoints.first):
         batch = steps[step]
         n_chosen = int(tokens[batch, 0].sum())
         point = reference_point(trunk, [rows[2 * i] for i in batch], settings) if settings.loss == "kto" else None
@@ -101,8 +101,7 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
             grad_norm=norm,
             updates=1,
         )
-        if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})
+        checkpoints.after(step + 1)
     return cut
 
 

@@ -22,9 +22,10 @@ from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.training.batches import own_by_tokens, report_cut
+from charter.training.checkpoints import Checkpoints
 from charter.training.epochs import epochs_of
 from charter.training.losses import bradley_terry_loss, rating_loss
-from charter.training.optimizer import load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import scaling_of
 
 SCALE_ROWS = 500  # pairs whose scores set the scale; more would not change it
 
@@ -83,11 +84,11 @@ def train_reward_model(
         for part in own_by_tokens(
             trunk, role, [lengths[i] for i in batch], settings.tokens_per_micro_batch // 2, [pairs[i].group_id for i in batch]
         ):
-            own = [batch[j] for j in part]
-            packed, places = pack_once(trunk, [rows[i][side] for side in (0, 1) for i in own])
+            rows_here = [batch[j] for j in part]
+            packed, places = pack_once(trunk, [rows[i][side] for side in (0, 1) for i in rows_here])
             chosen, rejected = trunk.scores(role, packed)[places].chunk(2)
-            weight = torch.tensor([pairs[i].weight for i in own], device=trunk.device)
-            margin = torch.tensor([pairs[i].margin for i in own], device=trunk.device)
+            weight = torch.tensor([pairs[i].weight for i in rows_here], device=trunk.device)
+            margin = torch.tensor([pairs[i].margin for i in rows_here], device=trunk.device)
             loss = bradley_terry_loss(chosen, rejected, weight, margin, settings.centering) @ shares[part]
             torch.autograd.backward(loss)
             total += loss.item()
@@ -114,9 +115,9 @@ def train_rating_model(
     def learn(role: str, batch: list[int]) -> tuple[float]:
         total = 0.0
         for part in own_by_tokens(trunk, role, [len(rows[i]) for i in batch], settings.tokens_per_micro_batch):
-            own = [batch[j] for j in part]
-            scores = trunk.scores(role, trunk.pack([rows[i] for i in own]))
-            loss = rating_loss(scores, targets[own], settings.loss).sum() / len(batch)
+            rows_here = [batch[j] for j in part]
+            scores = trunk.scores(role, trunk.pack([rows[i] for i in rows_here]))
+            loss = rating_loss(scores, targets[rows_here], settings.loss).sum() / len(batch)
             torch.autograd.backward(loss)
             total += loss.item()
         return (total,)
@@ -136,6 +137,8 @@ def train_members(
 ) -> None:
     """Train every member on all n items, each from its own start and in an order of its own: what tells them apart."""
     roles = members(settings)
+    if trunk.stored_head is not None:
+        stage.run.say(f"  training starts from the reward head of {trunk.path}")
     for role in roles:
         trunk.add_role(role, head=True)
     seed = derive_seed(stage.run.seed, stage.name)
@@ -143,21 +146,19 @@ def train_members(
     trainings = {role: epochs_of(trunk, role, n, per_step, settings, seeds[role]) for role in roles}
     orders = [order for order, _ in trainings.values()]
     optimizers = {role: optimizer for role, (_, optimizer) in trainings.items()}
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, _ = load_checkpoint(checkpoint, optimizers)
-    stage.rewind("metrics.jsonl", first)
-    for step in stage.progress(range(len(orders[0])), done=first):
-        found = []
+    checkpoints = Checkpoints(stage, optimizers, settings.checkpoint_every)
+    stage.rewind("metrics.jsonl", checkpoints.first)
+    for step in stage.progress(range(len(orders[0])), done=checkpoints.first):
+        measures = []
         for role, order in zip(roles, orders, strict=True):
             measured = team().add_up(*learn(role, order[step]))
             rate = optimizers[role].rate()
-            found.append((*measured, optimizers[role].step(), rate))
-        *means, norm, rate = np.mean(np.array(found), axis=0).tolist()  # over the members
+            measures.append((*measured, optimizers[role].step(), rate))
+        *means, norm, rate = np.mean(np.array(measures), axis=0).tolist()  # over the members
         stage.record(
             step, **dict(zip(names, means, strict=True)), grad_norm=norm, learning_rate=rate, **scaling_of(*optimizers.values())
         )
-        if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, optimizers, {})
+        checkpoints.after(step + 1)
 
 
 def pack_once(trunk: Trunk, rows: Sequence[Tokens]) -> tuple[Packed, Tensor]:

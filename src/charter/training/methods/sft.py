@@ -16,9 +16,10 @@ from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.sft.settings import SFTSettings
 from charter.training.batches import own_by_tokens, report_cut
+from charter.training.checkpoints import Checkpoints
 from charter.training.epochs import epochs_of
 from charter.training.losses import sft_loss
-from charter.training.optimizer import load_checkpoint, save_checkpoint, scaling_of
+from charter.training.optimizer import scaling_of
 
 
 def sft_tokens(trunk: Trunk, examples: Sequence[tuple[Sequence[Message], str]], limit: int | None = None) -> list[Tokens]:
@@ -40,10 +41,9 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
     trunk.add_role("policy")
     seed = derive_seed(stage.run.seed, stage.name)
     steps, optimizer = epochs_of(trunk, "policy", len(rows), settings.responses_per_step, settings, seed)
-    checkpoint = stage.path("checkpoint.safetensors")
-    first, _ = load_checkpoint(checkpoint, {"policy": optimizer})
-    stage.rewind("metrics.jsonl", first)
-    for step in stage.progress(range(len(steps)), done=first):
+    checkpoints = Checkpoints(stage, {"policy": optimizer}, settings.checkpoint_every)
+    stage.rewind("metrics.jsonl", checkpoints.first)
+    for step in stage.progress(range(len(steps)), done=checkpoints.first):
         batch = [rows[i] for i in steps[step]]
         n_tokens = sum(len(row.response) for row in batch)
         total = 0.0
@@ -57,6 +57,5 @@ def train_sft(trunk: Trunk, rows: Sequence[Tokens], settings: SFTSettings, stage
         rate = optimizer.rate()
         norm = optimizer.step()
         stage.record(step, loss=total, tokens=n_tokens, learning_rate=rate, grad_norm=norm, **scaling_of(optimizer))
-        if (step + 1) % settings.checkpoint_every == 0:
-            save_checkpoint(checkpoint, step + 1, {"policy": optimizer}, {})
+        checkpoints.after(step + 1)
     return cut

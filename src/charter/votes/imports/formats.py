@@ -30,6 +30,8 @@ class Format:
     fits: Callable[[Set[str]], object]
 
 
+LABEL_STUDIO = ({"data", "annotations"}, {"task", "result"}, {"annotator", "annotation_id"})
+
 FORMATS: dict[str, Format] = {
     "hh-red-team": Format("dialogues:read_attempt", Rater("hh-red-team", "human"), lambda c: {"transcript", "rating"} <= c),
     "oasst": Format("dialogues:read_tree", Rater("oasst-volunteers", "human"), lambda c: "message_tree_id" in c),
@@ -37,7 +39,7 @@ FORMATS: dict[str, Format] = {
     "alpaca-eval": Format("scores:read_alpaca_eval", Rater("alpaca-eval", "judge"),
                           lambda c: {"output_1", "output_2", "preference"} <= c),
     "label-studio": Format("label_studio:read_task", Rater("label-studio", "human"),
-                           lambda c: {"data", "annotations"} <= c or {"task", "result"} <= c),
+                           lambda c: any(names <= c for names in LABEL_STUDIO)),
     "argilla": Format("argilla:read_record", Rater("argilla", "human"),
                       lambda c: "fields" in c or any(n.endswith(".responses") for n in c)),
     "arena": Format("arena:read_vote", Rater("arena-users", "human"),

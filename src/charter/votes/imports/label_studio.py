@@ -1,7 +1,8 @@
-"""Exports of Label Studio: pairwise results, rankers, and choices such as A, B or Tie."""
+"""Exports of Label Studio (JSON, JSON_MIN, CSV): pairwise results, rankers, and choices such as A, B or Tie."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -23,13 +24,19 @@ PAIR_NAMES = (("answer1", "answer2"), ("response1", "response2"), ("response_a",
 ITEM_TEXTS = ("body", "text", "html", "title")
 FILLERS = re.compile(r"\b(the|is|are|better|best|wins|good|answer|response|output|option|model|about)\b")
 
+FLAT = {"annotator", "annotation_id"}
+FLAT_COLUMNS = FLAT | {"id", "created_at", "updated_at", "lead_time", "project", "agreement"}
+LONGEST_CHOICE = 100  # characters
+
 Compared = tuple[list[Answer], list[Rank | None]]
 
 
 def read_task(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
-    """A task with ``data`` and ``annotations``, or an annotation with its ``task`` as a target storage receives it. Results are
-    of type pairwise, ranker, or choices where an annotation has neither of the others."""
-    if "annotations" not in row.fields():
+    """A task with ``data`` and ``annotations``, an annotation with its ``task`` as a target storage receives it, or a row of
+    JSON_MIN or CSV. Results are of type pairwise, ranker, or choices where an annotation has neither of the others."""
+    if row.fields().keys() >= FLAT:
+        row = _nested(row)
+    elif "annotations" not in row.fields():
         row = Part(row.row, {**row["task"].fields(), "annotations": [row.value]})
     annotations = list(row["annotations"]) if row["annotations"].value else []
     if not annotations:
@@ -49,6 +56,45 @@ def read_task(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
                 yield _vote(row["data"], annotation, result, rater)
             except LeftOut as error:
                 yield error
+
+
+def _nested(row: Part) -> Part:
+    """A row of JSON_MIN or CSV as a task with its annotation. Results stand among the columns of the task, so the two texts are
+    those of a well-known pair such as answer1 and answer2. InputError where the row does not say what was compared."""
+    columns = {name: _unpacked(value) for name, value in row.fields().items()}
+    data = {name: value for name, value in columns.items() if name not in FLAT_COLUMNS}
+    names = _pair(Part(row.row, data), None)
+    results = [result for name in data if name not in PROMPT_NAMES for result in _results(data[name], names or ())]
+    if len(results) > 1 or (names is None and not any(result["type"] == "ranker" for result in results)):
+        raise row.bad("JSON_MIN and CSV do not say which columns were compared; export from Label Studio as JSON")
+    seconds = columns.get("lead_time")
+    if isinstance(seconds, str) and re.fullmatch(r"\d+(\.\d+)?", seconds):
+        seconds = float(seconds)
+    annotation = {"id": columns["annotation_id"], "completed_by": columns["annotator"], "lead_time": seconds, "result": results}
+    return Part(row.row, {"data": data, "annotations": [annotation]})
+
+
+def _unpacked(value: Any) -> Any:
+    """The value of a cell; of a CSV, a list or an object is there as JSON."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _results(value: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The results that a column of a flat export has; ``names`` are the compared columns."""
+    if isinstance(value, list):
+        return [
+            {"type": kind, "value": entry} for entry in value if isinstance(entry, dict)
+            for kind, key in (("pairwise", "selected"), ("ranker", "ranker")) if key in entry
+        ]  # fmt: skip
+    if not isinstance(value, str) or len(value) > LONGEST_CHOICE:
+        return []
+    choice = value in names or worded(FILLERS.sub("", value.casefold()), (), ()) is not None
+    return [{"type": "choices", "value": {"choices": [value]}}] if choice else []
 
 
 def _vote(data: Part, annotation: Part, result: Part, rater: Rater) -> Vote:

@@ -99,7 +99,7 @@ def _ranking(part: Part, prompt: Prompt, answers: dict[str, Answer], rater: Rate
         if key not in answers:
             raise part["order"].bad(f"unknown response {key!r}; give it among the responses")
     if len(set(order)) < len(order):
-        raise part["order"].bad("names a response twice")
+        raise part["order"].bad("duplicate response; list every response once")
     ranks: list[Rank | None] = []
     for cell in cells:
         digits = isinstance(cell.value, str) and cell.value.isdecimal() and len(cell.value) < 10

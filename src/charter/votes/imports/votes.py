@@ -68,7 +68,7 @@ class Vote:
 
 
 def shown_by_coin(vote: Vote) -> Vote:
-    """A vote on two answers whose order on the screen nobody noted, the two exchanged for half of them by a hash of the texts.
+    """A vote on two answers whose order on the screen is unknown; a hash of the texts exchanges the two in half of such votes.
 
     Were chosen always first, every such rater would look biased for what stands first.
     """
@@ -91,7 +91,7 @@ def records_of(vote: Vote, *, number: int, file: str, prev_hash: str) -> tuple[l
     """
     responses: list[Response] = []
     for answer in vote.answers:
-        twins = sum(one.text == answer.text and one.model == answer.model for one in responses)
+        twins = sum(earlier.text == answer.text and earlier.model == answer.model for earlier in responses)
         generation = Generation(seed=twins, temperature=0.0, checkpoint="imported")
         responses.append(Response(prompt_id=vote.prompt.id, model=answer.model, text=answer.text, finish_reason="stop",
                                   generation=generation))  # fmt: skip

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from charter.errors import InputError
-from charter.raters.agreement import PAIR_AGREEMENT, WITHOUT_TIES, Figure, agreement
+from charter.raters.agreement import PAIR_AGREEMENT, WITHOUT_TIES, Figure, agreement_figures
 from charter.raters.comparisons import single_orders, votes_of
 from charter.raters.lines import RaterLine, rater_lines
 from charter.raters.reliability import fit_raters
@@ -83,53 +83,53 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
     first: dict[tuple[str, str, frozenset[str]], Judgment] = {}
     repeats: list[Judgment] = []
     skipped: dict[str, list[Judgment]] = defaultdict(list)
-    for one in judgments:
-        asked = sets.get(one.set_id)
-        if asked is None:
+    for judgment in judgments:
+        label_set = sets.get(judgment.set_id)
+        if label_set is None:
             continue
-        marks = one.flags.get(one.set_id, [])
+        marks = judgment.flags.get(judgment.set_id, [])
         if "withdrawn" in marks:
             continue
-        row = rows.setdefault(one.rater_id, RaterFigures(one.rater_id))
-        if not one.has_verdict:
+        row = rows.setdefault(judgment.rater_id, RaterFigures(judgment.rater_id))
+        if not judgment.has_verdict:
             row.skips += 1
-            skipped[one.set_id].append(one)
+            skipped[judgment.set_id].append(judgment)
             continue
         row.votes += 1
-        for rank in one.ranks.values():
+        for rank in judgment.ranks.values():
             row.nonsense.add(rank == "F")
-        for a, b in combinations(sorted(one.ranks), 2):
-            if "F" not in (one.ranks[a], one.ranks[b]):
-                row.ties.add(one.ranks[a] == one.ranks[b])
-        if (seconds := one.timings.get("active_s")) is not None:
+        for a, b in combinations(sorted(judgment.ranks), 2):
+            if "F" not in (judgment.ranks[a], judgment.ranks[b]):
+                row.ties.add(judgment.ranks[a] == judgment.ranks[b])
+        if (seconds := judgment.timings.get("active_s")) is not None:
             row.seconds.append(seconds)
-        if asked.role == "gold" and asked.gold:
-            row.gold.add(agreement_with(one.ranks, asked.gold))
-        elif asked.role == "repeat":
-            repeats.append(one)
-        elif asked.role == "work":
-            by_set[one.set_id].append(one)
-            first[one.rater_id, one.prompt_id, frozenset(one.order)] = one
-    for one in repeats:
-        if (before := first.get((one.rater_id, one.prompt_id, frozenset(one.order)))) is not None:
-            rows[one.rater_id].repeats.add(agreement_with(one.ranks, before.ranks))
+        if label_set.role == "gold" and label_set.gold:
+            row.gold.add(agreement_with(judgment.ranks, label_set.gold))
+        elif label_set.role == "repeat":
+            repeats.append(judgment)
+        elif label_set.role == "work":
+            by_set[judgment.set_id].append(judgment)
+            first[judgment.rater_id, judgment.prompt_id, frozenset(judgment.order)] = judgment
+    for judgment in repeats:
+        if (before := first.get((judgment.rater_id, judgment.prompt_id, frozenset(judgment.order)))) is not None:
+            rows[judgment.rater_id].repeats.add(agreement_with(judgment.ranks, before.ranks))
     on_one, prompts_of_one = Count(), set()  # of single responses
     for set_id, votes in by_set.items():
         against = Count()
-        for one, other in combinations(votes, 2):
-            for same, opposite in compared(one.ranks, other.ranks, one.order):
-                rows[one.rater_id].agreement.add(same)
+        for judgment, other in combinations(votes, 2):
+            for same, opposite in compared(judgment.ranks, other.ranks, judgment.order):
+                rows[judgment.rater_id].agreement.add(same)
                 rows[other.rater_id].agreement.add(same)
                 against.add(opposite)
-                if len(one.order) == 1:
+                if len(judgment.order) == 1:
                     on_one.add(same)
-                    prompts_of_one.add(one.prompt_id)
+                    prompts_of_one.add(judgment.prompt_id)
         if against.hits:
             figures.contested.append((sets[set_id], votes, against.share or 0.0))
     figures.contested.sort(key=lambda row: (-row[2], row[0].id))
     figures.skipped = [(sets[key], who) for key, who in skipped.items()]
     figures.measured, figures.lines = measured(by_set)
-    by_name = {one.name: one for one in figures.measured if one.n}
+    by_name = {judgment.name: judgment for judgment in figures.measured if judgment.n}
     figures.agreement = by_name.get(PAIR_AGREEMENT)
     figures.without_ties = by_name.get(WITHOUT_TIES)
     if figures.agreement is None and on_one.n:
@@ -140,28 +140,28 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
 
 def measured(by_set: Mapping[str, Sequence[Judgment]]) -> tuple[list[Figure], dict[str, RaterLine]]:
     """Agreement and raters of the sets that several people answered, each rater's β and γ estimated from all votes."""
-    votes = votes_of([one for votes in by_set.values() for one in votes])
+    votes = votes_of([judgment for votes in by_set.values() for judgment in votes])
     try:
-        found = agreement(votes)
+        figures = agreement_figures(votes)
     except InputError:  # one rater, or no set that two of them judged
         return [], {}
     if not len(votes.x):
-        return found, {}
-    return found, {line.rater: line for line in rater_lines(votes, fit_raters(single_orders(votes)))}
+        return figures, {}
+    return figures, {line.rater: line for line in rater_lines(votes, fit_raters(single_orders(votes)))}
 
 
-def compared(one: Mapping[str, Rank], other: Mapping[str, Rank], ids: Sequence[str]) -> list[tuple[bool, bool]]:
+def compared(first: Mapping[str, Rank], second: Mapping[str, Rank], ids: Sequence[str]) -> list[tuple[bool, bool]]:
     """For each two responses that both raters order: whether they say the same, whether opposites. A single response is compared
     by its mark."""
     if len(ids) == 1:
-        same = one.get(ids[0]) == other.get(ids[0])
+        same = first.get(ids[0]) == second.get(ids[0])
         return [(same, not same)]
-    found = []
+    results = []
     for a, b in combinations(ids, 2):
-        x, y = relation(one, a, b), relation(other, a, b)
+        x, y = relation(first, a, b), relation(second, a, b)
         if x is not None and y is not None:
-            found.append((x == y, x * y < 0))
-    return found
+            results.append((x == y, x * y < 0))
+    return results
 
 
 def as_rows(figures: Figures) -> list[dict[str, Any]]:

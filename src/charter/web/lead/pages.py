@@ -21,7 +21,7 @@ from charter.web.answers import BadAnswer, text_of
 from charter.web.lead.figures import Figures, as_rows, live_figures
 from charter.web.lead.retrain import pairs_of_votes
 from charter.web.site import Site, allow, site_of, to
-from charter.web.texts import cleaned, instructions_html
+from charter.web.texts import instructions_html
 from charter.web.words import REFUSALS, SKIP_REASONS
 
 Watcher = Annotated[Visitor, Depends(allow(WATCHES))]
@@ -38,8 +38,8 @@ def current_judgments(site: Site) -> list[Judgment]:
 
 def all_sets(site: Site) -> dict[str, LabelSet]:
     with site.store.read() as db:
-        found = [LabelSet.model_validate_json(row) for row in db.scalars(sa.select(t.sets.c.record))]
-    return {one.id: one for one in found}
+        sets = [LabelSet.model_validate_json(row) for row in db.scalars(sa.select(t.sets.c.record))]
+    return {label_set.id: label_set for label_set in sets}
 
 
 def figures_of(site: Site) -> Figures:
@@ -71,11 +71,14 @@ def raters_csv(request: Request, visitor: Watcher) -> WebResponse:
 def contested(request: Request, visitor: Watcher) -> WebResponse:
     site = site_of(request)
     figures = figures_of(site)
-    shown = [(one, site.store.parts(one.id), votes, share) for one, votes, share in figures.contested[:MAX_SHOWN]]
+    shown = [
+        (label_set, site.store.parts(label_set.id), votes, share) for label_set, votes, share in figures.contested[:MAX_SHOWN]
+    ]
     skipped = [
-        (site.store.parts(one.id)[1], Counter(SKIP_REASONS.get(j.flags.get(one.id, ["", ""])[-1], "no reason") for j in who),
+        (site.store.parts(label_set.id)[1],
+         Counter(SKIP_REASONS.get(j.flags.get(label_set.id, ["", ""])[-1], "no reason") for j in who),
          [j.comment for j in who if j.comment])
-        for one, who in sorted(figures.skipped, key=lambda row: -len(row[1]))[:MAX_SHOWN]
+        for label_set, who in sorted(figures.skipped, key=lambda row: -len(row[1]))[:MAX_SHOWN]
     ]  # fmt: skip
     return site.page("contested.html", visitor, shown=shown, total=len(figures.contested), skipped=skipped)
 
@@ -92,7 +95,7 @@ def show_versions(site: Site, visitor: Visitor, problem: str = "", written: str 
     with site.store.read() as db:
         rows = db.execute(sa.select(t.instructions).order_by(t.instructions.c.created.desc())).all()
         readers = Counter(db.scalars(sa.select(t.raters.c.read)))
-    figures = Counter(one.instructions_hash for one in current_judgments(site) if one.has_verdict)
+    figures = Counter(judgment.instructions_hash for judgment in current_judgments(site) if judgment.has_verdict)
     versions = []
     for row, older in zip(rows, [*rows[1:], None], strict=True):
         changes = [] if older is None else [
@@ -155,7 +158,7 @@ def invite(request: Request, visitor: Lead) -> WebResponse:
     site, form = site_of(request), request.state.form
     role = form.get("role", "")
     if not may_manage(visitor, role):
-        raise RequestRefused(403, REFUSALS["invite"].format(role=cleaned(role)[:20]))
+        raise RequestRefused(403, REFUSALS["invite"].format(role=role[:20]))
     days = form.get("days", "14")
     if not (days.isascii() and days.isdigit() and 1 <= int(days) <= 365):
         raise RequestRefused(422, REFUSALS["days"])
@@ -179,12 +182,12 @@ def renew(request: Request, visitor: Lead) -> WebResponse:
 
 
 def revoke(request: Request, visitor: Lead) -> WebResponse:
-    site, given = site_of(request), request.state.form.get("id", "")
+    site, key = site_of(request), request.state.form.get("id", "")
     with site.store.read() as db:
-        role = db.scalar(sa.select(t.invites.c.role).where(t.invites.c.id == int(given))) if given.isdecimal() else None
+        role = db.scalar(sa.select(t.invites.c.role).where(t.invites.c.id == int(key))) if key.isdecimal() else None
     if role is None or not may_manage(visitor, role):
         raise RequestRefused(403, REFUSALS["revoke"])
-    site.access.revoke(int(given))
+    site.access.revoke(int(key))
     return to("/lead/people")
 
 

@@ -54,7 +54,7 @@ class Retrain:
         return self.thread is not None and self.thread.is_alive()
 
     def runs(self) -> list[dict[str, Any]]:
-        """Results so far, the newest first; one that was cut off is said to be so."""
+        """Results so far, the newest first; a training that was interrupted has the state "cut off"."""
         runs = []
         for place in sorted(self.folder.glob("[0-9]*"), reverse=True):
             result = read_json(place / "result.json")
@@ -85,10 +85,10 @@ class Retrain:
         steps = []
         for share in SHARES:
             groups = set(order[: max(2, round(share * len(order)))])
-            own = [pair for pair in train if pair.group_id in groups]
+            chosen = [pair for pair in train if pair.group_id in groups]
             file = self.place / f"pairs-{round(100 * share)}.jsonl"
-            write_jsonl(file, [*own, *test])
-            steps.append({"file": str(file), "n": len(own), "fraction": n_test / (n_test + len(groups))})
+            write_jsonl(file, [*chosen, *test])
+            steps.append({"file": str(file), "n": len(chosen), "fraction": n_test / (n_test + len(groups))})
         result: dict[str, Any] = {"state": "running", "pairs": len(pairs), "test_pairs": len(test), "points": [], "words": "",
                                   "ceiling": dict(ceiling)}  # fmt: skip
         write_json(self.place / "result.json", result)
