@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import shutil
 from contextlib import ExitStack
@@ -93,6 +94,17 @@ CONSTITUTION = {
          "preference": "Which reply helps more?", "tags": ["benign"]},
     ],
 }  # fmt: skip
+
+
+def write_some_prompts(path: Path, n: int) -> Path:
+    """The first ``n`` prompts of the testbed of each split and kind, as JSONL: a run sorts all prompts of its files by principle,
+    which takes 20 seconds for the 3240 that ship."""
+    shipped = Path(str(importlib.resources.files("charter.testbed"))) / "data/prompts.jsonl"
+    rows = [json.loads(line) for line in shipped.read_text(encoding="utf-8").splitlines()]
+    some = [row for kind in ("red_team", "benign") for split in ("train", "test")
+            for row in [row for row in rows if kind in row["tags"] and row["split"] == split][:n]]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in some))
+    return path
 
 
 def write_tiny_recipe(folder: Path, model: Path, **changes: object) -> Path:

@@ -18,7 +18,7 @@ from charter.records import Judgment, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
 from charter.testbed.train import TESTBED_PRESETS
-from conftest import settings_classes, write_tiny_recipe
+from conftest import settings_classes, write_some_prompts, write_tiny_recipe
 from feedback_folder import chain
 from test_training import ROLLOUT
 
@@ -120,6 +120,7 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     (folder / "published.json").write_text(json.dumps(["Choose the response that is less harmful."]))
     (folder / "out").mkdir()
     (folder / "votes").mkdir()
+    write_some_prompts(folder / "some.jsonl", 20)
     shutil.copytree(finished_run, folder / "runs/recipe")
     with contextlib.chdir(folder):
         assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
@@ -164,7 +165,7 @@ def at_size_of_seconds(line: str) -> list[str]:
         words = [*words, "--n", "10"]
     words = [re.sub("^5$", "2", word) for word in words]  # --seeds
     if words[0] == "run" and words[1] in ("demo", "demo-ppo", "smoke"):
-        words += [f"--set={setting}" for setting in SMALL]
+        words += [f"--set={setting}" for setting in [*SMALL, f"prompts.files=[{Path.cwd() / 'some.jsonl'}]"]]
     return words
 
 

@@ -30,6 +30,7 @@ from charter.records import Filters, Generation, Judgment, Message, Prompt, Resp
 from charter.run.files import read_jsonl
 from charter.serving.serve import open_port
 from charter.testbed import __path__ as testbed
+from conftest import write_some_prompts
 from loopback import FAULTS, Faults, Handler, Server, canned, chat_answer, kill_at, model_server, serving
 
 MODEL = Path(testbed[0]) / "model"
@@ -475,12 +476,7 @@ SMALL = {
 
 
 def test_the_recipe_with_a_judge_behind_a_server_runs_to_the_end_through_faults(tmp_path, testbed_server):
-    rows = [json.loads(row) for row in (MODEL.parent / "data/prompts.jsonl").read_text().splitlines()]
-    chosen = [
-        row for kind in ("red_team", "benign") for split in ("train", "test")
-        for row in [row for row in rows if kind in row["tags"] and row["split"] == split][:20]
-    ]  # fmt: skip
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    write_some_prompts(tmp_path / "prompts.jsonl", 20)
     faults = Faults(testbed_server.url, [fault for fault in FAULTS if fault != "slow"])
     with serving(faults) as proxy:
         sets = {**SMALL, "endpoints.judge.url": proxy.url, "prompts.files": f"['{tmp_path}/prompts.jsonl']"}

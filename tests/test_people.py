@@ -14,6 +14,7 @@ from charter.votes.judgments import ulid
 from charter.web.project import open_project
 from charter.web.serve import open_site
 from charter.web.store import RaterAnswer
+from conftest import write_some_prompts
 from feedback_folder import chain
 
 
@@ -51,7 +52,8 @@ SMALL = ["prompts.train=60", "prompts.test=4", "revise.prompts=40", "feedback.pr
 def fine_tuned(tmp_path_factory):
     """A small run on the testbed as far as the fine-tuned model."""
     folder = tmp_path_factory.mktemp("people") / "run"
-    sets = [word for one in SMALL for word in ("--set", one)]
+    file = write_some_prompts(folder.with_name("prompts.jsonl"), 60)
+    sets = [word for setting in (*SMALL, f"prompts.files=[{file}]") for word in ("--set", setting)]
     assert run_command(["run", "smoke", "--out", str(folder), "--quiet", "--until", "sft", *sets]) == 0
     return folder
 
@@ -59,9 +61,10 @@ def fine_tuned(tmp_path_factory):
 @pytest.fixture
 def run(fine_tuned, tmp_path, capsys):
     shutil.copytree(fine_tuned, tmp_path / "run")
+    file = fine_tuned.with_name("prompts.jsonl")
+    sets = [word for setting in (*SMALL, f"prompts.files=[{file}]") for word in ("--set", setting)]
 
     def command(*more: str) -> tuple[int, str]:
-        sets = [word for one in SMALL for word in ("--set", one)]
         code = run_command(["run", "smoke", "--out", str(tmp_path / "run"), "--quiet", *sets, *more])
         return code, "".join(capsys.readouterr())
 
