@@ -117,6 +117,7 @@ def write_tiny_recipe(folder: Path, model: Path, **changes: object) -> Path:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     recipe = {
         "title": "tiny", "model": str(model), "constitution": "constitution.yaml", "precision": "float32",
+        "training": {"checkpoint_every": 1},
         "batch_size": 8, "prompts": {"files": ["prompts.jsonl"], "test_fraction": 0.25},
         "gates": {"override": True},
         "revise": {"rounds": 2, "prompts": 12, "max_new_tokens": 12},

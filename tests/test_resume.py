@@ -65,7 +65,7 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
     ],
 )
 def test_kill_minus_nine_at_many_moments_changes_nothing(tmp_path, write_recipe, random_llama, before_rl, rl, moments):
-    recipe = write_recipe(random_llama, rl=rl, training={"checkpoint_every": 1})
+    recipe = write_recipe(random_llama, rl=rl)
     shutil.copytree(before_rl, tmp_path / "whole")
     run_recipe(load_recipe(recipe), tmp_path / "whole", quiet=True)
     expected = artifacts(tmp_path / "whole")
