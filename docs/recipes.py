@@ -50,6 +50,7 @@ FIRST_LEVEL = (
     ("training.lora", "training: {lora: {rank: 16}}"),
     ("training.tokens_per_micro_batch", "training: {tokens_per_micro_batch: 2048}"),
     ("sampling.temperature", "sampling: {temperature: 0.8}"),
+    ("sampling.top_p", "sampling: {top_p: 0.95}"),
     ("sampling.max_new_tokens", "sampling: {max_new_tokens: 256}"),
     ("endpoints.NAME.url", "endpoints: {judge: {url: 'http://localhost:8000/v1', model: judge-7b}}"),
     ("endpoints.NAME.model", "endpoints: {judge: {url: 'http://localhost:8000/v1', model: judge-7b}}"),
