@@ -99,3 +99,12 @@ class TrainingSettings(StageSettings):
     checkpoint_every: Positive | None = None
     """Optimizer steps between checkpoints. Unless given Charter goes by time: checkpoints take at most 5% of a stage's, and the
     most that a kill can lose is printed at its start."""
+
+
+class EpochSettings(TrainingSettings):
+    """What every stage shares that goes through given rows, epoch by epoch."""
+
+    max_tokens: Positive | None = None
+    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""

@@ -6,21 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from charter.recipe.settings import NonNegative, Positive, Rate, Share, TrainingSettings
+from charter.recipe.settings import EpochSettings, NonNegative, Positive, Rate
 from charter.recipe.source import ModelName
 
 
-class ScorerSettings(TrainingSettings):
+class ScorerSettings(EpochSettings):
     """What reward models share, whatever they learn from."""
 
     epochs: Positive = 2
     """Passes over the pairs or ratings."""
-    max_tokens: Positive | None = None
-    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak; falls to zero by a half cosine after the warm-up."""
-    warmup: Share = 0.1
-    """Share of the steps over which the learning rate rises."""
     test_fraction: Rate = 0.15
     """Share of the prompts whose pairs or ratings measure and are not trained on."""
     ensemble: Positive = 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from charter.recipe.settings import NonNegative, Positive, Settings, Share, TrainingSettings
+from charter.recipe.settings import EpochSettings, NonNegative, Positive, Settings, TrainingSettings
 from charter.recipe.source import REWARD, RewardSource, Source
 from charter.records import Filters
 
@@ -208,21 +208,17 @@ class GRPOSettings(RLSettings):
         return self
 
 
-class DPOSettings(TrainingSettings):
+class DPOSettings(EpochSettings):
     method: Literal["dpo"] = "dpo"
     """The algorithm: preferences straight into the policy, no reward model and no sampling."""
     loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
     """Which member of the family."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Price of moving away from the reference, as kl_coef in RL."""
-    max_tokens: Positive | None = None
-    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
     epochs: Positive = 1
     """Passes over the pairs."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Peak; falls to zero by a half cosine after the warm-up."""
-    warmup: Share = 0.1
-    """Share of the steps over which the learning rate rises."""
     pairs_per_step: Positive = 32
     """Pairs behind one optimizer step."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0

@@ -6,27 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from charter.recipe.settings import Positive, Share, TrainingSettings
+from charter.recipe.settings import EpochSettings, Positive
 from charter.recipe.source import File
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
 
 
-class SFTSettings(TrainingSettings):
+class SFTSettings(EpochSettings):
     data: list[File] = []
     """Files of examples to learn beside the revisions, or alone where `revise: null`: prompts with answers, whole
     dialogues, or the chosen side of preference pairs, as JSONL, JSON, CSV or Parquet; hh-rlhf as it is."""
     max_examples: Positive | None = None
     """At most this many examples of `data`, by a draw."""
-    max_tokens: Positive | None = None
-    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
     epochs: Positive = 3
     """Passes over the data."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak; falls to zero by a half cosine after the warm-up."""
-    warmup: Share = 0.1
-    """Share of the steps over which the learning rate rises."""
     responses_per_step: Positive = 32
     """Responses behind one optimizer step."""
     helpful_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.4
