@@ -50,14 +50,14 @@ def headline(report: dict[str, Any]) -> list[str]:
     for name in [*report["better"], *(name for name in MAIN_METRICS if name in measured)]:
         cells = []
         for arm in arms:
-            found = [m for m in report["metrics"] if m["name"] == name and m["arm"] == arm and m["group"] is None]
-            if not found:
+            results = [m for m in report["metrics"] if m["name"] == name and m["arm"] == arm and m["group"] is None]
+            if not results:
                 cells.append("–")
-            elif found[0]["value"] is None:
+            elif results[0]["value"] is None:
                 cells.append("unscored")
             else:
-                low, high = found[0]["ci"] or (float("nan"),) * 2
-                cells.append(f"{found[0]['value']:.2f} [{low:.2f}, {high:.2f}]")
+                low, high = results[0]["ci"] or (float("nan"),) * 2
+                cells.append(f"{results[0]['value']:.2f} [{low:.2f}, {high:.2f}]")
         rows.append(f"{name:22}" + "".join(f"{cell:>24}" for cell in cells))
     return rows
 
@@ -194,7 +194,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
     from charter.evaluation.page import write_report
     from charter.run.files import read_json
 
-    found = read_json(run / "report.json")
-    if not isinstance(found, dict):
+    report = read_json(run / "report.json")
+    if not isinstance(report, dict):
         raise InputError("holds no report.json; charter run RECIPE --out makes one", file=run)
-    show(found, as_json, f"report: {write_report(found, run)}")
+    show(report, as_json, f"report: {write_report(report, run)}")

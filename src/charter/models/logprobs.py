@@ -34,6 +34,14 @@ def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def exact_logprobs(model: Any, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
+    """Log-probabilities (N, V), nats, of the next token after hidden states (N, H), the product in float32 whatever the
+    precision of the layers below, unless the matrix itself is stored in 16 bits. ``vocabulary``: ids that count."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = logits_from_hidden(model, hidden.to(model.get_output_embeddings().weight.dtype))
+    return torch.log_softmax(logits[:, :vocabulary].float(), dim=-1)
+
+
 def is_plain_projection(model: Any) -> bool:
     """Whether logits are one product with one matrix: no bias, adapter, cap or scale."""
     config = model.config.get_text_config()

@@ -354,14 +354,6 @@ class Trunk:
         chosen = log_softmax.gather(1, targets.unsqueeze(1)).squeeze(1)
         return chosen, -(log_softmax.exp() * log_softmax).sum(dim=-1) if entropy else None
 
-    def exact_logprobs(self, model: Any, hidden: Tensor) -> Tensor:
-        """Log-probabilities (n, V), nats, of the next token after hidden states (n, H), with the product in float32 whatever the
-        precision of the trunk, unless the weights themselves are stored in 16 bits."""
-        with torch.autocast(self.device.type, enabled=False):
-            dtype = model.get_output_embeddings().weight.dtype
-            logits = logits_from_hidden(model, hidden.to(dtype if dtype.is_floating_point else self.dtype))
-        return torch.log_softmax(logits[:, : self.vocabulary].float(), dim=-1)
-
     def values(self, role: str, packed: Packed) -> Tensor:
         """The role's head at the state *before* each response token: (R, T), 0 outside the mask."""
         hidden = self.through(role, lambda model: self.hidden(model, packed, packed.before[packed.mask]))

@@ -107,13 +107,13 @@ class Optimizer:
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Parameters and moments by name."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            found[f"{prefix}.{name}"] = parameter.detach()
+            tensors[f"{prefix}.{name}"] = parameter.detach()
             moments = self.zero.moments(parameter) if self.zero else self.adam.state.get(parameter, {})
             for key, value in moments.items():
-                found[f"{prefix}.{name}#{key}"] = value.detach()
-        return found
+                tensors[f"{prefix}.{name}#{key}"] = value.detach()
+        return tensors
 
     def restore(self, prefix: str, tensors: Mapping[str, Tensor], made: int) -> None:
         """Put parameters and moments back."""
@@ -175,9 +175,9 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
 
 def like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     """``value``, divided as the parameter is."""
-    found = torch.zeros_like(parameter)
-    put(found, value)
-    return found.detach()
+    divided = torch.zeros_like(parameter)
+    put(divided, value)
+    return divided.detach()
 
 
 def scaling_of(*optimizers: Optimizer) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
+from charter.models.logprobs import exact_logprobs
 from charter.models.packing import Tokens
 from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import sample
@@ -143,11 +144,13 @@ def continuation_logprobs(
         return [
             [float(row[ids[0]]) for ids in group]
             for rows in blocks(len(hidden), ROWS)
-            for row, group in zip(trunk.exact_logprobs(model, hidden[rows]), continuations[rows], strict=True)
+            for row, group in zip(exact_logprobs(model, hidden[rows], trunk.vocabulary), continuations[rows], strict=True)
         ]
     packed = trunk.pack([Tokens(prompt, ids) for prompt, group in zip(prompts, continuations, strict=True) for ids in group])
     hidden, targets = trunk.hidden(model, packed, packed.before[packed.mask]), packed.targets[packed.mask].unsqueeze(1)
-    chosen = [trunk.exact_logprobs(model, hidden[rows]).gather(1, targets[rows]) for rows in blocks(len(hidden), ROWS)]
+    chosen = [
+        exact_logprobs(model, hidden[rows], trunk.vocabulary).gather(1, targets[rows]) for rows in blocks(len(hidden), ROWS)
+    ]
     sums = (
         torch.zeros(packed.mask.shape, device=hidden.device).masked_scatter(packed.mask, torch.cat(chosen).squeeze(1)).sum(dim=1)
     )

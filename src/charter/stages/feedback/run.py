@@ -175,12 +175,12 @@ def ask_people(
     """People's votes on the responses that they are asked about. GateError with the page's command while some are open."""
     folder = stage.run.folder
     share = settings.human_share if settings.raters == "mixed" else 1.0
-    asked = sample_for_people(groups, share, recipe.seed)
-    write_jsonl(stage.path(TO_LABEL), (one for group in asked for one in group))
-    votes = team().on_main(lambda: PeoplesVotes(folder / FOLDER, asked))
-    words = f"people have compared the responses to all {len(asked)} prompts"
+    chosen = sample_for_people(groups, share, recipe.seed)
+    write_jsonl(stage.path(TO_LABEL), (response for group in chosen for response in group))
+    votes = team().on_main(lambda: PeoplesVotes(folder / FOLDER, chosen))
+    words = f"people have compared the responses to all {len(chosen)} prompts"
     if votes.open:
-        words = f"{votes.open} of {len(asked)} prompts still need votes; run `charter label {folder}`, then repeat this command"
+        words = f"{votes.open} of {len(chosen)} prompts still need votes; run `charter label {folder}`, then repeat this command"
     gates.check(stage, "people have answered", not votes.open, words)
     return votes
 

@@ -62,14 +62,14 @@ def pilot(
     before = [verdict.harmful for verdict in scorer.score(prompts, [answer.text for answer in answers])]
     by_id = {prompt.id: prompt for prompt in prompts}
     after = [v.harmful for v in scorer.score([by_id[r.prompt_id] for r in revisions], [r.revision.text for r in revisions])]
-    asked = {principle.id: principle for principle in constitution.principles}
+    by_principle = {principle.id: principle for principle in constitution.principles}
     rows = [
         PilotRow(
             prompt.last_turn, answer.text, harmful,
             tuple(
                 PilotRound(
-                    r.principle, question(asked, r.principle, "critique"), r.critique.text,
-                    question(asked, r.principle, "revision") or settings.context or "", r.revision.text, still, r.excluded,
+                    r.principle, question(by_principle, r.principle, "critique"), r.critique.text,
+                    question(by_principle, r.principle, "revision") or settings.context or "", r.revision.text, still, r.excluded,
                 )
                 for r, still in zip(revisions, after, strict=True)
                 if r.prompt_id == prompt.id
