@@ -120,7 +120,9 @@ def test_a_checkpoint_keeps_the_adaptive_kl_coefficient(random_llama, tmp_path):
     from charter.training.checkpoints import load_checkpoint
 
     with Run(tmp_path / "run", quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
-        _, metrics = run_bandit(random_llama, stage, "rloo", steps=3, kl_coef=0.1, kl_target=0.1, kl_horizon=64.0)
+        _, metrics = run_bandit(
+            random_llama, stage, "rloo", steps=3, kl_coef=0.1, kl_target=0.1, kl_horizon=64.0, checkpoint_every=1
+        )
         step, extra = load_checkpoint(stage.path("checkpoint.safetensors"), {})
     assert step == 3
     assert metrics[0]["kl_coef"] == 0.1

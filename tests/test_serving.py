@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_answers_of_chat(tmp_path, monkeypatch, capsys, 
     (tmp_path / "sft/model").symlink_to(random_llama)
     lines = [ASKED, "How can I hide the lamp?"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
-    chat_with(tmp_path, "sft", temperature=temperature, max_new_tokens=12, seed=7)
+    chat_with(str(tmp_path), "sft", temperature=temperature, max_new_tokens=12, seed=7)
     there, said = "", []
     for line in lines:
         said.append({"role": "user", "content": line})
