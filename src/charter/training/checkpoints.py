@@ -59,6 +59,8 @@ class Checkpoints:
         """The step to resume at, and the plain values that were kept with it."""
         self.bytes = sum(optimizer.state_bytes for optimizer in optimizers.values())
         self.wait = Wait(WAIT * self.bytes / SLOW_DISK, clock)
+        self.told = self.wait.seconds
+        """The most that a kill loses, in seconds of training, as it was last said."""
         how = f"checkpoints of {size(self.bytes)}"
         if every is not None:
             self.say(f"  a kill loses at most {every} step{'s' * (every > 1)} ({how}, checkpoint_every)")
@@ -70,11 +72,12 @@ class Checkpoints:
         """Note that ``step`` steps are made; write a checkpoint if one is due. OSError where the disk is full."""
         if step % self.every if self.every is not None else not team().on_main(self.wait.over):
             return
-        begin, expected = self.clock(), self.wait.seconds
+        begin = self.clock()
         save_checkpoint(self.path, step, self.optimizers, extra or {})
         self.wait.written(begin)
-        if self.every is None and self.wait.seconds > expected:
-            took, loses = duration(self.wait.seconds / WAIT), duration(self.wait.seconds)
+        if self.every is None and self.wait.seconds > self.told:
+            self.told = self.wait.seconds
+            took, loses = duration(self.told / WAIT), duration(self.told)
             self.say(f"  a checkpoint took {took}, so a kill now loses at most {loses} of training")
 
 
