@@ -87,8 +87,8 @@ def test_labels_that_are_no_topics_or_too_few_are_refused():
 
 
 def test_without_labels_topics_that_say_what_they_are_about_are_not_sorted_by_title():
-    assert usual_way(load_constitution(ROOT / "constitutions/general.yaml").topics()) == "message_and_words"
-    assert usual_way(load_constitution(ROOT / "constitutions/four-pairs.yaml").topics()) == "message_and_words"
+    assert usual_way(load_constitution(ROOT / "constitutions/general.yaml").topics()) == "words"
+    assert usual_way(load_constitution(ROOT / "constitutions/four-pairs.yaml").topics()) == "words"
     assert usual_way(load_constitution(ROOT / "constitutions/demo.yaml").topics()) == "title"
 
 

@@ -51,7 +51,7 @@ def pilot_lines(result: Mapping[str, Any]) -> Iterator[str]:
             if part["critique_request"]:
                 yield from labelled("principle", part["critique_request"], width, part["principle"])
                 yield from labelled("critique", part["critique"], width)
-                yield from labelled("asked", part["revision_request"], width)
+                yield from labelled("request", part["revision_request"], width)
             else:
                 yield from labelled("context", part["revision_request"], width)
             verdict = f"excluded: {part['excluded']}" if part["excluded"] else VERDICTS[part["harmful"]]

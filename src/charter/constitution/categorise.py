@@ -111,8 +111,8 @@ class Sorting:
 
 
 def usual_way(topics: Sequence[Principle]) -> Way:
-    """The way without labelled prompts: by title, unless all topics say what they are about."""
-    return "message_and_words" if all(topic.about for topic in topics) else "title"
+    """The way without labelled prompts: by words, which costs nothing, if all topics say what they are about; else by title."""
+    return "words" if all(topic.about for topic in topics) else "title"
 
 
 def choose_way(labelled: Sequence[Prompt], constitution: Constitution, sampler: Sampler) -> Sorting:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from charter.constitution.categorise import CATEGORISE, NONE
+from charter.constitution.categorise import CATEGORISE, NONE, usual_way
 from charter.constitution.constitution import Constitution, load_few_shots
 from charter.judging.judge import QUESTIONS, ask, comparisons_of
 from charter.models.chat_template import encode_prompt, encode_response
@@ -35,6 +35,9 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         return len(encode_prompt(tokenizer, [Message(role="user", content=text)]))
 
     titles = [*(topic.title for topic in constitution.topics()), NONE]
+    asks_model = recipe.prompts is not None and (
+        recipe.prompts.labelled is not None or usual_way(constitution.topics()) == "title"
+    )
     questions = [fill(CATEGORISE, prompt=p.last_turn, topics=", ".join(titles)) for p in sample[:20]]
     few_shots = recipe.revise.few_shots if recipe.revise is not None else None
     shots = load_few_shots(Path(few_shots)) if few_shots else []
@@ -52,7 +55,9 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         critique=mean([turn(p.critique or "") for p in revisers]),
         revision=mean([turn(p.revision or "") for p in revisers]),
         topic_question=mean([turn(question) for question in questions]),
-        topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles) if len(titles) > 1 else 0,
+        topics=sum(len(encode_response(tokenizer, title, end=False)) for title in titles)
+        if asks_model and len(titles) > 1
+        else 0,
         n_topics=len(titles),
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in questions_of_judge]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
