@@ -152,10 +152,11 @@ def check_files(recipe: Recipe) -> None:
 
 
 def how_to_get(name: str) -> str:
-    """The download that the head of a shipped recipe names for the folder of a file, as the end of an error's line."""
+    """The command that the head of a shipped recipe names for the folder of a file, as the end of an error's line."""
     for file in sorted(shipped("recipes").glob("*.yaml")):
-        for line in re.findall(r"hf download \S+ --repo-type dataset --local-dir \S+", file.read_text(encoding="utf-8")):
-            if line.split()[-1] == Path(name).parts[0]:
+        text = file.read_text(encoding="utf-8")
+        for line, folder in re.findall(r"^# +((?:hf download|python) .*(?:--local-dir|--out) (\S+))$", text, re.MULTILINE):
+            if Path(name).is_relative_to(folder):
                 return f"; `{line}` gets it"
     return ""
 
