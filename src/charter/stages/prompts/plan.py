@@ -8,7 +8,7 @@ from charter.stages.prompts.settings import PromptSettings
 
 def load(counted: Counted, _: PromptSettings) -> Load:
     work, lengths = counted.load("prompts"), counted.lengths
+    work.hold(counted.shape, 1)  # loaded for the length of its context at least
     if lengths.topics and counted.to_sort:
-        work.hold(counted.shape, 1)
         work.choose(counted.shape, counted.to_sort, lengths.topic_question + lengths.topics, lengths.n_topics)
     return work
