@@ -242,3 +242,15 @@ def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():
     assert {drawn[p.prompt.id] for p in untagged} == {"peace", "privacy"}
     assert len(drawn) == 40
     assert judge_gate(knowing(1), [*peace, *benign], rules, seed=0, batch_size=32)["n_without_principle"] == 5
+
+
+def test_a_judgment_keeps_the_hash_of_the_question_that_was_asked():
+    prompt = Prompt.ask("q", tags=("red_team",))
+    rules = [Principle(id="p", title="p", preference="Which?", question=q) for q in ("Is it rude?", "Is it harmful?")]
+    asked = [Comparison(prompt, response(prompt, "a", 0), response(prompt, "b", 1), rule) for rule in rules]
+
+    def hashes(template):
+        return {judgment(c, Preference(1, 1), rater_id="j", abstain_below=0, template=template).instructions_hash for c in asked}
+
+    assert len(hashes(YesNoJudge.template)) == 2
+    assert len(hashes(LettersJudge.template)) == 1  # the letters are asked with the preference text alone

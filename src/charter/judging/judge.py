@@ -166,6 +166,7 @@ def judgment(
     """The stored label; ``template`` is the question that was asked. Equal texts and margins below ``abstain_below`` (nats) are
     ties; without a margin there is no verdict."""
     first, second = comparison.first.id, comparison.second.id
+    question = [comparison.principle.question, comparison.principle.good_answer] if template == YES_NO else []
     key = content_id(comparison.prompt.id, first, second, comparison.principle.id, rater_id)
     margin = preference.margin
     ranks: dict[str, int | str]
@@ -182,7 +183,7 @@ def judgment(
         rater_id=rater_id,
         rater_kind="judge",
         order=(first, second),
-        instructions_hash=content_id(comparison.instruction, template),
+        instructions_hash=content_id(comparison.instruction, template, *question),
         principle=comparison.principle.id,
         ranks=ranks,  # type: ignore[arg-type]
         margin=margin,
