@@ -86,14 +86,18 @@ def ask(comparison: Comparison) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-class LettersJudge:
-    """A language model that compares two responses: A or B?"""
-
-    protocol, template = "letters", COMPARE
+class _LanguageModel:
+    """A model that is asked, and its name."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self.name = sampler.name
+
+
+class LettersJudge(_LanguageModel):
+    """A language model that compares two responses: A or B?"""
+
+    protocol, template = "letters", COMPARE
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         both_orders = [ask(shown) for comparison in comparisons for shown in (comparison, comparison.swap())]
@@ -103,15 +107,11 @@ class LettersJudge:
         return [Preference(a, b) for a, b in zip(first_as_a, first_as_b, strict=True)]
 
 
-class YesNoJudge:
+class YesNoJudge(_LanguageModel):
     """A language model that reads each response alone and answers the principle's question about it, or, where the principle has
     none, whether it would choose the response by its preference text."""
 
     protocol, template = "yes_no", YES_NO
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
-        self.name = sampler.name
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         sides = [(comparison, response) for comparison in comparisons for response in (comparison.first, comparison.second)]
