@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from charter.evaluation.page import rows_left_out, write_report
 from charter.metrics import CONTROLS
 from charter.run.files import read_json
 from charter.statistics import trend
+from charter.training.curve import over_optimisation
+from charter.training.gold import ANSWERS, CURVE, read_rows
 
 if TYPE_CHECKING:
     from charter.constitution.constitution import Constitution
@@ -120,6 +123,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
+        "over_optimisation": gold_curve(stages),
         "gates": parts.gates.met,
         "alarms": alarms(stages),
         "stages": [
@@ -131,6 +135,15 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
     write_report(report, parts.run.folder)
     written: dict[str, Any] = read_json(parts.run.folder / "report.json")
     return written
+
+
+def gold_curve(stages: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the held-out reward says of the last training; None where nobody was asked."""
+    trained = [stage for name, stage in stages.items() if name == "rl" or re.fullmatch(r"rl-\d+", name)]
+    if not trained or "kept_step" not in trained[-1].result:
+        return None
+    result, (rows, answers) = trained[-1].result, (read_rows(trained[-1], name) for name in (CURVE, ANSWERS))
+    return over_optimisation(rows, answers, kept=result["kept_step"], source=result["gold"], stopped=result.get("stopped"))
 
 
 def alarms(stages: Mapping[str, Any]) -> list[dict[str, Any]]:

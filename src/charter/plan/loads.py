@@ -31,15 +31,20 @@ Plan = tuple[Callable[[Counted, Any], Load], Settings | None]  # a stage's setti
 
 
 def loads_of(counted: Counted) -> list[Load]:
-    """The work of each stage in running order; a later round has its number in the name."""
+    """The work of each stage in running order; a later round, or a control arm, has a number in the name."""
     recipe = counted.recipe
     reward = recipe.reward_model if recipe.trains_reward_model else None
     first: list[Plan] = [(prompts.load, recipe.prompts), (revise.load, recipe.revise), (sft.load, recipe.sft)]
     each: list[Plan] = [(feedback.load, recipe.feedback), (reward_model.load, reward), (rl.load, recipe.rl)]
+    controls: list[Plan] = []
+    for name in recipe.controls:
+        if reward is not None and name in ("flipped", "shuffled"):
+            controls.append((reward_model.load, reward))
+        controls.append((rl.load, recipe.rl))
     last: list[Plan] = [(evaluate.load, recipe.evaluation)]
     loads: list[Load] = []
     rounds: Counter[str] = Counter()
-    for load_of, settings in first + each * recipe.rounds + last:
+    for load_of, settings in first + each * recipe.rounds + controls + last:
         if settings is None:
             continue
         load = load_of(counted, settings)
