@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import charter
 from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
+from charter.evaluation.side_by_side import write_side_by_side
 from charter.metrics import CONTROLS
 from charter.run.files import read_json
 from charter.statistics import trend
@@ -49,6 +50,8 @@ ARM_WORDS = {
     "length": "control: the same training on the length of the response",
     "shuffled": "control: the same training on judgments under principles of other topics",
 }
+SIDE_BY_SIDE = (("sft", "policy"), ("flipped", "policy"))
+"""The arms whose answers stand in one table, answers.A-B.csv."""
 TRAININGS = ("sft", "reward_model", "rl")
 
 
@@ -133,6 +136,8 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "provenance": provenance(parts),
     }
     write_report(report, parts.run.folder)
+    if evaluation and "prompts" in stages:
+        write_side_by_side(stages["evaluate"].folder, stages["prompts"].path("prompts.jsonl"), SIDE_BY_SIDE, parts.run.folder)
     written: dict[str, Any] = read_json(parts.run.folder / "report.json")
     return written
 
