@@ -17,6 +17,7 @@ from charter.reading.pairs import read_pairs
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import Settings
 from charter.recipe.source import Source, named_in
+from charter.stages.controls import learns_from_pairs
 from charter.stages.evaluate import plan as evaluate
 from charter.stages.feedback import plan as feedback
 from charter.stages.load import Counted, Load
@@ -54,9 +55,10 @@ def loads_of(counted: Counted) -> list[Load]:
 
 def plans_of_control(control: str, recipe: Recipe, reward: Settings | None) -> list[Plan]:
     """What a control arm does beside the stages that it shares."""
-    judged: list[Plan] = [(feedback.load_judgments, recipe.feedback)] if control == "shuffled" else []
-    learned: list[Plan] = [(reward_model.load, reward)] if control in ("flipped", "shuffled") else []
-    return [*judged, *learned, (rl.load, recipe.rl)]
+    if not learns_from_pairs(recipe, control):
+        return [(rl.load, recipe.rl)]
+    pairs = feedback.load_judgments if control == "shuffled" else feedback.load_exchanged
+    return [(pairs, recipe.feedback), (reward_model.load, reward), (rl.load, recipe.rl)]
 
 
 def loads_with(counted: Counted, recipe: Recipe) -> list[Load]:

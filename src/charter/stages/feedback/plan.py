@@ -27,6 +27,11 @@ def load_judgments(counted: Counted, settings: FeedbackSettings) -> Load:
     return work
 
 
+def load_exchanged(counted: Counted, _: FeedbackSettings) -> Load:
+    """Pairs with other sides: no model works."""
+    return counted.load("feedback")
+
+
 def ask_judge(counted: Counted, settings: FeedbackSettings, work: Load, labelled: int) -> None:
     """Each comparison in both orders, or each of its responses; and ``labelled`` pairs of the gate."""
     question = counted.lengths.comparison + 2 * settings.max_new_tokens
