@@ -2,11 +2,12 @@
 
     python benchmarks/coverage.py intervals | words | families | speed   [--sims 10000] [--seed 0]
 
-Every simulation draws a population of its own (how hard the items are, how far the models differ), then n items of it, and asks the
-code of the command itself (``comparing.paired.pair``), nothing written for this page. Items are harder or easier for both models;
-with clusters (n = 12, 30, 100, 300 in 6, 10, 25, 60 of unequal sizes) half of an item's difficulty is its cluster's, and each model is
-better in some clusters than in others. Graded scores of the second model have skewed noise. "words": both models are equal, so better
-and worse are false; "families": 10 metrics on the same 100 items, corrected by Holm; "speed": 10,000 items of five models.
+Every simulation draws a population of its own (how hard the items are, how far the models differ), then n items of it, and
+asks the code of the command itself (``comparing.paired.pair``), nothing written for this page. Items are harder or easier for
+both models; with clusters (n = 12, 30, 100, 300 in 6, 10, 25, 60 of unequal sizes) half of an item's difficulty is its
+cluster's, and each model is better in some clusters than in others. Graded scores of the second model have skewed noise.
+"words": both models are equal, so better and worse are false; "families": 10 metrics on the same 100 items, corrected by
+Holm; "speed": 10,000 items of five models.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ class Population:
         logits = level + DIFFICULTY * self.item + self.taste
         a, b = rng.random(self.n) < expit(logits[0]), rng.random(self.n) < expit(logits[1] + change)
         spread = np.sqrt(DIFFICULTY**2 + (TASTE**2 if self.labels is not None else 0)) * GRID
-        return a.astype(float).tolist(), b.astype(float).tolist(), float((expit(level + change + spread) - expit(level + spread)).mean())
+        return (
+            a.astype(float).tolist(),
+            b.astype(float).tolist(),
+            float((expit(level + change + spread) - expit(level + spread)).mean()),
+        )
 
     def pair(self, binary: bool, equal: bool = False):
         a, b, truth = self.scores(binary, equal)
@@ -120,7 +125,9 @@ def speed(seed: int) -> None:
         walls = []
         for _ in range(3):
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "charter", "compare", *map(str, files), "--json"], check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-m", "charter", "compare", *map(str, files), "--json"], check=True, capture_output=True
+            )
             walls.append(time.perf_counter() - start)
     print(f"10,000 items, 5 models, 10 contrasts: {min(walls):.2f} s")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import special  # scipy.stats takes a second to import: only where it is needed
 
 from charter.records import EvalResult
 
@@ -41,7 +41,7 @@ def wilson(k: float, n: float, level: float = 0.95) -> Interval:
     """
     if not (n > 0 and 0 <= k <= n):
         raise ValueError(f"k={k} of n={n} is not a proportion; needs 0 <= k <= n and n > 0")
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(special.ndtri((1 + level) / 2))
     p = k / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -97,9 +97,10 @@ def cluster_sums(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[F
 def _cluster_error(sums: Floats, sizes: Floats) -> tuple[float, float]:
     """Cluster-robust standard error of the mean and its degrees of freedom; needs two clusters.
 
-    CR2 with the degrees of freedom of Bell and McCaffrey (2002, Survey Methodology 28:169). Clusters of equal size have the G/(G − 1)
-    correction and G − 1 degrees of freedom; the more sizes differ, the fewer. They depend on a guess of how alike the values of a
-    cluster are: correlated by one half, since with Bell and McCaffrey's 0 the interval of 25 unequal clusters covers 94.0 %.
+    CR2 with the degrees of freedom of Bell and McCaffrey (2002, Survey Methodology 28:169). Clusters of equal size have the
+    G/(G − 1) correction and G − 1 degrees of freedom; the more sizes differ, the fewer. They depend on a guess of how alike
+    the values of a cluster are: correlated by one half, since with Bell and McCaffrey's 0 the interval of 25 unequal clusters
+    covers 94.0 %.
     """
     total = sizes.sum()
     shares = sizes / total
@@ -144,7 +145,7 @@ def mean_interval(values: Sequence[float | None], clusters: Sequence[Hashable] |
     if len(sums) < 2:
         return Estimate(mean, None, n, n_unscored, len(sums), "one cluster, no interval")
     error, freedom = _cluster_error(sums, sizes)
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    half = float(special.stdtrit(freedom, (1 + level) / 2)) * error
     return Estimate(mean, (mean - half, mean + half), n, n_unscored, len(sums), method)
 
 
@@ -165,7 +166,7 @@ def _effective_size(values: Floats, sums: Floats, sizes: Floats, level: float | 
         size = n if clustered == 0 else n * min(1.0, independent / clustered**2)
         if level is not None:
             quantile = (1 + level) / 2
-            size *= float(stats.norm.ppf(quantile) / stats.t.ppf(quantile, freedom)) ** 2
+            size *= float(special.ndtri(quantile) / special.stdtrit(freedom, quantile)) ** 2
     return size
 
 
@@ -213,7 +214,7 @@ def clustered_share(values: Sequence[float | None], clusters: Sequence[Hashable]
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p for the two discordant counts: a fair coin tossed only_a + only_b times."""
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def _newcombe(a: Floats, b: Floats, effective: float, level: float) -> Interval:
@@ -278,7 +279,7 @@ def _paired_p(difference: float, sums: Floats, sizes: Floats) -> float:
     error, freedom = _cluster_error(sums, sizes)
     if error < 1e-12 * max(1.0, abs(difference)):
         return 1.0 if difference == 0 else float(2 * 0.5 ** len(sums))
-    return float(2 * stats.t.sf(abs(difference) / error, freedom))
+    return float(2 * special.stdtr(freedom, -abs(difference) / error))
 
 
 @dataclass(frozen=True)
@@ -340,6 +341,8 @@ def fit_temperature(logits: Sequence[float], labels: Sequence[float]) -> float:
         return 1 / hottest
     if slope(coldest) <= 0:
         return 1 / coldest
+    from scipy import optimize
+
     return float(1 / optimize.brentq(slope, hottest, coldest))
 
 
@@ -348,6 +351,8 @@ def spearman(x: Sequence[float | None], y: Sequence[float | None]) -> float | No
     (first, second), _, _ = keep_scored([x, y], None)
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
+    from scipy import stats
+
     return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
 
 
@@ -390,6 +395,8 @@ def trend(values: Sequence[float | None]) -> Trend | None:
     points = [(float(step), value) for step, value in enumerate(values) if value is not None and math.isfinite(value)]
     if len(points) < TREND_STEPS:
         return None
+    from scipy import stats
+
     fit = stats.linregress([step for step, _ in points], [value for _, value in points])
     slope = fit.slope / fit.stderr if fit.stderr > 0 else math.copysign(math.inf, fit.slope) if fit.slope else 0.0
     return Trend(float(slope), float(stats.t.ppf(0.975, len(points) - 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,8 +13,8 @@ from typing import Any
 from charter.comparing.findings import Contrast, Findings, Rank
 from charter.comparing.page import page_html, table_html
 from charter.comparing.paired import (
+    ALPHA,
     CORRECTIONS,
-    LEVEL,
     Correction,
     Paired,
     corrected,
@@ -27,8 +28,6 @@ from charter.comparing.sources import read_results
 from charter.comparing.tables import csv_rows, csv_text, terminal_text
 from charter.errors import InputError
 from charter.run.files import write_text
-
-ALPHA = 1 - LEVEL
 
 
 class Comparison(Findings):
@@ -91,7 +90,9 @@ def compare_results(
             raise InputError(f"unknown metric {name!r}; the files share {', '.join(metrics)}")
     better = {name: "lower" if name in lower else read[0].better.get(name, "higher") for name in metrics}
     pairs = list(combinations(range(len(read)), 2))
-    level = equivalence_level(len(pairs) * len(metrics), correction)
+    if bad := [margin for margin in margins.values() if not 0 < margin < math.inf]:
+        raise InputError(f"a margin must be a number above 0, not {bad[0]:g}")
+    level = equivalence_level(len(pairs) * sum(name in margins or None in margins for name in metrics), correction)
     drafts = [
         draft_contrast(table, name, labels[i], labels[j], better[name], margins.get(name, margins.get(None)), level)
         for i, j in pairs
@@ -160,9 +161,8 @@ class Shared:
         rows_b = {key: row for row, key in enumerate(b.keys)}
         pairs = [(row, rows_b[key]) for row, key in enumerate(a.keys) if key in rows_b]
         if not pairs:
-            raise InputError(
-                f"{a.source} and {b.source} share no item: their ids look like {a.keys[0][0]!r} and {b.keys[0][0]!r}"
-            )
+            ids = f"ids such as {a.keys[0][0]!r} and {b.keys[0][0]!r}"
+            raise InputError(f"{a.source} and {b.source} share no item ({ids}); compare results on the same items")
         self.rows_a, self.rows_b = [row for row, _ in pairs], [row for _, row in pairs]
         self.check_contents()
         self.clusters = self.cluster_labels()

@@ -10,10 +10,10 @@ from charter import __version__
 from charter.comparing.paired import Correction
 
 RULES = {
-    "better, worse": "The 95% interval of the difference excludes 0, and p, corrected for all comparisons here, is below 0.05. The "
-    "word is about the second model. Where a metric has no better direction the words are higher and lower.",
-    "equivalent": "Only with a margin: the interval of two one-sided tests lies inside −margin to +margin, so that any difference "
-    "that matters is ruled out. It goes before better and worse: a difference inside the margin does not matter.",
+    "better, worse": "The 95% interval of the difference excludes 0, and p, corrected for all comparisons here, is below 0.05. "
+    "The word is about the second model. Where a metric has no better direction the words are higher and lower.",
+    "equivalent": "Only with a margin: the interval of two one-sided tests lies inside −margin to +margin, so that any "
+    "difference that matters is ruled out. It goes before better and worse: a difference inside the margin does not matter.",
     "no evidence": "Neither. It does not say that the models are equal; see the smallest detectable difference.",
 }
 

@@ -35,15 +35,18 @@ def table_html(comparison: Findings) -> str:
 def render(template: str, comparison: Findings, **more: Any) -> str:
     from jinja2 import Environment, FileSystemLoader
 
+    binary = {c.name: c.binary for c in comparison.contrasts}
+    reach = {name: max(reach_of(c) for c in comparison.contrasts if c.name == name) for name in binary}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(
         files=comparison.files,
-        rows=[contrast_view(contrast) for contrast in comparison.contrasts],
+        rows=[contrast_view(contrast, reach[contrast.name]) for contrast in comparison.contrasts],
         corrected=None if comparison.correction == "none" else CORRECTED[comparison.correction],
         ranks=[
-            {"name": rank.name, "model": rank.model, "value": number_text(rank.value), "n": rank.n, "ranks": rank_text(rank),
+            {"name": rank.name, "model": rank.model, "value": share_text(rank.value, binary[rank.name]), "n": rank.n, "ranks":
+            rank_text(rank),
              "tied": ", ".join(rank.tied_with) or "–"}
             for rank in comparison.ranks
         ],
@@ -68,8 +71,8 @@ def summary_of(comparison: Findings) -> dict[str, str]:
     return {"tone": tone, "word": counts, "text": f"{len(comparison.contrasts)} comparisons on the same items."}
 
 
-def contrast_view(c: Contrast) -> dict[str, Any]:
-    """A contrast in the words of the page."""
+def contrast_view(c: Contrast, reach: float) -> dict[str, Any]:
+    """A contrast in the words of the page; its interval on a scale from −reach to +reach."""
     details = [f"Smallest difference that 80% of such comparisons find: {size_text(c.minimum_detectable, c.binary)}"]
     if c.n_clusters < c.n:
         details.append(f"{c.n_clusters} clusters, design effect {number_text(c.design_effect)}")
@@ -86,17 +89,21 @@ def contrast_view(c: Contrast) -> dict[str, Any]:
         "difference": points_text(c.difference, c.binary) + (" points" if c.binary and c.difference is not None else ""),
         "ci": interval_text(c.ci, c.binary), "p": p_text(c.p), "corrected": p_text(c.p_corrected), "verdict": c.verdict,
         "discordant": "–" if c.discordant is None else f"{c.discordant[0]} / {c.discordant[1]}", "method": c.method,
-        "details": details, "bar": bar_of(c), "counts": f"{c.n_missing} missing, {c.n_unscored} unscored",
+        "details": details, "bar": bar_of(c, reach), "counts": f"{c.n_missing} missing, {c.n_unscored} unscored",
         "lists": [{"label": label, "n": len(names), "names": names[:MOST_FLIPS]} for label, names in named],
     }  # fmt: skip
 
 
-def bar_of(c: Contrast) -> dict[str, float] | None:
+def reach_of(c: Contrast) -> float:
+    """The largest size that the line of a contrast has to show."""
+    return 1.1 * max(map(abs, (*(c.ci or ()), c.margin or 0.0)))
+
+
+def bar_of(c: Contrast, reach: float) -> dict[str, float] | None:
     """The interval as a line on a scale that is symmetric about 0, in percent of its width; the margin too, where there is
     one."""
-    if c.ci is None or c.difference is None:
+    if c.ci is None or c.difference is None or reach == 0:
         return None
-    reach = 1.1 * max(abs(c.ci[0]), abs(c.ci[1]), c.margin or 0.0) or 1.0
 
     def at(value: float) -> float:
         return round(50 + 50 * value / reach, 2)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from charter.statistics import Interval, design_effect, holm, is_scored, mcnemar, paired_difference
 
 Correction = Literal["holm", "bh", "none"]
 CORRECTIONS: tuple[Correction, ...] = ("holm", "bh", "none")
-LEVEL, POWER = 0.95, 0.8
+ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
 
 
 def minimum_detectable(ci: Interval | None, level: float = LEVEL, power: float = POWER) -> float | None:
@@ -25,7 +25,7 @@ def minimum_detectable(ci: Interval | None, level: float = LEVEL, power: float =
     """
     if ci is None:
         return None
-    of_level, of_power = float(stats.norm.ppf((1 + level) / 2)), float(stats.norm.ppf(power))
+    of_level, of_power = float(special.ndtri((1 + level) / 2)), float(special.ndtri(power))
     return (of_level + of_power) / of_level * (ci[1] - ci[0]) / 2
 
 
@@ -53,9 +53,9 @@ def corrected(ps: Sequence[float | None], how: Correction) -> list[float | None]
 
 
 def equivalence_level(family: int, how: Correction) -> float:
-    """The level of the interval that shows equivalence: 90%, and with Holm's correction wider by Bonferroni's, so that the
-    family of all comparisons has at most 5% of false equivalences."""
-    return 1 - 2 * (1 - LEVEL) / (family if how == "holm" else 1)
+    """The level of the interval that shows equivalence: 90%, and with Holm's correction wider by Bonferroni's, so that a
+    family of so many comparisons with a margin has a false equivalence with a probability of at most 5%."""
+    return 1 - 2 * ALPHA / (max(family, 1) if how == "holm" else 1)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def terminal_text(comparison: Findings) -> str:
     lines = [*columns(rows), ""]
     for c in comparison.contrasts:
         lines += [f"{c.name}, {c.a} → {c.b}", *(f"  {line}" for line in detail_lines(c))]
-    lines += ["", *rank_lines(comparison.ranks)] if comparison.ranks else []
+    lines += ["", *rank_lines(comparison)] if comparison.ranks else []
     lines += [f"not compared: {row['file']}: {row['what']}" for row in comparison.left_out]
     return "\n".join(lines)
 
@@ -102,11 +102,13 @@ def detail_lines(c: Contrast) -> list[str]:
     return lines
 
 
-def rank_lines(ranks: Sequence[Rank]) -> list[str]:
+def rank_lines(comparison: Findings) -> list[str]:
     """The ranks of each model by metric."""
+    binary = {c.name: c.binary for c in comparison.contrasts}
     rows = [["rank", "metric", "model", "value", "cannot be told apart from"]]
-    for rank in ranks:
-        rows.append([rank_text(rank), rank.name, rank.model, number_text(rank.value), ", ".join(rank.tied_with) or "–"])
+    for rank in comparison.ranks:
+        value = share_text(rank.value, binary[rank.name])
+        rows.append([rank_text(rank), rank.name, rank.model, value, ", ".join(rank.tied_with) or "–"])
     return columns(rows)
 
 
