@@ -99,6 +99,14 @@ def test_a_log_of_a_run_that_crashed_is_read_up_to_there(tmp_path):
     assert results.notes == ["the log's status is started, with 2 samples"]
 
 
+def test_messages_of_a_sample_are_compared_by_their_words(tmp_path):
+    for name, image in (("a", {"type": "image", "image": "data:…"}), ("b", {"type": "text", "text": "(Image)"})):
+        message = {"id": f"message-{name}", "role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}
+        samples = [{"id": 1, "epoch": 1, "input": [message], "scores": {"match": {"value": name == "a"}}}]
+        (tmp_path / f"{name}.json").write_text(inspect_json(samples=samples))
+    assert only(compare_files([tmp_path / "a.json", tmp_path / "b.json"])).discordant == (1, 0)
+
+
 def test_samples_of_lm_eval_have_the_figures_of_lm_eval():
     old, new = (read_results(str(LOGS / f"lm-eval-{name}.jsonl")) for name in ("old", "new"))
     assert old.kind == "lm-evaluation-harness samples"

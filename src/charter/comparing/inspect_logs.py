@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from charter.errors import InputError
 KIND = "inspect-ai log"
 ZSTD = 93
 MAX_MEMBER_BYTES = 2**30
+MAX_QUESTION_CHARS = 500  # summaries cut longer texts
 LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "no": 0.0}
 """Grades as inspect-ai's own ``value_to_float`` counts them; N (no answer) counts as wrong there."""
 
@@ -105,8 +107,26 @@ def sample_item(sample: Any, number: int, path: Path, task: str, cluster: str | 
     if not isinstance(scores, Mapping):
         raise InputError("must be an object with a score per scorer", **place, field="scores")
     values = dict(pair for name, score in scores.items() for pair in score_values(name, score, place))
-    content = f"{task}: {json.dumps(sample.get('input'), sort_keys=True)}"
-    return Item(id, values, epoch, content, look_up(sample, cluster, place) if cluster else None)
+    return Item(
+        id, values, epoch, f"{task}: {question_of(sample.get('input'))}", look_up(sample, cluster, place) if cluster else None
+    )
+
+
+def question_of(messages: Any) -> str:
+    """The start of a sample's input as text: of messages the words alone, since every run gives messages new ids, and summaries
+    cut long texts and leave out images."""
+    if isinstance(messages, str):
+        return messages[:MAX_QUESTION_CHARS]
+    parts = [part for message in messages or [] if isinstance(message, Mapping) for part in parts_of(message.get("content"))]
+    return "\n".join(parts)[:MAX_QUESTION_CHARS]
+
+
+def parts_of(content: Any) -> list[str]:
+    """The texts of a message's content: itself, or its parts of type text but the marks that stand for images."""
+    if isinstance(content, str):
+        return [content]
+    parts = [part for part in content or [] if isinstance(part, Mapping) and part.get("type") == "text"]
+    return [str(part.get("text")) for part in parts if not re.fullmatch(r"\([A-Z][a-z]+\)", str(part.get("text")))]
 
 
 def score_values(name: str, score: Any, place: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
