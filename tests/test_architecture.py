@@ -26,7 +26,7 @@ LAYERS = (
     ("serving",),
     ("pipeline", "plan", "web"),
     ("summary",),
-    ("stages",),
+    ("stages", "comparing"),
     ("evaluation", "testbed"),
     ("training", "judging"),
     ("constitution", "raters"),

@@ -105,7 +105,9 @@ FILES = {
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
          "F": "out/prompts.jsonl",
-         "RUN/sft": "runs/recipe/sft", "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
+         "RUN/sft": "runs/recipe/sft",
+         "RUN:base": "runs/recipe:base", "RUN:policy": "runs/recipe:policy",
+         "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
          "MANIFEST": "exported.jsonl.manifest.json"}  # fmt: skip
 SMALL = ["prompts.train=12", "prompts.test=8", "revise.prompts=12", "revise.rounds=1", "sft.epochs=1", "feedback.prompts=12",
          "feedback.gate_pairs=12", "rl.steps=1", "rl.prompts_per_step=4", "gates.override=true"]  # fmt: skip
@@ -120,6 +122,8 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     (folder / "published.json").write_text(json.dumps(["Choose the response that is less harmful."]))
     (folder / "out").mkdir()
     (folder / "votes").mkdir()
+    for name in ("old", "new"):
+        shutil.copy(ROOT / f"tests/data/results/lm-eval-{name}.jsonl", folder / f"{name}.jsonl")
     write_some_prompts(folder / "some.jsonl", 20)
     shutil.copytree(finished_run, folder / "runs/recipe")
     with contextlib.chdir(folder):

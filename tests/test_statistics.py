@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from charter.statistics import (
     average,
@@ -63,6 +64,20 @@ def test_copies_of_a_cluster_add_no_certainty():
     copied = mean_interval([1.0, 2.0, 4.0, 8.0] * 5, clusters=["a", "b", "c", "d"] * 5)
     assert copied.ci == pytest.approx(once.ci)
     assert copied.n_clusters == 4
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 5, 3], [2, 2, 2], [9, 3]])
+def test_clusters_of_unequal_sizes_have_the_degrees_of_freedom_of_their_covariance(sizes):
+    values = list(np.random.default_rng(0).normal(size=sum(sizes)))
+    clusters = [g for g, size in enumerate(sizes) for _ in range(size)]
+    n = np.array(sizes, dtype=float)
+    shares = n / n.sum()
+    away = np.diag(1 / np.sqrt(1 - shares)) @ (np.eye(len(n)) - np.outer(shares, np.ones(len(n))))  # sums to CR2 residuals
+    covariance = away @ np.diag(n * (1 + (n - 1) / 2)) @ away.T
+    freedom = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+    error = np.linalg.norm(away @ np.bincount(clusters, weights=values)) / n.sum()
+    low, high = mean_interval(values, clusters).ci
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * error)
 
 
 def test_one_cluster_has_no_interval():
