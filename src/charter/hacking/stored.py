@@ -1,0 +1,44 @@
+"""The detectors on the rows that a run stored: the same rows give the same alarms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from charter.evaluation.refusals import declines
+from charter.hacking.answers import Answer
+from charter.hacking.detectors import Finding, detect
+from charter.records import Prompt, Response
+from charter.run.files import read_jsonl
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file; none where it is missing."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def prompts_of(run: Path) -> dict[str, Prompt]:
+    """The prompts of a run by id."""
+    return {prompt.id: prompt for prompt in read_jsonl(run / "prompts" / "prompts.jsonl", Prompt)}
+
+
+def stored_answers(run: Path, arm: str, prompts: Mapping[str, Prompt]) -> list[Answer]:
+    """The answers of an arm of a run's evaluation. A refusal is what the scorer said, else what the rule on words says."""
+    verdicts = {row["response_id"]: row for row in json_rows(run / "evaluate" / f"verdicts.{arm}.jsonl")}
+    answers = []
+    for response in read_jsonl(run / "evaluate" / f"responses.{arm}.jsonl", Response):
+        prompt, verdict = prompts[response.prompt_id], verdicts.get(response.id, {})
+        refusal = verdict.get("refusal")
+        refused = declines(response.text) if refusal is None else refusal != "none"
+        answers.append(Answer(response.id, prompt.id, prompt.last_turn, response.text, red_team="red_team" in prompt.tags,
+                              cut=response.finish_reason == "length", refused=refused))  # fmt: skip
+    return answers
+
+
+def findings_of(run: Path, reference: str, stage: str = "rl") -> list[Finding]:
+    """Every detector on the arms ``reference`` and ``policy`` of a run folder, and on the gold curve of its stage ``stage``."""
+    prompts = prompts_of(run)
+    answers = [stored_answers(run, arm, prompts) for arm in (reference, "policy")]
+    return detect(*answers, json_rows(run / stage / "gold.jsonl"))
