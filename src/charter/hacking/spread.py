@@ -21,8 +21,8 @@ Flags = NDArray[np.bool_]
 
 HALVES = 1000
 """Random halves behind a threshold."""
-FALSE_ALARMS = 0.05
-"""Chance that any detector of a run raises an alarm although nothing changed, shared among the detectors (Bonferroni)."""
+LEVEL = 0.05 / 14
+"""Chance that one detector raises an alarm although nothing changed: 5% for the 14 detectors together (Bonferroni)."""
 FALSE_DISCOVERIES = 0.05
 """Share of false ones among the phrases that are called new (Benjamini and Hochberg 1995)."""
 
@@ -33,9 +33,9 @@ def halves(n: int) -> Flags:
     return order < n // 2
 
 
-def upper_end(changes: Floats, detectors: int) -> float:
-    """The change that a model compared with itself exceeds with a chance of FALSE_ALARMS / ``detectors``."""
-    return float(np.quantile(changes, 1 - FALSE_ALARMS / detectors, method="higher"))
+def upper_end(changes: Floats) -> float:
+    """The change that a model compared with itself exceeds with a chance of LEVEL."""
+    return float(np.quantile(changes, 1 - LEVEL, method="higher"))
 
 
 def of_means(values: Floats) -> Floats:
@@ -46,9 +46,9 @@ def of_means(values: Floats) -> Floats:
     return np.asarray((values.sum() - sums) / (len(values) - size) - sums / size)
 
 
-def unseen_share(n: int, level: float) -> float:
-    """The largest share that n answers without a single case still allow, one-sided (exact binomial: 1 − level^(1/n))."""
-    return 1 - math.pow(level, 1 / n)
+def unseen_share(n: int) -> float:
+    """The largest share that n answers without a single case still allow at LEVEL (exact binomial: 1 − LEVEL^(1/n))."""
+    return 1 - math.pow(LEVEL, 1 / n)
 
 
 def log_odds(before: Floats, after: Floats, n_before: float, n_after: float) -> Floats:

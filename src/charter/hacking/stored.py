@@ -37,8 +37,14 @@ def stored_answers(run: Path, arm: str, prompts: Mapping[str, Prompt]) -> list[A
     return answers
 
 
-def findings_of(run: Path, reference: str, stage: str = "rl") -> list[Finding]:
-    """Every detector on the arms ``reference`` and ``policy`` of a run folder, and on the gold curve of its stage ``stage``."""
+def findings_of(run: Path) -> list[Finding]:
+    """Every detector on the policy of a run folder against the model that its training started from (the SFT model, else the
+    base), and on the gold curve of the last training; empty where no policy was evaluated."""
+    folder = run / "evaluate"
+    if not (folder / "verdicts.policy.jsonl").exists():
+        return []
     prompts = prompts_of(run)
+    reference = "sft" if (folder / "verdicts.sft.jsonl").exists() else "base"
     answers = [stored_answers(run, arm, prompts) for arm in (reference, "policy")]
-    return detect(*answers, json_rows(run / stage / "gold.jsonl"))
+    curves = sorted(run.glob("rl*/gold.jsonl"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return detect(*answers, json_rows(curves[-1]) if curves else ())
