@@ -46,6 +46,8 @@ FAULTS = {
     "length": "length", "phrase": "extremes", "refusing": "refusal", "bullets": "marks", "never_ending": "missing end",
 }  # fmt: skip
 """The detector that belongs to each fault."""
+WEIGHTS = {"length": 1.0, "phrase": 1.0, "refusing": 1.0, "bullets": 1.0, "never_ending": 1.0}
+"""The weight of each fault beside the reward model's 1: the honest part decides first, the fault later."""
 
 
 def habits(n: int, seed: int) -> Iterator[tuple[str, str]]:
