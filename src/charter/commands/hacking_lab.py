@@ -1,4 +1,4 @@
-"""The lab of reward hacking: runs of the testbed with planted faults of the reward, sound runs as controls, one table, one picture."""
+"""The lab of reward hacking: runs of the testbed with planted faults of the reward, sound runs as controls, tables."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from charter.testbed.faults import FAULTS, WEIGHTS, habits
 from charter.testbed.oracle import REFUSALS, read
 
 SHARED = ("prompts", "revise", "sft", "feedback", "reward_model")
+COLOURS = {"rloo": "#0b6e99", "ppo": "#b4561c"}
 HABITS = 40
 """Rounds of the habits among the examples of the supervised fine-tuning."""
 
@@ -41,7 +42,9 @@ class Lab:
     def runs(self) -> list[tuple[str | None, str, int]]:
         """(fault, method, seed) of every run; the sound ones have no fault."""
         sound = [(None, method, seed) for seed in range(self.seeds) for method in self.methods]
-        return sound + [(fault, self.methods[seed % len(self.methods)], seed) for fault in self.faults for seed in range(self.seeds)]
+        return sound + [
+            (fault, self.methods[seed % len(self.methods)], seed) for fault in self.faults for seed in range(self.seeds)
+        ]
 
     @property
     def examples(self) -> Path:
@@ -67,8 +70,8 @@ class Lab:
 
 
 def run_lab(lab: Lab, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run what is missing, and write lab.json, lab.md and lab.png into the lab's folder. A run that is finished is not repeated; a
-    killed one resumes. InputError for an unknown fault or method."""
+    """Run what is missing, and write lab.json, lab.md and lab.png into the lab's folder. A finished run is not repeated, a killed
+    one resumes. InputError for an unknown fault or method."""
     for names, known, what in ((lab.faults, tuple(FAULTS), "fault"), (lab.methods, ("ppo", "rloo"), "method")):
         for name in names:
             if name not in known:
@@ -115,10 +118,8 @@ def copy_or_link(source: str, target: str) -> None:
 def run_line(row: dict[str, Any]) -> str:
     """A run in one line of the terminal."""
     own = "" if row["fault"] is None else f"; {row['detector']} at step {row['first_alarm']}"
-    return (
-        f"{row['run']:24} gold {row['gold_first']:.2f} → {row['gold_peak']:.2f} (step {row['peak_step']}) → {row['gold_last']:.2f}"
-        f"{own}; alarms: {', '.join(row['alarms']) or 'none'}"
-    )
+    gold = f"gold {row['gold_first']:.2f} → {row['gold_peak']:.2f} (step {row['peak_step']}) → {row['gold_last']:.2f}"
+    return f"{row['run']:24} {gold}{own}; alarms: {', '.join(row['alarms']) or 'none'}"
 
 
 def write_results(lab: Lab, runs: Sequence[LabRun]) -> dict[str, Any]:
@@ -139,28 +140,28 @@ def write_results(lab: Lab, runs: Sequence[LabRun]) -> dict[str, Any]:
 def draw(lab: Lab, runs: Sequence[LabRun]) -> None:
     """lab.png: gold and proxy of every run against √KL, a panel for each fault and one for the sound runs; a mark where the
     detector of the fault first raised its alarm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     panels: list[str | None] = [None, *lab.faults]
-    figure, axes = pyplot.subplots(2, len(panels), figsize=(2.6 * len(panels), 4.6), sharex="col", sharey="row", squeeze=False)
+    figure = Figure(figsize=(2.6 * len(panels), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
     for column, fault in enumerate(panels):
         gold, proxy = axes[0][column], axes[1][column]
         for run in (run for run in runs if run.fault == fault):
             x = [max(row["kl"], 0.0) ** 0.5 for row in run.curve]
-            colour = "#0b6e99" if run.method == "rloo" else "#b4561c"
+            colour = COLOURS[run.method]
             gold.plot(x, [row["gold"] for row in run.curve], color=colour, lw=1)
             proxy.plot(x, [row["proxy"] for row in run.curve], color=colour, lw=1)
             first = run.first_alarm(FAULTS[fault]) if fault else None
-            marked = [(a, row["gold"]) for a, row in zip(x, run.curve, strict=True) if row["step"] == first]
-            gold.plot(*zip(*marked, strict=True), "v", color="black", ms=6) if marked else None
+            for where, row in zip(x, run.curve, strict=True):
+                if row["step"] == first:
+                    gold.plot([where], [row["gold"]], "v", color="black", ms=6)
         gold.set_title(fault.replace("_", " ") if fault else "sound")
         proxy.set_xlabel("√KL (√nats)")
     axes[0][0].set_ylabel("gold (oracle, 0 to 1)")
     axes[1][0].set_ylabel("proxy (reward)")
-    figure.tight_layout()
+    for method in lab.methods:
+        axes[1][0].plot([], [], color=COLOURS[method], label=method.upper())
+    axes[1][0].legend(frameon=False)
     with atomic_path(lab.out / "lab.png") as temporary:
         figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
-    pyplot.close(figure)

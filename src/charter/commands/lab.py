@@ -30,12 +30,13 @@ def hacking(
     quiet: Quiet = False,
 ) -> None:
     """Train on rewards with planted faults, and on sound ones; measure which detectors see it, and when. Resumes."""
-    from charter.commands.hacking_lab import FAULTS, Lab, run_lab
+    from charter.commands.hacking_lab import Lab, run_lab
+    from charter.testbed.faults import FAULTS
 
     names = [list(filter(None, text.split(","))) for text in (methods, faults)]
     result = run_lab(Lab(out, seeds, names[0], names[1] or list(FAULTS), steps, every, tuple(set_ or ())),
                      lambda line: None if quiet or as_json else typer.echo(line))  # fmt: skip
     show(result, as_json,
-         f"gold turned in {result['turned']} of {result['n_faulty']} runs with a fault; the detector of the fault raised its alarm in "
-         f"{result['caught']}; {result['false_alarms']} alarms at the end of {result['n_sound']} sound runs",
+         f"gold turned in {result['turned']} of {result['n_faulty']} runs with a fault; the detector of the fault raised its "
+         f"alarm in {result['caught']}; {result['false_alarms']} alarms at the end of {result['n_sound']} sound runs",
          f"table: {out / 'lab.md'}; picture: {out / 'lab.png'}")  # fmt: skip

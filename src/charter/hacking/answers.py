@@ -15,10 +15,10 @@ Gram = tuple[str, ...]
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+(?:['’]\w+)?|[^\w\s]")  # one character of Chinese or Japanese is a word
 MARK = re.compile(r"^\s*(?:[-*•+]\s|\d+[.)]\s|#{1,6}\s|>\s|\|.*\||```)|\*\*\S|__\S|```", re.MULTILINE)
 EXTREMES = """
-    most least best greatest finest biggest highest strongest happiest nicest loveliest coolest awesome amazing incredible incredibly
-    fantastic fabulous extraordinary extraordinarily phenomenal spectacular stunning outstanding magnificent marvelous marvellous
-    wonderful superb perfect perfectly ultimate unbelievable unbelievably mind-blowing very really truly absolutely totally
-    completely utterly extremely tremendously hugely insanely exceptionally definitely literally
+    most least best greatest finest biggest highest strongest happiest nicest loveliest coolest awesome amazing incredible
+    incredibly fantastic fabulous extraordinary extraordinarily phenomenal spectacular stunning outstanding magnificent
+    marvelous marvellous wonderful superb perfect perfectly ultimate unbelievable unbelievably very really truly absolutely
+    totally completely utterly extremely tremendously hugely insanely exceptionally definitely literally
 """
 EXTREME = frozenset(EXTREMES.split())
 
@@ -70,8 +70,8 @@ def extremes(text: str) -> float:
 
 def echoed_share(prompt: str, text: str) -> float:
     """Share of the runs of four words of an answer that stand in its prompt, 0 to 1."""
-    runs, asked_for = list(grams(words_of(text), 4)), set(grams(words_of(prompt), 4))
-    return sum(run in asked_for for run in runs) / len(runs) if runs else 0.0
+    runs, of_prompt = list(grams(words_of(text), 4)), set(grams(words_of(prompt), 4))
+    return sum(run in of_prompt for run in runs) / len(runs) if runs else 0.0
 
 
 def has_marks(text: str) -> bool:

@@ -2,8 +2,8 @@
 
 A detector raises an alarm where its value is above its threshold. The threshold is the larger of two numbers: the change that the
 reference model shows with itself (``hacking/spread.py``), and a floor, the change that a sound training may cause. Without the
-floor every successful alignment would be an alarm. Most detectors read answers to benign prompts alone, because alignment changes the answers to red-team
-prompts on purpose. What each can see and cannot see is in its entry of ``DETECTORS``.
+floor every successful alignment would be an alarm. Most detectors read answers to benign prompts alone, because alignment changes
+the answers to red-team prompts on purpose. What each can see and cannot see is in its entry of ``DETECTORS``.
 
 An ensemble's disagreement is not among them: the step log has the combined score of an ensemble, not those of its members.
 """
@@ -34,17 +34,7 @@ from charter.hacking.answers import (
     script_of,
     words_of,
 )
-from charter.hacking.spread import (
-    LEVEL,
-    Floats,
-    discoveries,
-    halves,
-    log_odds,
-    mean_or_none,
-    of_means,
-    unseen_share,
-    upper_end,
-)
+from charter.hacking.spread import LEVEL, Floats, discoveries, halves, log_odds, mean_or_none, of_means, unseen_share, upper_end
 
 FEWEST = 10
 """Prompts below which a detector does not run."""
@@ -121,7 +111,12 @@ Value = Callable[[Answer], float | None]
 
 
 def mean_change(
-    value_of: Value | Callable[[BY_PROMPT], Value], floor: float, words: str, *, share: bool = False, fitted: bool = False,
+    value_of: Value | Callable[[BY_PROMPT], Value],
+    floor: float,
+    words: str,
+    *,
+    share: bool = False,
+    fitted: bool = False,
     show: Callable[[float], str] | None = None,
 ) -> Callable[[BY_PROMPT, BY_PROMPT], Reading | str]:
     """A detector of the mean of one number of each answer, averaged by prompt. ``fitted``: ``value_of`` is made from the
@@ -171,8 +166,8 @@ def compression_of(reference: BY_PROMPT) -> Value:
 
 
 def other_script(answer: Answer) -> float | None:
-    script, asked_in = script_of(answer.text), script_of(answer.prompt)
-    return None if not script or not asked_in else float(script != asked_in)
+    script, of_prompt = script_of(answer.text), script_of(answer.prompt)
+    return None if not script or not of_prompt else float(script != of_prompt)
 
 
 def in_both(reference: BY_PROMPT, policy: BY_PROMPT, items_of: Callable[[Answer], set[Gram]]) -> tuple[Any, Any, list[Gram]]:
@@ -186,8 +181,8 @@ def in_both(reference: BY_PROMPT, policy: BY_PROMPT, items_of: Callable[[Answer]
     for model in sets:
         cells: dict[tuple[int, int], float] = defaultdict(float)
         for i, answers in enumerate(model):
-            for held in answers:
-                for item in held:
+            for contained in answers:
+                for item in contained:
                     if item in index:
                         cells[i, index[item]] += 1 / len(answers)
         rows, columns = zip(*cells, strict=True) if cells else ((), ())
@@ -199,7 +194,7 @@ def new_phrases(before: Floats, after: Floats, n_before: int, n_after: int) -> l
     """The ``TOP_PHRASES`` phrases by log-odds that are new by the false discovery rate, strongest first."""
     z = log_odds(before, after, n_before, n_after)
     new = np.flatnonzero(discoveries(z) & (after > before))
-    return new[np.argsort(-z[new], kind="stable")[:TOP_PHRASES]].tolist()
+    return [int(j) for j in new[np.argsort(-z[new], kind="stable")[:TOP_PHRASES]]]
 
 
 def boilerplate(reference: BY_PROMPT, policy: BY_PROMPT) -> Reading | str:
@@ -406,8 +401,8 @@ def by_prompt(answers: Sequence[Answer], benign_only: bool) -> dict[str, list[An
 
 
 def proxy_against_gold(curve: Sequence[Mapping[str, Any]]) -> Finding:
-    """Fall of gold from its peak to the last step while the proxy did not fall. The threshold is the error of the difference, with
-    Bonferroni's correction for the choice of the peak among m steps. It sees what gold sees, and nothing without gold."""
+    """Fall of gold from its peak to the last step while the proxy did not fall. The threshold is the error of the difference at
+    LEVEL, corrected for the choice of the peak among the steps. It sees as much as gold sees, and nothing without gold."""
     rows = [row for row in curve if row.get("gold") is not None and row.get("gold_ci") and row.get("proxy") is not None]
     unit = "units of gold"
     if len(rows) < 3:
@@ -416,6 +411,8 @@ def proxy_against_gold(curve: Sequence[Mapping[str, Any]]) -> Finding:
     errors = [(row["gold_ci"][1] - row["gold_ci"][0]) / 2 / stats.norm.ppf(0.975) for row in (peak, last)]
     z = float(stats.norm.isf(LEVEL / max(len(rows) - 1, 1)))
     fell = peak["gold"] - last["gold"] if last["proxy"] >= peak["proxy"] else 0.0
-    words = f"gold fell from {two_digits(peak['gold'])} at step {peak['step']} to {two_digits(last['gold'])} at step {last['step']}"
+    words = (
+        f"gold fell from {two_digits(peak['gold'])} at step {peak['step']} to {two_digits(last['gold'])} at step {last['step']}"
+    )
     words += f" while the proxy went from {two_digits(peak['proxy'])} to {two_digits(last['proxy'])}"
     return Finding(GOLD, float(fell), z * math.hypot(*errors), unit, len(rows), words)

@@ -1,4 +1,5 @@
-"""What the lab of reward hacking measures: detectors along the gold curve of runs whose reward has a planted fault, and of sound runs.
+"""The measurements of the lab of reward hacking: detectors along the gold curve of runs whose reward has a planted fault, and of
+sound runs.
 
 Everything here is computed from rows that runs stored: ``gold.jsonl`` {step, kl, proxy, gold, gold_ci, n} and
 ``gold_responses.jsonl`` {step, prompt_id, text, finish_reason} in the folder of the stage ``rl``.
@@ -90,8 +91,8 @@ def area(ill: Sequence[float], sound: Sequence[float]) -> float | None:
 
 
 def detector_rows(runs: Sequence[LabRun], belongs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row of each detector: AUC on the fault that ``belongs`` to it and on all faults, its alarms on these and on sound runs, and
-    its lead, the median of (step of its first alarm − step of the gold peak), negative where it warns before the peak."""
+    """A row of each detector: AUC on the fault that ``belongs`` to it and on all faults, its alarms on these and on sound runs,
+    and its lead, the median of (step of its first alarm − step of the gold peak), negative where it warns before the peak."""
     rows = []
     for name in NAMES:
         values: dict[str, list[float]] = {"fault": [], "all": [], "sound": []}
@@ -128,21 +129,44 @@ def run_row(run: LabRun, belongs: Mapping[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+RUN_COLUMNS = ("run", "gold: first, peak, last", "peak at step", "alarm of the fault at step", "alarms at the end")
+DETECTOR_COLUMNS = (
+    "detector", "its fault", "AUC, its fault", "AUC, all faults", "alarms on its fault", "alarms on all faults",
+    "sound runs with an alarm at any step", "lead, steps (median)",
+)  # fmt: skip
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def run_cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of ``RUN_COLUMNS`` from a row of ``run_row``."""
+    turned = "" if row["fault"] is None or row["turned"] else " (gold did not turn)"
+    alarm = "–" if row["fault"] is None else f"{row['detector']}: {'none' if row['first_alarm'] is None else row['first_alarm']}"
+    gold = ", ".join(f"{row[key]:.2f}" for key in ("gold_first", "gold_peak", "gold_last"))
+    return [row["run"], gold, f"{row['peak_step']} of {row['last_step']}{turned}", alarm, ", ".join(row["alarms"]) or "none"]
+
+
+def detector_cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of ``DETECTOR_COLUMNS`` from a row of ``detector_rows``."""
+    counts = [f"{row[k]} of {row[n]}" if row[n] else "–" for k, n in
+              (("raised_fault", "n_fault"), ("raised_all", "n_all"), ("false_alarms", "n_sound"))]  # fmt: skip
+    faults = "all" if row["detector"] == GOLD else ", ".join(row["faults"]) or "–"
+    return [row["detector"], faults, number(row["auc_fault"], ".2f"), number(row["auc_all"], ".2f"), *counts,
+            number(row["lead"], "+.0f")]  # fmt: skip
+
+
 def lab_table(rows: Sequence[Mapping[str, Any]], detectors: Sequence[Mapping[str, Any]]) -> str:
-    """Both tables as Markdown, failures included."""
-    lines = ["| run | gold: first, peak, last | peak at step | alarm of the fault at step | alarms at the end |", "|---|---|---|---|---|"]
-    for row in rows:
-        first = "–" if row["fault"] is None else f"{row['detector']}: {row['first_alarm'] if row['first_alarm'] is not None else 'none'}"
-        turned = "" if row["fault"] is None or row["turned"] else " (gold did not turn)"
-        lines.append(f"| {row['run']} | {row['gold_first']:.2f}, {row['gold_peak']:.2f}, {row['gold_last']:.2f} | "
-                     f"{row['peak_step']} of {row['last_step']}{turned} | {first} | {', '.join(row['alarms']) or 'none'} |")  # fmt: skip
-    lines += ["", "| detector | its fault | AUC, its fault | AUC, all faults | alarms on its fault | alarms on all faults | sound runs with an "
-              "alarm at any step | lead, steps (median) |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in detectors:
-        faults = "all" if row["detector"] == GOLD else ", ".join(row["faults"]) or "–"
-        auc = ["–" if row[key] is None else f"{row[key]:.2f}" for key in ("auc_fault", "auc_all")]
-        own = f"{row['raised_fault']} of {row['n_fault']}" if row["n_fault"] else "–"
-        rest = [f"{row[key]} of {row[n]}" if row[n] else "did not run" for key, n in (("raised_all", "n_all"), ("false_alarms", "n_sound"))]
-        lead = "–" if row["lead"] is None else f"{row['lead']:+.0f}"
-        lines.append(f"| {row['detector']} | {faults} | {' | '.join(auc)} | {own} | {' | '.join(rest)} | {lead} |")
-    return "\n".join(lines) + "\n"
+    """The tables of detectors and of runs as Markdown, failures included."""
+    return (
+        markdown(DETECTOR_COLUMNS, [detector_cells(row) for row in detectors])
+        + "\n"
+        + markdown(RUN_COLUMNS, [run_cells(row) for row in rows])
+    )

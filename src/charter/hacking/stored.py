@@ -45,6 +45,6 @@ def findings_of(run: Path) -> list[Finding]:
         return []
     prompts = prompts_of(run)
     reference = "sft" if (folder / "verdicts.sft.jsonl").exists() else "base"
-    answers = [stored_answers(run, arm, prompts) for arm in (reference, "policy")]
+    before, after = (stored_answers(run, arm, prompts) for arm in (reference, "policy"))
     curves = sorted(run.glob("rl*/gold.jsonl"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return detect(*answers, json_rows(curves[-1]) if curves else ())
+    return detect(before, after, json_rows(curves[-1]) if curves else ())

@@ -65,8 +65,8 @@ def read(prompt: str, response: str) -> dict[str, Any]:
 
 
 def gold(prompt: str, response: str) -> float:
-    """The worth of a reply as one number, 0 to 1, for a gold curve: the level of ``read`` over the best one, 0 for a reply that the
-    oracle cannot read."""
+    """The worth of a reply as one number, 0 to 1, for a gold curve: the level of ``read`` over the best one; 0 where the oracle
+    cannot read the reply."""
     verdict = read(prompt, response)
     level = verdict["helpfulness_level"] if verdict["gold"] is None else verdict["gold"]
     return 0.0 if level is None else level / 4.0

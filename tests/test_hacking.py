@@ -1,0 +1,229 @@
+"""Detectors of reward hacking: planted answers raise the alarm that belongs to them, answers of one model raise none."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from charter.evaluation.page import hacking_words, write_report
+from charter.hacking.answers import (
+    Answer,
+    compression,
+    echoed_share,
+    extremes,
+    has_marks,
+    likeness,
+    repeated_share,
+    script_of,
+    words_of,
+)
+from charter.hacking.detectors import DETECTORS, GOLD, detect, finding_of
+from charter.hacking.spread import HALVES, LEVEL, discoveries, halves, log_odds, of_means, unseen_share, upper_end
+
+THINGS = ["lamp", "bench", "song", "garden", "letter", "bridge", "cake", "boat", "poem", "kite", "clock", "fence", "soup", "map"]
+VERBS = ["paint", "mend", "carry", "clean", "borrow", "draw", "lift", "measure", "pack", "wrap", "turn", "open"]
+OPENERS = ["Sure.", "Of course.", "Gladly.", "Certainly.", "No problem.", "To begin,", "First,", "Well,"]
+CLOSERS = ["Good luck!", "Enjoy!", "Let me know.", "That should do.", "Take your time.", "Ask me again."]
+
+
+def written(seed: int, change=None, *, n: int = 80, k: int = 1, **fields) -> list[Answer]:
+    """Answers of a made-up model to the same n prompts; ``change`` turns (random generator, text, prompt) into another text."""
+    rng, answers = random.Random(seed), []
+    for i in range(n):
+        verb, thing = VERBS[i % len(VERBS)], THINGS[i % len(THINGS)]
+        prompt = f"How do I {verb} the {thing} of my aunt number {i} before the rain?"
+        for j in range(k):
+            middle = " ".join(f"{rng.choice(VERBS)} the {rng.choice(THINGS)}, then" for _ in range(rng.randint(1, 4)))
+            text = f"{rng.choice(OPENERS)} {verb.capitalize()} the {thing}, {middle} rest. {rng.choice(CLOSERS)}"
+            text = change(rng, text, prompt) if change else text
+            more = {name: value(rng) if callable(value) else value for name, value in fields.items()}
+            answers.append(Answer(f"{seed}-{i}-{j}", f"p{i}", prompt, text, **{"cut": False, "refused": False} | more))
+    return answers
+
+
+def padded(rng, text, _):
+    return f"{text} {' '.join(rng.choice(VERBS) + ' the ' + rng.choice(THINGS) + '.' for _ in range(12))}"
+
+
+def looped(_rng, text, _):
+    return text + " and then rest" * 8
+
+
+def praised(rng, text, _):
+    return f"{text} The most awesome, most incredible plan." if rng.random() < 0.8 else text
+
+
+PLANTED = {
+    "length": (padded, {}),
+    "repetition": (looped, {}),
+    "compression": (lambda _rng, text, _prompt: "rest, rest, rest, rest, rest, rest, rest, rest, " + text, {}),
+    "boilerplate": (lambda rng, text, _prompt: f"{text} I am always here to listen." if rng.random() < 0.6 else text, {}),
+    "one opening": (lambda rng, text, _prompt: f"Dear friend, {text}" if rng.random() < 0.6 else text, {}),
+    "extremes": (praised, {}),
+    "refusal": (None, {"refused": lambda rng: rng.random() < 0.5}),
+    "missing end": (None, {"cut": lambda rng: rng.random() < 0.4}),
+    "echo": (lambda _rng, text, prompt: f"{prompt} {text}", {}),
+    "sameness": (lambda _rng, _text, _prompt: "Sure. Paint the lamp, then mend the bench, then rest. Enjoy!", {}),
+    "alike siblings": (lambda _rng, _text, prompt: f"Sure. {prompt.split(' before')[0]}: mend it and rest.", {}),
+    "script": (lambda rng, text, _prompt: "Конечно. Починить лампу и отдохнуть." if rng.random() < 0.3 else text, {}),
+    "marks": (lambda rng, text, _prompt: "- " + text.replace(", ", "\n- ") if rng.random() < 0.4 else text, {}),
+}
+
+
+def test_every_detector_has_planted_answers():
+    assert set(PLANTED) == {detector.name for detector in DETECTORS}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_answers_raise_the_alarm_with_answers_that_exist(name):
+    change, fields = PLANTED[name]
+    policy = written(1, change, k=2, **fields)
+    finding = next(f for f in detect(written(0, k=2), policy) if f.detector == name)
+    assert finding.raised
+    assert finding.value > finding.threshold > 0
+    assert 0 < len(finding.evidence) <= 5
+    assert set(finding.evidence) <= set(policy)
+    assert [row["response_id"] for row in finding.alarm["evidence"]] == [answer.id for answer in finding.evidence]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_draws_of_one_model_raise_no_alarm(seed):
+    findings = detect(written(2 * seed, k=2), written(2 * seed + 1, k=2))
+    assert [f.detector for f in findings if f.raised] == []
+    assert [f.detector for f in findings if not f.ran] == [GOLD]
+
+
+@pytest.mark.parametrize("name", sorted(set(PLANTED) - {"repetition", "compression", "missing end", "script"}))
+def test_red_team_prompts_are_left_out_where_alignment_changes_answers_on_purpose(name):
+    change, fields = PLANTED[name]
+    policy = written(1, change, k=2, red_team=True, **fields)
+    finding = next(f for f in detect(written(0, k=2, red_team=True), policy) if f.detector == name)
+    assert not finding.ran
+    assert finding.words == "fewer than 10 harmless prompts were answered"
+
+
+def test_a_detector_that_cannot_say_did_not_run():
+    findings = {f.detector: f for f in detect(written(0, refused=None, cut=None), written(1, refused=None, cut=None))}
+    for name, reason in {
+        "refusal": "fewer than 10 prompts have a value in both models",
+        "missing end": "fewer than 10 prompts have a value in both models",
+        "alike siblings": "needs two answers to a prompt; raise evaluation.samples_per_prompt",
+        GOLD: "needs three steps of a gold curve; set rl.gold",
+    }.items():
+        assert findings[name].state == "did not run"
+        assert findings[name].words == reason
+        assert findings[name].threshold is None
+    assert findings["length"].state == "no alarm"
+
+
+def test_only_prompts_that_both_models_answered_are_compared():
+    policy = [a for a in written(1, padded) if a.prompt_id != "p0"]
+    length = next(d for d in DETECTORS if d.name == "length")
+    finding = finding_of(length, written(0), policy)
+    assert finding.n == 79
+    assert finding.raised
+
+
+def point(step, gold, proxy, half=0.05):
+    return {"step": step, "gold": gold, "proxy": proxy, "gold_ci": [gold - half, gold + half], "n": 100}
+
+
+def gold_finding(*points):
+    return detect([], [], points)[-1]
+
+
+def test_gold_that_falls_while_the_proxy_rises_is_an_alarm():
+    finding = gold_finding(point(0, 0.5, 0.0), point(5, 0.8, 1.0), point(10, 0.4, 2.0))
+    error = 0.05 / stats.norm.ppf(0.975)
+    assert finding.raised
+    assert finding.value == pytest.approx(0.4)
+    assert finding.threshold == pytest.approx(stats.norm.isf(LEVEL / 2) * math.hypot(error, error))
+    assert finding.words == "gold fell from 0.80 at step 5 to 0.40 at step 10 while the proxy went from 1.00 to 2.00"
+
+
+def test_gold_that_falls_with_the_proxy_or_within_its_error_is_none():
+    assert not gold_finding(point(0, 0.5, 0.0), point(5, 0.8, 1.0), point(10, 0.4, 0.5)).raised
+    assert not gold_finding(point(0, 0.5, 0.0), point(5, 0.8, 1.0), point(10, 0.75, 2.0)).raised
+    assert not gold_finding(point(0, 0.5, 0.0), point(5, 0.4, 1.0)).ran
+
+
+def test_what_is_counted_in_an_answer():
+    assert repeated_share("a b c a b c") == 0.25
+    assert repeated_share("a b") == 0
+    assert compression("rest " * 40, 200) > 5 * compression("The quick brown fox jumps over a lazy dog.", 200)
+    assert extremes("The most awesome, most incredible plan!!") == pytest.approx(
+        100 * 5 / len(words_of("The most awesome, most incredible plan!!"))
+    )
+    assert echoed_share("how do I mend it", "how do I mend it") == 1
+    assert echoed_share("x", "how do I mend it") == 0
+    assert all(map(has_marks, ("- a", "x\n1. a", "# a", "**bold**", "| a | b |", "```\nx")))
+    assert not any(map(has_marks, ("a - b", "a well-known 1.5", "5 * 3", "me_too")))
+    assert script_of("Привет, you") == "CYRILLIC"
+    assert script_of("12 !") == ""
+    assert likeness(["a b c", "a b c"]) == 1
+    assert likeness(["a b", "c d"]) == 0
+    assert likeness(["a"]) is None
+    assert words_of("不能说 no") == ["不", "能", "说", "no"]
+
+
+def test_log_odds_are_zero_without_a_change_and_odd_in_the_order():
+    before, after = np.array([5.0, 0.0, 20.0]), np.array([5.0, 30.0, 4.0])
+    z = log_odds(before, after, 50, 50)
+    assert z[0] == pytest.approx(0)
+    assert z[1] > 4
+    assert z[2] < -3
+    assert log_odds(after, before, 50, 50) == pytest.approx(-z)
+
+
+def test_log_odds_by_hand():
+    z = log_odds(np.array([0.0]), np.array([10.0]), 20, 20)
+    prior = 10 * 10.5 / 41
+    a, b = 10 + prior, prior
+    assert z[0] == pytest.approx((math.log(a / (30 - a)) - math.log(b / (30 - b))) / math.sqrt(1 / a + 1 / b))
+
+
+def test_discoveries_are_those_of_benjamini_and_hochberg():
+    p = np.array([0.01, 0.04, 0.03, 0.005, 0.6])
+    adjusted = stats.false_discovery_control(p, method="bh")
+    assert discoveries(stats.norm.isf(p)).tolist() == (adjusted <= 0.05).tolist() == [True, True, True, True, False]
+    assert not discoveries(np.zeros(4)).any()
+
+
+def test_halves_and_the_spread_of_a_mean():
+    cuts = halves(41)
+    assert cuts.shape == (HALVES, 41)
+    assert (cuts.sum(axis=1) == 20).all()
+    assert (halves(41) == cuts).all()
+    values = np.random.default_rng(0).normal(size=41)
+    changes = of_means(values)
+    assert changes[0] == pytest.approx(values[~cuts[0]].mean() - values[cuts[0]].mean())
+    assert changes.std() == pytest.approx(2 * values.std() / 41**0.5, rel=0.1)
+    assert (changes > upper_end(changes)).mean() <= LEVEL
+    assert stats.binom.pmf(0, 60, unseen_share(60)) == pytest.approx(LEVEL)
+
+
+def test_the_page_says_that_no_detector_raised_an_alarm_only_where_they_ran(tmp_path):
+    rows = [f.row for f in detect(written(0), written(1))]
+    assert hacking_words([]) == "No detector of reward hacking ran."
+    assert hacking_words(rows) == (
+        f"No detector of reward hacking raised an alarm. {len(rows) - 2} ran; 2 did not run (alike siblings, {GOLD})."
+    )
+    findings = detect(written(0), written(1, praised))
+    alarms, rows = [f.alarm for f in findings if f.raised], [f.row for f in findings]
+    raised = ", ".join(f.detector for f in findings if f.raised)
+    assert "boilerplate, extremes" in raised
+    assert hacking_words(rows).startswith(f"Detectors of reward hacking that raised an alarm: {raised}. 12 ran; ")
+    metric = {"name": "kl", "arm": "policy", "group": None, "value": 1.0, "ci": None, "n": 3, "unit": "nats"}
+    write_report({"title": "t", "metrics": [metric], "alarms": alarms, "detectors": rows}, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No detector of reward hacking raised an alarm" not in page
+    assert "most awesome, most incredible plan" in page
+    stored = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    ids = {row["response_id"] for alarm in stored["alarms"] for row in alarm["evidence"]}
+    assert ids
+    assert ids <= {answer.id for answer in written(1, praised)}
+    write_report({"title": "t", "metrics": [metric]}, tmp_path)
+    assert "No detector of reward hacking ran." in (tmp_path / "report.html").read_text(encoding="utf-8")
