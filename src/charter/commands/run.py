@@ -62,6 +62,18 @@ def headline(report: dict[str, Any]) -> list[str]:
     return rows
 
 
+def all_controls(recipe_name: str, sets: list[str]) -> list[str]:
+    """The control arms that fit a recipe: `shuffled` needs comparisons that a judge made."""
+    from charter.metrics import CONTROLS
+    from charter.recipe.files import find_recipe, load_recipe
+
+    try:
+        load_recipe(find_recipe(recipe_name), [*sets, "controls=[shuffled]"])
+    except InputError:
+        return [name for name in CONTROLS if name != "shuffled"]
+    return list(CONTROLS)
+
+
 @app.command()
 def run(
     recipe: RecipeName,
@@ -72,6 +84,9 @@ def run(
         str | None, typer.Option(help="Who compares: judge, human or mixed; short for --set feedback.raters=WHO.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")] = 1,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Train control arms too: flipped, random, length and, with a judge, shuffled.")
+    ] = False,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more.")
     ] = None,
@@ -80,6 +95,7 @@ def run(
 ) -> None:
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
+    set_ += [f"controls=[{', '.join(all_controls(recipe, set_))}]"] if controls else []
     set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []
     if seeds == 1:
         run_until(recipe, out, set_, until, as_json, quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from charter.hacking.detectors import Finding, detect
 from charter.records import Prompt, Response
 from charter.run.files import read_jsonl
 
+TRAINING = re.compile(r"rl(-\d+)?")
+"""The stage of a training of the policy, `rl` or that of a later round; the control arms have stages of other names."""
 
 def json_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file; none where it is missing."""
@@ -46,5 +49,6 @@ def findings_of(run: Path) -> list[Finding]:
     prompts = prompts_of(run)
     reference = "sft" if (folder / "verdicts.sft.jsonl").exists() else "base"
     before, after = (stored_answers(run, arm, prompts) for arm in (reference, "policy"))
-    curves = sorted(run.glob("rl*/gold.jsonl"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return detect(before, after, json_rows(curves[-1]) if curves else ())
+    rounds = [path for path in run.glob("rl*/gold.jsonl") if TRAINING.fullmatch(path.parent.name)]
+    last = max(rounds, key=lambda path: (len(path.parent.name), path.parent.name), default=run / "rl" / "gold.jsonl")
+    return detect(before, after, json_rows(last))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
+from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
@@ -100,7 +101,10 @@ def train_policy(
             return trunk
 
         trunk = within_memory(stage, settings, learn, models.release)
-        trunk.save_language_model("policy", stage.path("model"))
+        folder = stage.path(model_folder(name))
+        trunk.save_language_model("policy", folder)
+        if name.endswith(FLIPPED):
+            team().on_main(lambda: mark_flipped(folder))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
         result = {"method": settings.method, "gates": gates.of(stage), "steps": len(metrics),
@@ -127,7 +131,7 @@ def shape_of(
 def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_batch: int) -> RewardModelReward:
     """The trained reward model as role ``reward`` of its trunk."""
     assert reward is not None, "the pipeline trains a reward model where a recipe uses one"
-    return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
+    return RewardModelReward(trunk, trunk.load_scorers(reward.path(model_folder(reward.name))), tokens_per_micro_batch)
 
 
 def export_rollouts(stage: Stage, path: Path) -> None:

@@ -19,8 +19,8 @@ BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
 
 class RewardPart(Settings):
     source: RewardSource | None = None
-    """`reward_model`, `length` (tokens), `judge:base|sft|FOLDER|endpoint:NAME`, `classifier:FOLDER:LABEL` or
-    `python:module:function`; unless given, the name of the part."""
+    """`reward_model`, `length` (tokens), `random` (a fixed random number of the text), `judge:base|sft|FOLDER|endpoint:NAME`,
+    `classifier:FOLDER:LABEL` or `python:module:function`; unless given, the name of the part."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """What one unit of it counts for in the sum."""
 
