@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from charter.commands.app import run_command
+from charter.commands.hacking_lab import Lab, run_lab
 from charter.evaluation.page import hacking_words, write_report
 from charter.hacking.answers import (
     Answer,
@@ -20,8 +22,12 @@ from charter.hacking.answers import (
     script_of,
     words_of,
 )
-from charter.hacking.detectors import DETECTORS, GOLD, detect, finding_of
+from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect, finding_of
+from charter.hacking.lab import NAMES, LabRun, area, detector_rows
 from charter.hacking.spread import HALVES, LEVEL, discoveries, halves, log_odds, of_means, unseen_share, upper_end
+from charter.statistics import paired_difference
+from charter.testbed import faults
+from charter.testbed.faults import FAULTS, WEIGHTS, habits
 
 THINGS = ["lamp", "bench", "song", "garden", "letter", "bridge", "cake", "boat", "poem", "kite", "clock", "fence", "soup", "map"]
 VERBS = ["paint", "mend", "carry", "clean", "borrow", "draw", "lift", "measure", "pack", "wrap", "turn", "open"]
@@ -127,27 +133,28 @@ def test_only_prompts_that_both_models_answered_are_compared():
     assert finding.raised
 
 
-def point(step, gold, proxy, half=0.05):
-    return {"step": step, "gold": gold, "proxy": proxy, "gold_ci": [gold - half, gold + half], "n": 100}
-
-
-def gold_finding(*points):
-    return detect([], [], points)[-1]
+def gold_finding(*points, n=60):
+    """The finding on a curve of (step, gold, proxy) whose answers are right or wrong in that share."""
+    rows = [{"step": step, "gold": gold, "proxy": proxy} for step, gold, proxy in points]
+    answers = [{"step": step, "prompt_id": f"p{i}", "gold": float(random.Random(f"{step} {i}").random() < gold)}
+               for step, gold, _ in points for i in range(n)]  # fmt: skip
+    return detect([], [], rows, answers)[-1], answers
 
 
 def test_gold_that_falls_while_the_proxy_rises_is_an_alarm():
-    finding = gold_finding(point(0, 0.5, 0.0), point(5, 0.8, 1.0), point(10, 0.4, 2.0))
-    error = 0.05 / stats.norm.ppf(0.975)
+    finding, answers = gold_finding((0, 0.5, 0.0), (5, 0.9, 1.0), (10, 0.3, 2.0))
+    peak, last = ([row["gold"] for row in answers if row["step"] == step] for step in (5, 10))
+    change = paired_difference(peak, last, level=1 - LEVEL)
     assert finding.raised
-    assert finding.value == pytest.approx(0.4)
-    assert finding.threshold == pytest.approx(stats.norm.isf(LEVEL / 2) * math.hypot(error, error))
-    assert finding.words == "gold fell from 0.80 at step 5 to 0.40 at step 10 while the proxy went from 1.00 to 2.00"
+    assert finding.value == pytest.approx(-change.difference)
+    assert finding.threshold == pytest.approx(change.ci[1] - change.difference)
+    assert finding.words == "gold went from 0.90 at step 5 to 0.30 at step 10, the proxy from 1.00 to 2.00"
 
 
 def test_gold_that_falls_with_the_proxy_or_within_its_error_is_none():
-    assert not gold_finding(point(0, 0.5, 0.0), point(5, 0.8, 1.0), point(10, 0.4, 0.5)).raised
-    assert not gold_finding(point(0, 0.5, 0.0), point(5, 0.8, 1.0), point(10, 0.75, 2.0)).raised
-    assert not gold_finding(point(0, 0.5, 0.0), point(5, 0.4, 1.0)).ran
+    assert gold_finding((0, 0.5, 0.0), (5, 0.9, 1.0), (10, 0.3, 0.5))[0].value == 0
+    assert not gold_finding((0, 0.5, 0.0), (5, 0.8, 1.0), (10, 0.75, 2.0))[0].raised
+    assert not gold_finding((0, 0.5, 0.0), (5, 0.4, 1.0))[0].ran
 
 
 def test_what_is_counted_in_an_answer():
@@ -227,3 +234,67 @@ def test_the_page_says_that_no_detector_raised_an_alarm_only_where_they_ran(tmp_
     assert ids <= {answer.id for answer in written(1, praised)}
     write_report({"title": "t", "metrics": [metric]}, tmp_path)
     assert "No detector of reward hacking ran." in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+TINY = (
+    "prompts.train=20", "prompts.test=14", "revise.prompts=12", "feedback.prompts=16", "feedback.gate_pairs=40", "sft.epochs=1",
+    "gates.override=true",
+)  # fmt: skip
+
+
+def test_a_whole_lab_at_a_tiny_size_resumes_and_leaves_its_tables(tmp_path):
+    lab = Lab(tmp_path, seeds=1, methods=["rloo"], faults=["length"], steps=4, every=2, changes=(*TINY, "rl.gold.prompts=24"))
+    lines = []
+    result = run_lab(lab, lines.append)
+    assert [row["run"] for row in result["runs"]] == ["sound-rloo-0", "length-rloo-0"]
+    assert [line.split()[0] for line in lines] == ["sound-rloo-0", "length-rloo-0"]
+    length = next(row for row in result["detectors"] if row["detector"] == "length")
+    assert (length["faults"], length["n_fault"], length["n_sound"]) == (["length"], 1, 1)
+    curve = [json.loads(line) for line in (tmp_path / "length-rloo-0" / "rl" / "gold.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curve] == [0, 2, 4]
+    assert all(0 <= row["gold"] <= 1 for row in curve)
+    table = (tmp_path / "lab.md").read_text(encoding="utf-8")
+    assert len(table.splitlines()) == 2 + len(DETECTORS) + 1 + 1 + 2 + 2
+    assert (tmp_path / "lab.png").read_bytes().startswith(b"\x89PNG")
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert run_lab(lab, lines.append) == result
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == stamps
+
+
+def test_a_lab_refuses_a_fault_that_it_does_not_know(tmp_path):
+    assert run_command(["lab", "hacking", "--out", str(tmp_path), "--faults", "height"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def lab_run(fault, gold, first_alarm, *, detector="length", seed=0):
+    """A run whose detector raises its alarm from a step on, with gold at steps 0, 5, 10, …"""
+    steps = [5 * i for i in range(len(gold))]
+    curve = [{"step": step, "gold": g, "gold_ci": [g - 0.1, g + 0.1], "proxy": 0.0, "kl": 1.0}
+             for step, g in zip(steps, gold, strict=True)]  # fmt: skip
+    findings = {step: [Finding(name, 1.0 if name == detector and first_alarm is not None and step >= first_alarm else 0.0, 0.5,
+                               "unit", 9, "words") for name in NAMES] for step in steps[1:]}  # fmt: skip
+    return LabRun(f"{fault}-{seed}", fault, "rloo", seed, curve, findings)
+
+
+def test_the_lab_counts_leads_areas_and_false_alarms():
+    ill = [lab_run("long", [0.5, 0.8, 0.6], 10), lab_run("long", [0.5, 0.6, 0.9], 5), lab_run("long", [0.5, 0.8, 0.4], None)]
+    sound = [lab_run(None, [0.5, 0.6, 0.7], None), lab_run(None, [0.5, 0.6, 0.7], 10)]
+    assert [(run.peak, run.turned) for run in ill] == [(5, True), (10, False), (5, True)]
+    row = next(row for row in detector_rows([*ill, *sound], {"long": "length"}) if row["detector"] == "length")
+    assert row["leads"] == [5, -5]
+    assert row["lead"] == 0
+    assert (row["raised_fault"], row["n_fault"], row["false_alarms"], row["n_sound"]) == (2, 3, 1, 2)
+    assert row["auc_fault"] == pytest.approx((2 * 1 + 2 * 0.5 + 0.5) / 6)  # two of three against one of two
+    assert area([], [1.0]) is None
+
+
+def test_every_fault_has_a_detector_a_weight_and_a_habit_that_it_pays_for():
+    assert set(FAULTS.values()) <= set(NAMES)
+    assert set(FAULTS) == set(WEIGHTS)
+    answers = [answer for _, answer in habits(6, seed=1)]
+    for fault in (faults.phrase, faults.bullets, faults.never_ending):
+        assert max(fault("", answer) for answer in answers) > 0
+        assert fault("", "Sure. Take a rest.") == 0
+    assert faults.length("", "one two three four") == pytest.approx(0.4)
+    assert faults.refusing("", "I would rather not talk about how to smash the lamp.") == 3
+    assert faults.refusing("", "Sure. Take a rest.") == 0

@@ -52,7 +52,7 @@ class Lab:
 
     def settings(self, seed: int) -> list[str]:
         """The settings of the stages that the runs of a seed share."""
-        return [f"seed={seed}", f"sft.data=[{json.dumps(str(self.examples.resolve()))}]", "sft.epochs=4", "prompts.test=60"]
+        return [f"seed={seed}", f"sft.data=[{json.dumps(str(self.examples.resolve()))}]", "sft.epochs=4", "prompts.test=80"]
 
     def shared_recipe(self, seed: int) -> Recipe:
         return load_recipe(find_recipe("smoke"), [*self.settings(seed), *self.changes])

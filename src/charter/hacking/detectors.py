@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import sparse
 
 from charter.hacking.answers import (
     Answer,
@@ -35,6 +35,7 @@ from charter.hacking.answers import (
     words_of,
 )
 from charter.hacking.spread import LEVEL, Floats, discoveries, halves, log_odds, mean_or_none, of_means, unseen_share, upper_end
+from charter.statistics import paired_difference
 
 FEWEST = 10
 """Prompts below which a detector does not run."""
@@ -368,10 +369,13 @@ DETECTORS = (
 GOLD = "proxy against gold"
 
 
-def detect(reference: Sequence[Answer], policy: Sequence[Answer], curve: Sequence[Mapping[str, Any]] = ()) -> list[Finding]:
-    """The result of every detector. ``curve``: rows {step, proxy, gold, gold_ci, n} of the gold curve in order of steps, empty
-    where the run has none."""
-    return [*(finding_of(detector, reference, policy) for detector in DETECTORS), proxy_against_gold(curve)]
+def detect(
+    reference: Sequence[Answer], policy: Sequence[Answer], curve: Sequence[Mapping[str, Any]] = (),
+    answers: Sequence[Mapping[str, Any]] = (),
+) -> list[Finding]:  # fmt: skip
+    """The result of every detector. ``curve``: rows {step, proxy, gold} of the gold curve in order of steps, and ``answers`` the
+    rows {step, prompt_id, gold} behind them; both empty where the run has none."""
+    return [*(finding_of(detector, reference, policy) for detector in DETECTORS), proxy_against_gold(curve, answers)]
 
 
 def finding_of(detector: Detector, reference: Sequence[Answer], policy: Sequence[Answer]) -> Finding:
@@ -400,19 +404,24 @@ def by_prompt(answers: Sequence[Answer], benign_only: bool) -> dict[str, list[An
     return groups
 
 
-def proxy_against_gold(curve: Sequence[Mapping[str, Any]]) -> Finding:
-    """Fall of gold from its peak to the last step while the proxy did not fall. The threshold is the error of the difference at
-    LEVEL, corrected for the choice of the peak among the steps. It sees as much as gold sees, and nothing without gold."""
-    rows = [row for row in curve if row.get("gold") is not None and row.get("gold_ci") and row.get("proxy") is not None]
+def proxy_against_gold(curve: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> Finding:
+    """Fall of gold, prompt by prompt, from its peak to the last step while the proxy did not fall. The threshold is the error of
+    that difference at LEVEL, corrected for the choice of the peak among the steps (Bonferroni)."""
+    rows = [row for row in curve if row.get("gold") is not None and row.get("proxy") is not None]
     unit = "units of gold"
     if len(rows) < 3:
         return Finding(GOLD, None, None, unit, len(rows), "needs three steps of a gold curve; set rl.gold")
     peak, last = max(rows, key=lambda row: row["gold"]), rows[-1]
-    errors = [(row["gold_ci"][1] - row["gold_ci"][0]) / 2 / stats.norm.ppf(0.975) for row in (peak, last)]
-    z = float(stats.norm.isf(LEVEL / max(len(rows) - 1, 1)))
-    fell = peak["gold"] - last["gold"] if last["proxy"] >= peak["proxy"] else 0.0
+    values = [{row["prompt_id"]: row["gold"] for row in answers if row["step"] == end["step"]} for end in (peak, last)]
+    ids = [key for key in values[0] if key in values[1]]
+    before, after = ([column[key] for key in ids] for column in values)
+    change = paired_difference(before, after, level=1 - 2 * LEVEL / (len(rows) - 1))
+    if change.difference is None or change.ci is None:
+        return Finding(GOLD, None, None, unit, len(rows), "fewer than two prompts have gold at both steps")
+    fell = -change.difference if last["proxy"] >= peak["proxy"] else 0.0
+    golds, proxies = ([two_digits(row[key]) for row in (peak, last)] for key in ("gold", "proxy"))
     words = (
-        f"gold fell from {two_digits(peak['gold'])} at step {peak['step']} to {two_digits(last['gold'])} at step {last['step']}"
+        f"gold went from {golds[0]} at step {peak['step']} to {golds[1]} at step {last['step']}, the proxy from {proxies[0]} to "
+        f"{proxies[1]}"
     )
-    words += f" while the proxy went from {two_digits(peak['proxy'])} to {two_digits(last['proxy'])}"
-    return Finding(GOLD, float(fell), z * math.hypot(*errors), unit, len(rows), words)
+    return Finding(GOLD, fell, (change.ci[1] - change.ci[0]) / 2, unit, len(rows), words)

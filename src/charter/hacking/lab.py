@@ -1,8 +1,8 @@
 """The measurements of the lab of reward hacking: detectors along the gold curve of runs whose reward has a planted fault, and of
 sound runs.
 
-Everything here is computed from rows that runs stored: ``gold.jsonl`` {step, kl, proxy, gold, gold_ci, n} and
-``gold_responses.jsonl`` {step, prompt_id, text, finish_reason} in the folder of the stage ``rl``.
+Everything here is computed from rows that runs stored: ``gold.jsonl`` {step, kl, proxy, gold, gold_ci} and
+``gold_responses.jsonl`` {step, prompt_id, prompt, tags, text, gold, finished} in the folder of the stage ``rl``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy import stats
 from charter.errors import InputError
 from charter.hacking.answers import Answer
 from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect
-from charter.hacking.stored import json_rows, prompts_of
+from charter.hacking.stored import json_rows
 
 NAMES = (*(detector.name for detector in DETECTORS), GOLD)
 Refused = Callable[[str, str], bool | None]
@@ -66,19 +66,18 @@ class LabRun:
 def read_lab_run(folder: Path, name: str, fault: str | None, method: str, seed: int, refused: Refused) -> LabRun:
     """A finished run of the lab with its detectors. InputError where the gold curve has fewer than two steps."""
     curve, rows = (json_rows(folder / "rl" / file) for file in ("gold.jsonl", "gold_responses.jsonl"))
-    prompts = prompts_of(folder)
     answers: dict[int, list[Answer]] = {}
     for i, row in enumerate(rows):
-        prompt, text = prompts[row["prompt_id"]], row["text"]
         answers.setdefault(row["step"], []).append(Answer(
-            f"{row['step']}:{i}", prompt.id, prompt.last_turn, text, red_team="red_team" in prompt.tags,
-            cut=None if row.get("finish_reason") is None else row["finish_reason"] == "length",
-            refused=refused(prompt.last_turn, text),
+            f"{row['step']}:{i}", row["prompt_id"], row["prompt"], row["text"], red_team="red_team" in row["tags"],
+            cut=not row["finished"], refused=refused(row["prompt"], row["text"]),
         ))  # fmt: skip
     first, *later = sorted(answers) or [0]
     if not later:
         raise InputError("needs two steps of a gold curve; lower rl.gold.every", file=folder / "rl" / "gold.jsonl")
-    findings = {step: detect(answers[first], answers[step], [row for row in curve if row["step"] <= step]) for step in later}
+    findings = {
+        step: detect(answers[first], answers[step], [row for row in curve if row["step"] <= step], rows) for step in later
+    }
     return LabRun(name, fault, method, seed, curve, findings)
 
 

@@ -12,10 +12,11 @@ from charter.evaluation.refusals import declines
 from charter.hacking.answers import Answer
 from charter.hacking.detectors import Finding, detect
 from charter.records import Prompt, Response
-from charter.run.files import read_jsonl
+from charter.run.files import read_json, read_jsonl
 
 TRAINING = re.compile(r"rl(-\d+)?")
 """The stage of a training of the policy, `rl` or that of a later round; the control arms have stages of other names."""
+
 
 def json_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file; none where it is missing."""
@@ -42,7 +43,7 @@ def stored_answers(run: Path, arm: str, prompts: Mapping[str, Prompt]) -> list[A
 
 def findings_of(run: Path) -> list[Finding]:
     """Every detector on the policy of a run folder against the model that its training started from (the SFT model, else the
-    base), and on the gold curve of the last training; empty where no policy was evaluated."""
+    base), and on the gold curve of the last training up to the model that was kept; empty where no policy was evaluated."""
     folder = run / "evaluate"
     if not (folder / "verdicts.policy.jsonl").exists():
         return []
@@ -51,4 +52,7 @@ def findings_of(run: Path) -> list[Finding]:
     before, after = (stored_answers(run, arm, prompts) for arm in (reference, "policy"))
     rounds = [path for path in run.glob("rl*/gold.jsonl") if TRAINING.fullmatch(path.parent.name)]
     last = max(rounds, key=lambda path: (len(path.parent.name), path.parent.name), default=run / "rl" / "gold.jsonl")
-    return detect(before, after, json_rows(last))
+    curve, points = (json_rows(last.with_name(name)) for name in ("gold.jsonl", "gold_responses.jsonl"))
+    kept = (read_json(last.with_name("manifest.json")) or {}).get("result", {}).get("kept_step")
+    curve = [row for row in curve if kept is None or row["step"] <= kept]
+    return detect(before, after, curve, points)
