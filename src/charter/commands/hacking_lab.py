@@ -54,9 +54,6 @@ class Lab:
         """The settings of the stages that the runs of a seed share."""
         return [f"seed={seed}", f"sft.data=[{json.dumps(str(self.examples.resolve()))}]", "sft.epochs=4", "prompts.test=80"]
 
-    def shared_recipe(self, seed: int) -> Recipe:
-        return load_recipe(find_recipe("smoke"), [*self.settings(seed), *self.changes])
-
     def recipe(self, fault: str | None, method: str, seed: int) -> Recipe:
         """The recipe of a run: the price of KL and the reward model alone, or no price and a reward with a fault."""
         rl: dict[str, Any] = {
@@ -99,7 +96,7 @@ def share_stages(lab: Lab, seed: int, folder: Path) -> None:
     shared = lab.out / f"shared-{seed}"
     if folder.exists():
         return
-    run_recipe(lab.shared_recipe(seed), shared, until=SHARED[-1], quiet=True)
+    run_recipe(lab.recipe(None, lab.methods[0], seed), shared, until=SHARED[-1], quiet=True)
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     for stage in SHARED:
