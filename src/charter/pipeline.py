@@ -79,7 +79,8 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
     """
     run, recipe, models, gates = parts.run, parts.recipe, parts.models, parts.gates
     constitution, scoring = parts.constitution, parts.scoring
-    prompts, revisions, feedback, reward, arms, controls = None, None, None, None, [models.base], []
+    prompts, revisions, feedback, reward, second = None, None, None, None, None
+    arms, controls = [models.base], []
     if recipe.prompts is not None:
         prompts = choose_prompts(run, recipe, recipe.prompts, models, constitution)
     yield "prompts"
@@ -98,12 +99,15 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
                 run, recipe, recipe.feedback, models, gates, constitution, scorer, prompts, revisions, start, f"feedback{again}"
             )
         yield "feedback"
+        if feedback is not None and recipe.halves_the_feedback:
+            second = train_reward(run, recipe, models, start, feedback, f"reward_model{again}-gold", half=1)
         if feedback is not None and (recipe.trains_reward_model or until == "reward_model"):
-            reward = train_reward(run, recipe, models, start, feedback, f"reward_model{again}")
+            half = 0 if recipe.halves_the_feedback else None
+            reward = train_reward(run, recipe, models, start, feedback, f"reward_model{again}", half)
         yield "reward_model"
         if recipe.rl is not None:
             policy = train_policy(
-                run, recipe, recipe.rl, models, gates, scorer, prompts, start, feedback, reward, f"rl{again}"
+                run, recipe, recipe.rl, models, gates, scorer, prompts, start, feedback, reward, f"rl{again}", second
             )  # fmt: skip
             start = Model("policy", str(policy.path("model")), policy.output_hash)
         for control in recipe.controls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import charter
 from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
+from charter.evaluation.side_by_side import write_side_by_side
 from charter.hacking.stored import findings_of
 from charter.metrics import CONTROLS
 from charter.run.files import read_json
 from charter.statistics import trend
+from charter.training.curve import over_optimisation
+from charter.training.gold import ANSWERS, CURVE, read_rows
 
 if TYPE_CHECKING:
     from charter.constitution.constitution import Constitution
@@ -47,6 +51,8 @@ ARM_WORDS = {
     "length": "control: the same training on the length of the response",
     "shuffled": "control: the same training on judgments under principles of other topics",
 }
+SIDE_BY_SIDE = (("sft", "policy"), ("flipped", "policy"))
+"""The arms whose answers stand in one table, answers.A-B.csv."""
 TRAININGS = ("sft", "reward_model", "rl")
 
 
@@ -122,6 +128,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
+        "over_optimisation": gold_curve(stages),
         "gates": parts.gates.met,
         "alarms": alarms(stages) + [finding.alarm for finding in findings if finding.raised],
         "detectors": [finding.row for finding in findings],
@@ -132,8 +139,19 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "provenance": provenance(parts),
     }
     write_report(report, parts.run.folder)
+    if evaluation and "prompts" in stages:
+        write_side_by_side(stages["evaluate"].folder, stages["prompts"].path("prompts.jsonl"), SIDE_BY_SIDE, parts.run.folder)
     written: dict[str, Any] = read_json(parts.run.folder / "report.json")
     return written
+
+
+def gold_curve(stages: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the held-out reward says of the last training; None where nobody was asked."""
+    trained = [stage for name, stage in stages.items() if name == "rl" or re.fullmatch(r"rl-\d+", name)]
+    if not trained or "kept_step" not in trained[-1].result:
+        return None
+    result, (rows, answers) = trained[-1].result, (read_rows(trained[-1], name) for name in (CURVE, ANSWERS))
+    return over_optimisation(rows, answers, kept=result["kept_step"], source=result["gold"], stopped=result.get("stopped"))
 
 
 def alarms(stages: Mapping[str, Any]) -> list[dict[str, Any]]:

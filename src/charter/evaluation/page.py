@@ -21,6 +21,8 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
     left_out: [{stage, reason, n}]
+    over_optimisation: {source, rows: [{step, gold, gold_ci, proxy, proxy_ci, kl, sqrt_kl, n}], peak, kept, end, fit, fall,
+              past_peak, words}                                     the held-out reward over the last training
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
     gates: [{name, passed, overridden, message, numbers}]
     alarms: [{detector, value, threshold, message, evidence: [{response_id, prompt_id, prompt, text}]}]
@@ -47,6 +49,7 @@ from charter.evaluation.panels import (
     curves,
     directions,
     first_metrics,
+    gold_view,
     headline_panels,
     judge_view,
     principles,
@@ -273,6 +276,7 @@ def page_html(report: Report) -> str:
         principles=principles(report, arms, panels),
         group_tables=[(group, metric_table(report, arms, group)) for group in groups],
         curves=curves(report, panels),
+        gold=gold_view(report, panels),
         revisions=revisions_view(report.get("revisions") or {}, panels),
         judges=[judge_view(judge, panels) for judge in mappings_in(report, "judges")],
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),

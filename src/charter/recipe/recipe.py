@@ -164,6 +164,15 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def check_gold(self) -> Recipe:
+        """A second reward model needs feedback of its own; weights that are divided are not kept twice."""
+        if self.halves_the_feedback and self.feedback is None:
+            raise ValueError("rl.gold.source: a second reward model learns from half of the feedback, and feedback is null")
+        if self.rl is not None and self.rl.keep == "best" and self.parallel == "fsdp":
+            raise ValueError("rl.keep: best keeps a second copy of whole weights, and parallel: fsdp divides them; use ddp")
+        return self
+
+    @model_validator(mode="after")
     def check_controls(self) -> Recipe:
         """A control repeats the last training with one thing changed, so that thing must be there."""
         if not self.controls:
@@ -190,6 +199,11 @@ class Recipe(Settings):
         if not isinstance(self.rl, RolloutSettings):
             return self.rl is None
         return any(str(source) == "reward_model" for source in self.rl.sources.values())
+
+    @property
+    def halves_the_feedback(self) -> bool:
+        """Whether gold is a reward model from half of the feedback, which nothing else learns from."""
+        return self.rl is not None and self.rl.gold is not None and str(self.rl.gold.source) == "reward_model"
 
     def samplers(self) -> dict[str, Source]:
         """The models that only answer, by the dotted key that names them."""

@@ -158,6 +158,9 @@ ScorerSource = Annotated[Source, Accepts("scorer", ("python", "judge"), words=("
 MeasureSource = Annotated[Source, Accepts("measure", ("classifier", "judge", "python"))]
 
 
+GoldSource = Annotated[Source, Accepts("gold source", ("classifier", "judge", "python"), words=("reward_model",))]
+
+
 class Located(str):
     """A file or folder that a recipe names: absolute once the recipe is read from a file, its contents in a fingerprint."""
 

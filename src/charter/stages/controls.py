@@ -42,8 +42,8 @@ PER_TOKEN = 0.1  # reward units; a spread of ten tokens then weighs as much as o
 
 def control_settings(recipe: Recipe, control: str) -> AnyRLSettings:
     """The settings of the last training, with the reward of the control."""
-    settings = recipe.rl
-    assert settings is not None
+    assert recipe.rl is not None
+    settings = recipe.rl.model_copy(update={"gold": None, "stop": None, "keep": "last"})
     if not isinstance(settings, RolloutSettings):
         return settings
     if control == "random":

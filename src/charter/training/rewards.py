@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from charter.errors import GateError
 from charter.records import Rollout
 from charter.run.hashes import derive_seed
 from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
+
+if TYPE_CHECKING:
+    from charter.training.gold import Gold
 
 RewardFn = Callable[[Rollout], Tensor]
 """Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""
@@ -88,6 +92,7 @@ class RewardSum:
         self, parts: Mapping[str, tuple[float, RewardFn]], cost: CostSettings | None = None, shape: RewardShape | None = None
     ) -> None:
         self.parts, self.cost, self.shape = dict(parts), cost, shape
+        self.gold: Gold | None = None
         self.multiplier = cost.initial if cost else 0.0
 
     def __call__(self, rollout: Rollout) -> Scores:

@@ -21,6 +21,7 @@ from charter.stages.evaluate.scoring import Scoring
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import read_stage_prompts
+from charter.stages.rl.gold import kept_for_gold
 from charter.training.methods.reward_model import reward_scores
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def evaluate(
         "prompts": prompts.output_hash, "models": content_id([[m.name, m.hash] for m in (*arms, *controls)]),
         "scorer": scoring.hash, "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
     }  # fmt: skip
+    if recipe.rl is not None and recipe.rl.gold is not None:
+        inputs["gold prompts"] = str(recipe.rl.gold.prompts)
     if settings.best_of is not None:
         if reward is None:
             raise InputError("needs a reward model, and this recipe trains none", field="evaluation.best_of")
@@ -45,7 +48,8 @@ def evaluate(
     with run.stage("evaluate", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
-        test = [p for kind in KINDS for p in read_stage_prompts(prompts, "test", kind)]
+        kept = kept_for_gold(recipe, prompts)
+        test = [p for kind in KINDS for p in read_stage_prompts(prompts, "test", kind) if p.id not in kept]
         if not test:
             raise InputError("no held-out prompts; raise prompts.test_fraction or give a file with split: test")
         k = settings.samples_per_prompt
@@ -76,6 +80,7 @@ def evaluate(
                 "metrics": [m.model_dump(mode="json") for arm in measured.values() for m in arm.metrics()],
                 "contrasts": contrasts_of(measured, primary_of(recipe, [model.name for model in arms])),
                 "samples": samples_of(measured),
+                "excluded": {"kept for the gold curve": len(kept)},
             }
         )
     return stage

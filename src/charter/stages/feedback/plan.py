@@ -15,8 +15,20 @@ def load(counted: Counted, settings: FeedbackSettings) -> Load:
     work.hold_named(counted, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
     work.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
     if settings.asks_judge:
-        question = lengths.comparison + 2 * settings.max_new_tokens
-        protocols = 2 if settings.protocol == "auto" else 1
-        n = 2 * (counted.n_pairs + counted.labelled * protocols)  # each comparison in both orders, or each of its responses
-        work.choose_with(settings.judge, shapes, n, question, counted.written(settings.judge))
+        ask_judge(counted, settings, work, counted.labelled * (2 if settings.protocol == "auto" else 1))
     return work
+
+
+def load_judgments(counted: Counted, settings: FeedbackSettings) -> Load:
+    """The comparisons judged once more, of responses that are there."""
+    work = counted.load("feedback")
+    work.hold_named(counted, settings.judge)
+    ask_judge(counted, settings, work, 0)
+    return work
+
+
+def ask_judge(counted: Counted, settings: FeedbackSettings, work: Load, labelled: int) -> None:
+    """Each comparison in both orders, or each of its responses; and ``labelled`` pairs of the gate."""
+    question = counted.lengths.comparison + 2 * settings.max_new_tokens
+    written = counted.written(settings.judge)
+    work.choose_with(settings.judge, counted.shapes, 2 * (counted.n_pairs + labelled), question, written)

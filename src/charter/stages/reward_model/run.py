@@ -16,6 +16,7 @@ from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
 from charter.records import Pair
 from charter.run.files import read_jsonl
+from charter.run.hashes import derive_seed
 from charter.run.run import Run, Stage
 from charter.run.team import team
 from charter.stages.models import Model, Models, within_memory
@@ -27,19 +28,24 @@ if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
 
 
-def train_reward(run: Run, recipe: Recipe, models: Models, start: Model, feedback: Stage, name: str = "reward_model") -> Stage:
-    """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it."""
+def train_reward(
+    run: Run, recipe: Recipe, models: Models, start: Model, feedback: Stage, name: str = "reward_model",
+    half: int | None = None,
+) -> Stage:  # fmt: skip
+    """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it. ``half``: of the pairs, as
+    ``half_of`` cuts them."""
     settings = recipe.reward_model
     inputs = {
         "feedback": feedback.output_hash, "precision": recipe.arithmetic,
         "sft": start.hash if settings.model is None else settings.model.contents(),
     }  # fmt: skip
+    inputs |= {} if half is None else {"half": f"{half} {recipe.seed}"}
     labelled = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
     with run.stage(name, settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         files = recipe.feedback.pairs if recipe.feedback is not None else []
-        pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
+        pairs = half_of(list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), half, recipe.seed)
 
         def learn(settings: RewardModelSettings) -> tuple[Trunk, Scorers, list[Pair], int, Cut]:
             trunk = reward_trunk(recipe, models, start)
@@ -64,6 +70,15 @@ def train_reward(run: Run, recipe: Recipe, models: Models, start: Model, feedbac
             result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
         stage.finish({**result, "train_pairs": n_train, "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})
     return stage
+
+
+def half_of(pairs: list[Pair], half: int | None, seed: int) -> list[Pair]:
+    """Half 0 or 1 of the pairs, those of a prompt together; all where ``half`` is None."""
+    return (
+        pairs
+        if half is None
+        else [pair for pair in pairs if derive_seed(seed, "half of the feedback", pair.group_id) % 2 == half]
+    )
 
 
 def reward_trunk(recipe: Recipe, models: Models, start: Model) -> Trunk:
