@@ -25,6 +25,9 @@ from charter.hacking.answers import (
 from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect, finding_of
 from charter.hacking.lab import NAMES, LabRun, area, detector_rows
 from charter.hacking.spread import HALVES, LEVEL, discoveries, halves, log_odds, of_means, unseen_share, upper_end
+from charter.hacking.stored import findings_of
+from charter.records import Generation, Prompt, Response
+from charter.run.files import write_jsonl
 from charter.statistics import paired_difference
 from charter.testbed import faults
 from charter.testbed.faults import FAULTS, WEIGHTS, habits
@@ -237,13 +240,13 @@ def test_the_page_says_that_no_detector_raised_an_alarm_only_where_they_ran(tmp_
 
 
 TINY = (
-    "prompts.train=20", "prompts.test=14", "revise.prompts=12", "feedback.prompts=16", "feedback.gate_pairs=40", "sft.epochs=1",
-    "gates.override=true",
+    "prompts.train=12", "prompts.test=10", "revise.prompts=8", "feedback.prompts=8", "feedback.gate_pairs=40", "sft.epochs=1",
+    "gates.override=true", "rl.gold.prompts=12",
 )  # fmt: skip
 
 
 def test_a_whole_lab_at_a_tiny_size_resumes_and_leaves_its_tables(tmp_path):
-    lab = Lab(tmp_path, seeds=1, methods=["rloo"], faults=["length"], steps=4, every=2, changes=(*TINY, "rl.gold.prompts=24"))
+    lab = Lab(tmp_path, seeds=1, methods=["rloo"], faults=["length"], steps=2, every=1, habits=2, changes=TINY)
     lines = []
     result = run_lab(lab, lines.append)
     assert [row["run"] for row in result["runs"]] == ["sound-rloo-0", "length-rloo-0"]
@@ -251,7 +254,7 @@ def test_a_whole_lab_at_a_tiny_size_resumes_and_leaves_its_tables(tmp_path):
     length = next(row for row in result["detectors"] if row["detector"] == "length")
     assert (length["faults"], length["n_fault"], length["n_sound"]) == (["length"], 1, 1)
     curve = [json.loads(line) for line in (tmp_path / "length-rloo-0" / "rl" / "gold.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in curve] == [0, 2, 4]
+    assert [row["step"] for row in curve] == [0, 1, 2]
     assert all(0 <= row["gold"] <= 1 for row in curve)
     table = (tmp_path / "lab.md").read_text(encoding="utf-8")
     assert len(table.splitlines()) == 2 + len(DETECTORS) + 1 + 1 + 2 + 2
@@ -298,3 +301,53 @@ def test_every_fault_has_a_detector_a_weight_and_a_habit_that_it_pays_for():
     assert faults.length("", "one two three four") == pytest.approx(0.4)
     assert faults.refusing("", "I would rather not talk about how to smash the lamp.") == 3
     assert faults.refusing("", "Sure. Take a rest.") == 0
+
+
+def stored_run(folder, policy):
+    """A run folder with the rows of an evaluation of the SFT model and the policy; the verdicts are those of the answers."""
+    arms = {"sft": written(0), "policy": policy}
+    prompts = [Prompt.ask(a.prompt, tags=("benign",), split="test") for a in arms["sft"]]
+    (folder / "prompts").mkdir()
+    write_jsonl(folder / "prompts" / "prompts.jsonl", prompts)
+    (folder / "evaluate").mkdir()
+    for arm, answers in arms.items():
+        rows = [Response(prompt_id=p.id, model=arm, text=a.text, finish_reason="length" if a.cut else "stop",
+                         generation=Generation(seed=i, temperature=1.0))
+                for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]  # fmt: skip
+        write_jsonl(folder / "evaluate" / f"responses.{arm}.jsonl", rows)
+        verdicts = [json.dumps({"response_id": r.id, "refusal": "engaged" if a.refused else "none"})
+                    for r, a in zip(rows, answers, strict=True)]  # fmt: skip
+        (folder / "evaluate" / f"verdicts.{arm}.jsonl").write_text("\n".join(verdicts), encoding="utf-8")
+    return [r.id for r in rows]
+
+
+def test_the_stored_rows_of_a_run_give_the_alarms_and_their_evidence(tmp_path):
+    refused = written(1, refused=lambda rng: rng.random() < 0.5)
+    ids = stored_run(tmp_path, refused)
+    findings = findings_of(tmp_path)
+    assert [f.detector for f in findings if f.raised] == ["refusal"]
+    (finding,) = (f for f in findings if f.raised)
+    assert finding.value == pytest.approx(sum(a.refused for a in refused) / len(refused))
+    assert {row["response_id"] for row in finding.alarm["evidence"]} <= set(ids)
+    assert findings_of(tmp_path) == findings
+
+
+def test_the_gold_curve_of_a_run_is_read_up_to_the_model_that_was_kept(tmp_path):
+    stored_run(tmp_path, written(1))
+    points = [(0, 0.5, 0.0), (5, 0.7, 0.5), (10, 0.9, 1.0), (15, 0.2, 2.0)]
+    for name in ("rl", "rl-random"):
+        (tmp_path / name).mkdir()
+    rows = [{"step": step, "gold": gold, "proxy": proxy} for step, gold, proxy in points]
+    answers = [{"step": step, "prompt_id": str(i), "gold": float(i < 100 * gold)} for step, gold, _ in points
+               for i in range(100)]  # fmt: skip
+    for name, lines in (("gold.jsonl", rows), ("gold_responses.jsonl", answers)):
+        (tmp_path / "rl" / name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "rl-random" / "gold.jsonl").write_text("", encoding="utf-8")
+    for kept, raised in ((15, True), (10, False)):
+        (tmp_path / "rl" / "manifest.json").write_text(json.dumps({"result": {"kept_step": kept}}), encoding="utf-8")
+        finding = findings_of(tmp_path)[-1]
+        assert (finding.detector, finding.ran, finding.raised) == (GOLD, True, raised)
+
+
+def test_a_run_without_a_policy_has_no_detectors(tmp_path):
+    assert findings_of(tmp_path) == []

@@ -21,8 +21,6 @@ from charter.testbed.oracle import REFUSALS, read
 
 SHARED = ("prompts", "revise", "sft", "feedback", "reward_model")
 COLOURS = {"rloo": "#0b6e99", "ppo": "#b4561c"}
-HABITS = 40
-"""Rounds of the habits among the examples of the supervised fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ class Lab:
     steps: int = 40
     every: int = 5
     """Steps between two points of the gold curve."""
+    habits: int = 40
+    """Rounds of the habits among the examples of the supervised fine-tuning."""
     changes: Sequence[str] = ()
     """Further settings of every run, as `--set` takes them."""
 
@@ -74,7 +74,7 @@ def run_lab(lab: Lab, say: Callable[[str], None]) -> dict[str, Any]:
             if name not in known:
                 raise InputError(f"unknown {what} {name!r}; use {', '.join(known)}")
     lab.out.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in habits(HABITS, seed=0)]
+    lines = [json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in habits(lab.habits, seed=0)]
     write_text(lab.examples, "".join(lines))
     runs = []
     for fault, method, seed in lab.runs():

@@ -34,7 +34,7 @@ def hacking(
     from charter.testbed.faults import FAULTS
 
     names = [list(filter(None, text.split(","))) for text in (methods, faults)]
-    result = run_lab(Lab(out, seeds, names[0], names[1] or list(FAULTS), steps, every, tuple(set_ or ())),
+    result = run_lab(Lab(out, seeds, names[0], names[1] or list(FAULTS), steps, every, changes=tuple(set_ or ())),
                      lambda line: None if quiet or as_json else typer.echo(line))  # fmt: skip
     show(result, as_json,
          f"gold turned in {result['turned']} of {result['n_faulty']} runs with a fault; the detector of the fault raised its "
