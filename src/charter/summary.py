@@ -12,6 +12,7 @@ import charter
 from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
 from charter.evaluation.side_by_side import write_side_by_side
+from charter.hacking.stored import findings_of
 from charter.metrics import CONTROLS
 from charter.run.files import read_json
 from charter.statistics import trend
@@ -108,6 +109,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
     judge = feedback.get("judge")
     reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
     labelled = results.get("reward_model", {}).get("labelled")
+    findings = findings_of(parts.run.folder) if evaluation else []
     report = {
         "title": recipe.title,
         "recipe": recipe.model_dump(mode="json"),
@@ -128,7 +130,8 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
         "over_optimisation": gold_curve(stages),
         "gates": parts.gates.met,
-        "alarms": alarms(stages),
+        "alarms": alarms(stages) + [finding.alarm for finding in findings if finding.raised],
+        "detectors": [finding.row for finding in findings],
         "stages": [
             {"name": stage.name, "wall_s": round(stage.wall_s, 2), "skipped": stage.skipped, "done": stage.done}
             for stage in parts.run.stages

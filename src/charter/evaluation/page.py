@@ -24,7 +24,10 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     over_optimisation: {source, rows: [{step, gold, gold_ci, proxy, proxy_ci, kl, sqrt_kl, n}], peak, kept, end, fit, fall,
               past_peak, words}                                     the held-out reward over the last training
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
-    gates: [{name, passed, overridden, message, numbers}], alarms: [{detector, value, threshold, message}]
+    gates: [{name, passed, overridden, message, numbers}]
+    alarms: [{detector, value, threshold, message, evidence: [{response_id, prompt_id, prompt, text}]}]
+    detectors: [{detector, state: "alarm" | "no alarm" | "did not run", value, threshold, unit, n, message}]
+                                                                    the detectors of reward hacking, all of them
     endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
     samples: [{prompt, tags, principle, responses: {arm: text}, harmful: {arm: bool | None}}]
     stages: [{name, wall_s, skipped}], provenance: {...}
@@ -228,6 +231,19 @@ def stages(report: Report) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def hacking_words(detectors: Sequence[Mapping[str, Any]]) -> str:
+    """The sentence on the detectors of reward hacking: which raised an alarm, how many ran, which did not."""
+    names = {state: [str(row.get("detector")) for row in detectors if row.get("state") == state]
+             for state in ("alarm", "no alarm", "did not run")}  # fmt: skip
+    n_ran = len(names["alarm"]) + len(names["no alarm"])
+    if not n_ran:
+        return "No detector of reward hacking ran."
+    raised = f"Detectors of reward hacking that raised an alarm: {', '.join(names['alarm'])}"
+    lead = raised if names["alarm"] else "No detector of reward hacking raised an alarm"
+    absent = f"; {len(names['did not run'])} did not run ({', '.join(names['did not run'])})" if names["did not run"] else ""
+    return f"{lead}. {n_ran} ran{absent}."
+
+
 def page_html(report: Report) -> str:
     """The page as HTML. ``report`` is as ``as_json`` leaves it, with its verdict."""
     from jinja2 import Environment, FileSystemLoader
@@ -266,7 +282,11 @@ def page_html(report: Report) -> str:
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),
         gates=gates,
         alarms=[{**alarm, "message": sentence(alarm.get("message")), "value": number_text(alarm.get("value")),
-                 "threshold": number_text(alarm.get("threshold"))} for alarm in mappings_in(report, "alarms")],
+                 "threshold": number_text(alarm.get("threshold")), "evidence": mappings_in(alarm, "evidence")}
+                for alarm in mappings_in(report, "alarms")],
+        detectors=[{**row, "message": sentence(row.get("message")), "value": number_text(row.get("value")),
+                    "threshold": number_text(row.get("threshold"))} for row in mappings_in(report, "detectors")],
+        hacking=hacking_words(mappings_in(report, "detectors")),
         samples=samples(report, arms),
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),
