@@ -98,6 +98,7 @@ FILES = {
     "prompts import": "prompts.jsonl",
     "prompts classify": "prompts.jsonl",
     "reward train": "pairs.jsonl",
+    "reward score": "pairs.jsonl",
     "import FILE": "pairs.jsonl",
     "ratings FILE": "votes",
     "agreement FILE": "votes",
@@ -126,7 +127,10 @@ def workplace(tmp_path_factory, random_llama, finished_run):
         assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
 
     shutil.copy(folder / "runs/recipe/feedback/responses.jsonl", folder / "votes")
+    shutil.copy(folder / "runs/recipe/prompts/prompts.jsonl", folder / "votes")
     write_votes(folder / "votes")
+    with contextlib.chdir(folder):
+        assert run_command(["ratings", "votes", "--of", "responses", "--out", "out/rated"]) == 0
     return folder
 
 
