@@ -106,7 +106,9 @@ FILES = {
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
          "F": "out/prompts.jsonl",
-         "RUN/sft": "runs/recipe/sft", "F.yaml": "out/imported.yaml", "A": "runs/recipe", "B": "runs/recipe",
+         "RUN/sft": "runs/recipe/sft", "F.yaml": "out/imported.yaml",
+         "A.yaml": "constitution.yaml", "B.yaml": "constitution.yaml",
+         "A": "runs/recipe", "B": "runs/recipe",
          "MANIFEST": "exported.jsonl.manifest.json"}  # fmt: skip
 SMALL = ["prompts.train=12", "prompts.test=8", "revise.prompts=12", "revise.rounds=1", "sft.epochs=1", "feedback.prompts=12",
          "feedback.gate_pairs=12", "rl.steps=1", "rl.prompts_per_step=4", "gates.override=true"]  # fmt: skip

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -134,14 +135,14 @@ def _digest(value: Any) -> str:
 def draw(principles: Sequence[Principle], *key: object) -> Principle:
     """One principle with probability in proportion to its weight, always the same one for the same key.
 
-    The key (JSON values, such as seed, prompt id and round) is hashed to a uniform number, so a draw does not depend on the
-    draws before it. ValueError without principles.
+    The key is JSON values, such as seed, prompt id and round. Key and id are hashed to a uniform number u, and the principle with
+    the smallest -log(u) / weight is drawn (Efraimidis and Spirakis 2006). So a draw depends neither on the draws before it nor on
+    the order of the principles; one that is added or removed changes only the draws that it wins or won, one that is reworded
+    changes none. ValueError without principles.
     """
     if not principles:
         raise ValueError(f"no principles to draw from, for {key!r}")
-    uniform = int(_digest(key)[:13], 16) / 16**13  # 52 bits: exact in a float, and below 1
-    bounds = list(accumulate(principle.weight for principle in principles))
-    return next(p for p, bound in zip(principles, bounds, strict=True) if uniform * bounds[-1] < bound)
+    return min(principles, key=lambda p: -math.log((int(_digest([key, p.id])[:13], 16) + 0.5) / 16**13) / p.weight)
 
 
 class FewShots(Record):
@@ -365,7 +366,8 @@ def _likeness(text: str, other: str) -> float:
     return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)
 
 
-def hash_of_principles(constitution: Constitution, *fields: str) -> str:
-    """Hash of the named fields of the principles: what a stage reads of the constitution, so that a change of the rest does
-    not run it again."""
-    return content_id([[getattr(p, field) for field in ("id", *fields)] for p in constitution.principles])
+def hash_of_principles(constitution: Constitution, use: str, *fields: str) -> str:
+    """Hash of the named fields of the principles that have a ``use``: what a stage reads of the constitution, so that a change of
+    the rest does not run it again. Their order does not count: a draw does not depend on it."""
+    used = [p for p in constitution.principles if getattr(p, use) is not None]
+    return content_id(sorted([getattr(p, field) for field in ("id", use, *fields)] for p in used))
