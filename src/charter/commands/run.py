@@ -164,15 +164,34 @@ def plan(
     recipe: RecipeName,
     set_: Sets = None,
     hours: Annotated[float, typer.Option(min=0.01, help="Propose settings where the run would take longer than this.")] = 1.0,
+    labels: Annotated[
+        str | None, typer.Option(help="What the labels cost: of people and the judge (people), or of the judge alone (judge).")
+    ] = None,
+    seconds_per_label: Annotated[
+        float | None, typer.Option(min=0.1, help="A person's time for a comparison; 10 unless given.")
+    ] = None,
+    price_per_label: Annotated[float | None, typer.Option(min=0.0, help="Money for a comparison; 0.10 unless given.")] = None,
+    raters: Annotated[int | None, typer.Option(min=1, help="People who compare the same two responses; 1 unless given.")] = None,
+    machine_price: Annotated[float | None, typer.Option(min=0.0, help="Money for an hour of the judge's machine.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tokens, memory, disk and time of a recipe, before anything loads; and settings with which it takes less time."""
+    """Tokens, memory, disk and time of a recipe, before anything loads; settings with which it takes less; the cost of labels."""
+    from charter.plan.labels import Rates, label_lines
     from charter.plan.plan import plan_recipe
     from charter.plan.table import plan_table
     from charter.recipe.files import find_recipe, load_recipe
 
-    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()), hours)
-    show(figures, as_json, *plan_table(figures))
+    rates = {"seconds": seconds_per_label, "price": price_per_label, "raters": raters, "machine_price": machine_price}
+    rates = {name: value for name, value in rates.items() if value is not None}
+    if labels not in (None, "people", "judge"):
+        raise InputError(f"--labels {labels!r}: people or judge")
+    if rates and labels is None:
+        raise InputError("rates are for the cost of labels; add --labels people")
+    if labels == "judge" and set(rates) - {"machine_price"}:
+        raise InputError("--labels judge asks no people; leave out their rates, or use --labels people")
+    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()), hours, Rates(**rates) if labels else None)  # type: ignore[arg-type]
+    costs = label_lines(figures["labels"], labels) if labels else []
+    show(figures, as_json, *plan_table(figures), *(["", *costs] if costs else []))
 
 
 @app.command("show-tokens")
