@@ -97,6 +97,7 @@ FILES = {
     "constitution import": "published.json",
     "prompts import": "prompts.jsonl",
     "prompts classify": "prompts.jsonl",
+    "prompts card": "prompts.jsonl",
     "reward train": "pairs.jsonl",
     "reward score": "pairs.jsonl",
     "import FILE": "pairs.jsonl",

@@ -31,9 +31,7 @@ def labels_of(counted: Counted, rates: Rates, seconds_of: Callable[[Load], float
     where no price is known, its hours where a server answers. InputError where the recipe compares nothing."""
     recipe, settings = counted.recipe, counted.recipe.feedback
     if settings is None or not settings.samples or settings.contrast is not None:
-        raise InputError(
-            "this recipe has nothing to compare: it samples no responses for a judge or for people; leave --labels out"
-        )
+        raise InputError("this recipe compares no responses, so its labels cost nothing; leave --labels out")
     pairs = math.comb(settings.responses_per_prompt, 2)
     share = settings.human_share if settings.raters == "mixed" else 1.0
     by_people = max(1, round(share * counted.n_asked)) * pairs * rates.raters * recipe.rounds
