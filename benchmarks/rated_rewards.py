@@ -2,10 +2,11 @@
 
     python benchmarks/rated_rewards.py --seeds 3
 
-The testbed's model answers each prompt four times. Nine simulated raters rank the answers by the oracle's worth plus Gumbel noise;
-three of them see each prompt. From these votes come pairs (a row for each vote) and ratings (`charter ratings --of responses`);
-from the pairs a reward model by Bradley-Terry, from the ratings two by the squared and the absolute distance, with the same start,
-passes, prompts in a step and learning rate. The pairs that measure are of other prompts and have the oracle's answer.
+The testbed's model answers each prompt four times. Nine simulated raters rank the answers by the oracle's worth plus Gumbel
+noise; three of them see each prompt. From these votes come pairs (a row for each vote) and ratings (`charter ratings --of
+responses`); from the pairs a reward model by Bradley-Terry, from the ratings two by the squared and the absolute distance, with
+the same start, passes, prompts in a step and learning rate. The pairs that measure are of other prompts and have the oracle's
+answer.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from charter.stages.reward_model.settings import RatingModelSettings, RewardMode
 from charter.statistics import clustered_share, paired_difference
 from charter.testbed.oracle import read
 from charter.votes.exchange import export_feedback, selection_of
+from charter.votes.judgments import follow
 
 MODEL = locate("package:charter.testbed/model", Path.cwd())
 K, RATERS, EACH = 4, 9, 3
@@ -60,16 +62,16 @@ def sampled(prompts: Sequence[Prompt], seed: int) -> list[list[Response]]:
 def votes(prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]], seed: int, noise: float) -> list[Judgment]:
     """Rankings of the answers by three raters for each prompt."""
     rng = np.random.default_rng(seed)
-    judgments = []
+    judgments: list[Judgment] = []
     for prompt, group in zip(prompts, groups, strict=True):
         worths = np.array([worth(prompt, response) for response in group], dtype=float)
         for rater in rng.choice(RATERS, EACH, replace=False):
             order = np.argsort(-(worths + noise * rng.gumbel(size=K)))
             shown = rng.permutation(K)
-            judgments.append(Judgment(
+            judgments.append(follow(Judgment(
                 id=f"{prompt.id}-{rater}", set_id=prompt.id, prompt_id=prompt.id, rater_id=f"rater-{rater}", rater_kind="human",
                 order=tuple(group[i].id for i in shown), ranks={group[i].id: place for place, i in enumerate(order, start=1)},
-            ))  # fmt: skip
+            ), judgments[-1] if judgments else None))  # fmt: skip
     return judgments
 
 

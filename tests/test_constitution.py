@@ -16,7 +16,7 @@ from charter.constitution.constitution import (
     Principle,
     check,
     draw,
-    hash_of_principles,
+    hashes_of_principles,
     load_constitution,
     load_few_shots,
     save_constitution,
@@ -335,11 +335,13 @@ def test_the_fewest_principles_are_reported_as_moved(new, moved):
     assert all(row.stages == () for row in rows)
 
 
-def test_the_hash_of_what_a_stage_reads_knows_no_order_and_nothing_else():
+def test_the_hashes_of_what_a_stage_reads_know_no_order_and_nothing_else():
     one, two = compares("one"), compares("two", critique="Harm?", revision="Mend.")
-    read = partial(hash_of_principles, use="critique")
+    read = partial(hashes_of_principles, use="critique")
     assert read(make(one, two)) == read(make(two, one)) == read(make(two))
-    assert read(make(two)) != read(make(two.model_copy(update={"critique": "Hurt?"})))
+    reworded, heavier = (two.model_copy(update=change) for change in ({"critique": "Hurt?"}, {"weight": 2.0}))
+    changed = [{name for name, value in read(make(new)).items() if read(make(two))[name] != value} for new in (reworded, heavier)]
+    assert changed == [{"principle two"}, {"drawn by"}]
 
 
 def test_the_command_shows_the_changes_and_their_stages(tmp_path, capsys):

@@ -28,6 +28,9 @@ from charter.run.files import write_text
 
 PROMPT_TAGS = frozenset({"red_team", "benign"})
 TOPIC = "topic"
+DRAWN, PRINCIPLE = "drawn by", "principle "
+BY_ROW = ("prompts", "gate", "labelled", DRAWN, PRINCIPLE)
+"""Inputs of a stage that decide for each row apart whether it still holds."""
 MAX_BYTES = 2**20  # of a file with principles
 LONG_TEXT = 1000  # characters; longer than that, small models lose the question
 
@@ -366,8 +369,10 @@ def _likeness(text: str, other: str) -> float:
     return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)
 
 
-def hash_of_principles(constitution: Constitution, use: str, *fields: str) -> str:
-    """Hash of the named fields of the principles that have a ``use``: what a stage reads of the constitution, so that a change of
-    the rest does not run it again. Their order does not count: a draw does not depend on it."""
+def hashes_of_principles(constitution: Constitution, use: str, *texts: str) -> dict[str, str]:
+    """What a stage reads of the constitution, as its inputs: of the principles that have a ``use``, `drawn by`, by which one is
+    drawn, and `principle ID`, its ``use`` and other ``texts``. So a change of the rest does not run the stage again, and a text
+    that changed is known by its principle. Their order does not count: a draw does not depend on it."""
     used = [p for p in constitution.principles if getattr(p, use) is not None]
-    return content_id(sorted([getattr(p, field) for field in ("id", use, *fields)] for p in used))
+    texts_of = {f"{PRINCIPLE}{p.id}": content_id([getattr(p, field) for field in (use, *texts)]) for p in used}
+    return {DRAWN: content_id(sorted([p.id, p.tags, p.weight] for p in used)), **texts_of}

@@ -93,13 +93,15 @@ def reordered(old: Sequence[Principle], new: Sequence[Principle]) -> list[Differ
     """The fewest principles whose move turns one order of the same ids into the other. Draws do not depend on the order; a model
     that sorts prompts reads the topics in theirs."""
     before, after = [p.id for p in old], [p.id for p in new]
+    topics = [[p.id for p in principles if TOPIC in p.tags] for principles in (old, new)]
+    moved: tuple[str, ...] = () if topics[0] == topics[1] else ("prompts",)
     stay = longest_common(before, after)
     rows = []
     for place, principle in enumerate(new, start=1):
         if principle.id not in stay:
             was = before.index(principle.id) + 1
             rows.append(Difference(
-                "reordered", principle.id, f"from place {was} to {place} of {len(new)}", stages_of(principle, {"title"}),
+                "reordered", principle.id, f"from place {was} to {place} of {len(new)}", moved if TOPIC in principle.tags else (),
                 {"place": was}, {"place": place},
             ))  # fmt: skip
     return rows

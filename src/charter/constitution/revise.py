@@ -23,6 +23,10 @@ TEMPLATE_TOKENS = re.compile(
 )
 
 
+IN_CONTEXT = "context"
+"""In place of a principle, in a row whose answer was given in a context."""
+
+
 def respond(
     sampler: Sampler, prompts: Sequence[Prompt], settings: SamplingSettings, *, seed: int, what: str, k: int
 ) -> list[list[Response]]:
@@ -118,7 +122,7 @@ def answer_in_context(
         Revision(
             prompt_id=prompt.id,
             round=1,
-            principle="context",
+            principle=IN_CONTEXT,
             original=original,
             critique=Response(prompt_id=prompt.id, model="", text="", finish_reason="stop", generation=silent),
             revision=answer,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Generic, TypeVar
@@ -28,6 +29,7 @@ from charter.run.hashes import CONTENTS
 from charter.run.progress import track
 from charter.run.team import team
 
+EARLIER = "earlier"  # inside a stage's folder, its rows from before a change
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
@@ -65,10 +67,13 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
-    def stage(self, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> Stage:
+    def stage(
+        self, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str], by_row: Collection[str] = ()
+    ) -> Stage:
         """Open a stage. ``inputs``: names to content hashes; ``code``: full names of the modules it begins from, whose imports
-        count as well (:mod:`charter.run.code`)."""
-        stage = Stage(self, name, settings, inputs, code)
+        count as well (:mod:`charter.run.code`). ``by_row``: inputs, or beginnings of their names, whose change leaves some
+        rows as they are: the stage starts anew with its :meth:`Stage.earlier` rows, of which it takes those that still hold."""
+        stage = Stage(self, name, settings, inputs, code, by_row)
         self.stages.append(stage)
         return stage
 
@@ -82,8 +87,11 @@ class Run:
 class Stage:
     """One stage's folder: ``with run.stage(...) as stage: if not stage.done: ... stage.finish(result)``."""
 
-    def __init__(self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> None:
+    def __init__(
+        self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str], by_row: Collection[str] = ()
+    ) -> None:
         self.run, self.name, self.folder = run, name, run.folder / name
+        self.by_row, self.logs = tuple(by_row), list[RecordLog[Any]]()
         settings = settings.model_dump(mode="json", context=CONTENTS) if hasattr(settings, "model_dump") else settings
         self.description = {
             "stage": name,
@@ -114,15 +122,52 @@ class Stage:
         if not isinstance(manifest, dict):
             raise InputError("not a valid manifest; remove it to run the stage again", file=self.folder / "manifest.json")
         if manifest.get("fingerprint") != self.fingerprint:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
+            self._clear(manifest)
             write_json(self.folder / "manifest.json", {**self.description, "fingerprint": self.fingerprint})
         elif "result" in manifest:
             done, result = True, manifest["result"]
         else:
             self._sweep()
         return done, result, float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
+
+    def _clear(self, manifest: Mapping[str, Any]) -> None:
+        """Empty the folder; where only inputs ``by_row`` changed, what it had is then in its folder `earlier`."""
+        aside = self.folder.with_name(f".{self.name}.{EARLIER}")
+        shutil.rmtree(aside, ignore_errors=True)
+        if self.by_row and self._fixed(manifest) == self._fixed(self.description):
+            os.replace(self.folder, aside)
+            shutil.rmtree(aside / EARLIER, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            os.replace(aside, self.folder / EARLIER)
+            return
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+
+    def _fixed(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a description in which no row can be used again if it differs."""
+        inputs = {name: value for name, value in manifest.get("inputs", {}).items() if not name.startswith(self.by_row)}
+        return {key: manifest.get(key) for key in ("stage", "seed", "settings", "code")} | {"inputs": inputs}
+
+    def earlier(self, name: str, kind: type[R]) -> list[R]:
+        """The rows of a file of the stage before inputs ``by_row`` changed; none where the stage began from nothing."""
+        path = self.path(EARLIER) / name
+        return list(read_jsonl(RecordLog(path, kind).path, kind)) if path.exists() else []
+
+    @property
+    def earlier_inputs(self) -> dict[str, str]:
+        """The inputs with which the :meth:`earlier` rows were made."""
+        inputs: dict[str, str] = (read_json(self.path(EARLIER) / "manifest.json") or {}).get("inputs", {})
+        return inputs
+
+    def _reused(self) -> dict[str, Any]:
+        """Of each file of rows, how many it took from before the change; empty where nothing was there to be taken."""
+        if not self.path(EARLIER).exists():
+            return {}
+        rows = {log.path.name: {"reused": log.reused, "rows": log.count} for log in self.logs}
+        words = ", ".join(f"{row['reused']} of {row['rows']} rows of {name}" for name, row in rows.items())
+        self.run.say(f"  {self.name}: kept {words}; the others depend on what changed")
+        return {"reused": rows}
 
     def tell(self, row: dict[str, Any] | None) -> None:
         """Let the listeners know of a line of metrics, or with None that the stage is finished. The main process does."""
@@ -153,11 +198,13 @@ class Stage:
         return self.fingerprint
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Mark the stage as done and keep its result in the manifest."""
+        """Mark the stage as done and keep its result in the manifest; `reused` in it counts rows from before a change."""
+        result |= self._reused()
         whole = {**self.description, "fingerprint": self.fingerprint, "result": result}
 
         def close() -> dict[str, Any]:
             (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / EARLIER, ignore_errors=True)
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
             write_json(self.folder / "manifest.json", whole)
             return result
@@ -167,7 +214,9 @@ class Stage:
 
     def rows(self, name: str, kind: type[R]) -> RecordLog[R]:
         """An append-only file of records that outlives a kill."""
-        return RecordLog(self.path(name), kind)
+        log = RecordLog(self.path(name), kind)
+        self.logs.append(log)
+        return log
 
     def record(self, step: int, **values: Any) -> dict[str, Any]:
         """Append one line to metrics.jsonl; the line. No times: the file is part of the artifacts."""
@@ -206,7 +255,7 @@ class RecordLog(Generic[R]):
     """Records appended one line at a time, each on disk before the next is made."""
 
     def __init__(self, path: Path, kind: type[R]) -> None:
-        self.path, self.kind = path, kind
+        self.path, self.kind, self.reused = path, kind, 0
         self.count = team().on_main(self._mend)
 
     def _mend(self) -> int:
@@ -227,6 +276,7 @@ class RecordLog(Generic[R]):
         *,
         rows_per_item: int = 1,
         follow: Callable[[R, R | None], R] | None = None,
+        known: Callable[[T], Sequence[R] | None] | None = None,
         by_all: bool = True,
         label: str = "",
         quiet: bool = False,
@@ -238,6 +288,9 @@ class RecordLog(Generic[R]):
         the one before it in the file (None for the first) the record that is written: the link of a chain. Several processes
         claim batch after batch, whole ones for the same reason; without ``by_all`` the main one makes them all.
         """
+        if known is not None:
+            self.reused = sum(len(known(item) or ()) for item in items)
+            produce = filled(produce, known, rows_per_item)
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
         first = min(self.count // (batch_size * rows_per_item), len(batches))
         left, workers = batches[first:], team()
@@ -275,3 +328,18 @@ class RecordLog(Generic[R]):
             deque(workers.in_order(len(left), lines), maxlen=0)
         self.count = workers.on_main(write)
         return list(read_jsonl(self.path, self.kind))
+
+
+def filled(
+    produce: Callable[[Sequence[T]], Iterable[R]], known: Callable[[T], Sequence[R] | None], rows_per_item: int
+) -> Callable[[Sequence[T]], Iterable[R]]:
+    """``produce`` for the items of a batch that are not ``known``, the known records in their places."""
+
+    def made(batch: Sequence[T]) -> Iterator[R]:
+        given = [known(item) for item in batch]
+        left = [item for item, records in zip(batch, given, strict=True) if records is None]
+        new = iter(produce(left) if left else ())
+        for records in given:
+            yield from itertools.islice(new, rows_per_item) if records is None else records
+
+    return made
