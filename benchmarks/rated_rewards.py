@@ -32,7 +32,7 @@ from charter.reading.prompts import read_prompts
 from charter.recipe.settings import SamplingSettings
 from charter.recipe.source import locate
 from charter.records import Judgment, Pair, Prompt, Response
-from charter.run.files import read_jsonl, write_jsonl
+from charter.run.files import read_json, read_jsonl, write_json, write_jsonl
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings
 from charter.statistics import clustered_share, paired_difference
 from charter.testbed.oracle import read
@@ -129,16 +129,20 @@ def cell(value: float | None, ci: tuple[float, float] | None, sign: str = "") ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=300, help="prompts whose answers are voted on")
-    parser.add_argument("--test", type=int, default=150, help="prompts of the held-out pairs")
+    parser.add_argument("--out", type=Path, default=Path("runs/rated-rewards"), help="a seed that is done here is not run again")
+    parser.add_argument("--train", type=int, default=200, help="prompts whose answers are voted on")
+    parser.add_argument("--test", type=int, default=120, help="prompts of the held-out pairs")
     parser.add_argument("--noise", type=float, default=1.0, help="scale of the raters' Gumbel noise, in levels of worth")
     given = parser.parse_args()
     clusters: list[str] = []
     everything: dict[str, list[float]] = {method: [] for method in METHODS}
     print("| seed | pairs | " + " | ".join(METHODS) + " |\n|---|---|---|---|---|")
     for seed in range(given.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            ids, right = one_seed(Path(folder), seed, given.train, given.test, given.noise)
+        stored = given.out / f"seed-{seed}-{given.train}-{given.test}-{given.noise}.json"
+        if not stored.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                write_json(stored, one_seed(Path(folder), seed, given.train, given.test, given.noise))
+        ids, right = read_json(stored)
         shares = [clustered_share(right[method], ids) for method in METHODS]
         print(f"| {seed} | {len(ids)} | " + " | ".join(cell(share.value, share.ci) for share in shares) + " |", flush=True)
         clusters += ids

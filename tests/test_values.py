@@ -5,13 +5,20 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from charter.commands.app import run_command
+from charter.errors import InputError
+from charter.models.continued import start_from
+from charter.models.load import load_model
+from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
+from charter.recipe.settings import LoRASettings
 from charter.records import EvalResult, Judgment, Revision
 from charter.run.files import read_json, read_jsonl
+from charter.run.hashes import file_hash
 from charter.run.run import Run
 from charter.votes.judgments import read_judgments
 from conftest import CONSTITUTION
@@ -141,3 +148,83 @@ def test_a_change_that_no_stage_reads_repeats_nothing(world, tmp_path, capsys):
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(CONSTITUTION))
     assert run_command(["constitution", "diff", str(tmp_path / "old.yaml"), str(tmp_path / "new.yaml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"] == []
+
+
+def test_each_principle_is_left_out_in_turn(tmp_path, write_recipe, random_llama, before_rl, capsys):
+    out = tmp_path / "drop"
+    shutil.copytree(before_rl, out / "all")
+    arguments = ["run", str(write_recipe(random_llama)), "--out", str(out), "--drop-one"]
+    assert run_command([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == read_json(out / "drop-one.json")
+    harmless, helpful = report["variants"]
+    assert (report["arm"], harmless["principle"], helpful["principle"]) == ("policy", "harmless", "helpful")
+    assert "no principle with critique and revision applies to a prompt tagged red_team" in harmless["stopped"]
+    assert harmless["changes"] == []
+    assert helpful["stopped"] is None
+    stages = helpful["stages"]
+    assert [name for name in ("prompts", "revise", "sft", "feedback", "rl") if stages[name]["skipped"]] == ["prompts", "sft"]
+    for name, files in (("revise", ("originals.jsonl", "revisions.jsonl")), ("feedback", ("responses.jsonl", "judgments.jsonl"))):
+        assert all(stages[name]["reused"][file]["reused"] == stages[name]["reused"][file]["rows"] > 0 for file in files)
+    change = next(row for row in helpful["changes"] if (row["metric"], row["group"]) == ("response_tokens", None)) if any(
+        row["metric"] == "response_tokens" for row in helpful["changes"]) else helpful["changes"][0]  # fmt: skip
+    assert change["difference"] == pytest.approx(change["without"] - change["all"])
+    assert change["ci"][0] <= change["difference"] <= change["ci"][1]
+    assert (out / "drop-one.csv").read_text().startswith('"without","metric","prompts"')
+    assert run_command([*arguments, "--seeds", "2"]) == 2
+    assert "leave out --seeds and --until" in capsys.readouterr().err
+
+
+def weights(folder):
+    return dict(load_model(str(folder)).named_parameters())
+
+
+def test_rl_goes_on_from_an_old_policy_and_leaves_it_as_it_was(tmp_path, write_recipe, random_llama, before_rl, finished_run):
+    before, out = file_hash(finished_run / "rl/model"), tmp_path / "new"
+    shutil.copytree(before_rl, out)
+    path = str(write_recipe(random_llama, rl={"learning_rate": 1e-12, "steps": 1}))
+    assert run_command(["run", path, "--out", str(out), "--from-policy", str(finished_run), "--until", "rl", "-q"]) == 0
+    old, new, sft = (weights(folder) for folder in (finished_run / "rl/model", out / "rl/model", out / "sft/model"))
+    assert all(torch.allclose(new[name], old[name], rtol=0, atol=1e-9) for name in old)
+    assert not all(torch.allclose(new[name], sft[name], rtol=0, atol=1e-9) for name in old)
+    assert file_hash(finished_run / "rl/model") == before
+
+
+def test_a_policy_that_would_be_overwritten_or_is_missing_is_one_line(tmp_path, write_recipe, random_llama, before_rl, capsys):
+    shutil.copytree(before_rl, tmp_path / "run")
+    path = str(write_recipe(random_llama))
+    assert run_command(["run", path, "--out", str(tmp_path / "run"), "--from-policy", str(tmp_path / "run")]) == 2
+    assert "no policy; --from-policy takes a run that trained one" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "run/sft/model", tmp_path / "run/rl/model")
+    assert run_command(["run", path, "--out", str(tmp_path / "run"), "--from-policy", str(tmp_path / "run")]) == 2
+    assert "whose RL would overwrite it; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "run/rl/model/config.json").exists()
+
+
+def test_an_adapter_goes_on_from_an_adapter_on_the_same_base(tmp_path, random_llama):
+    lora = LoRASettings(rank=2)
+    first = load_trunk(str(random_llama), lora=lora)
+    first.add_role("policy")
+    with torch.no_grad():
+        for parameter in first.parameters("policy").values():
+            parameter.normal_()
+    first.save_language_model("policy", tmp_path / "rl/model")
+    second = load_trunk(str(random_llama), lora=lora)
+    second.add_role("policy")
+    start_from(second, "policy", tmp_path / "rl/model")
+    expected = first.parameters("policy")
+    assert all(torch.equal(value, expected[name]) for name, value in second.parameters("policy").items())
+    other = load_trunk(str(random_llama), lora=LoRASettings(rank=4))
+    other.add_role("policy")
+    with pytest.raises(InputError, match="use the rank that it was trained with"):
+        start_from(other, "policy", tmp_path / "rl/model")
+    whole = load_trunk(str(random_llama))
+    whole.add_role("policy")
+    with pytest.raises(InputError, match=r"set rl\.lora as it was"):
+        start_from(whole, "policy", tmp_path / "rl/model")
+    with pytest.raises(InputError, match="the policy has no adapter"):
+        start_from(second, "policy", random_llama)
+    elsewhere = load_trunk(str(tmp_path / "rl/model"), lora=lora)
+    elsewhere.add_role("policy")
+    with pytest.raises(InputError, match="was trained on another model"):
+        start_from(elsewhere, "policy", tmp_path / "rl/model")

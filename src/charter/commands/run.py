@@ -72,6 +72,12 @@ def run(
         str | None, typer.Option(help="Who compares: judge, human or mixed; short for --set feedback.raters=WHO.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")] = 1,
+    drop_one: Annotated[
+        bool, typer.Option("--drop-one", help="Run it also without each principle, and show what its absence changes.")
+    ] = False,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="A run whose policy RL starts from; short for --set rl.from_policy=RUN/rl/model.")
+    ] = None,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more.")
     ] = None,
@@ -81,7 +87,10 @@ def run(
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
     set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []
-    if seeds == 1:
+    set_ += [f"rl.from_policy={policy_of(from_policy)}"] if from_policy else []
+    if drop_one and (seeds > 1 or until != "evaluate"):
+        raise InputError("--drop-one compares whole runs of one seed; leave out --seeds and --until")
+    if seeds == 1 and not drop_one:
         run_until(recipe, out, set_, until, as_json, quiet)
         return
     from charter.recipe.files import check_files, find_recipe, load_recipe
@@ -89,15 +98,28 @@ def run(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
     check_files(loaded)
+    from charter.commands.drop_one import drop_one_table, run_without_each
     from charter.commands.seeds import run_seeds, seeds_table
     from charter.plan.fit import check_machine
 
     folder = out or Path("runs") / path.stem
     check_machine(loaded)
+    if drop_one:
+        result = run_without_each(loaded, folder, quiet=quiet or as_json)
+        show(result, as_json, *drop_one_table(result), f"all figures: {folder / 'drop-one.json'}")
+        return
     result = run_seeds(loaded, folder, seeds, until=until, quiet=quiet or as_json)
     show(result, as_json, *seeds_table(result, MAIN_METRICS), f"all figures: {folder / 'seeds.json'}")
     if stopped := [run for run in result["runs"] if run["stopped"]]:
         raise GateError(f"{len(stopped)} of {seeds} seeds stopped at a gate; seed {stopped[0]['seed']}: {stopped[0]['stopped']}")
+
+
+def policy_of(run: Path) -> Path:
+    """The folder of the last policy of a run, or the folder itself if it is that of a model. InputError where there is none."""
+    rounds = sorted(run.glob("rl*/model/config.json"), key=lambda file: (len(file.parts[-3]), file))
+    if not rounds and not (run / "config.json").is_file():
+        raise InputError("no policy; --from-policy takes a run that trained one", file=run)
+    return (rounds[-1].parent if rounds else run).resolve()
 
 
 def stage_command(name: str, until: str, words: str, group: typer.Typer) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution, Principle, draw
+from charter.errors import InputError
 from charter.models.sampling.sampler import Sampler, Seeds
 from charter.recipe.settings import SamplingSettings
 from charter.records import Generation, Message, Prompt, Response, Revision
@@ -140,7 +141,12 @@ def asked_for(prompt: Prompt, words: str) -> Prompt:
 
 
 def choose_principle(constitution: Constitution, prompt: Prompt, seed: int, number: int) -> Principle:
-    principles = [p for p in constitution.for_revision(prompt.tags) if p.critique is not None]
+    principles = constitution.for_revision(prompt.tags)
+    if not principles:
+        tags = ", ".join(prompt.tags) or "none"
+        raise InputError(
+            f"no principle with critique and revision applies to a prompt with these tags: {tags}; add such a principle"
+        )
     return draw(principles, seed, "principle", prompt.id, number)
 
 

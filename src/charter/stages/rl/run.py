@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
+from charter.models.continued import start_from
 from charter.models.trunk import Trunk
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
@@ -50,6 +51,7 @@ def train_policy(
     """The model that training starts from, trained on by the method of the recipe: against a reward, or on the pairs themselves.
     Leaves model/, and rl_log.csv where responses were sampled."""
     inputs = {"sft": start.hash, "precision": recipe.arithmetic}
+    check_origin(run, settings)
     if reward is not None:
         inputs["reward"] = reward.output_hash
     if isinstance(settings, DPOSettings):
@@ -74,6 +76,8 @@ def train_policy(
         def learn(settings: AnyRLSettings) -> Trunk:
             trunk = models.trunk(start.folder, settings.lora, trains=True)
             trunk.add_role("policy")
+            if settings.from_policy is not None and name == "rl":  # later rounds go on from the first
+                start_from(trunk, "policy", Path(settings.from_policy))
             if isinstance(settings, DPOSettings):
                 assert feedback is not None
                 pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
@@ -113,6 +117,14 @@ def train_policy(
                        len(metrics) * settings.prompts_per_step * settings.samples_per_prompt}  # fmt: skip
         stage.finish(result)
     return stage
+
+
+def check_origin(run: Run, settings: AnyRLSettings) -> None:
+    """InputError where the run would overwrite the policy that it starts from."""
+    folder = settings.from_policy
+    if folder is not None and Path(folder).resolve().is_relative_to(run.folder.resolve()):
+        raise InputError(f"{folder} is in this run folder, whose RL would overwrite it; choose another --out",
+                         field="rl.from_policy")  # fmt: skip
 
 
 def shape_of(

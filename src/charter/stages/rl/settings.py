@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from charter.recipe.settings import EpochSettings, NonNegative, Positive, Settings, TrainingSettings
-from charter.recipe.source import REWARD, RewardSource, Source
+from charter.recipe.source import REWARD, ModelName, RewardSource, Source
 from charter.records import Filters
 
 if TYPE_CHECKING:
@@ -49,7 +49,14 @@ class VLLMSettings(Settings):
     """A token weighs π_trainer / π_vllm, up to this: the two compute the same weights with other kernels."""
 
 
-class RolloutSettings(TrainingSettings):
+class PolicySettings(TrainingSettings):
+    """What every method shares that trains a policy."""
+
+    from_policy: ModelName | None = None
+    """Folder of an earlier policy, `RUN/rl/model`, with whose weights the policy starts; the reference stays the same."""
+
+
+class RolloutSettings(PolicySettings):
     """What every method that learns from sampled responses shares."""
 
     steps: Positive = 60
@@ -208,7 +215,7 @@ class GRPOSettings(RLSettings):
         return self
 
 
-class DPOSettings(EpochSettings):
+class DPOSettings(PolicySettings, EpochSettings):
     method: Literal["dpo"] = "dpo"
     """The algorithm: preferences straight into the policy, no reward model and no sampling."""
     loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
