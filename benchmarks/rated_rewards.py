@@ -130,8 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/rated-rewards"), help="a seed that is done here is not run again")
-    parser.add_argument("--train", type=int, default=200, help="prompts whose answers are voted on")
-    parser.add_argument("--test", type=int, default=120, help="prompts of the held-out pairs")
+    parser.add_argument("--train", type=int, default=100, help="prompts whose answers are voted on")
+    parser.add_argument("--test", type=int, default=80, help="prompts of the held-out pairs")
     parser.add_argument("--noise", type=float, default=1.0, help="scale of the raters' Gumbel noise, in levels of worth")
     given = parser.parse_args()
     clusters: list[str] = []

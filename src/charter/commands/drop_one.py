@@ -16,15 +16,16 @@ from charter.pipeline import run_recipe
 from charter.recipe.recipe import Recipe
 from charter.recipe.source import File
 from charter.run.files import read_json, read_jsonl, write_json
+from charter.run.team import team
 from charter.statistics import paired_difference
 from charter.votes.exports import write_csv
 
 COLUMNS = ("without", "metric", "prompts", "all", "without it", "difference", "low", "high", "n")
-WHOLE = "all"
+NOT_COPIED = ("without-*", ".without-*", "drop-one.*", "report.*", "metrics.csv", ".lock")
 
 
 def run_without_each(recipe: Recipe, folder: Path, *, quiet: bool) -> dict[str, Any]:
-    """Run the recipe in ``folder``/all, then without each principle in ``folder``/without-ID; write drop-one.json and .csv.
+    """Run the recipe in ``folder``, then without each principle in ``folder``/without-ID; write drop-one.json and drop-one.csv.
 
     Each variant begins as a copy of the whole run, so stages and rows that do not read the principle are not made again. A
     variant that a gate stops, or that a stage cannot do without the principle, is part of the result. InputError where the recipe
@@ -34,17 +35,17 @@ def run_without_each(recipe: Recipe, folder: Path, *, quiet: bool) -> dict[str, 
     constitution = load_constitution(Path(recipe.constitution))
     if len(constitution.principles) < 2:
         raise InputError("--drop-one leaves out one principle of several, and there is only one", file=recipe.constitution)
-    report = run_recipe(recipe, folder / WHOLE, quiet=quiet)
+    report = run_recipe(recipe, folder, quiet=quiet)
     arm = report["arms"][-1]["name"] if report["arms"][-1]["name"] != "best_of_n" else report["arms"][-2]["name"]
     names = [*HEADLINE, *recipe.evaluation.measures]
     variants: list[dict[str, Any]] = []
     for principle in constitution.principles:
         place = folder / f"without-{principle.id}"
-        stopped = run_variant(recipe, without(constitution, principle.id), folder / WHOLE, place, quiet=quiet)
-        changes = [] if stopped else changes_between(folder / WHOLE, place, arm, names, principle.id)
+        stopped = run_variant(recipe, without(constitution, principle.id), folder, place, quiet=quiet)
+        changes = [] if stopped else changes_between(folder, place, arm, names, principle.id)
         variants.append({"principle": principle.id, "title": principle.title, "folder": str(place), "stopped": stopped,
                          "stages": stages_made(place), "changes": changes})  # fmt: skip
-    result = {"title": recipe.title, "arm": arm, "all": str(folder / WHOLE), "variants": variants}
+    result = {"title": recipe.title, "arm": arm, "run": str(folder), "variants": variants}
     write_json(folder / "drop-one.json", result)
     rows = [(row["principle"], *cells(change)) for row in variants for change in row["changes"]]
     write_csv(folder / "drop-one.csv", COLUMNS, rows)
@@ -58,13 +59,7 @@ def without(constitution: Constitution, name: str) -> Constitution:
 
 def run_variant(recipe: Recipe, constitution: Constitution, whole: Path, place: Path, *, quiet: bool) -> str | None:
     """Run the recipe under another constitution in a folder that begins as a copy of the whole run; why it stopped, or None."""
-    if not place.exists():
-        aside = place.with_name(f".{place.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(
-            whole, aside, copy_function=link_weights, ignore=shutil.ignore_patterns("report.*", "metrics.csv", ".lock")
-        )
-        os.replace(aside, place)
+    team().on_main(lambda: begin_as_copy(whole, place))
     file = place / "constitution.yaml"
     save_constitution(constitution, file)
     try:
@@ -72,6 +67,15 @@ def run_variant(recipe: Recipe, constitution: Constitution, whole: Path, place: 
     except (GateError, InputError) as error:
         return str(error)
     return None
+
+
+def begin_as_copy(whole: Path, place: Path) -> None:
+    """Copy the stages of a run to a new folder, whole or not at all; a folder that is there stays as it is."""
+    if not place.exists():
+        aside = place.with_name(f".{place.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(whole, aside, copy_function=link_weights, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        os.replace(aside, place)
 
 
 def link_weights(source: str, target: str) -> None:
@@ -90,7 +94,7 @@ def stages_made(run: Path) -> dict[str, Any]:
     stages = {}
     for manifest in sorted(run.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime):
         result = (read_json(manifest) or {}).get("result", {})
-        same = read_json(run.parent / WHOLE / manifest.parent.name / "manifest.json") == read_json(manifest)
+        same = read_json(run.parent / manifest.parent.name / "manifest.json") == read_json(manifest)
         stages[manifest.parent.name] = {"skipped": same, "reused": result.get("reused", {})}
     return stages
 

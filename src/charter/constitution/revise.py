@@ -144,9 +144,7 @@ def choose_principle(constitution: Constitution, prompt: Prompt, seed: int, numb
     principles = constitution.for_revision(prompt.tags)
     if not principles:
         tags = ", ".join(prompt.tags) or "none"
-        raise InputError(
-            f"no principle with critique and revision applies to a prompt with these tags: {tags}; add such a principle"
-        )
+        raise InputError(f"no principle with critique and revision applies to a prompt tagged {tags}; add such a principle")
     return draw(principles, seed, "principle", prompt.id, number)
 
 
