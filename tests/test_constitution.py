@@ -67,7 +67,7 @@ def test_a_file_is_read_as_it_stands(tmp_path):
     constitution = load(tmp_path, YAML)
     peace, helpful = constitution.principles
     assert (peace.id, peace.title, peace.weight, peace.tags) == ("peace", "peace/violence", 2, ("red_team", "topic"))
-    assert (helpful.critique, helpful.weight, helpful.polarity) == (None, 1, "ethical")
+    assert (helpful.critique, helpful.weight) == (None, 1)
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.name)
@@ -191,7 +191,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, texts, weight, tags):
         ("preference: Which reply is more helpful?", "", "line 10, field 'principles.1': principle 'helpful' has no use"),
         ("Which reply is more helpful?", '" "', "line 12, field 'principles.1.preference': empty"),
         ("tags: [benign]", "tags: benign", "line 13, field 'principles.1.tags'"),
-        ("tags: [benign]", "polarity: flip", "line 13, field 'principles.1.polarity'"),
+        ("tags: [benign]", "polarity: flipped", "line 13, field 'principles.1.polarity': not read; leave the key out"),
         ("    title: Helpful\n", "", "line 10, field 'principles.1.title': missing"),
         ("title: Small", "title: &a Small\ndescription: *a", "line 2: alias *a is not allowed"),
         ("title: Small", "title: [Small", "line 2"),
@@ -280,7 +280,6 @@ def found(*principles) -> list[tuple[str, str | None]]:
         (compares("p", weight=11), "warning"),
         (compares("p", weight=0.05), "warning"),
         (compares("p", "word " * 250), "warning"),
-        (compares("p", polarity="flipped"), "warning"),
     ],
 )
 def test_check_finds_what_would_weaken_a_run(principle, severity):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import charter
-from charter.evaluation.arms import primary_of
+from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
+from charter.metrics import CONTROLS
 from charter.run.files import read_json
 from charter.statistics import trend
 
@@ -40,6 +41,10 @@ ARM_WORDS = {
     "sft": "fine-tuned on its own revisions and helpful responses",
     "policy": "trained further with the recipe's RL method",
     "best_of_n": "no training: the response that the reward model scores highest among n of the SFT model",
+    "flipped": "control: the same training on the judgments with chosen and rejected exchanged",
+    "random": "control: the same training on random numbers",
+    "length": "control: the same training on the length of the response",
+    "shuffled": "control: the same training on judgments under principles of other topics",
 }
 TRAININGS = ("sft", "reward_model", "rl")
 
@@ -55,12 +60,13 @@ def declared(recipe: Recipe) -> dict[str, Any]:
     if evaluation is None:
         return {"arms": [], "margins": {}, "better": {}}
     trained = {"sft": recipe.sft is not None, "policy": recipe.rl is not None, "best_of_n": evaluation.best_of is not None}
+    trained |= {name: name in recipe.controls for name in CONTROLS}
     arms = [name for name in ARM_WORDS if trained.get(name, True)]
     margins = {name: measure.margin for name, measure in evaluation.measures.items() if measure.margin is not None}
     if evaluation.scorer is not None:
         margins |= {"over_refusal": evaluation.over_refusal_margin, "helpfulness": evaluation.helpfulness_margin}
     return {
-        "primary": primary_of(recipe, [name for name in arms if name != "best_of_n"]),
+        "primary": primary_of(recipe, [name for name in arms if name != BEST_OF and name not in CONTROLS]),
         "margins": margins,
         "better": {name: measure.better for name, measure in evaluation.measures.items()},
         "arms": [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, evaluation)}

@@ -62,6 +62,18 @@ def headline(report: dict[str, Any]) -> list[str]:
     return rows
 
 
+def all_controls(recipe_name: str, sets: list[str]) -> list[str]:
+    """The control arms that fit a recipe: `shuffled` needs comparisons that a judge made."""
+    from charter.metrics import CONTROLS
+    from charter.recipe.files import find_recipe, load_recipe
+
+    try:
+        load_recipe(find_recipe(recipe_name), [*sets, "controls=[shuffled]"])
+    except InputError:
+        return [name for name in CONTROLS if name != "shuffled"]
+    return list(CONTROLS)
+
+
 @app.command()
 def run(
     recipe: RecipeName,
@@ -78,6 +90,9 @@ def run(
     from_policy: Annotated[
         Path | None, typer.Option(help="A run whose policy RL starts from; short for --set rl.from_policy=RUN/rl/model.")
     ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Train control arms too: flipped, random, length and, with a judge, shuffled.")
+    ] = False,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more.")
     ] = None,
@@ -86,6 +101,7 @@ def run(
 ) -> None:
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
+    set_ += [f"controls=[{', '.join(all_controls(recipe, set_))}]"] if controls else []
     set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []
     set_ += [f"rl.from_policy={policy_of(from_policy)}"] if from_policy else []
     if drop_one and (seeds > 1 or until != "evaluate"):
@@ -116,7 +132,7 @@ def run(
 
 def policy_of(run: Path) -> Path:
     """The folder of the last policy of a run, or the folder itself if it is that of a model. InputError where there is none."""
-    rounds = sorted(run.glob("rl*/model/config.json"), key=lambda file: (len(file.parts[-3]), file))
+    rounds = [*run.glob("rl/model/config.json"), *sorted(run.glob("rl-[0-9]*/model/config.json"))]  # and no control arm
     if not rounds and not (run / "config.json").is_file():
         raise InputError("no policy; --from-policy takes a run that trained one", file=run)
     return (rounds[-1].parent if rounds else run).resolve()

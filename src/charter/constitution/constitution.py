@@ -51,8 +51,7 @@ class Principle(Record):
     Tags "red_team" and "benign" name the kinds of prompt to which it applies (without either: all prompts); "topic" marks one
     area of values, by which only prompts of that area are compared. ``about`` of a topic lists what its messages speak of, for
     sorting prompts. ``question``, about one reply, is answered with Yes or No, of which ``good_answer`` follows the principle.
-    ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`. ``polarity`` "flipped" marks
-    a control that prefers the opposite of the text.
+    ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -66,7 +65,6 @@ class Principle(Record):
     about: Words | None = None
     tags: Annotated[tuple[Words, ...], Field(strict=False)] = ()
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    polarity: Literal["ethical", "flipped"] = "ethical"
     source: Text = ""
 
     @model_validator(mode="after")
@@ -278,6 +276,8 @@ def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int |
         known = list(owners.get(len(place), Message).model_fields)
         near = difflib.get_close_matches(str(place[-1]), known, n=1)
         words = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; use {', '.join(known)}"
+        if place[-1] == "polarity":
+            words = "not read; leave the key out, and let charter run RECIPE --controls flipped exchange the labels"
     elif problem["type"] == "string_type":
         words = f"{problem['input']!r} is not a text; put it in quotes"
     elif problem["type"] == "missing":
@@ -333,8 +333,6 @@ def check(constitution: Constitution) -> list[Finding]:
         if not median / 10 <= p.weight <= median * 10:
             findings.append(Finding("warning", p.id, f"weight {p.weight:g} is far from the median {median:g}, so it is "
                                     "drawn almost always or almost never; bring it nearer"))  # fmt: skip
-        if p.polarity == "flipped":
-            findings.append(Finding("warning", p.id, "polarity is flipped; use it in a control arm only"))
 
     for first, second in combinations(constitution.principles, 2):
         for field in sorted(_texts(first).keys() & _texts(second).keys()):

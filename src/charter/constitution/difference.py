@@ -8,10 +8,10 @@ from typing import Literal
 
 from charter.constitution.constitution import TOPIC, Constitution, Principle
 
-Change = Literal["added", "removed", "renamed", "retitled", "reworded", "reweighted", "retagged", "flipped", "reordered"]
+Change = Literal["added", "removed", "renamed", "retitled", "reworded", "reweighted", "retagged", "reordered"]
 WORDS = ("critique", "revision", "preference", "question", "good_answer", "about", "allowed")
 KINDS: dict[Change, tuple[str, ...]] = {
-    "retitled": ("title",), "reworded": WORDS, "reweighted": ("weight",), "retagged": ("tags",), "flipped": ("polarity",),
+    "retitled": ("title",), "reworded": WORDS, "reweighted": ("weight",), "retagged": ("tags",),
 }  # fmt: skip
 READ_BY_REVISE = frozenset({"critique", "revision", "tags", "weight"})
 READ_BY_FEEDBACK = frozenset({"preference", "question", "good_answer", "tags", "weight"})

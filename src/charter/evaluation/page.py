@@ -69,7 +69,7 @@ from charter.evaluation.words import (
     sentence,
     title_of,
 )
-from charter.metrics import METRICS
+from charter.metrics import CONTROLS, METRICS
 from charter.records import Record
 from charter.run.files import write_json, write_text
 from charter.statistics import holm
@@ -137,9 +137,9 @@ def metric_table(report: Report, arms: Mapping[str, Any], group: str | None) -> 
     return table
 
 
-def contrast_table(report: Report) -> list[dict[str, Any]]:
+def contrast_table(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row of each comparison, p-values corrected by Holm for all but the primary one."""
-    rows, primary = mappings_in(report, "contrasts"), declared_primary(report)
+    primary = declared_primary(report)
     main = contrast_of(report, primary["name"], primary["a"], primary["b"])
     adjusted = holm([None if row is main else number_of(row.get("p")) for row in rows])
     table = []
@@ -153,7 +153,7 @@ def contrast_table(report: Report) -> list[dict[str, Any]]:
                 "difference": difference_text(row.get("difference"), name, report),
                 "ci": interval_text(interval_of(row), name, report).removeprefix("95% interval "),
                 "p": p_text(p),
-                "holm": "primary" if row is main else p_text(corrected),
+                "holm": "primary" if row is main else p_text(number_of(row["p_holm"]) if "p_holm" in row else corrected),
                 "n": row.get("n", "–"),
                 "discordant": " / ".join(str(d) for d in discordant) if isinstance(discordant, Sequence) else "–",
                 "words": contrast_words(row, report),
@@ -161,6 +161,29 @@ def contrast_table(report: Report) -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def contrast_tables(report: Report) -> dict[str, Any]:
+    """The comparisons of the page: of the run's own arms, of the control arms among themselves, and by principle and tag, a
+    table for each two arms."""
+    rows = mappings_in(report, "contrasts")
+    overall = [row for row in rows if row.get("group") is None]
+    by_arms: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("group") is not None:
+            by_arms.setdefault(f"{row.get('a')} → {row.get('b')}", []).append(row)
+    return {
+        "main": contrast_table(report, [row for row in overall if row.get("b") not in CONTROLS]),
+        "controls": contrast_table(report, [row for row in overall if row.get("b") in CONTROLS]),
+        "groups": [(arms, contrast_table(report, part)) for arms, part in by_arms.items()],
+    }
+
+
+def steps_view(report: Report) -> list[dict[str, str]]:
+    """The verdict of each training and of each control arm, a row each."""
+    rows = [{"of": f"{step['a']} → {step['b']}", **step} for step in report["verdict"].get("steps", ())]
+    rows += [{"of": f"control arm {name}", **found} for name, found in report["verdict"].get("controls", {}).items()]
+    return rows if len(rows) > 1 else []
 
 
 def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -229,7 +252,8 @@ def page_html(report: Report) -> str:
         headline=headline_panels(report, arms, panels),
         directions=directions(report),
         metrics=metric_table(report, arms, None),
-        contrasts=contrast_table(report),
+        steps=steps_view(report),
+        contrasts=contrast_tables(report),
         principles=principles(report, arms, panels),
         group_tables=[(group, metric_table(report, arms, group)) for group in groups],
         curves=curves(report, panels),

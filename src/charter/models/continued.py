@@ -9,6 +9,7 @@ import torch
 from charter.errors import InputError
 from charter.models.adapters import ADAPTER_WEIGHTS, base_of, is_adapter
 from charter.models.load import check_folder, load_model
+from charter.models.marks import is_flipped
 from charter.models.quantize import import_peft
 from charter.models.trunk import Trunk
 from charter.run.hashes import model_hash
@@ -17,8 +18,10 @@ from charter.run.hashes import model_hash
 def start_from(trunk: Trunk, role: str, folder: Path) -> None:
     """Give a role of the trunk the weights of the policy in ``folder``, or with LoRA those of the adapter beside it. The
     reference stays the trunk's base. InputError where the two do not fit together: other shapes, an adapter on another base, one
-    trained with LoRA and the other without, or weights that several processes divide."""
+    trained with LoRA and the other without, a flipped control arm, or weights that several processes divide."""
     check_folder(str(folder))
+    if is_flipped(folder):
+        raise InputError("this policy is a control arm that learned from exchanged labels; name one that did not", file=folder)
     if trunk.divided:
         raise InputError("a policy that several processes divide cannot start from another one; use parallel: ddp")
     adapter = folder.with_name("adapter")

@@ -101,6 +101,9 @@ class Recipe(Settings):
     rl: Annotated[AnyRLSettings | None, Field(discriminator="method")] = RLOOSettings()
     rounds: Positive = 1
     """Feedback and training, so many times: each round starts from the model of the one before it (Yuan et al. 2024)."""
+    controls: list[Literal["flipped", "random", "length", "shuffled"]] = []
+    """Arms that show what the training alone does. Each trains as `rl` does, from the same model: on the judgments with chosen
+    and rejected exchanged; against random numbers; against the length of a response; on judgments under other topics."""
     evaluation: EvaluationSettings | None = None
 
     @model_validator(mode="before")
@@ -158,6 +161,25 @@ class Recipe(Settings):
             raise ValueError("rl learns from feedback, and feedback is null")
         if self.rounds > 1 and (self.rl is None or self.feedback is None or not self.feedback.samples):
             raise ValueError("rounds repeats feedback and rl; both must be there, and the feedback sampled anew")
+        return self
+
+    @model_validator(mode="after")
+    def check_controls(self) -> Recipe:
+        """A control repeats the last training with one thing changed, so that thing must be there."""
+        if not self.controls:
+            return self
+        if self.rl is None or self.evaluation is None:
+            raise ValueError("controls repeat rl and are shown by the evaluation, and one of them is null; leave controls out")
+        if self.rounds > 1:
+            raise ValueError("controls repeat one training, and rounds is more than 1; leave one of the two out")
+        if twice := [name for name in self.controls if self.controls.count(name) > 1]:
+            raise ValueError(f"controls names {twice[0]!r} twice; name it once")
+        judged = self.feedback is not None and self.feedback.samples and self.feedback.asks_judge
+        learns_from_pairs = isinstance(self.rl, DPOSettings) or self.trains_reward_model
+        if "shuffled" in self.controls and not (judged and learns_from_pairs):
+            raise ValueError(
+                "the control shuffled judges comparisons anew, and rl learns from none that a judge made; leave it out"
+            )
         return self
 
     @property

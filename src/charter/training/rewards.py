@@ -11,6 +11,7 @@ from torch import Tensor
 
 from charter.errors import GateError
 from charter.records import Rollout
+from charter.run.hashes import derive_seed
 from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
 
 RewardFn = Callable[[Rollout], Tensor]
@@ -127,6 +128,14 @@ class RewardSum:
 def response_length(rollout: Rollout) -> Tensor:
     """Length of each response in tokens, its end included: (B,). With a negative weight, a price on words."""
     return rollout.mask.sum(dim=1).float()
+
+
+def random_number(rollout: Rollout) -> Tensor:
+    """A number of the standard normal distribution for each response, (B,), always the same one for the same text. It says
+    nothing about a response, so whatever a policy gains under it comes from the training alone."""
+    uniform = [(derive_seed("random reward", text) % 2**52 + 0.5) / 2**52 for text in rollout.texts]
+    numbers: Tensor = torch.special.ndtri(torch.tensor(uniform, dtype=torch.float64))
+    return numbers.float().to(rollout.ids.device)
 
 
 def last_token(mask: Tensor) -> Tensor:

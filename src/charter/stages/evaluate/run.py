@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: Run, recipe: Recipe, settings: EvaluationSettings, models: Models, scoring: Scoring, prompts: Stage,
-    arms: Sequence[Model], reward: Stage | None,
+    arms: Sequence[Model], controls: Sequence[Model], reward: Stage | None,
 ) -> Stage:  # fmt: skip
     """Every model of the run on the held-out prompts, the same seeds for all: rates, means and paired differences with
-    intervals. The first of ``arms`` is the base; where the last is the policy, it was trained from the one before it."""
+    intervals. The first of ``arms`` is the base; where the last is the policy, it was trained from the one before it, and so was
+    each of the ``controls``."""
     inputs = {
-        "prompts": prompts.output_hash, "models": content_id([[m.name, m.hash] for m in arms]), "scorer": scoring.hash,
-        "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
+        "prompts": prompts.output_hash, "models": content_id([[m.name, m.hash] for m in (*arms, *controls)]),
+        "scorer": scoring.hash, "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
     }  # fmt: skip
     if settings.best_of is not None:
         if reward is None:
@@ -52,18 +53,20 @@ def evaluate(
         start = arms[-2] if arms[-1].name == "policy" else arms[-1]
         in_micro_batch = TrainingSettings() if recipe.rl is None else recipe.rl
         measured = {}
-        for model in arms:
+        for model in (*arms, *controls):
             responses = answer(
                 stage, f"responses.{model.name}.jsonl", models.sampler(model), test, k=k, what="evaluate", label=model.name,
                 batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, "evaluate"), settings=settings,
             )  # fmt: skip
             references = {"kl": models.trunk(recipe.model)}
-            if model.name == "policy" and start.name != "base":
+            if (model.name == "policy" or model in controls) and start.name != "base":
                 references["kl_from_sft"] = models.trunk(start.folder)
             measured[model.name] = measure_arm(
                 model.name, repeated, responses, scoring.scorer, scoring.measures, models.trunk(model.folder), references,
                 tokens_per_micro_batch=in_micro_batch.tokens_per_micro_batch, temperature=settings.temperature or 1.0,
             )  # fmt: skip
+            if model in controls:
+                models.forget(model.folder)
         if reward is not None and settings.best_of is not None:
             measured[BEST_OF] = best_of_n(recipe, settings, models, scoring, stage, start, reward, test)
         for name, arm in measured.items():

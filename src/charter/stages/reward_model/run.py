@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from charter.errors import GateError
 from charter.models.cut import Cut
+from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Scorers, Trunk
 from charter.reading.pairs import read_pairs, split_pairs
 from charter.reading.places import naming_the_row
@@ -16,6 +17,7 @@ from charter.reading.prompts import KINDS
 from charter.records import Pair
 from charter.run.files import read_jsonl
 from charter.run.run import Run, Stage
+from charter.run.team import team
 from charter.stages.models import Model, Models, within_memory
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.statistics import clustered_share, expected_calibration_error, paired_difference
@@ -51,7 +53,10 @@ def train_reward(run: Run, recipe: Recipe, models: Models, start: Model, feedbac
 
         trunk, scorers, test, n_train, cut = within_memory(stage, settings, learn, models.release)
         limit = settings.max_tokens or trunk.room
-        trunk.save_scorers(scorers, stage.path("model"))
+        folder = stage.path(model_folder(name))
+        trunk.save_scorers(scorers, folder)
+        if name.endswith(FLIPPED):
+            team().on_main(lambda: mark_flipped(folder))
         result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
         if recipe.feedback is not None and labelled:
             with naming_the_row([Path(labelled)]):

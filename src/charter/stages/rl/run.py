@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
 from charter.models.continued import start_from
+from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
@@ -76,7 +77,7 @@ def train_policy(
         def learn(settings: AnyRLSettings) -> Trunk:
             trunk = models.trunk(start.folder, settings.lora, trains=True)
             trunk.add_role("policy")
-            if settings.from_policy is not None and name == "rl":  # later rounds go on from the first
+            if settings.from_policy is not None:
                 start_from(trunk, "policy", Path(settings.from_policy))
             if isinstance(settings, DPOSettings):
                 assert feedback is not None
@@ -104,7 +105,10 @@ def train_policy(
             return trunk
 
         trunk = within_memory(stage, settings, learn, models.release)
-        trunk.save_language_model("policy", stage.path("model"))
+        folder = stage.path(model_folder(name))
+        trunk.save_language_model("policy", folder)
+        if name.endswith(FLIPPED):
+            team().on_main(lambda: mark_flipped(folder))
         metrics = stage.metrics()
         first, last = metrics[0], metrics[-1]
         result = {"method": settings.method, "gates": gates.of(stage), "steps": len(metrics),
@@ -139,7 +143,7 @@ def shape_of(
 def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_batch: int) -> RewardModelReward:
     """The trained reward model as role ``reward`` of its trunk."""
     assert reward is not None, "the pipeline trains a reward model where a recipe uses one"
-    return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
+    return RewardModelReward(trunk, trunk.load_scorers(reward.path(model_folder(reward.name))), tokens_per_micro_batch)
 
 
 def export_rollouts(stage: Stage, path: Path) -> None:

@@ -11,7 +11,7 @@ from charter.recipe.source import REWARD, ModelName, RewardSource, Source
 from charter.records import Filters
 
 if TYPE_CHECKING:
-    pass
+    from charter.recipe.recipe import Recipe
 
 
 BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
@@ -19,8 +19,8 @@ BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
 
 class RewardPart(Settings):
     source: RewardSource | None = None
-    """`reward_model`, `length` (tokens), `judge:base|sft|FOLDER|endpoint:NAME`, `classifier:FOLDER:LABEL` or
-    `python:module:function`; unless given, the name of the part."""
+    """`reward_model`, `length` (tokens), `random` (a fixed random number of the text), `judge:base|sft|FOLDER|endpoint:NAME`,
+    `classifier:FOLDER:LABEL` or `python:module:function`; unless given, the name of the part."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """What one unit of it counts for in the sum."""
 
@@ -54,6 +54,10 @@ class PolicySettings(TrainingSettings):
 
     from_policy: ModelName | None = None
     """Folder of an earlier policy, `RUN/rl/model`, with whose weights the policy starts; the reference stays the same."""
+
+    def check_in(self, recipe: Recipe) -> None:
+        if self.from_policy is not None and recipe.rounds > 1:
+            raise ValueError("rl.from_policy starts one training; a round starts from the one before it, so leave rounds out")
 
 
 class RolloutSettings(PolicySettings):
