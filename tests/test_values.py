@@ -71,6 +71,16 @@ def test_a_kill_between_two_values_leaves_the_same_rows(tmp_path, fail_at):
     assert not (tmp_path / "a/earlier").exists()
 
 
+def test_a_change_that_leaves_every_byte_leaves_the_stages_behind_alone(tmp_path):
+    _, first = open_stage(tmp_path, 0)
+    _, second = open_stage(tmp_path, 9)  # every row still holds
+    assert second.fingerprint != first.fingerprint
+    assert second.output_hash == first.output_hash == first.fingerprint
+    assert open_stage(tmp_path, 9)[1].output_hash == first.output_hash  # skipped, and still known
+    _, third = open_stage(tmp_path, 3)
+    assert third.output_hash == third.fingerprint
+
+
 def test_values_that_change_again_before_the_stage_is_done_keep_what_was_made_last(tmp_path):
     open_stage(tmp_path, 0)
     with pytest.raises(KeyboardInterrupt):

@@ -36,7 +36,7 @@ def run_without_each(recipe: Recipe, folder: Path, *, quiet: bool) -> dict[str, 
     if len(constitution.principles) < 2:
         raise InputError("--drop-one leaves out one principle of several, and there is only one", file=recipe.constitution)
     report = run_recipe(recipe, folder, quiet=quiet)
-    arm = report["arms"][-1]["name"] if report["arms"][-1]["name"] != "best_of_n" else report["arms"][-2]["name"]
+    arm = next(name for name in ("policy", "sft", "base") if any(arm["name"] == name for arm in report["arms"]))
     names = [*HEADLINE, *recipe.evaluation.measures]
     variants: list[dict[str, Any]] = []
     for principle in constitution.principles:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import filecmp
 import itertools
 import json
 import os
@@ -29,6 +30,7 @@ from charter.run.hashes import CONTENTS
 from charter.run.progress import track
 from charter.run.team import team
 
+NO_OUTPUT = ("manifest.json", ".timing.json")
 EARLIER = "earlier"  # inside a stage's folder, its rows from before a change
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -91,7 +93,7 @@ class Stage:
         self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str], by_row: Collection[str] = ()
     ) -> None:
         self.run, self.name, self.folder = run, name, run.folder / name
-        self.by_row, self.logs = tuple(by_row), list[RecordLog[Any]]()
+        self.by_row, self.logs, self._output = tuple(by_row), list[RecordLog[Any]](), ""
         settings = settings.model_dump(mode="json", context=CONTENTS) if hasattr(settings, "model_dump") else settings
         self.description = {
             "stage": name,
@@ -108,15 +110,16 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.started = time.monotonic()
-        self.done, self.result, self.wall_s = team().on_main(self._open)
+        self.done, self.result, self.wall_s, self._output = team().on_main(self._open)
         self.skipped = self.done
         self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
         if self.skipped:
             self.tell(None)
         return self
 
-    def _open(self) -> tuple[bool, dict[str, Any], float]:
-        """Make the folder fit to work in; whether the stage is done already, with its result, and the seconds spent on it."""
+    def _open(self) -> tuple[bool, dict[str, Any], float, str]:
+        """Make the folder fit to work in; whether the stage is done already, with its result, the seconds spent on it, and what
+        later stages name as its output."""
         done, result = False, {}
         manifest = read_json(self.folder / "manifest.json") or {}
         if not isinstance(manifest, dict):
@@ -128,7 +131,8 @@ class Stage:
             done, result = True, manifest["result"]
         else:
             self._sweep()
-        return done, result, float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
+        seconds = float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
+        return done, result, seconds, str(manifest.get("output", self.fingerprint)) if done else self.fingerprint
 
     def _clear(self, manifest: Mapping[str, Any]) -> None:
         """Empty the folder; where only inputs ``by_row`` changed, what it had is then in its folder `earlier`."""
@@ -159,6 +163,20 @@ class Stage:
         """The inputs with which the :meth:`earlier` rows were made."""
         inputs: dict[str, str] = (read_json(self.path(EARLIER) / "manifest.json") or {}).get("inputs", {})
         return inputs
+
+    def _output_of_before(self) -> str | None:
+        """The output hash that the finished stage had before inputs ``by_row`` changed, where its files are the same bytes; None
+        where they are not."""
+        before, earlier = read_json(self.path(EARLIER) / "manifest.json") or {}, self.path(EARLIER)
+        if "result" not in before:
+            return None
+        names = [
+            {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file.name not in NO_OUTPUT}
+            for folder in (self.folder, earlier)
+        ]
+        names[0] = {name for name in names[0] if not name.startswith(f"{EARLIER}/")}
+        same = names[0] == names[1] and all(filecmp.cmp(self.folder / name, earlier / name, shallow=False) for name in names[0])
+        return str(before.get("output", before["fingerprint"])) if same else None
 
     def _reused(self) -> dict[str, Any]:
         """Of each file of rows, how many it took from before the change; empty where nothing was there to be taken."""
@@ -194,13 +212,16 @@ class Stage:
 
     @property
     def output_hash(self) -> str:
-        """What a later stage names as its input: the fingerprint fixes the outputs, because every stage is a function."""
-        return self.fingerprint
+        """What a later stage names as its input: the fingerprint fixes the outputs, because every stage is a function. Where a
+        change left every byte of them as it was, it is that of before the change."""
+        return self._output
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the stage as done and keep its result in the manifest; `reused` in it counts rows from before a change."""
         result |= self._reused()
+        self._output = team().on_main(self._output_of_before) or self.fingerprint
         whole = {**self.description, "fingerprint": self.fingerprint, "result": result}
+        whole |= {"output": self._output} if self._output != self.fingerprint else {}
 
         def close() -> dict[str, Any]:
             (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
