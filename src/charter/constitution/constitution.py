@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,6 +28,9 @@ from charter.run.files import write_text
 
 PROMPT_TAGS = frozenset({"red_team", "benign"})
 TOPIC = "topic"
+DRAWN, PRINCIPLE = "drawn by", "principle "
+BY_ROW = ("prompts", "gate", "labelled", DRAWN, PRINCIPLE)
+"""Inputs of a stage that decide for each row apart whether it still holds."""
 MAX_BYTES = 2**20  # of a file with principles
 LONG_TEXT = 1000  # characters; longer than that, small models lose the question
 
@@ -132,14 +136,14 @@ def _digest(value: Any) -> str:
 def draw(principles: Sequence[Principle], *key: object) -> Principle:
     """One principle with probability in proportion to its weight, always the same one for the same key.
 
-    The key (JSON values, such as seed, prompt id and round) is hashed to a uniform number, so a draw does not depend on the
-    draws before it. ValueError without principles.
+    The key is JSON values, such as seed, prompt id and round. Key and id are hashed to a uniform number u, and the principle with
+    the smallest -log(u) / weight is drawn (Efraimidis and Spirakis 2006). So a draw depends neither on the draws before it nor on
+    the order of the principles; one that is added or removed changes only the draws that it wins or won, one that is reworded
+    changes none. ValueError without principles.
     """
     if not principles:
         raise ValueError(f"no principles to draw from, for {key!r}")
-    uniform = int(_digest(key)[:13], 16) / 16**13  # 52 bits: exact in a float, and below 1
-    bounds = list(accumulate(principle.weight for principle in principles))
-    return next(p for p, bound in zip(principles, bounds, strict=True) if uniform * bounds[-1] < bound)
+    return min(principles, key=lambda p: -math.log((int(_digest([key, p.id])[:13], 16) + 0.5) / 16**13) / p.weight)
 
 
 class FewShots(Record):
@@ -363,7 +367,10 @@ def _likeness(text: str, other: str) -> float:
     return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)
 
 
-def hash_of_principles(constitution: Constitution, *fields: str) -> str:
-    """Hash of the named fields of the principles: what a stage reads of the constitution, so that a change of the rest does
-    not run it again."""
-    return content_id([[getattr(p, field) for field in ("id", *fields)] for p in constitution.principles])
+def hashes_of_principles(constitution: Constitution, use: str, *texts: str) -> dict[str, str]:
+    """What a stage reads of the constitution, as its inputs: of the principles that have a ``use``, `drawn by`, by which one is
+    drawn, and `principle ID`, its ``use`` and other ``texts``. So a change of the rest does not run the stage again, and a text
+    that changed is known by its principle. Their order does not count: a draw does not depend on it."""
+    used = [p for p in constitution.principles if getattr(p, use) is not None]
+    texts_of = {f"{PRINCIPLE}{p.id}": content_id([getattr(p, field) for field in (use, *texts)]) for p in used}
+    return {DRAWN: content_id(sorted([p.id, p.tags, p.weight] for p in used)), **texts_of}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from charter.constitution.constitution import Constitution, draw, hash_of_principles
+from charter.constitution.constitution import Constitution, draw, hashes_of_principles
 from charter.errors import GateError
 from charter.judging.judge import PROTOCOLS, Comparison, judgment, pairs_of
 from charter.models.marks import model_folder
@@ -126,7 +126,7 @@ def judge_by_other_topics(
     assert settings is not None
     inputs = {
         "feedback": feedback.output_hash, "judge": models.hash_of(settings.judge, start),
-        "principles": hash_of_principles(constitution, "preference", "question", "good_answer", "tags", "weight"),
+        **hashes_of_principles(constitution, "preference", "question", "good_answer"),
     }  # fmt: skip
     with run.stage("feedback-shuffled", {"seed": recipe.seed, "batch": recipe.batch_size}, inputs, [__name__]) as stage:
         if stage.done:

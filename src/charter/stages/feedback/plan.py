@@ -15,7 +15,7 @@ def load(counted: Counted, settings: FeedbackSettings) -> Load:
     work.hold_named(counted, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
     work.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
     if settings.asks_judge:
-        ask_judge(counted, settings, work, counted.labelled * (2 if settings.protocol == "auto" else 1))
+        judging(work, counted, settings)
     return work
 
 
@@ -23,7 +23,7 @@ def load_judgments(counted: Counted, settings: FeedbackSettings) -> Load:
     """The comparisons judged once more, of responses that are there."""
     work = counted.load("feedback")
     work.hold_named(counted, settings.judge)
-    ask_judge(counted, settings, work, 0)
+    judging(work, counted, settings, 0)
     return work
 
 
@@ -32,8 +32,12 @@ def load_exchanged(counted: Counted, _: FeedbackSettings) -> Load:
     return counted.load("feedback")
 
 
-def ask_judge(counted: Counted, settings: FeedbackSettings, work: Load, labelled: int) -> None:
-    """Each comparison in both orders, or each of its responses; and ``labelled`` pairs of the gate."""
+def judging(work: Load, counted: Counted, settings: FeedbackSettings, labelled: int | None = None) -> int:
+    """Add the questions to the judge about every comparison and ``labelled`` pairs (those of the gate, by each protocol, unless
+    given), each in both orders or about each of its responses; how many they are."""
+    if labelled is None:
+        labelled = counted.labelled * (2 if settings.protocol == "auto" else 1)
     question = counted.lengths.comparison + 2 * settings.max_new_tokens
-    written = counted.written(settings.judge)
-    work.choose_with(settings.judge, counted.shapes, 2 * (counted.n_pairs + labelled), question, written)
+    n = 2 * (counted.n_pairs + labelled)
+    work.choose_with(settings.judge, counted.shapes, n, question, counted.written(settings.judge))
+    return n

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
+from charter.models.continued import start_from
 from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
 from charter.reading.places import naming_the_row
@@ -55,6 +56,7 @@ def train_policy(
     """The model that training starts from, trained on by the method of the recipe: against a reward, or on the pairs themselves.
     Leaves model/, and rl_log.csv where responses were sampled. ``second``: the reward model that gold asks."""
     inputs = {"sft": start.hash, "precision": recipe.arithmetic}
+    check_origin(run, settings)
     if reward is not None:
         inputs["reward"] = reward.output_hash
     if isinstance(settings, DPOSettings):
@@ -84,6 +86,8 @@ def train_policy(
             trunk = models.trunk(start.folder, settings.lora, trains=True)
             trunk.add_role("policy")
             gold = gold_of(recipe, settings, models, prompts, start, second)
+            if settings.from_policy is not None:
+                start_from(trunk, "policy", Path(settings.from_policy))
             if isinstance(settings, DPOSettings):
                 assert feedback is not None
                 # The other half is what gold learned from.
@@ -141,6 +145,14 @@ def figures_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
         kept = best_row(points)["step"] if settings.keep == "best" else len(metrics)
         result |= {"gold": str(settings.gold.source), "kept_step": kept}
     return result
+
+
+def check_origin(run: Run, settings: AnyRLSettings) -> None:
+    """InputError where the run would overwrite the policy that it starts from."""
+    folder = settings.from_policy
+    if folder is not None and Path(folder).resolve().is_relative_to(run.folder.resolve()):
+        raise InputError(f"{folder} is in this run folder, whose RL would overwrite it; choose another --out",
+                         field="rl.from_policy")  # fmt: skip
 
 
 def shape_of(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from charter.recipe.settings import EpochSettings, NonNegative, Positive, Settings, TrainingSettings
-from charter.recipe.source import REWARD, GoldSource, RewardSource, Source
+from charter.recipe.source import REWARD, GoldSource, ModelName, RewardSource, Source
 from charter.records import Filters
 
 if TYPE_CHECKING:
-    pass
+    from charter.recipe.recipe import Recipe
 
 
 BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
@@ -69,6 +69,12 @@ class PolicySettings(TrainingSettings):
     """Rules that end the training before its last step."""
     keep: Literal["last", "best"] = "last"
     """Which model is kept: the last one, or the one at the peak of gold."""
+    from_policy: ModelName | None = None
+    """Folder of an earlier policy, `RUN/rl/model`, with whose weights the policy starts; the reference stays the same."""
+
+    def check_in(self, recipe: Recipe) -> None:
+        if self.from_policy is not None and recipe.rounds > 1:
+            raise ValueError("rl.from_policy starts one training; a round starts from the one before it, so leave rounds out")
 
     @model_validator(mode="after")
     def check_that_gold_is_asked(self) -> PolicySettings:
