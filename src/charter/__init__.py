@@ -30,5 +30,5 @@ def compare(
 
     margins: dict[str | None, float] = {}
     if margin is not None:
-        margins = dict(margin) if isinstance(margin, Mapping) else {None: margin}
+        margins.update(margin.items() if isinstance(margin, Mapping) else [(None, margin)])
     return compare_files(sources, margins=margins, correction=correction, lower=lower, cluster=cluster)
