@@ -14,8 +14,9 @@ from charter.models.trunk import Scorers, ScoreScale, load_trunk
 from charter.reading.ratings import read_ratings
 from charter.recipe.settings import LoRASettings
 from charter.records import Generation, Judgment, Message, Prompt, Response
-from charter.run.files import write_jsonl
+from charter.run.files import read_jsonl, write_jsonl
 from charter.training.methods.reward_model import reward_scores
+from charter.votes.exchange import read_scores
 from feedback_folder import chain
 
 WORDS = ("Gladly", "Maybe", "No")
@@ -53,6 +54,8 @@ def test_the_ratings_of_responses_train_a_reward_model_in_one_step(voted, random
     by_text = {rating.response: rating.score for rating in ratings[:3]}
     assert sorted(by_text, key=by_text.__getitem__) == ["No, lamp.", "Maybe, lamp.", "Gladly, lamp."]
     assert sum(by_text.values()) == pytest.approx(0)
+    responses = read_jsonl(voted / "responses.jsonl", Response)
+    assert set(read_scores(file)) == {response.id for response in responses}  # it gives the labels of an export, too
     arguments = ["reward", "train", str(file), "--loss", "squared", "--out", str(voted / "reward"), "--model", str(random_llama)]
     assert run_command([*arguments, "--epochs", "6", "--learning-rate", "0.003", "--per-step", "6", "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)
