@@ -29,6 +29,8 @@ def compare(
     from charter.comparing.compare import compare_files
 
     margins: dict[str | None, float] = {}
-    if margin is not None:
-        margins = dict(margin) if isinstance(margin, Mapping) else {None: margin}
+    if isinstance(margin, Mapping):
+        margins.update(margin.items())
+    elif margin is not None:
+        margins[None] = margin
     return compare_files(sources, margins=margins, correction=correction, lower=lower, cluster=cluster)
