@@ -27,6 +27,7 @@ LAYERS = (
     ("pipeline", "plan", "web"),
     ("summary",),
     ("stages", "comparing"),
+    ("hacking",),
     ("evaluation", "testbed"),
     ("training", "judging"),
     ("constitution", "raters"),

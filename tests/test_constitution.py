@@ -1,6 +1,8 @@
 """A constitution is read as written, drawn from in proportion, and wrong ones are refused with their place."""
 
+import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,15 +10,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from charter.commands.app import run_command
 from charter.constitution.constitution import (
     Constitution,
     Principle,
     check,
     draw,
+    hashes_of_principles,
     load_constitution,
     load_few_shots,
     save_constitution,
 )
+from charter.constitution.difference import differences
 from charter.errors import InputError
 from charter.records import Prompt
 
@@ -62,7 +67,7 @@ def test_a_file_is_read_as_it_stands(tmp_path):
     constitution = load(tmp_path, YAML)
     peace, helpful = constitution.principles
     assert (peace.id, peace.title, peace.weight, peace.tags) == ("peace", "peace/violence", 2, ("red_team", "topic"))
-    assert (helpful.critique, helpful.weight, helpful.polarity) == (None, 1, "ethical")
+    assert (helpful.critique, helpful.weight) == (None, 1)
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.name)
@@ -113,8 +118,17 @@ def test_a_draw_depends_on_its_key_alone():
     forwards = {key: draw(principles, *key).id for key in keys}
     assert forwards == {key: draw(principles, *key).id for key in reversed(keys)}
     assert len(set(forwards.values())) == 4
-    # printf '[7,"prompt0",0]' | sha256sum begins with 38, in the first quarter; '[7,"prompt1",1]' with 73.
+    # printf '[[7,"prompt0",0],"a"]' | sha256sum begins with b5 and those of b, c, d with 58, 9b, 4c; of prompt1 and 1 it is
+    # 21, ca, 48, 3b. With equal weights the largest wins.
     assert [draw(principles, 7, "prompt0", 0).id, draw(principles, 7, "prompt1", 1).id] == ["a", "b"]
+
+
+def test_a_principle_that_comes_or_goes_moves_its_own_draws_alone():
+    principles = [compares(name, weight=weight) for name, weight in zip("abcd", (1, 2, 1, 0.5), strict=True)]
+    before = {key: draw(principles, key).id for key in range(300)}
+    assert {key: draw(principles[::-1], key).id for key in before} == before
+    without = {key: draw([p for p in principles if p.id != "b"], key).id for key in before}
+    assert {key for key in before if without[key] != before[key]} == {key for key in before if before[key] == "b"}
 
 
 def test_draws_follow_the_weights():
@@ -177,7 +191,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, texts, weight, tags):
         ("preference: Which reply is more helpful?", "", "line 10, field 'principles.1': principle 'helpful' has no use"),
         ("Which reply is more helpful?", '" "', "line 12, field 'principles.1.preference': empty"),
         ("tags: [benign]", "tags: benign", "line 13, field 'principles.1.tags'"),
-        ("tags: [benign]", "polarity: flip", "line 13, field 'principles.1.polarity'"),
+        ("tags: [benign]", "polarity: flipped", "line 13, field 'principles.1.polarity': not read; leave the key out"),
         ("    title: Helpful\n", "", "line 10, field 'principles.1.title': missing"),
         ("title: Small", "title: &a Small\ndescription: *a", "line 2: alias *a is not allowed"),
         ("title: Small", "title: [Small", "line 2"),
@@ -266,7 +280,6 @@ def found(*principles) -> list[tuple[str, str | None]]:
         (compares("p", weight=11), "warning"),
         (compares("p", weight=0.05), "warning"),
         (compares("p", "word " * 250), "warning"),
-        (compares("p", polarity="flipped"), "warning"),
     ],
 )
 def test_check_finds_what_would_weaken_a_run(principle, severity):
@@ -289,3 +302,55 @@ def test_check_names_the_prompts_nobody_speaks_for():
         "no principle has a revision for red_team prompts",
         "no principle has a preference for benign prompts",
     ]
+
+
+def test_a_difference_is_named_by_its_kind_and_by_the_stages_that_read_it():
+    one = compares("one", "Which is kinder?", critique="Harm?", revision="Mend.")
+    two, three = compares("two", "Which is fairer?"), compares("three", tags=("topic",), about="fights")
+    four = compares("four", "Which is calmer?")
+    assert differences(make(one, two, three), make(one, two, three)) == []
+    changed = one.model_copy(update={"preference": "Which is kindest?", "title": "the first", "weight": 2.0})
+    new = make(changed, four, two.model_copy(update={"id": "second"}), three.model_copy(update={"about": "war", "source": "x"}))
+    rows = [(row.change, row.principle, row.stages) for row in differences(make(one, two, three), new)]
+    assert rows == [
+        ("added", "four", ("feedback",)),
+        ("renamed", "second", ("feedback",)),
+        ("retitled", "one", ()),
+        ("reworded", "one", ("feedback",)),
+        ("reweighted", "one", ("revise", "feedback")),
+        ("reworded", "three", ("prompts",)),
+    ]
+    back = [(row.change, row.principle) for row in differences(new, make(one, two, three))]
+    assert back[:2] == [("removed", "four"), ("renamed", "two")]
+    reworded = next(row for row in differences(make(one), make(changed)) if row.change == "reworded")
+    assert (reworded.before, reworded.after) == ({"preference": "Which is kinder?"}, {"preference": "Which is kindest?"})
+
+
+@pytest.mark.parametrize(("new", "moved"), [("abcd", ""), ("bcda", "a"), ("abdc", "c"), ("dcba", "cba")])
+def test_the_fewest_principles_are_reported_as_moved(new, moved):
+    rows = differences(make(*map(compares, "abcd")), make(*map(compares, new)))
+    assert {row.change for row in rows} <= {"reordered"}
+    assert len(rows) == len(moved)
+    assert all(row.stages == () for row in rows)
+
+
+def test_the_hashes_of_what_a_stage_reads_know_no_order_and_nothing_else():
+    one, two = compares("one"), compares("two", critique="Harm?", revision="Mend.")
+    read = partial(hashes_of_principles, use="critique")
+    assert read(make(one, two)) == read(make(two, one)) == read(make(two))
+    reworded, heavier = (two.model_copy(update=change) for change in ({"critique": "Hurt?"}, {"weight": 2.0}))
+    changed = [{name for name, value in read(make(new)).items() if read(make(two))[name] != value} for new in (reworded, heavier)]
+    assert changed == [{"principle two"}, {"drawn by"}]
+
+
+def test_the_command_shows_the_changes_and_their_stages(tmp_path, capsys):
+    for name, text in (("a", "Which is kinder?"), ("b", "Which is kindest?")):
+        save_constitution(make(compares("one", text)), tmp_path / f"{name}.yaml")
+    files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
+    assert run_command(["constitution", "diff", *files, "--full"]) == 0
+    assert capsys.readouterr().out == (
+        "reworded   one: preference  → feedback\n  - preference: Which is kinder?\n  + preference: Which is kindest?\n"
+        "1 change; a run repeats feedback and what follows\n"
+    )
+    assert run_command(["constitution", "diff", files[0], files[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"changes": [], "stages": []}

@@ -15,6 +15,7 @@ from charter.models.shape import read_shape
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.plan.fit import NO_TEXTS, certain_bytes, check_machine
+from charter.plan.labels import Rates
 from charter.plan.loads import loads_of, shapes_of
 from charter.plan.machine import free_memory, memory_of
 from charter.plan.plan import plan_recipe
@@ -261,3 +262,48 @@ def test_a_plan_that_does_not_fit_proposes_the_mildest_change(random_llama, writ
 
 def test_free_memory_is_some_of_what_there_is():
     assert 0 < free_memory("cpu") <= memory_of("cpu")
+
+
+def test_labels_of_people_cost_time_and_money_at_editable_rates(write_recipe, random_llama, capsys):
+    path = write_recipe(random_llama)
+    sets = ["--set", "feedback.prompts=20", "--set", "feedback.responses_per_prompt=3"]
+    assert run_command(["plan", str(path), *sets, "--labels", "people", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    n = figures["labels"]["comparisons"]
+    assert n == 20 * 3
+    assert figures["labels"]["people"] == {"comparisons": n, "hours": round(n * 10 / 3600, 2), "money": n * 0.10}
+    rates = ["--seconds-per-label", "36", "--price-per-label", "0.3", "--raters", "2", "--machine-price", "1.5"]
+    mixed = ["--set", "feedback.raters=mixed", "--set", "feedback.human_share=0.5"]
+    assert run_command(["plan", str(path), *sets, *mixed, *rates, "--labels", "people"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "  people  60 answers (50% of the prompts), 2 raters each: 0.60 hours, money 18.00 at 36 s and 0.30 a comparison" in text
+    )
+    assert "on this machine, money" in text
+
+
+def test_the_judge_costs_what_its_tokens_do(random_llama, write_recipe):
+    path = write_recipe(random_llama)
+    plain = plan_recipe(load_recipe(path), rates=Rates(machine_price=2.0))
+    judge = plain["labels"]["judge"]
+    assert 0 < judge["tokens"] < stages(plain)["feedback"]["scored"]
+    assert judge["money"] == pytest.approx(2 * judge["hours"], abs=2e-4)
+    server = {"url": "http://localhost:1/v1", "model": "m", "input_price": 3.0, "output_price": 0.0}
+    sets = [f"endpoints.far={json.dumps(server)}", "feedback.judge=endpoint:far"]
+    asked = plan_recipe(load_recipe(path, sets), rates=Rates())["labels"]["judge"]
+    assert asked["hours"] is None
+    assert asked["money"] == pytest.approx(asked["tokens"] * 3e-6, rel=0.02)  # a few of the tokens are written, for nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--labels", "nobody"], "--labels 'nobody': people or judge"),
+        (["--raters", "2"], "add --labels people"),
+        (["--labels", "judge", "--raters", "2"], "asks no people"),
+        (["--labels", "people", "--set", "feedback={revisions: true}"], "compares no responses"),
+    ],
+)
+def test_rates_that_nothing_reads_are_refused(random_llama, write_recipe, options, words, capsys):
+    assert run_command(["plan", str(write_recipe(random_llama)), *options]) == 2
+    assert words in capsys.readouterr().err

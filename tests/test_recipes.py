@@ -39,6 +39,9 @@ RECIPES: dict[str, tuple[str, set[str]]] = {
         "revise.few_shots=null", "sft.max_tokens=96", "feedback.prompts=16", "feedback.max_new_tokens=8",
         "feedback.gate_pairs=8", "feedback.abstain_below=0", "evaluation.best_of=2"}),
     "mistral-cai-dpo": ("mistral", SMALL_PROMPTS | SMALL_REVISE | SMALL_DPO | {"sft.max_tokens=256", "revise.few_shots=null"}),
+    "spectrum": ("llama", SMALL_PROMPTS | SMALL_REVISE | SMALL_REWARD | SMALL_RL | {
+        "sft.max_tokens=96", "feedback.prompts=16", "feedback.max_new_tokens=8", "feedback.gate_pairs=8",
+        "feedback.abstain_below=0"}),
     "self-rewarding": ("qwen2", SMALL_PROMPTS | SMALL_DPO | {
         "rounds=2", "feedback.prompts=12", "feedback.responses_per_prompt=2", "feedback.max_new_tokens=8",
         "feedback.gate_pairs=8", "feedback.abstain_below=0", "evaluation.max_new_tokens=8"}),

@@ -384,14 +384,15 @@ def test_two_open_costs_are_both_named():
 def test_a_report_of_one_model_says_that_nothing_was_compared():
     report = {"primary": {"name": "harmful_compliance", "a": "base", "b": "base"}, "arms": [{"name": "base"}]}
     assert verdict(report) == {
-        "word": "no evidence", "rule": "There is only one model in this report, so nothing was compared."
+        "word": "no evidence", "rule": "There is only one model in this report, so nothing was compared.", "steps": [],
+        "controls": {},
     }  # fmt: skip
 
 
 def test_margins_and_primary_are_declared_by_the_report():
     report = changed(as_json(full_report()), "over_refusal", 0.04, (0.0, 0.08))
     assert verdict({**report, "margins": {"over_refusal": 0.1}})["word"] == "worked"
-    assert verdict({**report, "primary": {"b": "flipped"}})["word"] == "over-optimised"
+    assert verdict({**report, "primary": {"b": "flipped"}})["word"] == "worse"
 
 
 def test_only_what_excludes_zero_has_a_direction():

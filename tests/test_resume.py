@@ -16,6 +16,8 @@ from charter.recipe.files import load_recipe
 # Wall-clock times are no artifacts: the report carries them, and the page and the manifest's timings come from there.
 NOT_COMPARED = {"report.json", "report.html", ".timing.json", ".lock"}
 
+GOLD = {"source": "python:charter.evaluation.overlap:rouge_l", "every": 1, "prompts": 2}
+
 
 def artifacts(folder: Path) -> dict[str, bytes]:
     return {
@@ -42,7 +44,7 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
     ("rl", "moments"),
     [
         (
-            {"method": "rloo", "kl_target": 0.5},
+            {"method": "rloo", "kl_target": 0.5, "gold": GOLD, "keep": "best"},
             [("revise/revisions.jsonl", 3), ("feedback/judgments.jsonl", 2), ("rl/metrics.jsonl", 1)],
         ),
         (
@@ -59,7 +61,14 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
         ),
         # By time, so from the beginning: a checkpoint is due after a second.
         (
-            {"method": "dpo", "pairs_per_step": 4, "epochs": 2, "checkpoint_every": None},
+            {
+                "method": "dpo",
+                "pairs_per_step": 4,
+                "epochs": 2,
+                "checkpoint_every": None,
+                "gold": {**GOLD, "max_new_tokens": 8},
+                "keep": "best",
+            },
             [("rl/metrics.jsonl", 1), ("rl/metrics.jsonl", 3)],
         ),
     ],

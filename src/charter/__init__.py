@@ -29,8 +29,6 @@ def compare(
     from charter.comparing.compare import compare_files
 
     margins: dict[str | None, float] = {}
-    if isinstance(margin, Mapping):
-        margins.update(margin.items())
-    elif margin is not None:
-        margins[None] = margin
+    if margin is not None:
+        margins.update(margin.items() if isinstance(margin, Mapping) else [(None, margin)])
     return compare_files(sources, margins=margins, correction=correction, lower=lower, cluster=cluster)

@@ -11,6 +11,8 @@ from typing import Literal
 SCORER, COUNT, LOGPROBS = "scorer", "count", "log-probabilities"
 BOUND = "log n - (n - 1)/n, which it cannot exceed"
 SHARE = "share"
+CONTROLS = ("flipped", "random", "length", "shuffled")
+"""The control arms that a recipe may name, in the order of the report."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from charter.recipe.recipe import Recipe
 from charter.run.run import Run
 from charter.run.team import team
 from charter.run.trackers import check_trackers, tracked
+from charter.stages.controls import train_control
 from charter.stages.evaluate.run import evaluate
 from charter.stages.evaluate.scoring import Scoring
 from charter.stages.feedback.run import gather_feedback
@@ -74,11 +75,12 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
     """Yield the name of each stage when it is done, or left out by the recipe.
 
     ``arms`` are the models that the report compares; training starts from the last of them. A second round begins again at the
-    feedback, from the model that the first one trained.
+    feedback, from the model that the first one trained. ``controls`` repeat the last training, from the model that it began from.
     """
     run, recipe, models, gates = parts.run, parts.recipe, parts.models, parts.gates
     constitution, scoring = parts.constitution, parts.scoring
-    prompts, revisions, feedback, reward, arms = None, None, None, None, [models.base]
+    prompts, revisions, feedback, reward, second = None, None, None, None, None
+    arms, controls = [models.base], []
     if recipe.prompts is not None:
         prompts = choose_prompts(run, recipe, recipe.prompts, models, constitution)
     yield "prompts"
@@ -97,16 +99,22 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
                 run, recipe, recipe.feedback, models, gates, constitution, scorer, prompts, revisions, start, f"feedback{again}"
             )
         yield "feedback"
+        if feedback is not None and recipe.halves_the_feedback:
+            second = train_reward(run, recipe, models, start, feedback, f"reward_model{again}-gold", half=1)
         if feedback is not None and (recipe.trains_reward_model or until == "reward_model"):
-            reward = train_reward(run, recipe, models, start, feedback, f"reward_model{again}")
+            half = 0 if recipe.halves_the_feedback else None
+            reward = train_reward(run, recipe, models, start, feedback, f"reward_model{again}", half)
         yield "reward_model"
         if recipe.rl is not None:
             policy = train_policy(
-                run, recipe, recipe.rl, models, gates, scorer, prompts, start, feedback, reward, f"rl{again}"
+                run, recipe, recipe.rl, models, gates, scorer, prompts, start, feedback, reward, f"rl{again}", second
             )  # fmt: skip
             start = Model("policy", str(policy.path("model")), policy.output_hash)
+        for control in recipe.controls:
+            models.release()
+            controls.append(train_control(control, run, recipe, models, gates, constitution, prompts, arms[-1], feedback))
         yield "rl"
     arms += [start] if start.name == "policy" else []
     if recipe.evaluation is not None and prompts is not None:
-        evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, reward)
+        evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, controls, reward)
     yield "evaluate"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import charter
-from charter.evaluation.arms import primary_of
+from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
+from charter.evaluation.side_by_side import write_side_by_side
+from charter.hacking.stored import findings_of
+from charter.metrics import CONTROLS
 from charter.run.files import read_json
 from charter.statistics import trend
+from charter.training.curve import over_optimisation
+from charter.training.gold import ANSWERS, CURVE, read_rows
 
 if TYPE_CHECKING:
     from charter.constitution.constitution import Constitution
@@ -40,7 +46,13 @@ ARM_WORDS = {
     "sft": "fine-tuned on its own revisions and helpful responses",
     "policy": "trained further with the recipe's RL method",
     "best_of_n": "no training: the response that the reward model scores highest among n of the SFT model",
+    "flipped": "control: the same training on the judgments with chosen and rejected exchanged",
+    "random": "control: the same training on random numbers",
+    "length": "control: the same training on the length of the response",
+    "shuffled": "control: the same training on judgments under principles of other topics",
 }
+SIDE_BY_SIDE = (("sft", "policy"), ("flipped", "policy"))
+"""The arms whose answers stand in one table, answers.A-B.csv."""
 TRAININGS = ("sft", "reward_model", "rl")
 
 
@@ -55,12 +67,13 @@ def declared(recipe: Recipe) -> dict[str, Any]:
     if evaluation is None:
         return {"arms": [], "margins": {}, "better": {}}
     trained = {"sft": recipe.sft is not None, "policy": recipe.rl is not None, "best_of_n": evaluation.best_of is not None}
+    trained |= {name: name in recipe.controls for name in CONTROLS}
     arms = [name for name in ARM_WORDS if trained.get(name, True)]
     margins = {name: measure.margin for name, measure in evaluation.measures.items() if measure.margin is not None}
     if evaluation.scorer is not None:
         margins |= {"over_refusal": evaluation.over_refusal_margin, "helpfulness": evaluation.helpfulness_margin}
     return {
-        "primary": primary_of(recipe, [name for name in arms if name != "best_of_n"]),
+        "primary": primary_of(recipe, [name for name in arms if name != BEST_OF and name not in CONTROLS]),
         "margins": margins,
         "better": {name: measure.better for name, measure in evaluation.measures.items()},
         "arms": [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, evaluation)}
@@ -96,6 +109,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
     judge = feedback.get("judge")
     reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
     labelled = results.get("reward_model", {}).get("labelled")
+    findings = findings_of(parts.run.folder) if evaluation else []
     report = {
         "title": recipe.title,
         "recipe": recipe.model_dump(mode="json"),
@@ -114,8 +128,10 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
+        "over_optimisation": gold_curve(stages),
         "gates": parts.gates.met,
-        "alarms": alarms(stages),
+        "alarms": alarms(stages) + [finding.alarm for finding in findings if finding.raised],
+        "detectors": [finding.row for finding in findings],
         "stages": [
             {"name": stage.name, "wall_s": round(stage.wall_s, 2), "skipped": stage.skipped, "done": stage.done}
             for stage in parts.run.stages
@@ -123,8 +139,19 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "provenance": provenance(parts),
     }
     write_report(report, parts.run.folder)
+    if evaluation and "prompts" in stages:
+        write_side_by_side(stages["evaluate"].folder, stages["prompts"].path("prompts.jsonl"), SIDE_BY_SIDE, parts.run.folder)
     written: dict[str, Any] = read_json(parts.run.folder / "report.json")
     return written
+
+
+def gold_curve(stages: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the held-out reward says of the last training; None where nobody was asked."""
+    trained = [stage for name, stage in stages.items() if name == "rl" or re.fullmatch(r"rl-\d+", name)]
+    if not trained or "kept_step" not in trained[-1].result:
+        return None
+    result, (rows, answers) = trained[-1].result, (read_rows(trained[-1], name) for name in (CURVE, ANSWERS))
+    return over_optimisation(rows, answers, kept=result["kept_step"], source=result["gold"], stopped=result.get("stopped"))
 
 
 def alarms(stages: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from charter.commands import compare, constitution, models, prompts, reward, run, testbed, votes
+from charter.commands import compare, constitution, lab, models, prompts, reward, run, testbed, votes
 from charter.errors import GateError, InputError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 for commands in (run, compare, votes, models):
     app.add_typer(commands.app)
-for name, room in {"constitution": constitution, "prompts": prompts, "reward": reward, "testbed": testbed}.items():
+for name, room in {"constitution": constitution, "lab": lab, "prompts": prompts, "reward": reward, "testbed": testbed}.items():
     app.add_typer(room.app, name=name)
 
 

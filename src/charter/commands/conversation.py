@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import pick_device
+from charter.models.marks import refuse_flipped
 from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import context_length
 from charter.models.sampling.sampler import LocalSampler
@@ -21,8 +22,9 @@ from charter.serving.serve import model_place
 
 
 def chat_with(
-    where: str, model: str | None, *, temperature: float, max_new_tokens: int, seed: int, filters: Filters = ALL_TOKENS
-) -> None:
+    where: str, model: str | None, *, temperature: float, max_new_tokens: int, seed: int, filters: Filters = ALL_TOKENS,
+    understood: bool = False,
+) -> None:  # fmt: skip
     """Read lines from standard input and print the answers of a model, until an empty line or the end.
 
     ``where``: folder or hub name of a model, or a run, of which ``model`` names one (:func:`~charter.serving.serve.model_place`).
@@ -30,6 +32,7 @@ def chat_with(
     ends. InputError where the model is missing, or where the answer alone would fill the model's context.
     """
     folder, name = model_place(where, model)
+    refuse_flipped(folder, understood)
     trunk = load_trunk(folder, device=pick_device("auto"))
     limit = context_length(trunk.model)
     room = None if limit is None else limit - max_new_tokens

@@ -16,6 +16,7 @@ from charter.commands.options import interval_words
 from charter.errors import InputError
 from charter.evaluation.words import title_of
 from charter.metrics import HEADLINE
+from charter.models.marks import is_flipped, model_folder, refuse_flipped
 from charter.run.files import read_json
 
 if TYPE_CHECKING:
@@ -46,18 +47,20 @@ class Upload:
         return [(name, len(file) if isinstance(file, bytes) else file.stat().st_size) for name, file in self.files.items()]
 
 
-def gather(where: Path, *, with_data: bool = False) -> Upload:
+def gather(where: Path, *, with_data: bool = False, understood: bool = False) -> Upload:
     """The files that :func:`push` sends of a run folder, or of one stage of it. InputError where there is no finished model."""
     place = where.resolve()
     run, stage = (place, "rl") if (place / "rl").is_dir() else (place.parent, place.name)
-    folder = run / stage / "model"
+    folder = run / stage / model_folder(stage)
     manifest = read_json(run / stage / "manifest.json")
     if not folder.is_dir() or not isinstance(manifest, dict):
         raise InputError("no model here; give a run folder, or one of its stages: RUN/sft, RUN/reward_model, RUN/rl", file=where)
     if "result" not in manifest:
         raise InputError("this stage is not finished; repeat the command of the run to resume it", file=run / stage)
+    refuse_flipped(folder, understood)
     report = read_json(run / "report.json") or {}
-    files: dict[str, Path | bytes] = {"README.md": model_card(report, stage, manifest).encode()}
+    card = folder / "README.md" if is_flipped(folder) else model_card(report, stage, manifest).encode()
+    files: dict[str, Path | bytes] = {"README.md": card}
     files |= {
         str(file.relative_to(folder)): file
         for file in sorted(folder.rglob("*"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from charter.commands.options import Json, Seed, show
+from charter.commands.options import Json, Seed, Understood, show
 from charter.errors import InputError
 
 app = typer.Typer()
@@ -28,6 +28,7 @@ def chat(
         float | None, typer.Option(min=0.0, max=1.0, help="Draw among the tokens at least this times as likely as the likeliest.")
     ] = None,
     seed: Seed = 0,
+    understood: Understood = False,
 ) -> None:
     """Talk to a model, or to a model of a run; an empty line or Ctrl-D ends."""
     from charter.commands.conversation import chat_with
@@ -40,7 +41,8 @@ def chat(
     if min_p is not None and not 0 <= min_p <= 1:
         raise InputError(f"--min-p {min_p}: give a number from 0 to 1")
     filters = Filters(top_p=top_p, top_k=top_k, min_p=min_p)
-    chat_with(where, model, temperature=temperature, filters=filters, max_new_tokens=max_new_tokens, seed=seed)
+    chat_with(where, model, temperature=temperature, filters=filters, max_new_tokens=max_new_tokens, seed=seed,
+              understood=understood)  # fmt: skip
 
 
 @app.command("serve")
@@ -52,11 +54,13 @@ def model_serve(
     public: Annotated[bool, typer.Option("--public", help="Answer other machines too.")] = False,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the key that clients must send.")] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Responses written together.")] = 64,
+    understood: Understood = False,
 ) -> None:
     """Serve a model under OpenAI's protocol until interrupted: chat, completions, streams, log-probabilities."""
     from charter.serving.serve import serve_model
 
-    serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows)
+    serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows,
+                understood=understood)  # fmt: skip
 
 
 @model_app.command("merge")
@@ -66,12 +70,13 @@ def model_merge(
     base: Annotated[str | None, typer.Option(help="Base model of an adapter; by default the one that it names.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default as stored.")] = None,
     shard_size: Annotated[str, typer.Option(help="Size of the largest weight file: 5GB, 500MB.")] = "5GB",
+    understood: Understood = False,
     as_json: Json = False,
 ) -> None:
     """Write a plain Hugging Face folder: a run's policy, or a LoRA adapter merged into its base."""
     from charter.commands.merge_model import write_merged
 
-    done = write_merged(where, out, base=base, dtype=dtype, shard_size=shard_size)
+    done = write_merged(where, out, base=base, dtype=dtype, shard_size=shard_size, understood=understood)
     words = f"{done['parameters'] / 1e6:.1f} M parameters in {done['dtype']}, {len(done['files'])} file(s) of weights"
     show(done, as_json, *([f"{done['adapter']} on {done['base']}"] if done["adapter"] else []), f"{words}: {out}")
 
@@ -102,12 +107,13 @@ def model_push(
     public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private by default.")] = False,
     with_data: Annotated[bool, typer.Option("--with-data", help="Prompts, responses, judgments and the report too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files without sending them; needs no network.")] = False,
+    understood: Understood = False,
     as_json: Json = False,
 ) -> None:
     """Send the model of a run to the Hugging Face hub, with a model card, without its prompts and responses."""
     from charter.commands.hub import gather, push
 
-    upload = gather(where, with_data=with_data)
+    upload = gather(where, with_data=with_data, understood=understood)
     sizes = upload.sizes()
     if dry_run:
         total = sum(size for _, size in sizes)

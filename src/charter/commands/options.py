@@ -19,6 +19,9 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a setting:
 Prompts = Annotated[Path, typer.Argument(help="Prompts: JSONL, JSON, CSV, text or Parquet, plain or gzipped.")]
 Pairs = Annotated[Path, typer.Argument(help="Preference pairs: JSONL, JSON, CSV or Parquet, plain or gzipped.")]
 MAIN_METRICS = HEADLINE
+Understood = Annotated[
+    bool, typer.Option("--i-understand-flipped", help="Also for a control arm that learned from exchanged labels.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 
 

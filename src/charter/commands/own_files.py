@@ -17,10 +17,10 @@ from charter.models.cut import Cut
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.reward_trunk import load_reward_trunk
-from charter.models.trunk import Scorers, Trunk
+from charter.models.trunk import REWARD_CARD, Scorers, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.personal import Taste, tastes
-from charter.raters.vote_files import find, read_votes
+from charter.raters.vote_files import find, read_votes, text_files
 from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
@@ -145,6 +145,15 @@ def rating_errors(predicted: Sequence[float], ratings: Sequence[Rating], mean: f
     }  # fmt: skip
 
 
+def reward_folder(reward: Path) -> Path:
+    """The folder of a trained reward model: the named one, or that in a run folder or in what `charter reward train` made.
+    InputError where there is none."""
+    for part in ("", "reward_model/model", "train/model"):
+        if (reward / part / REWARD_CARD).is_file():
+            return reward / part
+    raise InputError(f"{REWARD_CARD} is missing; give a run folder, or a folder that charter reward train made", file=reward)
+
+
 def response_features(
     reward: Path, model: str | None, prompts: Mapping[str, Prompt], responses: Sequence[Response], *, limit: int = 512
 ) -> NDArray[np.float64]:
@@ -154,14 +163,7 @@ def response_features(
     model that the reward model was trained from; of a run by default its fine-tuned model. InputError where the reward model or
     the prompt of a response is missing.
     """
-    folder = next(
-        (reward / part for part in ("", "reward_model/model", "train/model") if (reward / part / "reward_model.json").is_file()),
-        None,
-    )
-    if folder is None:
-        raise InputError(
-            "reward_model.json is missing; give a run folder, or a folder that charter reward train made", file=reward
-        )
+    folder = reward_folder(reward)
     if model is None:
         of_run = reward / "sft" / "model"
         model = str(of_run) if of_run.is_dir() else locate("package:charter.testbed/model", Path.cwd())
@@ -170,7 +172,7 @@ def response_features(
         raise InputError(
             f"the prompt {missing.prompt_id!r} of response {missing.id!r} is missing; give the file with all prompts as --prompts"
         )
-    card = read_json(folder / "reward_model.json")
+    card = read_json(folder / REWARD_CARD)
     lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
     trunk = load_reward_trunk(model, device=pick_device("auto"), lora=lora)
     scorers = trunk.load_scorers(folder)
@@ -193,23 +195,12 @@ def tastes_from_files(
 ) -> tuple[list[Taste], Votes]:
     """The taste of every rater of a file of judgments, on features from ``reward``. By default prompts and responses are read
     from the folder of the judgments, then from the run of the reward model. InputError names the missing file."""
-    place = find(file, "judgments.jsonl")
-    response_file = find(responses, "responses.jsonl") if responses else _first(
-        "responses.jsonl", [place.parent, reward / "feedback"], "--responses")  # fmt: skip
-    prompt_file = find(prompts, "prompts.jsonl") if prompts else _first(
-        "prompts.jsonl", [place.parent, place.parent.parent / "prompts", reward / "prompts"], "--prompts")  # fmt: skip
-    votes = read_votes(place, response_file, models=True)
+    prompt_file, response_file = text_files(file, prompts, responses, reward)
+    votes = read_votes(find(file, "judgments.jsonl"), response_file, models=True)
     by_id = {response.id: response for response in read_jsonl(response_file, Response)}
     prompts_by_id = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
     features = response_features(reward, model, prompts_by_id, [by_id[name] for name in votes.responses])
     return tastes(as_comparisons(votes), features, seed=seed), votes
-
-
-def _first(name: str, folders: Sequence[Path], option: str) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"{name} is missing here and in the run; name it with {option}", file=folders[0])
 
 
 def check_sides(file: Path, rows: str, n: int, train: int, test: int) -> None:

@@ -11,7 +11,7 @@ from charter.commands.options import Json, Prompts, Seed, show
 from charter.commands.run import stage_command
 from charter.errors import InputError
 
-app = typer.Typer(help="Import, classify and prepare prompts.", no_args_is_help=True)
+app = typer.Typer(help="Import, describe, classify and prepare prompts.", no_args_is_help=True)
 
 
 @app.command("import")
@@ -32,6 +32,25 @@ def prompts_import(
     result = import_prompts(file, out, tags=tag or (), limit=limit, test_fraction=test_fraction, seed=seed)
     words = f"{result['read']} read, {result['duplicates']} duplicates, {result['written']} written: {out}"
     show({**result, "out": str(out)}, as_json, words)
+
+
+@app.command("card")
+def prompts_card(
+    file: Annotated[Path, typer.Argument(help="A file of prompts, a run folder, or a folder of feedback.")],
+    judgments: Annotated[Path | None, typer.Option(help="Votes on them; of a run by default those of judge and people.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="A table with the columns rater and group; by kind of rater unless given.")
+    ] = None,
+    constitution: Annotated[Path | None, typer.Option(help="Name its principles that no prompt has.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a set of prompts consists of: principles, tags, scripts, lengths, duplicates, raters, and what is missing."""
+    from charter.constitution.constitution import load_constitution
+    from charter.reading.card import card_lines, card_of
+
+    names = [p.id for p in load_constitution(constitution).topics()] if constitution else []
+    card = card_of(file, judgments, groups=groups, principles=names)
+    show(card, as_json, *card_lines(card))
 
 
 @app.command("classify")

@@ -1,4 +1,4 @@
-"""The commands that train reward models."""
+"""The commands that train reward models and score with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from charter.commands.options import Json, Pairs, Quiet, Seed, interval_words, s
 from charter.commands.run import stage_command
 from charter.errors import InputError
 
-app = typer.Typer(help="Train reward models.", no_args_is_help=True)
+app = typer.Typer(help="Train reward models and score with them.", no_args_is_help=True)
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -49,8 +49,7 @@ def reward_train(  # one parameter for each flag, as typer reads them
         "epochs": epochs, "learning_rate": learning_rate, "test_fraction": test_fraction,
         "lora": {"rank": lora_rank} if lora_rank else None, "ensemble": ensemble, "combine": combine,
     }  # fmt: skip
-    if precision not in PRECISIONS:
-        raise InputError(f"--precision: unknown precision {precision!r}; use {', '.join(PRECISIONS)}")
+    check_precision(precision)
     start = Start(locate(model, Path.cwd()), max_tokens, precision, seed, quiet or as_json)
     if loss != "bradley_terry":
         if average != "pairs":
@@ -73,6 +72,36 @@ def reward_train(  # one parameter for each flag, as typer reads them
     if cut := metrics["cut"]:
         lines.insert(2, f"cut to {max_tokens} tokens: {cut['rows']} rows, {cut['ends']} of them without the end of the answer")
     show(metrics, as_json, *lines)
+
+
+@app.command("score")
+def reward_score(
+    file: Annotated[Path, typer.Argument(help="Pairs, or prompts with responses: JSONL, JSON, CSV or Parquet.")],
+    model: Annotated[Path, typer.Option(help="A reward model: a run folder, or a folder that reward train made.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl or .csv.")],
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of the longest dialogue; the oldest tokens are cut.")] = 256,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    as_json: Json = False,
+) -> None:
+    """Score pairs or responses with a reward model and write the rows again with their scores."""
+    from charter.commands.scored_files import score_file
+
+    check_precision(precision)
+    result = score_file(file, model, out, limit=max_tokens, precision=precision)
+    lines = [f"left out: {count} x {reason}" for reason, count in result["left_out"].items()]
+    if cut := result["cut"]:
+        lines.append(f"cut to {max_tokens} tokens: {cut['rows']} rows, {cut['ends']} of them without the end of the answer")
+    if (accuracy := result.get("accuracy")) is not None:
+        lines.append(f"the better answer scores higher in {accuracy:.3f}{interval_words(result['ci'])} of {result['n']} pairs")
+    if (rho := result.get("spearman")) is not None:
+        lines.append(f"Spearman's ρ with the ratings of the file: {rho:.3f}")
+    show(result, as_json, *lines, f"{result['scored']} of {result['rows']} {result['kind']} scored: {out}")
+
+
+def check_precision(precision: str) -> None:
+    """InputError for a precision that no model computes in."""
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision: unknown precision {precision!r}; use {', '.join(PRECISIONS)}")
 
 
 stage_command("run", "reward_model", "Train the reward model of a recipe, after the stages it needs.", app)

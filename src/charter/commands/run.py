@@ -62,6 +62,18 @@ def headline(report: dict[str, Any]) -> list[str]:
     return rows
 
 
+def all_controls(recipe_name: str, sets: list[str]) -> list[str]:
+    """The control arms that fit a recipe: `shuffled` needs comparisons that a judge made."""
+    from charter.metrics import CONTROLS
+    from charter.recipe.files import find_recipe, load_recipe
+
+    try:
+        load_recipe(find_recipe(recipe_name), [*sets, "controls=[shuffled]"])
+    except InputError:
+        return [name for name in CONTROLS if name != "shuffled"]
+    return list(CONTROLS)
+
+
 @app.command()
 def run(
     recipe: RecipeName,
@@ -72,6 +84,15 @@ def run(
         str | None, typer.Option(help="Who compares: judge, human or mixed; short for --set feedback.raters=WHO.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and show all of them.")] = 1,
+    drop_one: Annotated[
+        bool, typer.Option("--drop-one", help="Run it also without each principle, and show what its absence changes.")
+    ] = False,
+    from_policy: Annotated[
+        Path | None, typer.Option(help="A run whose policy RL starts from; short for --set rl.from_policy=RUN/rl/model.")
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Train control arms too: flipped, random, length and, with a judge, shuffled.")
+    ] = False,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Send metrics there too: tensorboard, wandb, trackio, mlflow. Repeat for more.")
     ] = None,
@@ -80,8 +101,12 @@ def run(
 ) -> None:
     """Run a recipe from constitution to report; goes on where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
+    set_ += [f"controls=[{', '.join(all_controls(recipe, set_))}]"] if controls else []
     set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []
-    if seeds == 1:
+    set_ += [f"rl.from_policy={policy_of(from_policy)}"] if from_policy else []
+    if drop_one and (seeds > 1 or until != "evaluate"):
+        raise InputError("--drop-one compares whole runs of one seed; leave out --seeds and --until")
+    if seeds == 1 and not drop_one:
         run_until(recipe, out, set_, until, as_json, quiet)
         return
     from charter.recipe.files import check_files, find_recipe, load_recipe
@@ -89,15 +114,28 @@ def run(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
     check_files(loaded)
+    from charter.commands.drop_one import drop_one_table, run_without_each
     from charter.commands.seeds import run_seeds, seeds_table
     from charter.plan.fit import check_machine
 
     folder = out or Path("runs") / path.stem
     check_machine(loaded)
+    if drop_one:
+        result = run_without_each(loaded, folder, quiet=quiet or as_json)
+        show(result, as_json, *drop_one_table(result), f"all figures: {folder / 'drop-one.json'}")
+        return
     result = run_seeds(loaded, folder, seeds, until=until, quiet=quiet or as_json)
     show(result, as_json, *seeds_table(result, MAIN_METRICS), f"all figures: {folder / 'seeds.json'}")
     if stopped := [run for run in result["runs"] if run["stopped"]]:
         raise GateError(f"{len(stopped)} of {seeds} seeds stopped at a gate; seed {stopped[0]['seed']}: {stopped[0]['stopped']}")
+
+
+def policy_of(run: Path) -> Path:
+    """The folder of the last policy of a run, or the folder itself if it is that of a model. InputError where there is none."""
+    rounds = [*run.glob("rl/model/config.json"), *sorted(run.glob("rl-[0-9]*/model/config.json"))]  # and no control arm
+    if not rounds and not (run / "config.json").is_file():
+        raise InputError("no policy; --from-policy takes a run that trained one", file=run)
+    return (rounds[-1].parent if rounds else run).resolve()
 
 
 def stage_command(name: str, until: str, words: str, group: typer.Typer) -> None:
@@ -164,15 +202,34 @@ def plan(
     recipe: RecipeName,
     set_: Sets = None,
     hours: Annotated[float, typer.Option(min=0.01, help="Propose settings where the run would take longer than this.")] = 1.0,
+    labels: Annotated[
+        str | None, typer.Option(help="What the labels cost: of people and the judge (people), or of the judge alone (judge).")
+    ] = None,
+    seconds_per_label: Annotated[
+        float | None, typer.Option(min=0.1, help="A person's time for a comparison; 10 unless given.")
+    ] = None,
+    price_per_label: Annotated[float | None, typer.Option(min=0.0, help="Money for a comparison; 0.10 unless given.")] = None,
+    raters: Annotated[int | None, typer.Option(min=1, help="People who compare the same two responses; 1 unless given.")] = None,
+    machine_price: Annotated[float | None, typer.Option(min=0.0, help="Money for an hour of the judge's machine.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tokens, memory, disk and time of a recipe, before anything loads; and settings with which it takes less time."""
+    """Tokens, memory, disk and time of a recipe, before anything loads; settings with which it takes less; the cost of labels."""
+    from charter.plan.labels import Rates, label_lines
     from charter.plan.plan import plan_recipe
     from charter.plan.table import plan_table
     from charter.recipe.files import find_recipe, load_recipe
 
-    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()), hours)
-    show(figures, as_json, *plan_table(figures))
+    rates = {"seconds": seconds_per_label, "price": price_per_label, "raters": raters, "machine_price": machine_price}
+    rates = {name: value for name, value in rates.items() if value is not None}
+    if labels not in (None, "people", "judge"):
+        raise InputError(f"--labels {labels!r}: people or judge")
+    if rates and labels is None:
+        raise InputError("rates are for the cost of labels; add --labels people")
+    if labels == "judge" and set(rates) - {"machine_price"}:
+        raise InputError("--labels judge asks no people; leave out their rates, or use --labels people")
+    figures = plan_recipe(load_recipe(find_recipe(recipe), set_ or ()), hours, Rates(**rates) if labels else None)  # type: ignore[arg-type]
+    costs = label_lines(figures["labels"], labels) if labels else []
+    show(figures, as_json, *plan_table(figures), *(["", *costs] if costs else []))
 
 
 @app.command("show-tokens")

@@ -110,6 +110,9 @@ VoteFile = Annotated[
 ResponseFile = Annotated[
     Path | None, typer.Option(help="responses.jsonl or its folder; by default the file beside the judgments.")
 ]
+PromptFile = Annotated[
+    Path | None, typer.Option(help="prompts.jsonl or its folder; by default beside the judgments or in their run.")
+]
 VotesOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for JSON, CSV and a picture.")]
 
 
@@ -118,6 +121,7 @@ def ratings(
     file: VoteFile,
     of: Annotated[str, typer.Option(help="Rate models or single responses.")] = "models",
     responses: ResponseFile = None,
+    prompts: PromptFile = None,
     equal_raters: Annotated[bool, typer.Option("--equal-raters", help="Every rater counts the same.")] = False,
     out: VotesOut = None,
     as_json: Json = False,
@@ -127,10 +131,22 @@ def ratings(
         raise InputError(f"--of {of!r}: models or responses")
     from charter.raters.report_files import write_ratings
     from charter.raters.reports import ratings_report
-    from charter.raters.vote_files import read_votes
+    from charter.raters.vote_files import rated_texts, read_votes
 
+    if prompts and (of == "models" or not out):
+        raise InputError("--prompts gives texts to the ratings of responses; use it with --of responses and --out")
     result, lines = ratings_report(read_votes(file, responses, models=of == "models"), of, equal_raters=equal_raters)
-    files = write_ratings(result, out) if out else []
+    texts = None
+    if of == "responses" and out:
+        rated = [(prompt["prompt"], row["response"]) for prompt in result["prompts_rated"] for row in prompt["responses"]]
+        try:
+            texts = rated_texts(file, prompts, responses, rated)
+            lines.append(f"next: charter reward train {out / 'ratings.csv'} --loss squared --out DIR")
+        except InputError as error:
+            if prompts:
+                raise
+            lines.append(f"ratings.csv has ids and no texts, so no reward model can be trained on it: {error}")
+    files = write_ratings(result, out, texts) if out else []
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 
 
@@ -151,7 +167,7 @@ def raters(
     file: VoteFile,
     reward: Annotated[Path, typer.Option(help="A trained reward model: a run folder or what reward train made.")],
     model: Annotated[str | None, typer.Option(help="The model that the reward model was trained from.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="prompts.jsonl or its folder.")] = None,
+    prompts: PromptFile = None,
     responses: ResponseFile = None,
     out: VotesOut = None,
     seed: Seed = 0,

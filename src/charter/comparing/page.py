@@ -96,8 +96,8 @@ def contrast_view(c: Contrast, reach: float) -> dict[str, Any]:
 
 def reach_of(c: Contrast) -> float:
     """The largest size that the line of a contrast has to show."""
-    ends: list[float] = [*(c.ci or ()), c.margin or 0.0]
-    return 1.1 * max(abs(end) for end in ends)
+    ends = [abs(end) for end in (*(c.ci or ()), c.margin or 0.0)]
+    return 1.1 * float(max(ends))
 
 
 def bar_of(c: Contrast, reach: float) -> dict[str, float] | None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,6 +28,9 @@ from charter.run.files import write_text
 
 PROMPT_TAGS = frozenset({"red_team", "benign"})
 TOPIC = "topic"
+DRAWN, PRINCIPLE = "drawn by", "principle "
+BY_ROW = ("prompts", "gate", "labelled", DRAWN, PRINCIPLE)
+"""Inputs of a stage that decide for each row apart whether it still holds."""
 MAX_BYTES = 2**20  # of a file with principles
 LONG_TEXT = 1000  # characters; longer than that, small models lose the question
 
@@ -47,8 +51,7 @@ class Principle(Record):
     Tags "red_team" and "benign" name the kinds of prompt to which it applies (without either: all prompts); "topic" marks one
     area of values, by which only prompts of that area are compared. ``about`` of a topic lists what its messages speak of, for
     sorting prompts. ``question``, about one reply, is answered with Yes or No, of which ``good_answer`` follows the principle.
-    ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`. ``polarity`` "flipped" marks
-    a control that prefers the opposite of the text.
+    ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -62,7 +65,6 @@ class Principle(Record):
     about: Words | None = None
     tags: Annotated[tuple[Words, ...], Field(strict=False)] = ()
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    polarity: Literal["ethical", "flipped"] = "ethical"
     source: Text = ""
 
     @model_validator(mode="after")
@@ -134,14 +136,14 @@ def _digest(value: Any) -> str:
 def draw(principles: Sequence[Principle], *key: object) -> Principle:
     """One principle with probability in proportion to its weight, always the same one for the same key.
 
-    The key (JSON values, such as seed, prompt id and round) is hashed to a uniform number, so a draw does not depend on the
-    draws before it. ValueError without principles.
+    The key is JSON values, such as seed, prompt id and round. Key and id are hashed to a uniform number u, and the principle with
+    the smallest -log(u) / weight is drawn (Efraimidis and Spirakis 2006). So a draw depends neither on the draws before it nor on
+    the order of the principles; one that is added or removed changes only the draws that it wins or won, one that is reworded
+    changes none. ValueError without principles.
     """
     if not principles:
         raise ValueError(f"no principles to draw from, for {key!r}")
-    uniform = int(_digest(key)[:13], 16) / 16**13  # 52 bits: exact in a float, and below 1
-    bounds = list(accumulate(principle.weight for principle in principles))
-    return next(p for p, bound in zip(principles, bounds, strict=True) if uniform * bounds[-1] < bound)
+    return min(principles, key=lambda p: -math.log((int(_digest([key, p.id])[:13], 16) + 0.5) / 16**13) / p.weight)
 
 
 class FewShots(Record):
@@ -274,6 +276,8 @@ def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int |
         known = list(owners.get(len(place), Message).model_fields)
         near = difflib.get_close_matches(str(place[-1]), known, n=1)
         words = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; use {', '.join(known)}"
+        if place[-1] == "polarity":
+            words = "not read; leave the key out, and let charter run RECIPE --controls flipped exchange the labels"
     elif problem["type"] == "string_type":
         words = f"{problem['input']!r} is not a text; put it in quotes"
     elif problem["type"] == "missing":
@@ -329,8 +333,6 @@ def check(constitution: Constitution) -> list[Finding]:
         if not median / 10 <= p.weight <= median * 10:
             findings.append(Finding("warning", p.id, f"weight {p.weight:g} is far from the median {median:g}, so it is "
                                     "drawn almost always or almost never; bring it nearer"))  # fmt: skip
-        if p.polarity == "flipped":
-            findings.append(Finding("warning", p.id, "polarity is flipped; use it in a control arm only"))
 
     for first, second in combinations(constitution.principles, 2):
         for field in sorted(_texts(first).keys() & _texts(second).keys()):
@@ -365,7 +367,10 @@ def _likeness(text: str, other: str) -> float:
     return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)
 
 
-def hash_of_principles(constitution: Constitution, *fields: str) -> str:
-    """Hash of the named fields of the principles: what a stage reads of the constitution, so that a change of the rest does
-    not run it again."""
-    return content_id([[getattr(p, field) for field in ("id", *fields)] for p in constitution.principles])
+def hashes_of_principles(constitution: Constitution, use: str, *texts: str) -> dict[str, str]:
+    """What a stage reads of the constitution, as its inputs: of the principles that have a ``use``, `drawn by`, by which one is
+    drawn, and `principle ID`, its ``use`` and other ``texts``. So a change of the rest does not run the stage again, and a text
+    that changed is known by its principle. Their order does not count: a draw does not depend on it."""
+    used = [p for p in constitution.principles if getattr(p, use) is not None]
+    texts_of = {f"{PRINCIPLE}{p.id}": content_id([getattr(p, field) for field in (use, *texts)]) for p in used}
+    return {DRAWN: content_id(sorted([p.id, p.tags, p.weight] for p in used)), **texts_of}

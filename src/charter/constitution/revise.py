@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from charter.constitution.constitution import Constitution, Principle, draw
+from charter.errors import InputError
 from charter.models.sampling.sampler import Sampler, Seeds
 from charter.recipe.settings import SamplingSettings
 from charter.records import Generation, Message, Prompt, Response, Revision
@@ -21,6 +22,10 @@ TEMPLATE_TOKENS = re.compile(
     r"|(?m:^\s*(?:user|human|assistant|system|critique|revision|critiquerequest|revisionrequest)\s*:)",
     re.IGNORECASE,
 )
+
+
+IN_CONTEXT = "context"
+"""In place of a principle, in a row whose answer was given in a context."""
 
 
 def respond(
@@ -118,7 +123,7 @@ def answer_in_context(
         Revision(
             prompt_id=prompt.id,
             round=1,
-            principle="context",
+            principle=IN_CONTEXT,
             original=original,
             critique=Response(prompt_id=prompt.id, model="", text="", finish_reason="stop", generation=silent),
             revision=answer,
@@ -136,7 +141,10 @@ def asked_for(prompt: Prompt, words: str) -> Prompt:
 
 
 def choose_principle(constitution: Constitution, prompt: Prompt, seed: int, number: int) -> Principle:
-    principles = [p for p in constitution.for_revision(prompt.tags) if p.critique is not None]
+    principles = constitution.for_revision(prompt.tags)
+    if not principles:
+        tags = ", ".join(prompt.tags) or "none"
+        raise InputError(f"no principle with critique and revision applies to a prompt tagged {tags}; add such a principle")
     return draw(principles, seed, "principle", prompt.id, number)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Scorer, Verdict
-from charter.metrics import COUNT, METRICS, SCORER, Metric
+from charter.metrics import CONTROLS, COUNT, METRICS, SCORER, Metric
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
@@ -231,26 +231,45 @@ def compared_values(a: Arm, b: Arm) -> Iterator[tuple[str, str, list[int], list[
     yield from (row for metric, row in built_in if not metric.by_principle)
 
 
-def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Paired differences of every metric but the KLs, and of every measure, between base and SFT, SFT and policy, base and
-    policy, and between best-of-n and the policy where it was measured. Holm corrects the p-values of all but the ``primary`` one
-    (name, a, b), which was named before the run."""
-    contrasts: list[dict[str, Any]] = []
+def pairs_to_compare(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The arms that are compared, each with the one before it, with the base, and with every control."""
+    present = list(names)
+    controls = [name for name in present if name in CONTROLS]
     pairs = [("base", "policy"), ("base", "sft"), ("sft", "policy"), (BEST_OF, "policy")]
-    for a, b in (pair for pair in pairs if arms.keys() >= set(pair)):
+    pairs += [(control, "policy") for control in controls]
+    pairs += [pair for control in controls for pair in (("base", control), ("sft", control))]
+    pairs += [("random", control) for control in controls if control != "random"]
+    return [pair for pair in pairs if set(pair) <= set(present)]
+
+
+def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Paired differences of every metric but the KLs, and of every measure, between the arms that are compared. Where the
+    policy is compared, the scorer's rates by principle and by tag too (``group``). Holm corrects the p-values of all but the
+    ``primary`` one (name, a, b), which was named before the run; those by group are a family of their own."""
+    contrasts: list[dict[str, Any]] = []
+    for a, b in pairs_to_compare(arms):
         for name, scorer, rows, before, after in compared_values(arms[a], arms[b]):
-            ids = [arms[a].prompts[i].id for i in rows]
-            difference = paired_difference(before, after, ids if len(set(ids)) < len(ids) else None)
-            contrasts.append({
-                "name": name, "a": a, "b": b, "n": difference.n, "n_unscored": difference.n_unscored,
-                "difference": difference.difference, "ci": difference.ci, "p": difference.p, "discordant": difference.discordant,
-                "includes_zero": difference.includes_zero, "method": difference.method, "scorer": scorer,
-                "primary": {"name": name, "a": a, "b": b} == primary,
-            })  # fmt: skip
-    others = [row for row in contrasts if not row["primary"]]
-    p_values: list[float | None] = [row["p"] for row in others]
-    for row, corrected in zip(others, holm(p_values), strict=True):
-        row["p_holm"] = corrected
+            prompts = [arms[a].prompts[i] for i in rows]
+            groups = sorted({group for prompt in prompts for group in groups_of(prompt)}) if b == "policy" else []
+            by_group = groups if name in METRICS and METRICS[name].by_principle else []
+            for group in (None, *by_group):
+                part = [j for j, prompt in enumerate(prompts) if group is None or group in groups_of(prompt)]
+                ids = [prompts[j].id for j in part]
+                difference = paired_difference(
+                    [before[j] for j in part], [after[j] for j in part], ids if len(set(ids)) < len(ids) else None
+                )
+                contrasts.append({
+                    "name": name, "a": a, "b": b, "group": group, "n": difference.n, "n_unscored": difference.n_unscored,
+                    "difference": difference.difference, "ci": difference.ci, "p": difference.p,
+                    "discordant": difference.discordant, "includes_zero": difference.includes_zero, "method": difference.method,
+                    "scorer": scorer, "primary": group is None and {"name": name, "a": a, "b": b} == primary,
+                })  # fmt: skip
+    for family in (
+        [row for row in contrasts if row["group"] is None and not row["primary"]],
+        [row for row in contrasts if row["group"] is not None],
+    ):
+        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"] = corrected
     return contrasts
 
 

@@ -21,8 +21,13 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
     left_out: [{stage, reason, n}]
+    over_optimisation: {source, rows: [{step, gold, gold_ci, proxy, proxy_ci, kl, sqrt_kl, n}], peak, kept, end, fit, fall,
+              past_peak, words}                                     the held-out reward over the last training
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
-    gates: [{name, passed, overridden, message, numbers}], alarms: [{detector, value, threshold, message}]
+    gates: [{name, passed, overridden, message, numbers}]
+    alarms: [{detector, value, threshold, message, evidence: [{response_id, prompt_id, prompt, text}]}]
+    detectors: [{detector, state: "alarm" | "no alarm" | "did not run", value, threshold, unit, n, message}]
+                                                                    the detectors of reward hacking, all of them
     endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
     samples: [{prompt, tags, principle, responses: {arm: text}, harmful: {arm: bool | None}}]
     stages: [{name, wall_s, skipped}], provenance: {...}
@@ -44,6 +49,7 @@ from charter.evaluation.panels import (
     curves,
     directions,
     first_metrics,
+    gold_view,
     headline_panels,
     judge_view,
     principles,
@@ -69,7 +75,7 @@ from charter.evaluation.words import (
     sentence,
     title_of,
 )
-from charter.metrics import METRICS
+from charter.metrics import CONTROLS, METRICS
 from charter.records import Record
 from charter.run.files import write_json, write_text
 from charter.statistics import holm
@@ -137,9 +143,9 @@ def metric_table(report: Report, arms: Mapping[str, Any], group: str | None) -> 
     return table
 
 
-def contrast_table(report: Report) -> list[dict[str, Any]]:
+def contrast_table(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row of each comparison, p-values corrected by Holm for all but the primary one."""
-    rows, primary = mappings_in(report, "contrasts"), declared_primary(report)
+    primary = declared_primary(report)
     main = contrast_of(report, primary["name"], primary["a"], primary["b"])
     adjusted = holm([None if row is main else number_of(row.get("p")) for row in rows])
     table = []
@@ -153,7 +159,7 @@ def contrast_table(report: Report) -> list[dict[str, Any]]:
                 "difference": difference_text(row.get("difference"), name, report),
                 "ci": interval_text(interval_of(row), name, report).removeprefix("95% interval "),
                 "p": p_text(p),
-                "holm": "primary" if row is main else p_text(corrected),
+                "holm": "primary" if row is main else p_text(number_of(row["p_holm"]) if "p_holm" in row else corrected),
                 "n": row.get("n", "–"),
                 "discordant": " / ".join(str(d) for d in discordant) if isinstance(discordant, Sequence) else "–",
                 "words": contrast_words(row, report),
@@ -161,6 +167,29 @@ def contrast_table(report: Report) -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def contrast_tables(report: Report) -> dict[str, Any]:
+    """The comparisons of the page: of the run's own arms, of the control arms among themselves, and by principle and tag, a
+    table for each two arms."""
+    rows = mappings_in(report, "contrasts")
+    overall = [row for row in rows if row.get("group") is None]
+    by_arms: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("group") is not None:
+            by_arms.setdefault(f"{row.get('a')} → {row.get('b')}", []).append(row)
+    return {
+        "main": contrast_table(report, [row for row in overall if row.get("b") not in CONTROLS]),
+        "controls": contrast_table(report, [row for row in overall if row.get("b") in CONTROLS]),
+        "groups": [(arms, contrast_table(report, part)) for arms, part in by_arms.items()],
+    }
+
+
+def steps_view(report: Report) -> list[dict[str, str]]:
+    """The verdict of each training and of each control arm, a row each."""
+    rows = [{"of": f"{step['a']} → {step['b']}", **step} for step in report["verdict"].get("steps", ())]
+    rows += [{"of": f"control arm {name}", **found} for name, found in report["verdict"].get("controls", {}).items()]
+    return rows if len(rows) > 1 else []
 
 
 def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -202,6 +231,19 @@ def stages(report: Report) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def hacking_words(detectors: Sequence[Mapping[str, Any]]) -> str:
+    """The sentence on the detectors of reward hacking: which raised an alarm, how many ran, which did not."""
+    names = {state: [str(row.get("detector")) for row in detectors if row.get("state") == state]
+             for state in ("alarm", "no alarm", "did not run")}  # fmt: skip
+    n_ran = len(names["alarm"]) + len(names["no alarm"])
+    if not n_ran:
+        return "No detector of reward hacking ran."
+    raised = f"Detectors of reward hacking that raised an alarm: {', '.join(names['alarm'])}"
+    lead = raised if names["alarm"] else "No detector of reward hacking raised an alarm"
+    absent = f"; {len(names['did not run'])} did not run ({', '.join(names['did not run'])})" if names["did not run"] else ""
+    return f"{lead}. {n_ran} ran{absent}."
+
+
 def page_html(report: Report) -> str:
     """The page as HTML. ``report`` is as ``as_json`` leaves it, with its verdict."""
     from jinja2 import Environment, FileSystemLoader
@@ -229,16 +271,22 @@ def page_html(report: Report) -> str:
         headline=headline_panels(report, arms, panels),
         directions=directions(report),
         metrics=metric_table(report, arms, None),
-        contrasts=contrast_table(report),
+        steps=steps_view(report),
+        contrasts=contrast_tables(report),
         principles=principles(report, arms, panels),
         group_tables=[(group, metric_table(report, arms, group)) for group in groups],
         curves=curves(report, panels),
+        gold=gold_view(report, panels),
         revisions=revisions_view(report.get("revisions") or {}, panels),
         judges=[judge_view(judge, panels) for judge in mappings_in(report, "judges")],
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),
         gates=gates,
         alarms=[{**alarm, "message": sentence(alarm.get("message")), "value": number_text(alarm.get("value")),
-                 "threshold": number_text(alarm.get("threshold"))} for alarm in mappings_in(report, "alarms")],
+                 "threshold": number_text(alarm.get("threshold")), "evidence": mappings_in(alarm, "evidence")}
+                for alarm in mappings_in(report, "alarms")],
+        detectors=[{**row, "message": sentence(row.get("message")), "value": number_text(row.get("value")),
+                    "threshold": number_text(row.get("threshold"))} for row in mappings_in(report, "detectors")],
+        hacking=hacking_words(mappings_in(report, "detectors")),
         samples=samples(report, arms),
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),

@@ -285,6 +285,55 @@ def curves(report: Report, panels: Panels) -> list[dict[str, Any]]:
     return sections
 
 
+def gold_view(report: Report, panels: Panels) -> dict[str, Any] | None:
+    """The held-out reward and the reward that was trained on, against the distance from the start; None without a curve."""
+    curve = report.get("over_optimisation")
+    if not isinstance(curve, Mapping):
+        return None
+    rows = mappings_in(curve, "rows")
+    drawn = [
+        distance_panel(panels, title, rows, key, curve.get("fit") if key == "gold" else None)
+        for title, key in (("Gold: the held-out reward", "gold"), ("Proxy: the reward that was trained on", "proxy"))
+    ]
+    fit, stopped = curve.get("fit"), curve.get("stopped")
+    notes = [str(curve.get("words")), *([f"The training ended early: {stopped}."] if stopped else [])]
+    if isinstance(fit, Mapping) and number_of(fit.get("d_star")) is not None:
+        notes.append(
+            f"The fitted curve of gold peaks at √KL = {number_text(fit['d_star'])} with {number_text(fit['gold_at_d_star'])}."
+        )
+    return {"source": curve.get("source"), "notes": notes, "panels": [panel for panel in drawn if panel]}
+
+
+def distance_panel(
+    panels: Panels, title: str, rows: Sequence[Mapping[str, Any]], key: str, fit: Any = None
+) -> dict[str, Any] | None:
+    """One number of the curve against √KL, with its intervals, and the fitted curve d (a - b ln d) where there is one."""
+    shown = [
+        (d, y, row)
+        for row in rows
+        if (d := number_of(row.get("sqrt_kl"))) is not None and (y := number_of(row.get(key))) is not None
+    ]
+    if not shown:
+        return None
+
+    def paint(axes: Axes) -> None:
+        for d, y, row in shown:
+            ci = row.get(f"{key}_ci")
+            if ci:
+                axes.plot([d, d], ci, color=stands_for(1), linewidth=1.2, alpha=0.5)
+            axes.plot(d, y, "o", color=stands_for(1), markersize=4)
+        axes.plot([d for d, *_ in shown], [y for _, y, _ in shown], color=stands_for(1), linewidth=1)
+        if isinstance(fit, Mapping):
+            furthest = max(d for d, *_ in shown)
+            xs = [furthest * i / 60 for i in range(1, 61)]
+            axes.plot(xs, [fit["start"] + x * (fit["a"] - fit["b"] * math.log(x)) for x in xs], color=INK, linewidth=1,
+                      linestyle=(0, (4, 3)))  # fmt: skip
+        axes.set_xlabel("√KL from the start (√nats)")
+
+    points = "; ".join(f"step {row.get('step')}: {number_text(y)} at {number_text(d)}" for d, y, row in shown)
+    return panels.draw(title, f"{title}. {points}.", paint)
+
+
 def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
     """One judge: accuracy by kind of pair, other checks, calibration."""
     groups = judge.get("groups") if isinstance(judge.get("groups"), Mapping) else {}

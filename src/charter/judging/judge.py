@@ -160,13 +160,31 @@ def comparisons_of(
     return comparisons
 
 
+def instructions_hash(comparison: Comparison, template: str) -> str:
+    """Of all that the judge is told beside the conversation and the responses."""
+    question = [comparison.principle.question, comparison.principle.good_answer] if template == YES_NO else []
+    return content_id(comparison.instruction, template, *question)
+
+
+def earlier_judgment(judgments: Iterable[Judgment], template: str) -> Callable[[Comparison], list[Judgment] | None]:
+    """Finds, among judgments of the same judge under the same settings, the one of a comparison, as a list; None where the
+    responses, their order, the principle or its text differ."""
+    by_key = {(row.order, row.principle, row.instructions_hash): row for row in judgments}
+
+    def find(comparison: Comparison) -> list[Judgment] | None:
+        order = (comparison.first.id, comparison.second.id)
+        row = by_key.get((order, comparison.principle.id, instructions_hash(comparison, template)))
+        return None if row is None else [row]
+
+    return find
+
+
 def judgment(
     comparison: Comparison, preference: Preference, *, rater_id: str, abstain_below: float, template: str = COMPARE
 ) -> Judgment:
     """The stored label; ``template`` is the question that was asked. Equal texts and margins below ``abstain_below`` (nats) are
     ties; without a margin there is no verdict."""
     first, second = comparison.first.id, comparison.second.id
-    question = [comparison.principle.question, comparison.principle.good_answer] if template == YES_NO else []
     key = content_id(comparison.prompt.id, first, second, comparison.principle.id, rater_id)
     margin = preference.margin
     ranks: dict[str, int | str]
@@ -183,7 +201,7 @@ def judgment(
         rater_id=rater_id,
         rater_kind="judge",
         order=(first, second),
-        instructions_hash=content_id(comparison.instruction, template, *question),
+        instructions_hash=instructions_hash(comparison, template),
         principle=comparison.principle.id,
         ranks=ranks,  # type: ignore[arg-type]
         margin=margin,

@@ -11,7 +11,7 @@ from torch import Tensor
 from charter.errors import InputError
 from charter.models.adapters import moved_along
 from charter.models.load import check_folder, check_vocabulary, first_line, kind_of, load_base, load_tokenizer
-from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk, load_trunk
+from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Scorers, Trunk, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json
 
@@ -50,6 +50,19 @@ def load_reward_trunk(
     trunk = Trunk(model, tokenizer, precision=precision, path=path, say=say, **more)
     trunk.stored_head = head.float()
     return trunk
+
+
+def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "float32") -> tuple[Trunk, Scorers]:
+    """A trained reward model of Charter, one or an ensemble, ready to score: its trunk and its roles. InputError where it is
+    incomplete, or where the base of its adapters is missing."""
+    card = read_json(folder / REWARD_CARD)
+    path, lora = str(folder), None
+    if isinstance(card, dict) and card.get("lora"):
+        if not isinstance(card.get("base"), str):
+            raise InputError("the base of the adapter is missing; train the reward model again", file=folder / REWARD_CARD)
+        path, lora = moved_along(folder, card["base"]), LoRASettings(**card["lora"])
+    trunk = load_reward_trunk(path, device=device, precision=precision, lora=lora)
+    return trunk, trunk.load_scorers(folder)
 
 
 def single_scorer(path: str) -> str | None:

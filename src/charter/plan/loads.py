@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from charter.reading.pairs import read_pairs
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import Settings
 from charter.recipe.source import Source, named_in
+from charter.stages.controls import learns_from_pairs
 from charter.stages.evaluate import plan as evaluate
 from charter.stages.feedback import plan as feedback
 from charter.stages.load import Counted, Load
@@ -31,25 +31,34 @@ Plan = tuple[Callable[[Counted, Any], Load], Settings | None]  # a stage's setti
 
 
 def loads_of(counted: Counted) -> list[Load]:
-    """The work of each stage in running order; a later round has its number in the name."""
+    """The work of each stage in running order; a later round has its number in the name, a control arm its name."""
     recipe = counted.recipe
     reward = recipe.reward_model if recipe.trains_reward_model else None
     first: list[Plan] = [(prompts.load, recipe.prompts), (revise.load, recipe.revise), (sft.load, recipe.sft)]
     each: list[Plan] = [(feedback.load, recipe.feedback), (reward_model.load, reward), (rl.load, recipe.rl)]
-    last: list[Plan] = [(evaluate.load, recipe.evaluation)]
+    planned = [("", plan) for plan in first]
+    planned += [("" if number == 1 else f"-{number}", plan) for number in range(1, recipe.rounds + 1) for plan in each]
+    planned += [(f"-{control}", plan) for control in recipe.controls for plan in plans_of_control(control, recipe, reward)]
+    planned.append(("", (evaluate.load, recipe.evaluation)))
     loads: list[Load] = []
-    rounds: Counter[str] = Counter()
-    for load_of, settings in first + each * recipe.rounds + last:
+    for suffix, (load_of, settings) in planned:
         if settings is None:
             continue
         load = load_of(counted, settings)
         if recipe.scorer is not None and recipe.scorer.kind == "judge":  # loaded from beginning to end
             load.hold_named(counted, recipe.scorer.model)
         load.cast(counted.shape)
-        rounds[load.stage] += 1
-        load.stage += f"-{rounds[load.stage]}" if rounds[load.stage] > 1 else ""
+        load.stage += suffix
         loads.append(load)
     return loads
+
+
+def plans_of_control(control: str, recipe: Recipe, reward: Settings | None) -> list[Plan]:
+    """What a control arm does beside the stages that it shares."""
+    if not learns_from_pairs(recipe, control):
+        return [(rl.load, recipe.rl)]
+    pairs = feedback.load_judgments if control == "shuffled" else feedback.load_exchanged
+    return [(pairs, recipe.feedback), (reward_model.load, reward), (rl.load, recipe.rl)]
 
 
 def loads_with(counted: Counted, recipe: Recipe) -> list[Load]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from charter.models.load import pick_device
 from charter.plan.fit import what_fits
+from charter.plan.labels import Rates, labels_of, money_of
 from charter.plan.loads import count, loads_of
 from charter.plan.machine import EFFICIENCY, STEP_PER_LAYER, memory_of, probe, seconds_of
 from charter.plan.shorter import shortened
@@ -25,9 +26,9 @@ ASSUMPTIONS = (
 )
 
 
-def plan_recipe(recipe: Recipe, hours: float = 1.0) -> dict[str, Any]:
-    """What a run of the recipe will take, in JSON values: tokens as counts, memory and disk in bytes, time in seconds; and where
-    that is more than ``hours``, what would take less (:func:`charter.plan.shorter.shortened`).
+def plan_recipe(recipe: Recipe, hours: float = 1.0, rates: Rates | None = None) -> dict[str, Any]:
+    """What a run of the recipe will take, in JSON values: tokens as counts, memory and disk in bytes, time in seconds; where that
+    is more than ``hours``, what would take less (:func:`charter.plan.shorter.shortened`); with ``rates``, what its labels cost.
 
     InputError where the model, a file or the GPU it asks for is missing.
     """
@@ -36,6 +37,7 @@ def plan_recipe(recipe: Recipe, hours: float = 1.0) -> dict[str, Any]:
     speed = probe(counted.shape, recipe.precision, device)
     for stage, load in zip(figures["stages"], loads, strict=True):
         stage["seconds"] = round(seconds_of(load, counted.shape, speed), 1)
+    labels = labels_of(counted, rates, lambda load: seconds_of(load, counted.shape, speed)) if rates is not None else None
     available, seconds = memory_of(device), sum(stage["seconds"] for stage in figures["stages"])
     fits = figures["peak_bytes"] < available
     shorter = None
@@ -48,6 +50,7 @@ def plan_recipe(recipe: Recipe, hours: float = 1.0) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "limit_seconds": round(hours * 3600, 1),
         "shorter": shorter,
+        "labels": labels,
         "free_disk_bytes": shutil.disk_usage(".").free,
         "operations_per_second": round(speed.operations),
         "assumptions": [*ASSUMPTIONS, *([COUNTED_HERE] if recipe.endpoints else [])],
@@ -113,9 +116,7 @@ def endpoint_plan(recipe: Recipe, name: str, loads: Sequence[Load]) -> dict[str,
     """What would be sent to an endpoint in all, what it would cost where prices are given, and which budget is too small."""
     settings = recipe.endpoints[name]
     total = sum((load.asked.get(name, Asked()) for load in loads), Asked())
-    money = None
-    if settings.input_price is not None and settings.output_price is not None:
-        money = (total.read * settings.input_price + total.written * settings.output_price) / 1e6
+    money = money_of(settings, total.read, total.written)
     short = [
         key for key, need, have in (
             ("budget_tokens", total.read + total.written, settings.budget_tokens), ("budget_money", money, settings.budget_money)

@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from charter.raters.personal import NONE, OWN, SHARED, UNKNOWN
 from charter.raters.reports import SHOWN, plain
+from charter.reading.prompts import prompt_text
+from charter.records import Prompt, Response
 from charter.run.files import atomic_path, write_json
 from charter.votes.exports import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+RATED = ("rating", "low", "high", "best_rank", "worst_rank", "p_best", "prompt_id", "response_id")
 INK, MARK, FAINT = "#1f2937", "#2563eb", "#d1d5db"
 WORD_COLOURS = {SHARED: MARK, OWN: "#059669", NONE: "#dc2626", UNKNOWN: "#6b7280"}
 
 
-def write_ratings(result: Mapping[str, Any], out: Path) -> list[Path]:
-    """ratings.json and ratings.csv, and for models the picture ratings.png."""
+def write_ratings(
+    result: Mapping[str, Any], out: Path, texts: tuple[Mapping[str, Prompt], Mapping[str, Response]] | None = None
+) -> list[Path]:
+    """ratings.json and ratings.csv, and for models the picture ratings.png. With the ``texts`` of responses (prompts and
+    responses by id) ratings.csv is a file of ratings that a reward model is trained on; without them it has ids alone."""
     write_json(out / "ratings.json", result)
     if result["of"] == "models":
         rows = result["models"]
@@ -29,10 +35,16 @@ def write_ratings(result: Mapping[str, Any], out: Path) -> list[Path]:
         _draw(out / "ratings.png", lambda axes: _dots(axes, [(row["model"], row["rating"], row["ci"]) for row in rows[:SHOWN]]),
               "rating, points (95 % interval)", min(len(rows), SHOWN))  # fmt: skip
         return [out / name for name in ("ratings.json", "ratings.csv", "ratings.png")]
-    write_csv(out / "ratings.csv", ("prompt", "response", "rating", "low", "high", "best_rank", "worst_rank", "p_best"),
-              ([prompt["prompt"], row["response"], row["rating"], *row["ci"], *row["ranks"], prompt["p_best"]]
+    columns = (*(("prompt", "response") if texts else ()), *RATED)
+    write_csv(out / "ratings.csv", columns,
+              ([*_texts(prompt["prompt"], row["response"], texts), row["rating"], *row["ci"], *row["ranks"], prompt["p_best"],
+                prompt["prompt"], row["response"]]
                for prompt in result["prompts_rated"] for row in prompt["responses"]))  # fmt: skip
     return [out / "ratings.json", out / "ratings.csv"]
+
+
+def _texts(prompt: str, response: str, texts: tuple[Mapping[str, Prompt], Mapping[str, Response]] | None) -> list[str]:
+    return [] if texts is None else [prompt_text(texts[0][prompt]), texts[1][response].text]
 
 
 def write_agreement(result: Mapping[str, Any], out: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -13,7 +13,7 @@ import numpy as np
 from charter.errors import InputError
 from charter.raters.comparisons import Floats, Ints, Numbers, Votes, votes_of
 from charter.reading.rows import Row, read_rows
-from charter.records import Judgment, RaterKind, Response, content_id
+from charter.records import Judgment, Prompt, RaterKind, Response, content_id
 from charter.run.files import read_jsonl
 from charter.votes.judgments import check_chain
 from charter.votes.winners import BOTH_BAD, FIRST, GAMES, MODELS_A, MODELS_B, NO_VERDICT, SECOND, TIE, outcome_of, set_aside
@@ -33,6 +33,40 @@ def find(path: Path, name: str) -> Path:
         if place.is_file():
             return place
     raise InputError(f"{name} is missing, here and in the folder feedback; give a file of votes", file=path)
+
+
+def find_beside(name: str, option: str, chosen: Path | None, folders: Sequence[Path]) -> Path:
+    """The file ``name``: as ``chosen`` by the user, else in the first of ``folders`` that has it. InputError with the option that
+    names it where none has."""
+    if chosen is not None:
+        return find(chosen, name)
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{name} is missing here and in the run; name it with {option}", file=folders[0])
+
+
+def text_files(file: Path, prompts: Path | None, responses: Path | None, *runs: Path) -> tuple[Path, Path]:
+    """The files of prompts and of responses behind a file of judgments: those that the user chose, else from the folder of the
+    judgments, then from its run or from ``runs``. InputError names the missing file."""
+    folder = find(file, "judgments.jsonl").parent
+    places = [folder, folder.parent / "prompts", *(run / "prompts" for run in runs)]
+    return (find_beside("prompts.jsonl", "--prompts", prompts, places),
+            find_beside("responses.jsonl", "--responses", responses, [folder, *(run / "feedback" for run in runs)]))  # fmt: skip
+
+
+def rated_texts(
+    file: Path, prompts: Path | None, responses: Path | None, rated: Iterable[tuple[str, str]]
+) -> tuple[dict[str, Prompt], dict[str, Response]]:
+    """Prompts and responses by id, for ids (prompt, response) that were rated. InputError where a file or a text is missing."""
+    prompt_file, response_file = text_files(file, prompts, responses)
+    asked = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
+    answers = {response.id: response for response in read_jsonl(response_file, Response)}
+    for prompt, response in rated:
+        for name, known, place in ((prompt, asked, prompt_file), (response, answers, response_file)):
+            if name not in known:
+                raise InputError(f"{name!r} was rated and is missing; give the file with all texts", file=place)
+    return asked, answers
 
 
 def read_any_judgments(path: Path) -> list[Judgment]:

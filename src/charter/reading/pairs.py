@@ -92,6 +92,8 @@ def row_pair(row: Row) -> Pair | str:
 def _row_pair(row: Row) -> Pair | str:
     if (missing := next((name for name in ("chosen", "rejected") if row.values.get(name) is None), None)) is not None:
         check_tool_export(row)
+        if row.values.get("response") is not None and {"score", "rating"} & row.values.keys():
+            raise row.bad("missing; these are ratings: train on them with --loss squared or --loss absolute", missing)
         raise row.bad("missing; a pair needs prompt, chosen and rejected, or two whole dialogues", missing)
     if row.values.get("prompt") in (None, ""):
         chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from charter.reading.forms import read_usable, usual_columns
 from charter.reading.pairs import SPOKEN, answer_text, number, prompt_column
 from charter.reading.rows import Row
 from charter.records import Prompt, Rating, content_id
+
+ID = re.compile(r"[0-9a-f]{16}")
+COLUMNS = "a rating needs prompt, response, and score or rating"
 
 
 @dataclass(frozen=True)
@@ -23,26 +27,42 @@ class RatingFile:
 
 def read_ratings(path: Path) -> RatingFile:
     """Read ratings from JSONL, JSON, CSV, TSV (these also compressed) or Parquet: columns ``prompt`` (text, transcript, messages,
-    or our own Prompt), ``response`` and ``score``; ``group_id`` by default the id of the first user turn, so that dialogues with
-    the same opening stay together. Rows are left out and counted where the prompt ends with the assistant and where a part of
-    the row is not rendered. InputError names file, line, field."""
+    or our own Prompt), ``response``, and ``score`` or ``rating``; ``group_id`` by default the id of the first user turn, so that
+    dialogues with the same opening stay together. Rows are left out and counted where the prompt ends with the assistant and
+    where a part of the row is not rendered. InputError names file, line, field; ids in place of texts are one."""
     return RatingFile(*read_usable(path, row_rating, "rating"))
 
 
 def row_rating(row: Row) -> Rating | str:
     """The rating of a row, or the reason to leave it out, which may also be raised as LeftOut."""
     row = usual_columns(row)
+    column = "score" if row.values.get("score") not in (None, "") else "rating"
+    score = number(row, column)
+    if score is None and row.values.get("prompt") not in (None, ""):
+        raise row.bad(f"missing; {COLUMNS}", "score")
+    answered = answered_prompt(row)
+    if isinstance(answered, str):
+        return answered
+    prompt, response, group = answered
+    assert score is not None
+    return Rating(prompt=prompt, response=response, score=score, group_id=group)
+
+
+def answered_prompt(row: Row) -> tuple[Prompt, str, str] | str:
+    """Prompt, response and group of a row, or the reason to leave it out. InputError where the two are ids: nothing can be
+    learned from these, or scored."""
     if row.values.get("prompt") in (None, ""):
-        raise row.bad("missing; a rating needs prompt, response and score", "prompt")
+        more = "; the file has ids and no texts: run charter ratings where prompts.jsonl and responses.jsonl lie"
+        raise row.bad(f"missing; {COLUMNS}" + (more if {"prompt_id", "response_id"} <= row.values.keys() else ""), "prompt")
     prompt = prompt_column(row)
-    score = number(row, "score")
-    if score is None:
-        raise row.bad("missing; a rating needs prompt, response and score", "score")
     if prompt is None:
         return SPOKEN
+    response = answer_text(row, "response", prompt)
+    if ID.fullmatch(prompt.last_turn) and ID.fullmatch(response):
+        raise row.bad("prompt and response are ids and not texts; give prompts.jsonl and responses.jsonl to charter ratings "
+                      "(--prompts, --responses), which then writes the texts", "response")  # fmt: skip
     opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])
-    group = row.optional("group_id") or Prompt.ask(opening.content).id
-    return Rating(prompt=prompt, response=answer_text(row, "response", prompt), score=score, group_id=group)
+    return prompt, response, row.optional("group_id") or Prompt.ask(opening.content).id
 
 
 def split_ratings(ratings: Sequence[Rating], *, test_fraction: float, seed: int) -> tuple[list[Rating], list[Rating]]:

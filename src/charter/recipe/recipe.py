@@ -101,6 +101,9 @@ class Recipe(Settings):
     rl: Annotated[AnyRLSettings | None, Field(discriminator="method")] = RLOOSettings()
     rounds: Positive = 1
     """Feedback and training, so many times: each round starts from the model of the one before it (Yuan et al. 2024)."""
+    controls: list[Literal["flipped", "random", "length", "shuffled"]] = []
+    """Arms that show what the training alone does. Each trains as `rl` does, from the same model: on the judgments with chosen
+    and rejected exchanged; against random numbers; against the length of a response; on judgments under other topics."""
     evaluation: EvaluationSettings | None = None
 
     @model_validator(mode="before")
@@ -160,6 +163,34 @@ class Recipe(Settings):
             raise ValueError("rounds repeats feedback and rl; both must be there, and the feedback sampled anew")
         return self
 
+    @model_validator(mode="after")
+    def check_gold(self) -> Recipe:
+        """A second reward model needs feedback of its own; weights that are divided are not kept twice."""
+        if self.halves_the_feedback and self.feedback is None:
+            raise ValueError("rl.gold.source: a second reward model learns from half of the feedback, and feedback is null")
+        if self.rl is not None and self.rl.keep == "best" and self.parallel == "fsdp":
+            raise ValueError("rl.keep: best keeps a second copy of whole weights, and parallel: fsdp divides them; use ddp")
+        return self
+
+    @model_validator(mode="after")
+    def check_controls(self) -> Recipe:
+        """A control repeats the last training with one thing changed, so that thing must be there."""
+        if not self.controls:
+            return self
+        if self.rl is None or self.evaluation is None:
+            raise ValueError("controls repeat rl and are shown by the evaluation, and one of them is null; leave controls out")
+        if self.rounds > 1:
+            raise ValueError("controls repeat one training, and rounds is more than 1; leave one of the two out")
+        if twice := [name for name in self.controls if self.controls.count(name) > 1]:
+            raise ValueError(f"controls names {twice[0]!r} twice; name it once")
+        judged = self.feedback is not None and self.feedback.samples and self.feedback.asks_judge
+        learns_from_pairs = isinstance(self.rl, DPOSettings) or self.trains_reward_model
+        if "shuffled" in self.controls and not (judged and learns_from_pairs):
+            raise ValueError(
+                "the control shuffled judges comparisons anew, and rl learns from none that a judge made; leave it out"
+            )
+        return self
+
     @property
     def trains_reward_model(self) -> bool:
         """Whether a reward model is learned from the feedback: rl is rewarded by it, or nothing else is to be made of it."""
@@ -168,6 +199,11 @@ class Recipe(Settings):
         if not isinstance(self.rl, RolloutSettings):
             return self.rl is None
         return any(str(source) == "reward_model" for source in self.rl.sources.values())
+
+    @property
+    def halves_the_feedback(self) -> bool:
+        """Whether gold is a reward model from half of the feedback, which nothing else learns from."""
+        return self.rl is not None and self.rl.gold is not None and str(self.rl.gold.source) == "reward_model"
 
     def samplers(self) -> dict[str, Source]:
         """The models that only answer, by the dotted key that names them."""

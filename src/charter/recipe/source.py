@@ -8,7 +8,7 @@
 | `judge:MODEL` | judge: one of the above that is asked | the model as written | |
 | `classifier:FOLDER:LABEL` | classifier | FOLDER | LABEL |
 | `python:MODULE:FUNCTION` | python: the user's own function | MODULE | FUNCTION |
-| `reward_model`, `length`, `refusal-words` | built-in | the word | |
+| `reward_model`, `length`, `random`, `refusal-words` | built-in | the word | |
 """
 
 from __future__ import annotations
@@ -152,10 +152,13 @@ Answerer = Annotated[Source, Accepts("model", ("model",), own=("base",))]
 """A model that answers before anything is trained."""
 Responder = Annotated[Source, Accepts("model", ("model",), own=("base", "sft"))]
 """A model that answers after fine-tuning."""
-REWARD = Accepts("reward source", ("judge", "classifier", "python"), ("base", "sft"), ("reward_model", "length"))
+REWARD = Accepts("reward source", ("judge", "classifier", "python"), ("base", "sft"), ("reward_model", "length", "random"))
 RewardSource = Annotated[Source, REWARD]
 ScorerSource = Annotated[Source, Accepts("scorer", ("python", "judge"), words=("refusal-words",))]
 MeasureSource = Annotated[Source, Accepts("measure", ("classifier", "judge", "python"))]
+
+
+GoldSource = Annotated[Source, Accepts("gold source", ("classifier", "judge", "python"), words=("reward_model",))]
 
 
 class Located(str):

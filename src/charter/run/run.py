@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import filecmp
+import itertools
 import json
 import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Generic, TypeVar
@@ -28,6 +30,8 @@ from charter.run.hashes import CONTENTS
 from charter.run.progress import track
 from charter.run.team import team
 
+NO_OUTPUT = ("manifest.json", ".timing.json")
+EARLIER = "earlier"  # inside a stage's folder, its rows from before a change
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
@@ -65,10 +69,13 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
-    def stage(self, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> Stage:
+    def stage(
+        self, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str], by_row: Collection[str] = ()
+    ) -> Stage:
         """Open a stage. ``inputs``: names to content hashes; ``code``: full names of the modules it begins from, whose imports
-        count as well (:mod:`charter.run.code`)."""
-        stage = Stage(self, name, settings, inputs, code)
+        count as well (:mod:`charter.run.code`). ``by_row``: inputs, or beginnings of their names, whose change leaves some
+        rows as they are: the stage starts anew with its :meth:`Stage.earlier` rows, of which it takes those that still hold."""
+        stage = Stage(self, name, settings, inputs, code, by_row)
         self.stages.append(stage)
         return stage
 
@@ -82,8 +89,11 @@ class Run:
 class Stage:
     """One stage's folder: ``with run.stage(...) as stage: if not stage.done: ... stage.finish(result)``."""
 
-    def __init__(self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str]) -> None:
+    def __init__(
+        self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str], by_row: Collection[str] = ()
+    ) -> None:
         self.run, self.name, self.folder = run, name, run.folder / name
+        self.by_row, self.logs, self._output = tuple(by_row), list[RecordLog[Any]](), ""
         settings = settings.model_dump(mode="json", context=CONTENTS) if hasattr(settings, "model_dump") else settings
         self.description = {
             "stage": name,
@@ -100,29 +110,82 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.started = time.monotonic()
-        self.done, self.result, self.wall_s = team().on_main(self._open)
+        self.done, self.result, self.wall_s, self._output = team().on_main(self._open)
         self.skipped = self.done
         self.run.say(f"{self.name}: unchanged, skipped" if self.skipped else f"{self.name} …")
         if self.skipped:
             self.tell(None)
         return self
 
-    def _open(self) -> tuple[bool, dict[str, Any], float]:
-        """Make the folder fit to work in; whether the stage is done already, with its result, and the seconds spent on it."""
+    def _open(self) -> tuple[bool, dict[str, Any], float, str]:
+        """Make the folder fit to work in; whether the stage is done already, with its result, the seconds spent on it, and what
+        later stages name as its output."""
         done, result = False, {}
         manifest = read_json(self.folder / "manifest.json") or {}
         if not isinstance(manifest, dict):
             raise InputError("not a valid manifest; remove it to run the stage again", file=self.folder / "manifest.json")
         if manifest.get("fingerprint") != self.fingerprint:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
+            self._clear(manifest)
             write_json(self.folder / "manifest.json", {**self.description, "fingerprint": self.fingerprint})
         elif "result" in manifest:
             done, result = True, manifest["result"]
         else:
             self._sweep()
-        return done, result, float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
+        seconds = float((read_json(self.folder / ".timing.json") or {}).get("wall_s", 0.0))
+        return done, result, seconds, str(manifest.get("output", self.fingerprint)) if done else self.fingerprint
+
+    def _clear(self, manifest: Mapping[str, Any]) -> None:
+        """Empty the folder; where only inputs ``by_row`` changed, what it had is then in its folder `earlier`."""
+        aside = self.folder.with_name(f".{self.name}.{EARLIER}")
+        shutil.rmtree(aside, ignore_errors=True)
+        if self.by_row and self._fixed(manifest) == self._fixed(self.description):
+            os.replace(self.folder, aside)
+            shutil.rmtree(aside / EARLIER, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            os.replace(aside, self.folder / EARLIER)
+            return
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+
+    def _fixed(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a description in which no row can be used again if it differs."""
+        inputs = {name: value for name, value in manifest.get("inputs", {}).items() if not name.startswith(self.by_row)}
+        return {key: manifest.get(key) for key in ("stage", "seed", "settings", "code")} | {"inputs": inputs}
+
+    def earlier(self, name: str, kind: type[R]) -> list[R]:
+        """The rows of a file of the stage before inputs ``by_row`` changed; none where the stage began from nothing."""
+        path = self.path(EARLIER) / name
+        return list(read_jsonl(RecordLog(path, kind).path, kind)) if path.exists() else []
+
+    @property
+    def earlier_inputs(self) -> dict[str, str]:
+        """The inputs with which the :meth:`earlier` rows were made."""
+        inputs: dict[str, str] = (read_json(self.path(EARLIER) / "manifest.json") or {}).get("inputs", {})
+        return inputs
+
+    def _output_of_before(self) -> str | None:
+        """The output hash that the finished stage had before inputs ``by_row`` changed, where its files are the same bytes; None
+        where they are not."""
+        before, earlier = read_json(self.path(EARLIER) / "manifest.json") or {}, self.path(EARLIER)
+        if "result" not in before:
+            return None
+        names = [
+            {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file.name not in NO_OUTPUT}
+            for folder in (self.folder, earlier)
+        ]
+        names[0] = {name for name in names[0] if not name.startswith(f"{EARLIER}/")}
+        same = names[0] == names[1] and all(filecmp.cmp(self.folder / name, earlier / name, shallow=False) for name in names[0])
+        return str(before.get("output", before["fingerprint"])) if same else None
+
+    def _reused(self) -> dict[str, Any]:
+        """Of each file of rows, how many it took from before the change; empty where nothing was there to be taken."""
+        if not self.path(EARLIER).exists():
+            return {}
+        rows = {log.path.name: {"reused": log.reused, "rows": log.count} for log in self.logs}
+        words = ", ".join(f"{row['reused']} of {row['rows']} rows of {name}" for name, row in rows.items())
+        self.run.say(f"  {self.name}: kept {words}; the others depend on what changed")
+        return {"reused": rows}
 
     def tell(self, row: dict[str, Any] | None) -> None:
         """Let the listeners know of a line of metrics, or with None that the stage is finished. The main process does."""
@@ -149,15 +212,20 @@ class Stage:
 
     @property
     def output_hash(self) -> str:
-        """What a later stage names as its input: the fingerprint fixes the outputs, because every stage is a function."""
-        return self.fingerprint
+        """What a later stage names as its input: the fingerprint fixes the outputs, because every stage is a function. Where a
+        change left every byte of them as it was, it is that of before the change."""
+        return self._output
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Mark the stage as done and keep its result in the manifest."""
+        """Mark the stage as done and keep its result in the manifest; `reused` in it counts rows from before a change."""
+        result |= self._reused()
+        self._output = team().on_main(self._output_of_before) or self.fingerprint
         whole = {**self.description, "fingerprint": self.fingerprint, "result": result}
+        whole |= {"output": self._output} if self._output != self.fingerprint else {}
 
         def close() -> dict[str, Any]:
             (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / EARLIER, ignore_errors=True)
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
             write_json(self.folder / "manifest.json", whole)
             return result
@@ -167,7 +235,9 @@ class Stage:
 
     def rows(self, name: str, kind: type[R]) -> RecordLog[R]:
         """An append-only file of records that outlives a kill."""
-        return RecordLog(self.path(name), kind)
+        log = RecordLog(self.path(name), kind)
+        self.logs.append(log)
+        return log
 
     def record(self, step: int, **values: Any) -> dict[str, Any]:
         """Append one line to metrics.jsonl; the line. No times: the file is part of the artifacts."""
@@ -206,7 +276,7 @@ class RecordLog(Generic[R]):
     """Records appended one line at a time, each on disk before the next is made."""
 
     def __init__(self, path: Path, kind: type[R]) -> None:
-        self.path, self.kind = path, kind
+        self.path, self.kind, self.reused = path, kind, 0
         self.count = team().on_main(self._mend)
 
     def _mend(self) -> int:
@@ -227,6 +297,7 @@ class RecordLog(Generic[R]):
         *,
         rows_per_item: int = 1,
         follow: Callable[[R, R | None], R] | None = None,
+        known: Callable[[T], Sequence[R] | None] | None = None,
         by_all: bool = True,
         label: str = "",
         quiet: bool = False,
@@ -238,6 +309,9 @@ class RecordLog(Generic[R]):
         the one before it in the file (None for the first) the record that is written: the link of a chain. Several processes
         claim batch after batch, whole ones for the same reason; without ``by_all`` the main one makes them all.
         """
+        if known is not None:
+            self.reused = sum(len(known(item) or ()) for item in items)
+            produce = filled(produce, known, rows_per_item)
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
         first = min(self.count // (batch_size * rows_per_item), len(batches))
         left, workers = batches[first:], team()
@@ -275,3 +349,18 @@ class RecordLog(Generic[R]):
             deque(workers.in_order(len(left), lines), maxlen=0)
         self.count = workers.on_main(write)
         return list(read_jsonl(self.path, self.kind))
+
+
+def filled(
+    produce: Callable[[Sequence[T]], Iterable[R]], known: Callable[[T], Sequence[R] | None], rows_per_item: int
+) -> Callable[[Sequence[T]], Iterable[R]]:
+    """``produce`` for the items of a batch that are not ``known``, the known records in their places."""
+
+    def made(batch: Sequence[T]) -> Iterator[R]:
+        given = [known(item) for item in batch]
+        left = [item for item, records in zip(batch, given, strict=True) if records is None]
+        new = iter(produce(left) if left else ())
+        for records in given:
+            yield from itertools.islice(new, rows_per_item) if records is None else records
+
+    return made

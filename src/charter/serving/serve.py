@@ -10,6 +10,7 @@ from pathlib import Path
 from charter.endpoints.client import read_key
 from charter.errors import InputError
 from charter.models.load import STAGE_OF, model_of_run, pick_device
+from charter.models.marks import refuse_flipped
 from charter.models.trunk import load_trunk
 from charter.recipe.source import locate
 from charter.run.hashes import file_hash
@@ -34,8 +35,9 @@ def model_place(where: str, model: str | None) -> tuple[str, str]:
 
 
 def serve_model(
-    where: str, model: str | None, *, name: str | None, port: int, public: bool, api_key_env: str | None, max_rows: int
-) -> None:
+    where: str, model: str | None, *, name: str | None, port: int, public: bool, api_key_env: str | None, max_rows: int,
+    understood: bool = False,
+) -> None:  # fmt: skip
     """Answer until interrupted. InputError where the model, the port, the key or a package is missing."""
     try:
         import uvicorn
@@ -49,6 +51,7 @@ def serve_model(
 
     key = read_key(api_key_env, "--api-key-env") if api_key_env else None
     folder, default_name = model_place(where, model)
+    refuse_flipped(folder, understood)
     with open_port("0.0.0.0" if public else LOOPBACK[0], port) as listening:
         trunk = load_trunk(folder, device=pick_device("auto"))
         fingerprint = file_hash(Path(folder)) if Path(folder).exists() else ""

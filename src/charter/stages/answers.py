@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from charter.constitution.revise import respond
@@ -16,7 +17,11 @@ def answer(
     settings: SamplingSettings, what: str | None = None, label: str | None = None,
 ) -> list[Response]:  # fmt: skip
     """K responses to each prompt, in the file ``name``, prompt by prompt, ``batch_size`` responses at once, sampled as
-    ``settings`` say. The seeds of the draws derive from ``seed``, ``what`` (the stage unless given) and the prompt."""
+    ``settings`` say. The seeds of the draws derive from ``seed``, ``what`` (the stage unless given) and the prompt, so responses
+    of an earlier run of the stage hold, whatever else was sampled."""
+    earlier: defaultdict[str, list[Response]] = defaultdict(list)
+    for response in stage.earlier(name, Response):
+        earlier[response.prompt_id].append(response)
     return stage.rows(name, Response).work(
         list(prompts),
         max(1, batch_size // k),
@@ -24,6 +29,7 @@ def answer(
             response for group in respond(sampler, batch, settings, seed=seed, what=what or stage.name, k=k) for response in group
         ],
         rows_per_item=k,
+        known=lambda prompt: earlier[prompt.id] if len(earlier[prompt.id]) == k else None,
         by_all=isinstance(sampler, LocalSampler),
         label=f"{stage.name}: {label or name.removesuffix('.jsonl')}",
         quiet=stage.run.quiet,

@@ -111,6 +111,12 @@ class Models:
             return model_hash(model.name)
         return str(model) if model.kind in ("python", "built-in") else self.hash_of(model, start)
 
+    def forget(self, path: str) -> None:
+        """Let go of the model of a folder."""
+        for key in [key for key in self._trunks if key[0] == path]:
+            self._trunks.pop(key).close()
+        gc.collect()
+
     def release(self) -> None:
         """Forget the loaded models: the next stage loads what it needs."""
         for trunk in self._trunks.values():

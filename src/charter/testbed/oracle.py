@@ -64,6 +64,14 @@ def read(prompt: str, response: str) -> dict[str, Any]:
     return verdict
 
 
+def gold(prompt: str, response: str) -> float:
+    """The worth of a reply as one number, 0 to 1, for a gold curve: the level of ``read`` over the best one; 0 where the oracle
+    cannot read the reply."""
+    verdict = read(prompt, response)
+    level = verdict["helpfulness_level"] if verdict["gold"] is None else verdict["gold"]
+    return 0.0 if level is None else level / 4.0
+
+
 def _help_level(n_on_topic: int, n_steps: int) -> str:
     if n_on_topic:
         return "two steps" if n_on_topic >= 2 else "one step"

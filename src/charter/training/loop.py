@@ -16,6 +16,7 @@ from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.stages.rl.settings import RLSettings, RolloutSettings
 from charter.training.checkpoints import Checkpoints
+from charter.training.gold import GoldCurve
 from charter.training.losses import token_kl
 from charter.training.optimizer import Optimizer, scaling_of
 from charter.training.rewards import RewardSum, apply_missing_eos_penalty, make_kl_controller
@@ -85,7 +86,13 @@ def steps(
     def state() -> dict[str, float]:
         return ({"kl_coef": kl_controller.coef} if kl_controller else {}) | reward.state()
 
+    def proxy(rollout: Rollout) -> Tensor:
+        return apply_missing_eos_penalty(reward.unshaped(rollout).total, rollout.finished, settings.missing_eos_penalty)
+
+    curve = GoldCurve(trunk, settings, stage, reward.gold, first, proxy)
     for number in stage.progress(range(settings.steps), done=first):
+        if curve.before(number, watch.history):
+            break
         # Sample.
         batch = prompt_batch(prompts, number, settings.prompts_per_step, seed)
         rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", number))
@@ -124,3 +131,4 @@ def steps(
             kl_controller.update(described["kl"], len(scores))
         reward.update(parts)
         checkpoints.after(number + 1, state())
+    curve.finish(len(watch.history))

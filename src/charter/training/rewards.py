@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from charter.errors import GateError
 from charter.records import Rollout
+from charter.run.hashes import derive_seed
 from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
+
+if TYPE_CHECKING:
+    from charter.training.gold import Gold
 
 RewardFn = Callable[[Rollout], Tensor]
 """Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""
@@ -87,6 +92,7 @@ class RewardSum:
         self, parts: Mapping[str, tuple[float, RewardFn]], cost: CostSettings | None = None, shape: RewardShape | None = None
     ) -> None:
         self.parts, self.cost, self.shape = dict(parts), cost, shape
+        self.gold: Gold | None = None
         self.multiplier = cost.initial if cost else 0.0
 
     def __call__(self, rollout: Rollout) -> Scores:
@@ -127,6 +133,14 @@ class RewardSum:
 def response_length(rollout: Rollout) -> Tensor:
     """Length of each response in tokens, its end included: (B,). With a negative weight, a price on words."""
     return rollout.mask.sum(dim=1).float()
+
+
+def random_number(rollout: Rollout) -> Tensor:
+    """A number of the standard normal distribution for each response, (B,), always the same one for the same text. It says
+    nothing about a response, so whatever a policy gains under it comes from the training alone."""
+    uniform = [(derive_seed("random reward", text) % 2**52 + 0.5) / 2**52 for text in rollout.texts]
+    numbers: Tensor = torch.special.ndtri(torch.tensor(uniform, dtype=torch.float64))
+    return numbers.float().to(rollout.ids.device)
 
 
 def last_token(mask: Tensor) -> Tensor:

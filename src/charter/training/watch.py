@@ -57,7 +57,7 @@ class Watch:
         if not bool(torch.isfinite(kl).all()):
             self.stop(step, "a log-probability is not finite", "a learning rate that is too high")
         response_kl = kl.sum(dim=1)
-        if step == 0 and float(response_kl.abs().max()) > EXACT:
+        if step == 0 and self.settings.from_policy is None and float(response_kl.abs().max()) > EXACT:
             self.stop(step, f"the KL before the first update is {float(response_kl.abs().max()):.2g} nats and not 0",
                       "a policy that does not start as the reference, or dropout that is on")  # fmt: skip
         n = len(response_kl)

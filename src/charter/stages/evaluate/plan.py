@@ -10,7 +10,7 @@ def load(counted: Counted, settings: EvaluationSettings) -> Load:
     work, shape, lengths = counted.load("evaluate"), counted.shape, counted.lengths
     n_test = counted.n_prompts("test") * settings.samples_per_prompt
     row = lengths.prompt + settings.max_new_tokens + 1
-    n_arms = 1 + (counted.recipe.sft is not None) + (counted.recipe.rl is not None)
+    n_arms = 1 + (counted.recipe.sft is not None) + (counted.recipe.rl is not None) + len(counted.recipe.controls)
     work.hold(shape, n_arms)
     work.hold_classifiers(counted, (measure.source for measure in settings.measures.values()))
     for _ in range(n_arms):

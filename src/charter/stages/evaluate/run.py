@@ -21,6 +21,7 @@ from charter.stages.evaluate.scoring import Scoring
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import read_stage_prompts
+from charter.stages.rl.gold import kept_for_gold
 from charter.training.methods.reward_model import reward_scores
 
 if TYPE_CHECKING:
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: Run, recipe: Recipe, settings: EvaluationSettings, models: Models, scoring: Scoring, prompts: Stage,
-    arms: Sequence[Model], reward: Stage | None,
+    arms: Sequence[Model], controls: Sequence[Model], reward: Stage | None,
 ) -> Stage:  # fmt: skip
     """Every model of the run on the held-out prompts, the same seeds for all: rates, means and paired differences with
-    intervals. The first of ``arms`` is the base; where the last is the policy, it was trained from the one before it."""
+    intervals. The first of ``arms`` is the base; where the last is the policy, it was trained from the one before it, and so was
+    each of the ``controls``."""
     inputs = {
-        "prompts": prompts.output_hash, "models": content_id([[m.name, m.hash] for m in arms]), "scorer": scoring.hash,
-        "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
+        "prompts": prompts.output_hash, "models": content_id([[m.name, m.hash] for m in (*arms, *controls)]),
+        "scorer": scoring.hash, "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
     }  # fmt: skip
+    if recipe.rl is not None and recipe.rl.gold is not None:
+        inputs["gold prompts"] = str(recipe.rl.gold.prompts)
     if settings.best_of is not None:
         if reward is None:
             raise InputError("needs a reward model, and this recipe trains none", field="evaluation.best_of")
@@ -44,7 +48,8 @@ def evaluate(
     with run.stage("evaluate", settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
-        test = [p for kind in KINDS for p in read_stage_prompts(prompts, "test", kind)]
+        kept = kept_for_gold(recipe, prompts)
+        test = [p for kind in KINDS for p in read_stage_prompts(prompts, "test", kind) if p.id not in kept]
         if not test:
             raise InputError("no held-out prompts; raise prompts.test_fraction or give a file with split: test")
         k = settings.samples_per_prompt
@@ -52,18 +57,20 @@ def evaluate(
         start = arms[-2] if arms[-1].name == "policy" else arms[-1]
         in_micro_batch = TrainingSettings() if recipe.rl is None else recipe.rl
         measured = {}
-        for model in arms:
+        for model in (*arms, *controls):
             responses = answer(
                 stage, f"responses.{model.name}.jsonl", models.sampler(model), test, k=k, what="evaluate", label=model.name,
                 batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, "evaluate"), settings=settings,
             )  # fmt: skip
             references = {"kl": models.trunk(recipe.model)}
-            if model.name == "policy" and start.name != "base":
+            if (model.name == "policy" or model in controls) and start.name != "base":
                 references["kl_from_sft"] = models.trunk(start.folder)
             measured[model.name] = measure_arm(
                 model.name, repeated, responses, scoring.scorer, scoring.measures, models.trunk(model.folder), references,
                 tokens_per_micro_batch=in_micro_batch.tokens_per_micro_batch, temperature=settings.temperature or 1.0,
             )  # fmt: skip
+            if model in controls:
+                models.forget(model.folder)
         if reward is not None and settings.best_of is not None:
             measured[BEST_OF] = best_of_n(recipe, settings, models, scoring, stage, start, reward, test)
         for name, arm in measured.items():
@@ -73,6 +80,7 @@ def evaluate(
                 "metrics": [m.model_dump(mode="json") for arm in measured.values() for m in arm.metrics()],
                 "contrasts": contrasts_of(measured, primary_of(recipe, [model.name for model in arms])),
                 "samples": samples_of(measured),
+                "excluded": {"kept for the gold curve": len(kept)},
             }
         )
     return stage

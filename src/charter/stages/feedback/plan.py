@@ -15,8 +15,29 @@ def load(counted: Counted, settings: FeedbackSettings) -> Load:
     work.hold_named(counted, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
     work.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
     if settings.asks_judge:
-        question = lengths.comparison + 2 * settings.max_new_tokens
-        protocols = 2 if settings.protocol == "auto" else 1
-        n = 2 * (counted.n_pairs + counted.labelled * protocols)  # each comparison in both orders, or each of its responses
-        work.choose_with(settings.judge, shapes, n, question, counted.written(settings.judge))
+        judging(work, counted, settings)
     return work
+
+
+def load_judgments(counted: Counted, settings: FeedbackSettings) -> Load:
+    """The comparisons judged once more, of responses that are there."""
+    work = counted.load("feedback")
+    work.hold_named(counted, settings.judge)
+    judging(work, counted, settings, 0)
+    return work
+
+
+def load_exchanged(counted: Counted, _: FeedbackSettings) -> Load:
+    """Pairs with other sides: no model works."""
+    return counted.load("feedback")
+
+
+def judging(work: Load, counted: Counted, settings: FeedbackSettings, labelled: int | None = None) -> int:
+    """Add the questions to the judge about every comparison and ``labelled`` pairs (those of the gate, by each protocol, unless
+    given), each in both orders or about each of its responses; how many they are."""
+    if labelled is None:
+        labelled = counted.labelled * (2 if settings.protocol == "auto" else 1)
+    question = counted.lengths.comparison + 2 * settings.max_new_tokens
+    n = 2 * (counted.n_pairs + labelled)
+    work.choose_with(settings.judge, counted.shapes, n, question, counted.written(settings.judge))
+    return n

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charter.constitution.constitution import Constitution, hash_of_principles
+from charter.constitution.constitution import BY_ROW, Constitution, hashes_of_principles
 from charter.constitution.revise import asked_for
 from charter.errors import GateError, InputError
 from charter.judging.gate import better_judge
-from charter.judging.judge import PROTOCOLS, Comparison, LogProbJudge, comparisons_of, judgment, pairs_of
+from charter.judging.judge import PROTOCOLS, Comparison, LogProbJudge, comparisons_of, earlier_judgment, judgment, pairs_of
 from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
 from charter.models.sampling.sampler import LocalSampler
 from charter.reading.pairs import read_pairs
@@ -55,12 +55,12 @@ def gather_feedback(
         "sft": start.hash,
         "judge": models.hash_of(settings.judge, start) if settings.asks_judge else "",
         "generator": models.hash_of(settings.generator, start),
-        "principles": hash_of_principles(constitution, "preference", "question", "good_answer", "tags", "weight"),
+        **hashes_of_principles(constitution, "preference", "question", "good_answer"),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
     }  # fmt: skip
-    with run.stage(name, settings, inputs, [__name__]) as stage:
+    with run.stage(name, settings, inputs, [__name__], BY_ROW) as stage:
         if stage.done:
             gates.recall(stage)
             return stage
@@ -163,6 +163,7 @@ def judge_groups(
             for comparison, preference in zip(batch, judge(batch), strict=True)
         ),
         follow=follow,
+        known=earlier_judgment(stage.earlier("judgments.jsonl", Judgment), judge.template),
         by_all=isinstance(judge.sampler, LocalSampler),
         label="feedback: judgments",
         quiet=stage.run.quiet,

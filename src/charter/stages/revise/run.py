@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charter.constitution.constitution import Constitution, hash_of_principles, load_few_shots
-from charter.constitution.revise import answer_in_context, revise_batch
+from charter.constitution.constitution import BY_ROW, PRINCIPLE, Constitution, hashes_of_principles, load_few_shots
+from charter.constitution.revise import IN_CONTEXT, answer_in_context, choose_principle, revise_batch
 from charter.evaluation.scorers import Scorer
 from charter.models.sampling.sampler import LocalSampler, Sampler
 from charter.records import Message, Prompt, Response, Revision, content_id
@@ -44,7 +44,7 @@ def revise_answers(
     share = recipe.sft.helpful_fraction if recipe.sft is not None else 0.0
     inputs = {
         "prompts": prompts.output_hash,
-        "principles": hash_of_principles(constitution, "critique", "revision", "tags", "weight"),
+        **hashes_of_principles(constitution, "critique", "revision"),
         "few_shots": content_id([[m.model_dump() for m in shot] for shot in shots]),
         "model": models.base.hash,
         "scorer": scoring.hash,
@@ -53,7 +53,7 @@ def revise_answers(
         "samplers": content_id([models.hash_of(settings.generator), models.hash_of(settings.critic)]),
         "batch": str(recipe.batch_size),
     }
-    with run.stage("revise", settings, inputs, [__name__]) as stage:
+    with run.stage("revise", settings, inputs, [__name__], BY_ROW) as stage:
         if stage.done:
             gates.recall(stage)
             return stage
@@ -127,11 +127,38 @@ def revise_in_rounds(
         recipe.batch_size,
         revisions_of,
         rows_per_item=n_rounds,
+        known=earlier_revisions(stage, constitution, recipe.seed, n_rounds),
         by_all=isinstance(critic, LocalSampler),
         label="revise: answers in context" if in_context else "revise: critiques and revisions",
         quiet=stage.run.quiet,
     )
     return [[r for r in revisions if r.round == n + 1] for n in range(n_rounds)]
+
+
+def earlier_revisions(
+    stage: Stage, constitution: Constitution, seed: int, n_rounds: int
+) -> Callable[[tuple[Prompt, Response]], list[Revision] | None]:
+    """Finds the revisions of a prompt and its answer in an earlier run of the stage; None where one of the rounds draws another
+    principle now, or the text of a drawn principle changed."""
+    before, now = stage.earlier_inputs, stage.description["inputs"]
+    rows: defaultdict[str, list[Revision]] = defaultdict(list)
+    for row in stage.earlier("revisions.jsonl", Revision):
+        rows[row.prompt_id].append(row)
+
+    def holds(prompt: Prompt, row: Revision) -> bool:
+        if row.principle == IN_CONTEXT:
+            return True
+        name = f"{PRINCIPLE}{row.principle}"
+        drawn = choose_principle(constitution, prompt, seed, row.round).id
+        return drawn == row.principle and name in now and before.get(name) == now[name]
+
+    def find(item: tuple[Prompt, Response]) -> list[Revision] | None:
+        prompt, original = item
+        found = rows[prompt.id]
+        same = len(found) == n_rounds and found[0].original == original
+        return found if same and all(holds(prompt, row) for row in found) else None
+
+    return find
 
 
 def check_revisions(

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from charter.errors import GateError
 from charter.models.cut import Cut
+from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Scorers, Trunk
 from charter.reading.pairs import read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
 from charter.records import Pair
 from charter.run.files import read_jsonl
+from charter.run.hashes import derive_seed
 from charter.run.run import Run, Stage
+from charter.run.team import team
 from charter.stages.models import Model, Models, within_memory
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.statistics import clustered_share, expected_calibration_error, paired_difference
@@ -25,19 +28,24 @@ if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
 
 
-def train_reward(run: Run, recipe: Recipe, models: Models, start: Model, feedback: Stage, name: str = "reward_model") -> Stage:
-    """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it."""
+def train_reward(
+    run: Run, recipe: Recipe, models: Models, start: Model, feedback: Stage, name: str = "reward_model",
+    half: int | None = None,
+) -> Stage:  # fmt: skip
+    """A reward model on the fine-tuned trunk, from the pairs; some prompts are held out to measure it. ``half``: of the pairs, as
+    ``half_of`` cuts them."""
     settings = recipe.reward_model
     inputs = {
         "feedback": feedback.output_hash, "precision": recipe.arithmetic,
         "sft": start.hash if settings.model is None else settings.model.contents(),
     }  # fmt: skip
+    inputs |= {} if half is None else {"half": f"{half} {recipe.seed}"}
     labelled = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
     with run.stage(name, settings, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         files = recipe.feedback.pairs if recipe.feedback is not None else []
-        pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
+        pairs = half_of(list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), half, recipe.seed)
 
         def learn(settings: RewardModelSettings) -> tuple[Trunk, Scorers, list[Pair], int, Cut]:
             trunk = reward_trunk(recipe, models, start)
@@ -51,7 +59,10 @@ def train_reward(run: Run, recipe: Recipe, models: Models, start: Model, feedbac
 
         trunk, scorers, test, n_train, cut = within_memory(stage, settings, learn, models.release)
         limit = settings.max_tokens or trunk.room
-        trunk.save_scorers(scorers, stage.path("model"))
+        folder = stage.path(model_folder(name))
+        trunk.save_scorers(scorers, folder)
+        if name.endswith(FLIPPED):
+            team().on_main(lambda: mark_flipped(folder))
         result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
         if recipe.feedback is not None and labelled:
             with naming_the_row([Path(labelled)]):
@@ -59,6 +70,15 @@ def train_reward(run: Run, recipe: Recipe, models: Models, start: Model, feedbac
             result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
         stage.finish({**result, "train_pairs": n_train, "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})
     return stage
+
+
+def half_of(pairs: list[Pair], half: int | None, seed: int) -> list[Pair]:
+    """Half 0 or 1 of the pairs, those of a prompt together; all where ``half`` is None."""
+    return (
+        pairs
+        if half is None
+        else [pair for pair in pairs if derive_seed(seed, "half of the feedback", pair.group_id) % 2 == half]
+    )
 
 
 def reward_trunk(recipe: Recipe, models: Models, start: Model) -> Trunk:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from charter.models.shape import FLOAT
 from charter.stages.load import Counted, Load
-from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings
+from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings, RolloutSettings
 
 
 def load(counted: Counted, settings: AnyRLSettings) -> Load:
     work, shape, lengths = counted.load("rl"), counted.shape, counted.lengths
     work.hold(shape, 1)
+    if settings.gold is not None:
+        ask_gold(counted, settings, work)
     if isinstance(settings, DPOSettings):
         row, response = counted.pair_row
         work.train(shape, settings.lora, roles=1, reference=True)
@@ -47,3 +51,17 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
         if judge.kind == "endpoint":  # two questions about each response
             work.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, counted.written(judge))
     return work
+
+
+def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
+    """The answers of the gold curve, read by policy and reference, and by who is asked."""
+    assert settings.gold is not None
+    rollouts = isinstance(settings, RolloutSettings)
+    steps = settings.steps if isinstance(settings, RolloutSettings) else (
+        settings.epochs * counted.n_pairs / settings.pairs_per_step)  # fmt: skip
+    new = settings.max_new_tokens if isinstance(settings, RolloutSettings) else settings.gold.max_new_tokens or 64
+    n = settings.gold.prompts
+    points = math.ceil(steps / settings.gold.every) + 1
+    work.sample(counted.shape, points * n, counted.lengths.prompt, new, n)
+    work.score(counted.shape, points * n * (counted.lengths.prompt + new) * (3 if rollouts else 2))
+    work.hold_classifiers(counted, [settings.gold.source])

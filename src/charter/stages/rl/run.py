@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
+from charter.models.continued import start_from
+from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
@@ -19,9 +21,12 @@ from charter.run.team import team
 from charter.stages.gates import Gates
 from charter.stages.models import Model, Models, within_memory
 from charter.stages.prompts.run import read_stage_prompts
-from charter.stages.reward_model.run import reward_trunk
+from charter.stages.reward_model.run import half_of, reward_trunk
+from charter.stages.rl.gold import gold_of
 from charter.stages.rl.settings import AnyRLSettings, DPOSettings, PPOSettings, RolloutSettings
 from charter.stages.rl.sources import build_reward
+from charter.training.curve import best_row, reason_to_stop
+from charter.training.gold import ANSWERS, CURVE, read_rows
 from charter.training.rewards import RewardShape, RewardSum
 from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.vllm_rollouts import engine_for
@@ -46,10 +51,12 @@ def trainer_of(method: str) -> Callable[..., Any]:
 def train_policy(
     run: Run, recipe: Recipe, settings: AnyRLSettings, models: Models, gates: Gates, scorer_identity: str,
     prompts: Stage | None, start: Model, feedback: Stage | None, reward: Stage | None, name: str = "rl",
+    second: Stage | None = None,
 ) -> Stage:  # fmt: skip
     """The model that training starts from, trained on by the method of the recipe: against a reward, or on the pairs themselves.
-    Leaves model/, and rl_log.csv where responses were sampled."""
+    Leaves model/, and rl_log.csv where responses were sampled. ``second``: the reward model that gold asks."""
     inputs = {"sft": start.hash, "precision": recipe.arithmetic}
+    check_origin(run, settings)
     if reward is not None:
         inputs["reward"] = reward.output_hash
     if isinstance(settings, DPOSettings):
@@ -59,6 +66,10 @@ def train_policy(
         assert prompts is not None
         inputs["prompts"] = prompts.output_hash
         inputs["reward parts"] = content_id([models.hash_of(source, start) for source in settings.sources.values()])
+    if settings.gold is not None:
+        assert prompts is not None
+        inputs |= {"prompts": prompts.output_hash, "gold": models.hash_of(settings.gold.source, start)}
+        inputs |= {"second reward": second.output_hash} if second is not None else {}
     with run.stage(name, settings, inputs, [__name__, page_of(settings.method)]) as stage:
         if stage.done:
             gates.recall(stage)
@@ -74,11 +85,17 @@ def train_policy(
         def learn(settings: AnyRLSettings) -> Trunk:
             trunk = models.trunk(start.folder, settings.lora, trains=True)
             trunk.add_role("policy")
+            gold = gold_of(recipe, settings, models, prompts, start, second)
+            if settings.from_policy is not None:
+                start_from(trunk, "policy", Path(settings.from_policy))
             if isinstance(settings, DPOSettings):
                 assert feedback is not None
-                pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
+                # The other half is what gold learned from.
+                half = None if second is None else 0
+                pairs = half_of(list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), half, recipe.seed)
                 with naming_the_row([Path(file) for file in recipe.feedback.pairs] if recipe.feedback is not None else []):
-                    lost = trainer_of(settings.method)(trunk, pairs, settings, stage, limit=settings.max_tokens or trunk.room)
+                    limit = settings.max_tokens or trunk.room
+                    lost = trainer_of(settings.method)(trunk, pairs, settings, stage, limit=limit, gold=gold)
                 cut.update(lost.figures)
                 return trunk
             assert prompts is not None
@@ -92,6 +109,7 @@ def train_policy(
             )
             chosen = [p for kind in KINDS for p in read_stage_prompts(prompts, "train", kind)]
             with engine_for(trunk, chosen, settings):
+                rewards.gold = gold
                 rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
                 if isinstance(settings, PPOSettings):
                     trunk.add_role("value", head=True, start_from="reward" if shared else None)
@@ -100,19 +118,41 @@ def train_policy(
             return trunk
 
         trunk = within_memory(stage, settings, learn, models.release)
-        trunk.save_language_model("policy", stage.path("model"))
-        metrics = stage.metrics()
-        first, last = metrics[0], metrics[-1]
-        result = {"method": settings.method, "gates": gates.of(stage), "steps": len(metrics),
-                  "updates": sum(m["updates"] for m in metrics), "trainable_share": trunk.trainable_share("policy")}  # fmt: skip
-        if isinstance(settings, DPOSettings):
-            result |= {"loss": settings.loss, "first_loss": first["loss"], "last_loss": last["loss"], "cut": cut}
-        else:
-            result |= {"first_kl": first["kl"], "first_ratio": first["first_ratio"], "first_reward": first["reward"],
-                       "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":
-                       len(metrics) * settings.prompts_per_step * settings.samples_per_prompt}  # fmt: skip
-        stage.finish(result)
+        folder = stage.path(model_folder(name))
+        trunk.save_language_model("policy", folder)
+        if name.endswith(FLIPPED):
+            team().on_main(lambda: mark_flipped(folder))
+        share = trunk.trainable_share("policy")
+        stage.finish({"method": settings.method, "gates": gates.of(stage), "trainable_share": share, "cut": cut,
+                      **figures_of(stage, settings)})  # fmt: skip
     return stage
+
+
+def figures_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
+    """The figures of a finished training, from its logs: its first and last step, why it ended, and which model was kept."""
+    metrics, points, answers = stage.metrics(), read_rows(stage, CURVE), read_rows(stage, ANSWERS)
+    first, last = metrics[0], metrics[-1]
+    result: dict[str, Any] = {"steps": len(metrics), "updates": sum(m["updates"] for m in metrics)}
+    if isinstance(settings, DPOSettings):
+        result |= {"loss": settings.loss, "first_loss": first["loss"], "last_loss": last["loss"]}
+    else:
+        result |= {"first_kl": first["kl"], "first_ratio": first["first_ratio"], "first_reward": first["reward"],
+                   "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":
+                   len(metrics) * settings.prompts_per_step * settings.samples_per_prompt}  # fmt: skip
+    if settings.stop is not None:
+        result["stopped"] = reason_to_stop(settings.stop, metrics, points, answers)
+    if settings.gold is not None:
+        kept = best_row(points)["step"] if settings.keep == "best" else len(metrics)
+        result |= {"gold": str(settings.gold.source), "kept_step": kept}
+    return result
+
+
+def check_origin(run: Run, settings: AnyRLSettings) -> None:
+    """InputError where the run would overwrite the policy that it starts from."""
+    folder = settings.from_policy
+    if folder is not None and Path(folder).resolve().is_relative_to(run.folder.resolve()):
+        raise InputError(f"{folder} is in this run folder, whose RL would overwrite it; choose another --out",
+                         field="rl.from_policy")  # fmt: skip
 
 
 def shape_of(
@@ -127,7 +167,7 @@ def shape_of(
 def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_batch: int) -> RewardModelReward:
     """The trained reward model as role ``reward`` of its trunk."""
     assert reward is not None, "the pipeline trains a reward model where a recipe uses one"
-    return RewardModelReward(trunk, trunk.load_scorers(reward.path("model")), tokens_per_micro_batch)
+    return RewardModelReward(trunk, trunk.load_scorers(reward.path(model_folder(reward.name))), tokens_per_micro_batch)
 
 
 def export_rollouts(stage: Stage, path: Path) -> None:

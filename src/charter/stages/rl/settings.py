@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from charter.recipe.settings import EpochSettings, NonNegative, Positive, Settings, TrainingSettings
-from charter.recipe.source import REWARD, RewardSource, Source
+from charter.recipe.source import REWARD, GoldSource, ModelName, RewardSource, Source
 from charter.records import Filters
 
 if TYPE_CHECKING:
-    pass
+    from charter.recipe.recipe import Recipe
 
 
 BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
@@ -19,8 +19,8 @@ BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
 
 class RewardPart(Settings):
     source: RewardSource | None = None
-    """`reward_model`, `length` (tokens), `judge:base|sft|FOLDER|endpoint:NAME`, `classifier:FOLDER:LABEL` or
-    `python:module:function`; unless given, the name of the part."""
+    """`reward_model`, `length` (tokens), `random` (a fixed random number of the text), `judge:base|sft|FOLDER|endpoint:NAME`,
+    `classifier:FOLDER:LABEL` or `python:module:function`; unless given, the name of the part."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """What one unit of it counts for in the sum."""
 
@@ -36,6 +36,61 @@ class CostSettings(Settings):
     """The multiplier at the start."""
 
 
+class GoldSettings(Settings):
+    source: GoldSource
+    """`python:module:function` (a scorer or a number), `judge:FOLDER`, `judge:endpoint:NAME`, `classifier:FOLDER:LABEL`, or
+    `reward_model`: a second one from half of the feedback, which the first then does not see."""
+    every: Positive = 10
+    """Steps between two points of the curve."""
+    prompts: Positive = 64
+    """Held-out prompts, each answered once. They are left out of the evaluation."""
+    max_new_tokens: Positive | None = None
+    """Longest answer, in tokens, of a method that samples none itself; 64 unless given."""
+
+
+class StopSettings(Settings):
+    past_peak: bool = False
+    """End where gold lies below its peak by more than its interval."""
+    gold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """End where gold reaches this."""
+    kl: Annotated[float, Field(gt=0)] | None = None
+    """End where the KL of a response exceeds so many nats."""
+    reward: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """End where the mean reward of a step reaches this."""
+
+
+class PolicySettings(TrainingSettings):
+    """What every method that trains a policy shares."""
+
+    gold: GoldSettings | None = None
+    """Ask another scorer every few steps what the training should improve: the report then shows whether the reward still means
+    what it stands for."""
+    stop: StopSettings | None = None
+    """Rules that end the training before its last step."""
+    keep: Literal["last", "best"] = "last"
+    """Which model is kept: the last one, or the one at the peak of gold."""
+    from_policy: ModelName | None = None
+    """Folder of an earlier policy, `RUN/rl/model`, with whose weights the policy starts; the reference stays the same."""
+
+    def check_in(self, recipe: Recipe) -> None:
+        if self.from_policy is not None and recipe.rounds > 1:
+            raise ValueError("rl.from_policy starts one training; a round starts from the one before it, so leave rounds out")
+
+    @model_validator(mode="after")
+    def check_that_gold_is_asked(self) -> PolicySettings:
+        """A rule about gold needs a gold."""
+        rules = self.stop is not None and (self.stop.past_peak or self.stop.gold is not None)
+        if self.gold is None and (rules or self.keep == "best"):
+            raise ValueError(f"{'stop' if rules else 'keep: best'} needs gold; name who is asked with gold.source")
+        return self
+
+    @property
+    def gold_asks(self) -> dict[str, Source]:
+        """The judge that gold asks, by the key that names it."""
+        source = self.gold.source if self.gold is not None else None
+        return {"gold.source": source.model} if source is not None and source.kind == "judge" else {}
+
+
 class VLLMSettings(Settings):
     """vLLM inside the process, for rollouts."""
 
@@ -49,7 +104,7 @@ class VLLMSettings(Settings):
     """A token weighs π_trainer / π_vllm, up to this: the two compute the same weights with other kernels."""
 
 
-class RolloutSettings(TrainingSettings):
+class RolloutSettings(PolicySettings):
     """What every method that learns from sampled responses shares."""
 
     steps: Positive = 60
@@ -101,7 +156,8 @@ class RolloutSettings(TrainingSettings):
 
     @property
     def asks(self) -> dict[str, Source]:
-        return {f"reward.{name}.source": source.model for name, source in self.sources.items() if source.kind == "judge"}
+        judges = {f"reward.{name}.source": source.model for name, source in self.sources.items() if source.kind == "judge"}
+        return judges | self.gold_asks
 
     @model_validator(mode="after")
     def check_the_reward(self) -> RolloutSettings:
@@ -109,6 +165,16 @@ class RolloutSettings(TrainingSettings):
         for name, part in self.reward.items():
             if part.source is None and name not in BUILT_IN:
                 raise ValueError(f"reward.{name}: the source is missing; add source: with {REWARD.choices}")
+        if self.gold is not None and self.gold.max_new_tokens is not None:
+            raise ValueError("gold.max_new_tokens is that of the rollouts here; leave it out")
+        if (
+            self.gold is not None
+            and str(self.gold.source) in map(str, self.sources.values())
+            and self.gold.source.kind != "built-in"
+        ):
+            raise ValueError(
+                f"gold.source {str(self.gold.source)!r} is a part of the reward, so it shows nothing new; name another"
+            )
         if self.cost is not None and self.cost.part not in self.reward:
             raise ValueError(f"cost.part: unknown part {self.cost.part!r}; name one of {', '.join(self.reward)}")
         return self
@@ -208,7 +274,7 @@ class GRPOSettings(RLSettings):
         return self
 
 
-class DPOSettings(EpochSettings):
+class DPOSettings(PolicySettings, EpochSettings):
     method: Literal["dpo"] = "dpo"
     """The algorithm: preferences straight into the policy, no reward model and no sampling."""
     loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
@@ -228,9 +294,21 @@ class DPOSettings(EpochSettings):
     sft_coef: NonNegative = 0.0
     """Weight of the negative log-likelihood of the chosen response, per token: holds up what DPO alone lets fall."""
 
+    @property
+    def reads_prompts(self) -> bool:
+        return self.gold is not None
+
+    @property
+    def asks(self) -> dict[str, Source]:
+        return self.gold_asks
+
     @model_validator(mode="after")
     def check_that_options_are_read(self) -> DPOSettings:
         """An option that the chosen loss does not read is a mistake."""
+        if self.stop is not None and self.stop.reward is not None:
+            raise ValueError("stop.reward: dpo samples no responses that a reward could score; leave it out")
+        if self.stop is not None and self.stop.kl is not None and self.gold is None:
+            raise ValueError("stop.kl: dpo knows its KL only from the answers of gold; name who is asked with gold.source")
         if self.gamma is not None and self.loss != "simpo":
             raise ValueError(f"gamma is read by simpo alone, and loss is {self.loss}")
         if self.loss == "kto" and self.label_smoothing:

@@ -19,7 +19,9 @@ from charter.recipe.source import Source
 from charter.records import Rollout
 from charter.run.team import team
 from charter.stages.rl.settings import RolloutSettings
-from charter.training.rewards import RewardFn, RewardSum, response_length
+from charter.training.rewards import RewardFn, RewardSum, random_number, response_length
+
+RULES: dict[str, RewardFn] = {"length": response_length, "random": random_number}
 
 
 def build_reward(
@@ -34,7 +36,7 @@ def build_reward(
             return ClassifierReward(source.name, source.label, device=device)
         if source.kind == "python":
             return rule_reward(source.load(), str(source))
-        return reward_model() if source.name == "reward_model" else response_length
+        return reward_model() if source.name == "reward_model" else RULES[source.name]
 
     parts = {name: (settings.reward[name].weight, part_of(source)) for name, source in settings.sources.items()}
     return RewardSum(parts, settings.cost)

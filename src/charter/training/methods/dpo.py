@@ -6,7 +6,7 @@ first update.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -24,6 +24,7 @@ from charter.stages.rl.settings import DPOSettings
 from charter.training.batches import own_by_tokens, report_cut
 from charter.training.checkpoints import Checkpoints
 from charter.training.epochs import epochs_of
+from charter.training.gold import Gold, GoldCurve
 from charter.training.losses import sft_loss
 from charter.training.methods.reward_model import pairs_that_differ
 from charter.training.optimizer import scaling_of
@@ -38,7 +39,10 @@ from charter.training.preference_losses import (
 )
 
 
-def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None) -> Cut:
+def train_dpo(
+    trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage: Stage, *, limit: int | None = None,
+    gold: Gold | None = None,
+) -> Cut:  # fmt: skip
     """Train role ``policy``, which must be on the trunk; the trunk's base is the reference. Every pair weighs the same. Returns
     what cutting the rows cost; pairs whose rows are equal are left out."""
     pairs, both, cut = pairs_that_differ(trunk, pairs, limit)
@@ -59,7 +63,10 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
     if not checkpoints.first:
         stage.run.say(f"  {len(pairs)} pairs, {len(steps)} updates of {settings.pairs_per_step}")
 
+    curve, history = GoldCurve(trunk, settings, stage, gold, checkpoints.first), stage.metrics()
     for step in stage.progress(range(len(steps)), done=checkpoints.first):
+        if curve.before(step, history, margin_of(history)):
+            break
         batch = steps[step]
         n_chosen = int(tokens[batch, 0].sum())
         point = reference_point(trunk, [rows[2 * i] for i in batch], settings) if settings.loss == "kto" else None
@@ -87,7 +94,7 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
         totals = dict(zip(totals, team().add_up(*totals.values()), strict=True))
         rate = optimizer.rate()
         norm = optimizer.step()
-        stage.record(
+        row = stage.record(
             step,
             **scaling_of(optimizer),
             loss=totals["loss"],
@@ -101,8 +108,15 @@ def train_dpo(trunk: Trunk, pairs: Sequence[Pair], settings: DPOSettings, stage:
             grad_norm=norm,
             updates=1,
         )
+        history.append(row)
         checkpoints.after(step + 1)
+    curve.finish(len(history), margin_of(history))
     return cut
+
+
+def margin_of(history: Sequence[Mapping[str, float]]) -> float:
+    """The mean margin of the last batch between chosen and rejected: what DPO raises in place of a reward, 0 before training."""
+    return history[-1]["reward_margin"] if history else 0.0
 
 
 def pair_losses(pairs: PairLogprobs, weight: Tensor, point: Tensor | None, settings: DPOSettings) -> Tensor:

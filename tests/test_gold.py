@@ -1,0 +1,183 @@
+"""The held-out reward: its curve, its peak, the fall from it, the rules that end a training, and the model that is kept."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import operator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charter.errors import InputError
+from charter.evaluation.scorers import Verdict
+from charter.evaluation.verdict import verdict
+from charter.models.trunk import load_trunk
+from charter.pipeline import run_recipe
+from charter.recipe.files import load_recipe
+from charter.records import Pair, Prompt
+from charter.run.files import read_jsonl
+from charter.stages.rl.gold import goodness
+from charter.stages.rl.settings import StopSettings
+from charter.training.curve import best_row, curve_row, fall_of, over_optimisation, reason_to_stop
+
+ROUGE = "python:charter.evaluation.overlap:rouge_l"
+
+
+def answers_of(step: int, golds: list[float | None], kl: float = 1.0) -> list[dict]:
+    return [{"step": step, "prompt_id": str(i), "gold": gold, "proxy": 1.0, "kl": kl, "tokens": 5, "finished": True}
+            for i, gold in enumerate(golds)]  # fmt: skip
+
+
+def curve(*points: tuple[int, list[float | None], float]) -> tuple[list[dict], list[dict]]:
+    answers = [answers_of(*point) for point in points]
+    return [curve_row(point[0], rows) for point, rows in zip(points, answers, strict=True)], functools.reduce(
+        operator.iadd, answers, []
+    )
+
+
+def test_a_point_of_the_curve():
+    row = curve_row(3, answers_of(3, [0.0, 1.0, 1.0, None], kl=4.0))
+    assert (row["step"], row["n"], row["n_unscored"], row["sqrt_kl"], row["response_tokens"]) == (3, 3, 1, 2.0, 5)
+    assert row["gold"] == pytest.approx(2 / 3)
+    assert curve_row(0, answers_of(0, [None, None]))["gold"] is None
+
+
+GOOD, BAD = [1.0] * 38 + [0.0] * 2, [1.0] * 8 + [0.0] * 32
+
+
+def test_a_fall_from_the_peak_is_shown_where_its_interval_excludes_zero():
+    rows, answers = curve((0, BAD, 0.0), (10, GOOD, 1.0), (20, BAD, 4.0))
+    assert best_row(rows)["step"] == 10
+    fall = fall_of(rows, answers)
+    assert (fall["peak"], fall["end"], fall["difference"]) == (10, 20, -0.75)
+    assert fall["past_peak"]
+    assert fall_of(rows[:2], answers) is None  # the last point is the peak
+    rows, answers = curve((0, BAD, 0.0), (10, GOOD, 1.0), (20, [*GOOD[:-1], 1.0], 4.0), (30, [*GOOD[1:], 0.0], 5.0))
+    assert not fall_of(rows, answers)["past_peak"]
+
+
+def test_more_points_need_a_larger_fall():
+    few = [1.0] * 40
+    lower = [1.0] * 35 + [0.0] * 5
+    rows, answers = curve((0, BAD, 0.0), (10, few, 1.0), (20, lower, 4.0))
+    assert fall_of(rows, answers)["past_peak"]
+    many, more = curve(*((i, BAD, 0.1) for i in range(400)), (400, few, 1.0), (401, lower, 4.0))
+    assert not fall_of(many, more)["past_peak"]
+
+
+def test_the_report_of_a_curve_names_peak_fit_and_word():
+    a, b = 1.0, 0.25  # d* = exp(a/b - 1)
+    points = [0.5, 1.0, 4.0, 9.0, 16.0, 25.0, 400.0, 900.0]
+    golds = [math.sqrt(kl) * (a - b * math.log(math.sqrt(kl))) for kl in points]
+    rows, answers = curve(
+        (0, [0.0] * 4, 0.0), *((i + 1, [gold] * 4, kl) for i, (gold, kl) in enumerate(zip(golds, points, strict=True)))
+    )
+    found = over_optimisation(rows, answers, kept=8, source="judge", stopped=None)
+    assert found["fit"]["a"] == pytest.approx(a)
+    assert found["fit"]["b"] == pytest.approx(b)
+    assert found["fit"]["d_star"] == pytest.approx(math.exp(3))
+    assert found["peak"]["step"] == 7
+    assert found["past_peak"]
+    assert verdict({"over_optimisation": found})["word"] == "over-optimised"
+    assert not over_optimisation(rows, answers, kept=7, source="judge", stopped=None)["past_peak"]
+    assert over_optimisation([], [], kept=0, source="judge", stopped=None) is None
+
+
+@pytest.mark.parametrize(
+    ("stop", "history", "words"),
+    [
+        (StopSettings(kl=3.0), [{"kl": 3.5, "reward": 0.0}], "above the budget of 3"),
+        (StopSettings(kl=4.0), [{"kl": 3.5, "reward": 0.0}], None),
+        (StopSettings(kl=4.0), [{"loss": 1.0}], "above the budget of 4"),  # DPO: of the curve
+        (StopSettings(reward=1.0), [{"kl": 0.0, "reward": 1.2}], "reaches 1 (stop.reward)"),
+        (StopSettings(gold=0.2), [{"kl": 0.0, "reward": 1.2}], "reaches 0.2 (stop.gold)"),
+        (StopSettings(past_peak=True), [{"kl": 0.0, "reward": 1.2}], "below its peak of step 10 (stop.past_peak)"),
+        (None, [{"kl": 99.0, "reward": 99.0}], None),
+    ],
+)
+def test_rules_that_end_a_training(stop, history, words):
+    reason = reason_to_stop(stop, history, *curve((0, BAD, 0.0), (10, GOOD, 1.0), (20, BAD, 5.0)))
+    assert (reason is None) if words is None else (words in reason)
+
+
+def test_gold_of_a_verdict():
+    red, benign, other = (Prompt.ask("x", tags=tags) for tags in (["red_team"], ["benign"], []))
+    assert [goodness(p, Verdict(harmful=False, helpful=False)) for p in (red, benign, other)] == [1.0, 0.0, 0.0]
+    assert [goodness(p, Verdict(harmful=True, helpful=True)) for p in (red, benign, other)] == [0.0, 0.0, 0.0]
+    assert [goodness(p, Verdict()) for p in (red, benign, other)] == [None, None, None]
+    assert goodness(other, Verdict(harmful=False)) == 1.0
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=12))
+def test_the_best_point_is_the_first_of_the_highest(golds):
+    rows = [{"step": i, "gold": gold} for i, gold in enumerate(golds)]
+    known = [gold for gold in golds if gold is not None]
+    assert best_row(rows)["step"] == (golds.index(max(known)) if known else 0)
+
+
+@pytest.mark.parametrize(
+    ("rl", "words"),
+    [
+        ({"method": "rloo", "keep": "best"}, "keep: best needs gold"),
+        ({"method": "rloo", "stop": {"past_peak": True}}, "stop needs gold"),
+        ({"method": "rloo", "reward": {"x": {"source": ROUGE}}, "gold": {"source": ROUGE}}, "is a part of the reward"),
+        ({"method": "dpo", "stop": {"reward": 1.0}}, "dpo samples no responses"),
+        ({"method": "dpo", "stop": {"kl": 1.0}}, "dpo knows its KL only from the answers of gold"),
+        ({"method": "rloo", "gold": {"source": ROUGE, "max_new_tokens": 4}}, "is that of the rollouts"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(write_recipe, random_llama, rl, words):
+    with pytest.raises(InputError, match=words):
+        load_recipe(write_recipe(random_llama, rl=rl))
+
+
+def test_gold_may_not_take_every_held_out_prompt(tmp_path, write_recipe, random_llama):
+    recipe = load_recipe(write_recipe(random_llama, rl={"method": "rloo", "gold": {"source": ROUGE, "prompts": 64}}))
+    with pytest.raises(InputError, match="leave the evaluation none"):
+        run_recipe(recipe, tmp_path / "run", quiet=True)
+
+
+def test_the_model_at_the_peak_is_kept_and_the_evaluation_leaves_its_prompts_out(tmp_path, write_recipe, random_llama, before_rl):
+    import shutil
+
+    shutil.copytree(before_rl, tmp_path / "run")
+    gold = {"source": ROUGE, "every": 1, "prompts": 2}
+    rl = {"method": "rloo", "steps": 4, "learning_rate": 0.05, "gold": gold, "keep": "best", "stop": {"kl": 1e9}}
+    recipe = load_recipe(write_recipe(random_llama, rl=rl))
+    report = run_recipe(recipe, tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/rl/gold.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert report["over_optimisation"]["kept"]["step"] == best_row(rows)["step"]
+    assert report["over_optimisation"]["rows"] == rows
+    assert {"stage": "evaluate", "reason": "left out: kept for the gold curve", "n": 2} in report["left_out"]
+    answered = [json.loads(line) for line in (tmp_path / "run/rl/gold_responses.jsonl").read_text().splitlines()]
+    asked = {row["prompt_id"] for row in answered}
+    prompts = list(read_jsonl(tmp_path / "run/prompts/prompts.jsonl", Prompt))
+    assert asked <= {p.id for p in prompts if p.split == "test"}
+    verdicts = [json.loads(line) for line in (tmp_path / "run/evaluate/verdicts.base.jsonl").read_text().splitlines()]
+    assert not asked & {row["prompt_id"] for row in verdicts}
+    # The saved policy is the one whose answers make the peak.
+    if best_row(rows)["step"] == 0:
+        kept, start = (load_trunk(str(tmp_path / f"run/{stage}/model")).model.state_dict() for stage in ("rl", "sft"))
+        assert all((kept[name] == start[name]).all() for name in kept)
+
+
+def test_a_second_reward_model_learns_from_the_other_half(tmp_path, write_recipe, random_llama, before_rl):
+    import shutil
+
+    shutil.copytree(before_rl, tmp_path / "run")
+    rl = {"method": "dpo", "gold": {"source": "reward_model", "every": 2, "prompts": 2, "max_new_tokens": 6}}
+    report = run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / "run", quiet=True)
+    names = [stage["name"] for stage in report["stages"]]
+    assert "reward_model-gold" in names
+    assert "reward_model" not in names
+    pairs = list(read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair))
+    manifests = {
+        name: json.loads((tmp_path / f"run/{name}/manifest.json").read_text())["result"] for name in ("reward_model-gold", "rl")
+    }
+    second = manifests["reward_model-gold"]
+    assert 0 < second["train_pairs"] + second["n"] < len(pairs)
+    assert report["over_optimisation"]["source"] == "reward_model"
