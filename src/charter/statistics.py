@@ -85,7 +85,7 @@ class PairedDifference:
         return self.ci is None or self.ci[0] <= 0 <= self.ci[1]
 
 
-def _cluster_sums(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
+def cluster_sums(values: Floats, clusters: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
     """Sum and size of each cluster, (G,) each; without clusters every value is its own."""
     if clusters is None:
         return values, np.ones_like(values)
@@ -101,7 +101,7 @@ def _standard_error(sums: Floats, sizes: Floats) -> float:
     return float(math.sqrt(count / (count - 1) * np.sum(residuals**2)) / sizes.sum())
 
 
-def _keep_scored(
+def keep_scored(
     columns: Sequence[Sequence[float | None]], clusters: Sequence[Hashable] | None
 ) -> tuple[list[Floats], list[Hashable] | None, int]:
     """The rows in which every column is scored, their clusters, and how many rows were left out."""
@@ -117,11 +117,11 @@ def _keep_scored(
 
 def mean_interval(values: Sequence[float | None], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Estimate:
     """Mean with a cluster-robust t interval (Miller 2024, clustered standard errors; G − 1 degrees of freedom)."""
-    (scored,), labels, n_unscored = _keep_scored([values], clusters)
+    (scored,), labels, n_unscored = keep_scored([values], clusters)
     n = len(scored)
     if n == 0:
         return Estimate(None, None, 0, n_unscored, 0, "nothing scored")
-    sums, sizes = _cluster_sums(scored, labels)
+    sums, sizes = cluster_sums(scored, labels)
     method = "t" if len(sums) == n else "cluster-robust t"
     mean = float(scored.mean())
     if len(sums) < 2:
@@ -164,19 +164,40 @@ def clustered_share(values: Sequence[float | None], clusters: Sequence[Hashable]
     """Mean of values from 0 to 1, such as a tie's half among hits and misses, with Wilson's interval as above: it stays between
     0 and 1, has a width where all values are equal, and is too wide rather than too narrow, since no such values vary more than
     p(1 − p). ValueError where a value is outside."""
-    (scored,), labels, n_unscored = _keep_scored([values], clusters)
+    (scored,), labels, n_unscored = keep_scored([values], clusters)
     if not ((scored >= 0) & (scored <= 1)).all():
         raise ValueError("a value is not between 0 and 1; use mean_interval() for it")
     n = len(scored)
     if n == 0:
         return Estimate(None, None, 0, n_unscored, 0, "nothing scored")
-    sums, sizes = _cluster_sums(scored, labels)
+    sums, sizes = cluster_sums(scored, labels)
     value = float(scored.mean())
     effective = _effective_size(scored, sums, sizes, level)
     # value * effective may miss 0 and effective by a rounding error only where value is neither 0 nor 1
     interval = wilson(min(value * effective, effective), effective, level)
     method = "Wilson" if len(sums) == n else "Wilson at the effective sample size of the clusters"
     return Estimate(value, interval, n, n_unscored, len(sums), method)
+
+
+def quantile(
+    values: Sequence[float | None], q: float, clusters: Sequence[Hashable] | None = None, level: float = 0.95
+) -> Estimate:
+    """The q-quantile of the scored values, the smallest one that a share q of them does not exceed, with the interval of Woodruff
+    (1952, JASA 47:635): the values at the ends of Wilson's interval of that share, at the effective sample size of the clusters."""
+    (scored,), labels, n_unscored = keep_scored([values], clusters)
+    n = len(scored)
+    if n == 0:
+        return Estimate(None, None, 0, n_unscored, 0, "nothing scored")
+    ordered = np.sort(scored)
+
+    def at(share: float) -> float:
+        return float(ordered[min(max(math.ceil(share * n - 1e-9) - 1, 0), n - 1)])
+
+    below = (scored <= at(q)).astype(np.float64)
+    sums, sizes = cluster_sums(below, labels)
+    effective = _effective_size(below, sums, sizes, level)
+    low, high = wilson(q * effective, effective, level)
+    return Estimate(at(q), (at(low), at(high)), n, n_unscored, len(sums), "order statistics at Wilson's interval of the share")
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -220,13 +241,13 @@ def paired_difference(
     get the cluster-robust t interval and test. 0/1 given as int or float count as numbers.
     """
     binary = all(isinstance(v, bool | np.bool_) for column in (a, b) for v in column if is_scored(v))
-    (first, second), labels, n_unscored = _keep_scored([a, b], clusters)
+    (first, second), labels, n_unscored = keep_scored([a, b], clusters)
     n = len(first)
     if n == 0:
         return PairedDifference(None, None, 0, n_unscored, None, "no pair scored on both sides")
     differences = second - first
     difference = float(differences.mean())
-    sums, sizes = _cluster_sums(differences, labels)
+    sums, sizes = cluster_sums(differences, labels)
     count = len(sums)
     p = None if count < 2 else _paired_p(difference, sums, sizes)
     if not binary:
@@ -313,7 +334,7 @@ def fit_temperature(logits: Sequence[float], labels: Sequence[float]) -> float:
 
 def spearman(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
     """Rank correlation over the rows scored in both, in [−1, 1]; None where a side is constant or rows are too few."""
-    (first, second), _, _ = _keep_scored([x, y], None)
+    (first, second), _, _ = keep_scored([x, y], None)
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])

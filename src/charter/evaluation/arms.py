@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
+from charter.evaluation.contrasts import effects_of
 from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Scorer, Verdict
 from charter.metrics import COUNT, METRICS, SCORER, Metric
@@ -75,7 +77,7 @@ class Arm:
             graded = metric.kind == "mean" and metric.source == SCORER
             return any(map(is_scored, values)) if graded else bool(rows)
 
-        return [metric for metric in METRICS.values() if has(metric)]
+        return [metric for metric in METRICS.values() if metric.kind != "whole" and has(metric)]
 
     def values(self, metric: Metric) -> tuple[list[int], list[float | None]]:
         """The rows that a metric is about and its value on each, None where the scorer could not say."""
@@ -231,7 +233,9 @@ def compared_values(a: Arm, b: Arm) -> Iterator[tuple[str, str, list[int], list[
     yield from (row for metric, row in built_in if not metric.by_principle)
 
 
-def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[dict[str, Any]]:
+def contrasts_of(
+    arms: Mapping[str, Arm], primary: Mapping[str, str], margins: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Paired differences of every metric but the KLs, and of every measure, between base and SFT, SFT and policy, base and
     policy, and between best-of-n and the policy where it was measured. Holm corrects the p-values of all but the ``primary`` one
     (name, a, b), which was named before the run."""
@@ -240,37 +244,18 @@ def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[di
     for a, b in (pair for pair in pairs if arms.keys() >= set(pair)):
         for name, scorer, rows, before, after in compared_values(arms[a], arms[b]):
             ids = [arms[a].prompts[i].id for i in rows]
-            difference = paired_difference(before, after, ids if len(set(ids)) < len(ids) else None)
+            clusters = ids if len(set(ids)) < len(ids) else None
+            difference = paired_difference(before, after, clusters)
+            lengths = tuple([arms[arm].tokens[i] for i in rows] for arm in (a, b))
             contrasts.append({
                 "name": name, "a": a, "b": b, "n": difference.n, "n_unscored": difference.n_unscored,
                 "difference": difference.difference, "ci": difference.ci, "p": difference.p, "discordant": difference.discordant,
                 "includes_zero": difference.includes_zero, "method": difference.method, "scorer": scorer,
                 "primary": {"name": name, "a": a, "b": b} == primary,
+                **effects_of(name, before, after, lengths, clusters, difference.ci, margins),
             })  # fmt: skip
     others = [row for row in contrasts if not row["primary"]]
     p_values: list[float | None] = [row["p"] for row in others]
     for row, corrected in zip(others, holm(p_values), strict=True):
         row["p_holm"] = corrected
     return contrasts
-
-
-def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
-    """The first ``n`` prompts of each kind with the responses of every arm."""
-    base = arms["base"]
-    chosen: list[int] = []
-    for kinds in ({RED_TEAM}, {BENIGN}, set[str]()):  # the last: neither
-        rows = [i for i, prompt in enumerate(base.prompts) if {RED_TEAM, BENIGN} & set(prompt.tags) == kinds]
-        distinct = {base.prompts[i].id: i for i in reversed(rows)}
-        chosen += sorted(distinct.values())[:n]
-    return [
-        {
-            "prompt": base.prompts[i].last_turn,
-            "tags": list(base.prompts[i].tags),
-            "principle": base.prompts[i].principle,
-            "responses": {name: arm.responses[i].text for name, arm in arms.items()},
-            "harmful": {name: arm.verdicts[i].harmful for name, arm in arms.items()},
-            "refusal": {name: arm.verdicts[i].refusal for name, arm in arms.items()},
-            "measures": {name: {key: numbers[i] for key, numbers in arm.measures.items()} for name, arm in arms.items()},
-        }
-        for i in chosen
-    ]
