@@ -18,11 +18,11 @@ POWER = 0.8
 
 
 def minimum_detectable(ci: Interval | None, level: float = 0.95, power: float = POWER) -> float | None:
-    """The smallest true difference that a comparison of this size and spread finds with probability ``power``; a difference is found
-    where its interval excludes 0. In the unit of ``ci``; None without an interval.
+    """The smallest true difference that a comparison of this size and spread finds with probability ``power``: its interval then
+    excludes 0. In the unit of ``ci``; None without an interval.
 
     (z of the level + z of the power) standard errors (Miller 2024, arXiv:2411.00640, section 5), the standard error read from the
-    width of the interval, so that it is above 0 where no row differs.
+    width of the interval, so that for shares it is above 0 where no row differs.
     """
     if ci is None:
         return None
@@ -43,15 +43,15 @@ class Equivalence:
 def equivalence(
     a: Sequence[float | bool | None], b: Sequence[float | bool | None], margin: float, clusters: Sequence[Hashable] | None = None
 ) -> Equivalence:
-    """Two one-sided tests at 5% each (TOST; Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657): equivalent where the 90% interval of
-    the paired difference lies inside −margin to +margin. An interval that includes 0 alone shows no equivalence."""
+    """Two one-sided tests at 5% each (TOST; Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657): equivalent where the 90%
+    interval of the paired difference lies inside −margin to +margin. An interval that includes 0 alone shows no equivalence."""
     ci = paired_difference(a, b, clusters, level=0.90).ci
     return Equivalence(margin, ci, ci is not None and bool(-margin < ci[0] and ci[1] < margin))
 
 
 @dataclass(frozen=True)
 class Adjusted:
-    """A paired difference at equal length. ``per_doubling``: change of the difference where b's response is twice as long as a's."""
+    """A paired difference at equal length. ``per_doubling``: its change where b's response is twice as long as a's."""
 
     difference: float | None
     ci: Interval | None
@@ -72,8 +72,8 @@ def adjusted_for_length(
     """mean(b) − mean(a) at equal length: least squares of the paired difference on log(length_b / length_a), its value at 0.
 
     The idea is that of length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475), on paired outcomes and without a link
-    function, so that raw and adjusted figures have one unit. The interval is that of the cluster jackknife (CR3; MacKinnon and White
-    1985, J. Econometrics 29:305) with Student's t at G − 2 degrees of freedom, and never narrower than the unadjusted one, since a
+    function, so that raw and adjusted figures have one unit. The interval is that of the cluster jackknife (CR3; MacKinnon and
+    White 1985, J. Econometrics 29:305) with Student's t at G − 2 degrees of freedom, never narrower than the unadjusted one: a
     jackknife of few rows without a differing pair has no width. Without an interval where all pairs differ in length by the same
     factor. Lengths count from 1.
     """
@@ -104,8 +104,8 @@ def adjusted_for_length(
 
 
 def line_through(sums: Floats) -> tuple[Floats, Floats]:
-    """Value at 0 and slope of the least-squares line, from the sums of 1, x, x², y and xy: (5, …) to two of (…). A flat line where all
-    x are 0, NaN where they are equal and not 0."""
+    """Value at 0 and slope of the least-squares line, from the sums of 1, x, x², y and xy: (5, …) to two of (…). A flat line where
+    all x are 0, NaN where they are equal and not 0."""
     n, x, xx, y, xy = sums
     spread = n * xx - x * x
     with np.errstate(divide="ignore", invalid="ignore"):

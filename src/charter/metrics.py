@@ -1,6 +1,6 @@
 """The built-in metrics, in one list: report, contrasts, command line, model card and reserved names all derive from it.
 
-To add a metric: a line here, its value for one response in ``VALUES`` of ``evaluation/arms.py`` (of a metric of the kind "whole", a line
+To add a metric: a line here, its value for one response in ``VALUES`` of ``evaluation/arms.py`` (of the kind "whole", a line
 in ``evaluation/figures.py``), a row in ``docs/evaluation.md``.
 """
 
@@ -69,8 +69,8 @@ METRICS = {
         Metric("response_tokens_p95", "whole", "all", "tokens", COUNT, "95% of the responses are no longer than this.",
                compared=False),
         Metric("diversity", "whole", "all", "share of word pairs", COUNT,
-               "Different word pairs over all word pairs of all responses of an arm (distinct-2). Low where an arm says the same to "
-               "every prompt; lower where responses are longer.", compared=False),
+               "Different word pairs over all word pairs of all responses of an arm (distinct-2). Low where an arm says the same "
+               "to every prompt; lower where responses are longer.", compared=False),
     )
 }  # fmt: skip
 HEADLINE = tuple(metric.name for metric in METRICS.values() if metric.headline)

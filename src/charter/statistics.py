@@ -183,7 +183,7 @@ def quantile(
     values: Sequence[float | None], q: float, clusters: Sequence[Hashable] | None = None, level: float = 0.95
 ) -> Estimate:
     """The q-quantile of the scored values, the smallest one that a share q of them does not exceed, with the interval of Woodruff
-    (1952, JASA 47:635): the values at the ends of Wilson's interval of that share, at the effective sample size of the clusters."""
+    (1952, JASA 47:635): the values at the ends of Wilson's interval of that share, at the effective size of the clusters."""
     (scored,), labels, n_unscored = keep_scored([values], clusters)
     n = len(scored)
     if n == 0:

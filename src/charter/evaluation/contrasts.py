@@ -1,4 +1,4 @@
-"""What stands beside a paired difference in the report: what it could have found, what it rules out, and its value at equal length."""
+"""Beside a paired difference in the report: what it could have found, what it rules out, and its value at equal length."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """The figures of an evaluation, all of them functions of what is stored of each response; and the arms read back from there.
 
-The stage `evaluate` and `charter verify` call the same :func:`figures_of`: the stage with arms that it has just measured, the check with
-arms that :func:`stored_arm` reads from the run folder.
+The stage `evaluate` and `charter verify` call the same :func:`figures_of`: the stage with arms that it has just measured, the
+check with arms that :func:`stored_arm` reads from the run folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def whole_arm_metrics(arm: Arm) -> list[EvalResult]:
 def distinct_pairs(texts: list[str]) -> float | None:
     """distinct-2 of a set of texts: different pairs of neighbouring words over all of them (Li et al. 2016, arXiv:1510.03055,
     section 5); None below one pair. It falls as the set grows, so it compares arms on the same prompts only."""
-    pairs = [pair for text in texts for words in (text.split(),) for pair in zip(words, words[1:], strict=False)]
+    pairs = [pair for text in texts for words in (text.split(),) for pair in pairwise(words)]
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
@@ -70,7 +71,7 @@ def stored_arms(stage: Path, prompts: Path, settings: EvaluationSettings, metric
 
 
 def stored_arm(name: str, stage: Path, prompts: Mapping[str, Prompt], settings: EvaluationSettings, scorer: str | None) -> Arm:
-    """One arm from `responses.NAME.jsonl` and `verdicts.NAME.jsonl`, the values that a model measured as they are stored there."""
+    """One arm from `responses.NAME.jsonl` and `verdicts.NAME.jsonl`, the values of models as they are stored."""
     file = verdict_file(stage, name)
     rows = list(read_jsonl(file, ScoredResponse))
     responses = {response.id: response for response in read_jsonl(stage / f"responses.{name}.jsonl", Response)}

@@ -16,8 +16,8 @@ N_OF_KIND = 6
 def samples_of(
     arms: Mapping[str, Arm], primary: Mapping[str, str], better: Mapping[str, str], n: int = N_OF_KIND
 ) -> list[dict[str, Any]]:
-    """Prompts with the responses of every arm. ``pick`` of each: "worst" and "best", the ``n`` that changed most from ``a`` to ``b``
-    of the primary comparison; "random", up to ``n`` of each kind of prompt, the same draw in every run. A prompt is shown once."""
+    """Prompts with the responses of every arm. ``pick`` of each: "worst" and "best", the ``n`` that changed most from ``a`` to
+    ``b`` of the primary comparison; "random", up to ``n`` of each kind of prompt, the same draw in every run."""
     base = next(iter(arms.values()))
     first: dict[str, int] = {}
     for i, prompt in enumerate(base.prompts):

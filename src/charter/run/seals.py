@@ -23,8 +23,8 @@ DIGITS = 8  # of the hash of a line, in hex
 
 @dataclass(frozen=True)
 class Difference:
-    """A place where a stored file is not as it was, or where a figure is not what the stored rows give. ``file`` is relative to the
-    run folder; ``field`` is a dotted key."""
+    """A place where a stored file is not as it was, or where a figure is not what the stored rows give. ``file`` is relative to
+    the run folder; ``field`` is a dotted key."""
 
     file: str
     words: str
@@ -56,7 +56,7 @@ def line_hashes(file: Path) -> str:
 
 def manifest_of(folder: Path, exports: Iterable[Path], description: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a finished stage: ``description``, then every file of its folder and its ``exports`` (tables that it wrote
-    into the run folder) with SHA-256, then the hash of the manifest itself. Writes lines.json; call it when all else is written."""
+    into the run folder) with SHA-256, then the hash of the manifest itself. Writes lines.json; all else is written."""
     jsonl = {name_in(file, folder): line_hashes(file) for file in visible_files(folder) if file.suffix == ".jsonl"}
     write_json(folder / LINES, jsonl)
     files = [file for file in (*visible_files(folder), *sorted(set(exports))) if file != folder / MANIFEST]
