@@ -104,8 +104,8 @@ def adjusted_for_length(
 
 
 def line_through(sums: Floats) -> tuple[Floats, Floats]:
-    """Value at 0 and slope of the least-squares line, from the sums of 1, x, x², y and xy: (5, …) to two of (…). A flat line where
-    all x are 0, NaN where they are equal and not 0."""
+    """Value at 0 and slope of the least-squares line, from the sums of 1, x, x², y and xy: (5, …) to two of (…). A flat line
+    where all x are 0, NaN where they are equal and not 0."""
     n, x, xx, y, xy = sums
     spread = n * xx - x * x
     with np.errstate(divide="ignore", invalid="ignore"):
