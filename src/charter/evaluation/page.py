@@ -162,11 +162,36 @@ def contrast_table(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[di
                 "holm": "primary" if row is main else p_text(number_of(row["p_holm"]) if "p_holm" in row else corrected),
                 "n": row.get("n", "–"),
                 "discordant": " / ".join(str(d) for d in discordant) if isinstance(discordant, Sequence) else "–",
-                "words": contrast_words(row, report),
+                "words": "; ".join(filter(None, (contrast_words(row, report), equivalence_words(row, report)))),
+                "detectable": size_text(row.get("minimum_detectable"), name, report),
+                "adjusted": adjusted_text(row, report),
                 "note": "; ".join([*([row["method"]] if row.get("method") else []), scored_by(row.get("scorer"))]),
             }
         )
     return table
+
+
+def size_text(value: Any, name: Any, report: Report) -> str:
+    """A difference without its sign."""
+    return "–" if number_of(value) is None else difference_text(abs(float(value)), name, report).removeprefix("+")
+
+
+def equivalence_words(row: Mapping[str, Any], report: Report) -> str:
+    """The word "equivalent", where two one-sided tests at the declared margin allow it."""
+    shown = row.get("equivalence")
+    if not isinstance(shown, Mapping) or not shown.get("equivalent"):
+        return ""
+    return f"equivalent within {size_text(shown.get('margin'), row.get('name'), report)}"
+
+
+def adjusted_text(row: Mapping[str, Any], report: Report) -> str:
+    """The difference at equal length, with its interval; a dash where none was computed."""
+    adjusted, name = row.get("length_adjusted"), row.get("name")
+    if not isinstance(adjusted, Mapping) or number_of(adjusted.get("difference")) is None:
+        return "–"
+    ci = interval_of(adjusted)
+    low_high = "" if ci is None else f" ({interval_text(ci, name, report).removeprefix('95% interval ')})"
+    return difference_text(adjusted["difference"], name, report) + low_high
 
 
 def contrast_tables(report: Report) -> dict[str, Any]:
