@@ -20,7 +20,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
               groups: {kind: {accuracy, ci, n}}}]
     reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
-    left_out: [{stage, reason, n}]
+    left_out: [{stage, reason, n}], data_card: the prompts in numbers, as ``charter prompts card`` shows them
     over_optimisation: {source, rows: [{step, gold, gold_ci, proxy, proxy_ci, kl, sqrt_kl, n}], peak, kept, end, fit, fall,
               past_peak, words}                                     the held-out reward over the last training
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
@@ -316,6 +316,7 @@ def page_html(report: Report) -> str:
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),
         left_out=mappings_in(report, "left_out"),
+        data_card=flat_rows(report.get("data_card") or {}),
         sorting=sentence(report.get("sorting")),
         glossary=[(title_of(name), METRICS[name].meaning) for name in METRICS if name in measured],
         provenance=flat_rows(report.get("provenance") or {})
