@@ -40,8 +40,8 @@ def test_length_adjusted_difference_is_the_value_of_the_line_at_equal_length():
 
 
 def test_equivalence_needs_the_ninety_percent_interval_inside_the_margin():
-    assert not equivalence([False] * 6, [False] * 6, 0.05).holds
-    assert equivalence([False] * 400, [False] * 400, 0.05).holds
+    assert not equivalence([False] * 6, [False] * 6, 0.05).equivalent
+    assert equivalence([False] * 400, [False] * 400, 0.05).equivalent
 
 
 def test_the_minimum_detectable_difference_is_2_8_standard_errors():

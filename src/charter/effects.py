@@ -43,7 +43,7 @@ class Equivalence:
 
     margin: float
     ci: Interval | None
-    holds: bool
+    equivalent: bool
 
 
 def equivalence(
