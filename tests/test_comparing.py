@@ -19,8 +19,9 @@ from scipy import stats
 import charter
 from charter.commands.app import run_command
 from charter.comparing.compare import compare_files
-from charter.comparing.paired import benjamini_hochberg, corrected, equivalent, minimum_detectable, pair
+from charter.comparing.paired import benjamini_hochberg, corrected, pair
 from charter.comparing.sources import read_results
+from charter.effects import equivalent, minimum_detectable
 from charter.errors import InputError
 from charter.evaluation.arms import ScoredResponse
 from charter.run.files import write_json, write_jsonl

@@ -9,17 +9,9 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.errors import InputError
-from charter.evaluation.arms import (
-    VALUES,
-    Arm,
-    ScoredResponse,
-    contrasts_of,
-    groups_of,
-    samples_of,
-    share_of_pairs,
-    write_verdicts,
-)
+from charter.evaluation.arms import VALUES, Arm, ScoredResponse, contrasts_of, groups_of, share_of_pairs, write_verdicts
 from charter.evaluation.measures import as_number
+from charter.evaluation.samples import samples_of
 from charter.evaluation.scorers import Verdict, as_verdict, judge_scorer, python_scorer, refusal_words
 from charter.metrics import METRICS
 from charter.models.sampling.sampler import LocalSampler
@@ -187,7 +179,11 @@ def test_contrasts_are_paired_and_name_the_primary_one():
         *(metric.name for metric in METRICS.values() if metric.compared and metric.name != "helpfulness_level"),
     }  # the oracle gives no level here
     assert found["response_tokens", "base", "policy"]["difference"] == 0
-    assert samples_of(arms)[0]["harmful"] == {"base": True, "sft": False, "policy": False}
+    assert samples_of(arms, {"name": "harmful_compliance", "a": "base", "b": "policy"}, {})[0]["harmful"] == {
+        "base": True,
+        "sft": False,
+        "policy": False,
+    }
 
 
 def test_every_number_of_an_arm_can_be_recomputed_from_its_verdicts(tmp_path):

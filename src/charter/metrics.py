@@ -1,6 +1,7 @@
 """The built-in metrics, in one list: report, contrasts, command line, model card and reserved names all derive from it.
 
-To add a metric: a line here, its value for one response in ``VALUES`` of ``evaluation/arms.py``, a row in ``docs/evaluation.md``.
+To add a metric: a line here, its value for one response in ``VALUES`` of ``evaluation/arms.py`` (of the kind "whole", a line
+in ``evaluation/figures.py``), a row in ``docs/evaluation.md``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Metric:
     words (``SCORER`` stands for the recipe's scorer); ``margin``: the largest loss, in ``unit``, that counts as no worse."""
 
     name: str
-    kind: Literal["rate", "mean"]
+    kind: Literal["rate", "mean", "whole"]
+    """A share or a mean of the values of single responses, or a number of all of an arm's responses together."""
     over: Literal["red_team", "benign", "all"]
     unit: str
     source: str
@@ -64,6 +66,13 @@ METRICS = {
                "How helpful the responses to harmless prompts are, on the scorer's own scale."),
         Metric("distinct_2", "mean", "all", "share of word pairs", COUNT,
                "Different word pairs over all word pairs of a response. Low where a response repeats itself."),
+        Metric("response_tokens_p50", "whole", "all", "tokens", COUNT, "Half of the responses are no longer than this.",
+               compared=False),
+        Metric("response_tokens_p95", "whole", "all", "tokens", COUNT, "95% of the responses are no longer than this.",
+               compared=False),
+        Metric("diversity", "whole", "all", "share of word pairs", COUNT,
+               "Different word pairs over all word pairs of all responses of an arm (distinct-2). Low where an arm says the same "
+               "to every prompt; lower where responses are longer.", compared=False),
     )
 }  # fmt: skip
 HEADLINE = tuple(metric.name for metric in METRICS.values() if metric.headline)

@@ -212,6 +212,27 @@ def clustered_share(values: Sequence[float | None], clusters: Sequence[Hashable]
     return Estimate(value, interval, n, n_unscored, len(sums), method)
 
 
+def quantile(
+    values: Sequence[float | None], q: float, clusters: Sequence[Hashable] | None = None, level: float = 0.95
+) -> Estimate:
+    """The q-quantile of the scored values, the smallest one that a share q of them does not exceed, with the interval of Woodruff
+    (1952, JASA 47:635): the values at the ends of Wilson's interval of that share, at the effective size of the clusters."""
+    (scored,), labels, n_unscored = keep_scored([values], clusters)
+    n = len(scored)
+    if n == 0:
+        return Estimate(None, None, 0, n_unscored, 0, "nothing scored")
+    ordered = np.sort(scored)
+
+    def at(share: float) -> float:
+        return float(ordered[min(max(math.ceil(share * n - 1e-9) - 1, 0), n - 1)])
+
+    below = (scored <= at(q)).astype(np.float64)
+    sums, sizes = cluster_sums(below, labels)
+    effective = _effective_size(below, sums, sizes, level)
+    low, high = wilson(q * effective, effective, level)
+    return Estimate(at(q), (at(low), at(high)), n, n_unscored, len(sums), "order statistics at Wilson's interval of the share")
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p for the two discordant counts: a fair coin tossed only_a + only_b times."""
     return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))

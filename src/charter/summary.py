@@ -14,6 +14,7 @@ from charter.evaluation.page import rows_left_out, write_report
 from charter.evaluation.side_by_side import write_side_by_side
 from charter.hacking.stored import findings_of
 from charter.metrics import CONTROLS
+from charter.reading.card import card_of
 from charter.run.files import read_json
 from charter.statistics import trend
 from charter.training.curve import over_optimisation
@@ -125,6 +126,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "reward_model_on_labelled_pairs": labelled,
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
         "left_out": rows_left_out(results),
+        "data_card": data_card(parts, stages),
         "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
@@ -143,6 +145,13 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         write_side_by_side(stages["evaluate"].folder, stages["prompts"].path("prompts.jsonl"), SIDE_BY_SIDE, parts.run.folder)
     written: dict[str, Any] = read_json(parts.run.folder / "report.json")
     return written
+
+
+def data_card(parts: Parts, stages: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The card of the run's prompts and of those who compared the responses; None before the prompts are chosen."""
+    if "prompts" not in stages or not stages["prompts"].done:
+        return None
+    return card_of(parts.run.folder, principles=[principle.id for principle in parts.constitution.principles])
 
 
 def gold_curve(stages: Mapping[str, Any]) -> dict[str, Any] | None:

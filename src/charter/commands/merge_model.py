@@ -9,7 +9,7 @@ from typing import Any
 from charter.errors import InputError
 from charter.models.adapters import is_adapter, merge_folder
 from charter.models.load import STAGE_OF, model_of_run
-from charter.models.marks import model_folder, refuse_flipped
+from charter.models.marks import is_flipped, model_folder, refuse_flipped, write_mark
 from charter.models.precision import DTYPES
 from charter.recipe.source import locate
 
@@ -42,4 +42,7 @@ def write_merged(
         raise InputError("this is a whole model, and --base belongs to an adapter; leave --base out", file=source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("the folder exists already; choose another --out", file=out)
-    return merge_folder(source, out, base=locate(base, Path.cwd()) if base else None, dtype=dtype, shard_size=shard_size)
+    done = merge_folder(source, out, base=locate(base, Path.cwd()) if base else None, dtype=dtype, shard_size=shard_size)
+    if is_flipped(source):
+        write_mark(out)
+    return done

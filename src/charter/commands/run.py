@@ -255,3 +255,15 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
     if not isinstance(report, dict):
         raise InputError("holds no report.json; charter run RECIPE --out makes one", file=run)
     show(report, as_json, f"report: {write_report(report, run)}")
+
+
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
+    """Recompute the report of a run from what it stores, check its hashes, and name what differs; loads no model."""
+    from charter.verification import verify_run
+
+    result = verify_run(run)
+    lines = [*(row["text"] for row in result["differences"]), *result["notes"]]
+    show(result, as_json, *lines, *(["all equal"] if result["equal"] else []))
+    if not result["equal"]:
+        raise GateError(f"{len(result['differences'])} differences in {run}")

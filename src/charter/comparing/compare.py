@@ -12,20 +12,11 @@ from typing import Any
 
 from charter.comparing.findings import Contrast, Findings, Rank
 from charter.comparing.page import page_html, table_html
-from charter.comparing.paired import (
-    ALPHA,
-    CORRECTIONS,
-    Correction,
-    Paired,
-    corrected,
-    equivalence_level,
-    equivalent,
-    minimum_detectable,
-    pair,
-)
+from charter.comparing.paired import ALPHA, CORRECTIONS, Correction, Paired, corrected, equivalence_level, pair
 from charter.comparing.results import Results
 from charter.comparing.sources import read_results
 from charter.comparing.tables import csv_rows, csv_text, terminal_text
+from charter.effects import equivalent, minimum_detectable
 from charter.errors import InputError
 from charter.run.files import write_text
 

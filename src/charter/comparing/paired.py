@@ -7,32 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import special
 
 from charter.statistics import Interval, design_effect, holm, is_scored, mcnemar, paired_difference
 
 Correction = Literal["holm", "bh", "none"]
 CORRECTIONS: tuple[Correction, ...] = ("holm", "bh", "none")
 ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
-
-
-def minimum_detectable(ci: Interval | None, level: float = LEVEL, power: float = POWER) -> float | None:
-    """The smallest true difference that a comparison of this size and spread finds with probability ``power``; a difference is
-    found where its interval excludes 0. In the unit of ``ci``; None without an interval.
-
-    (z of the level + z of the power) standard errors (Miller 2024, arXiv:2411.00640, section 5), the standard error read from the
-    width of the interval, so that it is above 0 where no item differs.
-    """
-    if ci is None:
-        return None
-    of_level, of_power = float(special.ndtri((1 + level) / 2)), float(special.ndtri(power))
-    return (of_level + of_power) / of_level * (ci[1] - ci[0]) / 2
-
-
-def equivalent(ci: Interval | None, margin: float) -> bool:
-    """Two one-sided tests (TOST; Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657): whether the interval lies inside
-    −margin to +margin. The 90% interval tests at 5%. ``margin`` in the unit of ``ci``."""
-    return ci is not None and -margin < ci[0] and ci[1] < margin
 
 
 def benjamini_hochberg(ps: Sequence[float | None]) -> list[float | None]:

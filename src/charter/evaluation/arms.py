@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
+from charter.evaluation.contrasts import effects_of
 from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Scorer, Verdict
 from charter.metrics import CONTROLS, COUNT, METRICS, SCORER, Metric
@@ -75,7 +77,7 @@ class Arm:
             graded = metric.kind == "mean" and metric.source == SCORER
             return any(map(is_scored, values)) if graded else bool(rows)
 
-        return [metric for metric in METRICS.values() if has(metric)]
+        return [metric for metric in METRICS.values() if metric.kind != "whole" and has(metric)]
 
     def values(self, metric: Metric) -> tuple[list[int], list[float | None]]:
         """The rows that a metric is about and its value on each, None where the scorer could not say."""
@@ -242,7 +244,9 @@ def pairs_to_compare(names: Iterable[str]) -> list[tuple[str, str]]:
     return [pair for pair in pairs if set(pair) <= set(present)]
 
 
-def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[dict[str, Any]]:
+def contrasts_of(
+    arms: Mapping[str, Arm], primary: Mapping[str, str], margins: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Paired differences of every metric but the KLs, and of every measure, between the arms that are compared. Where the
     policy is compared, the scorer's rates by principle and by tag too (``group``). Holm corrects the p-values of all but the
     ``primary`` one (name, a, b), which was named before the run; those by group are a family of their own."""
@@ -250,19 +254,22 @@ def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[di
     for a, b in pairs_to_compare(arms):
         for name, scorer, rows, before, after in compared_values(arms[a], arms[b]):
             prompts = [arms[a].prompts[i] for i in rows]
+            lengths = [[arms[arm].tokens[i] for i in rows] for arm in (a, b)]
             groups = sorted({group for prompt in prompts for group in groups_of(prompt)}) if b == "policy" else []
             by_group = groups if name in METRICS and METRICS[name].by_principle else []
             for group in (None, *by_group):
                 part = [j for j, prompt in enumerate(prompts) if group is None or group in groups_of(prompt)]
                 ids = [prompts[j].id for j in part]
-                difference = paired_difference(
-                    [before[j] for j in part], [after[j] for j in part], ids if len(set(ids)) < len(ids) else None
-                )
+                clusters = ids if len(set(ids)) < len(ids) else None
+                first, second = ([values[j] for j in part] for values in (before, after))
+                sizes = [[tokens[j] for j in part] for tokens in lengths]
+                difference = paired_difference(first, second, clusters)
                 contrasts.append({
                     "name": name, "a": a, "b": b, "group": group, "n": difference.n, "n_unscored": difference.n_unscored,
                     "difference": difference.difference, "ci": difference.ci, "p": difference.p,
                     "discordant": difference.discordant, "includes_zero": difference.includes_zero, "method": difference.method,
                     "scorer": scorer, "primary": group is None and {"name": name, "a": a, "b": b} == primary,
+                    **effects_of(name, first, second, sizes, clusters, difference.ci, margins),
                 })  # fmt: skip
     for family in (
         [row for row in contrasts if row["group"] is None and not row["primary"]],
@@ -271,25 +278,3 @@ def contrasts_of(arms: Mapping[str, Arm], primary: Mapping[str, str]) -> list[di
         for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_holm"] = corrected
     return contrasts
-
-
-def samples_of(arms: Mapping[str, Arm], n: int = 6) -> list[dict[str, Any]]:
-    """The first ``n`` prompts of each kind with the responses of every arm."""
-    base = arms["base"]
-    chosen: list[int] = []
-    for kinds in ({RED_TEAM}, {BENIGN}, set[str]()):  # the last: neither
-        rows = [i for i, prompt in enumerate(base.prompts) if {RED_TEAM, BENIGN} & set(prompt.tags) == kinds]
-        distinct = {base.prompts[i].id: i for i in reversed(rows)}
-        chosen += sorted(distinct.values())[:n]
-    return [
-        {
-            "prompt": base.prompts[i].last_turn,
-            "tags": list(base.prompts[i].tags),
-            "principle": base.prompts[i].principle,
-            "responses": {name: arm.responses[i].text for name, arm in arms.items()},
-            "harmful": {name: arm.verdicts[i].harmful for name, arm in arms.items()},
-            "refusal": {name: arm.verdicts[i].refusal for name, arm in arms.items()},
-            "measures": {name: {key: numbers[i] for key, numbers in arm.measures.items()} for name, arm in arms.items()},
-        }
-        for i in chosen
-    ]

@@ -20,7 +20,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
               groups: {kind: {accuracy, ci, n}}}]
     reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
-    left_out: [{stage, reason, n}]
+    left_out: [{stage, reason, n}], data_card: the prompts in numbers, as ``charter prompts card`` shows them
     over_optimisation: {source, rows: [{step, gold, gold_ci, proxy, proxy_ci, kl, sqrt_kl, n}], peak, kept, end, fit, fall,
               past_peak, words}                                     the held-out reward over the last training
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
@@ -162,11 +162,36 @@ def contrast_table(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[di
                 "holm": "primary" if row is main else p_text(number_of(row["p_holm"]) if "p_holm" in row else corrected),
                 "n": row.get("n", "–"),
                 "discordant": " / ".join(str(d) for d in discordant) if isinstance(discordant, Sequence) else "–",
-                "words": contrast_words(row, report),
+                "words": "; ".join(filter(None, (contrast_words(row, report), equivalence_words(row, report)))),
+                "detectable": size_text(row.get("minimum_detectable"), name, report),
+                "adjusted": adjusted_text(row, report),
                 "note": "; ".join([*([row["method"]] if row.get("method") else []), scored_by(row.get("scorer"))]),
             }
         )
     return table
+
+
+def size_text(value: Any, name: Any, report: Report) -> str:
+    """A difference without its sign."""
+    return "–" if number_of(value) is None else difference_text(abs(float(value)), name, report).removeprefix("+")
+
+
+def equivalence_words(row: Mapping[str, Any], report: Report) -> str:
+    """The word "equivalent", where two one-sided tests at the declared margin allow it."""
+    shown = row.get("equivalence")
+    if not isinstance(shown, Mapping) or not shown.get("equivalent"):
+        return ""
+    return f"equivalent within {size_text(shown.get('margin'), row.get('name'), report)}"
+
+
+def adjusted_text(row: Mapping[str, Any], report: Report) -> str:
+    """The difference at equal length, with its interval; a dash where none was computed."""
+    adjusted, name = row.get("length_adjusted"), row.get("name")
+    if not isinstance(adjusted, Mapping) or number_of(adjusted.get("difference")) is None:
+        return "–"
+    ci = interval_of(adjusted)
+    low_high = "" if ci is None else f" ({interval_text(ci, name, report).removeprefix('95% interval ')})"
+    return difference_text(adjusted["difference"], name, report) + low_high
 
 
 def contrast_tables(report: Report) -> dict[str, Any]:
@@ -291,6 +316,7 @@ def page_html(report: Report) -> str:
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),
         left_out=mappings_in(report, "left_out"),
+        data_card=flat_rows(report.get("data_card") or {}),
         sorting=sentence(report.get("sorting")),
         glossary=[(title_of(name), METRICS[name].meaning) for name in METRICS if name in measured],
         provenance=flat_rows(report.get("provenance") or {})

@@ -28,17 +28,20 @@ def model_folder(stage: str) -> str:
 
 
 def mark_flipped(folder: Path) -> None:
-    """Write the mark into the files of a model's folder, and of the adapter beside it, which gets the name of the arm too."""
+    """Mark a model's folder, and the adapter beside it, which gets the name of the arm too."""
     adapter = folder.with_name("adapter")
     if adapter.is_dir():
-        adapter = adapter.rename(adapter.with_name(f"adapter-{FLIPPED}"))
-    for place in (folder, adapter):
-        for file in (place / name for name in SETTINGS):
-            content = read_json(file)
-            if isinstance(content, dict):
-                write_json(file, {**content, MARK: True})
-        if place.is_dir():
-            write_text(place / "README.md", CARD)
+        write_mark(adapter.rename(adapter.with_name(f"adapter-{FLIPPED}")))
+    write_mark(folder)
+
+
+def write_mark(folder: Path) -> None:
+    """Write the mark into the settings of a folder, and a card beside them."""
+    for file in (folder / name for name in SETTINGS):
+        content = read_json(file)
+        if isinstance(content, dict):
+            write_json(file, {**content, MARK: True})
+    write_text(folder / "README.md", CARD)
 
 
 def is_flipped(folder: Path) -> bool:

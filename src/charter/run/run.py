@@ -28,6 +28,7 @@ from charter.run.code import code_hash
 from charter.run.files import atomic_path, read_json, read_jsonl, write_json
 from charter.run.hashes import CONTENTS
 from charter.run.progress import track
+from charter.run.seals import manifest_of
 from charter.run.team import team
 
 NO_OUTPUT = ("manifest.json", ".timing.json")
@@ -104,6 +105,7 @@ class Stage:
         }
         self.fingerprint = content_id(self.description)
         self.result: dict[str, Any] = {}
+        self.exports: list[Path] = []
         self.done = self.skipped = False
         self.wall_s = 0.0
         """Seconds spent on the stage, earlier interrupted attempts included where they ended in order."""
@@ -210,6 +212,11 @@ class Stage:
     def path(self, name: str) -> Path:
         return self.folder / name
 
+    def export(self, name: str) -> Path:
+        """The path of a table that the stage writes into the run folder; the manifest lists it with the stage's own files."""
+        self.exports.append(self.run.folder / name)
+        return self.exports[-1]
+
     @property
     def output_hash(self) -> str:
         """What a later stage names as its input: the fingerprint fixes the outputs, because every stage is a function. Where a
@@ -217,7 +224,8 @@ class Stage:
         return self._output
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Mark the stage as done and keep its result in the manifest; `reused` in it counts rows from before a change."""
+        """Mark the stage as done: its manifest keeps the result, in which `reused` counts rows from before a change, and the hash
+        of every file that it leaves behind."""
         result |= self._reused()
         self._output = team().on_main(self._output_of_before) or self.fingerprint
         whole = {**self.description, "fingerprint": self.fingerprint, "result": result}
@@ -227,7 +235,7 @@ class Stage:
             (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
             shutil.rmtree(self.folder / EARLIER, ignore_errors=True)
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-            write_json(self.folder / "manifest.json", whole)
+            write_json(self.folder / "manifest.json", manifest_of(self.folder, self.exports, whole))
             return result
 
         self.result, self.done = team().on_main(close), True

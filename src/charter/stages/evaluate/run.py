@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from charter.errors import InputError
-from charter.evaluation.arms import BEST_OF, Arm, contrasts_of, measure_arm, primary_of, samples_of, scored_arm, write_verdicts
+from charter.evaluation.arms import BEST_OF, Arm, measure_arm, primary_of, scored_arm, write_verdicts
+from charter.evaluation.figures import figures_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.reward_trunk import load_reward_trunk
@@ -75,14 +76,8 @@ def evaluate(
             measured[BEST_OF] = best_of_n(recipe, settings, models, scoring, stage, start, reward, test)
         for name, arm in measured.items():
             write_verdicts(stage.path(f"verdicts.{name}.jsonl"), arm)
-        stage.finish(
-            {
-                "metrics": [m.model_dump(mode="json") for arm in measured.values() for m in arm.metrics()],
-                "contrasts": contrasts_of(measured, primary_of(recipe, [model.name for model in arms])),
-                "samples": samples_of(measured),
-                "excluded": {"kept for the gold curve": len(kept)},
-            }
-        )
+        figures = figures_of(measured, primary_of(recipe, [model.name for model in arms]), settings)
+        stage.finish({**figures, "excluded": {"kept for the gold curve": len(kept)}})
     return stage
 
 

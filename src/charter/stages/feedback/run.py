@@ -104,7 +104,7 @@ def gather_feedback(
 def finish_with_pairs(stage: Stage, pairs: list[Pair], result: dict[str, Any]) -> None:
     """Write pairs.jsonl of the stage and the run's preferences.csv, then close the stage."""
     write_jsonl(stage.path("pairs.jsonl"), pairs)
-    export_preferences(stage.run.folder / f"{stage.name.replace('feedback', 'preferences')}.csv", pairs)
+    export_preferences(stage.export(f"{stage.name.replace('feedback', 'preferences')}.csv"), pairs)
     stage.finish(result)
 
 

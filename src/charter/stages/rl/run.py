@@ -114,7 +114,7 @@ def train_policy(
                 if isinstance(settings, PPOSettings):
                     trunk.add_role("value", head=True, start_from="reward" if shared else None)
                 trainer_of(settings.method)(trunk, chosen, rewards, settings, stage)
-            team().on_main(lambda: export_rollouts(stage, run.folder / f"{name.replace('rl', 'rl_log')}.csv"))
+            team().on_main(lambda: export_rollouts(stage, stage.export(f"{name.replace('rl', 'rl_log')}.csv")))
             return trunk
 
         trunk = within_memory(stage, settings, learn, models.release)

@@ -63,7 +63,7 @@ def train_supervised(
         if stage.done:
             return stage
         examples, excluded = sft_examples(settings, recipe.seed, prompts, revise)
-        export_sft(run.folder / "sft.csv", examples)
+        export_sft(stage.export("sft.csv"), examples)
 
         def learn(settings: SFTSettings) -> tuple[Trunk, Cut]:
             trunk = models.trunk(recipe.model, settings.lora, trains=True)

@@ -1,0 +1,128 @@
+"""`charter verify RUN`: what a run folder stores, against its hashes, and the figures of its report, against the stored rows.
+
+No model is loaded: what a model measured of a response (KL, tokens, the scorer's verdict) is read from the rows of `evaluate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from charter.errors import InputError
+from charter.evaluation.figures import changed_rows, figures_of, stored_arms
+from charter.evaluation.page import as_json, metrics_csv
+from charter.evaluation.verdict import verdict
+from charter.records import Response, content_id
+from charter.run.files import read_json, read_jsonl
+from charter.run.seals import MANIFEST, Difference, broken_seals
+from charter.stages.evaluate.settings import EvaluationSettings
+from charter.votes.judgments import read_judgments
+
+DESCRIPTION = ("stage", "seed", "settings", "inputs", "code")
+FIGURES = ("metrics", "contrasts", "samples")
+
+
+def verify_run(run: Path) -> dict[str, Any]:
+    """`differences`: {file, line, field, words}, none where all is equal; `notes`: what was not checked; `stages`: the stages
+    that were checked. InputError where the folder has no report."""
+    if not (run / "report.json").is_file():
+        raise InputError("not a run folder: report.json is missing; charter run RECIPE --out makes one", file=run)
+    notes: list[str] = []
+    try:
+        report = read_json(run / "report.json")
+        names = [row["name"] for row in report["stages"] if row["done"]]
+    except (InputError, KeyError, TypeError):
+        broken = Difference("report.json", "not a valid report; charter run writes it again")
+        return result_of(run, [], [broken], notes)
+    differences = [difference for name in names for difference in stage_differences(run, name, report, notes)]
+    differences += figure_differences(run, report, names)
+    return result_of(run, names, differences, notes)
+
+
+def result_of(run: Path, names: list[str], differences: list[Difference], notes: list[str]) -> dict[str, Any]:
+    rows = [vars(difference) | {"text": difference.text} for difference in differences]
+    return {"run": str(run), "equal": not rows, "stages": names, "differences": rows, "notes": notes}
+
+
+def inside(error: InputError, run: Path, file: Path) -> Difference:
+    """What a reader of files says of a broken one, as a difference."""
+    return Difference(file.relative_to(run).as_posix(), str(error).replace(f"{run}/", ""))
+
+
+def stage_differences(run: Path, name: str, report: Mapping[str, Any], notes: list[str]) -> Iterator[Difference]:
+    """The manifest of a stage, its files, the ids of its responses, and its chain of judgments."""
+    shown = f"{name}/{MANIFEST}"
+    try:
+        manifest = read_json(run / name / MANIFEST)
+    except InputError as error:
+        yield inside(error, run, run / shown)
+        return
+    if not isinstance(manifest, dict) or "result" not in manifest:
+        yield Difference(shown, "missing, or of a stage that is not finished; the report says that it is done")
+        return
+    description = {key: manifest.get(key) for key in DESCRIPTION}
+    known = ((report.get("provenance") or {}).get("stages") or {}).get(name)
+    if manifest.get("fingerprint") not in (content_id(description),) or manifest["fingerprint"] != known:
+        yield Difference(shown, "not the hash of its settings, inputs and code, or not that of the report", field="fingerprint")
+    if "files" in manifest:
+        yield from broken_seals(run, name, manifest)
+    else:
+        notes.append(f"{name}: no hashes recorded; the run is older than charter verify")
+    for file in sorted((run / name).glob("*.jsonl")):
+        yield from row_differences(run, file)
+
+
+def row_differences(run: Path, file: Path) -> Iterator[Difference]:
+    """Responses whose id is not the hash of their content; judgments whose chain is broken."""
+    shown = file.relative_to(run).as_posix()
+    try:
+        if file.name == "judgments.jsonl":
+            read_judgments(file)
+        elif file.name.startswith(("responses.", "originals.", "helpful.")):
+            for line, row in enumerate(read_jsonl(file, Response), start=1):
+                if row.id != content_id(row.prompt_id, row.model, row.generation.seed, row.text):
+                    yield Difference(shown, "not the hash of prompt, model, seed and text", line=line, field="id")
+    except InputError as error:
+        yield Difference(shown, str(error).removeprefix(str(file)).lstrip(", :"))
+
+
+def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -> Iterator[Difference]:
+    """Metrics, contrasts and samples from the stored rows, against the report; the verdict and metrics.csv from the report."""
+    stage = run / "evaluate"
+    if "evaluate" in names:
+        try:
+            settings = EvaluationSettings.model_validate(report["recipe"]["evaluation"])
+            arms = stored_arms(stage, run / "prompts" / "prompts.jsonl", settings, report["metrics"])
+            for name, arm in arms.items():
+                for line, field, words in changed_rows(arm, stage):
+                    yield Difference(f"evaluate/verdicts.{name}.jsonl", words, line=line, field=field)
+            expected = as_json(figures_of(arms, report["primary"], settings))
+            for key in FIGURES:
+                yield from unequal(expected[key], report.get(key), key)
+        except (InputError, KeyError, TypeError, ValueError, IndexError) as error:
+            yield Difference("evaluate", f"the figures cannot be recomputed: {str(error).replace(f'{run}/', '')}")
+    yield from unequal(verdict(report), report.get("verdict"), "verdict")
+    table = run / "metrics.csv"
+    if not table.is_file() or table.read_bytes() != metrics_csv(report).encode():
+        yield Difference("metrics.csv", "not the table of report.json; charter report RUN writes it again")
+
+
+def unequal(expected: Any, stored: Any, field: str) -> Iterator[Difference]:
+    """The places of report.json that are not what is expected; numbers are equal within 1e-9 of their size."""
+    if isinstance(expected, dict) and isinstance(stored, dict):
+        for key in {**expected, **stored}:
+            yield from unequal(expected.get(key), stored.get(key), f"{field}.{key}")
+    elif isinstance(expected, list) and isinstance(stored, list) and len(expected) == len(stored):
+        for i, pair in enumerate(zip(expected, stored, strict=True)):
+            yield from unequal(*pair, f"{field}.{i}")
+    elif not same_value(expected, stored):
+        yield Difference("report.json", f"{str(stored)[:80]!r} is stored, the rows give {str(expected)[:80]!r}", field=field)
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Equal, and numbers nearly so: another machine may round the last digit differently."""
+    if isinstance(a, float) and isinstance(b, float | int):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(a == b)

@@ -1,0 +1,48 @@
+"""`charter verify`: an untouched run is equal, and a changed byte is named."""
+
+import random
+import shutil
+
+import pytest
+
+from charter.commands.app import run_command
+from charter.effects import adjusted_for_length, equivalence, minimum_detectable
+from charter.verification import verify_run
+
+
+def test_a_whole_run_verifies_after_it_was_moved_and_every_changed_byte_is_named(finished_run, tmp_path, capsys):
+    run = tmp_path / "moved"
+    shutil.copytree(finished_run, run)
+    assert verify_run(run)["differences"] == []
+    assert run_command(["verify", str(run)]) == 0
+    rng, files = random.Random(0), sorted(run.glob("*/*.jsonl"))
+    for _ in range(20):
+        file = rng.choice(files)
+        before = file.read_bytes()
+        place = rng.randrange(len(before))
+        file.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+        name, line = file.relative_to(run).as_posix(), before[:place].count(b"\n") + 1
+        assert (name, line) in {(row["file"], row["line"]) for row in verify_run(run)["differences"]}
+        file.write_bytes(before)
+    (run / "sft" / "more.txt").write_text("x")
+    assert run_command(["verify", str(run)]) == 1
+    assert "sft/more.txt: not in the manifest" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_report_is_bad_input(tmp_path):
+    assert run_command(["verify", str(tmp_path)]) == 2
+
+
+def test_length_adjusted_difference_is_the_value_of_the_line_at_equal_length():
+    # differences 1, 2, 3 at doublings -1, 0, 1: 2 at equal length, 1 for each doubling
+    result = adjusted_for_length([0.0] * 3, [1.0, 2.0, 3.0], [2, 2, 2], [1, 2, 4])
+    assert (result.difference, result.per_doubling) == pytest.approx((2.0, 1.0))
+
+
+def test_equivalence_needs_the_ninety_percent_interval_inside_the_margin():
+    assert not equivalence([False] * 6, [False] * 6, 0.05).equivalent
+    assert equivalence([False] * 400, [False] * 400, 0.05).equivalent
+
+
+def test_the_minimum_detectable_difference_is_2_8_standard_errors():
+    assert minimum_detectable((-1.959964, 1.959964)) == pytest.approx(2.8016, abs=1e-3)
