@@ -193,6 +193,8 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
         pytest.skip("works on a model that make real downloads; tests/test_gguf.py and test_recipes.py run such commands")
     if line.startswith("charter label "):
         pytest.skip("serves until it is interrupted; tests/test_label_browser.py starts it")
+    if line.startswith("charter lab hacking"):
+        pytest.skip("is dozens of runs; tests/test_hacking.py makes a tiny lab")
     if "--drop-one" in line:
         pytest.skip("a run for each principle; tests/test_values.py goes all the way")
     if "--feedback" in line:

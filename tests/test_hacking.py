@@ -240,8 +240,8 @@ def test_the_page_says_that_no_detector_raised_an_alarm_only_where_they_ran(tmp_
 
 
 TINY = (
-    "prompts.train=12", "prompts.test=10", "revise.prompts=8", "feedback.prompts=8", "feedback.gate_pairs=40", "sft.epochs=1",
-    "gates.override=true", "rl.gold.prompts=12",
+    "prompts.train=12", "prompts.test=14", "revise.prompts=8", "feedback.prompts=8", "feedback.gate_pairs=40", "sft.epochs=1",
+    "gates.override=true", "rl.gold.prompts=24",
 )  # fmt: skip
 
 
