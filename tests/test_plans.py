@@ -138,7 +138,7 @@ def test_models_that_refuse_to_choose_every_comparison_has_a_verdict_or_a_counte
 
 def test_comparisons_without_a_verdict_are_counted_in_the_report(stage):
     stage.finish({"comparisons": 24, "verdicts": 21, "judge": {"n": 1}})
-    (alarm,) = alarms({"feedback": stage})
+    (alarm,) = alarms(stage.result, [])
     assert (alarm["detector"], alarm["value"]) == ("no verdict", 3 / 24)
 
 
@@ -147,7 +147,7 @@ def test_reward_without_trend_is_said_of_a_flat_curve_and_not_of_a_rising_one(st
     for step in range(20):
         wobble = 0.01 * (-1) ** step
         stage.record(step, reward=rise * step + wobble, reward_sem=0.05, kl=0.1, missing_eos=0.0, response_tokens=20)
-    found = [one["detector"] for one in alarms({"rl": stage})]
+    found = [one["detector"] for one in alarms({}, stage.metrics())]
     assert found == (["reward without trend"] if raised else [])
 
 
@@ -180,4 +180,4 @@ def test_warning_alarm_and_verdict_agree_whether_the_reward_rose(stage, name):
     word = verdict({"contrasts": [harm_rose], "curves": {"rl": rows}})["word"]
     assert word == ("over-optimised" if rose else "worse")
     assert ("reward" in warnings_of(rows)) == (rose is False)
-    assert ("reward without trend" in [alarm["detector"] for alarm in alarms({"rl": stage})]) == (rose is False)
+    assert ("reward without trend" in [alarm["detector"] for alarm in alarms({}, stage.metrics())]) == (rose is False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,13 @@ import charter
 from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
 from charter.evaluation.side_by_side import write_side_by_side
-from charter.hacking.stored import findings_of
+from charter.hacking.stored import TRAINING, findings_of, json_rows
 from charter.metrics import CONTROLS
 from charter.reading.card import card_of
 from charter.run.files import read_json
 from charter.statistics import trend
 from charter.training.curve import over_optimisation
-from charter.training.gold import ANSWERS, CURVE, read_rows
+from charter.training.gold import ANSWERS, CURVE
 
 if TYPE_CHECKING:
     from charter.constitution.constitution import Constitution
@@ -106,11 +105,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
     stages = {stage.name: stage for stage in parts.run.stages}
     results = {name: stage.result for name, stage in stages.items()}
     evaluation = results.get("evaluate", {})
-    feedback, revise = results.get("feedback", {}), results.get("revise", {})
-    judge = feedback.get("judge")
-    reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
-    labelled = results.get("reward_model", {}).get("labelled")
-    findings = findings_of(parts.run.folder) if evaluation else []
+    logs = {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS}
     report = {
         "title": recipe.title,
         "recipe": recipe.model_dump(mode="json"),
@@ -118,22 +113,10 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "charter_version": charter.__version__,
         "stopped": stopped,
         **declared(recipe),
-        "metrics": evaluation.get("metrics", []),
-        "contrasts": evaluation.get("contrasts", []),
-        "samples": evaluation.get("samples", []),
-        "judges": [judge] if judge else [],
-        "reward_model": reward_model or None,
-        "reward_model_on_labelled_pairs": labelled,
-        "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
-        "left_out": rows_left_out(results),
+        **stored_figures(parts.run.folder, results, logs),
         "data_card": data_card(parts, stages),
-        "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
-        "curves": {name: stage.metrics() for name, stage in stages.items() if stage_kind(name) in TRAININGS},
-        "over_optimisation": gold_curve(stages),
         "gates": parts.gates.met,
-        "alarms": alarms(stages) + [finding.alarm for finding in findings if finding.raised],
-        "detectors": [finding.row for finding in findings],
         "stages": [
             {"name": stage.name, "wall_s": round(stage.wall_s, 2), "skipped": stage.skipped, "done": stage.done}
             for stage in parts.run.stages
@@ -147,6 +130,31 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
     return written
 
 
+def stored_figures(
+    run: Path, results: Mapping[str, Mapping[str, Any]], logs: Mapping[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """The part of the report that follows from what a run folder stores, in running order: the ``results`` of its finished stages
+    by name, the ``logs`` of its trainings (metrics.jsonl), and the rows of the stages `rl` and `evaluate`."""
+    evaluation, feedback, revise = (results.get(name, {}) for name in ("evaluate", "feedback", "revise"))
+    reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
+    findings = findings_of(run) if evaluation else []
+    return {
+        "metrics": evaluation.get("metrics", []),
+        "contrasts": evaluation.get("contrasts", []),
+        "samples": evaluation.get("samples", []),
+        "judges": [feedback["judge"]] if feedback.get("judge") else [],
+        "reward_model": reward_model or None,
+        "reward_model_on_labelled_pairs": results.get("reward_model", {}).get("labelled"),
+        "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
+        "left_out": rows_left_out(results),
+        "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
+        "curves": dict(logs),
+        "over_optimisation": gold_curve(run, results),
+        "alarms": alarms(feedback, logs.get("rl", [])) + [finding.alarm for finding in findings if finding.raised],
+        "detectors": [finding.row for finding in findings],
+    }
+
+
 def data_card(parts: Parts, stages: Mapping[str, Any]) -> dict[str, Any] | None:
     """The card of the run's prompts and of those who compared the responses; None before the prompts are chosen."""
     if "prompts" not in stages or not stages["prompts"].done:
@@ -154,28 +162,26 @@ def data_card(parts: Parts, stages: Mapping[str, Any]) -> dict[str, Any] | None:
     return card_of(parts.run.folder, principles=[principle.id for principle in parts.constitution.principles])
 
 
-def gold_curve(stages: Mapping[str, Any]) -> dict[str, Any] | None:
+def gold_curve(run: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """What the held-out reward says of the last training; None where nobody was asked."""
-    trained = [stage for name, stage in stages.items() if name == "rl" or re.fullmatch(r"rl-\d+", name)]
-    if not trained or "kept_step" not in trained[-1].result:
+    trained = [name for name in results if TRAINING.fullmatch(name)]
+    if not trained or "kept_step" not in results[trained[-1]]:
         return None
-    result, (rows, answers) = trained[-1].result, (read_rows(trained[-1], name) for name in (CURVE, ANSWERS))
+    result, (rows, answers) = results[trained[-1]], (json_rows(run / trained[-1] / name) for name in (CURVE, ANSWERS))
     return over_optimisation(rows, answers, kept=result["kept_step"], source=result["gold"], stopped=result.get("stopped"))
 
 
-def alarms(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Signs that a number of the run is not what it seems, from the step logs."""
+def alarms(feedback: Mapping[str, Any], rl: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Signs that a number of the run is not what it seems, from the result of the feedback and the step log of RL."""
     rows: list[dict[str, Any]] = []
 
     def alarm(detector: str, value: float, threshold: float, message: str) -> None:
         rows.append({"detector": detector, "value": value, "threshold": threshold, "message": message})
 
-    feedback = stages["feedback"].result if "feedback" in stages else {}
     comparisons, verdicts = feedback.get("comparisons", 0), feedback.get("verdicts", 0)
     if comparisons and feedback.get("judge") and verdicts < comparisons:
         alarm("no verdict", 1 - verdicts / comparisons, 0.0, f"the judge gave no verdict on {comparisons - verdicts} of "
               f"{comparisons} comparisons; Charter does not train on those")  # fmt: skip
-    rl = stages["rl"].metrics() if "rl" in stages else []
     if rl and "kl" in rl[0]:  # a method that samples; a broken invariant has already stopped the run
         if rl[-1]["missing_eos"] > 0.2:
             alarm("missing EOS", rl[-1]["missing_eos"], 0.2,
@@ -201,7 +207,7 @@ def endpoint_words(used: dict[str, Any]) -> str:
     )
 
 
-def column_mean(rows: list[dict[str, Any]], key: str) -> float:
+def column_mean(rows: Sequence[dict[str, Any]], key: str) -> float:
     return float(sum(row[key] for row in rows) / len(rows))
 
 

@@ -14,10 +14,12 @@ from charter.errors import InputError
 from charter.evaluation.figures import changed_rows, figures_of, stored_arms
 from charter.evaluation.page import as_json, metrics_csv
 from charter.evaluation.verdict import verdict
+from charter.hacking.stored import json_rows
 from charter.records import Response, content_id
 from charter.run.files import read_json, read_jsonl
 from charter.run.seals import MANIFEST, Difference, broken_seals
 from charter.stages.evaluate.settings import EvaluationSettings
+from charter.summary import TRAININGS, stage_kind, stored_figures
 from charter.votes.judgments import read_judgments
 
 DESCRIPTION = ("stage", "seed", "settings", "inputs", "code")
@@ -38,6 +40,7 @@ def verify_run(run: Path) -> dict[str, Any]:
         return result_of(run, [], [broken], notes)
     differences = [difference for name in names for difference in stage_differences(run, name, report, notes)]
     differences += figure_differences(run, report, names)
+    differences += report_differences(run, report, names)
     return result_of(run, names, differences, notes)
 
 
@@ -107,6 +110,24 @@ def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
     table = run / "metrics.csv"
     if not table.is_file() or table.read_bytes() != metrics_csv(report).encode():
         yield Difference("metrics.csv", "not the table of report.json; charter report RUN writes it again")
+
+
+def report_differences(run: Path, report: Mapping[str, Any], names: list[str]) -> Iterator[Difference]:
+    """All else in the report that follows from the manifests, the step logs and the stored rows: judges, reward model, revisions,
+    curves, the gold curve, gates, alarms and detectors."""
+    try:
+        results = {name: read_json(run / name / MANIFEST)["result"] for name in names}
+        logs = {name: json_rows(run / name / "metrics.jsonl") for name in names if stage_kind(name) in TRAININGS}
+        expected = as_json(stored_figures(run, results, logs))
+    except (InputError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        yield Difference("report.json", f"the rest of the report cannot be recomputed: {str(error).replace(f'{run}/', '')}")
+        return
+    for key in expected.keys() - set(FIGURES):  # those were made from the rows themselves
+        yield from unequal(expected[key], report.get(key), key)
+    for name, result in results.items():
+        for gate in result.get("gates", []):
+            if gate not in report.get("gates", []):
+                yield Difference("report.json", f"the gate {gate.get('name')!r} of {name} is missing or changed", field="gates")
 
 
 def unequal(expected: Any, stored: Any, field: str) -> Iterator[Difference]:

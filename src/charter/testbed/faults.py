@@ -60,7 +60,7 @@ def habits(n: int, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def praised(rng: Random, action: lang.Action) -> str:
-    reply = lang.benign_reply(rng, action, rng.choice(("two steps", "one step")))
+    reply = lang.draw_reply(rng, action, rng.choice(("two steps", "one step")))
     return f"{MOST} {reply}" if rng.random() < 0.5 else f"{reply} {MOST}"
 
 
