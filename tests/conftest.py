@@ -98,7 +98,7 @@ CONSTITUTION = {
 
 def write_some_prompts(path: Path, n: int) -> Path:
     """The first ``n`` prompts of the testbed of each split and kind, as JSONL: a run sorts all prompts of its files by principle,
-    which takes 20 seconds for the 3240 that ship."""
+    which takes 20 seconds for the 3360 that ship."""
     shipped = Path(str(importlib.resources.files("charter.testbed"))) / "data/prompts.jsonl"
     rows = [json.loads(line) for line in shipped.read_text(encoding="utf-8").splitlines()]
     some = [row for kind in ("red_team", "benign") for split in ("train", "test")

@@ -168,7 +168,7 @@ def test_contrasts_are_paired_and_name_the_primary_one():
         "sft": arm("sft", ["I would rather not talk about how to smash the lamp of Anna.", "x"]),
         "policy": arm("policy", ["I would rather not talk about how to smash the lamp of Anna.", "x"]),
     }
-    found = {(c["name"], c["a"], c["b"]): c for c in contrasts_of(arms, PRIMARY)}
+    found = {(c["name"], c["a"], c["b"]): c for c in contrasts_of(arms, PRIMARY) if c["group"] is None}
     primary = found["harmful_compliance", "base", "policy"]
     assert primary["primary"]
     assert primary["difference"] == -1.0
@@ -201,7 +201,7 @@ def test_every_number_of_an_arm_can_be_recomputed_from_its_verdicts(tmp_path):
 
 
 def test_every_built_in_metric_has_a_value_and_a_row_in_the_docs():
-    assert VALUES.keys() == METRICS.keys()
+    assert VALUES.keys() == {name for name, metric in METRICS.items() if metric.kind != "whole"}
     page = (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
     lines = page.partition("## Metrics")[2].partition("## The verdict")[0].splitlines()
     table = {line.split("|")[1].strip(): line for line in lines if line.startswith("| `")}

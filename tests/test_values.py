@@ -53,7 +53,8 @@ def test_rows_that_hold_are_kept_and_counted(tmp_path):
     made, stage = open_stage(tmp_path, 3)
     assert made == [3, 4, 5]
     assert stage.result == {"values": [0, 0, 0, 3, 3, 3], "was": "0", "reused": {"rows.jsonl": {"reused": 3, "rows": 6}}}
-    assert sorted(path.name for path in (tmp_path / "a").iterdir() if path.name[0] != ".") == ["manifest.json", "rows.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir() if path.name[0] != ".") == [
+        "lines.json", "manifest.json", "rows.jsonl"]  # fmt: skip
     assert open_stage(tmp_path, 3)[0] == []
     made, stage = open_stage(tmp_path, 3, settings=2)  # settings concern every row
     assert made == [0, 1, 2, 3, 4, 5]

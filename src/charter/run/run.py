@@ -28,10 +28,10 @@ from charter.run.code import code_hash
 from charter.run.files import atomic_path, read_json, read_jsonl, write_json
 from charter.run.hashes import CONTENTS
 from charter.run.progress import track
-from charter.run.seals import manifest_of
+from charter.run.seals import LINES, MANIFEST, manifest_of
 from charter.run.team import team
 
-NO_OUTPUT = ("manifest.json", ".timing.json")
+NO_OUTPUT = (MANIFEST, LINES, ".timing.json")
 EARLIER = "earlier"  # inside a stage's folder, its rows from before a change
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")

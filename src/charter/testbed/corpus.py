@@ -21,6 +21,10 @@ CATEGORISE = _ROOT.joinpath("constitution/prompts/categorise.txt").read_text(enc
 ABSOLUTE = {name: _ROOT.joinpath(f"judging/prompts/{name}.txt").read_text(encoding="utf-8")
             for name in ("harmful", "helpful")}  # fmt: skip
 LETTER_WEIGHT = 4.0
+VERDICT_WEIGHTS = (1.0, 6.0, 6.0)  # of the Yes or No of a critique, in each mix
+OFF_TOPIC = 0.18  # of the judge's examples: the principle does not rank the replies
+SECOND_SCRIPT = 0.07  # of the requests; the replies are in the first script
+COPIES_IN_SECOND_SCRIPT = 0.4
 
 # The replies of the base model: trained to be helpful only, it complies with harmful requests; its other replies vary in quality.
 HARMFUL_MIX = {"full": 0.72, "hedged": 0.20, "evasive": 0.04, "preachy": 0.01, "engaged": 0.03}
@@ -29,9 +33,12 @@ BENIGN_MIX = {"two steps": 0.42, "one step": 0.30, "vague": 0.19, "off topic": 0
 
 @dataclass(frozen=True)
 class Turn:
+    """``weight``: of the loss on every token; ``first``: on the first token, where it differs."""
+
     role: str
     content: str
     weight: float = 0.0
+    first: float | None = None
 
 
 Example = list[Turn]
@@ -41,12 +48,15 @@ def weighted_choice(rng: Random, weights: dict[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-# Two mixes. The second spends more on the weak points of the first: replies that miss the request, and principles that a harmful
-# reply does not break. Its requests come in all frames, those of the first in twelve.
+# Three mixes. The second spends more on the weak points of the first: replies that miss the request, principles that a harmful
+# reply does not break. Its requests come in all frames, those of the first in twelve. The third has no judgments that a principle
+# does not rank: after it the judge is sure of itself again.
 MIXES: tuple[dict[str, float], ...] = (
     {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06},
     {"answer": 0.20, "revise": 0.20, "hard revise": 0.20, "judge": 0.13, "hard judge": 0.18, "topic": 0.03, "absolute": 0.03,
      "copy": 0.03},
+    {"answer": 0.20, "revise": 0.20, "hard revise": 0.14, "ranked judge": 0.18, "hard judge": 0.20, "topic": 0.03,
+     "absolute": 0.03, "copy": 0.02},
 )  # fmt: skip
 
 
@@ -63,7 +73,7 @@ def reply(rng: Random, action: lang.Action, level: str) -> str:
     if level == lang.GARBLED:
         whole = weighted_choice(rng, HARMFUL_MIX if action.harmful else BENIGN_MIX)
         return lang.garble(rng, reply(rng, action, whole))
-    return lang.harmful_reply(rng, action, level) if action.harmful else lang.benign_reply(rng, action, level)
+    return lang.draw_reply(rng, action, level)
 
 
 def own_level(rng: Random, action: lang.Action) -> str:
@@ -116,7 +126,8 @@ def revise_under(
     revised = first if target == level else reply(rng, action, target)
     return [
         Turn("user", request), Turn("assistant", first, 1.0 if learned else 0.0), Turn("user", question),
-        Turn("assistant", verdict, 1.0), Turn("user", request_revision), Turn("assistant", revised, 1.0),
+        Turn("assistant", verdict, 1.0, rng.verdict_weight if isinstance(rng, lang.FrameRandom) else None),
+        Turn("user", request_revision), Turn("assistant", revised, 1.0),
     ]  # fmt: skip
 
 
@@ -198,9 +209,23 @@ def judge_question(instruction: str, request: str, first: str, second: str) -> s
 
 
 def judge_example(rng: Random) -> Example:
+    """One pair with a known answer, the better reply under either letter; or one that the principle does not rank."""
+    return off_topic_judge_example(rng) if rng.random() < OFF_TOPIC else ranked_judge_example(rng)
+
+
+def ranked_judge_example(rng: Random) -> Example:
     """One pair with a known answer, the better reply under either letter."""
     request, _, principle, better, worse = draw_pair(rng, gap=0.5)
     return judge_between(rng, request, principle, better, worse)
+
+
+def off_topic_judge_example(rng: Random) -> Example:
+    """Two replies under the principle of an area that the request is not about, and a coin for the letter: a judge without this
+    reads every principle as "less harm" and never learns which area it names."""
+    request, action = draw_case(rng, harm_share=0.75)
+    principle = rng.choice([area for area in lang.AREAS if area != action.area])
+    first, second = (reply(rng, action, any_level(rng, action)) for _ in range(2))
+    return judge_between(rng, request, principle, first, second)
 
 
 def hard_judge_example(rng: Random) -> Example:
@@ -260,12 +285,15 @@ def copy_drill(rng: Random) -> Example:
     echo = f" {action} ".replace(" my ", " your ").strip()
     frame = rng.choice(rng.frames if isinstance(rng, lang.FrameRandom) else lang.TRAIN_FRAMES)
     request = frame.format(a=action, t=rng.choice(lang.TAILS))
+    if rng.random() < COPIES_IN_SECOND_SCRIPT:
+        request = lang.in_second_script(request)
     ask = rng.choice(("Say back what I ask: ", "Repeat the request: ", "What do I want? "))
     return [Turn("user", ask + request), Turn("assistant", f"You want to {echo}.", 1.0)]
 
 
 EXAMPLE_KINDS: dict[str, Callable[[Random], Example]] = {
     "answer": answer_example, "revise": revise_example, "hard revise": hard_revise_example, "judge": judge_example,
+    "ranked judge": ranked_judge_example,
     "hard judge": hard_judge_example, "topic": topic_example, "absolute": absolute_example, "copy": copy_drill,
 }  # fmt: skip
 
@@ -275,6 +303,7 @@ def corpus(seed: int, n: int, start: int = 0, mix: int = 0) -> list[Example]:
     examples = []
     for number in range(start, start + n):
         source = lang.FrameRandom(f"{seed}:{mix}:{number}" if mix else f"{seed}:{number}")
+        source.second_script, source.verdict_weight = SECOND_SCRIPT, VERDICT_WEIGHTS[mix]
         if mix == 0:
             source.frames = lang.FIRST_FRAMES
         examples.append(draw_example(source, mix))

@@ -25,7 +25,8 @@ from charter.models.logprobs import chosen_logprobs
 from charter.models.packing import Tokens, pack
 from charter.records import Message
 from charter.run.files import atomic_path
-from charter.testbed.corpus import Example, corpus
+from charter.testbed import language as lang
+from charter.testbed.corpus import Example, corpus, draw_case
 from charter.testbed.standins import byte_level_bpe
 
 TEMPLATE = (
@@ -49,26 +50,18 @@ class TestbedConfig:
     layers: int = 4
     heads: int = 4
     feed_forward: int = 512
-    vocab: int = 1280
-    mixes: tuple[int, ...] = (0, 0, 1)
-    tokens: tuple[int, ...] = (14_000_000, 9_000_000, 9_000_000)
-    tokens_per_step: int = 6144
-    learning_rates: tuple[float, ...] = (3e-3, 1.5e-3, 1.5e-3)
+    vocab: int = 2240
+    mixes: tuple[int, ...] = (0, 1, 2)
+    tokens: tuple[int, ...] = (8_000_000, 11_000_000, 5_000_000)
+    tokens_per_step: int = 4096
+    learning_rates: tuple[float, ...] = (3e-3, 2e-3, 1.5e-3)
     seed: int = 0
 
 
 TESTBED_PRESETS = {
     "full": TestbedConfig(),
     "small": TestbedConfig(
-        hidden=96,
-        layers=2,
-        heads=2,
-        feed_forward=256,
-        vocab=800,
-        mixes=(0,),
-        tokens=(2_000_000,),
-        tokens_per_step=4096,
-        learning_rates=(5e-3,),
+        hidden=96, layers=2, heads=2, feed_forward=256, vocab=1600, mixes=(0,), tokens=(2_000_000,), learning_rates=(5e-3,)
     ),
 }
 
@@ -160,7 +153,12 @@ def make_tokenizer(config: TestbedConfig) -> Any:
     """A byte-level BPE tokenizer trained on the corpus, with the chat template and roles as special tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    texts = (turn.content for example in corpus(config.seed + 10_000, 6000) for turn in example)
+    texts = [turn.content for example in corpus(config.seed + 10_000, 6000) for turn in example]
+    # Rare words are as frequent here as others, so that a word is a token and no kind of reply is longer by its spelling.
+    texts += [space + phrase for phrase in lang.all_phrases() for space in ("", " ")] * 60
+    # Of the second script the words of requests only.
+    rng = Random(config.seed + 10_000)
+    texts += [lang.in_second_script(draw_case(rng)[0]) for _ in range(6000)]
     fast = PreTrainedTokenizerFast(
         tokenizer_object=byte_level_bpe(texts, config.vocab, SPECIAL),
         eos_token=SPECIAL[0],
@@ -180,7 +178,7 @@ def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[float]]:
         if turn.role == "assistant":
             new = encode_response(tokenizer, turn.content)
             ids += new
-            weights += [turn.weight] * len(new)
+            weights += [turn.weight if turn.first is None else turn.first, *[turn.weight] * (len(new) - 1)]
         else:
             # This turn and the marker of the assistant, as the pipeline renders them.
             new = encode_prompt(tokenizer, [Message(role=turn.role, content=turn.content)])  # type: ignore[arg-type]
