@@ -15,11 +15,13 @@ from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import (
     CostSettings,
     DPOSettings,
+    GoldSettings,
     GRPOSettings,
     OnlineDPOSettings,
     PPOSettings,
     RewardPart,
     RLOOSettings,
+    StopSettings,
     VLLMSettings,
 )
 from charter.stages.sft.settings import SFTSettings
@@ -95,7 +97,8 @@ SECTIONS = [
     ("feedback", FeedbackSettings), ("reward_model", RewardModelSettings), ("rl, method: ppo", PPOSettings),
     ("rl, method: rloo", RLOOSettings), ("rl, method: grpo", GRPOSettings), ("rl, method: dpo", DPOSettings),
     ("rl, method: online_dpo", OnlineDPOSettings), ("rl.vllm", VLLMSettings), ("feedback.contrast", ContrastSettings),
-    ("rl.reward.NAME", RewardPart), ("rl.cost", CostSettings), ("evaluation", EvaluationSettings),
+    ("rl.reward.NAME", RewardPart), ("rl.cost", CostSettings), ("rl.gold", GoldSettings), ("rl.stop", StopSettings),
+    ("evaluation", EvaluationSettings),
     ("evaluation.measures.NAME", MeasureSettings), ("lora, inside training, sft, reward_model and rl", LoRASettings),
 ]  # fmt: skip
 KINDS = dict(SECTIONS) | {"rl": PPOSettings, "endpoints.NAME": EndpointSettings}

@@ -174,7 +174,7 @@ def at_size_of_seconds(line: str) -> list[str]:
     if name == "testbed card":
         words = [*words, "--n", "10"]
     words = [re.sub("^5$", "2", word) for word in words]  # --seeds
-    if words[0] == "run" and words[1] in ("demo", "demo-ppo", "smoke"):
+    if words[0] == "run" and words[1] in ("demo", "demo-ppo", "smoke", "spectrum"):
         words += [f"--set={setting}" for setting in [*SMALL, f"prompts.files=[{Path.cwd() / 'some.jsonl'}]"]]
     return words
 
