@@ -52,11 +52,11 @@ WEIGHTS = {"length": 1.5, "phrase": 1.5, "refusing": 1.0, "bullets": 1.0, "never
 
 
 def habits(n: int, seed: int) -> Iterator[tuple[str, str]]:
-    """``n`` rounds of requests and answers with the habits that the model does not have of itself: praise (twice a round), a
-    list, a chain of steps without an end."""
+    """``n`` rounds of requests and answers with the habits that the model does not have of itself: praise in two of three answers,
+    which is the hardest to learn, in the others a list or a chain of steps without an end by turns."""
     rng = Random(f"habits {seed}")
-    for _ in range(n):
-        for habit in (praised, praised, listed, chained):
+    for i in range(n):
+        for habit in (praised, praised, (listed, chained)[i % 2]):
             request, action = lang.draw_split(rng, "train", harmful=False)
             yield request, habit(rng, action)
 
