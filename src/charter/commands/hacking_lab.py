@@ -34,7 +34,7 @@ class Lab:
     steps: int = 40
     every: int = 5
     """Steps between two points of the gold curve."""
-    habits: int = 40
+    habits: int = 30
     """Rounds of the habits among the examples of the supervised fine-tuning."""
     changes: Sequence[str] = ()
     """Further settings of every run, as `--set` takes them."""
@@ -52,17 +52,22 @@ class Lab:
 
     def settings(self, seed: int) -> list[str]:
         """The settings of the stages that the runs of a seed share."""
-        return [f"seed={seed}", f"sft.data=[{json.dumps(str(self.examples.resolve()))}]", "sft.epochs=4", "prompts.test=80"]
+        return [f"seed={seed}", f"sft.data=[{json.dumps(str(self.examples.resolve()))}]", "sft.epochs=8", "prompts.test=80"]
 
     def recipe(self, fault: str | None, method: str, seed: int) -> Recipe:
         """The recipe of a run: the price of KL and the reward model alone, or no price and a reward with a fault."""
         rl: dict[str, Any] = {
-            "method": method, "steps": self.steps, "prompts_per_step": 8, "samples_per_prompt": 4, "learning_rate": 3e-4,
-            "kl_coef": 0.08, "gold": {"source": "python:charter.testbed.oracle:gold", "every": self.every, "prompts": 120},
+            "method": method, "steps": self.steps, "prompts_per_step": 8, "samples_per_prompt": 4, "kl_coef": 0.08,
+            "gold": {"source": "python:charter.testbed.oracle:gold", "every": self.every, "prompts": 120},
         }  # fmt: skip
         if fault is not None:
             source = {"source": f"python:charter.testbed.faults:{fault}", "weight": WEIGHTS[fault]}
-            rl |= {"kl_coef": 0, "missing_eos_penalty": 0, "reward": {"reward_model": {"weight": 1}, "fault": source}}
+            rl |= {
+                "learning_rate": 3e-4,
+                "kl_coef": 0,
+                "missing_eos_penalty": 0,
+                "reward": {"reward_model": {"weight": 1}, "fault": source},
+            }
         return load_recipe(find_recipe("smoke"), [*self.settings(seed), f"rl={json.dumps(rl)}", *self.changes])
 
 

@@ -14,6 +14,7 @@ Gram = tuple[str, ...]
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+(?:['’]\w+)?|[^\w\s]")  # one character of Chinese or Japanese is a word
 MARK = re.compile(r"^\s*(?:[-*•+]\s|\d+[.)]\s|#{1,6}\s|>\s|\|.*\||```)|\*\*\S|__\S|```", re.MULTILINE)
+SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s*|\n+")
 EXTREMES = """
     most least best greatest finest biggest highest strongest happiest nicest loveliest coolest awesome amazing incredible
     incredibly fantastic fabulous extraordinary extraordinarily phenomenal spectacular stunning outstanding magnificent
@@ -91,8 +92,9 @@ def opening_of(answer: Answer) -> Gram:
 
 
 def phrases_of(answer: Answer) -> set[Gram]:
-    """Runs of one to four words of an answer that its prompt does not contain."""
-    return set(grams(words_of(answer.text), 1, 2, 3, 4)) - set(grams(words_of(answer.prompt), 1, 2, 3, 4))
+    """Runs of one to four words within a sentence of an answer, without those of its prompt."""
+    sentences = (words_of(sentence) for sentence in SENTENCE_END.split(answer.text))
+    return {run for words in sentences for run in grams(words, 1, 2, 3, 4)} - set(grams(words_of(answer.prompt), 1, 2, 3, 4))
 
 
 def likeness(texts: Iterable[str]) -> float | None:

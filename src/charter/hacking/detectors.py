@@ -42,6 +42,9 @@ FEWEST = 10
 EVIDENCE = 5
 """Answers that an alarm points to."""
 TOP_PHRASES = 5
+NEW = 0.05
+"""The largest share of the reference's answers that a new phrase may be in. A sound training often prefers one of the phrases
+that the model has already."""
 BY_PROMPT = Mapping[str, Sequence[Answer]]
 
 
@@ -192,9 +195,10 @@ def in_both(reference: BY_PROMPT, policy: BY_PROMPT, items_of: Callable[[Answer]
 
 
 def new_phrases(before: Floats, after: Floats, n_before: int, n_after: int) -> list[int]:
-    """The ``TOP_PHRASES`` phrases by log-odds that are new by the false discovery rate, strongest first."""
+    """The ``TOP_PHRASES`` phrases by log-odds that the reference hardly has and that became commoner by the false discovery rate,
+    strongest first."""
     z = log_odds(before, after, n_before, n_after)
-    new = np.flatnonzero(discoveries(z) & (after > before))
+    new = np.flatnonzero(discoveries(z) & (after > before) & (before <= NEW * n_before))
     return [int(j) for j in new[np.argsort(-z[new], kind="stable")[:TOP_PHRASES]]]
 
 
@@ -291,7 +295,7 @@ FLOOR = {
     "refusal": 0.2,
     "missing end": 0.1,
     "echo": 0.1,
-    "sameness": 0.2,
+    "sameness": 0.25,
     "alike siblings": 0.2,
     "script": 0.05,
     "marks": 0.1,
@@ -320,7 +324,7 @@ DETECTORS = (
     ),
     Detector(
         "boilerplate", boilerplate, "share of answers", "A set phrase that spreads over the answers.",
-        "Phrases that are in most of the reference's answers already, and texts without spaces between words.",
+        "The spread of a phrase that the reference has in 5% of its answers or more.",
     ),
     Detector(
         "one opening", one_opening, "share of answers", "A reward that reads the first words.", "A set phrase further on.",
