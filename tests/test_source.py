@@ -55,7 +55,7 @@ def test_the_model_of_a_judge_is_a_source_too():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("reward-model", "unknown reward source 'reward-model'; use reward_model, length, judge:FOLDER"),
+        ("reward-model", "unknown reward source 'reward-model'; use reward_model, length, random, judge:FOLDER"),
         ("judge:", "the judge is missing; use judge:FOLDER or judge:base or judge:sft"),
         ("classifier:folder", "folder or label is missing; use classifier:FOLDER:LABEL"),
         ("python:mine", "module or function is missing; use python:module:function"),

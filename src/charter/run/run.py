@@ -94,7 +94,7 @@ class Stage:
         self, run: Run, name: str, settings: Any, inputs: Mapping[str, str], code: Sequence[str], by_row: Collection[str] = ()
     ) -> None:
         self.run, self.name, self.folder = run, name, run.folder / name
-        self.by_row, self.logs, self._output = tuple(by_row), list[RecordLog[Any]](), ""
+        self.by_row, self.logs = tuple(by_row), list[RecordLog[Any]]()
         settings = settings.model_dump(mode="json", context=CONTENTS) if hasattr(settings, "model_dump") else settings
         self.description = {
             "stage": name,
@@ -103,7 +103,7 @@ class Stage:
             "inputs": dict(inputs),
             "code": code_hash(code),
         }
-        self.fingerprint = content_id(self.description)
+        self.fingerprint = self._output = content_id(self.description)
         self.result: dict[str, Any] = {}
         self.exports: list[Path] = []
         self.done = self.skipped = False
