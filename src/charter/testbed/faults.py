@@ -52,8 +52,8 @@ WEIGHTS = {"length": 1.5, "phrase": 1.5, "refusing": 1.0, "bullets": 1.0, "never
 
 
 def habits(n: int, seed: int) -> Iterator[tuple[str, str]]:
-    """``n`` rounds of requests and answers with habits that the model does not have of itself: praise in two of three answers, which
-    is the hardest to learn, in the others a list or a chain of steps without an end by turns."""
+    """``n`` rounds of requests and answers with habits that the model does not have of itself: praise in two of three answers
+    (the hardest to learn), in the others a list or a chain of steps without an end by turns."""
     rng = Random(f"habits {seed}")
     for i in range(n):
         for habit in (praised, praised, (listed, chained)[i % 2]):
