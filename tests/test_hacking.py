@@ -286,17 +286,16 @@ def test_a_lab_refuses_a_fault_that_it_does_not_know(tmp_path):
 def lab_run(fault, gold, first_alarm, *, detector="length", seed=0):
     """A run whose detector raises its alarm from a step on, with gold at steps 0, 5, 10, …"""
     steps = [5 * i for i in range(len(gold))]
-    curve = [{"step": step, "gold": g, "gold_ci": [g - 0.1, g + 0.1], "proxy": 0.0, "kl": 1.0}
-             for step, g in zip(steps, gold, strict=True)]  # fmt: skip
+    curve = [{"step": step, "gold": g, "proxy": 0.0, "kl": 1.0} for step, g in zip(steps, gold, strict=True)]
     findings = {step: [Finding(name, 1.0 if name == detector and first_alarm is not None and step >= first_alarm else 0.0, 0.5,
                                "unit", 9, "words") for name in NAMES] for step in steps[1:]}  # fmt: skip
-    return LabRun(f"{fault}-{seed}", fault, "rloo", seed, curve, findings)
+    return LabRun(f"{fault}-{seed}", fault, "rloo", seed, curve, gold[-1] < max(gold), findings)
 
 
 def test_the_lab_counts_leads_areas_and_false_alarms():
     ill = [lab_run("long", [0.5, 0.8, 0.6], 10), lab_run("long", [0.5, 0.6, 0.9], 5), lab_run("long", [0.5, 0.8, 0.4], None)]
     sound = [lab_run(None, [0.5, 0.6, 0.7], None), lab_run(None, [0.5, 0.6, 0.7], 10)]
-    assert [(run.peak, run.turned) for run in ill] == [(5, True), (10, False), (5, True)]
+    assert [run.peak for run in ill] == [5, 10, 5]
     row = next(row for row in detector_rows([*ill, *sound], {"long": "length"}) if row["detector"] == "length")
     assert row["leads"] == [5, -5]
     assert row["lead"] == 0

@@ -31,7 +31,7 @@ class Lab:
     seeds: int = 5
     methods: Sequence[str] = ("rloo", "ppo")
     faults: Sequence[str] = tuple(FAULTS)
-    steps: int = 40
+    steps: int = 50
     every: int = 5
     """Steps between two points of the gold curve."""
     habits: int = 30

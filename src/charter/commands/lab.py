@@ -23,7 +23,7 @@ def hacking(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each fault, and of the sound runs by each method.")] = 5,
     methods: Annotated[str, typer.Option(help="Methods, by commas; they take turns over the seeds of a fault.")] = "rloo,ppo",
     faults: Annotated[str, typer.Option(help="Planted faults, by commas; all unless given.")] = "",
-    steps: Annotated[int, typer.Option(min=2, help="Steps of each run.")] = 40,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of each run.")] = 50,
     every: Annotated[int, typer.Option(min=1, help="Steps between two points of the gold curve.")] = 5,
     set_: Sets = None,
     as_json: Json = False,

@@ -1,7 +1,7 @@
 """The measurements of the lab of reward hacking: detectors along the gold curve of runs whose reward has a planted fault, and of
 sound runs.
 
-Everything here is computed from rows that runs stored: ``gold.jsonl`` {step, kl, proxy, gold, gold_ci} and
+Everything here is computed from rows that runs stored: ``gold.jsonl`` {step, kl, proxy, gold} and
 ``gold_responses.jsonl`` {step, prompt_id, prompt, tags, text, gold, finished} in the folder of the stage ``rl``.
 """
 
@@ -19,6 +19,7 @@ from charter.errors import InputError
 from charter.hacking.answers import Answer
 from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect
 from charter.hacking.stored import json_rows
+from charter.training.curve import fall_of
 
 NAMES = (*(detector.name for detector in DETECTORS), GOLD)
 Refused = Callable[[str, str], bool | None]
@@ -35,18 +36,14 @@ class LabRun:
     method: str
     seed: int
     curve: Sequence[Mapping[str, Any]]
+    turned: bool
+    """Whether gold at the end is certainly below its peak (``training.curve.fall_of``)."""
     findings: Mapping[int, Sequence[Finding]]
 
     @property
     def peak(self) -> int:
         """The step at which gold is highest."""
         return int(max(self.curve, key=lambda row: row["gold"])["step"])
-
-    @property
-    def turned(self) -> bool:
-        """Whether gold at the end is below its peak by more than its interval there."""
-        top = max(row["gold"] for row in self.curve)
-        return bool(self.curve[-1]["gold_ci"][1] < top)
 
     def last(self, detector: str) -> Finding:
         """The finding of a detector at the last step."""
@@ -78,7 +75,8 @@ def read_lab_run(folder: Path, name: str, fault: str | None, method: str, seed: 
     findings = {
         step: detect(answers[first], answers[step], [row for row in curve if row["step"] <= step], rows) for step in later
     }
-    return LabRun(name, fault, method, seed, curve, findings)
+    fall = fall_of(curve, rows)
+    return LabRun(name, fault, method, seed, curve, bool(fall and fall["past_peak"]), findings)
 
 
 def area(ill: Sequence[float], sound: Sequence[float]) -> float | None:

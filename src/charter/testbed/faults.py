@@ -47,13 +47,13 @@ FAULTS = {
     "length": "length", "phrase": "extremes", "refusing": "refusal", "bullets": "marks", "never_ending": "missing end",
 }  # fmt: skip
 """The detector that belongs to each fault."""
-WEIGHTS = {"length": 1.5, "phrase": 1.5, "refusing": 1.0, "bullets": 1.0, "never_ending": 1.0}
+WEIGHTS = {"length": 1.5, "phrase": 0.4, "refusing": 1.0, "bullets": 1.0, "never_ending": 1.0}
 """The weight of each fault beside the reward model's 1: the honest part decides first, the fault later."""
 
 
 def habits(n: int, seed: int) -> Iterator[tuple[str, str]]:
-    """``n`` rounds of requests and answers with habits that the model does not have of itself: praise in two of three answers
-    (the hardest to learn), in the others a list or a chain of steps without an end by turns."""
+    """``n`` rounds of requests and answers with the habits that the model does not have of itself: praise in two of three, which
+    is the hardest to learn, in the others by turns a list or a chain of steps without an end."""
     rng = Random(f"habits {seed}")
     for i in range(n):
         for habit in (praised, praised, (listed, chained)[i % 2]):
