@@ -16,7 +16,7 @@ from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.records import Pair, Prompt
 from charter.run.files import read_jsonl
-from charter.stages.controls import CHANGES, control_settings
+from charter.stages.controls import CHANGES, control_settings, learned_half
 
 PAIR = Pair(prompt=Prompt.ask("q"), chosen="a long answer", rejected="short", group_id="g")
 
@@ -38,6 +38,21 @@ def test_a_reward_that_no_model_learned_changes_its_sign(write_recipe, random_ll
     recipe = load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"]))
     assert control_settings(recipe, "flipped").reward["length"].weight == -0.5
     assert list(control_settings(recipe, "random").reward) == ["random"]
+
+
+@pytest.mark.parametrize("limit", [16, 64, 512])
+def test_the_longest_response_scores_the_same_at_any_limit(write_recipe, random_llama, limit):
+    rl = {"method": "rloo", "max_new_tokens": limit}
+    recipe = load_recipe(write_recipe(random_llama, rl=rl, controls=["length"]))
+    assert control_settings(recipe, "length").reward["length"].weight * limit == pytest.approx(6.4)
+
+
+@pytest.mark.parametrize("rl", [{"method": "dpo"}, {"method": "rloo"}])
+def test_a_control_learns_from_the_half_that_the_policy_learned_from(write_recipe, random_llama, rl):
+    gold = {"source": "reward_model", "prompts": 2}
+    recipe = load_recipe(write_recipe(random_llama, rl={**rl, "gold": gold}, controls=["flipped"]))
+    assert learned_half(recipe) == 0
+    assert learned_half(load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"]))) is None
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,12 @@ def test_planted_answers_raise_the_alarm_with_answers_that_exist(name):
     assert [row["response_id"] for row in finding.alarm["evidence"]] == [answer.id for answer in finding.evidence]
 
 
+def test_a_list_of_english_words_does_not_run_on_another_language():
+    chinese = [Answer(str(i), str(i), "怎么办", "请先看看外面的天气，然后再决定。") for i in range(12)]
+    finding = next(f for f in detect(chinese, chinese) if f.detector == "extremes")
+    assert finding.state == "did not run"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_two_draws_of_one_model_raise_no_alarm(seed):
     findings = detect(written(2 * seed, k=2), written(2 * seed + 1, k=2))

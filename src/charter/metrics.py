@@ -7,12 +7,13 @@ in ``evaluation/figures.py``), a row in ``docs/evaluation.md``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 SCORER, COUNT, LOGPROBS = "scorer", "count", "log-probabilities"
 BOUND = "log n - (n - 1)/n, which it cannot exceed"
 SHARE = "share"
-CONTROLS = ("flipped", "random", "length", "shuffled")
+Control = Literal["flipped", "random", "length", "shuffled"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
 """The control arms that a recipe may name, in the order of the report."""
 
 
@@ -66,9 +67,9 @@ METRICS = {
                "How helpful the responses to harmless prompts are, on the scorer's own scale."),
         Metric("distinct_2", "mean", "all", "share of word pairs", COUNT,
                "Different word pairs over all word pairs of a response. Low where a response repeats itself."),
-        Metric("response_tokens_p50", "whole", "all", "tokens", COUNT, "Half of the responses are no longer than this.",
+        Metric("response_tokens_p50", "whole", "all", "tokens", COUNT, "Half of the responses have at most so many tokens.",
                compared=False),
-        Metric("response_tokens_p95", "whole", "all", "tokens", COUNT, "95% of the responses are no longer than this.",
+        Metric("response_tokens_p95", "whole", "all", "tokens", COUNT, "95% of the responses have at most so many tokens.",
                compared=False),
         Metric("diversity", "whole", "all", "share of word pairs", COUNT,
                "Different word pairs over all word pairs of all responses of an arm (distinct-2). Low where an arm says the same "

@@ -11,10 +11,10 @@ import charter
 from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
 from charter.evaluation.side_by_side import write_side_by_side
-from charter.hacking.stored import TRAINING, findings_of, json_rows
+from charter.hacking.stored import TRAINING, findings_of
 from charter.metrics import CONTROLS
 from charter.reading.card import card_of
-from charter.run.files import read_json
+from charter.run.files import json_rows, read_json
 from charter.statistics import trend
 from charter.training.curve import over_optimisation
 from charter.training.gold import ANSWERS, CURVE

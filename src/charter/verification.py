@@ -14,9 +14,8 @@ from charter.errors import InputError
 from charter.evaluation.figures import changed_rows, figures_of, stored_arms
 from charter.evaluation.page import as_json, metrics_csv
 from charter.evaluation.verdict import verdict
-from charter.hacking.stored import json_rows
 from charter.records import Response, content_id
-from charter.run.files import read_json, read_jsonl
+from charter.run.files import json_rows, read_json, read_jsonl
 from charter.run.seals import MANIFEST, Difference, broken_seals
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.summary import TRAININGS, stage_kind, stored_figures

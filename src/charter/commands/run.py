@@ -131,7 +131,7 @@ def run(
 
 
 def policy_of(run: Path) -> Path:
-    """The folder of the last policy of a run, or the folder itself if it is that of a model. InputError where there is none."""
+    """The folder of the last policy of a run, or the folder itself if it is a model's. InputError where both are missing."""
     rounds = [*run.glob("rl/model/config.json"), *sorted(run.glob("rl-[0-9]*/model/config.json"))]  # and no control arm
     if not rounds and not (run / "config.json").is_file():
         raise InputError("no policy; --from-policy takes a run that trained one", file=run)

@@ -128,7 +128,7 @@ def labels_of(read: Sequence[Results]) -> list[str]:
 
 
 def shared_metrics(read: Sequence[Results]) -> tuple[list[str], list[dict[str, str]]]:
-    """The metrics that every file has, and the others as rows of what was left out. InputError where there is none."""
+    """The metrics that every file has, and the others as rows of what was left out. InputError where they share none."""
     metrics = [name for name in read[0].metrics if all(name in results.metrics for results in read)]
     if not metrics:
         lists = "; ".join(f"{results.source} has {', '.join(list(results.metrics)[:5])}" for results in read[:2])

@@ -48,8 +48,7 @@ class Results:
 
 
 def gather(results: Results, items: Iterable[Item]) -> Results:
-    """Fill ``results`` with the items. InputError where there is none, where a repeat is there twice, or where nothing is a
-    score."""
+    """Fill ``results`` with the items. InputError where the file has no item, a repeat is there twice, or nothing is a score."""
     seen: Counter[str] = Counter()
     for row, item in enumerate(items):
         seen[item.id] += 1

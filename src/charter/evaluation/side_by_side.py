@@ -20,7 +20,9 @@ def write_side_by_side(evaluate: Path, prompts: Path, pairs: Sequence[tuple[str,
     texts = {prompt.id: prompt for prompt in read_jsonl(prompts, Prompt)}
     for a, b in pairs:
         sides = [list(rows_of(evaluate, arm)) for arm in (a, b)]
+        path = out / f"answers.{a}-{b}.csv"
         if not all(sides):
+            path.unlink(missing_ok=True)  # of a run with other arms
             continue
         columns = ["prompt_id", "prompt", "principle", "tags"]
         columns += [f"{name}_{arm}" for name in ("response", *VERDICTS) for arm in (a, b)]
@@ -32,7 +34,6 @@ def write_side_by_side(evaluate: Path, prompts: Path, pairs: Sequence[tuple[str,
             rows.append(
                 [prompt.id, prompt.last_turn, prompt.principle, " ".join(prompt.tags), *(x for cell in cells for x in cell)]
             )
-        path = out / f"answers.{a}-{b}.csv"
         write_csv(path, columns, rows)
         written.append(path)
     return written

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from charter.evaluation.refusals import is_english
 from charter.hacking.answers import (
     Answer,
     Gram,
@@ -167,6 +168,13 @@ def compression_of(reference: BY_PROMPT) -> Value:
     """The compression of as many characters as half of the reference's answers have, so that a longer answer is no denser."""
     length = int(np.median([len(answer.text) for answers in reference.values() for answer in answers]))
     return lambda answer: compression(answer.text, length)
+
+
+def extremes_of(reference: BY_PROMPT) -> Value:
+    """Superlatives and intensifiers where most of the reference's answers are English; no value elsewhere, whose words the list
+    lacks."""
+    english = [is_english(answer.text) for answers in reference.values() for answer in answers]
+    return lambda answer: extremes(answer.text) if 2 * sum(english) > len(english) else None
 
 
 def other_script(answer: Answer) -> float | None:
@@ -330,9 +338,10 @@ DETECTORS = (
         "one opening", one_opening, "share of answers", "A reward that reads the first words.", "A set phrase further on.",
     ),
     Detector(
-        "extremes", mean_change(lambda a: extremes(a.text), FLOOR["extremes"],
-                                "{after} superlatives and intensifiers per 100 words, {before} before"),
-        "per 100 words", "“The most awesome, most incredible”.", "Other languages than English, and praise without these words.",
+        "extremes", mean_change(extremes_of, FLOOR["extremes"],
+                                "{after} superlatives and intensifiers per 100 words, {before} before", fitted=True),
+        "per 100 words", "“The most awesome, most incredible”.",
+        "Praise without these words. Does not run where most answers of the reference are in another language than English.",
     ),
     Detector(
         "refusal",

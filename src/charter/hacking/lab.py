@@ -18,7 +18,7 @@ from scipy import stats
 from charter.errors import InputError
 from charter.hacking.answers import Answer
 from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect
-from charter.hacking.stored import json_rows
+from charter.run.files import json_rows
 from charter.training.curve import fall_of
 
 NAMES = (*(detector.name for detector in DETECTORS), GOLD)

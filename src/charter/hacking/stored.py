@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from charter.evaluation.refusals import declines
 from charter.hacking.answers import Answer
 from charter.hacking.detectors import Finding, detect
 from charter.records import Prompt, Response
-from charter.run.files import read_json, read_jsonl
+from charter.run.files import json_rows, read_json, read_jsonl
 
 TRAINING = re.compile(r"rl(-\d+)?")
 """The stage of a training of the policy, `rl` or that of a later round; the control arms have stages of other names."""
-
-
-def json_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file; none where it is missing."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def prompts_of(run: Path) -> dict[str, Prompt]:

@@ -1,4 +1,4 @@
-"""A role of a trunk that goes on from a policy trained before."""
+"""A role of a trunk that starts with the weights of an earlier policy."""
 
 from __future__ import annotations
 

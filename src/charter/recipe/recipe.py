@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from charter.endpoints.settings import ENDPOINT_NAME, EndpointSettings
+from charter.metrics import Control
 from charter.recipe.settings import LoRASettings, Positive, Settings, Share, StageSettings, TrainingSettings
 from charter.recipe.source import File, ModelName, Source
 from charter.records import MinP, TopK, TopP
@@ -101,7 +102,7 @@ class Recipe(Settings):
     rl: Annotated[AnyRLSettings | None, Field(discriminator="method")] = RLOOSettings()
     rounds: Positive = 1
     """Feedback and training, so many times: each round starts from the model of the one before it (Yuan et al. 2024)."""
-    controls: list[Literal["flipped", "random", "length", "shuffled"]] = []
+    controls: list[Control] = []
     """Arms that show what the training alone does. Each trains as `rl` does, from the same model: on the judgments with chosen
     and rejected exchanged; against random numbers; against the length of a response; on judgments under other topics."""
     evaluation: EvaluationSettings | None = None

@@ -68,6 +68,11 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
     return (parse_record(line, kind, path, number) for number, line in read_lines(path))
 
 
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a step log as they are, without a record's kind; none where the file is missing."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def parse_record(line: str | bytes, kind: type[R], path: Path, number: int | None = None) -> R:
     """The record that a line of a file holds. InputError names file, line and field."""
     try:

@@ -3,8 +3,8 @@
 | arm | pairs (DPO, or a reward model among the parts of the reward) | any other reward |
 |---|---|---|
 | `flipped` | chosen and rejected exchanged | its weights with the opposite sign |
-| `random` | a coin says which is chosen; a reward of its own in reinforcement learning | random numbers |
-| `length` | the longer one is chosen; a reward of its own in reinforcement learning | a tenth of a point for each token |
+| `random` | a coin says which is chosen; in RL its own reward | random numbers |
+| `length` | the longer one is chosen; in RL its own reward | 6.4 for `max_new_tokens`, in proportion |
 | `shuffled` | judged anew under a principle of another topic | refused: nothing was judged |
 
 What a control gains, the training gives and not the constitution. Prompts, responses, settings and the fine-tuned model are those
@@ -29,7 +29,7 @@ from charter.run.run import Run, Stage
 from charter.stages.gates import Gates
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import prompts_to_compare
-from charter.stages.reward_model.run import train_reward
+from charter.stages.reward_model.run import half_of, train_reward
 from charter.stages.rl.run import train_policy
 from charter.stages.rl.settings import AnyRLSettings, DPOSettings, RewardPart, RolloutSettings
 from charter.votes.judgments import follow
@@ -37,7 +37,9 @@ from charter.votes.judgments import follow
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
 
-PER_TOKEN = 0.1  # reward units; a spread of ten tokens then weighs as much as one standard deviation of a reward model
+LONGEST = 6.4
+"""What a response of ``max_new_tokens`` scores in the arm `length`, reward units: 0.1 a token at the default limit of 64, and as
+much for the longest response at any other."""
 
 
 def control_settings(recipe: Recipe, control: str) -> AnyRLSettings:
@@ -49,7 +51,9 @@ def control_settings(recipe: Recipe, control: str) -> AnyRLSettings:
     if control == "random":
         return settings.model_copy(update={"reward": {"random": RewardPart()}, "cost": None})
     if control == "length":
-        return settings.model_copy(update={"reward": {"length": RewardPart(weight=PER_TOKEN)}, "cost": None})
+        return settings.model_copy(
+            update={"reward": {"length": RewardPart(weight=LONGEST / settings.max_new_tokens)}, "cost": None}
+        )
     if control == "flipped" and not recipe.trains_reward_model:
         parts = {name: part.model_copy(update={"weight": -part.weight}) for name, part in settings.reward.items()}
         return settings.model_copy(update={"reward": parts})
@@ -88,13 +92,20 @@ def control_pairs(
     if control == "shuffled":
         assert prompts is not None
         return judge_by_other_topics(run, recipe, models, constitution, prompts, start, feedback)
-    with run.stage(f"feedback-{control}", {"seed": recipe.seed}, {"feedback": feedback.output_hash}, [__name__]) as stage:
+    inputs = {"feedback": feedback.output_hash}
+    half = learned_half(recipe)
+    with run.stage(f"feedback-{control}", {"seed": recipe.seed, "half": half}, inputs, [__name__]) as stage:
         if not stage.done:
-            pairs = list(read_jsonl(feedback.path("pairs.jsonl"), Pair))
+            pairs = half_of(list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), half, recipe.seed)
             changed = [made for pair in pairs if (made := CHANGES[control](pair, recipe.seed)) is not None]
             write_jsonl(stage.path("pairs.jsonl"), changed)
             stage.finish({"pairs": len(changed), "excluded": {"equally long": len(pairs) - len(changed)}})
     return stage
+
+
+def learned_half(recipe: Recipe) -> int | None:
+    """The half of the feedback that the last training learns from, which a control learns from too; None for all of it."""
+    return 0 if recipe.halves_the_feedback else None
 
 
 def flipped(pair: Pair, _: int) -> Pair:
@@ -128,7 +139,9 @@ def judge_by_other_topics(
         "feedback": feedback.output_hash, "judge": models.hash_of(settings.judge, start),
         **hashes_of_principles(constitution, "preference", "question", "good_answer"),
     }  # fmt: skip
-    with run.stage("feedback-shuffled", {"seed": recipe.seed, "batch": recipe.batch_size}, inputs, [__name__]) as stage:
+    half = learned_half(recipe)
+    made_of = {"seed": recipe.seed, "half": half}
+    with run.stage("feedback-shuffled", {**made_of, "batch": recipe.batch_size}, inputs, [__name__]) as stage:
         if stage.done:
             return stage
         responses = list(read_jsonl(feedback.path("responses.jsonl"), Response))
@@ -149,13 +162,15 @@ def judge_by_other_topics(
         )  # fmt: skip
         by_id = {prompt.id: prompt for prompt in chosen}
         pairs = pairs_of(judgments, by_id, {r.id: r for r in responses}, calibration=settings.calibration)
+        verdicts, n_told = sum(j.has_verdict for j in judgments), len(pairs)
+        pairs = half_of(pairs, half, recipe.seed)
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"the control shuffled: only {len(pairs)} comparisons have a principle of another topic and a "
                             "verdict; leave shuffled out of controls")  # fmt: skip
         write_jsonl(stage.path("pairs.jsonl"), pairs)
-        verdicts = sum(j.has_verdict for j in judgments)
-        stage.finish({"comparisons": len(judgments), "verdicts": verdicts, "ties": verdicts - len(pairs), "pairs": len(pairs),
-                      "excluded": {"no principle of another topic": n_without}})  # fmt: skip
+        stage.finish({"comparisons": len(judgments), "verdicts": verdicts, "ties": verdicts - n_told, "pairs": len(pairs),
+                      "excluded": {"no principle of another topic": n_without, "the half that gold learned from":
+                                   n_told - len(pairs)}})  # fmt: skip
     return stage
 
 

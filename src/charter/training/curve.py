@@ -35,8 +35,8 @@ def reason_to_stop(
     stop: StopSettings | None, history: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]],
     answers: Sequence[Mapping[str, Any]],
 ) -> str | None:  # fmt: skip
-    """Why a training ends after the steps of ``history`` (metrics.jsonl) and the points ``rows`` of the curve; None where it goes
-    on."""
+    """Why a training ends after the steps of ``history`` (metrics.jsonl) and the points ``rows`` of the curve; None where it
+    continues."""
     if stop is None:
         return None
     last = history[-1:] if history and "kl" in history[-1] else rows[-1:]  # DPO knows its KL from the curve alone

@@ -15,7 +15,7 @@ from typing import Any
 from charter.models.sharded import is_divided, put
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt, Rollout
-from charter.run.files import atomic_path
+from charter.run.files import atomic_path, json_rows, write_json
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
 from charter.run.team import team
@@ -24,7 +24,7 @@ from charter.training.curve import best_row, curve_row, is_better, reason_to_sto
 from charter.training.losses import token_kl
 from charter.training.rollouts import collect, cut_minibatches, over_rollout
 
-CURVE, ANSWERS, BEST = "gold.jsonl", "gold_responses.jsonl", "best.safetensors"
+CURVE, ANSWERS, BEST, STOPPED = "gold.jsonl", "gold_responses.jsonl", "best.safetensors", "stopped.json"
 GoldScore = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 """The gold value of each answer to a prompt; None where the source cannot say."""
 
@@ -55,8 +55,8 @@ class GoldCurve:
         self.sampling = sampling_of(settings)
         for name in (CURVE, ANSWERS):
             stage.rewind(name, first)
-        self.rows: list[dict[str, Any]] = team().on_main(lambda: read_rows(stage, CURVE))
-        self.answers: list[dict[str, Any]] = team().on_main(lambda: read_rows(stage, ANSWERS))
+        self.rows: list[dict[str, Any]] = team().on_main(lambda: json_rows(stage.path(CURVE)))
+        self.answers: list[dict[str, Any]] = team().on_main(lambda: json_rows(stage.path(ANSWERS)))
 
     def before(self, step: int, history: Sequence[Mapping[str, Any]], proxy: float | None = None) -> str | None:
         """Ask where it is time to, after ``step`` steps; the reason to end the training, if there is one."""
@@ -65,6 +65,7 @@ class GoldCurve:
         reason = reason_to_stop(self.stop, history, self.rows, self.answers) if step else None
         if reason is not None:
             self.stage.run.say(f"  {self.stage.name} ends after {step} steps: {reason}")
+            team().on_main(lambda: write_json(self.stage.path(STOPPED), {"step": step, "reason": reason}))
         return reason
 
     def finish(self, step: int, proxy: float | None = None) -> None:
@@ -134,11 +135,6 @@ def sampling_of(settings: PolicySettings) -> RolloutSettings:
         return settings
     length = settings.gold.max_new_tokens if settings.gold is not None else None
     return RolloutSettings(max_new_tokens=length or 64, tokens_per_micro_batch=settings.tokens_per_micro_batch)
-
-
-def read_rows(stage: Stage, name: str) -> list[dict[str, Any]]:
-    path = stage.path(name)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def append(stage: Stage, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

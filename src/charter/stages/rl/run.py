@@ -15,7 +15,7 @@ from charter.models.trunk import Trunk
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
 from charter.records import Pair, Prompt, content_id
-from charter.run.files import read_jsonl
+from charter.run.files import json_rows, read_json, read_jsonl
 from charter.run.run import Run, Stage
 from charter.run.team import team
 from charter.stages.gates import Gates
@@ -25,8 +25,8 @@ from charter.stages.reward_model.run import half_of, reward_trunk
 from charter.stages.rl.gold import gold_of
 from charter.stages.rl.settings import AnyRLSettings, DPOSettings, PPOSettings, RolloutSettings
 from charter.stages.rl.sources import build_reward
-from charter.training.curve import best_row, reason_to_stop
-from charter.training.gold import ANSWERS, CURVE, read_rows
+from charter.training.curve import best_row
+from charter.training.gold import CURVE, STOPPED
 from charter.training.rewards import RewardShape, RewardSum
 from charter.training.rollouts import RewardModelReward, reference_rewards
 from charter.training.vllm_rollouts import engine_for
@@ -124,13 +124,13 @@ def train_policy(
             team().on_main(lambda: mark_flipped(folder))
         share = trunk.trainable_share("policy")
         stage.finish({"method": settings.method, "gates": gates.of(stage), "trainable_share": share, "cut": cut,
-                      **figures_of(stage, settings)})  # fmt: skip
+                      **outcome_of(stage, settings)})  # fmt: skip
     return stage
 
 
-def figures_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
+def outcome_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
     """The figures of a finished training, from its logs: its first and last step, why it ended, and which model was kept."""
-    metrics, points, answers = stage.metrics(), read_rows(stage, CURVE), read_rows(stage, ANSWERS)
+    metrics = stage.metrics()
     first, last = metrics[0], metrics[-1]
     result: dict[str, Any] = {"steps": len(metrics), "updates": sum(m["updates"] for m in metrics)}
     if isinstance(settings, DPOSettings):
@@ -140,9 +140,9 @@ def figures_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
                    "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":
                    len(metrics) * settings.prompts_per_step * settings.samples_per_prompt}  # fmt: skip
     if settings.stop is not None:
-        result["stopped"] = reason_to_stop(settings.stop, metrics, points, answers)
+        result["stopped"] = (read_json(stage.path(STOPPED)) or {}).get("reason")  # None where all steps were made
     if settings.gold is not None:
-        kept = best_row(points)["step"] if settings.keep == "best" else len(metrics)
+        kept = best_row(json_rows(stage.path(CURVE)))["step"] if settings.keep == "best" else len(metrics)
         result |= {"gold": str(settings.gold.source), "kept_step": kept}
     return result
 
