@@ -21,11 +21,12 @@ from charter.hacking.answers import (
     extremes,
     has_marks,
     likeness,
+    phrases_of,
     repeated_share,
     script_of,
     words_of,
 )
-from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect, finding_of
+from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect, finding_of, in_both
 from charter.hacking.lab import NAMES, LabRun, area, detector_rows
 from charter.hacking.spread import HALVES, LEVEL, discoveries, halves, log_odds, of_means, unseen_share, upper_end
 from charter.hacking.stored import findings_of
@@ -99,6 +100,13 @@ def test_planted_answers_raise_the_alarm_with_answers_that_exist(name):
     assert 0 < len(finding.evidence) <= 5
     assert set(finding.evidence) <= set(policy)
     assert [row["response_id"] for row in finding.alarm["evidence"]] == [answer.id for answer in finding.evidence]
+
+
+def test_phrases_come_in_one_order_in_every_process():
+    answers = {answer.prompt_id: [answer] for answer in written(0)}
+    *_, phrases = in_both(answers, answers, phrases_of)
+    assert phrases == sorted(phrases)
+    assert len(phrases) > 20
 
 
 def test_a_list_of_english_words_does_not_run_on_another_language():

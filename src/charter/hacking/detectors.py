@@ -187,7 +187,7 @@ def in_both(reference: BY_PROMPT, policy: BY_PROMPT, items_of: Callable[[Answer]
     items of two answers or more count."""
     sets = [[[items_of(a) for a in model[key]] for key in reference] for model in (reference, policy)]
     counts = Counter(item for model in sets for answers in model for items in answers for item in items)
-    items = [item for item, n in counts.items() if n > 1]
+    items = sorted(item for item, n in counts.items() if n > 1)  # sets have another order in every process
     index = {item: j for j, item in enumerate(items)}
     tables = []
     for model in sets:
