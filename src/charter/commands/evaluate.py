@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from charter.commands.compare import margins_of
-from charter.commands.options import Json, Out, Quiet, Seed, Understood, show
+from charter.commands.options import Json, Out, Quiet, Seed, Understood, margins_of, show
 from charter.commands.run import run_until
 from charter.errors import InputError
 
@@ -48,7 +47,8 @@ def evaluate(  # one parameter for each flag, as typer reads them
     scorer: Annotated[str | None, typer.Option(
         help="Who says what is harmful and refused: refusal-words, judge:MODEL or python:module:function.")] = None,
     measure: Annotated[list[str] | None, typer.Option(
-        help="A number of every answer: NAME=classifier:FOLDER:LABEL, NAME=judge:MODEL, NAME=python:module:function.")] = None,
+        help="A number of every answer: NAME=classifier:FOLDER:LABEL, or reward:FOLDER, judge:MODEL, python:module:function.",
+    )] = None,
     lower: Annotated[list[str] | None, typer.Option(help="A measure of which less is better. Repeat for more.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Tag of all prompts of a file that has none: red_team, benign.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of each set, the same ones for every model.")] = None,
@@ -70,12 +70,15 @@ def evaluate(  # one parameter for each flag, as typer reads them
     if not files:
         given = {"--against": against, "--scorer": scorer, "--measure": measure, "--lower": lower, "--tag": tag, "--limit": limit,
                  "--temperature": temperature, "--max-new-tokens": max_new_tokens, "--samples": samples, "--margin": margin,
-                 "--api-key-env": api_key_env, "--seed": seed or None}  # fmt: skip
+                 "--correct": None if correct == "holm" else correct, "--api-key-env": api_key_env, "--seed": seed or None,
+                 "--i-understand-flipped": understood or None}  # fmt: skip
         if named := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{named[0]} is for a model on a test set; add --set FILE, or set it in the recipe")
         run_until(what, out, settings, "evaluate", as_json, quiet)
         return
-    if Path(what).suffix in (".yaml", ".yml"):
+    from charter.recipe.files import shipped
+
+    if Path(what).suffix in (".yaml", ".yml") or (shipped("recipes") / f"{what}.yaml").is_file():
         raise InputError(f"a recipe, but --set {files[0]} is a file; give a model with files, or --set KEY=VALUE", file=what)
     margins, measures = margins_of(margin or []), named_sources(measure or [])
     from charter.measuring.evaluate import REFUSAL_WORDS, Options, evaluate_models

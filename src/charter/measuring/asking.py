@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, TypeVar
 
 from pydantic import Field
 
 from charter.evaluation.arms import ScoredResponse
+from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Verdict
 from charter.measuring.models import Place, Rewarder
 from charter.measuring.values import Values, add_sections, answer_values, counts_of, option_values, reward_values
@@ -66,10 +68,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Session:
-    """What all models of an evaluation share: the run folder with its seed, and who scores."""
+    """What all models of an evaluation share: the run folder with its seed, and who scores. ``rewards``: further measures, by
+    reward models, and the hashes of these."""
 
     run: Run
     scoring: Scoring
+    rewards: Mapping[str, Measure]
+    hashes: Mapping[str, str]
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        return {**self.scoring.measures, **self.rewards}
 
     def stage(self, kind: str, place: Place, test_set: TestSet, settings: SamplingSettings | None, **inputs: str) -> Stage:
         """The stage of a model on a set. ``inputs``: what it depends on besides both."""
@@ -127,7 +136,11 @@ def scores_of(
     """What the scorer and the measures say of each answer. A set without prompts to refuse or to answer asks no scorer."""
     scoring, k = session.scoring, test_set.sampling.samples
     judged = any(item.is_judged for item in items)
-    inputs = {"answers": answers, "scorer": scoring.hash if judged else "", "measures": scoring.measures_hash}
+    inputs = {
+        "answers": answers,
+        "scorer": scoring.hash if judged else "",
+        "measures": content_id(scoring.measures_hash, session.hashes),
+    }
     tags = content_id([item.prompt.tags for item in items])
     stage = session.stage("scores", place, test_set, None, tags=tags, **inputs)
 
@@ -135,7 +148,7 @@ def scores_of(
         prompts, texts = [items[i // k].prompt for i, _ in batch], [response.text for _, response in batch]
         scorer = scoring.scorer if judged else None
         verdicts = scorer.score(prompts, texts) if scorer else [Verdict()] * len(texts)
-        numbers = {name: measure.of(prompts, texts) for name, measure in scoring.measures.items()}
+        numbers = {name: measure.of(prompts, texts) for name, measure in session.measures.items()}
         return [
             ScoredResponse(
                 prompt_id=prompt.id, response_id=response.id, index=i % k, tags=prompt.tags, principle=None,

@@ -15,10 +15,11 @@ from charter.comparing.compare import Comparison, compare_results
 from charter.comparing.paired import Correction
 from charter.comparing.sources import read_results
 from charter.errors import InputError
+from charter.evaluation.scorers import refusal_words
 from charter.measuring.asking import Asked, ScoredItem, Session, ask_for_answers, ask_for_choices, ask_for_rewards, file_name
 from charter.measuring.evaluation import SUMMARY, Evaluation
-from charter.measuring.figures import COUNTED, figures_of, rule_figures, shares_of
-from charter.measuring.models import URL, Place, is_rewarder, place_of
+from charter.measuring.figures import COUNTED, figures_of, measure_of, rule_figures, shares_of
+from charter.measuring.models import URL, Place, is_rewarder, place_of, reward_measure
 from charter.measuring.values import BETTER
 from charter.reading.sets.items import Item, Protocol, Sampling, TestSet
 from charter.reading.sets.prompts import PROMPT_SETS, UNKNOWN_KIND
@@ -31,7 +32,7 @@ from charter.run.run import Run
 from charter.stages.evaluate.scoring import Scoring
 from charter.stages.models import Models
 
-REFUSAL_WORDS = "refusal-words"
+REFUSAL_WORDS, REWARD = "refusal-words", "reward:"
 KNOWN = frozenset(known.name for known in PROMPT_SETS)
 
 
@@ -65,11 +66,16 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
     places, protocols = fit_together(models, sets, options)
     check_that_something_is_measured(sets, protocols, options)
     recipe = recipe_of(places[0], sets, options)
+    judges = {name: place_of(text.removeprefix(REWARD), True, None, True) for name, text in options.measures.items()
+              if text.startswith(REWARD)}  # fmt: skip
+    rewards = {name: reward_measure(name, place) for name, place in judges.items()}
     folder = out or Path("evaluations") / file_name(places[0].name)
     with Run(folder, seed=options.seed, quiet=options.quiet) as run:
-        session = Session(run, Scoring(recipe, Models(run, recipe)))
+        scoring = Scoring(recipe, Models(run, recipe))
+        session = Session(run, scoring, rewards, {name: place.hash for name, place in judges.items()})
         asked = [part for place in places for part in ask_all(session, place, sets, protocols, options)]
-        scorer = session.scoring.scorer.name if any(p == "answers" for p in protocols.values()) and session.scoring.scorer else ""
+        # the name of a judge is known without loading it
+        scorer = refusal_words().name if options.scorer == REFUSAL_WORDS else options.scorer
         result = gather(folder, places, sets, asked, scorer, options)
         result.write()
     return result
@@ -159,6 +165,7 @@ def recipe_of(place: Place, sets: Sequence[TestSet], options: Options) -> Recipe
     measures = {
         name: {"source": source(text), "better": "lower" if name in options.lower else "higher"}
         for name, text in options.measures.items()
+        if not text.startswith(REWARD)
     }
     evaluation = {"scorer": source(options.scorer), "measures": measures}
     values = {
@@ -207,7 +214,9 @@ def gather(
         rows = [row for part in asked if part.model == place.name for row in part.rows]
         write_jsonl(folder / "evaluate" / f"verdicts.{file_name(place.name)}.jsonl", rows)
     shares = shares_of(asked)
-    figures = in_order([figure for part in asked for figure in figures_of(part, scorer, shares)])
+    figures = in_order(
+        [figure for part in asked for figure in figures_of(part, {"": scorer, "rouge_l": "ROUGE-L", **options.measures}, shares)]
+    )
     rules = [figure for part in asked if part.model == places[0].name for figure in rule_figures(part)]
     said = {figure.name for figure in figures if figure.value is not None}
     better = directions(figures, options)
@@ -242,8 +251,7 @@ def directions(figures: Sequence[EvalResult], options: Options) -> dict[str, str
 
 def named(metric: str, name: str) -> bool:
     """Whether a user's name means a metric: ``bbq/accuracy``, or ``accuracy`` of every set; of a measure its maximum too."""
-    short = metric.rpartition("/")[2]
-    return name in (metric, short, short.removeprefix("expected_max_"), short.removeprefix("any_"))
+    return name in (metric, metric.rpartition("/")[2], measure_of(metric))
 
 
 def compared(folder: Path, places: Sequence[Place], options: Options) -> Comparison:

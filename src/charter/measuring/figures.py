@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from charter.measuring.asking import Asked
@@ -18,10 +18,15 @@ BIASES = frozenset({"bias_ambiguous", "bias_disambiguated"})
 MOST_GROUPS = 60
 
 
-def figures_of(asked: Asked, scorer: str, shares: Collection[str]) -> list[EvalResult]:
-    """Every figure of a model on a set: overall, then by group. ``scorer``: who says what an answer is; ``shares``: the metrics
-    of which every model's values are 0 or 1."""
-    source = {"answers": scorer, "options": "log-probabilities", "rewards": "reward model"}[asked.protocol]
+def measure_of(metric: str) -> str:
+    """The measure that a metric is made of: ``toxicity`` of ``set/expected_max_toxicity``."""
+    return metric.rpartition("/")[2].removeprefix("expected_max_").removeprefix("any_")
+
+
+def figures_of(asked: Asked, scorers: Mapping[str, str], shares: Collection[str]) -> list[EvalResult]:
+    """Every figure of a model on a set: overall, then by group. ``scorers``: who says what an answer is, by measure, "" for the
+    scorer; ``shares``: the metrics of which every model's values are 0 or 1."""
+    given = {"options": "log-probabilities", "rewards": "reward model"}.get(asked.protocol)
     names = list(dict.fromkeys(name for row in asked.rows for name in row.values))
     groups = sorted({row.group for row in asked.rows if row.group})
     weighted = (
@@ -30,8 +35,9 @@ def figures_of(asked: Asked, scorer: str, shares: Collection[str]) -> list[EvalR
     figures = []
     for name in names:
         if name in weighted:
-            figures.append(weighted_figure(asked, name, source))
+            figures.append(weighted_figure(asked, name, given or ""))
             continue
+        source = given or scorers.get(measure_of(name), scorers[""])
         for group in (None, *groups) if 1 < len(groups) <= MOST_GROUPS else (None,):
             if rows := [row for row in asked.rows if name in row.values and group in (None, row.group)]:
                 values, clusters = [row.values[name] for row in rows], [row.cluster for row in rows]
@@ -39,7 +45,7 @@ def figures_of(asked: Asked, scorer: str, shares: Collection[str]) -> list[EvalR
     for name in asked.rows[0].counts:
         counts, clusters = [row.counts[name] for row in asked.rows], [row.cluster for row in asked.rows]
         figures.append(figure(f"{asked.test_set.name}/{name}", asked.model, counts, clusters, COUNTED, None))
-    return figures + tie_figures(asked, source)
+    return figures + tie_figures(asked, given or "")
 
 
 def shares_of(asked: Sequence[Asked]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from charter.endpoints.client import import_httpx, read_key
 from charter.endpoints.endpoint import EndpointSampler
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
+from charter.evaluation.measures import Measure
 from charter.models.adapters import base_of, is_adapter, merge_onto
 from charter.models.cut import answer_rows
 from charter.models.load import STAGE_OF, check_vocabulary, load_base, load_tokenizer, model_of_run, pick_device
@@ -22,7 +24,7 @@ from charter.models.sampling.sampler import LocalSampler, Sampler
 from charter.models.trunk import REWARD_CARD, Scorers, ScoreScale, Trunk, load_trunk
 from charter.reading.sets.items import Item
 from charter.recipe.source import locate
-from charter.records import content_id
+from charter.records import Prompt, content_id
 from charter.run.hashes import model_hash
 from charter.training.methods.reward_model import reward_scores
 
@@ -156,6 +158,17 @@ class Rewarder:
         rows = [row for group in groups for row in group]
         scores = iter(reward_scores(self.trunk, self.scorers, rows, TOKENS_PER_PASS, standardise=False).tolist())
         return [([next(scores) for _ in group], any(row.lost for row in group)) for group in groups]
+
+
+def reward_measure(name: str, place: Place) -> Measure:
+    """The reward of each answer as a measure; the model is loaded when the first answer is scored."""
+    load = cache(place.rewarder)
+
+    def rewards(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        items = [Item(prompt.id, prompt, (text,)) for prompt, text in zip(prompts, texts, strict=True)]
+        return [scores[0] for scores, _ in load().rewards(items)]
+
+    return Measure(name, "reward", rewards)
 
 
 def is_rewarder(place: Place) -> bool | None:
