@@ -156,10 +156,18 @@ def test_options_of_three_sets_and_a_limit_that_is_the_same_for_all(place, rando
     result = evaluated(capsys, TESTBED, "--against", random_llama, "--set", "bbq.jsonl", "--set", "hhh.jsonl", "--set",
                        "mc_task.json", "--limit", 4, "--out", "out")  # fmt: skip
     names = {name for name, model in values(result) if model == "model"}
-    assert names == {"bbq/accuracy_ambiguous", "bbq/bias_ambiguous", "hhh/accuracy", "truthfulqa/mc1", "truthfulqa/mc2"}
+    figures = {"bbq/accuracy_ambiguous", "bbq/bias_ambiguous", "hhh/accuracy", "truthfulqa/mc1", "truthfulqa/mc2"}
+    assert names == figures | {f"{name}/beyond_context" for name in ("bbq", "hhh", "truthfulqa")}
     assert {row["n"] for row in result["comparison"]["contrasts"]} == {4}
     assert [row["not_drawn"] for row in result["sets"]] == [2, 2, 2]
     assert ("hhh/accuracy", "rule: the longer answer") in values(result)
+
+
+def test_a_question_beyond_the_context_is_unscored_and_counted(place, capsys):
+    write(place, "hhh.jsonl", [hhh_row(1), hhh_row(2, worse="word " * 300)])
+    result = evaluated(capsys, TESTBED, "--set", "hhh.jsonl", "--out", "out")
+    row = next(row for row in result["metrics"] if row["name"] == "hhh/accuracy" and row["arm"] == "model")
+    assert (row["n"], row["n_unscored"], values(result)["hhh/beyond_context", "model"]) == (1, 1, 0.5)
 
 
 def test_a_reward_model_on_pairs_is_paired_with_another_one_and_measures_answers(place, finished_run, random_llama, capsys):
@@ -190,10 +198,16 @@ def test_a_run_by_its_arms_and_an_adapter_folder(place, finished_run, tmp_path_f
     base = tmp_path_factory.mktemp("base")
     save_random_model(base, "llama")
     save_adapter(place / "adapter", base, "llama")
+    assert run_command(["model", "merge", "adapter", "--out", "merged"]) == 0
+    capsys.readouterr()
     result = evaluated(capsys, f"{finished_run}:sft", "--against", f"{finished_run}:policy", "--against", "adapter", "--set",
                        "xstest.csv", "--max-new-tokens", 4, "--out", "out")  # fmt: skip
     assert [model["name"] for model in result["models"]] == [f"{finished_run.name}-sft", f"{finished_run.name}-policy", "adapter"]
     assert len(result["comparison"]["ranks"]) == 3 * len({row["name"] for row in result["comparison"]["contrasts"]})
+    evaluated(capsys, "merged", "--set", "xstest.csv", "--max-new-tokens", 4, "--out", "merged-out")
+    answers = [[row.text for row in read_jsonl(Path(file), ScoredItem)]
+               for file in ("out/evaluate/verdicts.adapter.jsonl", "merged-out/evaluate/verdicts.merged.jsonl")]  # fmt: skip
+    assert answers[0] == answers[1]
 
 
 def test_a_server_by_its_address_gives_the_answers_of_its_model(place, random_llama, capsys):

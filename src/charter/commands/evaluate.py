@@ -77,9 +77,12 @@ def evaluate(  # one parameter for each flag, as typer reads them
         run_until(what, out, settings, "evaluate", as_json, quiet)
         return
     from charter.recipe.files import shipped
+    from charter.run.team import launched
 
     if Path(what).suffix in (".yaml", ".yml") or (shipped("recipes") / f"{what}.yaml").is_file():
         raise InputError(f"a recipe, but --set {files[0]} is a file; give a model with files, or --set KEY=VALUE", file=what)
+    if launched():
+        raise InputError("an evaluation of models is the work of one process; start it without a launcher")
     margins, measures = margins_of(margin or []), named_sources(measure or [])
     from charter.measuring.evaluate import REFUSAL_WORDS, Options, evaluate_models
 

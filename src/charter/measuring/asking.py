@@ -14,7 +14,7 @@ from pydantic import Field
 from charter.evaluation.arms import ScoredResponse
 from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Verdict
-from charter.measuring.models import Place, Rewarder
+from charter.measuring.models import Place, Rewarder, weigh
 from charter.measuring.values import Values, add_sections, answer_values, counts_of, option_values, reward_values
 from charter.models.sampling.sampler import Sampler
 from charter.reading.sets.items import Item, Protocol, TestSet
@@ -32,8 +32,8 @@ Maybe = Annotated[tuple[float | None, ...], Field(strict=False)]
 
 
 class Numbers(Record):
-    """What a model gave the options of an item: log-probabilities (nats) or rewards, None where there is none. ``lost``: a
-    dialogue was cut to the model's context."""
+    """What a model gave the options of an item: log-probabilities (nats) or rewards, None where there is none. ``lost``: it
+    was longer than the model's context, so a dialogue was cut, or the options were not read."""
 
     prompt_id: str
     numbers: Maybe
@@ -167,12 +167,7 @@ def ask_for_choices(
     session: Session, place: Place, test_set: TestSet, items: Sequence[Item], load: Callable[[], Sampler]
 ) -> Asked:  # fmt: skip
     """The log-probabilities that a model gives the options of each item."""
-
-    def read(batch: Sequence[Item]) -> list[tuple[list[float], bool]]:
-        logprobs = load().option_logprobs([item.prompt.messages for item in batch], [item.options for item in batch])
-        return [(row, False) for row in logprobs]
-
-    return numbered(session, place, test_set, "options", items, read)
+    return numbered(session, place, test_set, "options", items, lambda batch: weigh(load(), batch))
 
 
 def ask_for_rewards(
@@ -197,7 +192,7 @@ def numbered(
         ]
 
     rows = rows_of(stage, "rows.jsonl", Numbers, lambda: stage.rows("rows.jsonl", Numbers).work(
-        list(items), BATCH, produce, by_all=protocol == "options", label=f"{place.name}, {test_set.name}",
+        list(items), BATCH, produce, by_all=False, label=f"{place.name}, {test_set.name}",
         quiet=session.run.quiet,
     ))  # fmt: skip
     value = reward_values if protocol == "rewards" else option_values
@@ -205,9 +200,7 @@ def numbered(
     if test_set.kind == "rewardbench":
         add_sections(items, values)
     scored = [
-        scored_item(
-            test_set, item, v, numbers=row.numbers, counts={"cut_to_context": float(row.lost)} if protocol == "rewards" else {}
-        )
+        scored_item(test_set, item, v, numbers=row.numbers, counts={"beyond_context": float(row.lost)})
         for item, v, row in zip(items, values, rows, strict=True)
     ]
     return Asked(place.name, test_set, items, protocol, scored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,6 +86,8 @@ def in_protocol(test_set: TestSet, options: Options) -> TestSet:
     """The set with the user's way to draw answers in place of its own."""
     asked: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "max_new_tokens", "samples")}
     how = replace(test_set.sampling, **{name: value for name, value in asked.items() if value is not None})
+    if not 0 <= how.temperature < math.inf:
+        raise InputError(f"--temperature {how.temperature}: give a finite number of at least 0")
     if how.samples > 1 and how.temperature == 0:
         raise InputError("--samples: several answers at temperature 0 are all the same; give --temperature too")
     if how.temperature == 0:

@@ -13,9 +13,8 @@ from charter.statistics import average, clustered_share, wilson
 
 COUNTED, RULE = "counted", "rule: "
 SHARES = frozenset({"harmful_compliance", "red_team_refusal", "over_refusal", "helpfulness", "engaged_refusal", "partial_refusal",
-                    "accuracy", "accuracy_ambiguous", "accuracy_disambiguated", "mc1", "cut_off", "cut_to_context"})  # fmt: skip
+                    "accuracy", "accuracy_ambiguous", "accuracy_disambiguated", "mc1", "cut_off", "beyond_context"})  # fmt: skip
 BIASES = frozenset({"bias_ambiguous", "bias_disambiguated"})
-MOST_GROUPS = 60
 
 
 def measure_of(metric: str) -> str:
@@ -38,7 +37,7 @@ def figures_of(asked: Asked, scorers: Mapping[str, str], shares: Collection[str]
             figures.append(weighted_figure(asked, name, given or ""))
             continue
         source = given or scorers.get(measure_of(name), scorers[""])
-        for group in (None, *groups) if 1 < len(groups) <= MOST_GROUPS else (None,):
+        for group in (None, *groups) if len(groups) > 1 else (None,):
             if rows := [row for row in asked.rows if name in row.values and group in (None, row.group)]:
                 values, clusters = [row.values[name] for row in rows], [row.cluster for row in rows]
                 figures.append(figure(name, asked.model, values, clusters, source, group, share=name in shares))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,19 @@ from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
 from charter.evaluation.measures import Measure
 from charter.models.adapters import base_of, is_adapter, merge_onto
+from charter.models.chat_template import encode_prompt, encode_response, prepare_tokenizer
 from charter.models.cut import answer_rows
-from charter.models.load import STAGE_OF, check_vocabulary, load_base, load_tokenizer, model_of_run, pick_device
+from charter.models.load import (
+    STAGE_OF,
+    TEMPLATES,
+    check_vocabulary,
+    kind_of,
+    load_base,
+    marks_of,
+    model_of_run,
+    pick_device,
+    raw_tokenizer,
+)
 from charter.models.marks import refuse_flipped
 from charter.models.reward_trunk import load_reward_model, load_reward_trunk, reward_folder, single_scorer
 from charter.models.sampling.sampler import LocalSampler, Sampler
@@ -121,8 +133,9 @@ def load_writer(folder: str, precision: str) -> Trunk:
         return load_trunk(folder, device=pick_device("auto"), precision=precision)
     base = base_of(Path(folder))
     model = merge_onto(load_base(base, pick_device("auto"), precision=precision), Path(folder))
-    own = (Path(folder) / "tokenizer_config.json").is_file() and (Path(folder) / "config.json").is_file()
-    tokenizer = load_tokenizer(folder if own else base)
+    ends, bos_id = marks_of(base)
+    named = folder if (Path(folder) / "tokenizer_config.json").is_file() else base  # it may have a template of its own
+    tokenizer = prepare_tokenizer(raw_tokenizer(named), template=TEMPLATES[kind_of(base)], ends=ends, bos_id=bos_id)
     check_vocabulary(model, tokenizer, folder, base=base)
     return Trunk(model, tokenizer, precision=precision, path=folder)
 
@@ -158,6 +171,25 @@ class Rewarder:
         rows = [row for group in groups for row in group]
         scores = iter(reward_scores(self.trunk, self.scorers, rows, TOKENS_PER_PASS, standardise=False).tolist())
         return [([next(scores) for _ in group], any(row.lost for row in group)) for group in groups]
+
+
+def weigh(sampler: Sampler, items: Sequence[Item]) -> list[tuple[list[float], bool]]:
+    """The log-probabilities (nats) that a model gives the options of each item, and whether it was left unread: a model knows
+    nothing of tokens beyond its context, so such an item has NaN for every option."""
+    unread = [isinstance(sampler, LocalSampler) and is_beyond(sampler.trunk, item) for item in items]
+    asked = [item for item, skip in zip(items, unread, strict=True) if not skip]
+    rows = iter(
+        sampler.option_logprobs([item.prompt.messages for item in asked], [item.options for item in asked]) if asked else ()
+    )
+    return [
+        ([math.nan] * len(item.options), True) if skip else (next(rows), False) for item, skip in zip(items, unread, strict=True)
+    ]
+
+
+def is_beyond(trunk: Trunk, item: Item) -> bool:
+    """Whether an item with its longest option has more tokens than the model's context."""
+    longest = max(len(encode_response(trunk.tokenizer, option)) for option in item.options)
+    return trunk.room is not None and len(encode_prompt(trunk.tokenizer, item.prompt.messages)) + longest > trunk.room
 
 
 def reward_measure(name: str, place: Place) -> Measure:

@@ -23,7 +23,8 @@ MEANINGS = {
     "partial_refusal": "Share of all prompts of both kinds that were refused in part.",
     "cut_off": "Share of answers that were cut off at the limit of tokens: the rest of them is not known.",
     "characters": "Length of an answer.",
-    "cut_to_context": "Share of items of which a dialogue lost its oldest tokens to the context of the reward model.",
+    "beyond_context": "Share of items longer than the model's context. A reward model reads them without their oldest tokens; "
+                      "options are not read, and unscored.",
     "rouge_l": "ROUGE-L with each reference summary, the mean of the references.",
     "accuracy": "Share of items of which the right answer is chosen, or scores highest. Of four with equal scores at the top "
                 "each is right by its share.",

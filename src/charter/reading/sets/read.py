@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from charter.reading.sets.items import Item, Protocol, Sampling, TestSet
 from charter.reading.sets.prompts import BENIGN, OR_BENCH_CLASSES, RED_TEAM, UNKNOWN_KIND, PromptSet, prompt_set_of
 from charter.reading.sets.rankings import SECTION_OF, hhh_pair, pair_item, reward_bench_2_item, reward_bench_item
 from charter.records import Filters, Prompt
+from charter.run.seals import sha256_of
 
 Reader = Callable[[Row], Item | str]
 SAMPLING = {
@@ -43,8 +43,7 @@ def read_set(file: Path, tags: Sequence[str] = ()) -> TestSet:
         if not items[protocol]:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in left_out[protocol].items())
             raise InputError(f"no usable item ({reasons})", file=file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return TestSet(name, name, title, str(file), digest, items, len(rows), left_out, SAMPLING.get(name, Sampling()))
+    return TestSet(name, name, title, str(file), sha256_of(file), items, len(rows), left_out, SAMPLING.get(name, Sampling()))
 
 
 def kind_of(rows: Sequence[Row], tags: Sequence[str]) -> tuple[str, str, dict[Protocol, Reader]]:
