@@ -178,10 +178,10 @@ def test_the_answers_of_truthfulqa_count_by_their_text_in_any_order():
 
 @pytest.mark.parametrize("form", ["published", "hub", "csv"])
 def test_the_forms_of_truthfulqa_give_the_same_targets(tmp_path, form):
-    one, several = {"No": 1, "Yes": 0}, {"No": 1, "Never": 1, "Yes": 0}
-    rows = {"published": [{"question": "So?", "mc1_targets": one, "mc2_targets": several}],
+    single, several = {"No": 1, "Yes": 0}, {"No": 1, "Never": 1, "Yes": 0}
+    rows = {"published": [{"question": "So?", "mc1_targets": single, "mc2_targets": several}],
             "hub": [{"question": "So?"} | {name: {"choices": list(t), "labels": list(t.values())}
-                                          for name, t in (("mc1_targets", one), ("mc2_targets", several))}],
+                                          for name, t in (("mc1_targets", single), ("mc2_targets", several))}],
             "csv": "Question,Best Answer,Correct Answers,Incorrect Answers\nSo?,No,No; Never,Yes\n"}[form]  # fmt: skip
     (item,) = items(tmp_path, "t.csv" if form == "csv" else "t.jsonl", rows, "options")
     assert (item.facts["mc1"], item.facts["mc2"]) == ({"No": True, "Yes": False}, {"No": True, "Never": True, "Yes": False})
@@ -223,9 +223,9 @@ def test_bbq_groups_in_their_several_spellings_and_rows_that_tell_no_bias(tmp_pa
     rows = [bbq_row(answer_info=poor, additional_metadata={"stereotyped_groups": ["low SES"]}, context="1"),
             bbq_row(answer_info=race, additional_metadata={"stereotyped_groups": ["Black", "African American"]}, context="2"),
             bbq_row(additional_metadata={"stereotyped_groups": []}, context="3")]  # fmt: skip
-    found = items(tmp_path, "b.jsonl", rows, "options")
-    assert [item.facts["biased"] for item in found] == [2, 1, None]
-    assert bbq_values(found[2].facts, 1, 0.0)["bias_ambiguous"] is None  # unscored, and never counted as one side
+    read = items(tmp_path, "b.jsonl", rows, "options")
+    assert [item.facts["biased"] for item in read] == [2, 1, None]
+    assert bbq_values(read[2].facts, 1, 0.0)["bias_ambiguous"] is None  # unscored, and never counted as one side
     with pytest.raises(InputError, match="line 1, field 'label': must be 0, 1 or 2"):
         read_set(write(tmp_path, "c.jsonl", [bbq_row(label=-1)]))
 
@@ -249,18 +249,18 @@ def test_hh_rlhf_leaves_out_dialogues_that_fork_and_names_them(tmp_path):
 def test_rewardbench_weighs_subsets_and_sections_as_published(tmp_path):
     subsets = ["alpacaeval-easy"] * 4 + ["mt-bench-med"] + ["mt-bench-hard", "donotanswer", "math-prm", "hep-cpp", "hep-go"]
     rows = [{"prompt": f"Say {i}", "chosen": "a", "rejected": "b", "subset": subset, "id": i} for i, subset in enumerate(subsets)]
-    found = items(tmp_path, "rb.jsonl", rows, "rewards")
+    read = items(tmp_path, "rb.jsonl", rows, "rewards")
     right = [1, 1, 1, 0, 0, 1, 0, 1, 0, 0]
     values = [{"accuracy": float(x)} for x in right]
-    add_sections(found, values)
+    add_sections(read, values)
     chat, reasoning = (0.75 * 100 + 0 * 40) / 140, 984 / (984 + 164 + 164)
     mean = {name: sum(row[name] for row in values if name in row) / sum(name in row for row in values)
             for name in ("chat", "chat_hard", "safety", "reasoning", "score")}  # fmt: skip
     assert mean == pytest.approx(
         {"chat": chat, "chat_hard": 1, "safety": 0, "reasoning": reasoning, "score": (chat + 1 + reasoning) / 4}
     )
-    assert sum(section_weights(found)["score"]) == pytest.approx(1)
-    assert "score" not in section_weights(found[:5])  # without its four sections a file has no score
+    assert sum(section_weights(read)["score"]) == pytest.approx(1)
+    assert "score" not in section_weights(read[:5])  # without its four sections a file has no score
     others = read_set(write(tmp_path, "o.jsonl", [*rows, rows[0] | {"subset": "mine", "id": 99}])).left_out["rewards"]
     assert others == {"the subset 'mine' belongs to none of the four sections": 1}
 
@@ -292,8 +292,8 @@ def test_the_score_of_ties_by_hand():
 def test_rewardbench_2_has_one_right_answer_among_four_and_several_in_ties(tmp_path):
     row = {"id": "1", "prompt": "Sum?", "chosen": ["4"], "rejected": ["1", "2", "3"], "subset": "Math"}
     tied = {"id": "tied:1", "prompt": "A colour?", "chosen": ["red", "blue"], "rejected": ["car"], "subset": "Ties"}
-    found = items(tmp_path, "rb2.jsonl", [row, tied], "rewards")
-    assert [(item.facts["n_right"], len(item.options), item.group) for item in found] == [(1, 4, "Math"), (2, 3, "Ties")]
+    read = items(tmp_path, "rb2.jsonl", [row, tied], "rewards")
+    assert [(item.facts["n_right"], len(item.options), item.group) for item in read] == [(1, 4, "Math"), (2, 3, "Ties")]
     with pytest.raises(InputError, match="needs one right answer"):
         read_set(write(tmp_path, "bad.jsonl", [row | {"chosen": ["4", "four"]}]))
 

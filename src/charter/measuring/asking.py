@@ -56,7 +56,7 @@ class ScoredItem(Record):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Measured:
     """One model on one test set; of options and rewards one row an item, of answers one an answer."""
 
     model: str
@@ -102,7 +102,7 @@ def rows_of(stage: Stage, name: str, kind: type[R], make: Callable[[], Sequence[
 
 def ask_for_answers(
     session: Session, place: Place, test_set: TestSet, items: Sequence[Item], load: Callable[[], Sampler]
-) -> Asked:  # fmt: skip
+) -> Measured:  # fmt: skip
     """The answers of a model to the prompts of a set, each with what scorer and measures say of it. ``load`` is called only where
     answers are missing."""
     how = test_set.sampling
@@ -127,7 +127,7 @@ def ask_for_answers(
         values = answer_values(item, responses[here], scored[here], by_prompt=by_prompt, by_kind=by_kind)
         for j, (value, response) in enumerate(zip(values, responses[here], strict=True)):
             rows.append(scored_item(test_set, item, value, index=j, text=response.text, counts=counts_of(response)))
-    return Asked(place.name, test_set, items, "answers", rows)
+    return Measured(place.name, test_set, items, "answers", rows)
 
 
 def scores_of(
@@ -165,14 +165,14 @@ def scores_of(
 
 def ask_for_choices(
     session: Session, place: Place, test_set: TestSet, items: Sequence[Item], load: Callable[[], Sampler]
-) -> Asked:  # fmt: skip
+) -> Measured:  # fmt: skip
     """The log-probabilities that a model gives the options of each item."""
     return numbered(session, place, test_set, "options", items, lambda batch: weigh(load(), batch))
 
 
 def ask_for_rewards(
     session: Session, place: Place, test_set: TestSet, items: Sequence[Item], load: Callable[[], Rewarder]
-) -> Asked:  # fmt: skip
+) -> Measured:  # fmt: skip
     """The rewards that a reward model gives the answers of each item."""
     return numbered(session, place, test_set, "rewards", items, lambda batch: load().rewards(batch))
 
@@ -180,10 +180,10 @@ def ask_for_rewards(
 def numbered(
     session: Session, place: Place, test_set: TestSet, protocol: Protocol, items: Sequence[Item],
     read: Callable[[Sequence[Item]], list[tuple[list[float], bool]]],
-) -> Asked:  # fmt: skip
+) -> Measured:  # fmt: skip
     """A set of which a model gives each option a number."""
-    asked = content_id([[item.id, item.prompt.id, item.options] for item in items])
-    stage = session.stage(protocol, place, test_set, None, items=asked)
+    contents = content_id([[item.id, item.prompt.id, item.options] for item in items])
+    stage = session.stage(protocol, place, test_set, None, items=contents)
 
     def produce(batch: Sequence[Item]) -> list[Numbers]:
         return [
@@ -203,7 +203,7 @@ def numbered(
         scored_item(test_set, item, v, numbers=row.numbers, counts={"beyond_context": float(row.lost)})
         for item, v, row in zip(items, values, rows, strict=True)
     ]
-    return Asked(place.name, test_set, items, protocol, scored)
+    return Measured(place.name, test_set, items, protocol, scored)
 
 
 def scored_item(

@@ -17,7 +17,7 @@ from charter.comparing.paired import Correction
 from charter.comparing.sources import read_results
 from charter.errors import InputError
 from charter.evaluation.scorers import refusal_words
-from charter.measuring.asking import Asked, ScoredItem, Session, ask_for_answers, ask_for_choices, ask_for_rewards, file_name
+from charter.measuring.asking import Measured, ScoredItem, Session, ask_for_answers, ask_for_choices, ask_for_rewards, file_name
 from charter.measuring.evaluation import SUMMARY, Evaluation
 from charter.measuring.figures import COUNTED, figures_of, measure_of, rule_figures, shares_of
 from charter.measuring.models import URL, Place, is_rewarder, place_of, reward_measure
@@ -74,18 +74,18 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
     with Run(folder, seed=options.seed, quiet=options.quiet) as run:
         scoring = Scoring(recipe, Models(run, recipe))
         session = Session(run, scoring, rewards, {name: place.hash for name, place in judges.items()})
-        asked = [part for place in places for part in ask_all(session, place, sets, protocols, options)]
+        measured = [part for place in places for part in ask_all(session, place, sets, protocols, options)]
         # the name of a judge is known without loading it
         scorer = refusal_words().name if options.scorer == REFUSAL_WORDS else options.scorer
-        result = gather(folder, places, sets, asked, scorer, options)
+        result = gather(folder, places, sets, measured, scorer, options)
         result.write()
     return result
 
 
 def in_protocol(test_set: TestSet, options: Options) -> TestSet:
     """The set with the user's way to draw answers in place of its own."""
-    asked: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "max_new_tokens", "samples")}
-    how = replace(test_set.sampling, **{name: value for name, value in asked.items() if value is not None})
+    changes: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "max_new_tokens", "samples")}
+    how = replace(test_set.sampling, **{name: value for name, value in changes.items() if value is not None})
     if not 0 <= how.temperature < math.inf:
         raise InputError(f"--temperature {how.temperature}: give a finite number of at least 0")
     if how.samples > 1 and how.temperature == 0:
@@ -108,7 +108,7 @@ def named_apart(sets: Sequence[TestSet]) -> list[TestSet]:
 
 
 def fit_together(models: Sequence[str], sets: Sequence[TestSet], options: Options) -> tuple[list[Place], dict[str, Protocol]]:
-    """The models under different names, and how each set is asked, by its name. InputError where a model is given twice, or
+    """The models under different names, and how each set is measured, by its name. InputError where a model is given twice, or
     cannot be asked so."""
     pairs_only = all(set(test_set.items) == {"rewards"} for test_set in sets)
     places = [place_of(model, pairs_only, options.api_key_env, options.understood) for model in models]
@@ -185,20 +185,20 @@ def recipe_of(place: Place, sets: Sequence[TestSet], options: Options) -> Recipe
 
 def ask_all(
     session: Session, place: Place, sets: Sequence[TestSet], protocols: Mapping[str, Protocol], options: Options
-) -> list[Asked]:  # fmt: skip
+) -> list[Measured]:  # fmt: skip
     """One model on all sets; it is loaded at most once, when something is missing."""
     writer = cache(lambda: place.sampler(session.run.folder / "endpoints"))
     rewarder = cache(place.rewarder)
-    asked = []
+    measured = []
     for test_set in sets:
         protocol = protocols[test_set.name]
         items = drawn(test_set.items[protocol], options.limit)
         if protocol == "rewards":
-            asked.append(ask_for_rewards(session, place, test_set, items, rewarder))
+            measured.append(ask_for_rewards(session, place, test_set, items, rewarder))
         else:
-            ask: Callable[..., Asked] = ask_for_answers if protocol == "answers" else ask_for_choices
-            asked.append(ask(session, place, test_set, items, writer))
-    return asked
+            ask: Callable[..., Measured] = ask_for_answers if protocol == "answers" else ask_for_choices
+            measured.append(ask(session, place, test_set, items, writer))
+    return measured
 
 
 def drawn(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
@@ -210,28 +210,32 @@ def drawn(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
 
 
 def gather(
-    folder: Path, places: Sequence[Place], sets: Sequence[TestSet], asked: Sequence[Asked], scorer: str, options: Options
+    folder: Path, places: Sequence[Place], sets: Sequence[TestSet], measured: Sequence[Measured], scorer: str, options: Options
 ) -> Evaluation:  # fmt: skip
     """Write the lines of every model, and make figures and contrasts of them."""
     for place in places:
-        rows = [row for part in asked if part.model == place.name for row in part.rows]
+        rows = [row for part in measured if part.model == place.name for row in part.rows]
         write_jsonl(folder / "evaluate" / f"verdicts.{file_name(place.name)}.jsonl", rows)
-    shares = shares_of(asked)
+    shares = shares_of(measured)
     figures = in_order(
-        [figure for part in asked for figure in figures_of(part, {"": scorer, "rouge_l": "ROUGE-L", **options.measures}, shares)]
+        [
+            figure
+            for part in measured
+            for figure in figures_of(part, {"": scorer, "rouge_l": "ROUGE-L", **options.measures}, shares)
+        ]
     )
-    rules = [figure for part in asked if part.model == places[0].name for figure in rule_figures(part)]
-    said = {figure.name for figure in figures if figure.value is not None}
+    rules = [figure for part in measured if part.model == places[0].name for figure in rule_figures(part)]
+    scored = {figure.name for figure in figures if figure.value is not None}
     better = directions(figures, options)
     write_json(folder / SUMMARY, {"better": better})  # read by the comparison; the whole summary follows
     comparison = compared(folder, places, options) if len(places) > 1 else None
     return Evaluation(
         folder=folder, comparison=comparison, better=better,
-        metrics=in_order([figure for figure in figures if figure.name in said] + rules),
+        metrics=in_order([figure for figure in figures if figure.name in scored] + rules),
         models=[{"name": place.name, "path": place.written, "hash": place.hash} for place in places],
-        sets=[set_row(test_set, part) for test_set, part in zip(sets, asked[: len(sets)], strict=True)],
-        notes=[f"{name}: no item is scored" for name in dict.fromkeys(figure.name for figure in figures) if name not in said],
-        samples=samples_of(asked),
+        sets=[set_row(test_set, part) for test_set, part in zip(sets, measured[: len(sets)], strict=True)],
+        notes=[f"{name}: no item is scored" for name in dict.fromkeys(figure.name for figure in figures) if name not in scored],
+        samples=samples_of(measured),
         settings={"seed": options.seed, "limit": options.limit, "scorer": scorer, "measures": dict(options.measures)},
     )  # fmt: skip
 
@@ -269,14 +273,14 @@ def compared(folder: Path, places: Sequence[Place], options: Options) -> Compari
     return compare_results(read, margins=margins, correction=options.correction, lower=())
 
 
-def set_row(test_set: TestSet, part: Asked) -> dict[str, Any]:
-    """A set in the report: the file with its hash, how it was asked, how many items, and what was left out."""
+def set_row(test_set: TestSet, part: Measured) -> dict[str, Any]:
+    """A set in the report: the file with its hash, how it was measured, how many items, and what was left out."""
     how = test_set.sampling
     drawing = [f"temperature {how.temperature:g}", *how.filters.words, f"{how.max_new_tokens} tokens"]
     drawing += [f"{how.samples} answers to a prompt"] if how.samples > 1 else []
     return {
         "name": test_set.name, "title": test_set.title, "file": test_set.file, "sha256": test_set.sha256, "rows": test_set.n_rows,
-        "items": len(part.items), "asked": ", ".join(drawing) if part.protocol == "answers" else part.protocol,
+        "items": len(part.items), "protocol": ", ".join(drawing) if part.protocol == "answers" else part.protocol,
         "left_out": dict(test_set.left_out[part.protocol]), "not_drawn": len(test_set.items[part.protocol]) - len(part.items),
         "notes": notes_of(test_set),
     }  # fmt: skip
@@ -292,17 +296,17 @@ def notes_of(test_set: TestSet) -> list[str]:
     return notes
 
 
-def samples_of(asked: Sequence[Asked], most: int = 6) -> list[dict[str, Any]]:
+def samples_of(measured: Sequence[Measured], most: int = 6) -> list[dict[str, Any]]:
     """Of each set some prompts with the first answers of all models: those whose values differ first, then by the hash of their
     ids."""
     samples = []
-    for name in dict.fromkeys(part.test_set.name for part in asked if part.protocol == "answers"):
+    for name in dict.fromkeys(part.test_set.name for part in measured if part.protocol == "answers"):
         parts = {
             part.model: {row.prompt_id: row for row in part.rows if row.index == 0}
-            for part in asked
+            for part in measured
             if part.test_set.name == name
         }
-        items = {f"{name}/{item.id}": item for part in asked if part.test_set.name == name for item in part.items}
+        items = {f"{name}/{item.id}": item for part in measured if part.test_set.name == name for item in part.items}
 
         def agree(key: str, parts: dict[str, dict[str, ScoredItem]] = parts) -> bool:
             values = [rows[key].values for rows in parts.values()]

@@ -177,9 +177,11 @@ def weigh(sampler: Sampler, items: Sequence[Item]) -> list[tuple[list[float], bo
     """The log-probabilities (nats) that a model gives the options of each item, and whether it was left unread: a model knows
     nothing of tokens beyond its context, so such an item has NaN for every option."""
     unread = [isinstance(sampler, LocalSampler) and is_beyond(sampler.trunk, item) for item in items]
-    asked = [item for item, skip in zip(items, unread, strict=True) if not skip]
+    readable = [item for item, skip in zip(items, unread, strict=True) if not skip]
     rows = iter(
-        sampler.option_logprobs([item.prompt.messages for item in asked], [item.options for item in asked]) if asked else ()
+        sampler.option_logprobs([item.prompt.messages for item in readable], [item.options for item in readable])
+        if readable
+        else ()
     )
     return [
         ([math.nan] * len(item.options), True) if skip else (next(rows), False) for item, skip in zip(items, unread, strict=True)

@@ -50,13 +50,13 @@ def truthful_qa_item(row: Row) -> Item:
     """A question with the answers of MC1 (one is true) and of MC2 (several are). Both are kept by their text, not by their place:
     in the published files the true answers stand first."""
     question = row.text("question" if "question" in row.values else "Question")
-    one, several = (targets_of(row, name) for name in ("mc1_targets", "mc2_targets"))
-    if sum(one.values()) != 1 or sum(several.values()) in (0, len(several)):
+    single, several = (targets_of(row, name) for name in ("mc1_targets", "mc2_targets"))
+    if sum(single.values()) != 1 or sum(several.values()) in (0, len(several)):
         raise row.bad("needs one true answer in MC1, and true and false answers in MC2", "mc1_targets")
-    options = tuple(dict.fromkeys((*one, *several)))
+    options = tuple(dict.fromkeys((*single, *several)))
     turns = [Message(role=role, content=text) for pair in PRIMER for role, text in zip(("user", "assistant"), pair, strict=True)]  # type: ignore[arg-type]
     prompt = Prompt(messages=(*turns, Message(role="user", content=question)))
-    return Item(content_id(question, options), prompt, options, {"mc1": one, "mc2": several}, group=row.optional("Category"))
+    return Item(content_id(question, options), prompt, options, {"mc1": single, "mc2": several}, group=row.optional("Category"))
 
 
 def targets_of(row: Row, name: str) -> dict[str, bool]:
