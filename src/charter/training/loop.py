@@ -71,7 +71,12 @@ def steps(
     minibatches, n_updates = updates_per_step(settings)
     optimizers = {
         role: Optimizer(
-            trunk.parameters(role), rate, settings.steps * n_updates, decay=False, max_grad_norm=settings.max_grad_norm
+            trunk.parameters(role),
+            rate,
+            settings.steps * n_updates,
+            decay=False,
+            max_grad_norm=settings.max_grad_norm,
+            value_learning_rate=getattr(settings, "value_learning_rate", None),
         )
         for role, rate in learning_rates.items()
     }

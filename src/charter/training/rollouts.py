@@ -13,7 +13,7 @@ from torch import Tensor
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens, clip
-from charter.models.trunk import REFERENCE, Scorers, Trunk
+from charter.models.trunk import REFERENCE, PolicyPass, Scorers, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
@@ -155,10 +155,10 @@ def is_kept(trunk: Trunk, cuts: Sequence[MicroBatch]) -> bool:
 
 @torch.no_grad()
 def over_rollout(
-    trunk: Trunk, role: str, rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor]
+    trunk: Trunk, role: str, rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor], *depth: int
 ) -> Tensor:
-    """``compute(packed)`` (b, t), a pass of the role, of every micro-batch, put together to (B, T)."""
-    out = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+    """``compute(packed)`` (b, t, *depth), a pass of the role, of every micro-batch, put together to (B, T, *depth)."""
+    out = torch.zeros((*rollout.mask.shape, *depth), device=rollout.mask.device)
     for cut in own_cuts(trunk, cuts, role):
         values = compute(cut.packed)
         out[cut.rows, : values.shape[1]] = values
@@ -176,6 +176,8 @@ class FirstPass(Generic[T]):
     values: Tensor
     learn: Callable[[Packed], T]
     kept: T | None
+    of_head: Tensor
+    """(B, T): the values of a value head, which the same pass computes; empty without one."""
 
     def of(self, cut: MicroBatch) -> T:
         """A micro-batch's part with gradient, for an update: the kept one once."""
@@ -183,35 +185,40 @@ class FirstPass(Generic[T]):
         return self.learn(cut.packed) if kept is None else kept
 
 
-def policy_pass(
-    trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float
-) -> FirstPass[tuple[Tensor, Tensor]]:
-    """Log-probabilities of a rollout under the policy, as training computes them; for an update the entropies too, (b, t)."""
+def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float) -> FirstPass[PolicyPass]:
+    """Log-probabilities of a rollout under the policy, as training computes them, and the values of its head; for an update the
+    entropies too, (b, t)."""
+    kept, has_head = None, "policy" in trunk.value_heads
 
-    def learn(packed: Packed) -> tuple[Tensor, Tensor]:
-        logprobs, entropies = trunk.logprobs("policy", packed, temperature=temperature, entropy=True)
-        assert entropies is not None
-        return logprobs, entropies
+    def learn(packed: Packed) -> PolicyPass:
+        return trunk.outputs("policy", packed, temperature=temperature, entropy=True)
 
     def read(packed: Packed) -> Tensor:
-        return trunk.logprobs("policy", packed, temperature=temperature)[0]
+        outputs = kept or trunk.outputs("policy", packed, temperature=temperature)
+        parts = (outputs.logprobs, outputs.values) if has_head else (outputs.logprobs,)
+        return torch.stack([part.detach() for part in parts], dim=-1)
 
-    if not is_kept(trunk, cuts):
-        return FirstPass(over_rollout(trunk, "policy", rollout, cuts, read), learn, None)
-    kept = learn(cuts[0].packed)
-    return FirstPass(over_rollout(trunk, "policy", rollout, cuts, lambda _: kept[0].detach()), learn, kept)
+    if is_kept(trunk, cuts):
+        kept = learn(cuts[0].packed)
+    numbers = over_rollout(trunk, "policy", rollout, cuts, read, 1 + has_head)
+    logprobs, *of_head = (part.contiguous() for part in numbers.unbind(dim=-1))
+    return FirstPass(logprobs, learn, kept, of_head[0] if of_head else logprobs.new_empty(0))
 
 
 def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> FirstPass[Tensor]:
     """The critic's values before each token of a rollout."""
+    kept: Tensor | None = None
 
     def learn(packed: Packed) -> Tensor:
         return trunk.values("value", packed)
 
-    if not is_kept(trunk, cuts):
-        return FirstPass(over_rollout(trunk, "value", rollout, cuts, learn), learn, None)
-    kept = learn(cuts[0].packed)
-    return FirstPass(over_rollout(trunk, "value", rollout, cuts, lambda _: kept.detach()), learn, kept)
+    def read(packed: Packed) -> Tensor:
+        return learn(packed) if kept is None else kept.detach()
+
+    if is_kept(trunk, cuts):
+        kept = learn(cuts[0].packed)
+    values = over_rollout(trunk, "value", rollout, cuts, read)
+    return FirstPass(values, learn, kept, values.new_empty(0))
 
 
 def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:

@@ -111,7 +111,9 @@ def train_policy(
             with engine_for(trunk, chosen, settings):
                 rewards.gold = gold
                 rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
-                if isinstance(settings, PPOSettings):
+                if isinstance(settings, PPOSettings) and settings.value == "head":
+                    trunk.add_value_head("policy", settings.value_gradient)
+                elif isinstance(settings, PPOSettings):
                     trunk.add_role("value", head=True, start_from="reward" if shared else None)
                 trainer_of(settings.method)(trunk, chosen, rewards, settings, stage)
             team().on_main(lambda: export_rollouts(stage, stage.export(f"{name.replace('rl', 'rl_log')}.csv")))

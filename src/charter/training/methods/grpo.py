@@ -30,7 +30,7 @@ def train_grpo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, setti
 
         # Learn.
         updates = step.updates
-        for cut, logprobs, entropies in updates:
+        for cut, policy in updates:
             mask, old = cut.packed.mask, cut.of(step.logprobs)
             shares = token_weights(
                 mask,
@@ -40,7 +40,7 @@ def train_grpo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, setti
                 max_new_tokens=settings.max_new_tokens,
             )
             loss, stats = clipped_policy_loss(
-                logprobs,
+                policy.logprobs,
                 old,
                 cut.of(advantages),
                 mask,
@@ -48,9 +48,9 @@ def train_grpo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, setti
                 clip_coef_high=settings.clip_coef_high,
                 weights=shares,
             )
-            penalty = kl_penalty(logprobs, cut.of(step.reference_logprobs), old, mask, settings.kl_estimator)
+            penalty = kl_penalty(policy.logprobs, cut.of(step.reference_logprobs), old, mask, settings.kl_estimator)
             loss = loss + step.kl_coef * (penalty * shares).sum()
-            updates.learn(loss, stats, entropy=float(entropies.detach().sum()))
+            updates.learn(loss, stats, entropy=float(policy.entropies.detach().sum()))
 
         # Record.
         step.record(

@@ -39,10 +39,10 @@ def train_online_dpo(
         )
 
         # Learn.
-        for cut, logprobs, entropies in step.updates:
-            loss = (slopes[cut.rows] * logprobs.sum(dim=1)).sum()
-            stats = policy_stats(logprobs, cut.of(step.logprobs), cut.packed.mask)
-            step.updates.learn(loss, stats, entropy=float(entropies.detach().sum()))
+        for cut, policy in step.updates:
+            loss = (slopes[cut.rows] * policy.logprobs.sum(dim=1)).sum()
+            stats = policy_stats(policy.logprobs, cut.of(step.logprobs), cut.packed.mask)
+            step.updates.learn(loss, stats, entropy=float(policy.entropies.detach().sum()))
 
         # Record.
         step.record(

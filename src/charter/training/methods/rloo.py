@@ -28,11 +28,11 @@ def train_rloo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, setti
         weights = sampler_weights(settings, step.rollout, step.logprobs)  # (B, T)
 
         # Learn.
-        for cut, logprobs, entropies in step.updates:
+        for cut, policy in step.updates:
             mask = cut.packed.mask
-            loss = reinforce_loss(logprobs, advantages[cut.rows], mask, step.updates.n_responses, weights=cut.of(weights))
-            stats = policy_stats(logprobs, cut.of(step.logprobs), mask)
-            step.updates.learn(loss, stats, entropy=float(entropies.detach().sum()))
+            loss = reinforce_loss(policy.logprobs, advantages[cut.rows], mask, step.updates.n_responses, weights=cut.of(weights))
+            stats = policy_stats(policy.logprobs, cut.of(step.logprobs), mask)
+            step.updates.learn(loss, stats, entropy=float(policy.entropies.detach().sum()))
 
         # Record.
         step.record(
