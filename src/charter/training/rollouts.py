@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from charter.errors import GateError
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens, clip
 from charter.models.trunk import REFERENCE, PolicyPass, Scorers, Trunk
@@ -90,8 +91,12 @@ def reference_rewards(
     size = max(1, settings.prompts_per_step * settings.samples_per_prompt // k)
     for start in stage.progress(range(0, len(prompts), size)):
         batch = prompts[start : start + size]
-        scores = reward.unshaped(collect(trunk, batch, settings, seed, role=REFERENCE, k=k)).total
-        rewards |= dict(zip((p.id for p in batch), scores.view(-1, k).mean(dim=1).tolist(), strict=True))
+        scores = reward.unshaped(collect(trunk, batch, settings, seed, role=REFERENCE, k=k))
+        for prompt, values, kept in zip(batch, scores.total.view(-1, k), scores.kept.view(-1, k), strict=True):
+            if not bool(kept.any()):
+                raise GateError(f"the reward abstains from all {k} answers of the reference to prompt {prompt.id}; raise "
+                                "rl.sigmoid_against or leave it out")  # fmt: skip
+            rewards[prompt.id] = float(values[kept].mean())
     return rewards
 
 
@@ -137,9 +142,13 @@ def micro_batches(trunk: Trunk, rollout: Rollout, rows: Sequence[int], tokens: i
     return batches
 
 
-def cut_minibatches(trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int) -> list[list[MicroBatch]]:
-    """The rows dealt at random into ``n`` minibatches, one optimizer step each, and those cut into micro-batches."""
-    order = np.random.default_rng(seed).permutation(len(rollout.texts)).tolist()
+def cut_minibatches(
+    trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int, rows: Sequence[int] | None = None
+) -> list[list[MicroBatch]]:
+    """The rows, all of them unless given, dealt at random into ``n`` minibatches, one optimizer step each, and those cut into
+    micro-batches."""
+    rows = range(len(rollout.texts)) if rows is None else rows
+    order = [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]
     return [micro_batches(trunk, rollout, sorted(order[i::n]), tokens) for i in range(n)]
 
 
@@ -221,13 +230,15 @@ def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> Fi
     return FirstPass(values, learn, kept, values.new_empty(0))
 
 
-def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:
-    """The figures that every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
+def describe_rollout(rollout: Rollout, scores: Tensor, kept: Tensor, kl: Tensor) -> dict[str, float]:
+    """The figures that every RL method logs of a step. scores: (B,), of which ``kept`` count; kl: (B, T), nats. Standard errors
+    are over responses."""
     response_kl = kl.sum(dim=1)
-    n = len(scores)
+    n, rewards = len(scores), scores[kept]
     return {
-        "reward": float(scores.mean()),
-        "reward_sem": float(scores.std() / n**0.5) if n > 1 else 0.0,
+        "reward": float(rewards.mean()),
+        "reward_sem": float(rewards.std() / len(rewards) ** 0.5) if len(rewards) > 1 else 0.0,
+        "abstained": n - len(rewards),
         "kl": float(response_kl.mean()),
         "kl_sem": float(response_kl.std() / n**0.5) if n > 1 else 0.0,
         "response_tokens": float(rollout.mask.sum() / n),
@@ -235,9 +246,9 @@ def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, 
     }
 
 
-def log_rollout(stage: Stage, step: int, rollout: Rollout, scores: Tensor, kl: Tensor) -> None:
-    """Append every response of a step with its score and KL to rollouts.jsonl."""
-    rows = zip(rollout.prompts, rollout.texts, scores.tolist(), kl.sum(dim=1).tolist(), strict=True)
+def log_rollout(stage: Stage, step: int, rollout: Rollout, scores: Sequence[float | None], kl: Tensor) -> None:
+    """Append every response of a step with its score, None where the reward abstained, and its KL to rollouts.jsonl."""
+    rows = zip(rollout.prompts, rollout.texts, scores, kl.sum(dim=1).tolist(), strict=True)
     if not team().is_main:
         return
     with open(stage.path("rollouts.jsonl"), "a", encoding="utf-8") as file:

@@ -140,7 +140,8 @@ def outcome_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
     else:
         result |= {"first_kl": first["kl"], "first_ratio": first["first_ratio"], "first_reward": first["reward"],
                    "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":
-                   len(metrics) * settings.prompts_per_step * settings.samples_per_prompt}  # fmt: skip
+                   len(metrics) * settings.prompts_per_step * settings.samples_per_prompt,
+                   "excluded": {"responses that the reward abstained from": sum(m["abstained"] for m in metrics)}}  # fmt: skip
     if settings.stop is not None:
         result["stopped"] = (read_json(stage.path(STOPPED)) or {}).get("reason")  # None where all steps were made
     if settings.gold is not None:

@@ -28,12 +28,13 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
         learning_rates["value"] = settings.value_learning_rate
     for step in steps(trunk, prompts, reward, settings, stage, learning_rates):
         # Credit.
+        scored = step.rollout.mask & step.kept[:, None]  # (B, T)
         rewards = at_last_token(step.scores, step.rollout.mask) - step.kl_coef * step.kl
         critic = value_pass(trunk, step.rollout, step.updates.cuts) if settings.value == "own" else None
         values = step.updates.policy.of_head if critic is None else critic.values  # (B, T)
         advantages, returns = gae(rewards, values, step.rollout.mask, settings.gamma, settings.gae_lambda)
         if settings.whiten_advantages != "none":
-            advantages = whiten(advantages, step.rollout.mask, unbiased=settings.whiten_advantages == "unbiased")
+            advantages = whiten(advantages, scored, unbiased=settings.whiten_advantages == "unbiased")
         weights = sampler_weights(settings, step.rollout, step.logprobs)  # (B, T)
         advantages = advantages * weights
 
@@ -54,5 +55,5 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
         step.record(
             **updates.per_token("ratio", "clip_fraction", "approx_kl", "entropy", "value_loss"),
             **describe_weights(settings, step.rollout, weights),
-            explained_variance=explained_variance(values[step.rollout.mask], returns[step.rollout.mask]),
+            explained_variance=explained_variance(values[scored], returns[scored]),
         )
