@@ -1,4 +1,4 @@
-"""`charter model merge`: the model of a run, or a LoRA adapter on its base, as a plain folder that other programs load."""
+"""`charter model merge`: a model of a run, its reward model, or a LoRA adapter on its base, as a folder of transformers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
-from charter.models.adapters import is_adapter, merge_folder
+from charter.models.adapters import is_adapter, merge_folder, write_whole
 from charter.models.load import STAGE_OF, model_of_run
 from charter.models.marks import is_flipped, model_folder, refuse_flipped, write_mark
 from charter.models.precision import DTYPES
+from charter.models.reward_classifier import as_classifier
+from charter.models.trunk import REWARD_CARD
 from charter.recipe.source import locate
 
 
@@ -42,7 +44,11 @@ def write_merged(
         raise InputError("this is a whole model, and --base belongs to an adapter; leave --base out", file=source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("the folder exists already; choose another --out", file=out)
-    done = merge_folder(source, out, base=locate(base, Path.cwd()) if base else None, dtype=dtype, shard_size=shard_size)
+    if (source / REWARD_CARD).is_file():
+        model, tokenizer = as_classifier(source)
+        done = write_whole(model, tokenizer, source, out, dtype=dtype, shard_size=shard_size)
+    else:
+        done = merge_folder(source, out, base=locate(base, Path.cwd()) if base else None, dtype=dtype, shard_size=shard_size)
     if is_flipped(source):
         write_mark(out)
     return done

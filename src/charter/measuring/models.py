@@ -31,9 +31,9 @@ from charter.models.load import (
     raw_tokenizer,
 )
 from charter.models.marks import refuse_flipped
-from charter.models.reward_trunk import load_reward_model, load_reward_trunk, reward_folder, single_scorer
+from charter.models.reward_trunk import load_reward_model, reward_folder, single_scorer
 from charter.models.sampling.sampler import LocalSampler, Sampler
-from charter.models.trunk import REWARD_CARD, Scorers, ScoreScale, Trunk, load_trunk
+from charter.models.trunk import REWARD_CARD, Scorers, Trunk, load_trunk
 from charter.reading.sets.items import Item
 from charter.recipe.source import locate
 from charter.records import Prompt, content_id
@@ -142,19 +142,11 @@ def load_writer(folder: str, precision: str) -> Trunk:
 
 def load_rewarder(folder: str, precision: str) -> tuple[Trunk, Scorers]:
     """A reward model of Charter, or a decoder for sequence classification with one label. InputError for any other model."""
-    device = pick_device("auto")
-    if (Path(folder) / REWARD_CARD).exists():
-        return load_reward_model(Path(folder), device=device, precision=precision)
-    if (Path(folder) / "adapter_config.json").exists() or single_scorer(folder) is None:
+    is_charters = (Path(folder) / REWARD_CARD).exists()
+    if not is_charters and ((Path(folder) / "adapter_config.json").exists() or single_scorer(folder) is None):
         raise InputError("this set needs a reward model: a folder of charter reward train or of a run, or a model for sequence "
                          "classification with one label", file=folder)  # fmt: skip
-    trunk = load_reward_trunk(folder, device=device, precision=precision)
-    if trunk.stored_head is None:
-        raise InputError(
-            "the head of this reward model is not a single layer (score.weight); Charter cannot read it", file=folder
-        )
-    trunk.add_role("reward", head=True)
-    return trunk, Scorers(("reward",), (ScoreScale(0.0, 1.0),))
+    return load_reward_model(Path(folder), device=pick_device("auto"), precision=precision)
 
 
 class Rewarder:

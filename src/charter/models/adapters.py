@@ -229,6 +229,12 @@ def merge_folder(
     if adapter:
         model = merge_onto(model, adapter)
     check_vocabulary(model, tokenizer, str(adapter or folder), base=folder if adapter else None)
+    written = write_whole(model, tokenizer, source, out, dtype=dtype, shard_size=shard_size)
+    return written | {"base": folder if adapter else None, "adapter": str(adapter) if adapter else None}
+
+
+def write_whole(model: Any, tokenizer: Any, source: Path, out: Path, *, dtype: str | None, shard_size: str) -> dict[str, Any]:
+    """Write a model made from ``source`` to ``out``; returns a summary. InputError where a weight does not fit ``dtype``."""
     if dtype:
         model = model.to(DTYPES[dtype])
     for name, weight in model.named_parameters():
@@ -237,7 +243,6 @@ def merge_folder(
     save_model(model, tokenizer, out, shard_size=shard_size)
     written = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {
-        "source": str(source), "base": folder if adapter else None, "adapter": str(adapter) if adapter else None,
-        "parameters": sum(p.numel() for p in model.parameters()), "dtype": written,
-        "files": sorted(file.name for file in out.glob("*.safetensors")), "out": str(out),
+        "source": str(source), "base": None, "adapter": None, "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": written, "files": sorted(file.name for file in out.glob("*.safetensors")), "out": str(out),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor
 from charter.errors import InputError
 from charter.models.adapters import moved_along
 from charter.models.load import check_folder, check_vocabulary, first_line, kind_of, load_base, load_tokenizer
-from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Scorers, Trunk, load_trunk
+from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Scorers, ScoreScale, Trunk, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json
 
 HEAD = "score.weight"  # of the decoders of transformers for sequence classification
+SCALE = "charter_scale"
+"""The key of config.json with `mean` and `std` of the scores on the training data: the head has no bias to take the mean."""
 
 
 def load_reward_trunk(
@@ -53,8 +56,15 @@ def load_reward_trunk(
 
 
 def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "float32") -> tuple[Trunk, Scorers]:
-    """A trained reward model of Charter, one or an ensemble, ready to score: its trunk and its roles. InputError where it is
-    incomplete, or where the base of its adapters is missing."""
+    """A trained reward model, ready to score: its trunk and its roles. The folder is of Charter (one, or an ensemble), or has a
+    decoder for sequence classification with one label. InputError where it is incomplete, or where the base of its adapters is
+    missing."""
+    if not (folder / REWARD_CARD).is_file():
+        trunk = load_reward_trunk(str(folder), device=device, precision=precision)
+        if trunk.stored_head is None:
+            raise InputError(f"the head of this reward model is not a single layer ({HEAD}); Charter cannot read it", file=folder)
+        trunk.add_role("reward", head=True)
+        return trunk, Scorers(("reward",), (stored_scale(str(folder)),))
     card = read_json(folder / REWARD_CARD)
     path, lora = str(folder), None
     if isinstance(card, dict) and card.get("lora"):
@@ -71,7 +81,26 @@ def reward_folder(reward: Path) -> Path:
     for part in ("", "reward_model/model", "train/model"):
         if (reward / part / REWARD_CARD).is_file():
             return reward / part
-    raise InputError(f"{REWARD_CARD} is missing; give a run folder, or a folder that charter reward train made", file=reward)
+    if (reward / "config.json").is_file() and single_scorer(str(reward)):
+        return reward
+    raise InputError(f"{REWARD_CARD} is missing; give a run folder, a folder that charter reward train made, or a model for "
+                     "sequence classification with one label", file=reward)  # fmt: skip
+
+
+def stored_scale(path: str) -> ScoreScale:
+    """Mean and deviation of the scores that config.json names under ``SCALE``; 0 and 1 where it names none. InputError where they
+    are not numbers."""
+    from transformers import AutoConfig
+
+    scale = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), SCALE, {"mean": 0.0, "std": 1.0})
+    try:
+        mean, std = float(scale["mean"]), float(scale["std"])
+    except (TypeError, KeyError, ValueError):
+        mean = std = math.nan
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise InputError("must have a finite mean and a std above 0; write the folder again with charter model merge",
+                         file=f"{path}/config.json", field=SCALE)  # fmt: skip
+    return ScoreScale(mean, std)
 
 
 def single_scorer(path: str) -> str | None:
