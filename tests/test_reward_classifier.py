@@ -1,4 +1,4 @@
-"""A reward model as a sequence classifier of transformers: equal scores there, alone and in a padded batch, and read back here."""
+"""A reward model as a sequence classifier of transformers: equal scores there, alone and in a padded batch."""
 
 import json
 
@@ -54,7 +54,7 @@ def plain_scores(folder, batch):
 @pytest.mark.parametrize(
     ("architecture", "more"), [("llama", {"pad_is_eos": True}), ("qwen2", {}), ("gpt2", {"template": False})]
 )
-def test_plain_transformers_gives_the_scores_of_charter(architecture, more, lora, tmp_path, capsys):
+def test_plain_transformers_gives_the_scores_of_charter(architecture, more, lora, tmp_path):
     base, out = save_random_model(tmp_path / "base", architecture, **more), tmp_path / "out"
     if architecture == "qwen2":
         (base / "chat_template.jinja").write_text(CHATML)
@@ -96,7 +96,7 @@ def test_reward_models_without_such_a_form_are_one_line(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_scale_that_is_not_a_number_is_refused(tmp_path, capsys):
+def test_a_scale_that_is_not_a_number_is_refused(tmp_path):
     save_reward(save_random_model(tmp_path / "base", "llama"), tmp_path / "reward")
     assert run_command(["model", "merge", str(tmp_path / "reward"), "--out", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())

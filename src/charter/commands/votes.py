@@ -13,6 +13,7 @@ from charter.errors import InputError
 from charter.votes.imports.formats import FORMATS
 
 app = typer.Typer(rich_markup_mode=None)
+TOOLS = ("inspect", "lm-eval")
 
 
 @app.command("export")
@@ -23,7 +24,7 @@ def export_command(
         str,
         typer.Option(
             help="trl, trl-conversational, unpaired, unpaired-conversational, hh, hh-red-team, grouped, csv, parquet, datasets "
-            "or raw."
+            "or raw; of an evaluated run also inspect or lm-eval."
         ),
     ] = "",
     again: Annotated[Path | None, typer.Option(help="A manifest: write its dataset again, byte for byte.")] = None,
@@ -40,7 +41,8 @@ def export_command(
     calibration: Annotated[float, typer.Option(help="Nats of a judge's margin per unit of the soft label.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Write judgments or pairs as a dataset for training, with a manifest from which it can be made again."""
+    """Write judgments or pairs as a dataset for training, with a manifest from which it can be made again; or the answers and
+    values of an evaluated run as logs of inspect-ai or lm-evaluation-harness."""
     from charter.votes.exchange import export_again, export_feedback, manifest_path, selection_of
 
     if bool(to) == bool(again):
@@ -51,6 +53,14 @@ def export_command(
     })  # fmt: skip
     if again and selection != selection_of({}):
         raise InputError("--again takes its filters from the manifest; leave the others out")
+    if to in TOOLS:
+        if selection != selection_of({}) or ratings:
+            raise InputError(f"the filters select judgments, and --to {to} writes the answers of a run; leave the filters out")
+        from charter.comparing.tool_logs import export_arms
+
+        result = export_arms(source, out, to)
+        show(result, as_json, f"{result['rows']} answers of {result['arms']} arms as {to}:", *result["files"])
+        return
     if again:
         result = export_again(source, out, again, ratings=ratings)
     else:

@@ -28,8 +28,8 @@ def as_classifier(folder: Path) -> tuple[Any, Any]:
     """The reward model of a folder of Charter as a sequence classifier with one label, adapters merged, and its tokenizer.
 
     Its head is `score.weight`, so its scores are those of Charter before they are standardised. Mean and deviation are in
-    config.json, under ``SCALE``. InputError for an ensemble, for a model that is not a decoder, and where plain transformers would
-    read an answer differently.
+    config.json, under ``SCALE``. InputError for an ensemble, for a model that is not a decoder, and where plain transformers
+    would read an answer differently.
     """
     kind = kind_of(str(folder))
     if kind != "decoder":
@@ -88,8 +88,9 @@ def end_where_charter_ends(tokenizer: Any, folder: Path) -> None:
     stored = tokenizer.chat_template
     tokenizer.chat_template = "{% set text %}" + stored + "{% endset %}{{ text if add_generation_prompt else text.rstrip() }}"
     if rendered(tokenizer) != expected:
-        raise InputError("the chat template does not write a finished conversation as Charter scores it, so plain transformers would "
-                         "give other scores; set a chat_template that ends with the end-of-turn token", file=folder)  # fmt: skip
+        raise InputError("the chat template does not write a finished conversation as Charter scores it, so plain transformers "
+                         "would give other scores; set a chat_template that ends with the end-of-turn token",
+                         file=folder)  # fmt: skip
 
 
 def rendered(tokenizer: Any) -> list[int]:
