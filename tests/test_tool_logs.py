@@ -1,6 +1,7 @@
-"""A run's arms as logs of inspect-ai and lm-evaluation-harness: `charter compare` and the tools themselves read equal figures."""
+"""A run's arms as files of inspect-ai, lm-evaluation-harness and AlpacaEval, read back with equal figures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from charter.commands.app import run_command
 from charter.comparing.results import scored_or_none
 from charter.comparing.sources import read_results
+from charter.records import Judgment, Response
+from charter.run.files import read_jsonl, write_jsonl
 
 LOGS = Path(__file__).parent / "data/results"
 
@@ -71,15 +74,37 @@ def test_inspect_ai_reads_the_log(finished_run, tmp_path):
     assert (read.status, len(read.samples)) == ("success", len(mine.keys))
 
 
+def test_annotations_have_the_win_rates_of_the_run(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    first, last = (read_jsonl(run / f"evaluate/responses.{arm}.jsonl", Response) for arm in ("base", "policy"))
+    margins = [(-1.0, -2.0), (1.0, 2.0), (1.0, -1.0), (-3.0, -1.0)]
+    judgments = [
+        Judgment(id=f"j{n}", set_id=a.prompt_id, prompt_id=a.prompt_id, rater_id="judge", rater_kind="judge", order=(a.id, b.id),
+                 ranks={a.id: 1 + (sum(m) < 0), b.id: 1 + (sum(m) > 0)}, margins_by_order=m)
+        for n, (a, b, m) in enumerate(zip(first, last, margins, strict=False))
+    ]  # fmt: skip
+    judgments[1] = judgments[1].model_copy(update={"ranks": {}})
+    write_jsonl(run / "win_rate/judgments.base.jsonl", judgments)
+    out = tmp_path / "out"
+    assert run_command(["export", str(run), "--to", "alpaca-eval", "--out", str(out)]) == 0
+    rows = json.loads((out / "base/annotations.json").read_text())
+    assert [row["preference"] for row in rows] == [2, None, 1.5, 2]
+    assert {(row["generator_1"], row["generator_2"]) for row in rows} == {("run-base", "run-policy")}
+    results = read_results(str(out / "base/annotations.json"))
+    assert results.metrics == {"win against run-base": [1, None, 0.5, 1]}
+
+
 def test_what_cannot_be_exported_is_one_line(finished_run, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
-    for source, out, more, words in (
-        (tmp_path, "new", [], "evaluate/verdicts.*.jsonl are missing"),
-        (finished_run, "full", [], "the folder exists already"),
-        (finished_run, "new", ["--keep-weakest"], "leave the filters out"),
+    for to, source, out, more, words in (
+        ("inspect", tmp_path, "new", [], "evaluate/verdicts.*.jsonl are missing"),
+        ("alpaca-eval", tmp_path, "new", [], "win_rate/judgments.*.jsonl are missing"),
+        ("inspect", finished_run, "full", [], "the folder exists already"),
+        ("lm-eval", finished_run, "new", ["--keep-weakest"], "leave the filters out"),
     ):
-        assert run_command(["export", str(source), "--to", "inspect", "--out", str(tmp_path / out), *more]) == 2
+        assert run_command(["export", str(source), "--to", to, "--out", str(tmp_path / out), *more]) == 2
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1

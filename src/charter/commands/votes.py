@@ -13,7 +13,7 @@ from charter.errors import InputError
 from charter.votes.imports.formats import FORMATS
 
 app = typer.Typer(rich_markup_mode=None)
-TOOLS = ("inspect", "lm-eval")
+TOOLS = ("inspect", "lm-eval", "alpaca-eval")
 
 
 @app.command("export")
@@ -24,7 +24,7 @@ def export_command(
         str,
         typer.Option(
             help="trl, trl-conversational, unpaired, unpaired-conversational, hh, hh-red-team, grouped, csv, parquet, datasets "
-            "or raw; of an evaluated run also inspect or lm-eval."
+            "or raw; of an evaluated run also inspect, lm-eval or alpaca-eval."
         ),
     ] = "",
     again: Annotated[Path | None, typer.Option(help="A manifest: write its dataset again, byte for byte.")] = None,
@@ -42,7 +42,7 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write judgments or pairs as a dataset for training, with a manifest from which it can be made again; or the answers and
-    values of an evaluated run as logs of inspect-ai or lm-evaluation-harness."""
+    values of an evaluated run as logs of inspect-ai, lm-evaluation-harness or AlpacaEval."""
     from charter.votes.exchange import export_again, export_feedback, manifest_path, selection_of
 
     if bool(to) == bool(again):
@@ -59,7 +59,7 @@ def export_command(
         from charter.comparing.tool_logs import export_arms
 
         result = export_arms(source, out, to)
-        show(result, as_json, f"{result['rows']} answers of {result['arms']} arms as {to}:", *result["files"])
+        show(result, as_json, f"{result['rows']} rows as {to}:", *result["files"])
         return
     if again:
         result = export_again(source, out, again, ratings=ratings)

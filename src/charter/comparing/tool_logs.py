@@ -12,11 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from charter.comparing.alpaca_annotations import run_annotations
 from charter.comparing.formats import value_of, verdict_item
 from charter.errors import InputError
 from charter.reading.rows import Row, read_rows
 from charter.records import Prompt, Response
-from charter.run.files import read_json, read_jsonl, write_json, write_text
+from charter.run.files import read_json, read_jsonl, write_text
 from charter.run.hashes import content_id
 
 STOPS = {"stop": "stop", "length": "max_tokens"}
@@ -54,22 +55,31 @@ class ArmLog:
 
 
 def export_arms(run: Path, out: Path, format: str) -> dict[str, Any]:
-    """Write one log for each arm of a run into the new folder ``out``; the summary. InputError where the run was not evaluated,
+    """Write a file for each arm of a run into the new folder ``out``; the summary. InputError where the run was not evaluated,
     an answer or a prompt is missing, or ``out`` has files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("the folder exists already; choose another --out", file=out)
-    logs = list(arm_logs(run))  # all are read before the first is written
-    files = []
-    for log in logs:
-        stem = f"{plain_name(log.task)}_{log.written:%Y-%m-%dT%H-%M-%S}"
-        if format == "inspect":
-            path = out / f"{log.written:%Y-%m-%dT%H-%M-%S}+00-00_{plain_name(log.task)}_{content_id(log.model)}.json"
-            write_json(path, inspect_log(log))
+    files = dict(tool_files(run, format))  # all are made before the first is written
+    for name, (text, _) in files.items():
+        write_text(out / name, text)
+    rows = sum(count for _, count in files.values())
+    return {"format": format, "rows": rows, "files": [str(out / name) for name in files], "out": str(out)}
+
+
+def tool_files(run: Path, format: str) -> Iterator[tuple[str, tuple[str, int]]]:
+    """(name, (text, rows)) of each file of a format."""
+    if format == "alpaca-eval":
+        for arm, rows in run_annotations(run):
+            yield f"{plain_name(arm)}/annotations.json", (json.dumps(rows, indent=1, ensure_ascii=False), len(rows))
+        return
+    for log in arm_logs(run):
+        task, written = plain_name(log.task), f"{log.written:%Y-%m-%dT%H-%M-%S}"
+        if format == "inspect":  # which reads the fields in their order
+            name = f"{written}+00-00_{task}_{content_id(log.model)}.json"
+            yield name, (json.dumps(inspect_log(log), indent=1, ensure_ascii=False), len(log.answers))
         else:
-            path = out / plain_name(log.model) / f"samples_{stem}.000000.jsonl"
-            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lm_eval_rows(log)))
-        files.append(str(path))
-    return {"format": format, "rows": sum(len(log.answers) for log in logs), "arms": len(logs), "files": files, "out": str(out)}
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lm_eval_rows(log))
+            yield f"{plain_name(log.model)}/samples_{task}_{written}.000000.jsonl", (text, len(log.answers))
 
 
 def arm_logs(run: Path) -> Iterator[ArmLog]:
