@@ -20,7 +20,7 @@ def run_annotations(run: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     if not files:
         raise InputError(f"{STAGE}/{judgments_name('*')} are missing; set a judge for the win rates and evaluate again", file=run)
     prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
-    answers = {}
+    answers: dict[str, tuple[str, str]] = {}
     for file in sorted(run.glob("evaluate/responses.*.jsonl")):
         model = f"{run.resolve().name}-{file.name.removeprefix('responses.').removesuffix('.jsonl')}"
         answers |= {response.id: (model, response.text) for response in read_jsonl(file, Response)}

@@ -16,9 +16,8 @@ from charter.comparing.alpaca_annotations import run_annotations
 from charter.comparing.formats import value_of, verdict_item
 from charter.errors import InputError
 from charter.reading.rows import Row, read_rows
-from charter.records import Prompt, Response
+from charter.records import Prompt, Response, content_id
 from charter.run.files import read_json, read_jsonl, write_text
-from charter.run.hashes import content_id
 
 STOPS = {"stop": "stop", "length": "max_tokens"}
 """How inspect-ai names the reasons to stop."""

@@ -19,9 +19,10 @@ from charter.models.reward_trunk import SCALE, load_reward_model
 from charter.records import Message
 
 PAD = "<|pad|>"
-TRIAL = tuple(Message(role=role, content=text) for role, text in (
-    ("user", "Name a soup."), ("assistant", "Bread."), ("user", "Is bread a soup?"), ("assistant", "No."),
-))  # fmt: skip
+TRIAL = (
+    Message(role="user", content="Name a soup."), Message(role="assistant", content="Bread."),
+    Message(role="user", content="Is bread a soup?"), Message(role="assistant", content="No."),
+)  # fmt: skip
 
 
 def as_classifier(folder: Path) -> tuple[Any, Any]:
