@@ -108,7 +108,7 @@ FILES = {
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
          "F": "out/prompts.jsonl",
-         "RUN/sft": "runs/recipe/sft",
+         "RUN/sft": "runs/recipe/sft", "RUN/reward_model": "runs/recipe/reward_model",
          "MODEL": "package:charter.testbed/model",
          "RUN:base": "runs/recipe:base", "RUN:policy": "runs/recipe:policy",
          "F.yaml": "out/imported.yaml", "A.yaml": "constitution.yaml", "B.yaml": "constitution.yaml",
