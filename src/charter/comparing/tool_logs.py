@@ -69,7 +69,7 @@ def tool_files(run: Path, format: str) -> Iterator[tuple[str, tuple[str, int]]]:
     """(name, (text, rows)) of each file of a format."""
     if format == "alpaca-eval":
         for arm, rows in run_annotations(run):
-            yield f"{plain_name(arm)}/annotations.json", (json.dumps(rows, indent=1, ensure_ascii=False), len(rows))
+            yield f"{arm}/annotations.json", (json.dumps(rows, indent=1, ensure_ascii=False), len(rows))
         return
     for log in arm_logs(run):
         task, written = plain_name(log.task), f"{log.written:%Y-%m-%dT%H-%M-%S}"
@@ -78,7 +78,7 @@ def tool_files(run: Path, format: str) -> Iterator[tuple[str, tuple[str, int]]]:
             yield name, (json.dumps(inspect_log(log), indent=1, ensure_ascii=False), len(log.answers))
         else:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lm_eval_rows(log))
-            yield f"{plain_name(log.model)}/samples_{task}_{written}.000000.jsonl", (text, len(log.answers))
+            yield f"{log.model}/samples_{task}_{written}.000000.jsonl", (text, len(log.answers))
 
 
 def arm_logs(run: Path) -> Iterator[ArmLog]:
@@ -163,12 +163,15 @@ def lm_eval_rows(log: ArmLog) -> Iterator[dict[str, Any]]:
         turns = [{"role": message.role, "content": message.content} for message in answer.prompt.messages]
         doc = {"id": answer.prompt.id, "messages": turns, "tags": list(answer.prompt.tags), "principle": answer.prompt.principle}
         text, words = json.dumps(turns, ensure_ascii=False), answer.response.text
-        yield {
+        row = {
             "doc_id": answer.number, "doc": doc, "target": "", "arguments": {"gen_args_0": {"arg_0": text, "arg_1": {}}},
             "resps": [[words]], "filtered_resps": [words], "filter": "none", "metrics": list(answer.values),
             "doc_hash": sha256(json.dumps(doc, indent=2, ensure_ascii=False)), "prompt_hash": sha256(text),
-            "target_hash": sha256(""), **answer.values,
+            "target_hash": sha256(""),
         }  # fmt: skip
+        if clash := sorted(row.keys() & answer.values.keys()):
+            raise InputError(f"the measure {clash[0]!r} has the name of a field of lm-eval; rename it", file=log.model)
+        yield row | answer.values
 
 
 def sha256(text: str) -> str:
