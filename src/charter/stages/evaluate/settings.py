@@ -48,7 +48,7 @@ class EvaluationSettings(SamplingSettings):
     """Helpfulness may fall by this much before the verdict is spoilt; declared before the run."""
 
     cards: list[File] = []
-    """Cards that `charter scorer card` wrote; the report prints each beside the figures of its scorer or measure."""
+    """Cards of scorers (NAME.card.json); the report prints each beside the figures of its scorer or measure."""
 
     @field_serializer("cards")
     def outside_the_fingerprint(self, cards: list[File], info: SerializationInfo) -> list[str]:
