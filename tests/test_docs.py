@@ -105,6 +105,7 @@ FILES = {
     "ratings FILE": "votes",
     "agreement FILE": "votes",
     "raters FILE": "votes",
+    "scorer card": "refusals.jsonl",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
          "F": "out/prompts.jsonl",
@@ -129,6 +130,7 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     (folder / "votes").mkdir()
     for name in ("old", "new"):
         shutil.copy(ROOT / f"tests/data/results/lm-eval-{name}.jsonl", folder / f"{name}.jsonl")
+    shutil.copy(ROOT / "tests/data/refusals.jsonl", folder)
     write_some_prompts(folder / "some.jsonl", 20)
     (folder / "small.csv").write_text(re.search(r"<<'END'\n(.*?)END", (ROOT / "docs/evaluate.md").read_text(), re.DOTALL)[1])
     shutil.copytree(finished_run, folder / "runs/recipe")
