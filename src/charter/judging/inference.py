@@ -1,8 +1,8 @@
 """Principles out of votes: which candidates predict votes that nobody chose them by.
 
-Half of the prompts, by a hash of the seed, choose the candidates and their weights (:mod:`charter.raters.principle_weights`); the votes
-on the other half confirm each of them and measure everything that is reported. No dialogue opening is on both sides. Only pairs of
-the first half are shown to a model that proposes candidates.
+Half of the prompts, by a hash of the seed, choose the candidates and their weights (:mod:`charter.raters.principle_weights`); the
+votes on the other half confirm each of them and measure everything that is reported. No dialogue opening is on both sides. Only
+pairs of the first half are shown to a model that proposes candidates.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Inference:
         }  # fmt: skip
 
 
-def infer(votes: PeoplesPairs, panel: Panel, candidates: Sequence[Principle], *, seed: int, groups: Mapping[str, Mask]) -> list[Inference]:
+def infer(
+    votes: PeoplesPairs, panel: Panel, candidates: Sequence[Principle], *, seed: int, groups: Mapping[str, Mask]
+) -> list[Inference]:
     """For each group of votes (V,) the candidates that they follow."""
     held_out = held_out_pairs(votes, seed)
     return [infer_group(name, votes, mask, panel, candidates, held_out) for name, mask in groups.items()]
@@ -67,13 +69,14 @@ def infer(votes: PeoplesPairs, panel: Panel, candidates: Sequence[Principle], *,
 
 def groups_of(votes: PeoplesPairs, by: str | None, group_of_rater: Mapping[str, str] | None = None) -> dict[str, Mask]:
     """All votes, then by ``rater`` those of each rater, or by ``group`` those of each group of the table; raters without a group
-    are one."""
+    are one. A single rater or group is everyone."""
     everyone = {EVERYONE: np.ones(len(votes.pair), dtype=bool)}
     if by is None:
         return everyone
     names = [name if by == "rater" else (group_of_rater or {}).get(name, NO_GROUP) for name in votes.raters]
     mine = np.array(names, dtype=object)[votes.rater]
-    return everyone | {name: mine == name for name in sorted(set(names))}
+    several = sorted(set(names)) if len(set(names)) > 1 else []
+    return everyone | {name: mine == name for name in several}
 
 
 def infer_group(

@@ -62,14 +62,14 @@ class PeoplesPairs:
     def balance(self, votes: NDArray[np.bool_] | None = None) -> Floats:
         """(N,) votes for the first response less votes for the second, of the votes (V,) that a mask takes."""
         weights = self.sign if votes is None else np.where(votes, self.sign, 0.0)
-        return np.bincount(self.pair, weights=weights, minlength=len(self.pairs))
+        return np.bincount(self.pair, weights=weights, minlength=len(self.pairs)).astype(np.float64)
 
 
 def read_peoples_pairs(source: Path, rater_kinds: Sequence[RaterKind] = ("human",)) -> PeoplesPairs:
     """The votes of a run, a folder of feedback, a file of judgments, or any file that ``charter import`` reads.
 
-    Of a run the votes of its label page. Ties, missing verdicts and superseded votes are counted in ``left_out``. InputError where
-    no vote decides.
+    Of a run the votes of its label page. Ties, missing verdicts and superseded votes are counted in ``left_out``. InputError
+    where no vote decides.
     """
     place = source / FOLDER if (source / FOLDER / "judgments.jsonl").is_file() else source
     file = find_judgments(place)
@@ -101,7 +101,7 @@ def peoples_pairs(rows: Iterator[PairRow]) -> PeoplesPairs:
     raters: dict[str, int] = {}
     votes = []
     for row in rows:
-        texts = sorted((row.chosen, row.rejected), key=lambda text: content_id("side", text))
+        texts = sides(row.chosen, row.rejected)
         key = (row.prompt.id, *texts)
         if key not in pairs:
             ids = dict(zip((row.chosen, row.rejected), row.responses, strict=True))
@@ -114,6 +114,11 @@ def peoples_pairs(rows: Iterator[PairRow]) -> PeoplesPairs:
         np.array([number[key] for key, _, _ in votes], dtype=np.int64), np.array([who for _, who, _ in votes], dtype=np.int64),
         np.array([sign for _, _, sign in votes], dtype=np.float64), {},
     )  # fmt: skip
+
+
+def sides(text: str, other: str) -> tuple[str, str]:
+    """Two texts in the order of their hashes, which tells nothing about them."""
+    return (text, other) if content_id("side", text) <= content_id("side", other) else (other, text)
 
 
 def as_response(prompt: Prompt, text: str, key: str = "") -> Response:
@@ -147,9 +152,7 @@ def ask_principles(
     judge: Judge, principles: Sequence[Principle], pairs: Sequence[ResponsePair], *, batch_size: int = 256, quiet: bool = True
 ) -> Panel:
     """Every principle asked about every pair to whose prompt it applies, in batches, each in both orders."""
-    places = [
-        (c, n) for c, principle in enumerate(principles) for n, pair in enumerate(pairs) if applies(principle, pair.prompt)
-    ]
+    places = [(c, n) for c, principle in enumerate(principles) for n, pair in enumerate(pairs) if applies(principle, pair.prompt)]
     orders = np.full((len(principles), len(pairs), 2), np.nan)
     starts = range(0, len(places), batch_size)
     for start in track(starts, "principles asked", unit=batch_size, total=len(places), quiet=quiet):

@@ -2,10 +2,10 @@
 
 A principle says s in (−1, 1) about a vote: 1 where it surely prefers what the rater chose, −1 where it surely prefers the other
 response, 0 where it says nothing. P(the vote) = σ(Σ w s) with weights w ≥ 0: w is the log odds (nats) with which the raters
-follow the principle where it alone speaks. Of C candidates those are chosen that each gain more than log C nats (the risk inflation
-criterion, Foster and George 1994, doi:10.1214/aos/1176325766), by steps forward from none and by steps back from the strongest; the
-better of the two sets counts. Votes that chose nothing then confirm each: a one-sided score test of its weight beside the others,
-robust to clusters of votes, corrected for the number of chosen principles.
+follow the principle where it alone speaks. Of C candidates those are chosen that each gain more than log C nats (the risk
+inflation criterion, Foster and George 1994, doi:10.1214/aos/1176325766), by steps forward from none and by steps back from the
+strongest; the better of the two sets counts. Votes that chose nothing then confirm each: a one-sided score test of its weight
+beside the others, robust to clusters of votes, corrected for the number of chosen principles.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from charter.errors import InputError
 from charter.records import Prompt, Record
@@ -49,7 +50,9 @@ def draw_vote(rng: Random, planted: Sequence[str], noise: float, rater: str) -> 
         better = second if better == first else first
     worse = second if better == first else first
     prompt = Prompt.ask(request, source="testbed", tags=("red_team" if action.harmful else "benign",))
-    return SimulatedVote(prompt=prompt, chosen=made.reply(rng, action, better), rejected=made.reply(rng, action, worse), rater_id=rater)
+    return SimulatedVote(
+        prompt=prompt, chosen=made.reply(rng, action, better), rejected=made.reply(rng, action, worse), rater_id=rater
+    )
 
 
 def better_of(rng: Random, planted: Sequence[str], action: lang.Action, first: str, second: str) -> str | None:
@@ -62,15 +65,16 @@ def better_of(rng: Random, planted: Sequence[str], action: lang.Action, first: s
     return rng.choice(preferred) if preferred else None
 
 
-def candidate_rows(n_wordings: int, seed: int) -> list[dict[str, str]]:
+def candidate_rows(n_wordings: int, seed: int) -> list[dict[str, Any]]:
     """Every principle in ``n_wordings`` wordings, each a preference text and a question about one reply, as fields of a
-    principle of a constitution. The ids are NAME-1, NAME-2, …"""
-    rows = []
+    principle of a constitution, for the kind of request to which it applies. The ids are NAME-1, NAME-2, …"""
+    rows: list[dict[str, Any]] = []
     for principle in rules.PRINCIPLES:
         rng = Random(f"candidates:{seed}:{principle}")
         preferences = rng.sample(rules.wordings(principle, "preference"), n_wordings)
         questions = rng.sample(rules.wordings(principle, "critique"), n_wordings)
         for number, ((preference, _), (question, bad_is_yes)) in enumerate(zip(preferences, questions, strict=True), start=1):
             rows.append({"id": f"{principle.replace(' ', '-')}-{number}", "title": principle, "preference": preference,
-                         "question": question, "good_answer": "no" if bad_is_yes else "yes", "source": "testbed"})  # fmt: skip
+                         "question": question, "good_answer": "no" if bad_is_yes else "yes", "source": "testbed",
+                         "tags": ["benign" if principle == "helpful" else "red_team"]})  # fmt: skip
     return rows

@@ -1,8 +1,8 @@
-"""Annotated pairs, version 2.0: the JSON file in which ICAI and Feedback Forensics exchange pairs and what annotators say of them.
+"""Annotated pairs, version 2.0: the JSON file in which ICAI and Feedback Forensics exchange pairs and their annotations.
 
 ``{"metadata": {"version", "default_annotator", …}, "annotators": {id: {"name", "description", "type"}}, "comparisons": [{"id",
-"prompt", "response_a": {"text", "model"}, "response_b", "annotations": {id: {"pref": "a"}}}]}``. Annotators of type ``principle`` are
-principles. ``charter import`` reads the format (:mod:`charter.votes.imports.annotated`).
+"prompt", "response_a": {"text", "model"}, "response_b", "annotations": {id: {"pref": "a"}}}]}``. Annotators of type ``principle``
+are principles. ``charter import`` reads the format (:mod:`charter.votes.imports.annotated`).
 """
 
 from __future__ import annotations
@@ -104,5 +104,3 @@ def principle_texts(path: Path) -> list[str] | None:
     if not texts:
         raise InputError("no annotator is a principle with a description; give a file with principles", file=path)
     return texts
-
-

@@ -84,8 +84,8 @@ class _Origin:
 
 @dataclass(frozen=True)
 class PairRow(_Origin):
-    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 without a strength. ``responses``: ids
-    of chosen and rejected, "" for a text that is not a response."""
+    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 without a strength. ``responses``:
+    ids of chosen and rejected, "" for a text that is not a response."""
 
     prompt: Prompt
     chosen: str

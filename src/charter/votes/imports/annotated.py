@@ -20,8 +20,8 @@ UNKNOWN_ANNOTATOR = "an annotation by an annotator that the file does not name"
 
 
 def read_file(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
-    """A vote for each annotation with a preference. A principle is a judge, and the vote names it; the other annotators are raters
-    of the kind that their type names, else of ``rater``'s kind. ``pref`` null with the reason both or neither is a tie."""
+    """A vote for each annotation with a preference. A principle is a judge, and the vote names it; the other annotators are
+    raters of the kind that their type names, else of ``rater``'s kind. ``pref`` null with the reason both or neither is a tie."""
     annotators = {key: rater_of(part["annotators"][key], key, rater) for key in part["annotators"].fields()}
     for comparison in part["comparisons"]:
         try:
