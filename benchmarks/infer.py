@@ -4,12 +4,12 @@
     python benchmarks/infer.py noise [--sims 200]
     python benchmarks/infer.py ambiguous MODEL [--seed 0] [--pairs 60]
 
-"recover": a seed draws three of the seven principles that are not "general"; voters follow them (``testbed/voters.py``, one vote in
-ten is wrong, a coin decides where no planted principle does). The candidates are all eight principles and four that nobody
-follows. "true ones'": the planted principles by the same judge, their weights from the same half of the votes. "noise": 50
-principles that say random things about clustered votes; the share of simulations that keep any. "ambiguous": two principles in one,
-harm and tone, which pull apart on a harmful request, among seven principles of two sentences that say the same; the executor card
-names the principle that causes disagreement.
+"recover": a seed draws three of the seven principles that are not "general"; voters follow them (``testbed/voters.py``, one vote
+in ten is wrong, a coin decides where no planted principle does). The candidates are all eight principles and four that nobody
+follows. The true ones are the planted principles by the same judge, their weights from the same half of the votes. "noise": 50
+principles that say random things about clustered votes; the share of simulations that keep any. "ambiguous": two principles in
+one, harm and tone, which pull apart on a harmful request, among seven principles of two sentences with the same core; the
+executor card names the principle that causes disagreement.
 """
 
 from __future__ import annotations
@@ -87,9 +87,8 @@ def ambiguous(given: argparse.Namespace) -> None:
 
     def two(first: str, second: str) -> Principle:
         name = first if first == second else f"{first} against {second}"
-        verbs = rng.sample([verb for verb, _ in CORES[first]], 2)
-        if first != second:
-            verbs[1] = rng.choice([verb for verb, _ in CORES[second]])
+        verb = rng.choice(CORES[first])[0]
+        verbs = (verb, verb if first == second else rng.choice(CORES[second])[0])
         asks = rng.sample([opening for opening in OPENINGS_BY_USE["preference"] if "{v}" in opening], 2)
         return Principle(
             id=name.replace(" ", "-"), title=name, preference=" ".join(a.format(v=v) for a, v in zip(asks, verbs, strict=True)),
@@ -105,10 +104,10 @@ def ambiguous(given: argparse.Namespace) -> None:
     pairs = [Pair(prompt=vote.prompt, chosen=vote.chosen, rejected=vote.rejected, group_id=vote.prompt.id) for vote in votes]
     card = executor_card({"model": LocalSampler(load_trunk(given.model), "model")}, rules, comparable_pairs(pairs, len(pairs)))
     worst, second = card["principles"][:2]
-    flagged = [row["id"] for row in card["principles"] if row["causes_disagreement"]]
-    print(f"| {Path(given.model).name} | {seed} | {worst['id']} | {worst['agreement']:.3f} | {worst['parts_agreement']:.3f} | "
-          f"{second['id']} {second['agreement']:.3f} | {', '.join(flagged) or 'none'} | "
-          f"{'yes' if worst['id'] == planted.id and flagged == [planted.id] else 'no'} |", flush=True)  # fmt: skip
+    flagged = [row["id"] for row in card["principles"] if "within" in row["causes_disagreement"]]
+    print(f"| {Path(given.model).name} | {seed} | {worst['id']} | {worst['within']['agreement']:.3f} | "
+          f"{worst['parts_agreement']['agreement']:.3f} | {second['id']} {second['within']['agreement']:.3f} | "
+          f"{', '.join(flagged) or 'none'} | {'yes' if flagged[:1] == [planted.id] else 'no'} |", flush=True)  # fmt: skip
     if given.kinds:
         for kind in card["kinds"]:
             print(f"|  | {kind['kind']} | {kind['agreement']:.3f} | {kind['ci'][0]:.3f} to {kind['ci'][1]:.3f} | {kind['n']} |")

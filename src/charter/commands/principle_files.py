@@ -33,6 +33,7 @@ from charter.votes.annotated_pairs import MAJORITY, PRINCIPLE_TYPE, AnnotatedPai
 
 NAME = 26  # characters of a name in a table
 TEXT = 100  # of a text
+CAUSES = {"within": "one judge reads it in two ways", "between": "executors differ about it"}
 
 
 @dataclass(frozen=True)
@@ -349,12 +350,11 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
                 )
     lines += [f"  published: {row['name']:47}{percent(row['agreement']):>10}  {row['source']}" for row in card["published"]]
     n = len(card["principles"])
-    lines += [
-        "",
-        f"  {'principle':{NAME}}{'agreement':>10}  {f'interval for {n} at once':26}{'others':>8}{'parts':>7}{'agree':>8}",
-    ]
+    head = f"  {'principle':{NAME}}{'one judge':>10}  {f'interval for {n} at once':26}{'executors':>10}{'parts':>7}{'agree':>8}"
+    lines += ["", head]
     for row in card["principles"]:
-        words = "  causes disagreement" if row["causes_disagreement"] else ""
-        lines.append(f"  {shown(row['id'], NAME - 2):{NAME}}{percent(row['agreement']):>10}  {interval(row['ci']):26}"
-                     f"{percent(row['others']):>8}{row['parts']:>7}{percent(row['parts_agreement']):>8}{words}")  # fmt: skip
+        within, between, parts = (row[name]["agreement"] for name in ("within", "between", "parts_agreement"))
+        start = f"  {shown(row['id'], NAME - 2):{NAME}}{percent(within):>10}  {interval(row['within']['ci']):26}"
+        causes = ", ".join(CAUSES[name] for name in row["causes_disagreement"])
+        lines.append(f"{start}{percent(between):>10}{row['parts']:>7}{percent(parts):>8}  {causes}".rstrip())
     return lines

@@ -32,6 +32,8 @@ PUBLISHED = (
     ("within one model", 0.81),
     ("refined principles", 0.78),
 )
+BETWEEN = ("protocols", "judges")
+"""Kinds of comparison of different executors; the others are of one judge with itself."""
 SOURCE = "arXiv:2606.30116, 2026"
 SYNONYMS = {"reply": "response", "replies": "responses", "response": "reply", "responses": "replies", "answer": "response",
             "answers": "responses"}  # fmt: skip
@@ -163,38 +165,51 @@ def join_parts(principle: Principle, parts: Sequence[Principle]) -> Principle:
 def card_of(
     rows: Sequence[Agreement], principles: Sequence[Principle], pairs: Sequence[ResponsePair], *, left_out: int
 ) -> dict[str, Any]:
-    """The card in numbers: every comparison of two executors, the kinds of comparison, and the principles, the most disagreed about
-    first. ``causes_disagreement``: its interval, corrected for the number of principles, lies below the others' agreement."""
+    """The card in numbers: every comparison of two executors, the kinds of comparison, and the principles, those first about
+    which one judge agrees least with itself.
+
+    ``within``: agreement of one judge with itself, ``between``: of different executors, ``parts_agreement``: of the parts of the
+    principle with each other. ``causes_disagreement`` names which of ``within`` and ``between`` has an interval, corrected for
+    the number of principles, below the agreement of the other principles together.
+    """
     clusters = [pair.cluster for pair in pairs]
     kinds = list(dict.fromkeys(row.kind for row in rows))
-    by_kind = {kind: np.concatenate([row.same for row in rows if row.kind == kind]) for kind in kinds}
-    every = np.concatenate([row.same[:, None, :] for row in rows], axis=1)  # (C, comparisons, N)
+    same = {kind: np.stack([row.same for row in rows if row.kind == kind], axis=1) for kind in kinds}  # (C, comparisons, N)
+    empty = np.empty((len(principles), 0, len(pairs)))
+    sets = {
+        "within": np.concatenate([same[kind] for kind in kinds if kind not in BETWEEN] or [empty], axis=1),
+        "between": np.concatenate([same[kind] for kind in kinds if kind in BETWEEN] or [empty], axis=1),
+    }
+    level = 1 - 0.05 / len(principles)
     table = []
     for c, principle in enumerate(principles):
-        others = np.delete(every, c, axis=0)
-        rest = float(np.nanmean(others)) if (~np.isnan(others)).any() else None
-        share = shared(every[c], clusters, 1 - 0.05 / len(principles))
-        of_parts = [row.same[[c]] for row in rows if row.kind == "parts"] or [np.empty((0, len(pairs)))]
-        parts = shared(np.concatenate(of_parts), clusters)
-        table.append({
-            "id": principle.id, "title": principle.title, "parts": len(principle_parts(principle)), **figures(share),
-            "others": rest, "parts_agreement": parts.value, "parts_ci": parts.ci,
-            "causes_disagreement": share.ci is not None and rest is not None and share.ci[1] < rest,
-        })  # fmt: skip
+        row: dict[str, Any] = {"id": principle.id, "title": principle.title, "parts": len(principle_parts(principle))}
+        for name, verdicts in sets.items():
+            others = np.delete(verdicts, c, axis=0)
+            row[name] = figures(shared(verdicts[c], clusters, level))
+            row[name]["others"] = float(np.nanmean(others)) if (~np.isnan(others)).any() else None
+        row["parts_agreement"] = figures(shared(same.get("parts", empty)[c], clusters))
+        row["causes_disagreement"] = [name for name in sets if is_below(row[name])]
+        table.append(row)
     return {
         "pairs": len(pairs), "principles_left_out": left_out,
         "comparisons": [{"kind": row.kind, "name": row.name, **figures(shared(row.same, clusters))} for row in rows],
-        "kinds": [{"kind": kind, **figures(shared(by_kind[kind], clusters))} for kind in kinds],
-        "principles": sorted(table, key=lambda row: (row["agreement"] is None, row["agreement"])),
+        "kinds": [{"kind": kind, **figures(shared(same[kind], clusters))} for kind in kinds],
+        "principles": sorted(table, key=lambda row: (row["within"]["agreement"] is None, row["within"]["agreement"])),
         "published": [{"name": name, "agreement": value, "source": SOURCE} for name, value in PUBLISHED],
     }  # fmt: skip
 
 
 def shared(same: Floats, clusters: Sequence[str], level: float = 0.95) -> Estimate:
-    """The share of agreeing verdicts (K, N), clustered by the dialogue of each pair."""
+    """The share of agreeing verdicts (…, N), clustered by the dialogue of each pair."""
     read = ~np.isnan(same)
     labels = np.broadcast_to(np.array(clusters, dtype=object), same.shape)[read]
     return clustered_share(same[read].tolist(), labels.tolist(), level)
+
+
+def is_below(row: Mapping[str, Any]) -> bool:
+    """Whether the interval of an agreement lies below that of the others."""
+    return row["ci"] is not None and row["others"] is not None and row["ci"][1] < row["others"]
 
 
 def figures(share: Estimate) -> dict[str, Any]:
