@@ -18,7 +18,7 @@ from charter.errors import InputError
 from charter.judging.candidates import Candidates, gather_candidates, propose, read_candidates
 from charter.judging.dialogue import WAYS_TO_JUDGE, AnyJudge
 from charter.judging.executor_card import comparable_pairs, executor_card
-from charter.judging.explanation import Parting, explain, parted_shares, partings
+from charter.judging.explanation import Parting, explain_group, parted_shares, partings
 from charter.judging.inference import EVERYONE, Inference, constitution_of, groups_of, held_out_pairs, infer
 from charter.judging.vote_pairs import Panel, PeoplesPairs, ask_principles, read_peoples_pairs
 from charter.models.load import pick_device
@@ -149,7 +149,8 @@ def explain_files(asked: Asked, file: Path, annotated: Path | None, most: int) -
     sampler = asked.sampler()
     panel = ask_principles(asked.judge(sampler), usable, votes.pairs, quiet=asked.quiet)
     result = vote_counts(votes) | {"judge": sampler.name, "protocol": asked.protocol, "unread": panel.unread}
-    result |= {"principles_left_out": len(rules.principles) - len(usable), **explain(votes, panel, constitution, masks)}
+    result |= {"principles_left_out": len(rules.principles) - len(usable)}
+    result["groups"] = [explain_group(name, votes, panel, constitution, mask) for name, mask in masks.items()]
     parted = partings(votes, panel, constitution)
     for row in result["groups"]:
         row["parted"] = parted_shares(partings(votes, panel, constitution, masks[row["group"]]))
@@ -312,10 +313,10 @@ def explanation_lines(group: Mapping[str, Any]) -> list[str]:
     """The table of a group of raters."""
     whole = f"{percent(group['agreement'])} ({interval(group['ci'])})"
     title = f"{shown(group['group'], TEXT)}: {group['votes']} votes; they agree with the judge under all principles on {whole}"
-    lines = ["", title, columns("agreement", len(group["principles"])) + f"{'weight':>8}{'parted':>8}  followed"]
+    lines = ["", title, columns("agreement", len(group["principles"])) + f"{'weight':>8}{'p':>9}{'parted':>8}  followed"]
     for row in group["principles"]:
         parted = group["parted"].get(row["id"], 0)
-        lines.append(f"{cells(row, 'agreement')}{row['weight']:>8.2f}{parted:>8}  {row['follows']}")
+        lines.append(f"{cells(row, 'agreement')}{row['weight']:>8.2f}{row['p']:>9.2g}{parted:>8}  {row['follows']}")
     return lines
 
 

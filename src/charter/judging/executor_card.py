@@ -23,6 +23,7 @@ from charter.errors import InputError
 from charter.judging.dialogue import WAYS_TO_JUDGE
 from charter.judging.vote_pairs import ResponsePair, as_response, ask_principles, sides
 from charter.models.sampling.sampler import Sampler
+from charter.raters.principle_weights import FAMILY_ERROR
 from charter.records import Pair, content_id
 from charter.statistics import Estimate, clustered_share
 
@@ -180,7 +181,7 @@ def card_of(
         "within": np.concatenate([same[kind] for kind in kinds if kind not in BETWEEN] or [empty], axis=1),
         "between": np.concatenate([same[kind] for kind in kinds if kind in BETWEEN] or [empty], axis=1),
     }
-    level = 1 - 0.05 / len(principles)
+    level = 1 - FAMILY_ERROR / len(principles)
     table = []
     for c, principle in enumerate(principles):
         row: dict[str, Any] = {"id": principle.id, "title": principle.title, "parts": len(principle_parts(principle))}

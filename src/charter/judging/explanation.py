@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from charter.constitution.constitution import Constitution
 from charter.judging.inference import agreement
 from charter.judging.vote_pairs import Panel, PeoplesPairs
-from charter.raters.principle_weights import fit_weights
+from charter.raters.principle_weights import FAMILY_ERROR, fit_weights, score_test
 
 Mask = NDArray[np.bool_]
 
@@ -35,41 +35,41 @@ class Parting:
         return dict(vars(self))
 
 
-def explain(votes: PeoplesPairs, panel: Panel, constitution: Constitution, groups: Mapping[str, Mask]) -> dict[str, Any]:
-    """For each group of votes (V,): agreement with every principle, its coverage, its weight beside the others, and the agreement
-    with the judge under all principles by the constitution's weights."""
-    return {"groups": [group_row(name, votes, panel, constitution, mask) for name, mask in groups.items()]}
-
-
 def together(panel: Panel, constitution: Constitution) -> NDArray[np.float64]:
     """(N,) the opinion of all principles by their weights."""
     return np.array([p.weight for p in constitution.principles]) @ panel.opinions
 
 
-def group_row(name: str, votes: PeoplesPairs, panel: Panel, constitution: Constitution, mask: Mask) -> dict[str, Any]:
-    """The figures of one group. ``follows`` is yes or no where the interval, corrected for the number of principles, excludes
-    one half."""
+def explain_group(name: str, votes: PeoplesPairs, panel: Panel, constitution: Constitution, mask: Mask) -> dict[str, Any]:
+    """What a group of votes (V,) says: agreement with every principle, its coverage, its weight beside the others, and the
+    agreement with the judge under all principles by the constitution's weights.
+
+    ``follows``: yes where the weight is above 0 (``p``, corrected for the number of principles); the opposite where the
+    agreement, with an interval corrected likewise, is below one half.
+    """
     pairs, sign = votes.pair[mask], votes.sign[mask]
     clusters = [votes.pairs[i].cluster for i in pairs]
     says = (panel.opinions[:, pairs] * sign).T
     weights = fit_weights(says)
-    level = 1 - 0.05 / len(constitution.principles)
+    level = 1 - FAMILY_ERROR / len(constitution.principles)
     rows = []
     for c, principle in enumerate(constitution.principles):
         speaks = says[:, c] != 0
+        p = min(1.0, len(weights) * score_test(says[:, c], np.delete(says, c, axis=1), clusters))
         share = agreement(says[speaks, c], [cluster for cluster, said in zip(clusters, speaks, strict=True) if said], level)
         rows.append({
             "id": principle.id, "title": principle.title, "agreement": share.value, "ci": share.ci, "n": share.n,
-            "coverage": float(speaks.mean()) if len(speaks) else 0.0, "weight": float(weights[c]), "follows": follows(share.ci),
+            "coverage": float(speaks.mean()) if len(speaks) else 0.0, "weight": float(weights[c]), "p": p,
+            "follows": follows(p, share.ci),
         })  # fmt: skip
     whole = agreement(together(panel, constitution)[pairs] * sign, clusters)
     return {"group": name, "votes": len(pairs), "agreement": whole.value, "ci": whole.ci, "n": whole.n, "principles": rows}
 
 
-def follows(ci: tuple[float, float] | None) -> str:
-    if ci is None or ci[0] <= 0.5 <= ci[1]:
-        return "not shown"
-    return "yes" if ci[0] > 0.5 else "no, the opposite"
+def follows(p: float, ci: tuple[float, float] | None) -> str:
+    if p <= FAMILY_ERROR:
+        return "yes"
+    return "no, the opposite" if ci is not None and ci[1] < 0.5 else "not shown"
 
 
 def partings(votes: PeoplesPairs, panel: Panel, constitution: Constitution, mask: Mask | None = None) -> list[Parting]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from charter.constitution.constitution import Constitution, Principle
 from charter.judging.vote_pairs import Panel, PeoplesPairs
-from charter.raters.principle_weights import Chosen, choose_and_confirm
+from charter.raters.principle_weights import FAMILY_ERROR, Chosen, choose_and_confirm
 from charter.records import content_id
 from charter.statistics import Estimate, clustered_share
 
@@ -111,7 +111,7 @@ def candidate_row(
     candidates together, its coverage, and why it was not kept."""
     mine = says[:, c]
     speaks = mine != 0
-    level = 1 - 0.05 / len(candidates)
+    level = 1 - FAMILY_ERROR / len(candidates)
     right = agreement(mine[speaks], [cluster for cluster, said in zip(clusters, speaks, strict=True) if said], level)
     kept = c in chosen.principles
     place = chosen.principles.index(c) if kept else None

@@ -142,11 +142,6 @@ class Panel:
         """(C, N) in (−1, 1): twice the probability of the first response, less one."""
         return np.asarray(np.tanh(self.margins / 2), dtype=np.float64)
 
-    @property
-    def coverage(self) -> Floats:
-        """(C,) the share of all pairs about which each principle says something."""
-        return np.asarray((self.margins != 0).mean(axis=1), dtype=np.float64)
-
 
 def ask_principles(
     judge: Judge, principles: Sequence[Principle], pairs: Sequence[ResponsePair], *, batch_size: int = 256, quiet: bool = True
