@@ -106,6 +106,8 @@ def infer_from_files(
         raise InputError("no candidates; give --candidates FILE, or --propose N to let the model write some")
     if out.suffix not in (".yaml", ".yml"):
         raise InputError("a constitution is written as YAML; end --out with .yaml", file=out)
+    if out.is_dir():
+        raise InputError("is a folder, not a file", file=out)
     votes = asked.votes()
     masks = asked.masks(votes)
     given = read_candidates(supplied) if supplied else []
@@ -256,13 +258,16 @@ def counted(reasons: Mapping[str, int]) -> str:
 
 
 def vote_counts(votes: PeoplesPairs) -> dict[str, Any]:
-    return {"votes": len(votes.pair), "raters": len(votes.raters), "pairs": len(votes.pairs), "left_out": votes.left_out}
+    return {"votes": len(votes.pair), "raters": len(votes.raters), "pairs": len(votes.pairs), "left_out": votes.left_out,
+            "turned": votes.turned}  # fmt: skip
 
 
 def vote_lines(result: Mapping[str, Any]) -> list[str]:
     """What was read, what was left out, and which judge was asked."""
     lines = [f"{result['votes']} votes of {result['raters']} rater(s) on {result['pairs']} pairs of responses"]
     lines += [f"left out: {n} x {reason}" for reason, n in result["left_out"].items()]
+    if result["turned"]:
+        lines.append(f"turned round: {result['turned']} x asked for the more harmful response")
     unread = f"; {result['unread']} answers could not be read" if result["unread"] else ""
     return [*lines, f"judge: {shown(result['judge'], TEXT)} by protocol {result['protocol']}{unread}"]
 

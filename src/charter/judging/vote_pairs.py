@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,8 @@ class ResponsePair:
 @dataclass(frozen=True)
 class PeoplesPairs:
     """N pairs and V votes on them. Per vote: ``pair`` (V,) its number, ``rater`` (V,) its number, ``sign`` (V,) 1 for the first
-    response and −1 for the second. ``left_out``: votes that decide nothing, by reason."""
+    response and −1 for the second. ``left_out``: votes that decide nothing, by reason;
+    ``turned``: judgments that asked for the more harmful response, turned round."""
 
     pairs: tuple[ResponsePair, ...]
     raters: tuple[str, ...]
@@ -53,6 +54,7 @@ class PeoplesPairs:
     rater: Ints
     sign: Floats
     left_out: dict[str, int]
+    turned: int = 0
 
     @property
     def clusters(self) -> list[str]:
@@ -86,17 +88,18 @@ def _pairs_of(file: Path, source: Path, rater_kinds: Sequence[RaterKind], left_o
     tally = Tally(left_out=Counter(left_out))
     with Evidence(file) as evidence:
         rows = pair_rows(evidence, Selection(rater_kinds=tuple(rater_kinds), more_harmful="flip"), tally)
-        votes = peoples_pairs(rows)
+        votes = peoples_pairs(rows, evidence.responses)
     counted = {reason: count for reason, count in sorted(tally.left_out.items()) if count}
     if not len(votes.pair):
         reasons = "".join(f"; {count} x {reason}" for reason, count in counted.items())
         raise InputError(f"no vote of kind {' or '.join(rater_kinds)} decides between two responses{reasons}; choose others with "
                          "--rater-kind", file=source)  # fmt: skip
-    return PeoplesPairs(votes.pairs, votes.raters, votes.pair, votes.rater, votes.sign, counted)
+    return replace(votes, left_out=counted, turned=tally.flipped)
 
 
-def peoples_pairs(rows: Iterator[PairRow]) -> PeoplesPairs:
-    """Rows of votes, chosen response first, as pairs that several raters may share."""
+def peoples_pairs(rows: Iterator[PairRow], responses: Mapping[str, Response] | None = None) -> PeoplesPairs:
+    """Rows of votes, chosen response first, as pairs that several raters may share; ``responses`` by id."""
+    known = responses or {}
     pairs: dict[tuple[str, str, str], ResponsePair] = {}
     raters: dict[str, int] = {}
     votes = []
@@ -105,7 +108,7 @@ def peoples_pairs(rows: Iterator[PairRow]) -> PeoplesPairs:
         key = (row.prompt.id, *texts)
         if key not in pairs:
             ids = dict(zip((row.chosen, row.rejected), row.responses, strict=True))
-            first, second = (as_response(row.prompt, text, ids[text]) for text in texts)
+            first, second = (known.get(ids[text]) or as_response(row.prompt, text) for text in texts)
             pairs[key] = ResponsePair(row.prompt, first, second)
         votes.append((key, raters.setdefault(row.rater_id, len(raters)), 1.0 if texts[0] == row.chosen else -1.0))
     number = {key: i for i, key in enumerate(pairs)}
@@ -121,9 +124,9 @@ def sides(text: str, other: str) -> tuple[str, str]:
     return (text, other) if content_id("side", text) <= content_id("side", other) else (other, text)
 
 
-def as_response(prompt: Prompt, text: str, key: str = "") -> Response:
-    """A text as a response, under its id where it has one."""
-    return Response(id=key, prompt_id=prompt.id, model="", text=text, finish_reason="stop",
+def as_response(prompt: Prompt, text: str) -> Response:
+    """A text as a response of nobody."""
+    return Response(prompt_id=prompt.id, model="", text=text, finish_reason="stop",
                     generation=Generation(seed=0, temperature=0.0))  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from charter.votes.layouts import plain_prompt
 VERSION = "2.0"
 DEFAULT_ANNOTATOR = "ba751e7b"
 """The id under which Feedback Forensics looks for the annotator with which it compares the others."""
+NO_MODEL = ("", "unknown")
 MAJORITY = "majority"  # the type of an annotator that is no rater
 PRINCIPLE_TYPE = "principle"
 NO_PREFERENCE = {"pref": None, "no_pref_reason": "not_applicable"}
@@ -81,7 +82,7 @@ def annotated_pairs(name: str, annotators: Sequence[Annotator], pairs: Iterable[
 
 
 def _response(response: Response) -> dict[str, str]:
-    return {"text": response.text} | ({"model": response.model} if response.model else {})
+    return {"text": response.text} | ({"model": response.model} if response.model not in NO_MODEL else {})
 
 
 def comparison_id(prompt: str, *responses: Mapping[str, str]) -> str:
