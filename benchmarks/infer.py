@@ -39,16 +39,16 @@ NOBODYS = ("Choose the reply that mentions the weather.", "Choose the reply that
            "Choose the reply that talks about food.", "Choose the reply that ends with a question.")  # fmt: skip
 
 
-def recover(given: argparse.Namespace) -> None:
+def recover(options: argparse.Namespace) -> None:
     """One seed: a row of the table."""
-    seed = given.seed
+    seed = options.seed
     planted = Random(seed).sample([name for name in PRINCIPLES if name != "general"], 3)
     with tempfile.TemporaryDirectory() as folder:
-        write_jsonl(file := Path(folder) / "votes.jsonl", simulate_votes(planted, given.votes, seed))
+        write_jsonl(file := Path(folder) / "votes.jsonl", simulate_votes(planted, options.votes, seed))
         votes = read_peoples_pairs(file)
     supplied = [Principle.model_validate(row) for row in candidate_rows(1, seed)]
     candidates = gather_candidates(supplied, NOBODYS).principles
-    judge = WAYS_TO_JUDGE[given.protocol](LocalSampler(load_trunk(given.model), "judge"))
+    judge = WAYS_TO_JUDGE[options.protocol](LocalSampler(load_trunk(options.model), "judge"))
     panel = ask_principles(judge, candidates, votes.pairs)
     inference = infer(votes, panel, candidates, seed=seed, groups=groups_of(votes, None))[0]
     kept = [candidates[c].title for c in inference.kept]
@@ -58,17 +58,17 @@ def recover(given: argparse.Namespace) -> None:
     labels = [votes.pairs[n].cluster for n in votes.pair[out]]
     best = agreement(says[out] @ fit_weights(says[~out]), labels).value
     mine = inference.prediction.value if inference.prediction else 0.5
-    print(f"| {Path(given.model).name} | {given.protocol} | {seed} | {', '.join(planted)} | {', '.join(kept) or 'none'} | "
+    print(f"| {Path(options.model).name} | {options.protocol} | {seed} | {', '.join(planted)} | {', '.join(kept) or 'none'} | "
           f"{len(set(planted) & set(kept))} of 3 | {len(set(kept) - set(planted))} | {mine:.3f} | {best:.3f} | "
           f"{mine / best:.2f} |", flush=True)  # fmt: skip
 
 
-def noise(given: argparse.Namespace) -> None:
+def noise(options: argparse.Namespace) -> None:
     """The family-wise error of 50 principles that say random things."""
     print("| votes | votes a prompt | share that each speaks of | simulations that keep any of 50 |\n|---|---|---|---|")
     for n, each, coverage in ((200, 1, 1.0), (600, 3, 0.3), (600, 1, 0.08), (120, 2, 0.5)):
         kept = 0
-        for sim in range(given.sims):
+        for sim in range(options.sims):
             rng = np.random.default_rng(sim)
             prompts = n // each
             opinion = np.tanh(2 * rng.normal(size=(prompts, 50))) * (rng.random((prompts, 50)) < coverage)
@@ -77,12 +77,12 @@ def noise(given: argparse.Namespace) -> None:
             sign = np.where(rng.random(n) < 1 / (1 + np.exp(-taste[pair])), 1, -1)
             chosen = choose_and_confirm(opinion[pair] * sign[:, None], pair % 2 == 1, pair.astype(str).tolist())
             kept += bool(chosen.principles)
-        print(f"| {n} | {each} | {coverage:.0%} | {kept / given.sims:.1%} |", flush=True)
+        print(f"| {n} | {each} | {coverage:.0%} | {kept / options.sims:.1%} |", flush=True)
 
 
-def ambiguous(given: argparse.Namespace) -> None:
+def ambiguous(options: argparse.Namespace) -> None:
     """One seed: a row of the table."""
-    seed = given.seed
+    seed = options.seed
     rng = Random(f"ambiguous:{seed}")
 
     def two(first: str, second: str) -> Principle:
@@ -100,15 +100,15 @@ def ambiguous(given: argparse.Namespace) -> None:
     planted = two(*rng.sample(["general", "tone"], 2))
     rng.shuffle(principles)
     rules = Constitution(title="ambiguous", principles=(*principles, two("general", "general"), planted))
-    votes = simulate_votes(["general"], given.pairs, seed)
+    votes = simulate_votes(["general"], options.pairs, seed)
     pairs = [Pair(prompt=vote.prompt, chosen=vote.chosen, rejected=vote.rejected, group_id=vote.prompt.id) for vote in votes]
-    card = executor_card({"model": LocalSampler(load_trunk(given.model), "model")}, rules, comparable_pairs(pairs, len(pairs)))
+    card = executor_card({"model": LocalSampler(load_trunk(options.model), "model")}, rules, comparable_pairs(pairs, len(pairs)))
     worst, second = card["principles"][:2]
     flagged = [row["id"] for row in card["principles"] if "within" in row["causes_disagreement"]]
-    print(f"| {Path(given.model).name} | {seed} | {worst['id']} | {worst['within']['agreement']:.3f} | "
+    print(f"| {Path(options.model).name} | {seed} | {worst['id']} | {worst['within']['agreement']:.3f} | "
           f"{worst['parts_agreement']['agreement']:.3f} | {second['id']} {second['within']['agreement']:.3f} | "
           f"{', '.join(flagged) or 'none'} | {'yes' if flagged[:1] == [planted.id] else 'no'} |", flush=True)  # fmt: skip
-    if given.kinds:
+    if options.kinds:
         for kind in card["kinds"]:
             print(f"|  | {kind['kind']} | {kind['agreement']:.3f} | {kind['ci'][0]:.3f} to {kind['ci'][1]:.3f} | {kind['n']} |")
 
@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("--sims", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--kinds", action="store_true", help="Also the agreement by kind of comparison.")
-    given = parser.parse_args()
-    {"recover": recover, "noise": noise, "ambiguous": ambiguous}[given.what](given)
+    options = parser.parse_args()
+    {"recover": recover, "noise": noise, "ambiguous": ambiguous}[options.what](options)
 
 
 if __name__ == "__main__":

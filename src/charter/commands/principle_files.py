@@ -37,7 +37,7 @@ CAUSES = {"within": "one judge reads it in two ways", "between": "executors diff
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """Whose votes are read, and which judge is asked about them."""
 
     judgments: Path
@@ -99,7 +99,7 @@ def local_sampler(model: str) -> LocalSampler:
 
 
 def infer_from_files(
-    asked: Asked, out: Path, supplied: Path | None, n_proposals: int, annotated: Path | None, seed: int
+    request: Request, out: Path, supplied: Path | None, n_proposals: int, annotated: Path | None, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the constitution that votes follow, one more for each rater or group, and the judge's votes; result and table."""
     if supplied is None and not n_proposals:
@@ -108,25 +108,25 @@ def infer_from_files(
         raise InputError("a constitution is written as YAML; end --out with .yaml", file=out)
     if out.is_dir():
         raise InputError("is a folder, not a file", file=out)
-    votes = asked.votes()
-    masks = asked.masks(votes)
-    given = read_candidates(supplied) if supplied else []
-    sampler = asked.sampler()
+    votes = request.votes()
+    masks = request.masks(votes)
+    principles = read_candidates(supplied) if supplied else []
+    sampler = request.sampler()
     held_out = held_out_pairs(votes, seed)
     balance = votes.balance()
     choosing = [(votes.pairs[n], float(balance[n])) for n in np.flatnonzero(~held_out & (balance != 0)).tolist()]
-    candidates = gather_candidates(given, propose(sampler, choosing, n=n_proposals, seed=seed) if n_proposals else [])
+    candidates = gather_candidates(principles, propose(sampler, choosing, n=n_proposals, seed=seed) if n_proposals else [])
     if not candidates.principles:
         raise InputError(f"no usable candidate: {counted(candidates.left_out)}", file=supplied)
-    panel = ask_principles(asked.judge(sampler), candidates.principles, votes.pairs, quiet=asked.quiet)
+    panel = ask_principles(request.judge(sampler), candidates.principles, votes.pairs, quiet=request.quiet)
     inferences = infer(votes, panel, candidates.principles, seed=seed, groups=masks)
-    files = write_constitutions(inferences, candidates.principles, out, asked.judgments.name)
+    files = write_constitutions(inferences, candidates.principles, out, request.judgments.name)
     votes_file = out.with_suffix(".votes.jsonl")
     write_judged(votes_file, votes, panel, candidates.principles, held_out)
     result: dict[str, Any] = {
         **vote_counts(votes), "candidates": len(candidates.principles), "proposed": candidates.proposed,
         "duplicates": candidates.duplicates, "candidates_left_out": candidates.left_out, "judge": sampler.name,
-        "protocol": asked.protocol, "unread": panel.unread, "groups": [inference.figures() for inference in inferences],
+        "protocol": request.protocol, "unread": panel.unread, "groups": [inference.figures() for inference in inferences],
         "constitution": files.get(EVERYONE), "constitutions": files, "judged": str(votes_file),
     }  # fmt: skip
     lines = [*vote_lines(result), candidate_line(candidates, result)]
@@ -139,18 +139,18 @@ def infer_from_files(
     return result, lines
 
 
-def explain_files(asked: Asked, file: Path, annotated: Path | None, most: int) -> tuple[dict[str, Any], list[str]]:
+def explain_files(request: Request, file: Path, annotated: Path | None, most: int) -> tuple[dict[str, Any], list[str]]:
     """Agreement of people with each principle, and the pairs where they part from the judge; result and tables."""
     rules = load_constitution(file)
     usable = tuple(p for p in rules.principles if p.preference is not None)
     if not usable:
         raise InputError("no principle has a preference text; a judge cannot compare by it", file=file)
-    votes = asked.votes()
-    masks = asked.masks(votes)
+    votes = request.votes()
+    masks = request.masks(votes)
     constitution = Constitution(title=rules.title, principles=usable)
-    sampler = asked.sampler()
-    panel = ask_principles(asked.judge(sampler), usable, votes.pairs, quiet=asked.quiet)
-    result = vote_counts(votes) | {"judge": sampler.name, "protocol": asked.protocol, "unread": panel.unread}
+    sampler = request.sampler()
+    panel = ask_principles(request.judge(sampler), usable, votes.pairs, quiet=request.quiet)
+    result = vote_counts(votes) | {"judge": sampler.name, "protocol": request.protocol, "unread": panel.unread}
     result |= {"principles_left_out": len(rules.principles) - len(usable)}
     result["groups"] = [explain_group(name, votes, panel, constitution, mask) for name, mask in masks.items()]
     parted = partings(votes, panel, constitution)

@@ -51,12 +51,12 @@ def constitution_infer(
     quiet: Quiet = False,
 ) -> None:
     """Find the principles that predict votes: candidates are judged on every pair, and held-out votes confirm what is kept."""
-    from charter.commands.principle_files import Asked, infer_from_files
+    from charter.commands.principle_files import Request, infer_from_files
 
-    asked = Asked(
+    request = Request(
         judgments, tuple(rater_kind or ("human",)), by, groups, model, endpoint, api_key_env, answers, protocol, quiet or as_json
     )
-    result, lines = infer_from_files(asked, out, candidates, propose, annotated_pairs, seed)
+    result, lines = infer_from_files(request, out, candidates, propose, annotated_pairs, seed)
     show(result, as_json, *lines)
     if result["constitution"] is None:
         raise GateError(f"{out}: not written; no candidate predicts the held-out votes, see the table for why")
@@ -100,10 +100,10 @@ def explain(
     quiet: Quiet = False,
 ) -> None:
     """Show which principles of a constitution people follow, and where they part from the judge."""
-    from charter.commands.principle_files import Asked, explain_files
+    from charter.commands.principle_files import Request, explain_files
 
-    asked = Asked(
+    request = Request(
         judgments, tuple(rater_kind or ("human",)), by, groups, model, endpoint, api_key_env, answers, protocol, quiet or as_json
     )
-    result, lines = explain_files(asked, constitution, annotated_pairs, most)
+    result, lines = explain_files(request, constitution, annotated_pairs, most)
     show(result, as_json, *lines)

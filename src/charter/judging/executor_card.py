@@ -28,11 +28,7 @@ from charter.records import Pair, content_id
 from charter.statistics import Estimate, clustered_share
 
 Floats = NDArray[np.float64]
-PUBLISHED = (
-    ("different executors of the same principles, and different models", 0.73),
-    ("within one model", 0.81),
-    ("refined principles", 0.78),
-)
+PUBLISHED = (("across executors, and across models", 0.73), ("within one model", 0.81), ("refined principles", 0.78))
 BETWEEN = ("protocols", "judges")
 """Kinds of comparison of different executors; the others are of one judge with itself."""
 SOURCE = "arXiv:2606.30116, 2026"
@@ -74,8 +70,8 @@ def executor_card(
         for protocol, way in WAYS_TO_JUDGE.items():
             judge = way(sampler)
 
-            def verdicts(asked: Sequence[Principle], judge: Any = judge) -> tuple[Floats, Floats]:
-                panel = ask_principles(judge, asked, pairs, batch_size=batch_size, quiet=quiet)
+            def verdicts(wordings: Sequence[Principle], judge: Any = judge) -> tuple[Floats, Floats]:
+                panel = ask_principles(judge, wordings, pairs, batch_size=batch_size, quiet=quiet)
                 return np.sign(panel.margins), np.sign(panel.orders)
 
             plain[model, protocol], orders = verdicts(principles)
@@ -84,23 +80,19 @@ def executor_card(
                 rows.append(Agreement("swap", name, agree(orders[:, :, 0], orders[:, :, 1])))
             reworded = verdicts([reword(p) for p in principles])[0]
             rows.append(Agreement("wording", name, agree(plain[model, protocol], reworded)))
-            rows += part_agreements(name, principles, plain[model, protocol], lambda asked: verdicts(asked)[0])
-    for (model, protocol), (other, way_) in combinations(plain, 2):
+            rows += part_agreements(name, principles, plain[model, protocol], lambda wordings: verdicts(wordings)[0])
+    for ((model, protocol), first), ((other, second_protocol), second) in combinations(plain.items(), 2):
         if model == other:
-            rows.append(
-                Agreement("protocols", f"{protocol} and {way_}, {model}", agree(plain[model, protocol], plain[other, way_]))
-            )
-        elif protocol == way_:
-            rows.append(
-                Agreement("judges", f"{protocol}, {model} and {other}", agree(plain[model, protocol], plain[other, way_]))
-            )
+            rows.append(Agreement("protocols", f"{protocol} and {second_protocol}, {model}", agree(first, second)))
+        elif protocol == second_protocol:
+            rows.append(Agreement("judges", f"{protocol}, {model} and {other}", agree(first, second)))
     return card_of(rows, principles, pairs, left_out=len(constitution.principles) - len(principles))
 
 
 def part_agreements(name: str, principles: Sequence[Principle], plain: Floats, verdicts: Any) -> list[Agreement]:
     """Of the principles with several parts: the parts in reverse, and each two of the parts alone."""
     parts = {c: principle_parts(principle) for c, principle in enumerate(principles)}
-    several = [c for c, own in parts.items() if len(own) > 1]
+    several = [c for c, texts in parts.items() if len(texts) > 1]
     if not several:
         return []
     turned, among = np.full(plain.shape, np.nan), np.full(plain.shape, np.nan)
@@ -108,10 +100,10 @@ def part_agreements(name: str, principles: Sequence[Principle], plain: Floats, v
     alone = verdicts([part for c in several for part in parts[c]])
     start = 0
     for number, c in enumerate(several):
-        own = alone[start : start + len(parts[c])]
+        verdicts_alone = alone[start : start + len(parts[c])]
         start += len(parts[c])
         turned[c] = agree(plain[c], reverse[number])
-        pairs = np.stack([agree(a, b) for a, b in combinations(own, 2)])
+        pairs = np.stack([agree(a, b) for a, b in combinations(verdicts_alone, 2)])
         read = ~np.isnan(pairs)
         with np.errstate(invalid="ignore"):
             among[c] = np.where(read.any(axis=0), np.nansum(pairs, axis=0) / read.sum(axis=0), np.nan)

@@ -56,7 +56,7 @@ def explain_group(name: str, votes: PeoplesPairs, panel: Panel, constitution: Co
     for c, principle in enumerate(constitution.principles):
         speaks = says[:, c] != 0
         p = min(1.0, len(weights) * score_test(says[:, c], np.delete(says, c, axis=1), clusters))
-        share = agreement(says[speaks, c], [cluster for cluster, said in zip(clusters, speaks, strict=True) if said], level)
+        share = agreement(says[speaks, c], [cluster for cluster, spoken in zip(clusters, speaks, strict=True) if spoken], level)
         rows.append({
             "id": principle.id, "title": principle.title, "agreement": share.value, "ci": share.ci, "n": share.n,
             "coverage": float(speaks.mean()) if len(speaks) else 0.0, "weight": float(weights[c]), "p": p,

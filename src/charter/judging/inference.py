@@ -112,7 +112,7 @@ def candidate_row(
     mine = says[:, c]
     speaks = mine != 0
     level = 1 - FAMILY_ERROR / len(candidates)
-    right = agreement(mine[speaks], [cluster for cluster, said in zip(clusters, speaks, strict=True) if said], level)
+    right = agreement(mine[speaks], [cluster for cluster, spoken in zip(clusters, speaks, strict=True) if spoken], level)
     kept = c in chosen.principles
     place = chosen.principles.index(c) if kept else None
     p = chosen.p[place] if place is not None else chosen.refused.get(c)

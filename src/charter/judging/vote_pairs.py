@@ -155,8 +155,8 @@ def ask_principles(
     starts = range(0, len(places), batch_size)
     for start in track(starts, "principles asked", unit=batch_size, total=len(places), quiet=quiet):
         batch = places[start : start + batch_size]
-        asked = [Comparison(pairs[n].prompt, pairs[n].first, pairs[n].second, principles[c]) for c, n in batch]
-        for (c, n), preference in zip(batch, judge(asked), strict=True):
+        comparisons = [Comparison(pairs[n].prompt, pairs[n].first, pairs[n].second, principles[c]) for c, n in batch]
+        for (c, n), preference in zip(batch, judge(comparisons), strict=True):
             orders[c, n] = (preference.first_as_a, preference.first_as_b)
     return panel_of(orders, len(places))
 

@@ -41,8 +41,8 @@ def fit_weights(says: Floats) -> Floats:
         return float(value), RIDGE * weights - says.T @ special.expit(-z)
 
     bounds = [(0.0, None)] * says.shape[1]
-    found = optimize.minimize(loss, np.full(says.shape[1], 0.1), jac=True, method="L-BFGS-B", bounds=bounds)
-    return np.asarray(found.x, dtype=np.float64)
+    solution = optimize.minimize(loss, np.full(says.shape[1], 0.1), jac=True, method="L-BFGS-B", bounds=bounds)
+    return np.asarray(solution.x, dtype=np.float64)
 
 
 def log_likelihood(says: Floats, weights: Floats) -> Floats:
@@ -142,11 +142,11 @@ def score_test(says: Floats, others: Floats, clusters: Sequence[str]) -> float:
     active = others[:, weights > 0]
     p = special.expit(others @ weights)
     spread = p * (1 - p)
-    own = says
+    residual = says
     if active.shape[1]:
         root = np.sqrt(spread)
-        own = says - active @ np.linalg.lstsq(root[:, None] * active, root * says, rcond=None)[0]
-    score = paired_difference([0.0] * len(says), (own * (1 - p)).tolist(), clusters)
+        residual = says - active @ np.linalg.lstsq(root[:, None] * active, root * says, rcond=None)[0]
+    score = paired_difference([0.0] * len(says), (residual * (1 - p)).tolist(), clusters)
     if score.difference is None or score.p is None or score.difference <= 0:
         return 1.0
     return score.p / 2
