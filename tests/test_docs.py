@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from charter.commands.app import run_command
+from charter.constitution.constitution import load_constitution, save_constitution
 from charter.records import Judgment, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
@@ -136,6 +137,12 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     shutil.copytree(finished_run, folder / "runs/recipe")
     with contextlib.chdir(folder):
         assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
+        few = ["--principles", "helpful", "--n", "120", "--noise", "0", "--out", "people"]
+        assert run_command(["testbed", "votes", *few]) == 0
+    rules = load_constitution(folder / "people/candidates.yaml")
+    two = tuple(p for p in rules.principles if p.title in ("helpful", "peace"))
+    for name in ("people/candidates.yaml", "inferred.yaml"):
+        save_constitution(rules.model_copy(update={"principles": two}), folder / name)
 
     shutil.copy(folder / "runs/recipe/feedback/responses.jsonl", folder / "votes")
     shutil.copy(folder / "runs/recipe/prompts/prompts.jsonl", folder / "votes")
@@ -178,6 +185,10 @@ def at_size_of_seconds(line: str) -> list[str]:
         words = [word.replace("out/prompts.jsonl", "out/imported.yaml") for word in words]
     if name == "testbed card":
         words = [*words, "--n", "10"]
+    if name == "testbed votes":
+        words = [word.replace("people", "out/people") for word in words]
+    if name == "constitution card":
+        words = [*words, "--limit", "4"]
     words = [re.sub("^5$", "2", word) for word in words]  # --seeds
     if words[0] == "run" and words[1] in ("demo", "demo-ppo", "smoke", "spectrum"):
         words += [f"--set={setting}" for setting in [*SMALL, f"prompts.files=[{Path.cwd() / 'some.jsonl'}]"]]

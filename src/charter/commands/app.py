@@ -9,7 +9,20 @@ import sys
 
 import typer
 
-from charter.commands import compare, constitution, evaluate, lab, models, prompts, reward, run, scorer, testbed, votes
+from charter.commands import (
+    compare,
+    constitution,
+    evaluate,
+    lab,
+    models,
+    principles,
+    prompts,
+    reward,
+    run,
+    scorer,
+    testbed,
+    votes,
+)
 from charter.errors import GateError, InputError
 
 app = typer.Typer(
@@ -19,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (run, evaluate, compare, votes, models):
+for commands in (run, evaluate, compare, votes, principles, models):
     app.add_typer(commands.app)
 ROOMS = {"constitution": constitution, "lab": lab, "prompts": prompts, "reward": reward, "scorer": scorer, "testbed": testbed}
 for name, room in ROOMS.items():
