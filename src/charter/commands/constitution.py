@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from charter.commands.options import Json, show
+from charter.commands.options import Json, Seed, show
 from charter.errors import GateError, InputError
 
 app = typer.Typer(help="Check, compare, import and export constitutions.", no_args_is_help=True)
@@ -18,17 +18,35 @@ PublishedFile = Annotated[
 
 
 @app.command("check")
-def constitution_check(file: ConstitutionFile, as_json: Json = False) -> None:
-    """Check a constitution and list errors and warnings; errors give exit code 1."""
+def constitution_check(
+    file: ConstitutionFile,
+    pairs: Annotated[
+        str | None,
+        typer.Option(help="Labelled pairs to measure each principle on; by default those in the constitution's examples."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder of the model that judges them.")] = None,
+    protocol: Annotated[str, typer.Option(help="letters, yes_no, or auto: the one that is right more often.")] = "auto",
+    most: Annotated[int, typer.Option(min=1, help="Most pairs to ask about.")] = 150,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Check a constitution and list errors and warnings: duplicates, contradictions, leaks; errors give exit code 1. With a model
+    and labelled pairs also measure each principle: accuracy, how often it decides, and what it contradicts."""
+    from charter.commands.constitution_check import measured_check, measured_lines
     from charter.constitution.constitution import check, load_constitution
 
     constitution = load_constitution(file)
     findings = check(constitution)
+    measured = measured_check(constitution, file, pairs, model, protocol, most=most, seed=seed)
+    findings += measured.pop("findings", [])
     rows = [vars(finding) for finding in findings]
     lines = [f"{finding.severity}: {finding.principle or 'constitution'}: {finding.words}" for finding in findings]
     n = len(constitution.principles)
     summary = f"{file}: {n} principle{'s' * (n != 1)}, {len(findings)} finding{'s' * (len(findings) != 1)}"
-    show({"file": str(file), "principles": n, "findings": rows}, as_json, *lines, summary)
+    show(
+        {"file": str(file), "principles": n, "findings": rows, **measured}, as_json,
+        *measured_lines(constitution, measured), *lines, summary,
+    )  # fmt: skip
     if any(finding.severity == "error" for finding in findings):
         raise GateError(f"{file}: the constitution has errors")
 
@@ -66,9 +84,9 @@ def constitution_import(
     ] = 0.6,
     as_json: Json = False,
 ) -> None:
-    """Turn a published constitution into Charter's YAML: OpenAI's Model Spec and other Markdown with headings, trait lists of Open
-    Character Training, rubrics with points, pol.is votes, Anthropic's JSON files, llm-swarm's, a plain list. Print what arrived
-    and what was left out."""
+    """Turn a published constitution into Charter's YAML: OpenAI's Model Spec and other Markdown with headings, trait lists of
+    Open Character Training, rubrics with points, pol.is votes, Anthropic's JSON files, llm-swarm's, a plain list. Print what
+    arrived and what was left out."""
     from charter.constitution.constitution import save_constitution
     from charter.constitution.importers import import_constitution
 

@@ -245,7 +245,16 @@ def draw(principles: Sequence[Principle], *key: object) -> Principle:
     """
     if not principles:
         raise ValueError(f"no principles to draw from, for {key!r}")
-    return min(principles, key=lambda p: -math.log((int(_digest([key, p.id])[:13], 16) + 0.5) / 16**13) / p.weight)
+    return min(principles, key=lambda p: _lot(p, key))
+
+
+def by_rank(principles: Sequence[Principle], *key: object) -> list[Principle]:
+    """The principles, the highest rank first; those of one rank in an order drawn by weight as in :func:`draw`."""
+    return sorted(principles, key=lambda p: (p.rank, _lot(p, key)))
+
+
+def _lot(principle: Principle, key: tuple[object, ...]) -> float:
+    return -math.log((int(_digest([key, principle.id])[:13], 16) + 0.5) / 16**13) / principle.weight
 
 
 class FewShots(Record):
@@ -444,9 +453,16 @@ def check(constitution: Constitution) -> list[Finding]:
                                     "drawn almost always or almost never; bring it nearer"))  # fmt: skip
 
     for first, second in combinations(constitution.principles, 2):
+        findings += _clashes(first, second)
         for field in sorted(_texts(first).keys() & _texts(second).keys()):
             likeness = _likeness(_texts(first)[field], _texts(second)[field])
-            if likeness == 1:
+            if _opposed(_texts(first)[field], _texts(second)[field]):
+                if field == "preference" and _meet(first, second):
+                    words = (
+                        f"preference asks for the opposite of that of {first.id!r} in the same words; remove one, or rank them"
+                    )
+                    findings.append(Finding("warning", second.id, words))
+            elif likeness == 1:
                 findings.append(Finding("error", second.id, f"{field} is the same as that of {first.id!r}; remove one"))
             elif likeness >= 0.85:
                 findings.append(
@@ -461,6 +477,42 @@ def check(constitution: Constitution) -> list[Finding]:
         if not any(getattr(p, use) is not None and p.applies_to((kind,)) for p in constitution.principles):
             findings.append(Finding("warning", None, f"no principle has a {use} for {kind} prompts; add one"))
     return findings
+
+
+def _clashes(first: Principle, second: Principle) -> list[Finding]:
+    """Contradictions of two principles that can be read from their examples and questions."""
+    findings = []
+    if first.question is not None and first.question == second.question and first.good_answer != second.good_answer:
+        words = f"has the question of {first.id!r} with the other good_answer; change one of the two"
+        findings.append(Finding("error", second.id, words))
+    sides = [
+        {(e.prompt, answer.text) for e in p.examples for answer in getattr(e, side)}
+        for p, side in ((first, "good"), (second, "bad"), (first, "bad"), (second, "good"))
+    ]
+    if n := len(sides[0] & sides[1]) + len(sides[2] & sides[3]):
+        words = f"{n} answer{'s' * (n != 1)} to the same prompt good here and bad in {first.id!r}, or the other way round"
+        findings.append(Finding("warning", second.id, f"{words}; change the examples, or rank the two principles"))
+    return findings
+
+
+def _meet(first: Principle, second: Principle) -> bool:
+    """Whether both can apply to the same prompt."""
+    kinds = [PROMPT_TAGS.intersection(p.tags) or PROMPT_TAGS for p in (first, second)]
+    return bool(kinds[0] & kinds[1]) and not (TOPIC in first.tags and TOPIC in second.tags)
+
+
+NEGATIVE = frozenset(
+    {"not", "no", "never", "without", "avoid", "avoids", "less", "fewer", "least", "worse", "worst", "free", "lacks"}
+)
+FILLING = frozenset({"more", "most", "better", "best", "do", "does", "is", "are", "has", "with", "of", "that", "which"})
+
+
+def _opposed(text: str, other: str) -> bool:
+    """Whether two texts have the same words but for an odd number of words that turn the meaning round. Of English only."""
+    words = [re.findall(r"\w+", re.sub(r"n['’]t\b", " not", t.casefold())) for t in (text, other)]
+    content = [set(w) - NEGATIVE - FILLING for w in words]
+    n_negative = [sum(word in NEGATIVE for word in w) for w in words]
+    return bool(content[0]) and content[0] == content[1] and (n_negative[0] - n_negative[1]) % 2 == 1
 
 
 def _texts(principle: Principle) -> dict[str, str]:

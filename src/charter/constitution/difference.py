@@ -74,8 +74,8 @@ def changes_of(old: Principle, new: Principle) -> list[Difference]:
         if differing:
             stages = sorted({stage for p in (old, new) for stage in stages_of(p, set(differing))}, key=STAGES.index)
             rows.append(Difference(
-                change, new.id, ", ".join(differing) + REMARKS.get(change, ""), tuple(stages), {field: before[field] for field in differing},
-                {field: after[field] for field in differing},
+                change, new.id, ", ".join(differing) + REMARKS.get(change, ""), tuple(stages),
+                {field: before[field] for field in differing}, {field: after[field] for field in differing},
             ))  # fmt: skip
     return rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from charter.constitution.constitution import PROMPT_TAGS, Answer, Constitution, Example, FewShots, Principle
 from charter.records import Message, Pair, Prompt
@@ -20,7 +20,7 @@ TAG = "constitution"  # of the prompts, by which the report shows them apart
 class Exported(NamedTuple):
     """What is written, and what is left out by reason."""
 
-    rows: list[Pair] | list[Prompt] | list[tuple[Message, ...]]
+    rows: list[Any]
     left_out: dict[str, int]
 
 

@@ -35,7 +35,7 @@ def gather_polis(path: Path, threshold: float) -> Gathered:
     folder = path if path.is_dir() else path.parent
     votes = votes_by_group(folder / VOTES)
     gathered = Gathered("pol.is votes")
-    gathered.left_out["participant without an opinion group"] = votes.pop("", {}).get("participants", 0)
+    gathered.left_out["participant without an opinion group"] = votes.pop("", Counter())["participants"]
     if not votes:
         raise InputError("no participant has an opinion group; export a conversation with groups", file=folder / VOTES)
     for line, row in table(folder / COMMENTS, (STATEMENT_ID, STATEMENT)):

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from charter.constitution.constitution import Constitution
-from charter.judging.judge import Comparison, Judge, Preference, labelled_comparisons
+from charter.judging.judge import Comparison, Judge, correctness, labelled_comparisons
+from charter.judging.priorities import margin_noise
 from charter.records import Pair
 from charter.run.hashes import derive_seed
 from charter.statistics import clustered_share, expected_calibration_error, fit_temperature
@@ -45,7 +46,8 @@ def better_judge(
 def judge_gate(
     judge: Judge, pairs: Sequence[Pair], constitution: Constitution, *, seed: int, batch_size: int
 ) -> dict[str, Any] | None:
-    """Accuracy with an interval clustered by prompt, swap consistency, calibration and position bias (nats) of a judge.
+    """Accuracy with an interval clustered by prompt, swap consistency, calibration, noise of the margins and position bias (nats)
+    of a judge.
 
     None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong; so is a pair to which no
     principle applies.
@@ -76,6 +78,7 @@ def judge_gate(
         "ci": estimate.ci,
         "single_order_accuracy": mean_or_none(single),
         "swap_consistency": mean_or_none(consistent),
+        "margin_noise_nats": margin_noise(comparisons, preferences),
         "position_bias_nats": mean_or_none([p.position_bias for _, p in with_verdict]),
         "same_position_share": 1 - sum(consistent) / n if n else None,
         "ece": calibration.ece,
@@ -87,14 +90,6 @@ def judge_gate(
 
 def mean_or_none(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def correctness(comparison: Comparison, preference: Preference) -> float | None:
-    """1 where the judge prefers the chosen response, 0 where it prefers the other, 0.5 where neither; None without a verdict."""
-    if preference.margin is None:
-        return None
-    margin = preference.margin if comparison.first.model == "chosen" else -preference.margin
-    return 0.5 if margin == 0 else float(margin > 0)
 
 
 def accuracy_by_principle(comparisons: Sequence[Comparison], right: Sequence[float | None]) -> dict[str, Any]:
