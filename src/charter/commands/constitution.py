@@ -21,8 +21,7 @@ PublishedFile = Annotated[
 def constitution_check(
     file: ConstitutionFile,
     pairs: Annotated[
-        str | None,
-        typer.Option(help="Labelled pairs to measure each principle on; by default those in the constitution's examples."),
+        str | None, typer.Option(help="Labelled pairs to measure each principle on; unless given, those in its examples.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of the model that judges them.")] = None,
     protocol: Annotated[str, typer.Option(help="letters, yes_no, or auto: the one that is right more often.")] = "auto",

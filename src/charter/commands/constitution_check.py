@@ -17,6 +17,8 @@ from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.recipe.source import locate
 from charter.records import Pair
+from charter.stages.feedback.settings import FeedbackSettings
+from charter.stages.gates import percent
 
 BATCH = 64
 
@@ -40,7 +42,11 @@ def measured_check(
     sampler = LocalSampler(load_trunk(locate(model, Path.cwd()), device=pick_device("auto")), "judge")
     names = PROTOCOLS if protocol == "auto" else [protocol]
     judges = {name: PROTOCOLS[name](sampler) for name in names}
-    return measure_principles(judges, labelled, constitution, seed=seed, most=most, batch_size=BATCH)
+    floor = FeedbackSettings().abstain_below
+    measured = measure_principles(judges, labelled, constitution, seed=seed, most=most, floor=floor, batch_size=BATCH)
+    if measured["card"] is None:
+        raise InputError(f"no principle with a preference applies to any of {len(labelled)} pairs; tag their prompts", file=file)
+    return measured
 
 
 def measured_lines(constitution: Constitution, measured: Mapping[str, Any]) -> Iterator[str]:
@@ -54,7 +60,7 @@ def measured_lines(constitution: Constitution, measured: Mapping[str, Any]) -> I
         return
     card = measured["card"]
     yield (f"{measured['pairs']} of {measured['pairs_in_file']} labelled pairs, judge read by {card['protocol']}, right on "
-           f"{card['accuracy']:.0%} of {card['n']}; a margin decides above {measured['noise_nats']:.2f} nats")  # fmt: skip
+           f"{percent(card['accuracy'])} of {card['n']}; a margin decides above {measured['noise_nats']:.2f} nats")  # fmt: skip
     if measured["without_principle"]:
         yield f"{measured['without_principle']} pairs left out: no principle applies to them"
     ranked = any(row["rules"] is not None for row in measured["measured"])

@@ -430,6 +430,7 @@ class Finding:
 
 
 PROTOCOL = re.compile(r"\b(?:Critique ?Request|Revision ?Request|Critique|Revision|Human|Assistant|Options):")
+IMPORTED = re.compile(r"\A.*?\bthis (?:principle|criterion): ")  # what an import puts before every sentence
 OPTIONS = re.compile(r"\([A-D]\)|\boptions?\s+\(?[A-D]\b", re.IGNORECASE)
 
 
@@ -458,9 +459,7 @@ def check(constitution: Constitution) -> list[Finding]:
             likeness = _likeness(_texts(first)[field], _texts(second)[field])
             if _opposed(_texts(first)[field], _texts(second)[field]):
                 if field == "preference" and _meet(first, second):
-                    words = (
-                        f"preference asks for the opposite of that of {first.id!r} in the same words; remove one, or rank them"
-                    )
+                    words = f"preference asks for the opposite of {first.id!r} in the same words; remove one, or rank them"
                     findings.append(Finding("warning", second.id, words))
             elif likeness == 1:
                 findings.append(Finding("error", second.id, f"{field} is the same as that of {first.id!r}; remove one"))
@@ -502,7 +501,7 @@ def _meet(first: Principle, second: Principle) -> bool:
 
 
 NEGATIVE = frozenset(
-    {"not", "no", "never", "without", "avoid", "avoids", "less", "fewer", "least", "worse", "worst", "free", "lacks"}
+    ("not", "no", "never", "without", "avoid", "avoids", "less", "fewer", "least", "worse", "worst", "free", "lacks")
 )
 FILLING = frozenset({"more", "most", "better", "best", "do", "does", "is", "are", "has", "with", "of", "that", "which"})
 
@@ -522,7 +521,7 @@ def _texts(principle: Principle) -> dict[str, str]:
 
 def _likeness(text: str, other: str) -> float:
     """Shared words over all words (Jaccard), in [0, 1]; 1 only if the words also have the same order."""
-    first, second = (re.findall(r"\w+", text.casefold()) for text in (text, other))
+    first, second = (re.findall(r"\w+", IMPORTED.sub("", text).casefold()) for text in (text, other))
     if first == second:
         return 1.0
     return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)

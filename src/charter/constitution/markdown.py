@@ -249,7 +249,7 @@ def id_of(section: Section, taken: set[str], otherwise: str) -> str:
 
 def statement_of(section: Section, titles: Mapping[str, str]) -> str:
     """What a judge reads of a section: its title, and of the first paragraph the whole sentences that fit."""
-    paragraphs = (part for part in re.split(r"\n\s*\n", section.wording) if not NO_PROSE.match(part))
+    paragraphs = (part for part in re.split(r"\n\s*\n", section.wording) if part.strip() and not NO_PROSE.match(part))
     statement = section.title if re.search(r"[.!?…]$", section.title) else f"{section.title}."
     if (paragraph := next(paragraphs, None)) is None:
         return section.title

@@ -1,5 +1,5 @@
-"""What each principle of a constitution does on labelled pairs: how often the judge is right under it, how often it decides, which
-principles want the opposite of each other, which do the same, and which never decide."""
+"""What each principle of a constitution does on labelled pairs: how often the judge is right under it, how often it decides,
+which principles want the opposite of each other, which do the same, and which never decide."""
 
 from __future__ import annotations
 
@@ -55,22 +55,31 @@ class Measured:
 
 
 def measure_principles(
-    judges: Mapping[str, J], pairs: Sequence[Pair], constitution: Constitution, *, seed: int, most: int, batch_size: int
+    judges: Mapping[str, J],
+    pairs: Sequence[Pair],
+    constitution: Constitution,
+    *,
+    seed: int,
+    most: int,
+    floor: float,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Ask the judge, of several the better one, about at most ``most`` pairs under every principle that applies to their prompts.
 
-    The result, in JSON values: ``measured`` (:class:`Measured` of every principle with a preference), ``findings``, ``pairs`` that
-    were asked about, ``pairs_in_file``, ``without_principle``, ``noise_nats`` and the judge's ``card``. Two principles want the
-    opposite where the interval of opposite verdicts, over the pairs on which both decide, lies above one half; its level is
-    corrected for the number of such tests (Bonferroni)."""
+    The result: ``measured`` (:class:`Measured` of every principle with a preference, in JSON values), ``findings``, ``pairs``
+    that were asked about, ``pairs_in_file``, ``without_principle``, ``noise_nats`` and the judge's ``card``, None where no
+    principle applies to any pair. Two principles want the opposite where the interval of opposite verdicts lies above one half:
+    verdicts of noise are opposite half the time. Its level is corrected for the number of such tests (Bonferroni). No principle
+    is judged by a judge that is not shown to be better than chance. ``floor``: the least noise, nats."""
     drawn = sorted(range(len(pairs)), key=lambda number: derive_seed(seed, "check", number))[:most]
     pairs_asked = [pairs[number] for number in sorted(drawn)]
     judge, card = better_judge(judges, pairs_asked, constitution, seed=seed, batch_size=batch_size)
     comparisons = labelled_comparisons(pairs_asked, constitution, seed)
     flat = [c for i, comparison in enumerate(comparisons) for c in labelled_case(comparison, constitution, seed, i)]
     preferences = [p for i in range(0, len(flat), batch_size) for p in judge(flat[i : i + batch_size])]
-    noise = margin_noise(flat, preferences)
     known = {key_of(c): p for c, p in zip(flat, preferences, strict=True)}
+    # Under the principle of its label a pair has a right answer; under the opposite principle it would count as an error.
+    noise = max(floor, margin_noise(comparisons, [known[key_of(c)] for c in comparisons]))
     rules = None
     if constitution.ranked:
         ruling = measure_rule(
@@ -84,7 +93,16 @@ def measure_principles(
     }
     labels = {(c.first.id, c.second.id): c.principle.id for c in comparisons}
     measured = [measured_of(name, rows, labels, noise, rules) for name, rows in by_principle.items()]
-    findings = [*findings_of(measured), *opposites(by_principle, noise), *alikes(by_principle)]
+    findings = [*opposites(by_principle), *alikes(by_principle)]
+    if card is not None and card["ci"] is not None and card["ci"][0] <= 0.5:
+        low, high = card["ci"]
+        words = (
+            f"the judge is right on {card['accuracy']:.0%} of the pairs (95% interval {low:.0%} to {high:.0%}), not shown to be "
+            "better than chance, so no principle is judged; name a stronger judge"
+        )
+        findings = [Finding("warning", None, words)]
+    else:
+        findings += findings_of(measured)
     return {
         "measured": [asdict(row) for row in measured], "findings": findings, "pairs": len(comparisons),
         "pairs_in_file": len(pairs), "without_principle": len(pairs_asked) - len(comparisons), "noise_nats": noise, "card": card,
@@ -120,26 +138,25 @@ def findings_of(measured: Sequence[Measured]) -> list[Finding]:
             words = f"never decides: its margin exceeds the noise on {row.decides}; make it say more, or remove it"
             findings.append(Finding("warning", row.principle, words))
         elif row.rules == 0:
-            words = f"never decides by priority: higher principles decide all {row.decides.n} pairs to which it applies; rank it higher"
+            words = f"never decides by priority: others decide all {row.decides.n} pairs to which it applies; rank it higher"
             findings.append(Finding("warning", row.principle, words))
         if row.labelled.ci is not None and row.labelled.ci[1] < 0.5:
-            words = f"the judge is right on only {row.labelled} that are labelled with it; turn its wording round, or check the labels"
+            words = f"the judge is right on only {row.labelled} that are labelled with it; reword it, or check the labels"
             findings.append(Finding("warning", row.principle, words))
     return findings
 
 
-def opposites(by_principle: Mapping[str, Answers], noise: float) -> list[Finding]:
+def opposites(by_principle: Mapping[str, Answers]) -> list[Finding]:
     """Two principles that prefer opposite answers on the same pairs more often than not."""
     two = list(combinations(by_principle, 2))
     findings = []
     for one, other in two:
-        differing = shared(by_principle[one], by_principle[other], noise)
-        figure = Figure.of(
-            [float(a * b < 0) for _, a, b in differing], [c.prompt.id for c, _, _ in differing], 1 - 0.05 / len(two)
-        )
-        if figure.ci is not None and figure.ci[0] > 0.5:
-            plain = Figure.of([float(a * b < 0) for _, a, b in differing], [c.prompt.id for c, _, _ in differing])
-            words = f"contradicts {one!r}: prefers the opposite answer on {plain} on which both decide; reword one, or rank them"
+        rows = [row for row in shared(by_principle[one], by_principle[other]) if row[1] * row[2] != 0]
+        values, prompts = [float(a * b < 0) for _, a, b in rows], [c.prompt.id for c, _, _ in rows]
+        strict = Figure.of(values, prompts, 1 - 0.05 / len(two))
+        if strict.ci is not None and strict.ci[0] > 0.5:
+            opposite = Figure.of(values, prompts)
+            words = f"contradicts {one!r}: prefers the opposite answer on {opposite}; reword one, or rank them"
             findings.append(Finding("warning", other, words))
     return findings
 
@@ -148,7 +165,7 @@ def alikes(by_principle: Mapping[str, Answers]) -> list[Finding]:
     """Groups of principles under which the judge gives the same verdicts: a finding for each group, under its first principle."""
     group_of = {name: {name} for name in by_principle}
     for one, other in combinations(by_principle, 2):
-        rows = shared(by_principle[one], by_principle[other], -1.0)
+        rows = shared(by_principle[one], by_principle[other])
         figure = Figure.of([float(a * b > 0 or a == b) for _, a, b in rows], [c.prompt.id for c, _, _ in rows])
         if figure.ci is not None and figure.ci[0] > ALIKE and group_of[one] is not group_of[other]:
             group_of[one] |= group_of[other]
@@ -165,12 +182,12 @@ def alikes(by_principle: Mapping[str, Answers]) -> list[Finding]:
     return findings
 
 
-def shared(one: Answers, other: Answers, noise: float) -> list[tuple[Comparison, float, float]]:
-    """The margins of two principles on the pairs on which both exceed the noise."""
+def shared(one: Answers, other: Answers) -> list[tuple[Comparison, float, float]]:
+    """The margins of two principles on the pairs to which both apply."""
     margins = {(c.first.id, c.second.id): p.margin for c, p in other}
     rows = []
     for comparison, preference in one:
         a, b = preference.margin, margins.get((comparison.first.id, comparison.second.id))
-        if a is not None and b is not None and min(abs(a), abs(b)) > noise:
+        if a is not None and b is not None:
             rows.append((comparison, a, b))
     return rows

@@ -42,6 +42,8 @@ def margin_noise(comparisons: Sequence[Comparison], preferences: Sequence[Prefer
     )
     noise = 0.0
     for n, (margin, _, _) in enumerate(rows, start=1):
+        if n < len(rows) and rows[n][0] == margin:
+            continue  # pairs of one margin count together
         share = clustered_share([right for _, right, _ in rows[:n]], [prompt for _, _, prompt in rows[:n]])
         if share.ci is None or share.ci[0] <= 0.5:
             noise = margin
@@ -84,8 +86,8 @@ def ruled(case: Case, ruling: Ruling, noise: float, *, rater_id: str, template: 
         case[place], ruling.preferences[place], rater_id=rater_id, template=template,
         abstain_below=0.0 if ruling.decided or unread else math.inf,
     )  # fmt: skip
-    before = [f"{c.principle.id} {p.margin:+.3f}" for c, p in zip(case, ruling.preferences, strict=False)]
-    first = f"asked first: {', '.join(before[:place])}; " if place else ""
+    before = [f"{c.principle.id} {p.margin:+.3f}" for c, p in zip(case[:place], ruling.preferences[:place], strict=True)]
+    first = f"asked first: {', '.join(before)}; " if before else ""
     outcome = "decides" if ruling.decided else "has no verdict" if unread else "does not decide"
     return label.model_copy(
         update={
