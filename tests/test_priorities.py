@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.records import Generation, Judgment, Pair, Prompt, Response
 from charter.run.files import read_jsonl
-from conftest import CONSTITUTION, write_tiny_recipe
+from conftest import CONSTITUTION, write_some_prompts, write_tiny_recipe
 
 
 def principle(name: str, **fields) -> Principle:
@@ -142,18 +144,13 @@ def as_comparisons(pairs: list[Pair]) -> list[Comparison]:
     return [Comparison(p.prompt, response(p, "chosen"), response(p, "rejected"), SAFE) for p in pairs]
 
 
-def test_the_noise_is_the_largest_margin_at_which_the_judge_is_not_better_than_chance():
+def test_the_noise_is_the_margin_that_is_right_with_probability_73_percent():
     comparisons = as_comparisons(labelled(100))
-    # Of the 20 smallest margins every other one is wrong, the rest are right.
-    judge = knowing({"safe": 1.0}, wrong=lambda n: n < 20 and n % 2 == 0, scale=lambda n: (n + 1) / 10)
-    noise = margin_noise(comparisons, judge(comparisons))
-    # 10 wrong and then k right: Wilson's interval of (10 + k) of (20 + k) excludes one half from k = 11.
-    assert noise == pytest.approx((20 + 10) / 10)
-    assert margin_noise(comparisons, knowing({"safe": -1.0})(comparisons)) == 2.0
-    assert margin_noise(comparisons, knowing({"safe": 1.0})(comparisons)) == 0.0  # equal margins count together
-    assert margin_noise([], []) == 0.0
-    all_right = knowing({"safe": 1.0}, scale=lambda n: (n + 1) / 10)
-    assert margin_noise(comparisons, all_right(comparisons)) == pytest.approx(0.3)  # 4 of 4 is the fewest that exclude one half
+    # Margins of 2 nats that are right on 73 of 100 pairs: 1 / (1 + exp(-2 / T)) = .73 at T = 2 / log(73 / 27).
+    judge = knowing({"safe": 1.0}, wrong=lambda n: n >= 73)
+    assert margin_noise(comparisons, judge(comparisons)) == pytest.approx(2 / math.log(73 / 27), rel=1e-4)
+    assert margin_noise(comparisons, knowing({"safe": -1.0})(comparisons)) == 100.0  # nothing would decide
+    assert margin_noise(comparisons, [Preference(math.nan, 0.0)] * 100) is None
 
 
 def test_the_rule_is_measured_where_a_principle_decides():
@@ -238,18 +235,29 @@ def ranked_recipe(folder, model, **feedback):
     return recipe
 
 
-def test_a_run_judges_by_priority_and_stores_who_decided(tmp_path, random_llama):
-    recipe = load_recipe(ranked_recipe(tmp_path, random_llama, abstain_below=0.0))
-    run_recipe(recipe, tmp_path / "run", until="feedback", quiet=True)
+def test_a_run_judges_by_priority_and_stores_who_decided(tmp_path):
+    write_some_prompts(tmp_path / "prompts.jsonl", 8)
+    ranks = {"general": 1, "helpful": 1, "tone": 2}
+    constitution = yaml.safe_load((Path(__file__).parents[1] / "constitutions/demo.yaml").read_text())
+    constitution["principles"] = [p | {"priority": ranks[p["id"]]} for p in constitution["principles"] if p["id"] in ranks]
+    (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(constitution))
+    settings = {"generator": "base", "labelled_pairs": "package:charter.testbed/data/judge_pairs.jsonl", "gate_pairs": 24,
+                "priorities": True, "protocol": "letters", "max_new_tokens": 24}  # fmt: skip
+    recipe = {"model": "package:charter.testbed/model", "constitution": "constitution.yaml", "precision": "float32",
+              "prompts": {"files": ["prompts.jsonl"]}, "revise": None, "sft": None, "rl": None, "evaluation": None,
+              "feedback": settings}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", until="feedback", quiet=True)
     labels = list(read_jsonl(tmp_path / "run/feedback/judgments.jsonl", Judgment))
     result = json.loads((tmp_path / "run/feedback/manifest.json").read_text())["result"]
     ruling = result["judge"]["priorities"]
-    noise = ruling["noise_nats"]
     decided = [label for label in labels if label.principle is not None]
-    assert sum(result["decided"].values()) == len(decided)
-    assert all(abs(label.margin) > noise for label in decided)
+    assert len(labels) == 16
+    assert result["decided"] == dict(Counter(label.principle for label in decided))
+    assert result["pairs"] == len(decided) >= 4
+    assert all(abs(label.margin) > ruling["noise_nats"] for label in decided)
     assert all("nats)" in label.comment for label in labels)
-    assert set(ruling["decided"]) == {"harmless", "helpful", "calm"}
+    assert (ruling["n"] + ruling["undecided"], set(ruling["decided"])) == (24, set(ranks))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +298,7 @@ def test_the_command_measures_principles_on_the_testbed(tmp_path, capsys):
     [
         (["--pairs", "p.jsonl"], "--pairs needs a judge; give --model too"),
         (["--model", "package:charter.testbed/model"], "no labelled pairs to measure on"),
-        (["--protocol", "maybe"], "unknown protocol 'maybe'; use auto, letters, yes_no"),
+        (["--protocol", "maybe"], "unknown protocol 'maybe'; use auto, letters or yes_no"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys, options, words):

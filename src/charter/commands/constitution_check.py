@@ -9,11 +9,6 @@ from typing import Any
 from charter.constitution.constitution import Constitution
 from charter.constitution.export import labelled_pairs
 from charter.errors import InputError
-from charter.judging.judge import PROTOCOLS
-from charter.judging.principles import measure_principles
-from charter.models.load import pick_device
-from charter.models.sampling.sampler import LocalSampler
-from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.recipe.source import locate
 from charter.records import Pair
@@ -28,19 +23,25 @@ def measured_check(
 ) -> dict[str, Any]:
     """The result of :func:`measure_principles`; empty without a model. InputError for an unknown protocol, for pairs without a
     model, and for a model without pairs."""
-    if protocol not in ("auto", *PROTOCOLS):
-        raise InputError(f"--protocol: unknown protocol {protocol!r}; use auto, {', '.join(PROTOCOLS)}")
+    names = {"auto": ["letters", "yes_no"], "letters": ["letters"], "yes_no": ["yes_no"]}.get(protocol)
+    if names is None:
+        raise InputError(f"--protocol: unknown protocol {protocol!r}; use auto, letters or yes_no")
     if model is None:
         if pairs is not None:
             raise InputError("--pairs needs a judge; give --model too")
         return {}
+    from charter.judging.judge import PROTOCOLS
+    from charter.judging.principles import measure_principles
+    from charter.models.load import pick_device
+    from charter.models.sampling.sampler import LocalSampler
+    from charter.models.trunk import load_trunk
+
     labelled: list[Pair] = read_pairs(Path(locate(pairs, Path.cwd()))).pairs if pairs else labelled_pairs(constitution).rows
     if not labelled:
         raise InputError("no labelled pairs to measure on; give --pairs, or examples with good and bad answers", file=file)
     if all(p.preference is None for p in constitution.principles):
         raise InputError("no principle has a preference, so a judge has nothing to compare by", file=file)
     sampler = LocalSampler(load_trunk(locate(model, Path.cwd()), device=pick_device("auto")), "judge")
-    names = PROTOCOLS if protocol == "auto" else [protocol]
     judges = {name: PROTOCOLS[name](sampler) for name in names}
     floor = FeedbackSettings().abstain_below
     measured = measure_principles(judges, labelled, constitution, seed=seed, most=most, floor=floor, batch_size=BATCH)

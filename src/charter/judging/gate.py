@@ -11,7 +11,7 @@ from charter.judging.judge import Comparison, Judge, correctness, labelled_compa
 from charter.judging.priorities import margin_noise
 from charter.records import Pair
 from charter.run.hashes import derive_seed
-from charter.statistics import clustered_share, expected_calibration_error, fit_temperature
+from charter.statistics import clustered_share, expected_calibration_error
 
 J = TypeVar("J", bound=Judge)
 
@@ -46,8 +46,7 @@ def better_judge(
 def judge_gate(
     judge: Judge, pairs: Sequence[Pair], constitution: Constitution, *, seed: int, batch_size: int
 ) -> dict[str, Any] | None:
-    """Accuracy with an interval clustered by prompt, swap consistency, calibration, noise of the margins and position bias (nats)
-    of a judge.
+    """Accuracy with an interval clustered by prompt, swap consistency, calibration and position bias (nats) of a judge.
 
     None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong; so is a pair to which no
     principle applies.
@@ -78,12 +77,11 @@ def judge_gate(
         "ci": estimate.ci,
         "single_order_accuracy": mean_or_none(single),
         "swap_consistency": mean_or_none(consistent),
-        "margin_noise_nats": margin_noise(comparisons, preferences),
         "position_bias_nats": mean_or_none([p.position_bias for _, p in with_verdict]),
         "same_position_share": 1 - sum(consistent) / n if n else None,
         "ece": calibration.ece,
         "reliability": [dict(row) for row in calibration.rows],
-        "fitted_temperature": fit_temperature([p.margin or 0.0 for _, p in with_verdict], outcome) if n else None,
+        "fitted_temperature": margin_noise(comparisons, preferences),
         "groups": accuracy_by_principle(comparisons, right),
     }
 

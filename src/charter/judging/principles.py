@@ -79,7 +79,7 @@ def measure_principles(
     preferences = [p for i in range(0, len(flat), batch_size) for p in judge(flat[i : i + batch_size])]
     known = {key_of(c): p for c, p in zip(flat, preferences, strict=True)}
     # Under the principle of its label a pair has a right answer; under the opposite principle it would count as an error.
-    noise = max(floor, margin_noise(comparisons, [known[key_of(c)] for c in comparisons]))
+    noise = max(floor, margin_noise(comparisons, [known[key_of(c)] for c in comparisons]) or 0.0)
     rules = None
     if constitution.ranked:
         ruling = measure_rule(

@@ -4,7 +4,7 @@ The principles that apply are asked by rank; those of one rank in an order drawn
 exceeds the noise of the judge's margins, and the next is asked only where it does not. Without a margin there is no verdict: a
 lower principle never answers for a higher one that could not be read. Where no principle decides, the comparison is a tie.
 
-The noise is measured on labelled pairs (:func:`margin_noise`), so it is the same rule for every protocol.
+The noise is measured on labelled pairs (:func:`margin_noise`), in the same way for every protocol.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from charter.constitution.constitution import Constitution, by_rank
 from charter.judging.judge import Comparison, Judge, Preference, correctness, instructions_hash, judgment, two_by_two
 from charter.records import Judgment, Prompt, Response, content_id
-from charter.statistics import clustered_share
+from charter.statistics import clustered_share, fit_temperature
 
 Case = tuple[Comparison, ...]
 """One comparison under every principle that applies, in the order in which they are asked."""
@@ -32,22 +32,12 @@ class Ruling:
     decided: bool
 
 
-def margin_noise(comparisons: Sequence[Comparison], preferences: Sequence[Preference]) -> float:
-    """The largest margin (nats) up to which the judge is not shown to be right more often than wrong: the 95% interval of its
-    accuracy, clustered by prompt, over the labelled pairs with no larger margin reaches one half. 0 without a verdict."""
-    rows = sorted(
-        (abs(p.margin), correctness(c, p), c.prompt.id)
-        for c, p in zip(comparisons, preferences, strict=True)
-        if p.margin is not None
-    )
-    noise = 0.0
-    for n, (margin, _, _) in enumerate(rows, start=1):
-        if n < len(rows) and rows[n][0] == margin:
-            continue  # pairs of one margin count together
-        share = clustered_share([right for _, right, _ in rows[:n]], [prompt for _, _, prompt in rows[:n]])
-        if share.ci is None or share.ci[0] <= 0.5:
-            noise = margin
-    return noise
+def margin_noise(comparisons: Sequence[Comparison], preferences: Sequence[Preference]) -> float | None:
+    """The scale of the noise of the margins (nats): the temperature T at which σ(margin / T) fits the answers of labelled pairs
+    best. A margin of T is right with probability σ(1) = .73. None without a verdict."""
+    verdicts = [(p.margin, c) for c, p in zip(comparisons, preferences, strict=True) if p.margin is not None]
+    outcomes = [float(c.first.model == "chosen") for _, c in verdicts]
+    return fit_temperature([margin for margin, _ in verdicts], outcomes) if verdicts else None
 
 
 def cases_of(

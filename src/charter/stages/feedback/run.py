@@ -164,7 +164,7 @@ def gate_judge(
 
 def noise_of(settings: FeedbackSettings, card: Mapping[str, Any] | None) -> float:
     """The margin that a principle must exceed to decide, nats."""
-    return max(settings.abstain_below, card["margin_noise_nats"] if card else 0.0)
+    return max(settings.abstain_below, (card and card["fitted_temperature"]) or 0.0)
 
 
 def protocol_words(card: Mapping[str, Any]) -> str:
