@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from charter.constitution.constitution import check
+from charter.constitution.check import check
 from charter.constitution.importers import import_constitution
 from charter.errors import InputError
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.constitution.constitution import Constitution, Principle, by_rank, check, draw
+from charter.constitution.check import check
+from charter.constitution.constitution import Constitution, Principle, by_rank, draw
 from charter.judging.judge import Comparison, Preference, comparisons_of, pairs_of
 from charter.judging.principles import measure_principles
 from charter.judging.priorities import cases_of, earlier_ruling, labelled_case, margin_noise, measure_rule, rule, ruled

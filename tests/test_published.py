@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.constitution.constitution import Constitution, check, load_constitution, load_few_shots, save_constitution
+from charter.constitution.check import check
+from charter.constitution.constitution import Constitution, load_constitution, load_few_shots, save_constitution
 from charter.constitution.difference import differences
 from charter.constitution.export import evaluation_prompts, labelled_pairs, worked_examples
 from charter.constitution.importers import import_constitution
@@ -243,6 +244,7 @@ def test_a_statement_needs_the_support_of_every_group(tmp_path):
         ("s.json", [{"trait": "a", "questions": "b"}], "'trait-01.questions': not a list"),
         ("s.json", [{"trait": "a", "questions": [""]}], r"'trait-01\..*must end with a turn of the user"),
         ("s.json", [{"criterion": "a", "points": "5"}], "'criterion-001.points': not a number"),
+        ("s.json", f'[{{"criterion": "a", "points": {"9" * 400}}}]', "'criterion-001.points': not a number"),
         ("s.json", [{"criterion": "a", "points": 0}], "has 0 points"),
         ("s.json", [{"criterion": " ", "points": 1}], "empty"),
         ("s.json", [{"prompt": "a", "rubrics": "b"}], "'1.rubrics': not a list"),

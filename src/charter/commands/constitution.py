@@ -32,7 +32,8 @@ def constitution_check(
     """Check a constitution and list errors and warnings: duplicates, contradictions, leaks; errors give exit code 1. With a model
     and labelled pairs also measure each principle: accuracy, how often it decides, and what it contradicts."""
     from charter.commands.constitution_check import measured_check, measured_lines
-    from charter.constitution.constitution import check, load_constitution
+    from charter.constitution.check import check
+    from charter.constitution.constitution import load_constitution
 
     constitution = load_constitution(file)
     findings = check(constitution)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from charter.commands.conversation import escape_controls
 from charter.constitution.constitution import Constitution
 from charter.constitution.export import labelled_pairs
 from charter.errors import InputError
@@ -54,7 +55,7 @@ def measured_lines(constitution: Constitution, measured: Mapping[str, Any]) -> I
     """The figures of every principle as a table, or what could not be known without a model."""
     for p in constitution.principles:
         if p.support:
-            yield f"{p.id}: support " + ", ".join(f"{group} {share:.0%}" for group, share in p.support.items())
+            yield f"{p.id}: support " + ", ".join(f"{escape_controls(name)} {share:.0%}" for name, share in p.support.items())
     if not measured:
         yield ("checked by their words alone; with --model FOLDER and --pairs FILE also: the figures of each principle, "
                "contradictions in verdicts, and principles that never decide")  # fmt: skip

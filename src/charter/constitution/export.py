@@ -85,7 +85,7 @@ def worked_examples(constitution: Constitution, most: int) -> Exported:
             elif principle.critique is None or principle.revision is None:
                 left_out["example of a principle without critique and revision"] += 1
             elif roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-                left_out["example with a system turn, which worked examples cannot have"] += 1
+                left_out["example whose turns are not those of user and assistant in turn"] += 1
             else:
                 texts = (bad.text, principle.critique, critique_in(bad), principle.revision, example.good[0].text)
                 turns = [Message(role="user" if n % 2 else "assistant", content=text) for n, text in enumerate(texts)]

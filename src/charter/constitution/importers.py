@@ -179,8 +179,8 @@ def _rubrics(entries: list[dict[str, Any]], path: Path) -> Gathered:
 def _criterion(row: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     """A principle of one criterion; of negative points a good reply does not meet it."""
     criterion, points, tags = _text_of(row, "criterion", name, path), row.get("points"), row.get("tags") or []
-    if not isinstance(points, (int, float)) or isinstance(points, bool):
-        raise InputError("not a number; write the points of the criterion", file=path, field=f"{name}.points")
+    if not isinstance(points, (int, float)) or isinstance(points, bool) or not -1e6 <= points <= 1e6:
+        raise InputError("not a number from -1000000 to 1000000; write the points", file=path, field=f"{name}.points")
     sentence = " ".join(criterion.split())
     uses = {use: sentence and text.format(sentence) for use, text in CRITERION[points > 0].items()}
     return {

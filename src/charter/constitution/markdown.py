@@ -20,7 +20,7 @@ from charter.constitution.published import Gathered, counts_of, of_sentence, slu
 from charter.errors import InputError
 from charter.records import Message
 
-HEADING = re.compile(r"^(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$", re.MULTILINE)
+HEADING = re.compile(r"^(#{1,6})[ \t]+(.+)$", re.MULTILINE)
 ATTRIBUTES = re.compile(r"\s*\{#([^\s}]+)([^}]*)\}$")
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 EXAMPLE = re.compile(r"^\*\*Example\*\*:?[ \t]*(.*)$")
@@ -36,6 +36,7 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
 }  # fmt: skip
 NO_PROSE = re.compile(r"\s{4}|!!!|\||>|\[\^|[*+-]\s|\d+[.)]\s|```|~~~|<")  # how a paragraph begins that states no principle
+BLOCK = 20_000  # characters of a worked example; the search for turns is slow in a long block without them
 STATEMENT = 600  # characters of a principle that a judge reads: the title and the first sentences below it
 
 
@@ -130,7 +131,7 @@ def outline(text: str, path: Path) -> list[Section]:
 
 def section_of(heading: re.Match[str], line: int, path: Path) -> Section:
     """The section that a heading opens. InputError for an unknown authority."""
-    title, anchor, authority = heading[2], None, None
+    title, anchor, authority = re.sub(r" #+$", "", heading[2].strip()).strip(), None, None
     if attributes := ATTRIBUTES.search(title):
         title, anchor = title[: attributes.start()], attributes[1]
         if written := re.search(r"\bauthority=[\"']?([^\s\"'}]*)", attributes[2]):
@@ -158,7 +159,9 @@ def wording_and_examples(pieces: Iterator[Piece] | list[Piece], left_out: Counte
     prose: list[str] = []
     examples: list[Example] = []
     for piece in pieces:
-        if piece.inside is None or not TURN.search(piece.inside):
+        too_long = piece.inside is not None and len(piece.inside) > BLOCK
+        left_out[f"fenced block of more than {BLOCK} characters, kept as text"] += too_long
+        if piece.inside is None or too_long or not TURN.search(piece.inside):
             prose.append(piece.text)
             continue
         while prose and not prose[-1].strip():

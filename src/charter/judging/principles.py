@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, TypeVar
 
-from charter.constitution.constitution import Constitution, Finding
+from charter.constitution.check import Finding
+from charter.constitution.constitution import Constitution
 from charter.judging.gate import better_judge
 from charter.judging.judge import Comparison, Judge, Preference, correctness, labelled_comparisons
 from charter.judging.priorities import labelled_case, margin_noise, measure_rule
