@@ -96,6 +96,7 @@ def commands() -> list[tuple[str, str]]:
 FILES = {
     "constitution check": "constitution.yaml",
     "constitution import": "published.json",
+    "constitution export": "examples.yaml",
     "prompts import": "prompts.jsonl",
     "prompts classify": "prompts.jsonl",
     "prompts card": "prompts.jsonl",
@@ -113,6 +114,7 @@ WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml"
          "RUN/sft": "runs/recipe/sft",
          "MODEL": "package:charter.testbed/model",
          "RUN:base": "runs/recipe:base", "RUN:policy": "runs/recipe:policy",
+         "constitutions/demo.yaml": str(ROOT / "constitutions/demo.yaml"),
          "F.yaml": "out/imported.yaml", "A.yaml": "constitution.yaml", "B.yaml": "constitution.yaml",
          "A": "runs/recipe", "B": "runs/recipe",
          "MANIFEST": "exported.jsonl.manifest.json"}  # fmt: skip
@@ -127,6 +129,10 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     write_tiny_recipe(folder, random_llama)
     (folder / "my.yaml").write_text((folder / "recipe.yaml").read_text())
     (folder / "published.json").write_text(json.dumps(["Choose the response that is less harmful."]))
+    example = {"prompt": "Hi?", "good": ["Hello."], "bad": [{"text": "Go.", "reason": "rude"}]}
+    principle = {"id": "kind", "title": "kind", "critique": "Rude?", "revision": "Be kind.", "preference": "Which is kinder?",
+                 "examples": [example, {"prompt": "Ho?"}]}  # fmt: skip
+    (folder / "examples.yaml").write_text(json.dumps({"title": "examples", "principles": [principle]}))
     (folder / "out").mkdir()
     (folder / "votes").mkdir()
     for name in ("old", "new"):
@@ -183,6 +189,8 @@ def at_size_of_seconds(line: str) -> list[str]:
     words = [places.get(word, word) for word in words]
     if name == "constitution import":
         words = [word.replace("out/prompts.jsonl", "out/imported.yaml") for word in words]
+    if name == "constitution check" and "--model" in words:
+        words = [*words, "--most", "20"]
     if name == "testbed card":
         words = [*words, "--n", "10"]
     if name == "testbed votes":

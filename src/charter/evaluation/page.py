@@ -17,7 +17,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     sorting: a sentence on how prompts were sorted by principle
     judges: [{id, role, protocol, protocols: [{protocol, chosen, accuracy, ci, n}], n, accuracy, ci, swap_consistency, ece,
               position_bias_nats, same_position_share, verdict_rate, reliability: [{p, observed, n}],
-              groups: {kind: {accuracy, ci, n}}}]
+              groups: {kind: {accuracy, ci, n}}, priorities: {noise_nats, accuracy, ci, n, undecided, decided: {id: n}}}]
     scorers: [{of, scorer, labelled, measures: [{measure, accuracy, recall, specificity, precision, n, n_unscored, brier, ece,
               by}]}]
                                                                     cards; of: "scorer" or the name of a measure

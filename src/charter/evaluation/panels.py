@@ -378,6 +378,12 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
         between = "" if ci is None else f" ({range_text(ci, True)})"
         facts.append(("Prefers what people prefer", f"{number_text(people.get('agreement'), True)}{between}, "
                       f"{people.get('n')} votes on pairs of {people.get('prompts')} prompts"))  # fmt: skip
+    rule = judge.get("priorities")
+    if isinstance(rule, Mapping):
+        ci = interval_of(rule)
+        between = "" if ci is None else f" ({range_text(ci, True)})"
+        facts.append(("By priority, right where a principle decides", f"{number_text(rule.get('accuracy'), True)}{between} of "
+                      f"{rule.get('n')} pairs; {rule.get('undecided')} undecided"))  # fmt: skip
     chart = reliability_panel(panels, f"Calibration of {axis_label(judge.get('id'), 40)}", mappings_in(judge, "reliability"))
     return {
         "id": judge.get("id"),

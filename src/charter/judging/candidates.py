@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charter.constitution.constitution import Constitution, Principle, check, load_constitution
-from charter.constitution.importers import PREFERENCE, import_constitution
+from charter.constitution.importers import import_constitution
+from charter.constitution.published import PREFERENCE
 from charter.judging.judge import prompt_file
 from charter.judging.vote_pairs import ResponsePair
 from charter.models.sampling.sampler import Sampler, conversation_text, fill
@@ -66,7 +67,7 @@ def read_candidates(path: Path) -> list[Principle]:
         return list(load_constitution(path).principles)
     if path.suffix.lower() == ".json" and (texts := principle_texts(path)) is not None:
         return [as_principle(f"annotator-{number:02}", text) for number, text in enumerate(texts, start=1)]
-    return list(import_constitution(path).principles)
+    return list(import_constitution(path).constitution.principles)
 
 
 def propose(sampler: Sampler, pairs: Sequence[tuple[ResponsePair, float]], *, n: int, seed: int) -> list[str]:

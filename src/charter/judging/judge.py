@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -160,14 +160,21 @@ def comparisons_of(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], constitution: Constitution, seed: int
 ) -> list[Comparison]:
     """Every pair of the K responses to each prompt, each under a principle drawn for it."""
-    comparisons = []
+    return [
+        Comparison(prompt, first, second, draw(principles, seed, "compare", prompt.id, i, j))
+        for prompt, first, second, principles, (i, j) in two_by_two(prompts, responses, constitution)
+    ]
+
+
+def two_by_two(
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], constitution: Constitution
+) -> Iterator[tuple[Prompt, Response, Response, tuple[Principle, ...], tuple[int, int]]]:
+    """Every pair of the K responses to each prompt to which a principle applies, with all that apply and the numbers of the
+    two."""
     for prompt, group in zip(prompts, responses, strict=True):
-        principles = constitution.for_comparison(prompt)
-        if not principles:
-            continue
-        for (i, first), (j, second) in combinations(enumerate(group), 2):
-            comparisons.append(Comparison(prompt, first, second, draw(principles, seed, "compare", prompt.id, i, j)))
-    return comparisons
+        if principles := constitution.for_comparison(prompt):
+            for (i, first), (j, second) in combinations(enumerate(group), 2):
+                yield prompt, first, second, principles, (i, j)
 
 
 def instructions_hash(comparison: Comparison, template: str) -> str:
@@ -260,6 +267,14 @@ def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed
         first, second = (chosen, rejected) if coin(seed, number) else (rejected, chosen)
         comparisons.append(Comparison(pair.prompt, first, second, draw(principles, seed, "gate", number)))
     return comparisons
+
+
+def correctness(comparison: Comparison, preference: Preference) -> float | None:
+    """1 where the judge prefers the chosen response, 0 where it prefers the other, 0.5 where neither; None without a verdict."""
+    if preference.margin is None:
+        return None
+    margin = preference.margin if comparison.first.model == "chosen" else -preference.margin
+    return 0.5 if margin == 0 else float(margin > 0)
 
 
 def coin(seed: int, number: int) -> bool:
