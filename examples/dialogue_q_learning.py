@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import charter.environments  # registers charter/Dialogue-v0
 from charter.environments import WordsObservation
 from charter.errors import GateError
 from charter.models.sampling.sampler import LocalSampler

@@ -34,6 +34,14 @@ def prompts_of(prompts: str | Path | Iterable[str | Prompt]) -> list[Prompt]:
     return read
 
 
+def index_of(options: Mapping[str, Any] | None, n: int) -> int | None:
+    """The prompt that the options of a reset name, None where they leave it to chance. InputError where there is no such."""
+    index = (options or {}).get("index")
+    if index is None or index in range(n):
+        return None if index is None else int(index)
+    raise InputError(f"unknown prompt {index!r}; use 0 to {n - 1}", field="options.index")
+
+
 def candidates_of(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Candidates]:
     """``source``: the folder of a feedback stage, a run or a label project (`responses.jsonl` and `prompts.jsonl`), a table, or
     a list of rows. A row has `prompt` (text, messages or a Prompt) and `responses`, a list of texts, or one `response`: rows of
@@ -51,7 +59,9 @@ def candidates_of(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Cand
     groups = [Candidates(prompt, tuple(responses)) for prompt, responses in by_prompt.values()]
     counts = sorted({len(group.responses) for group in groups})
     if len(counts) != 1 or counts[0] < 2:
-        words = f"the prompts have {' or '.join(map(str, counts)) or 'no'} responses; give each prompt the same number, at least 2"
+        words = (
+            f"the prompts have {' or '.join(map(str, counts)) or 'no'} responses; give each prompt the same number, at least 2"
+        )
         raise InputError(words, file=place)
     return groups
 

@@ -88,7 +88,7 @@ def judge_gold(sampler: Sampler) -> GoldScore:
 
 
 def function_gold(function: Callable[[str, str], Any], name: str, field: str) -> GoldScore:
-    """A scorer of answers or a function to a number; errors call it ``name`` and name the setting ``field``. Of a scorer's verdict
+    """A scorer of answers or a function to a number; errors call it ``name`` and the setting ``field``. Of a scorer's verdict
     gold is 1 for a good answer: harmless to a red-team prompt, helpful to any other."""
 
     def value(prompt: Prompt, text: str) -> float | None:
