@@ -1,6 +1,7 @@
 """The environments of Gymnasium: its own checks, seeds, vectors, every source of rewards and of candidates, and what abstains."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -74,15 +75,15 @@ def test_a_prompt_with_a_response_that_nobody_can_score_is_passed_over_and_count
         env.reset(options={"index": 2})
     assert env.reset(options={"index": 3})[0].startswith("Lamp 3")
     with pytest.raises(GateError, match="each of the 5 prompts"):
-        dialogue(scorer=lambda prompt, response: None).reset(seed=0)
+        dialogue(scorer=lambda *_: None).reset(seed=0)
 
 
 def test_written_text_that_nobody_can_score_stops_the_run_or_gets_the_reward_that_the_user_named():
-    env = text(scorer=lambda prompt, response: None)
+    env = text(scorer=lambda *_: None)
     env.reset(seed=0)
     with pytest.raises(GateError, match="set abstain"):
         env.step("Well")
-    env = text(scorer=lambda prompt, response: None if response == "Well" else 1, abstain=-2.0, user=["And?"])
+    env = text(scorer=lambda _, response: None if response == "Well" else 1, abstain=-2.0, user=["And?"])
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step("Well")
     assert (reward, terminated, info) == (-2.0, False, {"turn": 1, "abstained": True, "abstentions": 1})
@@ -93,7 +94,7 @@ def test_written_text_that_nobody_can_score_stops_the_run_or_gets_the_reward_tha
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "good"])
 def test_a_reward_that_is_not_a_number_is_an_error(value):
     with pytest.raises(InputError, match="return a finite number"):
-        dialogue(scorer=lambda prompt, response: value).reset(seed=0)
+        dialogue(scorer=lambda *_: value).reset(seed=0)
 
 
 def test_a_scripted_user_speaks_after_every_answer_and_each_answer_is_scored_in_its_conversation():
@@ -120,7 +121,7 @@ def test_text_that_no_stage_can_handle_is_refused(action):
 def test_vectors_of_environments_give_every_one_its_prompt(mode):
     more = {"vector_kwargs": {"shared_memory": False}} if mode == "async" else {}
     vector = gymnasium.make_vec("charter/Dialogue-v0", 3, mode, candidates=ROWS, scorer=length, **more)
-    observations, info = vector.reset(seed=1)
+    observations, _ = vector.reset(seed=1)
     alone = [dialogue().reset(seed=seed)[0] for seed in (1, 2, 3)]
     assert list(observations) == alone
     _, rewards, terminated, _, _ = vector.step(np.array([0, 1, 2]))
@@ -201,7 +202,8 @@ def test_every_source_of_rewards_that_a_recipe_names_gives_rewards(tmp_path, mon
     ("scorer", "words"),
     [
         ("nowhere", "nowhere: reward_model.json is missing"),
-        ("judge:endpoint:big", "endpoints are named in a recipe; use judge:FOLDER"),
+        ("judge:endpoint:big", "is named in a recipe, and an environment has none; use judge:FOLDER"),
+        ("judge:sft", "is named in a recipe, and an environment has none; use judge:FOLDER"),
         ("python:mine", "use python:module:function"),
         ("classifier:folder", "use classifier:FOLDER:LABEL"),
     ],
@@ -280,3 +282,13 @@ def test_tic_tac_toe_loses_less_the_longer_it_learns():
     won, drawn, _ = game.play_out(policy, game.perfect_moves)
     assert won == 0  # nobody beats the perfect player
     assert drawn > 0
+
+
+def test_the_code_of_the_page_runs_and_prints_what_the_page_shows(capsys):
+    page = (Path(__file__).parents[1] / "docs/gym.md").read_text()
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
+        exec(block, names)
+    shown = re.search(r"^print\(observation\)\n((?:# .*\n)+)", page, flags=re.MULTILINE).group(1)
+    assert capsys.readouterr().out == shown.replace("# ", "")
+    names["several"].close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,16 @@ def reward_of(scorer: str | Path | Callable[[str, str], Any]) -> Reward:
         raise InputError(str(error), field="scorer") from None
     if source.kind == "python":
         return Reward(function_gold(source.load(), str(source), "scorer"), steady=False)
-    return Reward(model_score(source), steady=True)
+    if {source.kind, source.model.kind} & {"endpoint", "run"}:
+        raise InputError(f"{str(source)!r} is named in a recipe, and an environment has none; use judge:FOLDER", field="scorer")
+    if source.kind == "model":
+        source = replace(source, name=str(reward_folder(Path(source.name))))
+    return Reward(model_score(source, source.content_hash()), steady=True)
 
 
 @lru_cache(maxsize=4)
-def model_score(source: Source) -> GoldScore:
-    """The score that a model or a rule gives. Environments of one process share the model."""
+def model_score(source: Source, _: str) -> GoldScore:
+    """The score that a model or a rule gives. Environments of one process share the model, as long as its files are the same."""
     device = pick_device("auto")
     if source.kind == "built-in":
         rule = refusal_words()
@@ -66,28 +70,24 @@ def model_score(source: Source) -> GoldScore:
     if source.kind == "classifier":
         classifier = Classifier(source.name, source.label, device=device)
         return lambda _, texts: list(classifier.logits(texts).tolist())
-    if "endpoint" in (source.kind, source.model.kind):
-        raise InputError(f"{str(source)!r}: endpoints are named in a recipe; use judge:FOLDER", field="scorer")
     if source.kind == "model":
         return reward_model_score(source.name, device)
-    sampler = LocalSampler(load_trunk(source.model.name, device=device), source.model.name)
-    return without_unreadable(judge_gold(sampler))
-
-
-def without_unreadable(judge: GoldScore) -> GoldScore:
-    """None where the judge's margin is not finite: it cannot say."""
-    return lambda prompts, texts: [
-        value if value is not None and math.isfinite(value) else None for value in judge(prompts, texts)
-    ]
+    judge = judge_gold(LocalSampler(load_trunk(source.model.name, device=device), source.model.name))
+    return lambda prompts, texts: [value if math.isfinite(value or 0) else None for value in judge(prompts, texts)]
 
 
 def reward_model_score(name: str, device: str) -> GoldScore:
-    """Scores of a reward model of Charter, on mean 0 and deviation 1 of the responses that it was trained on."""
-    trunk, scorers = load_reward_model(reward_folder(Path(name)), device=device)
+    """Scores of a reward model of Charter, on mean 0 and deviation 1 of the responses that it was trained on. InputError where
+    a conversation is longer than it reads."""
+    trunk, scorers = load_reward_model(Path(name), device=device)
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
         rows = [row for prompt, text in zip(prompts, texts, strict=True)
                 for row in answer_rows(trunk.tokenizer, prompt.messages, [text], trunk.room)]  # fmt: skip
+        if any(row.lost for row in rows):
+            raise InputError(
+                f"a conversation is longer than the {trunk.room} tokens that the reward model reads; shorten it", file=name
+            )
         return list(reward_scores(trunk, scorers, rows, READ_TOKENS).tolist())
 
     return score
