@@ -48,7 +48,7 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int = 1) -> None:
             [("revise/revisions.jsonl", 3), ("feedback/judgments.jsonl", 2), ("rl/metrics.jsonl", 1)],
         ),
         (
-            {"method": "ppo", "kl_target": 0.5},
+            {"method": "ppo", "kl_target": 0.5, "value": "head"},
             [("sft/metrics.jsonl", 2), ("reward_model/metrics.jsonl", 1), ("rl/metrics.jsonl", 2)],
         ),
         (

@@ -285,7 +285,7 @@ def test_the_slope_of_a_pair_is_the_gradient_of_its_loss(loss):
     generator = torch.Generator().manual_seed(0)
     sequences, reference = torch.randn(2, 6, generator=generator)
     lengths = torch.full((6,), 4.0)
-    chosen, rejected = best_and_worst(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 4.0]]))
+    chosen, rejected = best_and_worst(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 4.0]]), torch.ones(2, 3, dtype=torch.bool))
     assert (chosen.tolist(), rejected.tolist()) == ([1, 3], [0, 5])
     slopes, value = pair_slopes(sequences, reference, lengths, chosen, rejected, OnlineDPOSettings(loss=loss, beta=0.3))
     assert slopes[2] == slopes[4] == 0

@@ -87,10 +87,10 @@ def ppo(trunk: Trunk, stage: Stage) -> None:
 
 
 def single(trunk: Trunk, stage: Stage, **more: Any) -> None:
-    """One response a step, so that one of two processes samples none."""
+    """One response a step, so that one of two processes samples none; values come from a head on the policy."""
     trunk.add_role("policy")
-    trunk.add_role("value", head=True)
-    rollouts = {**ROLLOUTS, "prompts_per_step": 1, "samples_per_prompt": 1, "minibatches": 1, **more}
+    trunk.add_value_head("policy", 0.5)
+    rollouts = {**ROLLOUTS, "value": "head", "prompts_per_step": 1, "samples_per_prompt": 1, "minibatches": 1, **more}
     with engine_for(trunk, PROMPTS, settings := PPOSettings(method="ppo", **rollouts)):
         train_ppo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REFERENCE = "reference"
+VALUE_HEAD = "value_head."
+"""How the names of the parameters of a value head begin."""
 REWARD_CARD, REWARD_WEIGHTS = "reward_model.json", "reward_model.safetensors"
+
+
+class PolicyPass(NamedTuple):
+    """What a writing role computes at each response token, (R, T), 0 outside the mask."""
+
+    logprobs: Tensor
+    """Nats."""
+    entropies: Tensor
+    """Nats, of the whole vocabulary; empty unless asked for."""
+    values: Tensor
+    """Of its value head, at the state before the token, reward units; empty without a head."""
 
 
 class Trunk:
@@ -76,6 +89,7 @@ class Trunk:
         self._divided: dict[str, Sharded] = {}
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
+        self.value_heads: dict[str, ValueHead] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.adapters: Any = None
         self.engine: VLLMEngine | None = None
@@ -131,8 +145,14 @@ class Trunk:
             n = sum(parameter.numel() for parameter in self.parameters(name).values())
             self.say(f"  {name}: LoRA trains {n:,} of {self.n_parameters:,} parameters ({self.trainable_share(name):.2%})")
 
+    def add_value_head(self, role: str, gradient: float) -> None:
+        """Give a role that writes a value head on its own states. ``gradient``: what the loss of the values weighs in the layers
+        below the head; at 0 they learn nothing from it."""
+        torch.manual_seed(derive_seed(self.seed, "value head", role))
+        self.value_heads[role] = ValueHead(self.model.config.get_text_config().hidden_size, gradient).to(self.device)
+
     def parameters(self, role: str) -> RoleParameters:
-        """The trainable parameters of a role by name, its head included."""
+        """The trainable parameters of a role by name, its heads included."""
         if self.divided:
             self._divide(role)
         if self.lora is None:
@@ -145,6 +165,8 @@ class Trunk:
             named = {key: value for key, value in self.adapters.named_parameters() if f".{role}." in key}
         if role in self.heads:
             named["head.weight"] = self.heads[role].weight
+        if role in self.value_heads:
+            named |= {f"{VALUE_HEAD}{key}": value for key, value in self.value_heads[role].named_parameters()}
         parameters = RoleParameters(named)
         parameters.scaler, parameters.engines = self.scalers.get(role), self.engines
         return parameters
@@ -318,7 +340,12 @@ class Trunk:
     def logprobs(
         self, role: str, packed: Packed, *, temperature: float = 1.0, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (R, T), nats, of the response tokens, 0 outside the mask; and entropies likewise.
+        """Log-probabilities (R, T), nats, of the response tokens, 0 outside the mask; and entropies likewise."""
+        outputs = self.outputs(role, packed, temperature=temperature, entropy=entropy)
+        return outputs.logprobs, outputs.entropies if entropy else None
+
+    def outputs(self, role: str, packed: Packed, *, temperature: float = 1.0, entropy: bool = False) -> PolicyPass:
+        """All that a role computes of the response tokens in one pass.
 
         Logits are computed only where a response token follows, and normalised in float32. ``temperature`` must
         equal that of sampling, or the ratio of the first update would not be 1.
@@ -326,18 +353,18 @@ class Trunk:
         place = packed.mask.nonzero(as_tuple=True)
         targets = packed.targets[packed.mask]
 
-        def compute(model: Any) -> tuple[Tensor, Tensor | None]:
+        def compute(model: Any) -> tuple[Tensor | None, ...]:
             hidden = self.hidden(model, packed, packed.before[packed.mask])
-            return self._chosen_logprobs(model, hidden, targets, temperature, entropy)
+            values = self.value_heads[role](hidden) if role in self.value_heads else None
+            return *self._chosen_logprobs(model, hidden, targets, temperature, entropy), values
 
-        chosen, entropies = self.through(role, compute)
-        scaler = self.scalers.get(role)
-        chosen, entropies = (
-            with_scaled_gradient(scaler, chosen),
-            None if entropies is None else with_scaled_gradient(scaler, entropies),
-        )
-        zeros = torch.zeros(packed.mask.shape, device=chosen.device)
-        return zeros.index_put(place, chosen), None if entropies is None else zeros.index_put(place, entropies)
+        def spread(numbers: Tensor | None) -> Tensor:
+            if numbers is None:
+                return torch.empty(0, device=packed.mask.device)
+            zeros = torch.zeros(packed.mask.shape, device=numbers.device)
+            return zeros.index_put(place, with_scaled_gradient(self.scalers.get(role), numbers))
+
+        return PolicyPass(*map(spread, self.through(role, compute)))
 
     def _chosen_logprobs(
         self, model: Any, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
@@ -435,6 +462,25 @@ class Trunk:
                 put(parameters[key], value)
         scales = [ScoreScale(member["mean"], member["std"]) for member in card["members"]]
         return Scorers(tuple(roles), tuple(scales), card["combine"])
+
+
+class ValueHead(nn.Module):
+    """Two layers on a policy's hidden states: the value of the state, reward units. It starts at 0 everywhere."""
+
+    def __init__(self, hidden: int, gradient: float) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(hidden, hidden), nn.Linear(hidden, 1)
+        self.gradient = gradient
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values (n,) of states (n, H)."""
+        states = hidden.detach()
+        if self.gradient:
+            states = states + self.gradient * (hidden - states)
+        values: Tensor = self.outer(torch.tanh(self.inner(states))).squeeze(-1)
+        return values
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,18 @@ def rloo_advantages(scores: Tensor) -> Tensor:
     return torch.where(equal, 0.0, advantages)
 
 
+def among_kept(rule: Callable[[Tensor], Tensor], scores: Tensor, kept: Tensor) -> Tensor:
+    """``rule``, which turns groups of scores (P, K) into advantages, on the responses that are ``kept`` (P, K), as if there were
+    no others; 0 for the others, and for one without a kept sibling."""
+    if bool(kept.all()):
+        return rule(scores)
+    advantages = torch.zeros_like(scores)
+    for group, members in enumerate(kept):
+        if int(members.sum()) > 1:
+            advantages[group, members] = rule(scores[group, members][None])[0]
+    return advantages
+
+
 def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float) -> Tensor:
     """min(π / π_sampler, cap) of every token, 1 outside ``mask``: what a token's credit is multiplied by where another program
     sampled it, whose probabilities are not quite the trainer's (truncated importance sampling, Ionides 2008; per token as in Yao
@@ -78,9 +92,17 @@ def group_advantages(scores: Tensor, *, scale_by_std: bool) -> Tensor:
     return torch.where(equal, 0.0, advantages)
 
 
-def share_without_spread(groups: Tensor) -> float:
-    """Share of the P groups of scores (P, K) that are all equal within, and so tell no response from its siblings."""
-    return float((groups.amax(dim=1) == groups.amin(dim=1)).float().mean())
+def share_without_spread(groups: Tensor, kept: Tensor) -> float:
+    """Share of the P groups of scores (P, K), of which ``kept`` (P, K) count, that are all equal within, and so tell no response
+    from its siblings."""
+    highest, lowest = extremes(groups, kept)
+    return float((highest <= lowest).float().mean())
+
+
+def extremes(groups: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest and the lowest of the kept scores of each group: (P,) each, minus and plus infinity where none is kept."""
+    inf = float("inf")
+    return groups.masked_fill(~kept, -inf).amax(dim=1), groups.masked_fill(~kept, inf).amin(dim=1)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

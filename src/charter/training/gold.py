@@ -92,7 +92,7 @@ class GoldCurve:
             for role in ("policy", REFERENCE)
         )  # fmt: skip
         kl = token_kl(policy, reference, rollout.mask).sum(dim=1).tolist()
-        proxies = self.proxy(rollout).tolist() if self.proxy is not None else [proxy] * len(kl)
+        proxies = self.proxy(rollout) if self.proxy is not None else [proxy] * len(kl)
         golds = self.gold.score(rollout.prompts, rollout.texts)
         lengths, finished = rollout.mask.sum(dim=1).tolist(), rollout.finished.tolist()
         answers = [

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from charter.errors import GateError
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
@@ -19,12 +20,13 @@ from charter.training.checkpoints import Checkpoints
 from charter.training.gold import GoldCurve
 from charter.training.losses import token_kl
 from charter.training.optimizer import Optimizer, scaling_of
-from charter.training.rewards import RewardSum, apply_missing_eos_penalty, make_kl_controller
+from charter.training.rewards import RewardSum, Scores, apply_missing_eos_penalty, make_kl_controller
 from charter.training.rollouts import (
     collect,
     cut_minibatches,
     describe_rollout,
     log_rollout,
+    micro_batches,
     over_rollout,
     policy_pass,
     prompt_batch,
@@ -41,6 +43,8 @@ class Step:
     rollout: Rollout
     scores: Tensor
     """(B,): what each response is worth, reward units."""
+    kept: Tensor
+    """(B,), bool: the responses that the reward scored. The others are in no update and must be in no baseline."""
     logprobs: Tensor
     """(B, T), nats: of the policy that sampled, the *rollout* policy."""
     reference_logprobs: Tensor
@@ -71,7 +75,12 @@ def steps(
     minibatches, n_updates = updates_per_step(settings)
     optimizers = {
         role: Optimizer(
-            trunk.parameters(role), rate, settings.steps * n_updates, decay=False, max_grad_norm=settings.max_grad_norm
+            trunk.parameters(role),
+            rate,
+            settings.steps * n_updates,
+            decay=False,
+            max_grad_norm=settings.max_grad_norm,
+            value_learning_rate=getattr(settings, "value_learning_rate", None),
         )
         for role, rate in learning_rates.items()
     }
@@ -86,8 +95,12 @@ def steps(
     def state() -> dict[str, float]:
         return ({"kl_coef": kl_controller.coef} if kl_controller else {}) | reward.state()
 
-    def proxy(rollout: Rollout) -> Tensor:
-        return apply_missing_eos_penalty(reward.unshaped(rollout).total, rollout.finished, settings.missing_eos_penalty)
+    def score(parts: Scores, rollout: Rollout) -> Tensor:
+        return apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
+
+    def proxy(rollout: Rollout) -> list[float | None]:
+        parts = reward.unshaped(rollout)
+        return or_none(score(parts, rollout), parts.kept)
 
     curve = GoldCurve(trunk, settings, stage, reward.gold, first, proxy)
     for number in stage.progress(range(settings.steps), done=first):
@@ -96,13 +109,19 @@ def steps(
         # Sample.
         batch = prompt_batch(prompts, number, settings.prompts_per_step, seed)
         rollout = collect(trunk, batch, settings, derive_seed(seed, "rollout", number))
-        shuffle = derive_seed(seed, "minibatches", number)
-        cuts = cut_minibatches(trunk, rollout, minibatches, settings.tokens_per_micro_batch, shuffle)
-        every_cut = [cut for minibatch in cuts for cut in minibatch]
 
         # Score.
         parts = reward(rollout)
-        scores = apply_missing_eos_penalty(parts.total, rollout.finished, settings.missing_eos_penalty)  # (B,)
+        scores = score(parts, rollout)
+        shuffle, tokens = derive_seed(seed, "minibatches", number), settings.tokens_per_micro_batch
+        if len(parts.rows) < minibatches:
+            raise GateError(
+                f"the reward abstains from all but {len(parts.rows)} of {len(scores)} responses, too few for {minibatches} "
+                "minibatches; lower rl.minibatches or look at the parts of the reward"
+            )
+        cuts = cut_minibatches(trunk, rollout, minibatches, tokens, shuffle, parts.rows)
+        others = sorted({*range(len(scores))} - {*parts.rows})  # read, and not learned from
+        every_cut = [cut for minibatch in cuts for cut in minibatch] + micro_batches(trunk, rollout, others, tokens)
         policy = policy_pass(trunk, rollout, every_cut, settings.temperature)
         reference_logprobs = over_rollout(
             trunk,
@@ -117,18 +136,23 @@ def steps(
         # Credit and learn: the method's page.
         updates = Updates(trunk, settings, optimizers, policy, cuts, watch, number)
         price = kl_controller.coef if kl_controller else 0.0
-        step = Step(rollout, scores, policy.values, reference_logprobs, kl, price, updates)
+        step = Step(rollout, scores, parts.kept, policy.values, reference_logprobs, kl, price, updates)
         yield step
 
         # Record.
-        described = describe_rollout(rollout, scores, kl) | parts.means() | state()
+        described = describe_rollout(rollout, scores, parts.kept, kl) | parts.means() | state()
         learned = {"first_ratio": watch.first_ratio, "grad_norm": updates.grad_norm, "updates": updates.made}
         scaling = scaling_of(*optimizers.values())
         row = stage.record(number, **described, **step.logged, **learned, **scaling, sampler_gap=watch.sampler_gap)
-        log_rollout(stage, number, rollout, scores, kl)
+        log_rollout(stage, number, rollout, or_none(scores, parts.kept), kl)
         watch.step_done(number, row)
         if kl_controller:
             kl_controller.update(described["kl"], len(scores))
         reward.update(parts)
         checkpoints.after(number + 1, state())
     curve.finish(len(watch.history))
+
+
+def or_none(scores: Tensor, kept: Tensor) -> list[float | None]:
+    """The scores (B,) as numbers, None where they are not ``kept``."""
+    return [score if scored else None for score, scored in zip(scores.tolist(), kept.tolist(), strict=True)]

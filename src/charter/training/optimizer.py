@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from charter.errors import GateError
 from charter.models.precision import RoleParameters
 from charter.models.sharded import is_divided, put
+from charter.models.trunk import VALUE_HEAD
 from charter.run.team import team
 from charter.training.zero import Zero
 
@@ -21,6 +22,7 @@ class Optimizer:
     """AdamW without weight decay over named parameters, with gradient clipping and a schedule known in advance.
 
     The learning rate rises over ``warmup`` of the steps and falls to zero by a half cosine, or stays (``decay=False``).
+    ``value_learning_rate``: of a value head among them; unless given, that of the others.
     A gradient that is not finite stops the run with the reason: skipping it would hide it. In float16, where the scale of the
     gradients is found by trial, such an update is left out, counted (``scaling_of``) and made smaller the next time.
     """
@@ -34,6 +36,7 @@ class Optimizer:
         warmup: float = 0.0,
         decay: bool = True,
         max_grad_norm: float = 1.0,
+        value_learning_rate: float | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         own = parameters if isinstance(parameters, RoleParameters) else RoleParameters()
@@ -42,10 +45,13 @@ class Optimizer:
         self.learning_rate, self.steps, self.decay, self.max_grad_norm = learning_rate, steps, decay, max_grad_norm
         self.warmup_steps = math.ceil(warmup * steps)
         self.made = 0
-        divided = [p for p in self.parameters.values() if is_divided(p)]
-        others = [p for p in self.parameters.values() if not is_divided(p)]
+        head = [p for name, p in self.parameters.items() if name.startswith(VALUE_HEAD)]
+        below = [p for name, p in self.parameters.items() if not name.startswith(VALUE_HEAD)]
+        divided = [p for p in below if is_divided(p)]
+        others = [p for p in below if not is_divided(p)]
+        factor = (value_learning_rate or learning_rate) / learning_rate
         self.adam = torch.optim.AdamW(
-            [{"params": own} for own in (divided, others) if own],
+            [{"params": part, "factor": times} for part, times in ((divided, 1.0), (others, 1.0), (head, factor)) if part],
             lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, fused=True,
         )  # fmt: skip
         self.zero: Zero | None = None
@@ -79,7 +85,7 @@ class Optimizer:
             return self._skip()
         self._check(norm)
         for group in self.adam.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = self.rate() * group["factor"]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         if self.scaler is not None:

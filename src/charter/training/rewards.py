@@ -18,20 +18,36 @@ from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
 if TYPE_CHECKING:
     from charter.training.gold import Gold
 
-RewardFn = Callable[[Rollout], Tensor]
+
+@dataclass(frozen=True)
+class SomeScores:
+    """What a part of a reward gives that may abstain. values: (B,); abstained: (B,), bool, where the value means nothing."""
+
+    values: Tensor
+    abstained: Tensor
+
+
+RewardFn = Callable[[Rollout], Tensor | SomeScores]
 """Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a rollout's responses. parts: name to (B,); total: (B,), their weighted sum, less the cost."""
+    """The scores of a rollout's responses. parts: name to (B,); total: (B,), their weighted sum, less the cost; kept: (B,), bool,
+    the responses that every part scored. Numbers of the others mean nothing."""
 
     parts: Mapping[str, Tensor]
     total: Tensor
+    kept: Tensor
 
     def means(self) -> dict[str, float]:
-        """One curve per part for the log."""
-        return {f"reward/{name}": float(part.mean()) for name, part in self.parts.items()}
+        """One curve per part for the log, over the responses that are kept."""
+        return {f"reward/{name}": float(part[self.kept].mean()) for name, part in self.parts.items()}
+
+    @property
+    def rows(self) -> list[int]:
+        """The responses that are kept."""
+        return [row for row, kept in enumerate(self.kept.tolist()) if kept]
 
 
 class RewardShape:
@@ -49,13 +65,13 @@ class RewardShape:
             raise ValueError("sigmoid_against needs the rewards of the reference's answers")
         self.count, self.mean, self.spread = 0.0, 0.0, 0.0  # spread: sum of squared distances from the mean
 
-    def __call__(self, scores: Tensor, rollout: Rollout) -> Tensor:
-        """Shaped scores (B,) of scores (B,)."""
+    def __call__(self, scores: Tensor, rollout: Rollout, kept: Tensor | None = None) -> Tensor:
+        """Shaped scores (B,) of scores (B,), of which ``kept`` (B,) mean something; all of them unless given."""
         if self.references is not None:
             references = [self.references[prompt.id] for prompt in rollout.prompts]
             scores = torch.sigmoid(scores - torch.tensor(references, device=scores.device))
         if self.settings.reward_scale:
-            self.see(scores)
+            self.see(scores if kept is None else scores[kept])
             scores = scores / max(math.sqrt(self.spread / self.count), 1e-6)
         clip = self.settings.reward_clip
         return scores if clip is None else scores.clamp(-clip, clip)
@@ -97,26 +113,35 @@ class RewardSum:
 
     def __call__(self, rollout: Rollout) -> Scores:
         scores = self.unshaped(rollout)
-        return scores if self.shape is None else Scores(scores.parts, self.shape(scores.total, rollout))
+        if self.shape is None:
+            return scores
+        return Scores(scores.parts, self.shape(scores.total, rollout, scores.kept), scores.kept)
 
     def unshaped(self, rollout: Rollout) -> Scores:
-        """Parts and their sum before it is shaped. GateError where a part is not finite."""
+        """Parts and their sum before it is shaped. GateError where a part is not finite, or abstains from every response."""
         parts: dict[str, Tensor] = {}
+        kept = torch.ones(len(rollout.texts), dtype=torch.bool, device=rollout.ids.device)
         for name, (_, score) in self.parts.items():
-            parts[name] = score(rollout)
+            scores = score(rollout)
+            if isinstance(scores, SomeScores):
+                kept, scores = kept & ~scores.abstained, scores.values
+            parts[name] = scores
             if not bool(torch.isfinite(parts[name]).all()):
                 raise GateError(f"the reward part {name!r} is not finite; a failed score is an error, not a number")
+        if not bool(kept.any()):
+            raise GateError(f"the reward abstains from all {len(kept)} responses of a batch, so nothing can be learned; look at "
+                            "rollouts.jsonl and at the parts of the reward")  # fmt: skip
         rewards = [weight * parts[name] for name, (weight, _) in self.parts.items()
                    if self.cost is None or name != self.cost.part]  # fmt: skip
         total = torch.stack(rewards).sum(dim=0) if rewards else torch.zeros(len(rollout.texts))
         if self.cost is not None:
             total = (total - self.multiplier * parts[self.cost.part]) / (1 + self.multiplier)
-        return Scores(parts, total)
+        return Scores(parts, total, kept)
 
     def update(self, scores: Scores) -> None:
         """Move the multiplier by the mean cost of a step; nothing to do without a cost."""
         if self.cost is not None:
-            excess = float(scores.parts[self.cost.part].mean()) - self.cost.budget
+            excess = float(scores.parts[self.cost.part][scores.kept].mean()) - self.cost.budget
             self.multiplier *= math.exp(self.cost.learning_rate * excess)
 
     def state(self) -> dict[str, float]:

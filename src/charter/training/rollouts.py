@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from charter.errors import GateError
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.packing import Packed, Tokens, clip
-from charter.models.trunk import REFERENCE, Scorers, Trunk
+from charter.models.trunk import REFERENCE, PolicyPass, Scorers, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
@@ -90,8 +91,12 @@ def reference_rewards(
     size = max(1, settings.prompts_per_step * settings.samples_per_prompt // k)
     for start in stage.progress(range(0, len(prompts), size)):
         batch = prompts[start : start + size]
-        scores = reward.unshaped(collect(trunk, batch, settings, seed, role=REFERENCE, k=k)).total
-        rewards |= dict(zip((p.id for p in batch), scores.view(-1, k).mean(dim=1).tolist(), strict=True))
+        scores = reward.unshaped(collect(trunk, batch, settings, seed, role=REFERENCE, k=k))
+        for prompt, values, kept in zip(batch, scores.total.view(-1, k), scores.kept.view(-1, k), strict=True):
+            if not bool(kept.any()):
+                raise GateError(f"the reward abstains from all {k} answers of the reference to prompt {prompt.id}; raise "
+                                "rl.sigmoid_against or leave it out")  # fmt: skip
+            rewards[prompt.id] = float(values[kept].mean())
     return rewards
 
 
@@ -137,9 +142,13 @@ def micro_batches(trunk: Trunk, rollout: Rollout, rows: Sequence[int], tokens: i
     return batches
 
 
-def cut_minibatches(trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int) -> list[list[MicroBatch]]:
-    """The rows dealt at random into ``n`` minibatches, one optimizer step each, and those cut into micro-batches."""
-    order = np.random.default_rng(seed).permutation(len(rollout.texts)).tolist()
+def cut_minibatches(
+    trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int, rows: Sequence[int] | None = None
+) -> list[list[MicroBatch]]:
+    """The rows, all of them unless given, dealt at random into ``n`` minibatches, one optimizer step each, and those cut into
+    micro-batches."""
+    rows = range(len(rollout.texts)) if rows is None else rows
+    order = [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]
     return [micro_batches(trunk, rollout, sorted(order[i::n]), tokens) for i in range(n)]
 
 
@@ -155,10 +164,10 @@ def is_kept(trunk: Trunk, cuts: Sequence[MicroBatch]) -> bool:
 
 @torch.no_grad()
 def over_rollout(
-    trunk: Trunk, role: str, rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor]
+    trunk: Trunk, role: str, rollout: Rollout, cuts: Sequence[MicroBatch], compute: Callable[[Packed], Tensor], *depth: int
 ) -> Tensor:
-    """``compute(packed)`` (b, t), a pass of the role, of every micro-batch, put together to (B, T)."""
-    out = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
+    """``compute(packed)`` (b, t, *depth), a pass of the role, of every micro-batch, put together to (B, T, *depth)."""
+    out = torch.zeros((*rollout.mask.shape, *depth), device=rollout.mask.device)
     for cut in own_cuts(trunk, cuts, role):
         values = compute(cut.packed)
         out[cut.rows, : values.shape[1]] = values
@@ -176,6 +185,8 @@ class FirstPass(Generic[T]):
     values: Tensor
     learn: Callable[[Packed], T]
     kept: T | None
+    of_head: Tensor
+    """(B, T): the values of a value head, which the same pass computes; empty without one."""
 
     def of(self, cut: MicroBatch) -> T:
         """A micro-batch's part with gradient, for an update: the kept one once."""
@@ -183,44 +194,51 @@ class FirstPass(Generic[T]):
         return self.learn(cut.packed) if kept is None else kept
 
 
-def policy_pass(
-    trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float
-) -> FirstPass[tuple[Tensor, Tensor]]:
-    """Log-probabilities of a rollout under the policy, as training computes them; for an update the entropies too, (b, t)."""
+def policy_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch], temperature: float) -> FirstPass[PolicyPass]:
+    """Log-probabilities of a rollout under the policy, as training computes them, and the values of its head; for an update the
+    entropies too, (b, t)."""
+    kept, has_head = None, "policy" in trunk.value_heads
 
-    def learn(packed: Packed) -> tuple[Tensor, Tensor]:
-        logprobs, entropies = trunk.logprobs("policy", packed, temperature=temperature, entropy=True)
-        assert entropies is not None
-        return logprobs, entropies
+    def learn(packed: Packed) -> PolicyPass:
+        return trunk.outputs("policy", packed, temperature=temperature, entropy=True)
 
     def read(packed: Packed) -> Tensor:
-        return trunk.logprobs("policy", packed, temperature=temperature)[0]
+        outputs = kept or trunk.outputs("policy", packed, temperature=temperature)
+        parts = (outputs.logprobs, outputs.values) if has_head else (outputs.logprobs,)
+        return torch.stack([part.detach() for part in parts], dim=-1)
 
-    if not is_kept(trunk, cuts):
-        return FirstPass(over_rollout(trunk, "policy", rollout, cuts, read), learn, None)
-    kept = learn(cuts[0].packed)
-    return FirstPass(over_rollout(trunk, "policy", rollout, cuts, lambda _: kept[0].detach()), learn, kept)
+    if is_kept(trunk, cuts):
+        kept = learn(cuts[0].packed)
+    numbers = over_rollout(trunk, "policy", rollout, cuts, read, 1 + has_head)
+    logprobs, *of_head = (part.contiguous() for part in numbers.unbind(dim=-1))
+    return FirstPass(logprobs, learn, kept, of_head[0] if of_head else logprobs.new_empty(0))
 
 
 def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> FirstPass[Tensor]:
     """The critic's values before each token of a rollout."""
+    kept: Tensor | None = None
 
     def learn(packed: Packed) -> Tensor:
         return trunk.values("value", packed)
 
-    if not is_kept(trunk, cuts):
-        return FirstPass(over_rollout(trunk, "value", rollout, cuts, learn), learn, None)
-    kept = learn(cuts[0].packed)
-    return FirstPass(over_rollout(trunk, "value", rollout, cuts, lambda _: kept.detach()), learn, kept)
+    def read(packed: Packed) -> Tensor:
+        return learn(packed) if kept is None else kept.detach()
+
+    if is_kept(trunk, cuts):
+        kept = learn(cuts[0].packed)
+    values = over_rollout(trunk, "value", rollout, cuts, read)
+    return FirstPass(values, learn, kept, values.new_empty(0))
 
 
-def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, float]:
-    """The figures that every RL method logs of a step. kl: (B, T), nats. Standard errors are over responses."""
+def describe_rollout(rollout: Rollout, scores: Tensor, kept: Tensor, kl: Tensor) -> dict[str, float]:
+    """The figures that every RL method logs of a step. scores: (B,), of which ``kept`` count; kl: (B, T), nats. Standard errors
+    are over responses."""
     response_kl = kl.sum(dim=1)
-    n = len(scores)
+    n, rewards = len(scores), scores[kept]
     return {
-        "reward": float(scores.mean()),
-        "reward_sem": float(scores.std() / n**0.5) if n > 1 else 0.0,
+        "reward": float(rewards.mean()),
+        "reward_sem": float(rewards.std() / len(rewards) ** 0.5) if len(rewards) > 1 else 0.0,
+        "abstained": n - len(rewards),
         "kl": float(response_kl.mean()),
         "kl_sem": float(response_kl.std() / n**0.5) if n > 1 else 0.0,
         "response_tokens": float(rollout.mask.sum() / n),
@@ -228,9 +246,9 @@ def describe_rollout(rollout: Rollout, scores: Tensor, kl: Tensor) -> dict[str, 
     }
 
 
-def log_rollout(stage: Stage, step: int, rollout: Rollout, scores: Tensor, kl: Tensor) -> None:
-    """Append every response of a step with its score and KL to rollouts.jsonl."""
-    rows = zip(rollout.prompts, rollout.texts, scores.tolist(), kl.sum(dim=1).tolist(), strict=True)
+def log_rollout(stage: Stage, step: int, rollout: Rollout, scores: Sequence[float | None], kl: Tensor) -> None:
+    """Append every response of a step with its score, None where the reward abstained, and its KL to rollouts.jsonl."""
+    rows = zip(rollout.prompts, rollout.texts, scores, kl.sum(dim=1).tolist(), strict=True)
     if not team().is_main:
         return
     with open(stage.path("rollouts.jsonl"), "a", encoding="utf-8") as file:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from charter.models.trunk import Trunk
+from charter.models.trunk import PolicyPass, Trunk
 from charter.run.team import team
 from charter.stages.rl.settings import RolloutSettings
 from charter.training.losses import PolicyStats
@@ -23,8 +23,8 @@ def updates_per_step(settings: RolloutSettings) -> tuple[int, int]:
 
 
 class Updates:
-    """Iterating gives every micro-batch of every update with the policy's log-probabilities and entropies (b, t), which carry
-    gradient. The body of the loop passes each micro-batch's loss to ``learn``; the optimizers move between updates.
+    """Iterating gives every micro-batch of every update with the policy's pass over it, which carries gradient. The
+    body of the loop passes each micro-batch's loss to ``learn``; the optimizers move between updates.
 
     ``n_tokens`` and ``n_responses`` count those of the whole update that a micro-batch belongs to, on all processes.
     """
@@ -36,7 +36,7 @@ class Updates:
         trunk: Trunk,
         settings: RolloutSettings,
         optimizers: Mapping[str, Optimizer],
-        policy: FirstPass[tuple[Tensor, Tensor]],
+        policy: FirstPass[PolicyPass],
         minibatches: Sequence[Sequence[MicroBatch]],
         watch: Watch,
         step: int,
@@ -49,7 +49,7 @@ class Updates:
         self.norms: list[float] = []
         self.moved = 0.0  # from the rollout policy, in the last update: nats a token
 
-    def __iter__(self) -> Iterator[tuple[MicroBatch, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[MicroBatch, PolicyPass]]:
         stop_kl = getattr(self.settings, "stop_kl", None)
         for minibatch in [minibatch for _ in range(getattr(self.settings, "epochs", 1)) for minibatch in self.minibatches]:
             if stop_kl is not None and self.moved > stop_kl:
@@ -58,7 +58,7 @@ class Updates:
             self.n_tokens = sum(cut.packed.n_tokens for cut in minibatch)
             self.n_responses = sum(len(cut.rows) for cut in minibatch)
             for cut in own_cuts(self.trunk, minibatch, *self.optimizers):
-                yield cut, *self.policy.of(cut)
+                yield cut, self.policy.of(cut)
             self.moved, ratio, n_tokens = team().add_up(self.moved, self.totals["ratio"], self.totals["n_tokens"])
             if not self.norms:
                 self.watch.first_minibatch(self.step, ratio / max(n_tokens, 1))

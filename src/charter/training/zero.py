@@ -120,7 +120,7 @@ class Zero:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.mul_(team().size)
         for group in self.adam.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         with exchanging():
             with self.engine.coalesce_grad_reduction():
                 pass  # at its end gradients are added up that were made before

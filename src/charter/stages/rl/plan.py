@@ -26,25 +26,25 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
         return work
     n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
     row = lengths.prompt + settings.max_new_tokens
-    ppo = isinstance(settings, PPOSettings)
+    critic = isinstance(settings, PPOSettings) and settings.value == "own"
     epochs, minibatches = (settings.epochs, settings.minibatches) if isinstance(settings, (PPOSettings, GRPOSettings)) else (1, 1)
-    work.train(shape, settings.lora, roles=2 if ppo else 1, reference=True)
+    work.train(shape, settings.lora, roles=2 if critic else 1, reference=True)
     if counted.recipe.trains_reward_model:  # only read
         reward, scored_by = counted.recipe.reward_model, counted.reward_shape
         if reward.model is not None:
             work.hold(scored_by, 1)
         work.memory["weights"] += (scored_by.adapter(reward.lora) or scored_by.parameters) * FLOAT
     work.activate(
-        shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if ppo else 1,
+        shape, settings, n_rollouts / minibatches, row, settings.max_new_tokens, copies=5, passes=2 if critic else 1,
         siblings=settings.samples_per_prompt if minibatches == 1 else 1,
     )  # fmt: skip
     work.sample(shape, n_steps * n_rollouts, lengths.prompt, settings.max_new_tokens, n_rollouts)
     if settings.vllm is not None:  # a copy of the policy and a cache of its own
         work.memory.pop("kv_cache", None)
         work.memory["vllm"] = shape.parameters * work.width + settings.vllm.kv_cache_gb * 2**30
-    # Reward, policy and reference read every rollout, with PPO the value model too.
-    work.score(shape, n_steps * n_rollouts * row * (4 if ppo else 3))
-    work.learn(shape, n_steps * n_rollouts * row * epochs * (2 if ppo else 1))
+    # Reward, policy and reference read every rollout, and a critic of its own too.
+    work.score(shape, n_steps * n_rollouts * row * (4 if critic else 3))
+    work.learn(shape, n_steps * n_rollouts * row * epochs * (2 if critic else 1))
     work.hold_classifiers(counted, settings.sources.values())
     anew = (settings.sigmoid_against or 0) * counted.n_prompts("train")
     for judge in settings.asks.values():

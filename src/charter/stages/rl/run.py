@@ -111,7 +111,9 @@ def train_policy(
             with engine_for(trunk, chosen, settings):
                 rewards.gold = gold
                 rewards.shape = shape_of(trunk, chosen, rewards, settings, stage)
-                if isinstance(settings, PPOSettings):
+                if isinstance(settings, PPOSettings) and settings.value == "head":
+                    trunk.add_value_head("policy", settings.value_gradient)
+                elif isinstance(settings, PPOSettings):
                     trunk.add_role("value", head=True, start_from="reward" if shared else None)
                 trainer_of(settings.method)(trunk, chosen, rewards, settings, stage)
             team().on_main(lambda: export_rollouts(stage, stage.export(f"{name.replace('rl', 'rl_log')}.csv")))
@@ -138,7 +140,8 @@ def outcome_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
     else:
         result |= {"first_kl": first["kl"], "first_ratio": first["first_ratio"], "first_reward": first["reward"],
                    "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":
-                   len(metrics) * settings.prompts_per_step * settings.samples_per_prompt}  # fmt: skip
+                   len(metrics) * settings.prompts_per_step * settings.samples_per_prompt,
+                   "excluded": {"responses that the reward abstained from": sum(m["abstained"] for m in metrics)}}  # fmt: skip
     if settings.stop is not None:
         result["stopped"] = (read_json(stage.path(STOPPED)) or {}).get("reason")  # None where all steps were made
     if settings.gold is not None:

@@ -214,16 +214,27 @@ class PPOSettings(RLSettings):
     """c1, the weight of the value loss."""
     entropy_coef: NonNegative = 0.0
     """c2, the weight of the entropy bonus."""
+    value: Literal["own", "head"] = "own"
+    """Who estimates values: a critic of its `own`, or a `head` of two layers on the policy's states, in the policy's pass."""
+    value_gradient: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """With `value: head`: what the value loss weighs in the layers that it shares with the policy; 0 cuts it off."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Discount; 1 for text."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     """λ of generalised advantage estimation."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    """Of the critic; constant."""
+    """Of the critic, or of the value head; constant."""
     whiten_advantages: Literal["unbiased", "biased", "none"] = "unbiased"
     """Advantages of a batch on mean 0 and variance 1 over its response tokens: divided by n - 1, by n, or left alone."""
     stop_kl: Annotated[float, Field(gt=0)] | None = None
     """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
+
+    @model_validator(mode="after")
+    def check_who_reads_the_gradient(self) -> PPOSettings:
+        """A critic of its own shares no layers."""
+        if self.value == "own" and "value_gradient" in self.model_fields_set:
+            raise ValueError("value_gradient is read with value: head alone; leave it out")
+        return self
 
 
 class RLOOSettings(RLSettings):

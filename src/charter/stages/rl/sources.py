@@ -19,7 +19,7 @@ from charter.recipe.source import Source
 from charter.records import Rollout
 from charter.run.team import team
 from charter.stages.rl.settings import RolloutSettings
-from charter.training.rewards import RewardFn, RewardSum, random_number, response_length
+from charter.training.rewards import RewardFn, RewardSum, SomeScores, random_number, response_length
 
 RULES: dict[str, RewardFn] = {"length": response_length, "random": random_number}
 
@@ -42,21 +42,24 @@ def build_reward(
     return RewardSum(parts, settings.cost)
 
 
-def rule_reward(rule: Callable[[str, str], float], source: str) -> RewardFn:
-    """A function of (prompt text, response text) to a number, as a reward."""
+def rule_reward(rule: Callable[[str, str], float | None], source: str) -> RewardFn:
+    """A function of (prompt text, response text) to a number, as a reward; None abstains."""
 
-    def values(rollout: Rollout) -> list[float]:
-        numbers = []
+    def values(rollout: Rollout) -> list[float | None]:
+        numbers: list[float | None] = []
         for prompt, text in zip(rollout.prompts, rollout.texts, strict=True):
             value = rule(prompt.last_turn, text)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputError(f"{source!r} returned {value!r} and not a number", field="rl.reward")
-            numbers.append(float(value))
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise InputError(f"{source!r} returned {value!r}; return a number, or None to abstain", field="rl.reward")
+            numbers.append(None if value is None else float(value))
         return numbers
 
-    def score(rollout: Rollout) -> Tensor:
+    def score(rollout: Rollout) -> SomeScores:
         # A user's function may answer differently at each call, so one process calls it.
-        return torch.tensor(team().on_main(lambda: values(rollout)), device=rollout.ids.device)
+        numbers = team().on_main(lambda: values(rollout))
+        device = rollout.ids.device
+        return SomeScores(torch.tensor([number or 0.0 for number in numbers], device=device),
+                          torch.tensor([number is None for number in numbers], device=device))  # fmt: skip
 
     return score
 

@@ -7,12 +7,13 @@ term of the loss and not of the reward; the clipped ratio is against the policy 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from charter.models.trunk import Trunk
 from charter.records import Prompt
 from charter.run.run import Stage
 from charter.stages.rl.settings import GRPOSettings
-from charter.training.advantages import group_advantages, share_without_spread
+from charter.training.advantages import among_kept, group_advantages, share_without_spread
 from charter.training.loop import steps
 from charter.training.losses import clipped_policy_loss, kl_penalty, token_weights
 from charter.training.rewards import RewardSum
@@ -21,16 +22,18 @@ from charter.training.vllm_rollouts import describe_weights, sampler_weights
 
 def train_grpo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: GRPOSettings, stage: Stage) -> None:
     """Train role ``policy``, which must be on the trunk; the trunk's base is the reference."""
+    rule = partial(group_advantages, scale_by_std=settings.scale_by_std)
     for step in steps(trunk, prompts, reward, settings, stage, {"policy": settings.learning_rate}):
         # Credit.
         groups = step.scores.view(-1, settings.samples_per_prompt)
-        advantages = group_advantages(groups, scale_by_std=settings.scale_by_std).view(-1, 1)  # (B, 1)
+        kept = step.kept.view_as(groups)
+        advantages = among_kept(rule, groups, kept).view(-1, 1)  # (B, 1)
         weights = sampler_weights(settings, step.rollout, step.logprobs)  # (B, T)
         advantages = advantages * weights
 
         # Learn.
         updates = step.updates
-        for cut, logprobs, entropies in updates:
+        for cut, policy in updates:
             mask, old = cut.packed.mask, cut.of(step.logprobs)
             shares = token_weights(
                 mask,
@@ -40,7 +43,7 @@ def train_grpo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, setti
                 max_new_tokens=settings.max_new_tokens,
             )
             loss, stats = clipped_policy_loss(
-                logprobs,
+                policy.logprobs,
                 old,
                 cut.of(advantages),
                 mask,
@@ -48,14 +51,14 @@ def train_grpo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, setti
                 clip_coef_high=settings.clip_coef_high,
                 weights=shares,
             )
-            penalty = kl_penalty(logprobs, cut.of(step.reference_logprobs), old, mask, settings.kl_estimator)
+            penalty = kl_penalty(policy.logprobs, cut.of(step.reference_logprobs), old, mask, settings.kl_estimator)
             loss = loss + step.kl_coef * (penalty * shares).sum()
-            updates.learn(loss, stats, entropy=float(entropies.detach().sum()))
+            updates.learn(loss, stats, entropy=float(policy.entropies.detach().sum()))
 
         # Record.
         step.record(
             **updates.per_token("ratio", "clip_fraction", "approx_kl", "entropy"),
             **describe_weights(settings, step.rollout, weights),
             loss=updates.loss,
-            groups_without_spread=share_without_spread(groups),
+            groups_without_spread=share_without_spread(groups, kept),
         )

@@ -16,6 +16,7 @@ from charter.models.trunk import Trunk
 from charter.records import Prompt
 from charter.run.run import Stage
 from charter.stages.rl.settings import OnlineDPOSettings
+from charter.training.advantages import extremes
 from charter.training.loop import steps
 from charter.training.losses import policy_stats
 from charter.training.preference_losses import LOSSES, PairLogprobs
@@ -28,7 +29,9 @@ def train_online_dpo(
     """Train role ``policy``, which must be on the trunk; the trunk's base is the reference."""
     for step in steps(trunk, prompts, reward, settings, stage, {"policy": settings.learning_rate}):
         # Credit: the loss sees a response through its log-probability alone, so its slope there is all of the gradient.
-        chosen, rejected = best_and_worst(step.scores.view(-1, settings.samples_per_prompt))  # (pairs,) rows of the rollout
+        chosen, rejected = best_and_worst(
+            *(x.view(-1, settings.samples_per_prompt) for x in (step.scores, step.kept))
+        )  # (pairs,) rows of the rollout
         slopes, pair_loss = pair_slopes(
             step.logprobs.sum(dim=1),
             step.reference_logprobs.sum(dim=1),
@@ -39,10 +42,10 @@ def train_online_dpo(
         )
 
         # Learn.
-        for cut, logprobs, entropies in step.updates:
-            loss = (slopes[cut.rows] * logprobs.sum(dim=1)).sum()
-            stats = policy_stats(logprobs, cut.of(step.logprobs), cut.packed.mask)
-            step.updates.learn(loss, stats, entropy=float(entropies.detach().sum()))
+        for cut, policy in step.updates:
+            loss = (slopes[cut.rows] * policy.logprobs.sum(dim=1)).sum()
+            stats = policy_stats(policy.logprobs, cut.of(step.logprobs), cut.packed.mask)
+            step.updates.learn(loss, stats, entropy=float(policy.entropies.detach().sum()))
 
         # Record.
         step.record(
@@ -53,12 +56,14 @@ def train_online_dpo(
         )
 
 
-def best_and_worst(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the best and of the worst of each group of scores (P, K), rows counted through; (pairs,) each. A group whose
-    scores are all equal gives neither a preference nor a pair."""
+def best_and_worst(groups: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the best and of the worst of each group of scores (P, K), of which ``kept`` (P, K) count, rows counted through;
+    (pairs,) each. A group whose scores are all equal gives neither a preference nor a pair."""
     start = torch.arange(len(groups), device=groups.device) * groups.shape[1]
-    told_apart = groups.amax(dim=1) > groups.amin(dim=1)
-    return (start + groups.argmax(dim=1))[told_apart], (start + groups.argmin(dim=1))[told_apart]
+    highest, lowest = extremes(groups, kept)
+    best = start + (kept & (groups == highest[:, None])).float().argmax(dim=1)
+    worst = start + (kept & (groups == lowest[:, None])).float().argmax(dim=1)
+    return best[highest > lowest], worst[highest > lowest]
 
 
 def pair_slopes(

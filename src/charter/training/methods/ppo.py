@@ -21,27 +21,33 @@ from charter.training.vllm_rollouts import describe_weights, sampler_weights
 
 
 def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settings: PPOSettings, stage: Stage) -> None:
-    """Train role ``policy``, with role ``value`` as its critic. Both must be on the trunk; its base is the reference."""
-    learning_rates = {"policy": settings.learning_rate, "value": settings.value_learning_rate}
+    """Train role ``policy``, which must be on the trunk with its value head or with role ``value`` as critic; the trunk's base is
+    the reference."""
+    learning_rates = {"policy": settings.learning_rate}
+    if settings.value == "own":
+        learning_rates["value"] = settings.value_learning_rate
     for step in steps(trunk, prompts, reward, settings, stage, learning_rates):
         # Credit.
+        scored = step.rollout.mask & step.kept[:, None]  # (B, T)
         rewards = at_last_token(step.scores, step.rollout.mask) - step.kl_coef * step.kl
-        critic = value_pass(trunk, step.rollout, step.updates.cuts)
-        values = critic.values  # (B, T)
+        critic = value_pass(trunk, step.rollout, step.updates.cuts) if settings.value == "own" else None
+        values = step.updates.policy.of_head if critic is None else critic.values  # (B, T)
         advantages, returns = gae(rewards, values, step.rollout.mask, settings.gamma, settings.gae_lambda)
         if settings.whiten_advantages != "none":
-            advantages = whiten(advantages, step.rollout.mask, unbiased=settings.whiten_advantages == "unbiased")
+            advantages = whiten(advantages, scored, unbiased=settings.whiten_advantages == "unbiased")
         weights = sampler_weights(settings, step.rollout, step.logprobs)  # (B, T)
         advantages = advantages * weights
 
         # Learn.
         updates = step.updates
-        for cut, logprobs, entropies in updates:
+        for cut, policy in updates:
             mask, n = cut.packed.mask, updates.n_tokens
-            loss, stats = clipped_policy_loss(logprobs, cut.of(step.logprobs), cut.of(advantages), mask, settings.clip_coef, n)
-            new_values = critic.of(cut)
+            loss, stats = clipped_policy_loss(
+                policy.logprobs, cut.of(step.logprobs), cut.of(advantages), mask, settings.clip_coef, n
+            )
+            new_values = policy.values if critic is None else critic.of(cut)
             value_loss = clipped_value_loss(new_values, cut.of(values), cut.of(returns), mask, settings.value_clip, n)
-            entropy = masked_mean(entropies, mask, n)
+            entropy = masked_mean(policy.entropies, mask, n)
             loss = loss + settings.value_coef * value_loss - settings.entropy_coef * entropy
             updates.learn(loss, stats, entropy=entropy.item() * n, value_loss=value_loss.item() * n)
 
@@ -49,5 +55,5 @@ def train_ppo(trunk: Trunk, prompts: Sequence[Prompt], reward: RewardSum, settin
         step.record(
             **updates.per_token("ratio", "clip_fraction", "approx_kl", "entropy", "value_loss"),
             **describe_weights(settings, step.rollout, weights),
-            explained_variance=explained_variance(values[step.rollout.mask], returns[step.rollout.mask]),
+            explained_variance=explained_variance(values[scored], returns[scored]),
         )
