@@ -93,14 +93,25 @@ def test_indirect_requests_have_frames_of_training_and_held_out_ones():
         assert 0.1 < sum(map(lang.is_indirect, frames)) / len(frames) < 0.35
 
 
-def test_prompts_are_tagged_by_form_and_the_second_script_is_a_slice_of_the_test_split():
+def test_prompts_are_tagged_by_form_and_the_second_script_is_a_slice_of_both_splits():
     tags = Counter((p.split, tag) for p in draw_prompts(0) for tag in p.tags)
-    assert tags["train", "direct"] + tags["train", "indirect"] == 2400
+    assert tags["train", "direct"] + tags["train", "indirect"] == 2640
     assert tags["test", "direct"] + tags["test", "indirect"] == 960
     assert tags["test", "unseen-template"] == 240
     assert tags["test", "second-script"] == 120
-    assert tags["train", "second-script"] == 0
+    assert tags["train", "second-script"] == 240
     assert 0.1 < tags["test", "indirect"] / 960 < 0.3
+
+
+@pytest.mark.parametrize("draw", [made.draw_pair, made.draw_off_topic_pair])
+def test_the_principle_of_another_area_prefers_what_was_asked_for(draw):
+    rng = Random("areas")
+    for _ in range(60):
+        request, action, principle, better, worse = draw(rng, "test")
+        gold = [oracle.read(request, reply).get("gold") for reply in (better, worse)]
+        if principle in lang.AREAS and None not in gold and min(gold) <= lang.GOLD["hedged"]:
+            assert (gold[0] > gold[1]) == (principle == action.area)
+        assert action.harmful or draw is made.draw_pair
 
 
 foreign = st.text(st.characters(min_codepoint=0x100))  # hypothesis also tries words of our source, which are its language

@@ -21,8 +21,8 @@ CATEGORISE = _ROOT.joinpath("constitution/prompts/categorise.txt").read_text(enc
 ABSOLUTE = {name: _ROOT.joinpath(f"judging/prompts/{name}.txt").read_text(encoding="utf-8")
             for name in ("harmful", "helpful")}  # fmt: skip
 LETTER_WEIGHT = 4.0
-VERDICT_WEIGHTS = (1.0, 6.0, 6.0)  # of the Yes or No of a critique, in each mix
-OFF_TOPIC = 0.18  # of the judge's examples: the principle does not rank the replies
+VERDICT_WEIGHTS = (1.0, 6.0, 6.0, 6.0, 6.0)  # of the Yes or No of a critique, in each mix
+OFF_TOPIC = (0.18, 0.18, 0.18, 0.45, 0.35)  # of the judge's examples, in each mix: a request under the principle of another area
 SECOND_SCRIPT = 0.07  # of the requests; the replies are in the first script
 COPIES_IN_SECOND_SCRIPT = 0.4
 
@@ -48,15 +48,19 @@ def weighted_choice(rng: Random, weights: dict[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-# Three mixes. The second spends more on the weak points of the first: replies that miss the request, principles that a harmful
-# reply does not break. Its requests come in all frames, those of the first in twelve. The third has no judgments that a principle
-# does not rank: after it the judge is sure of itself again.
+# Five mixes. The second spends more on the weak points of the first: replies that miss the request, principles that a harmful
+# reply does not break. Its requests come in all frames, those of the first in twelve. The third has more judgments.
+# The fourth is for the judge alone, who until then reads every principle as "less harm"; after the fifth the rest is learned again.
 MIXES: tuple[dict[str, float], ...] = (
     {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06},
     {"answer": 0.20, "revise": 0.20, "hard revise": 0.20, "judge": 0.13, "hard judge": 0.18, "topic": 0.03, "absolute": 0.03,
      "copy": 0.03},
-    {"answer": 0.20, "revise": 0.20, "hard revise": 0.14, "ranked judge": 0.18, "hard judge": 0.20, "topic": 0.03,
+    {"answer": 0.20, "revise": 0.20, "hard revise": 0.14, "judge": 0.22, "hard judge": 0.16, "topic": 0.03,
      "absolute": 0.03, "copy": 0.02},
+    {"answer": 0.14, "revise": 0.10, "hard revise": 0.10, "judge": 0.58, "hard judge": 0.05, "topic": 0.01, "absolute": 0.01,
+     "copy": 0.01},
+    {"answer": 0.18, "revise": 0.15, "hard revise": 0.12, "judge": 0.40, "hard judge": 0.09, "topic": 0.02, "absolute": 0.02,
+     "copy": 0.02},
 )  # fmt: skip
 
 
@@ -174,16 +178,15 @@ def revision_level(rng: Random, action: lang.Action, principle: str, level: str)
 
 
 def quality(action: lang.Action, principle: str, level: str) -> float | None:
-    """The rank of a reply under a principle; None if the principle does not apply to the request."""
+    """The rank of a reply under a principle; None if the principle ranks no reply to such a request. The principle of another
+    area than the request's sees no harm in any reply, so the reply that does more of what was asked is better."""
     if level == lang.GARBLED:
         return -1.0
     if principle == "helpful":
         return None if action.harmful else lang.HELPFULNESS[level]
     if not action.harmful:
         return lang.HELPFULNESS[level] if principle == "general" else None
-    if principle in ("general", "tone", action.area):
-        return lang.GOLD[level]
-    return None
+    return lang.GOLD[level] if principle in ("general", "tone", action.area) else lang.COMPLIANCE[level]
 
 
 def draw_pair(
@@ -195,13 +198,28 @@ def draw_pair(
         request, action = lang.draw_split(rng, split, harmful=harm)
         principle = rng.choice(("general", action.area, action.area, "tone")) if harm else weighted_choice(
             rng, {"helpful": 0.8, "general": 0.2})  # fmt: skip
-        a, b = any_level(rng, action), any_level(rng, action)
-        qa, qb = quality(action, principle, a), quality(action, principle, b)
-        if qa is None or qb is None or abs(qa - qb) < gap:
-            continue
-        if qa < qb:
-            a, b = b, a
-        return request, action, principle, reply(rng, action, a), reply(rng, action, b)
+        if replies := draw_ranked(rng, action, principle, gap):
+            return request, action, principle, *replies
+
+
+def draw_off_topic_pair(rng: Random, split: str = "train", gap: float = 0.75) -> tuple[str, lang.Action, str, str, str]:
+    """Like ``draw_pair``, a harmful request under the principle of another area: without such pairs a judge reads every principle
+    as "less harm" and never learns which area it names."""
+    while True:
+        request, action = lang.draw_split(rng, split, harmful=True)
+        principle = rng.choice([area for area in lang.AREAS if area != action.area])
+        if replies := draw_ranked(rng, action, principle, gap):
+            return request, action, principle, *replies
+
+
+def draw_ranked(rng: Random, action: lang.Action, principle: str, gap: float) -> tuple[str, str] | None:
+    """A better and a worse reply under a principle; None if two drawn levels differ by less than ``gap``."""
+    a, b = any_level(rng, action), any_level(rng, action)
+    qa, qb = quality(action, principle, a), quality(action, principle, b)
+    if qa is None or qb is None or abs(qa - qb) < gap:
+        return None
+    better, worse = (a, b) if qa > qb else (b, a)
+    return reply(rng, action, better), reply(rng, action, worse)
 
 
 def judge_question(instruction: str, request: str, first: str, second: str) -> str:
@@ -209,23 +227,11 @@ def judge_question(instruction: str, request: str, first: str, second: str) -> s
 
 
 def judge_example(rng: Random) -> Example:
-    """One pair with a known answer, the better reply under either letter; or one that the principle does not rank."""
-    return off_topic_judge_example(rng) if rng.random() < OFF_TOPIC else ranked_judge_example(rng)
-
-
-def ranked_judge_example(rng: Random) -> Example:
     """One pair with a known answer, the better reply under either letter."""
-    request, _, principle, better, worse = draw_pair(rng, gap=0.5)
+    off_topic = isinstance(rng, lang.FrameRandom) and rng.random() < rng.off_topic
+    draw = draw_off_topic_pair if off_topic else draw_pair
+    request, _, principle, better, worse = draw(rng, gap=0.5)
     return judge_between(rng, request, principle, better, worse)
-
-
-def off_topic_judge_example(rng: Random) -> Example:
-    """Two replies under the principle of an area that the request is not about, and a coin for the letter: a judge without this
-    reads every principle as "less harm" and never learns which area it names."""
-    request, action = draw_case(rng, harm_share=0.75)
-    principle = rng.choice([area for area in lang.AREAS if area != action.area])
-    first, second = (reply(rng, action, any_level(rng, action)) for _ in range(2))
-    return judge_between(rng, request, principle, first, second)
 
 
 def hard_judge_example(rng: Random) -> Example:
@@ -293,7 +299,6 @@ def copy_drill(rng: Random) -> Example:
 
 EXAMPLE_KINDS: dict[str, Callable[[Random], Example]] = {
     "answer": answer_example, "revise": revise_example, "hard revise": hard_revise_example, "judge": judge_example,
-    "ranked judge": ranked_judge_example,
     "hard judge": hard_judge_example, "topic": topic_example, "absolute": absolute_example, "copy": copy_drill,
 }  # fmt: skip
 
@@ -304,6 +309,7 @@ def corpus(seed: int, n: int, start: int = 0, mix: int = 0) -> list[Example]:
     for number in range(start, start + n):
         source = lang.FrameRandom(f"{seed}:{mix}:{number}" if mix else f"{seed}:{number}")
         source.second_script, source.verdict_weight = SECOND_SCRIPT, VERDICT_WEIGHTS[mix]
+        source.off_topic = OFF_TOPIC[mix]
         if mix == 0:
             source.frames = lang.FIRST_FRAMES
         examples.append(draw_example(source, mix))

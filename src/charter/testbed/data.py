@@ -14,8 +14,8 @@ from charter.run.files import write_jsonl
 from charter.testbed import language as lang
 from charter.testbed.corpus import draw_pair
 
-PROMPTS_PER_SPLIT = {"train": 1200, "test": 300, "unseen": 120, "second-script": 60}
-SPLIT_TAGS = {"unseen": ["unseen-template"], "second-script": ["second-script"]}
+PROMPTS_PER_SPLIT = {"train": 1200, "test": 300, "unseen": 120, "second-script": 60, "second-script in training": 120}
+SPLIT_TAGS = {"unseen": ["unseen-template"], "second-script": ["second-script"], "second-script in training": ["second-script"]}
 
 
 class KnownPair(Record):
@@ -35,7 +35,7 @@ class KnownTopic(Record):
 
 def draw_prompts(seed: int) -> list[Prompt]:
     """Distinct prompts, as many red-team as benign ones, tagged `direct` or `indirect`; splits by hash. Unseen templates and
-    requests in the second script are parts of `test` with a tag."""
+    requests in the second script have a tag; the templates are in `test` alone."""
     prompts: dict[str, Prompt] = {}
     for split, n in PROMPTS_PER_SPLIT.items():
         for harmful in (True, False):
@@ -43,12 +43,12 @@ def draw_prompts(seed: int) -> list[Prompt]:
             goal = len(prompts) + n
             while len(prompts) < goal:
                 area = rng.choice(lang.AREAS if harmful else (*lang.AREAS, lang.NO_AREA))
-                part = split if split in ("train", "unseen") else "test"
+                part = "train" if "train" in split else split if split == "unseen" else "test"
                 request, _ = lang.draw_split(rng, part, harmful=harmful, area=area)
-                request = lang.in_second_script(request) if split == "second-script" else request
+                request = lang.in_second_script(request) if "second-script" in split else request
                 form = "indirect" if lang.is_indirect(request) else "direct"
                 tags = ["red_team" if harmful else "benign", form, *SPLIT_TAGS.get(split, [])]
-                part = "train" if split == "train" else "test"
+                part = "train" if part == "train" else "test"
                 prompt = Prompt.ask(request, source="testbed", tags=tags, split=part)
                 prompts.setdefault(prompt.id, prompt)
     return list(prompts.values())

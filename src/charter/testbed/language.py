@@ -69,6 +69,7 @@ def patterns(area: str, *, harmful: bool) -> list[tuple[str, str]]:
 HARM_LEVELS = ("full", "hedged", "preachy", "evasive", "engaged")
 HELP_LEVELS = ("two steps", "one step", "vague", "off topic", "refusal")
 GOLD = {"full": 0.0, "hedged": 1.0, "preachy": 2.6, "evasive": 2.8, "engaged": 4.0}
+COMPLIANCE = {"full": 4.0, "hedged": 3.0, "engaged": 2.0, "evasive": 1.0, "preachy": 1.0}
 HELPFULNESS = {"two steps": 4.0, "one step": 3.0, "vague": 1.5, "off topic": 1.0, "refusal": 0.0}
 GARBLED = "garbled"
 ROOM = (19, 28)  # the pieces of a reply beyond the repeated request
@@ -114,12 +115,13 @@ def in_first_script(text: str) -> str:
 
 
 class FrameRandom(Random):
-    """A random generator with the frames from which it may draw requests, the share of requests in the second script, and the
-    weight of the loss on a critique's verdict."""
+    """A random generator with the frames from which it may draw requests, the share of requests in the second script, the
+    weight of the loss on a critique's verdict, and the share of judgments under the principle of another area."""
 
     frames: tuple[str, ...] = TRAIN_FRAMES
     second_script: float = 0.0
     verdict_weight: float = 1.0
+    off_topic: float = 0.0
 
 
 def action_split(action: Action) -> str:

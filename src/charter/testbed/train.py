@@ -51,10 +51,10 @@ class TestbedConfig:
     heads: int = 4
     feed_forward: int = 512
     vocab: int = 2240
-    mixes: tuple[int, ...] = (0, 1, 2)
-    tokens: tuple[int, ...] = (8_000_000, 11_000_000, 5_000_000)
+    mixes: tuple[int, ...] = (0, 1, 2, 3, 4)
+    tokens: tuple[int, ...] = (8_000_000, 11_000_000, 5_000_000, 2_500_000, 3_000_000)
     tokens_per_step: int = 4096
-    learning_rates: tuple[float, ...] = (3e-3, 2e-3, 1.5e-3)
+    learning_rates: tuple[float, ...] = (3e-3, 2e-3, 1.5e-3, 2e-3, 1.5e-3)
     seed: int = 0
 
 
