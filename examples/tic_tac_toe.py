@@ -25,15 +25,18 @@ EMPTY: Board = (0,) * 9
 ENTROPY = 0.02
 
 
+@cache
 def after(board: Board, move: int) -> Board:
     """The board after a move, as the other player sees it."""
     return tuple(-1 if i == move else -square for i, square in enumerate(board))
 
 
+@cache
 def has_lost(board: Board) -> bool:
     return any(all(board[i] == -1 for i in line) for line in LINES)
 
 
+@cache
 def moves(board: Board) -> list[int]:
     return [] if has_lost(board) else [i for i in range(9) if board[i] == 0]
 
