@@ -56,6 +56,7 @@ from charter.evaluation.panels import (
     revisions_view,
     reward_model_view,
     unique,
+    win_rates_view,
 )
 from charter.evaluation.verdict import contrast_of, declared_primary, gate_state, verdict
 from charter.evaluation.words import (
@@ -298,6 +299,7 @@ def page_html(report: Report) -> str:
         metrics=metric_table(report, arms, None),
         steps=steps_view(report),
         contrasts=contrast_tables(report),
+        win_rates=win_rates_view(report, panels),
         principles=principles(report, arms, panels),
         group_tables=[(group, metric_table(report, arms, group)) for group in groups],
         curves=curves(report, panels),

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from charter.metrics import METRICS
 from charter.recipe.settings import NonNegative, Positive, SamplingSettings, Settings, Share
-from charter.recipe.source import MeasureSource, ScorerSource, Source
+from charter.recipe.source import MeasureSource, Responder, ScorerSource, Source
 
 if TYPE_CHECKING:
     pass
@@ -37,6 +37,9 @@ class EvaluationSettings(SamplingSettings):
     `refusal-words`."""
     measures: dict[str, MeasureSettings] = {}
     """Numbers of your own, by name, of every answer of every arm. Without a scorer the first of them decides the verdict."""
+    judge: Responder | None = None
+    """Who compares the last model's answers with those of every other arm, in both orders: `base`, `sft`, a folder or
+    `endpoint:NAME`. The report then has win rates, raw and at equal length."""
     samples_per_prompt: Positive = 1
     """Answers of each arm to each prompt."""
     best_of: Annotated[int, Field(ge=2, strict=True)] | None = None
@@ -62,6 +65,6 @@ class EvaluationSettings(SamplingSettings):
 
     @property
     def asks(self) -> dict[str, Source]:
-        sources = {"scorer": self.scorer} if self.scorer is not None else {}
+        sources = {name: source for name in ("scorer", "judge") if (source := getattr(self, name)) is not None}
         sources |= {f"measures.{name}.source": measure.source for name, measure in self.measures.items()}
-        return {key: source.model for key, source in sources.items() if source.kind == "judge"}
+        return {key: source.model for key, source in sources.items() if source.kind == "judge" or key == "judge"}
