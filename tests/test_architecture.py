@@ -24,7 +24,7 @@ LAYERS = (
     ("__main__",),
     ("commands",),
     ("serving", "environments"),
-    ("pipeline", "plan", "web", "verification"),
+    ("pipeline", "plan", "web", "verification", "measuring"),
     ("summary",),
     ("stages", "comparing"),
     ("hacking",),
@@ -64,6 +64,7 @@ TORCH = {
     "models",
     "training",
     "evaluation.arms",
+    "measuring.models",
     "testbed",
 }
 

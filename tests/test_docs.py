@@ -100,14 +100,17 @@ FILES = {
     "prompts card": "prompts.jsonl",
     "reward train": "pairs.jsonl",
     "reward score": "pairs.jsonl",
+    "evaluate MODEL": "small.csv",
     "import FILE": "pairs.jsonl",
     "ratings FILE": "votes",
     "agreement FILE": "votes",
     "raters FILE": "votes",
+    "scorer card": "refusals.jsonl",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
          "F": "out/prompts.jsonl",
          "RUN/sft": "runs/recipe/sft",
+         "MODEL": "package:charter.testbed/model",
          "RUN:base": "runs/recipe:base", "RUN:policy": "runs/recipe:policy",
          "F.yaml": "out/imported.yaml", "A.yaml": "constitution.yaml", "B.yaml": "constitution.yaml",
          "A": "runs/recipe", "B": "runs/recipe",
@@ -127,7 +130,9 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     (folder / "votes").mkdir()
     for name in ("old", "new"):
         shutil.copy(ROOT / f"tests/data/results/lm-eval-{name}.jsonl", folder / f"{name}.jsonl")
+    shutil.copy(ROOT / "tests/data/refusals.jsonl", folder)
     write_some_prompts(folder / "some.jsonl", 20)
+    (folder / "small.csv").write_text(re.search(r"<<'END'\n(.*?)END", (ROOT / "docs/evaluate.md").read_text(), re.DOTALL)[1])
     shutil.copytree(finished_run, folder / "runs/recipe")
     with contextlib.chdir(folder):
         assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
