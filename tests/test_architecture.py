@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("__main__",),
     ("commands",),
-    ("serving",),
+    ("serving", "environments"),
     ("pipeline", "plan", "web", "verification", "measuring"),
     ("summary",),
     ("stages", "comparing"),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from charter.constitution.constitution import Constitution, Principle, check, load_constitution
+from charter.constitution.check import check
+from charter.constitution.constitution import Constitution, Principle, load_constitution
 from charter.constitution.importers import import_constitution
 from charter.constitution.published import PREFERENCE
 from charter.judging.judge import prompt_file
