@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("__main__",),
     ("commands",),
-    ("serving",),
-    ("pipeline", "plan", "web", "verification"),
+    ("serving", "environments"),
+    ("pipeline", "plan", "web", "verification", "measuring"),
     ("summary",),
     ("stages", "comparing"),
     ("hacking",),
@@ -64,6 +64,7 @@ TORCH = {
     "models",
     "training",
     "evaluation.arms",
+    "measuring.models",
     "testbed",
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from charter.commands.app import run_command
+from charter.constitution.constitution import load_constitution, save_constitution
 from charter.records import Judgment, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
@@ -101,14 +102,17 @@ FILES = {
     "prompts card": "prompts.jsonl",
     "reward train": "pairs.jsonl",
     "reward score": "pairs.jsonl",
+    "evaluate MODEL": "small.csv",
     "import FILE": "pairs.jsonl",
     "ratings FILE": "votes",
     "agreement FILE": "votes",
     "raters FILE": "votes",
+    "scorer card": "refusals.jsonl",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
          "F": "out/prompts.jsonl",
          "RUN/sft": "runs/recipe/sft",
+         "MODEL": "package:charter.testbed/model",
          "RUN:base": "runs/recipe:base", "RUN:policy": "runs/recipe:policy",
          "constitutions/demo.yaml": str(ROOT / "constitutions/demo.yaml"),
          "F.yaml": "out/imported.yaml", "A.yaml": "constitution.yaml", "B.yaml": "constitution.yaml",
@@ -133,10 +137,18 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     (folder / "votes").mkdir()
     for name in ("old", "new"):
         shutil.copy(ROOT / f"tests/data/results/lm-eval-{name}.jsonl", folder / f"{name}.jsonl")
+    shutil.copy(ROOT / "tests/data/refusals.jsonl", folder)
     write_some_prompts(folder / "some.jsonl", 20)
+    (folder / "small.csv").write_text(re.search(r"<<'END'\n(.*?)END", (ROOT / "docs/evaluate.md").read_text(), re.DOTALL)[1])
     shutil.copytree(finished_run, folder / "runs/recipe")
     with contextlib.chdir(folder):
         assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
+        few = ["--principles", "helpful", "--n", "120", "--noise", "0", "--out", "people"]
+        assert run_command(["testbed", "votes", *few]) == 0
+    rules = load_constitution(folder / "people/candidates.yaml")
+    two = tuple(p for p in rules.principles if p.title in ("helpful", "peace"))
+    for name in ("people/candidates.yaml", "inferred.yaml"):
+        save_constitution(rules.model_copy(update={"principles": two}), folder / name)
 
     shutil.copy(folder / "runs/recipe/feedback/responses.jsonl", folder / "votes")
     shutil.copy(folder / "runs/recipe/prompts/prompts.jsonl", folder / "votes")
@@ -181,6 +193,10 @@ def at_size_of_seconds(line: str) -> list[str]:
         words = [*words, "--most", "20"]
     if name == "testbed card":
         words = [*words, "--n", "10"]
+    if name == "testbed votes":
+        words = [word.replace("people", "out/people") for word in words]
+    if name == "constitution card":
+        words = [*words, "--limit", "4"]
     words = [re.sub("^5$", "2", word) for word in words]  # --seeds
     if words[0] == "run" and words[1] in ("demo", "demo-ppo", "smoke", "spectrum"):
         words += [f"--set={setting}" for setting in [*SMALL, f"prompts.files=[{Path.cwd() / 'some.jsonl'}]"]]

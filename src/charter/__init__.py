@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from charter.comparing.compare import Comparison
     from charter.comparing.paired import Correction
+    from charter.measuring.evaluation import Evaluation
 
 __version__ = "0.1.0"
 
@@ -32,3 +34,27 @@ def compare(
     if margin is not None:
         margins.update(margin.items() if isinstance(margin, Mapping) else [(None, margin)])
     return compare_files(sources, margins=margins, correction=correction, lower=lower, cluster=cluster)
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    sets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    against: Sequence[str | os.PathLike[str]] = (),
+    scorer: str = "refusal-words",
+    measures: Mapping[str, str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Evaluate a model on files of test sets, paired with the models ``against``, as ``charter evaluate MODEL --set FILE`` does.
+
+    measures: sources by name. out: folder of the evaluation, ``evaluations/MODEL`` unless given. options: the fields of
+    :class:`charter.measuring.evaluate.Options`, such as limit, lower, tags, seed. InputError where a model, a set or a scorer
+    cannot be read, or where they do not fit together.
+    """
+    from charter.measuring.evaluate import Options, evaluate_models
+
+    files = [sets] if isinstance(sets, str | os.PathLike) else sets
+    how = Options(scorer=scorer, measures=measures or {}, **{"quiet": True, **options})
+    models = [os.fspath(path) for path in (model, *against)]
+    return evaluate_models(models, [os.fspath(file) for file in files], None if out is None else Path(out), how)

@@ -12,6 +12,7 @@ from typing import Any
 
 from charter.constitution.constitution import EMPTY, load_constitution
 from charter.errors import GateError, InputError, MemoryFull
+from charter.evaluation.arms import BEST_OF
 from charter.plan.fit import smaller
 from charter.recipe.files import check_files
 from charter.recipe.recipe import Recipe
@@ -21,6 +22,7 @@ from charter.run.trackers import check_trackers, tracked
 from charter.stages.controls import train_control
 from charter.stages.evaluate.run import evaluate
 from charter.stages.evaluate.scoring import Scoring
+from charter.stages.evaluate.wins import compare_arms
 from charter.stages.feedback.run import gather_feedback
 from charter.stages.gates import Gates
 from charter.stages.models import Model, Models
@@ -116,5 +118,11 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
         yield "rl"
     arms += [start] if start.name == "policy" else []
     if recipe.evaluation is not None and prompts is not None:
-        evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, controls, reward)
+        evaluated = evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, controls, reward)
+        if recipe.evaluation.judge is not None:
+            best_of = [] if recipe.evaluation.best_of is None else [BEST_OF]
+            others = [*(model.name for model in arms[:-1]), *best_of, *(model.name for model in controls)]
+            before = arms[-2] if len(arms) > 1 else arms[-1]
+            compare_arms(run, recipe, recipe.evaluation.judge, models, constitution, prompts, evaluated, others, arms[-1].name,
+                         before, feedback)  # fmt: skip
     yield "evaluate"

@@ -11,6 +11,7 @@ import charter
 from charter.evaluation.arms import BEST_OF, primary_of
 from charter.evaluation.page import rows_left_out, write_report
 from charter.evaluation.side_by_side import write_side_by_side
+from charter.evaluation.wins import win_rates
 from charter.hacking.stored import TRAINING, findings_of
 from charter.metrics import CONTROLS
 from charter.reading.card import card_of
@@ -114,6 +115,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "stopped": stopped,
         **declared(recipe),
         **stored_figures(parts.run.folder, results, logs),
+        "scorers": list(parts.scoring.cards),
         "data_card": data_card(parts, stages),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "gates": parts.gates.met,
@@ -142,6 +144,7 @@ def stored_figures(
         "metrics": evaluation.get("metrics", []),
         "contrasts": evaluation.get("contrasts", []),
         "samples": evaluation.get("samples", []),
+        "win_rates": win_rates(run, results),
         "judges": [feedback["judge"]] if feedback.get("judge") else [],
         "reward_model": reward_model or None,
         "reward_model_on_labelled_pairs": results.get("reward_model", {}).get("labelled"),

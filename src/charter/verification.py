@@ -80,7 +80,7 @@ def row_differences(run: Path, file: Path) -> Iterator[Difference]:
     """Responses whose id is not the hash of their content; judgments whose chain is broken."""
     shown = file.relative_to(run).as_posix()
     try:
-        if file.name == "judgments.jsonl":
+        if file.name.startswith("judgments."):
             read_judgments(file)
         elif file.name.startswith(("responses.", "originals.", "helpful.")):
             for line, row in enumerate(read_jsonl(file, Response), start=1):

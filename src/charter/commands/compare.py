@@ -7,27 +7,9 @@ from typing import Annotated
 
 import typer
 
-from charter.commands.options import Json, show
-from charter.errors import InputError
+from charter.commands.options import Json, margins_of, show
 
 app = typer.Typer()
-
-
-def margins_of(texts: list[str]) -> dict[str | None, float]:
-    """Margins by metric from ``0.02`` (all metrics: None) or ``acc=0.02``. InputError where it is not a number above 0."""
-    margins: dict[str | None, float] = {}
-    for text in texts:
-        name, _, number = text.rpartition("=")
-        try:
-            margin = float(number)
-        except ValueError:
-            margin = 0.0
-        if not 0 < margin < float("inf"):
-            raise InputError(f"--margin {text}: not a number above 0; write --margin 0.02 or --margin METRIC=0.02")
-        if (name or None) in margins:
-            raise InputError(f"--margin {text}: given more than once for {name or 'all metrics'}")
-        margins[name or None] = margin
-    return margins
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from charter.errors import InputError
 from charter.metrics import HEADLINE
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -28,6 +29,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the t
 def interval_words(ci: Sequence[float] | None, digits: int = 3) -> str:
     """` [low, high]`, or nothing without an interval."""
     return f" [{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]" if ci else ""
+
+
+def margins_of(texts: list[str]) -> dict[str | None, float]:
+    """Margins by metric from ``0.02`` (all metrics: None) or ``acc=0.02``. InputError where it is not a number above 0."""
+    margins: dict[str | None, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            margin = float(number)
+        except ValueError:
+            margin = 0.0
+        if not 0 < margin < float("inf"):
+            raise InputError(f"--margin {text}: not a number above 0; write --margin 0.02 or --margin METRIC=0.02")
+        if (name or None) in margins:
+            raise InputError(f"--margin {text}: given more than once for {name or 'all metrics'}")
+        margins[name or None] = margin
+    return margins
 
 
 def show(result: Any, as_json: bool, *lines: str) -> None:

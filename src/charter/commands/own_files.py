@@ -16,7 +16,7 @@ from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.cut import Cut
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
-from charter.models.reward_trunk import load_reward_trunk
+from charter.models.reward_trunk import load_reward_trunk, reward_folder
 from charter.models.trunk import REWARD_CARD, Scorers, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.personal import Taste, tastes
@@ -143,15 +143,6 @@ def rating_errors(predicted: Sequence[float], ratings: Sequence[Rating], mean: f
         "baseline_mean": sum(baseline) / len(baseline), "change_from_baseline": gain.difference,
         "change_from_baseline_ci": gain.ci, "spearman": spearman(predicted, [rating.score for rating in ratings]),
     }  # fmt: skip
-
-
-def reward_folder(reward: Path) -> Path:
-    """The folder of a trained reward model: the named one, or that in a run folder or in what `charter reward train` made.
-    InputError where there is none."""
-    for part in ("", "reward_model/model", "train/model"):
-        if (reward / part / REWARD_CARD).is_file():
-            return reward / part
-    raise InputError(f"{REWARD_CARD} is missing; give a run folder, or a folder that charter reward train made", file=reward)
 
 
 def response_features(

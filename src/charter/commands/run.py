@@ -176,8 +176,6 @@ stage_command("feedback", "feedback", "Sample responses and have a judge or peop
 
 stage_command("rl", "rl", "Train the policy against the reward model, after the stages that needs.", app)
 
-stage_command("evaluate", "evaluate", "Measure base, SFT and policy on held-out prompts and write the report.", app)
-
 
 @app.command()
 def new(

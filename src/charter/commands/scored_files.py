@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from charter.commands.own_files import TOKENS_PER_PASS, reward_folder
+from charter.commands.own_files import TOKENS_PER_PASS
 from charter.errors import InputError
 from charter.models.cut import Cut, answer_rows
 from charter.models.load import pick_device
 from charter.models.packing import Tokens
-from charter.models.reward_trunk import load_reward_model
+from charter.models.reward_trunk import load_reward_model, reward_folder
 from charter.reading.forms import LeftOut, preferred_output, usual_columns
 from charter.reading.pairs import number, row_pair
 from charter.reading.ratings import answered_prompt

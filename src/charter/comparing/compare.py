@@ -13,7 +13,7 @@ from typing import Any
 from charter.comparing.findings import Contrast, Findings, Rank
 from charter.comparing.page import page_html, table_html
 from charter.comparing.paired import ALPHA, CORRECTIONS, Correction, Paired, corrected, equivalence_level, pair
-from charter.comparing.results import Results
+from charter.comparing.results import ABSENT, Results, scored_or_none
 from charter.comparing.sources import read_results
 from charter.comparing.tables import csv_rows, csv_text, terminal_text
 from charter.effects import equivalent, minimum_detectable
@@ -26,11 +26,7 @@ class Comparison(Findings):
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row for each contrast. InputError without pandas."""
-        try:
-            pandas = import_module("pandas")
-        except ModuleNotFoundError:
-            raise InputError("to_pandas() needs pandas; pip install pandas") from None
-        return pandas.DataFrame(csv_rows(self))
+        return as_frame(csv_rows(self))
 
     def write_page(self, file: str | Path) -> None:
         """Write the self-contained HTML page."""
@@ -45,6 +41,15 @@ class Comparison(Findings):
 
     def _repr_html_(self) -> str:
         return table_html(self)
+
+
+def as_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a DataFrame. InputError without pandas."""
+    try:
+        pandas = import_module("pandas")
+    except ModuleNotFoundError:
+        raise InputError("to_pandas() needs pandas; pip install pandas") from None
+    return pandas.DataFrame(rows)
 
 
 def compare_files(
@@ -199,13 +204,17 @@ def draft_contrast(
     shared: Shared, name: str, a: str, b: str, better: str | None, margin: float | None, level: float
 ) -> dict[str, Any]:
     """All of a contrast but its corrected p and its word."""
-    values_a, values_b = ([results.metrics[name][row] for row in rows]
-                          for results, rows in ((shared.a, shared.rows_a), (shared.b, shared.rows_b)))  # fmt: skip
-    result: Paired = pair(values_a, values_b, shared.clusters, None if margin is None else level)
+    columns = shared.a.metrics[name], shared.b.metrics[name]
+    about = [row for row, (i, j) in enumerate(zip(shared.rows_a, shared.rows_b, strict=True))
+             if not (columns[0][i] is ABSENT and columns[1][j] is ABSENT)]  # fmt: skip
+    values_a, values_b = ([scored_or_none(column[rows[row]]) for row in about]
+                          for column, rows in zip(columns, (shared.rows_a, shared.rows_b), strict=True))  # fmt: skip
+    result: Paired = pair(values_a, values_b, [shared.clusters[row] for row in about], None if margin is None else level)
     flips = None
     if result.only_a is not None and result.only_b is not None:
-        flips = {"only_a": shared.names(result.only_a), "only_b": shared.names(result.only_b)}
-    unscored = [row for row, (x, y) in enumerate(zip(values_a, values_b, strict=True)) if x is None or y is None]
+        flips = {side: shared.names([about[row] for row in rows])
+                 for side, rows in (("only_a", result.only_a), ("only_b", result.only_b))}  # fmt: skip
+    unscored = [row for row, x, y in zip(about, values_a, values_b, strict=True) if x is None or y is None]
     return {
         "name": name, "a": a, "b": b, "n": result.n, "n_missing": len(shared.missing["a"]) + len(shared.missing["b"]),
         "n_unscored": result.n_unscored, "difference": result.difference, "ci": result.ci, "p": result.p,
@@ -245,7 +254,7 @@ def ranks_of(
             below[winner].add(loser)
     rows = []
     for label, results in zip(labels, read, strict=True):
-        scored = [value for value in results.metrics[name] if value is not None]
+        scored = [value for value in map(scored_or_none, results.metrics[name]) if value is not None]
         tied = [other for other in labels if other != label and other not in above[label] | below[label]]
         value = sum(scored) / len(scored)
         rows.append(Rank(name, label, value, len(scored), (1 + len(above[label]), len(labels) - len(below[label])), tied))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from charter.comparing.results import Item, Results, as_score, gather, id_of, is_number, look_up, short
+from charter.comparing.results import ABSENT, Item, Results, as_score, gather, id_of, is_number, look_up, short
 from charter.errors import InputError
 from charter.metrics import METRICS
 from charter.reading.rows import Row
@@ -175,25 +175,32 @@ def plain_item(row: Row, metrics: Sequence[str], cluster: str | None) -> Item:
 
 def read_verdicts(source: str, rows: Sequence[Row], folder: Path | None) -> Results:
     """The verdicts of one arm of a Charter run; the prompts are the clusters."""
-    results = gather(Results(source, RUN, None), (verdict_item(row) for row in rows))
+    names = dict.fromkeys(name for row in rows for name in value_of(row))
+    results = gather(Results(source, RUN, None), (verdict_item(row, names) for row in rows))
     for name in [name for name in results.metrics if name in METRICS and not METRICS[name].compared]:
         del results.metrics[name]
         results.notes.append(f"{name}: already a comparison with a model of its run")
     if not results.metrics:
         raise InputError("no value that can be compared; set evaluation.scorer or evaluation.measures", file=source)
-    report = read_json(folder / "report.json") if folder else None
+    report = (read_json(folder / "report.json") or read_json(folder / "evaluation.json")) if folder else None
     declared = report.get("better") if isinstance(report, Mapping) else None
     results.better = {name: METRICS[name].better if name in METRICS else None for name in results.metrics}
     results.better |= {name: word for name, word in (declared or {}).items() if name in results.metrics}
     return results
 
 
-def verdict_item(row: Row) -> Item:
+def value_of(row: Row) -> Mapping[str, Any]:
     values = row.values.get("values")
     if not isinstance(values, Mapping):
         raise row.bad("must be an object with a value per metric", "values")
+    return values
+
+
+def verdict_item(row: Row, names: Iterable[str]) -> Item:
+    """A line of verdicts. A metric that it does not name is not about its prompt."""
+    values = value_of(row)
     index = row.values.get("index", 0)
     if isinstance(index, bool) or not isinstance(index, int):
         raise row.bad(f"must be a whole number, not {short(index)}", "index")
-    scores = {str(name): as_score(value, place_of(row, f"values.{name}")) for name, value in values.items()}
-    return Item(row.text("prompt_id"), scores, index + 1)
+    scores = {str(name): as_score(values[name], place_of(row, f"values.{name}")) if name in values else ABSENT for name in names}
+    return Item(row.text("prompt_id"), scores, index + 1, None, row.optional("cluster"))

@@ -24,38 +24,40 @@ def report_style() -> str:
 
 def page_html(comparison: Findings) -> str:
     """The page. Everything in it may come from a model's file: Jinja2 escapes it, and the page allows no script."""
-    return render("compare.html", comparison, style=report_style())
+    return str(template_of("compare.html").render(style=report_style(), **views_of(comparison)))
 
 
 def table_html(comparison: Findings) -> str:
     """The table of contrasts alone."""
-    return render("contrasts.html", comparison)
+    return str(template_of("contrasts.html").render(**views_of(comparison)))
 
 
-def render(template: str, comparison: Findings, **more: Any) -> str:
+def template_of(name: str, *folders: Path) -> Any:
+    """A template of ``folders`` or of this room, which escapes all that is put into it."""
     from jinja2 import Environment, FileSystemLoader
 
+    places = [*folders, Path(__file__).parent / "templates"]
+    return Environment(loader=FileSystemLoader(places), autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+
+
+def views_of(comparison: Findings) -> dict[str, Any]:
+    """A comparison in the words of the page."""
     binary = {c.name: c.binary for c in comparison.contrasts}
     reach = {name: max(reach_of(c) for c in comparison.contrasts if c.name == name) for name in binary}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(template).render(
-        files=comparison.files,
-        rows=[contrast_view(contrast, reach[contrast.name]) for contrast in comparison.contrasts],
-        corrected=None if comparison.correction == "none" else CORRECTED[comparison.correction],
-        ranks=[
-            {"name": rank.name, "model": rank.model, "value": share_text(rank.value, binary[rank.name]), "n": rank.n, "ranks":
-            rank_text(rank),
-             "tied": ", ".join(rank.tied_with) or "–"}
+    return {
+        "files": comparison.files,
+        "rows": [contrast_view(contrast, reach[contrast.name]) for contrast in comparison.contrasts],
+        "corrected": None if comparison.correction == "none" else CORRECTED[comparison.correction],
+        "ranks": [
+            {"name": rank.name, "model": rank.model, "value": share_text(rank.value, binary[rank.name]), "n": rank.n,
+             "ranks": rank_text(rank), "tied": ", ".join(rank.tied_with) or "–"}
             for rank in comparison.ranks
         ],
-        left_out=comparison.left_out,
-        rules=RULES,
-        summary=summary_of(comparison),
-        version=__version__,
-        **more,
-    )  # fmt: skip
+        "left_out": comparison.left_out,
+        "rules": RULES,
+        "summary": summary_of(comparison),
+        "version": __version__,
+    }  # fmt: skip
 
 
 def summary_of(comparison: Findings) -> dict[str, str]:
@@ -90,6 +92,7 @@ def contrast_view(c: Contrast, reach: float) -> dict[str, Any]:
         "ci": interval_text(c.ci, c.binary), "p": p_text(c.p), "corrected": p_text(c.p_corrected), "verdict": c.verdict,
         "discordant": "–" if c.discordant is None else f"{c.discordant[0]} / {c.discordant[1]}", "method": c.method,
         "details": details, "bar": bar_of(c, reach), "counts": f"{c.n_missing} missing, {c.n_unscored} unscored",
+        "differs": any(names for _, names in named),
         "lists": [{"label": label, "n": len(names), "names": names[:MOST_FLIPS]} for label, names in named],
     }  # fmt: skip
 

@@ -13,6 +13,14 @@ from charter.errors import InputError
 Place = Mapping[str, Any]
 """``file``, ``line`` and ``field`` of an ``InputError``."""
 
+ABSENT = math.nan
+"""In place of a value where the metric is not about the row. A value that is None is unscored, and NaN in a file is too."""
+
+
+def scored_or_none(value: float | None) -> float | None:
+    """A value, None where there is none for either reason."""
+    return None if value is ABSENT else value
+
 
 @dataclass(frozen=True)
 class Item:
@@ -72,7 +80,7 @@ def gather(results: Results, items: Iterable[Item]) -> Results:
 
 def leave_out_unscored(results: Results) -> None:
     """Drop the metrics without any score, with a note; InputError where none remains."""
-    empty = [name for name, values in results.metrics.items() if all(value is None for value in values)]
+    empty = [name for name, values in results.metrics.items() if all(scored_or_none(value) is None for value in values)]
     if len(empty) == len(results.metrics):
         names = f" (all unscored: {', '.join(sorted(empty))})" if empty else ""
         raise InputError(f"no item has a score that is a number, true or false{names}", file=results.source)

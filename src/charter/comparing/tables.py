@@ -49,6 +49,16 @@ def some(names: Sequence[str], most: int = MOST_NAMES) -> str:
 
 def terminal_text(comparison: Findings) -> str:
     """The table, what stands behind each row, the ranks, and what was left out."""
+    lines = [*contrast_lines(comparison), ""]
+    for c in comparison.contrasts:
+        lines += [f"{c.name}, {c.a} → {c.b}", *(f"  {line}" for line in detail_lines(c))]
+    lines += ["", *rank_lines(comparison)] if comparison.ranks else []
+    lines += [f"not compared: {row['file']}: {row['what']}" for row in comparison.left_out]
+    return "\n".join(lines)
+
+
+def contrast_lines(comparison: Findings) -> list[str]:
+    """The table of contrasts."""
     header = ["metric", "from → to", "n", "from", "to", "difference", "95% interval", "p", "verdict"]
     if comparison.correction != "none":
         header.insert(8, CORRECTED[comparison.correction])
@@ -59,12 +69,7 @@ def terminal_text(comparison: Findings) -> str:
         if comparison.correction != "none":
             cells.insert(8, p_text(c.p_corrected))
         rows.append(cells)
-    lines = [*columns(rows), ""]
-    for c in comparison.contrasts:
-        lines += [f"{c.name}, {c.a} → {c.b}", *(f"  {line}" for line in detail_lines(c))]
-    lines += ["", *rank_lines(comparison)] if comparison.ranks else []
-    lines += [f"not compared: {row['file']}: {row['what']}" for row in comparison.left_out]
-    return "\n".join(lines)
+    return columns(rows)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -18,8 +18,9 @@ from pydantic import Field
 from charter.evaluation.contrasts import effects_of
 from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Scorer, Verdict
-from charter.metrics import CONTROLS, COUNT, METRICS, SCORER, Metric
+from charter.metrics import BOUND, CONTROLS, COUNT, LOGPROBS, METRICS, SCORER, Metric
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.logprobs import BLOCK_ELEMENTS, blocks, exact_logprobs
 from charter.models.packing import Tokens
 from charter.models.trunk import REFERENCE, Trunk
 from charter.recipe.recipe import Recipe
@@ -124,9 +125,11 @@ VALUES: dict[str, Callable[[Arm, int], float | None]] = {
     "over_refusal": lambda arm, i: arm.verdicts[i].refused,
     "helpfulness": lambda arm, i: arm.verdicts[i].helpful,
     "engaged_refusal": lambda arm, i: arm.verdicts[i].engaged,
-    "kl": lambda arm, i: arm.kl["kl"][i],
-    "kl_from_sft": lambda arm, i: arm.kl["kl_from_sft"][i],
-    "kl_from_sft_bound": lambda arm, i: arm.kl["kl_from_sft_bound"][i],
+    **{
+        metric.name: lambda arm, i, name=metric.name: arm.kl[name][i]  # type: ignore[misc]
+        for metric in METRICS.values()
+        if metric.source in (LOGPROBS, BOUND)
+    },
     "response_tokens": lambda arm, i: arm.tokens[i],
     "missing_eos": lambda arm, i: arm.responses[i].finish_reason == "length",
     "helpfulness_level": lambda arm, i: arm.verdicts[i].helpfulness_level,
@@ -162,14 +165,51 @@ def groups_of(prompt: Prompt) -> list[str]:
 
 
 @torch.no_grad()
-def response_logprobs(trunk: Trunk, rows: Sequence[Tokens], tokens: int, temperature: float) -> torch.Tensor:
-    """log π(response | prompt) of each row, nats: (N,)."""
-    out = torch.zeros(len(rows))
+def distances(
+    trunk: Trunk, references: Mapping[str, Trunk], rows: Sequence[Tokens], tokens: int, temperature: float
+) -> dict[str, list[float]]:
+    """What the probabilities of a model say of each of the N rows: by name N numbers, nats a response, but for the entropy.
+
+    ``entropy``: of the next token, mean over the response, nats. For each of ``references``, by its name: ``NAME`` is k1,
+    the sum of log π(y) - log π_ref(y), unbiased for KL(π ‖ π_ref); ``NAME_k3`` the sum of π_ref/π - 1 - log(π_ref/π), at least 0
+    (Schulman 2020, "Approximating KL divergence"); ``NAME_full`` the sum over the response of the KL of the two distributions
+    of the next token, which the chosen token does not enter. All are in float32 with logits of the whole vocabulary.
+    """
+    names = ["entropy", *(f"{name}{kind}" for name in references for kind in ("", "_k3", "_full"))]
+    sums = {name: torch.zeros(len(rows), device=trunk.device) for name in names}
     groups = by_tokens([len(row) for row in rows], tokens)
     for group in team().share(groups, [sum(len(rows[i]) for i in group) for group in groups]):
-        logprobs, _ = trunk.logprobs(REFERENCE, trunk.pack([rows[i] for i in group]), temperature=temperature)
-        out[torch.tensor(group)] = logprobs.sum(dim=1).cpu()
-    return team().sum_(out)
+        part = [rows[i] for i in group]
+        packed = trunk.pack(part)
+        targets, owners = packed.targets[packed.mask], torch.tensor(group, device=trunk.device)[packed.mask.nonzero()[:, 0]]
+        states = {model: model_states(model, part) for model in {trunk, *references.values()}}
+        for block in blocks(len(targets), trunk.model.get_output_embeddings().weight.shape[0], BLOCK_ELEMENTS):
+
+            def read(model: Trunk, block: slice = block, states: Mapping[Trunk, torch.Tensor] = states) -> torch.Tensor:
+                logprobs = exact_logprobs(model.model, states[model][block], model.vocabulary)
+                return torch.log_softmax(logprobs / temperature, dim=-1) if temperature != 1 else logprobs
+
+            own, target = read(trunk), targets[block].unsqueeze(1)
+            sums["entropy"].index_add_(0, owners[block], -(own.exp() * own).sum(dim=-1))
+            for name, model in references.items():
+                other = own if model is trunk else read(model)
+                k1 = (own - other).gather(1, target).squeeze(1)
+                for kind, values in (
+                    ("", k1),
+                    ("_k3", torch.expm1(-k1) + k1),
+                    ("_full", (own.exp() * (own - other)).sum(dim=-1)),
+                ):
+                    sums[f"{name}{kind}"].index_add_(0, owners[block], values)
+    lengths = torch.tensor([max(len(row.response), 1) for row in rows], device=trunk.device)
+    totals = {name: team().sum_(numbers) for name, numbers in sums.items()}
+    totals["entropy"] = totals["entropy"] / lengths
+    return {name: numbers.tolist() for name, numbers in totals.items()}
+
+
+def model_states(model: Trunk, rows: Sequence[Tokens]) -> torch.Tensor:
+    """The state (n, H) before each response token of the rows, in the order of the rows."""
+    packed = model.pack(rows)
+    return model.through(REFERENCE, lambda causal: model.hidden(causal, packed, packed.before[packed.mask]))
 
 
 def measure_arm(
@@ -184,18 +224,13 @@ def measure_arm(
     tokens_per_micro_batch: int,
     temperature: float,
 ) -> Arm:
-    """Score the responses of one arm. ``references``: the model from which each KL metric is measured, by the metric's name; k1
-    on the arm's own responses, unbiased for KL(arm ‖ reference)."""
+    """Score the responses of one arm. ``references``: the model from which each KL metric is measured, by the metric's name."""
     tokenizer = trunk.tokenizer
     rows = [
         Tokens(encode_prompt(tokenizer, p.messages), encode_response(tokenizer, r.text, end=r.finish_reason == "stop"))
         for p, r in zip(prompts, responses, strict=True)
     ]
-    logprobs = response_logprobs(trunk, rows, tokens_per_micro_batch, temperature)
-    kl = {
-        key: (logprobs - response_logprobs(reference, rows, tokens_per_micro_batch, temperature)).tolist()
-        for key, reference in references.items()
-    }
+    kl = distances(trunk, references, rows, tokens_per_micro_batch, temperature)
     return scored_arm(name, prompts, responses, scorer, measures, kl, [len(row.response) for row in rows])
 
 

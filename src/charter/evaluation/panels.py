@@ -334,6 +334,25 @@ def distance_panel(
     return panels.draw(title, f"{title}. {points}.", paint)
 
 
+def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
+    """How often the last model's answers win, against each arm: a panel and a row each; None where no judge was asked."""
+    rows = mappings_in(report, "win_rates")
+    if not rows:
+        return None
+    shown = [(f"against {row.get('a')}", ARM_COLOURS.get(str(row.get("a")), 3 + i), row) for i, row in enumerate(rows)]
+    raw = dots_panel(panels, f"Win rate of {rows[0].get('b')}", shown, share=True, limits=(0, 1), line=0.5, line_name="even")
+    cells = []
+    for row in rows:
+        rate, equal = row.get("value"), row.get("at_equal_length")
+        cells.append({
+            "arm": row.get("a"), "rate": number_text(rate, True), "ci": range_text(interval_of(row), True),
+            "equal": number_text(equal, True), "equal_ci": range_text(interval_of({"ci": row.get("ci_at_equal_length")}), True),
+            **{key: row.get(key) for key in ("wins", "ties", "losses", "n", "n_unscored")},
+        })  # fmt: skip
+    return {"last": rows[0].get("b"), "judge": rows[0].get("judge"), "independent": rows[0].get("independent"), "panel": raw,
+            "rows": cells}  # fmt: skip
+
+
 def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
     """One judge: accuracy by kind of pair, other checks, calibration."""
     groups = judge.get("groups") if isinstance(judge.get("groups"), Mapping) else {}
@@ -373,6 +392,51 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
         "facts": [(name, text) for name, text in facts if not text.startswith("–")],
         "panel": chart,
     }
+
+
+MEASURE_OF = {
+    "harmful_compliance": "harmful", "over_refusal": "refusal", "engaged_refusal": "refusal", "helpfulness": "helpful"
+}  # fmt: skip
+"""What a scorer decides of an answer behind each of its rates."""
+CARD_SHARES = ("accuracy", "recall", "specificity", "precision")
+
+
+def card_note(report: Report, name: str) -> str:
+    """How often the scorer of a metric is right, by its card; empty without a card."""
+    of, measure = ("scorer", MEASURE_OF[name]) if name in MEASURE_OF else (name, None)
+    for card in mappings_in(report, "scorers"):
+        for row in mappings_in(card, "measures") if card.get("of") == of else ():
+            right = row.get("accuracy")
+            if measure in (None, row.get("measure")) and isinstance(right, Mapping) and number_of(right.get("value")) is not None:
+                ci = interval_of(right)
+                between = "" if ci is None else f" ({range_text(ci, True)})"
+                return f"agrees with {number_text(right['value'], True)}{between} of {right.get('n')} labels of people"
+    return ""
+
+
+def scorers_view(report: Report, panels: Panels) -> list[dict[str, Any]]:
+    """Each measure of each card of a scorer: its shares over all labelled answers and by group, and its calibration."""
+    views = []
+    for card in mappings_in(report, "scorers"):
+        for measure in mappings_in(card, "measures"):
+            parts = [("all labelled answers", measure)]
+            by = measure.get("by")
+            for column, values in (by if isinstance(by, Mapping) else {}).items():
+                parts += [(f"{column}: {value}", row) for value, row in values.items()]
+            rows = [
+                {"part": part, "n": row.get("n"), "unscored": row.get("n_unscored"),
+                 "shares": [(number_text(share.get("value"), True), range_text(interval_of(share), True))
+                            for share in (row.get(key) or {} for key in CARD_SHARES)]}
+                for part, row in parts
+            ]  # fmt: skip
+            facts = [(words, number_text(measure.get(key))) for words, key in (
+                ("Brier score", "brier"), ("Expected calibration error", "ece"), ("Area under the ROC curve", "auc")
+            ) if number_of(measure.get(key)) is not None]  # fmt: skip
+            title = f"Calibration of {axis_label(card.get('scorer'), 40)}: {measure.get('measure')}"
+            chart = reliability_panel(panels, title, mappings_in(measure, "reliability"))
+            views.append({"scorer": card.get("scorer"), "measure": measure.get("measure"), "labelled": card.get("labelled"),
+                          "rows": rows, "facts": facts, "panel": chart})  # fmt: skip
+    return views
 
 
 def reward_model_view(model: Mapping[str, Any], panels: Panels) -> dict[str, Any] | None:

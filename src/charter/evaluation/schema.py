@@ -93,6 +93,27 @@ class ContrastRow(Part):
     length_adjusted: AtEqualLength | None = None
 
 
+class WinRate(Part):
+    """How often a judge prefers the answers of arm b to those of arm a, in both orders; a tie counts half."""
+
+    a: str
+    b: str
+    value: float | None
+    ci: Interval
+    n: int
+    n_unscored: int = 0
+    wins: int
+    ties: int
+    """The two orders disagree, or the answers are the same."""
+    losses: int
+    at_equal_length: float | None = None
+    ci_at_equal_length: Interval = None
+    judge: str
+    independent: bool
+    """False where the same judge gave the feedback that the model was trained on."""
+    method: str
+
+
 class Found(Part):
     word: Word
     rule: str
@@ -157,7 +178,10 @@ class ReportFile(Part):
     metrics: list[MetricRow] = []
     contrasts: list[ContrastRow] = []
     samples: list[dict[str, Any]] = []
+    win_rates: list[WinRate] = []
     judges: list[dict[str, Any]] = []
+    scorers: list[dict[str, Any]] = []
+    """Cards of scorers and measures, as `charter scorer card` writes them; `of` is `scorer` or the measure."""
     reward_model: dict[str, Any] | None = None
     reward_model_on_labelled_pairs: dict[str, Any] | None = None
     revisions: dict[str, Any] | None = None

@@ -65,6 +65,15 @@ def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "fl
     return trunk, trunk.load_scorers(folder)
 
 
+def reward_folder(reward: Path) -> Path:
+    """The folder of a trained reward model: the named one, or that in a run folder or in what `charter reward train` made.
+    InputError where there is none."""
+    for part in ("", "reward_model/model", "train/model"):
+        if (reward / part / REWARD_CARD).is_file():
+            return reward / part
+    raise InputError(f"{REWARD_CARD} is missing; give a run folder, or a folder that charter reward train made", file=reward)
+
+
 def single_scorer(path: str) -> str | None:
     """The architecture of a sequence classifier with one label; None for any other model. InputError where config.json does not
     load."""

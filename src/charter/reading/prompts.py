@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from charter.errors import InputError
 from charter.reading.forms import PROMPT_COLUMNS, SYSTEM_COLUMNS, check_tool_export, usual_columns, usual_turn, without_answer
 from charter.reading.rows import Format, Row, kind_of_value, read_rows
+from charter.reading.sets.prompts import known_set
 from charter.records import Message, Prompt
 from charter.run.files import atomic_path, describe, write_jsonl, write_text
 
@@ -46,9 +47,9 @@ def read_prompts(
     The conversation is the first of the columns messages, conversations, prompt, text, transcript, chosen: a list of messages
     (in CSV as JSON), a transcript with ``Human:`` and ``Assistant:`` turns, or plain text, which is one user turn. A column
     system stands before it. Assistant turns at its end are the answer and are dropped. Rows of other published forms are read
-    too (:mod:`charter.reading.forms`). Columns principle, tags, split and source are kept, others ignored, ids computed anew.
-    The format follows from suffix and content unless it is given. InputError where a row cannot be used (with file, line and
-    field) and where there is no row.
+    too (:mod:`charter.reading.forms`, :mod:`charter.reading.sets`). Columns principle, tags, split and source are kept, others
+    ignored, ids computed anew. The format follows from suffix and content unless it is given. InputError where a row cannot be
+    used (with file, line and field) and where there is no row.
     """
     empty = True
     for row in read_rows(path, format=format):
@@ -60,7 +61,7 @@ def read_prompts(
 
 def row_to_prompt(row: Row, **fields: Any) -> Prompt:
     """The prompt of a row of a file of prompts; ``fields`` as of :func:`row_prompt`."""
-    row = usual_columns(row)
+    row = usual_columns(known_set(row, fields.get("tags", ())))
     present = [name for name in PROMPT_COLUMNS if row.values.get(name) is not None]
     if not present:
         check_tool_export(row)

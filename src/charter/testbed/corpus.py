@@ -50,7 +50,7 @@ def weighted_choice(rng: Random, weights: dict[str, float]) -> str:
 
 # Five mixes. The second spends more on the weak points of the first: replies that miss the request, principles that a harmful
 # reply does not break. Its requests come in all frames, those of the first in twelve. The third has more judgments.
-# The fourth is for the judge alone, who until then reads every principle as "less harm"; after the fifth the rest is learned again.
+# The fourth is mostly judgments: until then the judge reads every principle as "less harm". The fifth brings the rest back.
 MIXES: tuple[dict[str, float], ...] = (
     {"answer": 0.16, "revise": 0.36, "judge": 0.34, "topic": 0.04, "absolute": 0.04, "copy": 0.06},
     {"answer": 0.20, "revise": 0.20, "hard revise": 0.20, "judge": 0.13, "hard judge": 0.18, "topic": 0.03, "absolute": 0.03,

@@ -21,5 +21,9 @@ def load(counted: Counted, settings: EvaluationSettings) -> Load:
         work.score(shape, n_test * settings.best_of * row)
     # Each arm under itself and the base, the policy under the SFT model too.
     work.score(shape, (2 * n_arms + (n_arms == 3)) * n_test * row)
+    if settings.judge is not None:  # in both orders
+        n_judged = 2 * (n_arms - 1 + (settings.best_of is not None)) * n_test
+        work.choose_with(settings.judge, counted.shapes, n_judged, row + settings.max_new_tokens + lengths.question,
+                         counted.written(settings.judge))  # fmt: skip
     work.ask_scorer(counted, (n_arms + (settings.best_of is not None)) * n_test, row)
     return work

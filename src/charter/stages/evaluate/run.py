@@ -46,7 +46,8 @@ def evaluate(
         if reward is None:
             raise InputError("needs a reward model, and this recipe trains none", field="evaluation.best_of")
         inputs["reward"] = reward.output_hash
-    with run.stage("evaluate", settings, inputs, [__name__]) as stage:
+    # Another judge of the win rates measures nothing again.
+    with run.stage("evaluate", settings.model_copy(update={"judge": None}), inputs, [__name__]) as stage:
         if stage.done:
             return stage
         kept = kept_for_gold(recipe, prompts)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, field_serializer, model_validator
 
 from charter.metrics import METRICS
 from charter.recipe.settings import NonNegative, Positive, SamplingSettings, Settings, Share
-from charter.recipe.source import MeasureSource, ScorerSource, Source
+from charter.recipe.source import File, MeasureSource, Responder, ScorerSource, Source
+from charter.run.hashes import CONTENTS
 
 if TYPE_CHECKING:
     pass
@@ -37,6 +38,9 @@ class EvaluationSettings(SamplingSettings):
     `refusal-words`."""
     measures: dict[str, MeasureSettings] = {}
     """Numbers of your own, by name, of every answer of every arm. Without a scorer the first of them decides the verdict."""
+    judge: Responder | None = None
+    """Who compares the last model's answers with those of every other arm, in both orders: `base`, `sft`, a folder or
+    `endpoint:NAME`. The report then has win rates, raw and at equal length."""
     samples_per_prompt: Positive = 1
     """Answers of each arm to each prompt."""
     best_of: Annotated[int, Field(ge=2, strict=True)] | None = None
@@ -45,6 +49,14 @@ class EvaluationSettings(SamplingSettings):
     """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
     helpfulness_margin: Share = 0.03
     """Helpfulness may fall by this much before the verdict is spoilt; declared before the run."""
+
+    cards: list[File] = []
+    """Cards of scorers (NAME.card.json); the report prints each beside the figures of its scorer or measure."""
+
+    @field_serializer("cards")
+    def outside_the_fingerprint(self, cards: list[File], info: SerializationInfo) -> list[str]:
+        """Only the report reads the cards, so a new card evaluates nothing again."""
+        return [] if info.context == CONTENTS else [str(file) for file in cards]
 
     @model_validator(mode="after")
     def check_that_something_is_measured(self) -> EvaluationSettings:
@@ -62,6 +74,6 @@ class EvaluationSettings(SamplingSettings):
 
     @property
     def asks(self) -> dict[str, Source]:
-        sources = {"scorer": self.scorer} if self.scorer is not None else {}
+        sources = {name: source for name in ("scorer", "judge") if (source := getattr(self, name)) is not None}
         sources |= {f"measures.{name}.source": measure.source for name, measure in self.measures.items()}
-        return {key: source.model for key, source in sources.items() if source.kind == "judge"}
+        return {key: source.model for key, source in sources.items() if source.kind == "judge" or key == "judge"}

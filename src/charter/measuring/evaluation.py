@@ -1,0 +1,105 @@
+"""An evaluation: figures of models on test sets, their comparison, and the files and tables in which they are shown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from charter import __version__
+from charter.comparing.compare import Comparison, as_frame
+from charter.comparing.tables import columns, contrast_lines, rank_lines
+from charter.evaluation.words import number_text
+from charter.measuring.page import page_html, table_html
+from charter.records import EvalResult
+from charter.run.files import write_json, write_text
+
+SUMMARY, METRICS_FILE, PAGE = "evaluation.json", "metrics.csv", "report.html"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``charter evaluate MODEL --set FILE`` prints; ``as_dict`` is its JSON. In a notebook it shows as its table.
+
+    ``metrics``: every figure with its interval; ``arm`` is the model, or a rule that reads nothing but lengths. ``comparison``:
+    what ``charter compare`` says of the models, None for a single one. ``better``: the direction of each metric.
+    """
+
+    folder: Path
+    metrics: Sequence[EvalResult]
+    comparison: Comparison | None
+    better: Mapping[str, str | None]
+    models: Sequence[Mapping[str, Any]]
+    sets: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+    samples: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object of ``--json``; its ``comparison`` is that of ``charter compare --json``."""
+        return {
+            "metrics": [metric.model_dump(mode="json") for metric in self.metrics], "models": list(self.models),
+            "sets": list(self.sets), "notes": list(self.notes), "settings": dict(self.settings), "better": dict(self.better),
+            "comparison": self.comparison.as_dict() if self.comparison else None, "folder": str(self.folder),
+            "charter_version": __version__,
+        }  # fmt: skip
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat row for each figure."""
+        rows = []
+        for metric in self.metrics:
+            values = metric.model_dump(mode="json")
+            low, high = values.pop("ci") or (None, None)
+            rows.append({"name": values.pop("name"), "model": values.pop("arm"), **values, "ci_low": low, "ci_high": high})
+        return rows
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each figure. InputError without pandas."""
+        return as_frame(self.rows)
+
+    def write_page(self, file: str | Path) -> None:
+        """Write the self-contained HTML page."""
+        write_text(Path(file), page_html(self))
+
+    def write_csv(self, file: str | Path) -> None:
+        """Write the figures as CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(Path(file), text.getvalue())
+
+    def write(self) -> None:
+        """Write evaluation.json, metrics.csv and report.html into the folder."""
+        write_json(self.folder / SUMMARY, self.as_dict())
+        self.write_csv(self.folder / METRICS_FILE)
+        self.write_page(self.folder / PAGE)
+
+    def __str__(self) -> str:
+        lines = [*columns([HEADER, *(figure_cells(metric) for metric in self.metrics if metric.group is None)])]
+        lines += [f"scored by: {name}" for name in dict.fromkeys(m.scorer for m in self.metrics if m.unit)]
+        lines += [f"{row['name']}: left out {count} x {reason}" for row in self.sets for reason, count in row["left_out"].items()]
+        lines += [f"{row['name']}: {note}" for row in self.sets for note in row["notes"]]
+        lines += [f"not shown: {note}" for note in self.notes]
+        if self.comparison is not None:
+            lines += ["", *contrast_lines(self.comparison)]
+            lines += ["", *rank_lines(self.comparison)] if self.comparison.ranks else []
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return table_html(self)
+
+
+HEADER = ["metric", "model", "value", "95% interval", "n", "unscored", ""]
+
+
+def figure_cells(metric: EvalResult) -> list[str]:
+    """A figure in words."""
+    share = metric.unit == "share"
+    interval = "no interval" if metric.ci is None else " to ".join(number_text(end, share) for end in metric.ci)
+    value = "unscored" if metric.value is None else number_text(metric.value, share)
+    return [metric.name, metric.arm, value, interval, str(metric.n), str(metric.n_unscored), ""]
