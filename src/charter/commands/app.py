@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from charter.commands import compare, constitution, lab, models, prompts, reward, run, testbed, votes
+from charter.commands import compare, constitution, lab, models, prompts, reward, run, studio, testbed, votes
 from charter.errors import GateError, InputError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (run, compare, votes, models):
+for commands in (run, compare, votes, models, studio):
     app.add_typer(commands.app)
 for name, room in {"constitution": constitution, "lab": lab, "prompts": prompts, "reward": reward, "testbed": testbed}.items():
     app.add_typer(room.app, name=name)
