@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import re
 import shutil
 from functools import partial
 
@@ -19,10 +18,9 @@ from charter.studio.run_pages import events
 from charter.studio.runs import RunWatch, Tail, find_runs, last_rows, locked_inodes, wanted_rows
 from charter.studio.serve import project_of, studio_app
 from charter.studio.site import Studio
-from charter.votes.judgments import read_judgments
 from charter.web.access import COOKIE, ROLES
 from charter.web.serve import open_site
-from label_project import HOME, HOSTILE, SAME_SITE, field
+from label_project import HOME, HOSTILE, SAME_SITE
 from test_label_app import OPEN_TO_ALL, routes
 
 QUERY = {"run": "demo", "a": "demo", "b": "demo"}
@@ -209,7 +207,7 @@ def test_every_route_is_for_its_roles_alone(studio, who):
         else:
             assert "is not for the role" not in answer.text
             assert answer.status_code < 500, path
-    assert seen == 17
+    assert seen == 14
     assert client.get("/runs", headers={"host": "evil.example"}).status_code == 421
 
 
@@ -329,47 +327,3 @@ def test_at_most_four_models_stay_in_memory(talking, monkeypatch):
     for model in ("demo:base", "demo:sft", "demo:policy"):
         assert '"finish"' in say(client, ask(model)).text
     assert list(talking.loaded.models) == ["demo:sft", "demo:policy"]
-
-
-# -- arena -----------------------------------------------------------------------------------------------------------------
-
-
-def post(client, path, **fields):
-    fields |= {"form_token": client.get("/session").json()["form_token"]}
-    client.follow_redirects = True
-    return client.post(path, data=fields, headers=SAME_SITE)
-
-
-def challenge(client, text="How can I mend the boat?"):
-    return post(client, "/arena/ask", text=text, **{"model:demo:base": "on", "model:demo:policy": "on"}).text
-
-
-def test_a_vote_names_the_models_after_it_and_feeds_ratings_and_training(talking, tmp_path, capsys):
-    client = person(talking, "owner")
-    for number, verdict in enumerate(("a", "b", "tie", "bad")):
-        page = challenge(client, f"How can I mend the boat {number}?")
-        assert "Which answer is better?" in page
-        assert "demo:" not in page.partition("Ratings so far")[0]
-        told = post(client, f"/arena/vote?verdict={verdict}", set_id=field(page, "set_id")).text
-        assert re.search(r"A was <strong>demo:\w+</strong>, B was <strong>demo:\w+</strong>", told)
-        again = post(client, "/arena/vote?verdict=a", set_id=field(page, "set_id")).text  # the first vote stands
-        assert "Which answer is better?" not in again
-    talking.mirror.flush()
-    votes = read_judgments(tmp_path / "runs/studio/judgments.jsonl")
-    assert [tuple(vote.ranks[key] for key in vote.order) for vote in votes] == [(1, 2), (2, 1), (1, 1), ("F", "F")]
-    assert {(vote.rater_kind, vote.direction) for vote in votes} == {("human", "better")}
-    assert "comparisons from 4 judgments" in client.get("/arena").text
-    assert run_command(["ratings", str(tmp_path / "runs/studio")]) == 0
-    said = capsys.readouterr().out
-    assert "demo:base" in said
-    assert "demo:policy" in said
-    assert run_command(["export", str(tmp_path / "runs/studio"), "--to", "trl", "--out", str(tmp_path / "pairs.jsonl")]) == 0
-    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 2  # a tie and two nonsenses prefer nothing
-
-
-def test_an_arena_question_that_cannot_be_is_refused_in_words(talking):
-    client = person(talking, "lead")
-    assert "choose at least two models" in post(client, "/arena/ask", text="Hi", **{"model:demo:base": "on"}).text
-    assert "Write something first." in challenge(client, " ")
-    page = challenge(client)
-    assert "Choose one of the four verdicts." in post(client, "/arena/vote?verdict=x", set_id=field(page, "set_id")).text
