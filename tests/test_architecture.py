@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("__main__",),
     ("commands",),
+    ("studio",),
     ("serving", "environments"),
     ("pipeline", "plan", "web", "verification", "measuring"),
     ("summary",),

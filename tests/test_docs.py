@@ -215,8 +215,8 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
         pytest.skip("works on published data that is not part of this repository")
     if "smollm2" in line.lower() or "FILE.gguf" in line:
         pytest.skip("works on a model that make real downloads; tests/test_gguf.py and test_recipes.py run such commands")
-    if line.startswith("charter label "):
-        pytest.skip("serves until it is interrupted; tests/test_label_browser.py starts it")
+    if line.startswith(("charter label ", "charter studio ")):
+        pytest.skip("serves until it is interrupted; tests/test_label_browser.py and test_studio_browser.py start it")
     if line.startswith("charter lab hacking"):
         pytest.skip("is dozens of runs; tests/test_hacking.py makes a tiny lab")
     if "--drop-one" in line:

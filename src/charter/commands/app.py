@@ -20,6 +20,7 @@ from charter.commands import (
     reward,
     run,
     scorer,
+    studio,
     testbed,
     votes,
 )
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (run, evaluate, compare, votes, principles, models):
+for commands in (run, evaluate, compare, votes, principles, models, studio):
     app.add_typer(commands.app)
 ROOMS = {"constitution": constitution, "lab": lab, "prompts": prompts, "reward": reward, "scorer": scorer, "testbed": testbed}
 for name, room in ROOMS.items():
