@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("__main__",),
     ("commands",),
-    ("serving",),
+    ("studio",),
+    ("serving", "environments"),
     ("pipeline", "plan", "web", "verification", "measuring"),
     ("summary",),
     ("stages", "comparing"),

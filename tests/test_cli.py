@@ -91,7 +91,9 @@ def test_a_list_of_sentences_becomes_a_constitution(tmp_path, capsys):
     (tmp_path / "c.txt").write_text("1. Be kind.\n2. Be honest.\n")
     out = tmp_path / "c.yaml"
     assert run_command(["constitution", "import", str(tmp_path / "c.txt"), "--out", str(out), "--json"]) == 0
-    assert one_json_object(capsys.readouterr().out) == {"principles": 2, "out": str(out)}
+    assert one_json_object(capsys.readouterr().out) == {
+        "principles": 2, "out": str(out), "kind": "lines of text", "counts": {}, "left_out": {},
+    }  # fmt: skip
     assert run_command(["constitution", "check", str(out)]) == 0
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from charter.commands.app import run_command
+from charter.constitution.check import check
 from charter.constitution.constitution import (
     Constitution,
     Principle,
-    check,
     draw,
     hashes_of_principles,
     load_constitution,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from charter.commands.app import run_command
+from charter.constitution.constitution import load_constitution, save_constitution
 from charter.records import Judgment, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.testbed import lab
@@ -95,6 +96,7 @@ def commands() -> list[tuple[str, str]]:
 FILES = {
     "constitution check": "constitution.yaml",
     "constitution import": "published.json",
+    "constitution export": "examples.yaml",
     "prompts import": "prompts.jsonl",
     "prompts classify": "prompts.jsonl",
     "prompts card": "prompts.jsonl",
@@ -105,12 +107,14 @@ FILES = {
     "ratings FILE": "votes",
     "agreement FILE": "votes",
     "raters FILE": "votes",
+    "scorer card": "refusals.jsonl",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
          "F": "out/prompts.jsonl",
          "RUN/sft": "runs/recipe/sft", "RUN/reward_model": "runs/recipe/reward_model",
          "MODEL": "package:charter.testbed/model",
          "RUN:base": "runs/recipe:base", "RUN:policy": "runs/recipe:policy",
+         "constitutions/demo.yaml": str(ROOT / "constitutions/demo.yaml"),
          "F.yaml": "out/imported.yaml", "A.yaml": "constitution.yaml", "B.yaml": "constitution.yaml",
          "A": "runs/recipe", "B": "runs/recipe",
          "MANIFEST": "exported.jsonl.manifest.json"}  # fmt: skip
@@ -125,15 +129,26 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     write_tiny_recipe(folder, random_llama)
     (folder / "my.yaml").write_text((folder / "recipe.yaml").read_text())
     (folder / "published.json").write_text(json.dumps(["Choose the response that is less harmful."]))
+    example = {"prompt": "Hi?", "good": ["Hello."], "bad": [{"text": "Go.", "reason": "rude"}]}
+    principle = {"id": "kind", "title": "kind", "critique": "Rude?", "revision": "Be kind.", "preference": "Which is kinder?",
+                 "examples": [example, {"prompt": "Ho?"}]}  # fmt: skip
+    (folder / "examples.yaml").write_text(json.dumps({"title": "examples", "principles": [principle]}))
     (folder / "out").mkdir()
     (folder / "votes").mkdir()
     for name in ("old", "new"):
         shutil.copy(ROOT / f"tests/data/results/lm-eval-{name}.jsonl", folder / f"{name}.jsonl")
+    shutil.copy(ROOT / "tests/data/refusals.jsonl", folder)
     write_some_prompts(folder / "some.jsonl", 20)
     (folder / "small.csv").write_text(re.search(r"<<'END'\n(.*?)END", (ROOT / "docs/evaluate.md").read_text(), re.DOTALL)[1])
     shutil.copytree(finished_run, folder / "runs/recipe")
     with contextlib.chdir(folder):
         assert run_command(["export", "runs/recipe", "--to", "trl", "--out", "exported.jsonl"]) == 0
+        few = ["--principles", "helpful", "--n", "120", "--noise", "0", "--out", "people"]
+        assert run_command(["testbed", "votes", *few]) == 0
+    rules = load_constitution(folder / "people/candidates.yaml")
+    two = tuple(p for p in rules.principles if p.title in ("helpful", "peace"))
+    for name in ("people/candidates.yaml", "inferred.yaml"):
+        save_constitution(rules.model_copy(update={"principles": two}), folder / name)
 
     shutil.copy(folder / "runs/recipe/feedback/responses.jsonl", folder / "votes")
     shutil.copy(folder / "runs/recipe/prompts/prompts.jsonl", folder / "votes")
@@ -174,8 +189,14 @@ def at_size_of_seconds(line: str) -> list[str]:
     words = [places.get(word, word) for word in words]
     if name == "constitution import":
         words = [word.replace("out/prompts.jsonl", "out/imported.yaml") for word in words]
+    if name == "constitution check" and "--model" in words:
+        words = [*words, "--most", "20"]
     if name == "testbed card":
         words = [*words, "--n", "10"]
+    if name == "testbed votes":
+        words = [word.replace("people", "out/people") for word in words]
+    if name == "constitution card":
+        words = [*words, "--limit", "4"]
     words = [re.sub("^5$", "2", word) for word in words]  # --seeds
     if words[0] == "run" and words[1] in ("demo", "demo-ppo", "smoke", "spectrum"):
         words += [f"--set={setting}" for setting in [*SMALL, f"prompts.files=[{Path.cwd() / 'some.jsonl'}]"]]
@@ -194,8 +215,8 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
         pytest.skip("works on published data that is not part of this repository")
     if "smollm2" in line.lower() or "FILE.gguf" in line:
         pytest.skip("works on a model that make real downloads; tests/test_gguf.py and test_recipes.py run such commands")
-    if line.startswith("charter label "):
-        pytest.skip("serves until it is interrupted; tests/test_label_browser.py starts it")
+    if line.startswith(("charter label ", "charter studio ")):
+        pytest.skip("serves until it is interrupted; tests/test_label_browser.py and test_studio_browser.py start it")
     if line.startswith("charter lab hacking"):
         pytest.skip("is dozens of runs; tests/test_hacking.py makes a tiny lab")
     if "--drop-one" in line:

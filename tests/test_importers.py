@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from charter.constitution.constitution import check
+from charter.constitution.check import check
 from charter.constitution.importers import import_constitution
 from charter.errors import InputError
 
@@ -26,7 +26,7 @@ def test_anthropic_revision_instructions(tmp_path):
             "edit_request": "\n\nRevisionRequest: Make it calm.\n\nRevision:\n",
         },
     })  # fmt: skip
-    constitution = import_constitution(path)
+    constitution = import_constitution(path).constitution
     first, second = constitution.principles
     assert (first.id, first.critique, first.revision, first.preference, first.tags) == (
         "harmful0", "Name precedings faults: rude ones.", "Take the rude ones out.", None, ("red_team",)
@@ -41,7 +41,7 @@ def test_anthropic_comparison_instructions(tmp_path):
         "\nChoose what a respectable person would say. Options: ",
         "\nWhich has better options? Options:",
     ]
-    constitution = import_constitution(write(tmp_path / "madison.json", texts))
+    constitution = import_constitution(write(tmp_path / "madison.json", texts)).constitution
     assert [p.preference for p in constitution.principles] == [
         "Which of these is kinder?", "Choose what a respectable person would say.", "Which has better options?"
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def test_llm_swarm(tmp_path):
         "constitutions": [{"critic": " Find the rude part. ", "revision": "Remove it."}] * 2,
         "system_chat": [turns, turns],
     })  # fmt: skip
-    constitution = import_constitution(path)
+    constitution = import_constitution(path).constitution
     assert [(p.id, p.critique, p.revision) for p in constitution.principles] == [
         ("principle-01", "Find the rude part.", "Remove it."),
         ("principle-02", "Find the rude part.", "Remove it."),
@@ -63,7 +63,7 @@ def test_llm_swarm(tmp_path):
 
 
 def test_a_plain_sentence_becomes_all_three_texts(tmp_path):
-    constitution = import_constitution(write(tmp_path / "plain.json", ["Be kind {to} all.", "Tell the truth."]))
+    constitution = import_constitution(write(tmp_path / "plain.json", ["Be kind {to} all.", "Tell the truth."])).constitution
     first = constitution.principles[0]
     assert first.title == "Be kind {to} all."
     assert first.critique == ("Say specifically where the assistant's last reply goes against this principle: Be kind {to} all.")
@@ -74,13 +74,13 @@ def test_a_plain_sentence_becomes_all_three_texts(tmp_path):
 
 def test_a_text_file_holds_one_principle_per_line(tmp_path):
     path = write(tmp_path / "p.txt", "\ufeff- Be kind.\n\n2) Tell the truth.\r\n  * Nice!\n• 好\n3.5 is no bullet\n")
-    titles = [p.title for p in import_constitution(path).principles]
+    titles = [p.title for p in import_constitution(path).constitution.principles]
     assert titles == ["Be kind.", "Tell the truth.", "Nice!", "好", "3.5 is no bullet"]
 
 
 def test_a_long_sentence_has_a_short_title(tmp_path):
     sentence = "The assistant " + "never " * 30 + "lies."
-    (principle,) = import_constitution(write(tmp_path / "p.txt", sentence)).principles
+    (principle,) = import_constitution(write(tmp_path / "p.txt", sentence)).constitution.principles
     assert len(principle.title) <= 60
     assert principle.title.endswith("never…")
     assert principle.critique.endswith(sentence)

@@ -44,7 +44,7 @@ def judged_run(tmp_path_factory, random_llama, finished_run):
     """The finished run with its answers compared, and its recipe."""
     folder = tmp_path_factory.mktemp("judged")
     shutil.copytree(finished_run, folder / "run")
-    recipe = write_tiny_recipe(folder, random_llama, evaluation={"judge": "base"})
+    recipe = write_tiny_recipe(folder, random_llama, evaluation={"judge": "base", "best_of": 2})
     run_recipe(load_recipe(recipe), folder / "run", quiet=True)
     return folder / "run", recipe
 
@@ -53,10 +53,10 @@ def test_a_run_compares_its_last_model_with_every_other_arm(judged_run):
     run, _ = judged_run
     report = read_json(run / "report.json")
     ReportFile.model_validate(report)
-    assert [stage["name"] for stage in report["stages"] if not stage["skipped"]] == ["win_rate"]  # nothing else is made again
+    assert [stage["name"] for stage in report["stages"] if not stage["skipped"]] == ["evaluate", "win_rate"]
     n = (run / "evaluate/responses.base.jsonl").read_text().count("\n")
     assert [(row["a"], row["b"], row["n"] + row["n_unscored"]) for row in report["win_rates"]] == [
-        ("base", "policy", n), ("sft", "policy", n)
+        ("base", "policy", n), ("sft", "policy", n), ("best_of_n", "policy", n)
     ]  # fmt: skip
     for row in report["win_rates"]:
         assert row["wins"] + row["ties"] + row["losses"] == row["n"]

@@ -115,6 +115,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "stopped": stopped,
         **declared(recipe),
         **stored_figures(parts.run.folder, results, logs),
+        "scorers": list(parts.scoring.cards),
         "data_card": data_card(parts, stages),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
         "gates": parts.gates.met,

@@ -9,7 +9,21 @@ import sys
 
 import typer
 
-from charter.commands import compare, constitution, evaluate, lab, models, prompts, reward, run, testbed, votes
+from charter.commands import (
+    compare,
+    constitution,
+    evaluate,
+    lab,
+    models,
+    principles,
+    prompts,
+    reward,
+    run,
+    scorer,
+    studio,
+    testbed,
+    votes,
+)
 from charter.errors import GateError, InputError
 
 app = typer.Typer(
@@ -19,9 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (run, evaluate, compare, votes, models):
+for commands in (run, evaluate, compare, votes, principles, models, studio):
     app.add_typer(commands.app)
-for name, room in {"constitution": constitution, "lab": lab, "prompts": prompts, "reward": reward, "testbed": testbed}.items():
+ROOMS = {"constitution": constitution, "lab": lab, "prompts": prompts, "reward": reward, "scorer": scorer, "testbed": testbed}
+for name, room in ROOMS.items():
     app.add_typer(room.app, name=name)
 
 

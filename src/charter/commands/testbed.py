@@ -98,3 +98,28 @@ def testbed_stand_in(
         raise InputError(f"--labels {labels!r}: give at least two different names, separated by commas")
     save_stand_in(out, family, context=context, labels=names, seed=seed)
     show({"family": family, "out": str(out)}, as_json, f"a random {family}: {out}")
+
+
+@app.command("votes")
+def testbed_votes(
+    out: Folder,
+    principles: Annotated[str, typer.Option(help="What the voters follow, by commas: peace, privacy, tone, helpful, …")],
+    n: Annotated[int, typer.Option(min=1, help="Votes of each voter.")] = 1500,
+    voters: Annotated[int, typer.Option(min=1, help="Voters, who all follow the same principles.")] = 1,
+    noise: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of wrong votes where a principle decides.")] = 0.1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write votes of simulated people who follow known principles, and a constitution with candidates for them."""
+    from charter.constitution.constitution import Constitution, Principle, save_constitution
+    from charter.run.files import write_jsonl
+    from charter.testbed.voters import candidate_rows, simulate_votes
+
+    names = [name.strip() for name in principles.split(",")]
+    people = [f"voter-{number + 1}" for number in range(voters)]
+    votes = [vote for person in people for vote in simulate_votes(names, n, seed, noise=noise, rater=person)]
+    rows = candidate_rows(1, seed)
+    candidates = Constitution(title="Candidates of the testbed", principles=tuple(map(Principle.model_validate, rows)))
+    write_jsonl(out / "votes.jsonl", votes)
+    save_constitution(candidates, out / "candidates.yaml")
+    show_counts({"votes": len(votes), "candidates": len(rows), "out": str(out)}, out, as_json)

@@ -12,15 +12,20 @@ import hashlib
 import json
 import math
 import re
-import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from charter.errors import InputError
 from charter.records import Message, Prompt, Record, Text, content_id
@@ -32,7 +37,6 @@ DRAWN, PRINCIPLE = "drawn by", "principle "
 BY_ROW = ("prompts", "gate", "labelled", DRAWN, PRINCIPLE)
 """Inputs of a stage that decide for each row apart whether it still holds."""
 MAX_BYTES = 2**20  # of a file with principles
-LONG_TEXT = 1000  # characters; longer than that, small models lose the question
 
 
 def _filled(text: str) -> str:
@@ -43,6 +47,55 @@ def _filled(text: str) -> str:
 
 
 Words = Annotated[Text, AfterValidator(_filled)]
+Authority = Literal["root", "platform", "system", "developer", "user", "guideline"]
+AUTHORITIES = get_args(Authority)  # OpenAI's Model Spec, from the highest; "platform" is an earlier word for the top level
+UNRANKED = 2**31
+LATER = ("priority", "authority", "points", "examples", "support", "wording")
+"""Fields that a principle may leave out of its hash, so that a constitution without them keeps the hash it had before them."""
+
+
+class Answer(Record):
+    """A published answer to the prompt of an example. ``reason`` says why it is good or bad. In YAML an answer without a reason
+    is a plain text."""
+
+    text: Words
+    reason: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_text(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return serialize(self) if self.reason else self.text
+
+
+def _as_turns(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class Example(Record):
+    """A prompt that shows what a principle means, with ``good`` and ``bad`` answers where they are published. In YAML a prompt of
+    one user turn is a plain text."""
+
+    title: Text = ""
+    prompt: Annotated[tuple[Message, ...], BeforeValidator(_as_turns), Field(min_length=1, strict=False)]
+    good: Annotated[tuple[Answer, ...], Field(strict=False)] = ()
+    bad: Annotated[tuple[Answer, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _waits_for_an_answer(self) -> Example:
+        if self.prompt[-1].role == "assistant" or not self.prompt[-1].content.strip():
+            raise ValueError("the prompt must end with a turn of the user that is not empty; put answers under good or bad")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if len(self.prompt) == 1 and self.prompt[0].role == "user":
+            values["prompt"] = self.prompt[0].content
+        return values
 
 
 class Principle(Record):
@@ -52,6 +105,11 @@ class Principle(Record):
     area of values, by which only prompts of that area are compared. ``about`` of a topic lists what its messages speak of, for
     sorting prompts. ``question``, about one reply, is answered with Yes or No, of which ``good_answer`` follows the principle.
     ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`.
+
+    ``priority`` (1 is applied first) or ``authority`` ranks it among the others. ``points`` are those of a rubric: their size is
+    the weight unless one is written, and a negative number means that a good reply does not fit the ``question``. ``examples``
+    become labelled pairs, worked examples and prompts (:mod:`charter.constitution.export`). ``support`` is the share of each
+    opinion group that agrees. ``wording`` is the published text in full; it reaches no model.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -66,6 +124,27 @@ class Principle(Record):
     tags: Annotated[tuple[Words, ...], Field(strict=False)] = ()
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     source: Text = ""
+    priority: Annotated[int, Field(ge=1)] | None = None
+    authority: Authority | None = None
+    points: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()
+    support: dict[Text, Annotated[float, Field(ge=0, le=1)]] | None = None
+    wording: Text = ""
+
+    @model_validator(mode="after")
+    def _ranked_and_rated(self) -> Principle:
+        if self.priority is not None and self.authority is not None:
+            raise ValueError(f"principle {self.id!r} has priority and authority; keep one of the two")
+        if self.points is None:
+            return self
+        if self.points == 0:
+            raise ValueError(f"principle {self.id!r} has 0 points, so it says nothing; leave it out")
+        if self.question is not None and (self.points > 0) != (self.good_answer == "yes"):
+            answer = "yes" if self.points > 0 else "no"
+            raise ValueError(f"principle {self.id!r} has {self.points:g} points, so its good_answer must be {answer!r}")
+        if "weight" not in self.model_fields_set:
+            object.__setattr__(self, "weight", abs(self.points))
+        return self
 
     @model_validator(mode="after")
     def _usable(self) -> Principle:
@@ -80,6 +159,13 @@ class Principle(Record):
         """Whether it applies to prompts with these tags: always, unless it names kinds of prompt and the tags name others."""
         kinds, named = PROMPT_TAGS.intersection(self.tags), PROMPT_TAGS.intersection(tags)
         return not kinds or not named or bool(kinds & named)
+
+    @property
+    def rank(self) -> int:
+        """1 is applied first; without priority or authority after all that have one."""
+        if self.authority is not None:
+            return AUTHORITIES.index(self.authority) + 1
+        return UNRANKED if self.priority is None else self.priority
 
 
 class Constitution(Record):
@@ -98,10 +184,22 @@ class Constitution(Record):
             seen.add(principle.id)
         return self
 
+    @model_validator(mode="after")
+    def _one_scale(self) -> Constitution:
+        if any(p.priority is not None for p in self.principles) and any(p.authority is not None for p in self.principles):
+            raise ValueError("some principles have a priority and others an authority, which cannot be compared; use one of them")
+        return self
+
     @property
     def hash(self) -> str:
         """SHA-256 (64 hex digits) of the principles. Title and description reach no model, so they do not count."""
-        return _digest([principle.model_dump(mode="json") for principle in self.principles])
+        rows = [principle.model_dump(mode="json") for principle in self.principles]
+        return _digest([{key: value for key, value in row.items() if key not in LATER or value} for row in rows])
+
+    @property
+    def ranked(self) -> bool:
+        """Whether any principle goes before others."""
+        return len({p.rank for p in self.principles if p.preference is not None}) > 1
 
     def for_revision(self, tags: Iterable[str]) -> tuple[Principle, ...]:
         """The principles for revising answers to prompts with these tags, all topics included: a drawn principle often does
@@ -143,7 +241,16 @@ def draw(principles: Sequence[Principle], *key: object) -> Principle:
     """
     if not principles:
         raise ValueError(f"no principles to draw from, for {key!r}")
-    return min(principles, key=lambda p: -math.log((int(_digest([key, p.id])[:13], 16) + 0.5) / 16**13) / p.weight)
+    return min(principles, key=lambda p: _lot(p, key))
+
+
+def by_rank(principles: Sequence[Principle], *key: object) -> list[Principle]:
+    """The principles, the highest rank first; those of one rank in an order drawn by weight as in :func:`draw`."""
+    return sorted(principles, key=lambda p: (p.rank, _lot(p, key)))
+
+
+def _lot(principle: Principle, key: tuple[object, ...]) -> float:
+    return -math.log((int(_digest([key, principle.id])[:13], 16) + 0.5) / 16**13) / principle.weight
 
 
 class FewShots(Record):
@@ -178,10 +285,14 @@ def load_few_shots(path: Path) -> list[tuple[Message, ...]]:
     return list(_load(path, FewShots).examples)
 
 
-def save_constitution(constitution: Constitution, path: Path) -> None:
-    """Write YAML from which :func:`load_constitution` reads the same constitution."""
+def save_constitution(constitution: Constitution | FewShots, path: Path) -> None:
+    """Write YAML from which :func:`load_constitution`, or :func:`load_few_shots`, reads the same content. InputError where the
+    file would be too large to be read."""
     content = constitution.model_dump(mode="json", exclude_defaults=True)
-    write_text(path, yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if len(text.encode()) > MAX_BYTES:
+        raise InputError(f"would have more than {MAX_BYTES >> 20} MiB; import a part of the file", file=path)
+    write_text(path, text)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -272,7 +383,10 @@ def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int |
     place = problem["loc"]
     words = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        owners: dict[int, type[Record]] = {1: FewShots if error.title == "FewShots" else Constitution, 3: Principle}
+        owners: dict[int, type[Record]] = {
+            1: FewShots if error.title == "FewShots" else Constitution, 3: Principle, 5: Example,
+            7: Message if "prompt" in place else Answer,
+        }  # fmt: skip
         known = list(owners.get(len(place), Message).model_fields)
         near = difflib.get_close_matches(str(place[-1]), known, n=1)
         words = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; use {', '.join(known)}"
@@ -300,71 +414,6 @@ def _line(node: yaml.Node, place: Sequence[int | str]) -> int:
         else:
             break
     return line + 1
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A weakness of a valid constitution. ``principle`` is None if it concerns the whole."""
-
-    severity: Literal["error", "warning"]
-    principle: str | None
-    words: str
-
-
-PROTOCOL = re.compile(r"\b(?:Critique ?Request|Revision ?Request|Critique|Revision|Human|Assistant|Options):")
-OPTIONS = re.compile(r"\([A-D]\)|\boptions?\s+\(?[A-D]\b", re.IGNORECASE)
-
-
-def check(constitution: Constitution) -> list[Finding]:
-    """The weaknesses of a constitution: text that repeats, leaks the protocol or names options, and uncovered prompts."""
-    findings: list[Finding] = []
-    median = statistics.median(p.weight for p in constitution.principles)
-    for p in constitution.principles:
-        texts = _texts(p)
-        for field, text in texts.items():
-            if match := PROTOCOL.search(text):
-                findings.append(Finding("error", p.id, f"{field} contains protocol text {match[0]!r}; remove it"))
-            if len(text) > LONG_TEXT:
-                findings.append(Finding("warning", p.id, f"{field} has {len(text)} characters, and a judge reads it before "
-                                        "every answer; shorten it"))  # fmt: skip
-        if match := OPTIONS.search(texts.get("preference", "")):
-            findings.append(Finding("error", p.id, f"preference names {match[0]!r}, but a judge sees answers in both "
-                                    "orders; remove the letter"))  # fmt: skip
-        if not median / 10 <= p.weight <= median * 10:
-            findings.append(Finding("warning", p.id, f"weight {p.weight:g} is far from the median {median:g}, so it is "
-                                    "drawn almost always or almost never; bring it nearer"))  # fmt: skip
-
-    for first, second in combinations(constitution.principles, 2):
-        for field in sorted(_texts(first).keys() & _texts(second).keys()):
-            likeness = _likeness(_texts(first)[field], _texts(second)[field])
-            if likeness == 1:
-                findings.append(Finding("error", second.id, f"{field} is the same as that of {first.id!r}; remove one"))
-            elif likeness >= 0.85:
-                findings.append(
-                    Finding(
-                        "warning",
-                        second.id,
-                        f"{field} is nearly the same as that of {first.id!r}; remove one or make them differ",
-                    )
-                )
-
-    for kind, use in (("red_team", "revision"), ("red_team", "preference"), ("benign", "preference")):
-        if not any(getattr(p, use) is not None and p.applies_to((kind,)) for p in constitution.principles):
-            findings.append(Finding("warning", None, f"no principle has a {use} for {kind} prompts; add one"))
-    return findings
-
-
-def _texts(principle: Principle) -> dict[str, str]:
-    texts = {use: getattr(principle, use) for use in ("critique", "revision", "preference")}
-    return {use: text for use, text in texts.items() if text is not None}
-
-
-def _likeness(text: str, other: str) -> float:
-    """Shared words over all words (Jaccard), in [0, 1]; 1 only if the words also have the same order."""
-    first, second = (re.findall(r"\w+", text.casefold()) for text in (text, other))
-    if first == second:
-        return 1.0
-    return min(len(set(first) & set(second)) / len(set(first) | set(second)), 0.99)
 
 
 def hashes_of_principles(constitution: Constitution, use: str, *texts: str) -> dict[str, str]:

@@ -8,13 +8,17 @@ from typing import Literal
 
 from charter.constitution.constitution import TOPIC, Constitution, Principle
 
-Change = Literal["added", "removed", "renamed", "retitled", "reworded", "reweighted", "retagged", "reordered"]
+Change = Literal[
+    "added", "removed", "renamed", "retitled", "reworded", "reweighted", "retagged", "reranked", "annotated", "reordered"
+]
 WORDS = ("critique", "revision", "preference", "question", "good_answer", "about", "allowed")
 KINDS: dict[Change, tuple[str, ...]] = {
     "retitled": ("title",), "reworded": WORDS, "reweighted": ("weight",), "retagged": ("tags",),
+    "reranked": ("priority", "authority"), "annotated": ("points", "examples", "support", "wording"),
 }  # fmt: skip
+REMARKS: dict[Change, str] = {"reranked": ", which a run reads with feedback.priorities"}
 READ_BY_REVISE = frozenset({"critique", "revision", "tags", "weight"})
-READ_BY_FEEDBACK = frozenset({"preference", "question", "good_answer", "tags", "weight"})
+READ_BY_FEEDBACK = frozenset({"preference", "question", "good_answer", "tags", "weight", "priority", "authority"})
 READ_OF_TOPICS = frozenset({"title", "about", "tags"})
 
 
@@ -70,8 +74,8 @@ def changes_of(old: Principle, new: Principle) -> list[Difference]:
         if differing:
             stages = sorted({stage for p in (old, new) for stage in stages_of(p, set(differing))}, key=STAGES.index)
             rows.append(Difference(
-                change, new.id, ", ".join(differing), tuple(stages), {field: before[field] for field in differing},
-                {field: after[field] for field in differing},
+                change, new.id, ", ".join(differing) + REMARKS.get(change, ""), tuple(stages),
+                {field: before[field] for field in differing}, {field: after[field] for field in differing},
             ))  # fmt: skip
     return rows
 

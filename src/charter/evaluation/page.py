@@ -17,7 +17,10 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     sorting: a sentence on how prompts were sorted by principle
     judges: [{id, role, protocol, protocols: [{protocol, chosen, accuracy, ci, n}], n, accuracy, ci, swap_consistency, ece,
               position_bias_nats, same_position_share, verdict_rate, reliability: [{p, observed, n}],
-              groups: {kind: {accuracy, ci, n}}}]
+              groups: {kind: {accuracy, ci, n}}, priorities: {noise_nats, accuracy, ci, n, undecided, decided: {id: n}}}]
+    scorers: [{of, scorer, labelled, measures: [{measure, accuracy, recall, specificity, precision, n, n_unscored, brier, ece,
+              by}]}]
+                                                                    cards; of: "scorer" or the name of a measure
     reward_model: {accuracy, ci, n, baseline_shorter_wins, baseline_longer_wins, ece, reliability, groups}
     revisions: {rounds: [{round, n, harmful, ci, mean_chars}], excluded: {reason: n}, kept}
     left_out: [{stage, reason, n}], data_card: the prompts in numbers, as ``charter prompts card`` shows them
@@ -46,6 +49,7 @@ from typing import Any
 from charter.evaluation.panels import (
     Panels,
     arms_of,
+    card_note,
     curves,
     directions,
     first_metrics,
@@ -55,6 +59,7 @@ from charter.evaluation.panels import (
     principles,
     revisions_view,
     reward_model_view,
+    scorers_view,
     unique,
     win_rates_view,
 )
@@ -139,7 +144,9 @@ def metric_table(report: Report, arms: Mapping[str, Any], group: str | None) -> 
         unit = next((str(r["unit"]) for r in rows if r.get("unit")), "")
         methods = ", ".join(unique(str(r["method"]) for r in rows if r.get("method")))
         scorers = ", ".join(unique(scored_by(r.get("scorer")) for r in rows))
-        note = "; ".join(part for part in ("" if unit in SHARE_UNITS else unit, scorers, methods) if part)
+        note = "; ".join(
+            part for part in ("" if unit in SHARE_UNITS else unit, scorers, card_note(report, str(name)), methods) if part
+        )
         table.append({"name": title_of(name), "note": note, "cells": [cells.get(arm) for arm in arms]})
     return table
 
@@ -306,6 +313,7 @@ def page_html(report: Report) -> str:
         gold=gold_view(report, panels),
         revisions=revisions_view(report.get("revisions") or {}, panels),
         judges=[judge_view(judge, panels) for judge in mappings_in(report, "judges")],
+        scorers=scorers_view(report, panels),
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),
         gates=gates,
         alarms=[{**alarm, "message": sentence(alarm.get("message")), "value": number_text(alarm.get("value")),

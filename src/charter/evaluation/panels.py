@@ -378,6 +378,12 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
         between = "" if ci is None else f" ({range_text(ci, True)})"
         facts.append(("Prefers what people prefer", f"{number_text(people.get('agreement'), True)}{between}, "
                       f"{people.get('n')} votes on pairs of {people.get('prompts')} prompts"))  # fmt: skip
+    rule = judge.get("priorities")
+    if isinstance(rule, Mapping):
+        ci = interval_of(rule)
+        between = "" if ci is None else f" ({range_text(ci, True)})"
+        facts.append(("By priority, right where a principle decides", f"{number_text(rule.get('accuracy'), True)}{between} of "
+                      f"{rule.get('n')} pairs; {rule.get('undecided')} undecided"))  # fmt: skip
     chart = reliability_panel(panels, f"Calibration of {axis_label(judge.get('id'), 40)}", mappings_in(judge, "reliability"))
     return {
         "id": judge.get("id"),
@@ -386,6 +392,51 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
         "facts": [(name, text) for name, text in facts if not text.startswith("–")],
         "panel": chart,
     }
+
+
+MEASURE_OF = {
+    "harmful_compliance": "harmful", "over_refusal": "refusal", "engaged_refusal": "refusal", "helpfulness": "helpful"
+}  # fmt: skip
+"""What a scorer decides of an answer behind each of its rates."""
+CARD_SHARES = ("accuracy", "recall", "specificity", "precision")
+
+
+def card_note(report: Report, name: str) -> str:
+    """How often the scorer of a metric is right, by its card; empty without a card."""
+    of, measure = ("scorer", MEASURE_OF[name]) if name in MEASURE_OF else (name, None)
+    for card in mappings_in(report, "scorers"):
+        for row in mappings_in(card, "measures") if card.get("of") == of else ():
+            right = row.get("accuracy")
+            if measure in (None, row.get("measure")) and isinstance(right, Mapping) and number_of(right.get("value")) is not None:
+                ci = interval_of(right)
+                between = "" if ci is None else f" ({range_text(ci, True)})"
+                return f"agrees with {number_text(right['value'], True)}{between} of {right.get('n')} labels of people"
+    return ""
+
+
+def scorers_view(report: Report, panels: Panels) -> list[dict[str, Any]]:
+    """Each measure of each card of a scorer: its shares over all labelled answers and by group, and its calibration."""
+    views = []
+    for card in mappings_in(report, "scorers"):
+        for measure in mappings_in(card, "measures"):
+            parts = [("all labelled answers", measure)]
+            by = measure.get("by")
+            for column, values in (by if isinstance(by, Mapping) else {}).items():
+                parts += [(f"{column}: {value}", row) for value, row in values.items()]
+            rows = [
+                {"part": part, "n": row.get("n"), "unscored": row.get("n_unscored"),
+                 "shares": [(number_text(share.get("value"), True), range_text(interval_of(share), True))
+                            for share in (row.get(key) or {} for key in CARD_SHARES)]}
+                for part, row in parts
+            ]  # fmt: skip
+            facts = [(words, number_text(measure.get(key))) for words, key in (
+                ("Brier score", "brier"), ("Expected calibration error", "ece"), ("Area under the ROC curve", "auc")
+            ) if number_of(measure.get(key)) is not None]  # fmt: skip
+            title = f"Calibration of {axis_label(card.get('scorer'), 40)}: {measure.get('measure')}"
+            chart = reliability_panel(panels, title, mappings_in(measure, "reliability"))
+            views.append({"scorer": card.get("scorer"), "measure": measure.get("measure"), "labelled": card.get("labelled"),
+                          "rows": rows, "facts": facts, "panel": chart})  # fmt: skip
+    return views
 
 
 def reward_model_view(model: Mapping[str, Any], panels: Panels) -> dict[str, Any] | None:

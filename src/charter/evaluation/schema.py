@@ -180,6 +180,8 @@ class ReportFile(Part):
     samples: list[dict[str, Any]] = []
     win_rates: list[WinRate] = []
     judges: list[dict[str, Any]] = []
+    scorers: list[dict[str, Any]] = []
+    """Cards of scorers and measures, as `charter scorer card` writes them; `of` is `scorer` or the measure."""
     reward_model: dict[str, Any] | None = None
     reward_model_on_labelled_pairs: dict[str, Any] | None = None
     revisions: dict[str, Any] | None = None

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from charter.constitution.constitution import Constitution
-from charter.judging.judge import Comparison, Judge, Preference, labelled_comparisons
+from charter.judging.judge import Comparison, Judge, correctness, labelled_comparisons
+from charter.judging.priorities import margin_noise
 from charter.records import Pair
 from charter.run.hashes import derive_seed
-from charter.statistics import clustered_share, expected_calibration_error, fit_temperature
+from charter.statistics import clustered_share, expected_calibration_error
 
 J = TypeVar("J", bound=Judge)
 
@@ -80,21 +81,13 @@ def judge_gate(
         "same_position_share": 1 - sum(consistent) / n if n else None,
         "ece": calibration.ece,
         "reliability": [dict(row) for row in calibration.rows],
-        "fitted_temperature": fit_temperature([p.margin or 0.0 for _, p in with_verdict], outcome) if n else None,
+        "fitted_temperature": margin_noise(comparisons, preferences),
         "groups": accuracy_by_principle(comparisons, right),
     }
 
 
 def mean_or_none(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def correctness(comparison: Comparison, preference: Preference) -> float | None:
-    """1 where the judge prefers the chosen response, 0 where it prefers the other, 0.5 where neither; None without a verdict."""
-    if preference.margin is None:
-        return None
-    margin = preference.margin if comparison.first.model == "chosen" else -preference.margin
-    return 0.5 if margin == 0 else float(margin > 0)
 
 
 def accuracy_by_principle(comparisons: Sequence[Comparison], right: Sequence[float | None]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -23,12 +23,13 @@ from charter.records import Generation, Judgment, Message, Pair, Prompt, Respons
 from charter.run.hashes import derive_seed
 
 
-def _template(name: str) -> str:
+def prompt_file(name: str) -> str:
+    """The text of prompts/NAME.txt."""
     return importlib.resources.files("charter.judging").joinpath(f"prompts/{name}.txt").read_text(encoding="utf-8")
 
 
-COMPARE, YES_NO = _template("compare"), _template("yes_no")
-QUESTIONS = {name: _template(name) for name in ("harmful", "helpful")}
+COMPARE, YES_NO = prompt_file("compare"), prompt_file("yes_no")
+QUESTIONS = {name: prompt_file(name) for name in ("harmful", "helpful")}
 """The yes-or-no questions about one response: a name here and its text in prompts/NAME.txt."""
 LETTERS = ("A", "B")
 
@@ -47,6 +48,11 @@ class Comparison:
         """What the principle asks of a comparison."""
         assert self.principle.preference is not None
         return self.principle.preference
+
+    @property
+    def asks_for_no(self) -> bool:
+        """Whether No is the good answer to the question about one response."""
+        return self.principle.question is not None and self.principle.good_answer == "no"
 
     def swap(self) -> Comparison:
         return Comparison(self.prompt, self.second, self.first, self.principle)
@@ -116,16 +122,20 @@ class YesNoJudge(_LanguageModel):
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         sides = [(comparison, response) for comparison in comparisons for response in (comparison.first, comparison.second)]
         margins = _yes_over_no(self.sampler, [ask_about(comparison, response) for comparison, response in sides])
-        signs = [-1 if c.principle.question is not None and c.principle.good_answer == "no" else 1 for c in comparisons]
+        signs = [-1 if c.asks_for_no else 1 for c in comparisons]
         differences = [sign * (a - b) for sign, a, b in zip(signs, margins[0::2], margins[1::2], strict=True)]
         return [Preference(margin, margin) for margin in differences]
 
 
 def ask_about(comparison: Comparison, response: Response) -> str:
-    """The question about one of the responses."""
-    question = comparison.principle.question or f"{comparison.instruction} Would you choose the assistant's last reply?"
+    """The question about one of the responses, with the conversation before it."""
     conversation = conversation_text(comparison.prompt.messages)
-    return fill(YES_NO, conversation=conversation, response=response.text, question=question)
+    return fill(YES_NO, conversation=conversation, response=response.text, question=question_about(comparison))
+
+
+def question_about(comparison: Comparison) -> str:
+    """What is asked about one response: the principle's question, or one made of its preference text."""
+    return comparison.principle.question or f"{comparison.instruction} Would you choose the assistant's last reply?"
 
 
 LogProbJudge = LettersJudge | YesNoJudge
@@ -150,14 +160,21 @@ def comparisons_of(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], constitution: Constitution, seed: int
 ) -> list[Comparison]:
     """Every pair of the K responses to each prompt, each under a principle drawn for it."""
-    comparisons = []
+    return [
+        Comparison(prompt, first, second, draw(principles, seed, "compare", prompt.id, i, j))
+        for prompt, first, second, principles, (i, j) in two_by_two(prompts, responses, constitution)
+    ]
+
+
+def two_by_two(
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], constitution: Constitution
+) -> Iterator[tuple[Prompt, Response, Response, tuple[Principle, ...], tuple[int, int]]]:
+    """Every pair of the K responses to each prompt to which a principle applies, with all that apply and the numbers of the
+    two."""
     for prompt, group in zip(prompts, responses, strict=True):
-        principles = constitution.for_comparison(prompt)
-        if not principles:
-            continue
-        for (i, first), (j, second) in combinations(enumerate(group), 2):
-            comparisons.append(Comparison(prompt, first, second, draw(principles, seed, "compare", prompt.id, i, j)))
-    return comparisons
+        if principles := constitution.for_comparison(prompt):
+            for (i, first), (j, second) in combinations(enumerate(group), 2):
+                yield prompt, first, second, principles, (i, j)
 
 
 def instructions_hash(comparison: Comparison, template: str) -> str:
@@ -250,6 +267,14 @@ def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed
         first, second = (chosen, rejected) if coin(seed, number) else (rejected, chosen)
         comparisons.append(Comparison(pair.prompt, first, second, draw(principles, seed, "gate", number)))
     return comparisons
+
+
+def correctness(comparison: Comparison, preference: Preference) -> float | None:
+    """1 where the judge prefers the chosen response, 0 where it prefers the other, 0.5 where neither; None without a verdict."""
+    if preference.margin is None:
+        return None
+    margin = preference.margin if comparison.first.model == "chosen" else -preference.margin
+    return 0.5 if margin == 0 else float(margin > 0)
 
 
 def coin(seed: int, number: int) -> bool:

@@ -228,13 +228,21 @@ def gather(
     scored = {figure.name for figure in figures if figure.value is not None}
     better = directions(figures, options)
     write_json(folder / SUMMARY, {"better": better})  # read by the comparison; the whole summary follows
-    comparison = compared(folder, places, options) if len(places) > 1 else None
+    mute = [
+        place.name for place in places
+        if not any(f.arm == place.name and f.scorer != COUNTED and f.value is not None for f in figures)
+    ]  # fmt: skip
+    comparison = compared(folder, places, options) if len(places) > 1 and not mute else None
+    no_contrast = [f"{name}: no item is scored in any metric, so nothing is compared" for name in mute if len(places) > 1]
     return Evaluation(
         folder=folder, comparison=comparison, better=better,
         metrics=in_order([figure for figure in figures if figure.name in scored] + rules),
         models=[{"name": place.name, "path": place.written, "hash": place.hash} for place in places],
         sets=[set_row(test_set, part) for test_set, part in zip(sets, measured[: len(sets)], strict=True)],
-        notes=[f"{name}: no item is scored" for name in dict.fromkeys(figure.name for figure in figures) if name not in scored],
+        notes=[
+            *(f"{name}: no item is scored" for name in dict.fromkeys(figure.name for figure in figures) if name not in scored),
+            *no_contrast,
+        ],
         samples=samples_of(measured),
         settings={"seed": options.seed, "limit": options.limit, "scorer": scorer, "measures": dict(options.measures)},
     )  # fmt: skip

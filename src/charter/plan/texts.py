@@ -61,6 +61,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         n_topics=len(titles),
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in questions_of_judge]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
+        applying=mean([len(constitution.for_comparison(prompt)) for prompt in sample]),
         context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
     )
 

@@ -254,6 +254,8 @@ class Lengths:
     comparison: float
     question: float
     context: float
+    applying: float
+    """Not tokens: principles with a preference that apply to a prompt."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ class _Origin:
 
 @dataclass(frozen=True)
 class PairRow(_Origin):
-    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 without a strength."""
+    """A preference pair and where it comes from. ``strength``: 1 to 4 notches for chosen, 0 without a strength. ``responses``:
+    ids of chosen and rejected, "" for a text that is not a response."""
 
     prompt: Prompt
     chosen: str
@@ -93,6 +94,7 @@ class PairRow(_Origin):
     weight: float = 1.0
     margin: float = 0.0
     strength: int = 0
+    responses: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ def pair_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set
                 weight=soft_label(judgment.margin if len(judgment.order) == 2 else None, selection.calibration),
                 margin=MARGINS.get(notches(judgment), 0.0),
                 strength=notches(judgment),
+                responses=(chosen, rejected),
                 **_provenance(judgment),
             )
             yield from _unless_identical(row, tally)

@@ -8,7 +8,7 @@ answers of a model run in threads.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,14 +37,23 @@ Lesson = Literal["practice", "quiz"]
 Labeler = Annotated[Visitor, Depends(allow(LABELS))]
 
 
+Page = tuple[str, str, Callable[..., Any]]
+"""Path, method, and the function that answers."""
+
+
 def label_app(site: Site) -> FastAPI:
-    """The site as an ASGI application. It has no schema page: that would load scripts from elsewhere."""
+    """The label page as an ASGI application."""
+    return site_app(site, (*ROUTES, *red_team.ROUTES, *lead_pages.ROUTES))
+
+
+def site_app(site: Site, pages: Sequence[Page]) -> FastAPI:
+    """A site as an ASGI application with the door and these pages. It has no schema page: that would load scripts from
+    elsewhere."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.site = site
     app.add_middleware(PageGuard, site=site)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
-    pages: tuple[tuple[str, str, Callable[..., Any]], ...] = (*ROUTES, *red_team.ROUTES, *lead_pages.ROUTES)
-    for path, method, handler in pages:
+    for path, method, handler in (*DOOR, *pages):
         app.add_api_route(path, handler, methods=[method], include_in_schema=False, response_model=None)
     app.add_exception_handler(RequestRefused, refused)
     app.add_exception_handler(HTTPException, not_found)
@@ -314,13 +323,15 @@ async def draft(request: Request, visitor: Labeler) -> Response:
     return Response(status_code=204)
 
 
-ROUTES = (
-    ("/", "GET", home),
+DOOR: tuple[Page, ...] = (
     ("/session", "GET", session),
     ("/join/{token}", "GET", join_page),
     ("/join/{token}", "POST", join),
     ("/leave", "POST", leave),
     ("/leave-elsewhere", "POST", leave_elsewhere),
+)
+ROUTES: tuple[Page, ...] = (
+    ("/", "GET", home),
     ("/instructions", "GET", instructions_page),
     ("/instructions", "POST", instructions_read),
     ("/practice", "GET", lesson_page),

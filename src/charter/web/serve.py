@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from charter.errors import InputError
 from charter.web.label_app import label_app
@@ -20,14 +20,23 @@ from charter.web.store import Store
 from charter.web.tables import open_database
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from charter.models.sampling.sampler import Sampler
 
+S = TypeVar("S", bound=Site)
 FAREWELL_S = 3  # for requests that are being answered when the server ends
 OWNER_DAYS = 1.0  # of the printed link; every start prints a new one
 
 
 @contextmanager
-def open_site(project: Project, samplers: Sequence[Sampler] = (), *, public: str | None = None) -> Iterator[Site]:
+def open_site(
+    project: Project,
+    samplers: Sequence[Sampler] = (),
+    *,
+    public: str | None = None,
+    kind: Callable[..., S] = Site,  # type: ignore[assignment]
+) -> Iterator[S]:
     """The project with its database and files in step, let go of at the end. InputError where they do not fit together."""
     project.folder.mkdir(parents=True, exist_ok=True)
     engine = open_database(project.database)
@@ -37,7 +46,7 @@ def open_site(project: Project, samplers: Sequence[Sampler] = (), *, public: str
         try:
             store.take_in(project.items)
             mirror.start()
-            site = Site(project, store, mirror, samplers, public=public)
+            site = kind(project, store, mirror, samplers, public=public)
             try:
                 site.instructions()
                 write_dialogues(site)
@@ -61,9 +70,19 @@ def serve(
     It binds to 127.0.0.1, or with ``public``, the name that people's browsers see, to every address. InputError where the
     port is taken.
     """
+    with open_site(project, samplers, public=public, kind=Site) as site:
+        answer_requests(site, label_app(site), port, say, certificate, private_key)
+
+
+def answer_requests(
+    site: Site, app: FastAPI, port: int, say: Callable[[str], None], certificate: Path | None = None,
+    private_key: Path | None = None,
+) -> None:  # fmt: skip
+    """Serve a site that is open, as :func:`serve` does."""
     import uvicorn
 
-    with open_site(project, samplers, public=public) as site, socket.socket() as door:
+    public = site.public
+    with socket.socket() as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(("0.0.0.0" if public else "127.0.0.1", port))
@@ -74,7 +93,7 @@ def serve(
         place = f"https://{public}" if public else f"http://127.0.0.1:{door.getsockname()[1]}"
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
-            label_app(site), log_config=None, access_log=False, server_header=False, lifespan="off",
+            app, log_config=None, access_log=False, server_header=False, lifespan="off",
             ssl_certfile=certificate, ssl_keyfile=private_key, timeout_graceful_shutdown=FAREWELL_S,
         )  # fmt: skip
         server = uvicorn.Server(config)

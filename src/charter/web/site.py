@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from fastapi import Request
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Scope, Send
 
@@ -55,7 +55,10 @@ PAUSE_S = 10 * 60  # so long without an answer is a break
 
 
 class Site:
-    """One project while its page is open. ``clock`` gives seconds since 1970; a test may bring its own."""
+    """One project while its page is open. ``clock`` gives seconds since 1970; a test may bring its own. Templates are taken from
+    the first of ``packages`` that has them."""
+
+    packages: tuple[str, ...] = ("charter.web",)
 
     def __init__(
         self, project: Project, store: Store, mirror: Mirror, samplers: Sequence[Sampler] = (), *, public: str | None = None,
@@ -73,8 +76,8 @@ class Site:
         self.lessons = {role: [each for each in sets if each.role == role] for role in ("practice", "quiz")}
         self.cached: dict[str, tuple[float, Any]] = {}
         self.templates = Environment(
-            loader=PackageLoader("charter.web"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True,
+            loader=ChoiceLoader([PackageLoader(name) for name in self.packages]), autoescape=select_autoescape(["html"]),
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self.templates.filters |= {
             "shown": shown, "rendered": rendered, "with_codes": with_codes, "letter": letter, "duration": readable_time,
@@ -257,7 +260,11 @@ class PageGuard(Guard):
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *((key.encode(), value.encode()) for key, value in headers.items())]
+                present = {
+                    key.lower() for key, _ in message["headers"]
+                }  # a page that is shown in a frame has a policy of its own
+                added = [(key.encode(), value.encode()) for key, value in headers.items() if key.encode() not in present]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         return with_headers

@@ -75,6 +75,8 @@ REFUSALS = {
     "link": "This link is unknown, expired or revoked. Ask the person who sent it for a new one.",
     "set": "This set was not given to you.",
     "page": "This page does not exist.",
+    "run": "There is no run of this name in the folder.",
+    "report": "This run has no report yet.",
     "broken": "The owner has to mend a file of the project: {words}",
     "host": "This server has another name.",
     "size": "The request is too large.",

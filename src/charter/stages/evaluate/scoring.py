@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from charter.errors import InputError
 from charter.evaluation.measures import Measure, measure_of
+from charter.evaluation.scorer_card import VERDICTS, read_card
 from charter.evaluation.scorers import Scorer, judge_scorer, python_scorer, refusal_words
+from charter.recipe.source import Source
 from charter.records import content_id
+from charter.run.code import code_hash
 from charter.stages.models import Models
 
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
+
+
+def answers_hash(source: Source) -> str:
+    """What the answers of a scorer depend on, by which its card is known: weights, label, the text of a function or a rule."""
+    rule = code_hash(["charter.evaluation.refusals"]) if source.kind == "built-in" else ""
+    return content_id([source.model.content_hash(), rule])
 
 
 class Scoring:
@@ -20,6 +32,7 @@ class Scoring:
     def __init__(self, recipe: Recipe, models: Models) -> None:
         self.source, self.models = recipe.scorer, models
         self.settings = recipe.evaluation.measures if recipe.evaluation is not None else {}
+        self.cards = self.matched([Path(file) for file in recipe.evaluation.cards] if recipe.evaluation is not None else [])
 
     @cached_property
     def scorer(self) -> Scorer | None:
@@ -54,3 +67,21 @@ class Scoring:
         """Whose hand writes the first number of the report: the scorer's, or the first measure's."""
         sources = [self.source] if self.source is not None else [settings.source for settings in self.settings.values()]
         return self.models.identity_of(sources[0]) if sources else ""
+
+    def matched(self, files: list[Path]) -> list[Mapping[str, Any]]:
+        """The cards of the files, each once for every number that its scorer gives: ``of`` is `scorer` or the name of a measure.
+        InputError where a card is of another scorer, or of other weights or code than the recipe names."""
+        sources = {"scorer": self.source} if self.source is not None and files else {}
+        sources |= {name: settings.source for name, settings in self.settings.items() if files}
+        hashes = {name: answers_hash(source) for name, source in sources.items()}
+        cards: list[Mapping[str, Any]] = []
+        for file in files:
+            card = read_card(file)
+            names = [name for name, value in hashes.items() if value == card.get("hash")]
+            measures = {str(row["measure"]) for row in card["measures"]}
+            names = [name for name in names if measures & ({name} if name != "scorer" else set(VERDICTS))] or names
+            if not names:
+                raise InputError(f"the card is of {card.get('scorer')!r}, and the recipe has no such scorer or measure; write it "
+                                 "again with charter scorer card", file=file, field="evaluation.cards")  # fmt: skip
+            cards += [{"of": name, **card, "scorer": str(sources[name])} for name in names]
+        return cards

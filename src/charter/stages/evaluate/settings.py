@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, field_serializer, model_validator
 
 from charter.metrics import METRICS
 from charter.recipe.settings import NonNegative, Positive, SamplingSettings, Settings, Share
-from charter.recipe.source import MeasureSource, Responder, ScorerSource, Source
+from charter.recipe.source import File, MeasureSource, Responder, ScorerSource, Source
+from charter.run.hashes import CONTENTS
 
 if TYPE_CHECKING:
     pass
@@ -48,6 +49,14 @@ class EvaluationSettings(SamplingSettings):
     """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
     helpfulness_margin: Share = 0.03
     """Helpfulness may fall by this much before the verdict is spoilt; declared before the run."""
+
+    cards: list[File] = []
+    """Cards of scorers (NAME.card.json); the report prints each beside the figures of its scorer or measure."""
+
+    @field_serializer("cards")
+    def outside_the_fingerprint(self, cards: list[File], info: SerializationInfo) -> list[str]:
+        """Only the report reads the cards, so a new card evaluates nothing again."""
+        return [] if info.context == CONTENTS else [str(file) for file in cards]
 
     @model_validator(mode="after")
     def check_that_something_is_measured(self) -> EvaluationSettings:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from charter.constitution.constitution import Constitution, Principle, draw, hashes_of_principles
+from charter.evaluation.arms import ScoredResponse
 from charter.evaluation.wins import STAGE, judgments_name
 from charter.judging.judge import PROTOCOLS, Comparison, judgment
 from charter.models.sampling.sampler import LocalSampler
@@ -43,7 +44,7 @@ def compare_arms(
             return stage
         judge = PROTOCOLS[protocol](models.answering(judged_by, start))
         by_id = {prompt.id: prompt for prompt in read_jsonl(prompts.path("prompts.jsonl"), Prompt)}
-        answers = {name: list(read_jsonl(evaluated.path(f"responses.{name}.jsonl"), Response)) for name in (*arms, last)}
+        answers = {name: measured_answers(evaluated, name) for name in (*arms, last)}
         for arm in arms:
             comparisons = [
                 Comparison(by_id[a.prompt_id], a, b, principle_of(by_id[a.prompt_id], constitution, recipe.seed))
@@ -62,6 +63,12 @@ def compare_arms(
         stage.finish({"judge": judge.name, "protocol": protocol, "independent": independent, "arms": list(arms),
                       "last": last})  # fmt: skip
     return stage
+
+
+def measured_answers(evaluated: Stage, arm: str) -> list[Response]:
+    """The answers of an arm, in the order of the prompts; of best-of-n those that were chosen."""
+    by_id = {response.id: response for response in read_jsonl(evaluated.path(f"responses.{arm}.jsonl"), Response)}
+    return [by_id[row.response_id] for row in read_jsonl(evaluated.path(f"verdicts.{arm}.jsonl"), ScoredResponse)]
 
 
 def principle_of(prompt: Prompt, constitution: Constitution, seed: int) -> Principle:

@@ -34,10 +34,15 @@ def load_exchanged(counted: Counted, _: FeedbackSettings) -> Load:
 
 def judging(work: Load, counted: Counted, settings: FeedbackSettings, labelled: int | None = None) -> int:
     """Add the questions to the judge about every comparison and ``labelled`` pairs (those of the gate, by each protocol, unless
-    given), each in both orders or about each of its responses; how many they are."""
+    given), each in both orders or about each of its responses; how many they are. With priorities as many as if every principle
+    that applies were asked."""
+    asked = 1.0
     if labelled is None:
         labelled = counted.labelled * (2 if settings.protocol == "auto" else 1)
+        if settings.priorities:
+            asked = max(1.0, counted.lengths.applying)
+            labelled += round(counted.labelled * asked)
     question = counted.lengths.comparison + 2 * settings.max_new_tokens
-    n = 2 * (counted.n_pairs + labelled)
+    n = 2 * (round(counted.n_pairs * asked) + labelled)
     work.choose_with(settings.judge, counted.shapes, n, question, counted.written(settings.judge))
     return n

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from charter.constitution.constitution import BY_ROW, Constitution, hashes_of_principles
 from charter.constitution.revise import asked_for
 from charter.errors import GateError, InputError
 from charter.judging.gate import better_judge
-from charter.judging.judge import PROTOCOLS, Comparison, LogProbJudge, comparisons_of, earlier_judgment, judgment, pairs_of
+from charter.judging.judge import (
+    PROTOCOLS,
+    Comparison,
+    LogProbJudge,
+    comparisons_of,
+    earlier_judgment,
+    judgment,
+    labelled_comparisons,
+    pairs_of,
+)
 from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
+from charter.judging.priorities import Case, cases_of, earlier_ruling, measure_rule, rule, ruled
 from charter.models.sampling.sampler import LocalSampler
 from charter.reading.pairs import read_pairs
 from charter.records import Judgment, Pair, Prompt, Response, Revision, content_id
@@ -32,6 +42,8 @@ from charter.votes.judgments import follow
 if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
 
+C = TypeVar("C", Comparison, Case)
+
 
 def gather_feedback(
     run: Run, recipe: Recipe, settings: FeedbackSettings, models: Models, gates: Gates, constitution: Constitution,
@@ -50,12 +62,13 @@ def gather_feedback(
     if settings.contrast is not None:
         return pair_by_contrast(run, recipe, settings, settings.contrast, models, prompts, start, name)
     labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
+    ranks = ("priority", "authority") if settings.priorities else ()
     inputs = {
         "prompts": prompts.output_hash,
         "sft": start.hash,
         "judge": models.hash_of(settings.judge, start) if settings.asks_judge else "",
         "generator": models.hash_of(settings.generator, start),
-        **hashes_of_principles(constitution, "preference", "question", "good_answer"),
+        **hashes_of_principles(constitution, "preference", "question", "good_answer", *ranks),
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
@@ -71,7 +84,7 @@ def gather_feedback(
             sampler = models.answering(settings.judge, start)
             names = PROTOCOLS if settings.protocol == "auto" else [settings.protocol]
             judge, card = gate_judge(
-                recipe, gates, stage, {name: PROTOCOLS[name](sampler) for name in names}, constitution, labelled
+                recipe, settings, gates, stage, {name: PROTOCOLS[name](sampler) for name in names}, constitution, labelled
             )
         chosen = prompts_to_compare(prompts, settings.prompts)
         k = settings.responses_per_prompt
@@ -84,11 +97,13 @@ def gather_feedback(
         result: dict[str, Any] = {}
         judgments: list[Judgment] = []
         if judge is not None:
-            judgments = judge_groups(recipe, settings, stage, judge, constitution, chosen, groups)
+            judgments = judge_groups(recipe, settings, stage, judge, card, constitution, chosen, groups)
             by_id = {p.id: p for p in chosen}
             pairs = pairs_of(judgments, by_id, {r.id: r for r in responses}, calibration=settings.calibration)
             verdicts = sum(j.has_verdict for j in judgments)
             result = {"comparisons": len(judgments), "verdicts": verdicts, "ties": verdicts - len(pairs), "judge": card}
+            if settings.priorities:
+                result["decided"] = dict(Counter(j.principle for j in judgments if j.principle is not None and j.has_verdict))
         if settings.raters != "judge":
             votes = ask_people(recipe, settings, gates, stage, groups)
             result |= {"votes": len(votes.judgments), "people": len({vote.rater_id for vote in votes.judgments})}
@@ -109,11 +124,14 @@ def finish_with_pairs(stage: Stage, pairs: list[Pair], result: dict[str, Any]) -
 
 
 def gate_judge(
-    recipe: Recipe, gates: Gates, stage: Stage, judges: Mapping[str, LogProbJudge], constitution: Constitution,
-    labelled: Sequence[Pair],
+    recipe: Recipe, settings: FeedbackSettings, gates: Gates, stage: Stage, judges: Mapping[str, LogProbJudge],
+    constitution: Constitution, labelled: Sequence[Pair],
 ) -> tuple[LogProbJudge, dict[str, Any] | None]:  # fmt: skip
     """The better of the judges, and its card on pairs whose answer is known, None where there are none; the gates on what it
-    says."""
+    says, and with priorities on what the rule says. InputError for priorities without ranks."""
+    if settings.priorities and not constitution.ranked:
+        words = "is true, and no principle goes before another; give principles a priority or an authority"
+        raise InputError(words, file=recipe.constitution, field="feedback.priorities")
     judge, card = better_judge(judges, labelled, constitution, seed=recipe.seed, batch_size=recipe.batch_size)
     if card is None:
         words = "no labelled pairs to test the judge on; set feedback.labelled_pairs"
@@ -129,7 +147,24 @@ def gate_judge(
         f"the judge is right on {percent(card['accuracy'])} of {card['n']} labelled pairs (95% interval {interval})"
         + protocol_words(card) + ("" if good else f", not clearly above {percent(floor)}: these labels are noise"),
     )  # fmt: skip
+    if settings.priorities:
+        ruling = card["priorities"] = measure_rule(
+            judge, labelled_comparisons(labelled, constitution, recipe.seed), constitution, noise_of(settings, card),
+            seed=recipe.seed, batch_size=recipe.batch_size,
+        )  # fmt: skip
+        good = ruling["ci"] is not None and ruling["ci"][0] > floor
+        gates.check(
+            stage, "judge by priority beats chance", good,
+            f"the first principle whose margin exceeds {ruling['noise_nats']:.2f} nats is right on "
+            f"{percent(ruling['accuracy'])} of {ruling['n']} labelled pairs; {ruling['undecided']} others stay undecided"
+            + ("" if good else f", not clearly above {percent(floor)}"),
+        )  # fmt: skip
     return judge, card
+
+
+def noise_of(settings: FeedbackSettings, card: Mapping[str, Any] | None) -> float:
+    """The margin that a principle must exceed to decide, nats."""
+    return max(settings.abstain_below, (card and card["fitted_temperature"]) or 0.0)
 
 
 def protocol_words(card: Mapping[str, Any]) -> str:
@@ -142,20 +177,45 @@ def drawn_comparisons(
     recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
 ) -> list[Comparison]:
     """Every pair of the responses to each prompt under a principle drawn for it. InputError where no principle applies."""
-    comparisons = comparisons_of(prompts, groups, constitution, recipe.seed)
-    if not comparisons:
+    return applying(comparisons_of(prompts, groups, constitution, recipe.seed), recipe)
+
+
+def ranked_cases(
+    recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
+) -> list[Case]:
+    """Every pair of the responses to each prompt under all principles that apply, by rank. InputError where none applies."""
+    return applying(cases_of(prompts, groups, constitution, recipe.seed), recipe)
+
+
+def applying(compared: list[C], recipe: Recipe) -> list[C]:
+    if not compared:
         words = "no principle with a preference text applies to these prompts"
         raise InputError(words, file=recipe.constitution or "constitution")
-    return comparisons
+    return compared
 
 
 def judge_groups(
-    recipe: Recipe, settings: FeedbackSettings, stage: Stage, judge: LogProbJudge, constitution: Constitution,
-    prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]],
+    recipe: Recipe, settings: FeedbackSettings, stage: Stage, judge: LogProbJudge, card: Mapping[str, Any] | None,
+    constitution: Constitution, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]],
 ) -> list[Judgment]:  # fmt: skip
-    """The judge's chained judgments of every pair of the responses to each prompt, in judgments.jsonl of the stage."""
+    """The judge's chained judgments of every pair of the responses to each prompt, in judgments.jsonl of the stage: under a drawn
+    principle, or with priorities under the first that decides."""
+    stored = stage.rows("judgments.jsonl", Judgment)
+    earlier = stage.earlier("judgments.jsonl", Judgment)
+    by_all, label, quiet = isinstance(judge.sampler, LocalSampler), "feedback: judgments", stage.run.quiet
+    if settings.priorities:
+        noise = noise_of(settings, card)
+
+        def decide(batch: Sequence[Case]) -> Iterator[Judgment]:
+            for case, ruling in zip(batch, rule(judge, batch, noise), strict=True):
+                yield ruled(case, ruling, noise, rater_id=judge.name, template=judge.template)
+
+        return stored.work(
+            ranked_cases(recipe, constitution, prompts, groups), recipe.batch_size, decide, follow=follow,
+            known=earlier_ruling(earlier, noise, judge.template), by_all=by_all, label=label, quiet=quiet,
+        )  # fmt: skip
     comparisons = drawn_comparisons(recipe, constitution, prompts, groups)
-    return stage.rows("judgments.jsonl", Judgment).work(
+    return stored.work(
         comparisons,
         recipe.batch_size,
         lambda batch: (
@@ -163,10 +223,10 @@ def judge_groups(
             for comparison, preference in zip(batch, judge(batch), strict=True)
         ),
         follow=follow,
-        known=earlier_judgment(stage.earlier("judgments.jsonl", Judgment), judge.template),
-        by_all=isinstance(judge.sampler, LocalSampler),
-        label="feedback: judgments",
-        quiet=stage.run.quiet,
+        known=earlier_judgment(earlier, judge.template),
+        by_all=by_all,
+        label=label,
+        quiet=quiet,
     )
 
 

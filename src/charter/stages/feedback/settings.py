@@ -38,6 +38,9 @@ class FeedbackSettings(SamplingSettings):
     protocol: Literal["auto", "letters", "yes_no"] = "auto"
     """How the judge is read: two responses as A and B; each response alone, Yes or No; or the one of the two that is right more
     often on half of the labelled pairs (`letters` without any)."""
+    priorities: bool = False
+    """Ask the principles that apply one after the other, the highest `priority` or `authority` first: the first whose margin
+    exceeds the noise measured on the labelled pairs decides, and the judgment names it. Otherwise one drawn principle decides."""
     abstain_below: NonNegative = 0.1
     """No pair is made where the judge's swap-averaged margin is smaller than this many nats."""
     calibration: Annotated[float, Field(gt=0)] = 1.0
@@ -60,7 +63,7 @@ class FeedbackSettings(SamplingSettings):
     def check_that_options_are_read(self) -> FeedbackSettings:
         """Pairs by contrast are judged by nobody, people need no judge, and pairs from files need neither."""
         known = {"labelled_pairs", "gate_pairs"}
-        judging = {"judge", "protocol", "abstain_below", "calibration"}
+        judging = {"judge", "protocol", "priorities", "abstain_below", "calibration"}
         everything = set(type(self).model_fields)
         if self.pairs:
             self.refuse_unread(everything - known - {"pairs", "max_pairs"}, "pairs are taken from files")
@@ -73,6 +76,8 @@ class FeedbackSettings(SamplingSettings):
             self.refuse_unread(unread, "contrast makes pairs without a judge")
         if self.raters != "mixed" and "human_share" in self.model_fields_set:
             raise ValueError("human_share is about raters: mixed; leave it out")
+        if self.priorities and self.labelled_pairs is None:
+            raise ValueError("priorities needs labelled_pairs, on which the noise of the judge's margins is measured")
         if self.raters == "human":
             self.refuse_unread(judging, "with raters: human no judge is asked")
         return self

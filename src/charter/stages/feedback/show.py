@@ -13,7 +13,7 @@ from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import KINDS
 from charter.records import Pair, Prompt, Response
-from charter.stages.feedback.run import drawn_comparisons, pair_of
+from charter.stages.feedback.run import drawn_comparisons, pair_of, ranked_cases
 from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
 from charter.stages.prompts.run import last_of_each_kind
 from charter.stages.rows import ROWS, Preview, Recorder, Row, Shown, pieces_of, question_rows
@@ -36,6 +36,8 @@ def show_feedback(preview: Preview) -> Shown | None:
         rows, pairs = contrast_rows(preview, settings.contrast, compared_prompts(preview, settings))
     elif settings.asks_judge:
         about = "Asked of the judge, twice for each two responses: which option is the likelier next token? No loss."
+        if settings.priorities:
+            about += " The first principle by priority; the next are asked where it does not decide."
         rows, pairs = judge_rows(preview, settings, compared_prompts(preview, settings))
     else:
         about = "Sampled from: people compare the responses. No loss."
@@ -63,7 +65,10 @@ def judge_rows(preview: Preview, settings: FeedbackSettings, prompts: list[Promp
     trunk, judge = preview.trunk, settings.judge
     recorder = Recorder(load_trunk(judge.name, device=str(trunk.device)) if judge.kind == "model" else trunk, str(judge))
     groups = preview.respond(LocalSampler(trunk, "sft"), prompts, "feedback", 2)
-    comparisons = drawn_comparisons(preview.recipe, preview.constitution, prompts, groups)
+    if settings.priorities:
+        comparisons = [case[0] for case in ranked_cases(preview.recipe, preview.constitution, prompts, groups)]
+    else:
+        comparisons = drawn_comparisons(preview.recipe, preview.constitution, prompts, groups)
     protocol = "letters" if settings.protocol == "auto" else settings.protocol
     names = ("question, first response", "question, second") if protocol == "yes_no" else ("question", "question, swapped")
     preferences = PROTOCOLS[protocol](recorder)(comparisons)

@@ -55,13 +55,9 @@ def gold_score(
 ) -> GoldScore:
     """The function that scores answers to held-out prompts. ``reward_model`` and ``judge`` load a model when it is needed."""
     if source.kind == "python":
-        return python_gold(source)
+        return function_gold(source.load(), str(source), "rl.gold.source")
     if source.kind == "judge":
-        sampler = judge(source.model)
-        return lambda prompts, texts: [
-            good - bad
-            for good, bad in zip(*(yes_no_margins(sampler, name, prompts, texts) for name in ("helpful", "harmful")), strict=True)
-        ]
+        return judge_gold(judge(source.model))
     if source.kind == "classifier":
         classifier = Classifier(source.name, source.label, device=device)
         return lambda _, texts: classifier.probabilities(texts)
@@ -83,16 +79,23 @@ def reward_model_gold(recipe: Recipe, models: Models, start: Model, stage: Stage
     return score
 
 
-def python_gold(source: Source) -> GoldScore:
-    """A scorer of answers or a function to a number. Of a scorer's verdict gold is 1 for a good answer: harmless to a red-team
-    prompt, helpful to any other."""
-    function = source.load()
+def judge_gold(sampler: Sampler) -> GoldScore:
+    """log P(Yes) - log P(No) of "does it help?" less that of "is it harmful?", nats, read by the judge."""
+    return lambda prompts, texts: [
+        good - bad
+        for good, bad in zip(*(yes_no_margins(sampler, name, prompts, texts) for name in ("helpful", "harmful")), strict=True)
+    ]
+
+
+def function_gold(function: Callable[[str, str], Any], name: str, field: str) -> GoldScore:
+    """A scorer of answers or a function to a number; errors call it ``name`` and the setting ``field``. Of a scorer's verdict
+    gold is 1 for a good answer: harmless to a red-team prompt, helpful to any other."""
 
     def value(prompt: Prompt, text: str) -> float | None:
         result: Any = function(prompt.last_turn, text)
         if isinstance(result, Mapping):
-            return goodness(prompt, as_verdict(result, str(source)))
-        return as_number(result, str(source), "rl.gold.source")
+            return goodness(prompt, as_verdict(result, name))
+        return as_number(result, name, field)
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
         # A user's function may return something else at each call, so one process calls it.

@@ -44,6 +44,8 @@ FORMATS: dict[str, Format] = {
                       lambda c: "fields" in c or any(n.endswith(".responses") for n in c)),
     "arena": Format("arena:read_vote", Rater("arena-users", "human"),
                     lambda c: {"model_a", "model_b"} <= c and {"winner", "winner_model_a"} & c),
+    "annotated-pairs": Format("annotated:read_file", Rater("annotator", "human"),
+                              lambda c: {"annotators", "comparisons"} <= c),
     "grouped": Format("tables:read_group", Rater("unknown", "human"), lambda c: {"responses", "rankings"} <= c),
     "unpaired": Format("tables:read_label", Rater("unknown", "human"), lambda c: {"completion", "label"} <= c),
     "trl": Format("tables:read_pair", Rater("unknown", "human"), lambda c: {"chosen", "rejected", "prompt"} <= c),

@@ -1,0 +1,329 @@
+"""The studio: runs read while they grow, who may see what, and its pages in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import shutil
+from functools import partial
+
+import pytest
+from starlette.testclient import TestClient
+
+from charter.commands.app import run_command
+from charter.studio import runs as studio_runs
+from charter.studio.curves import BUCKETS, Curve
+from charter.studio.run_pages import events
+from charter.studio.runs import RunWatch, Tail, find_runs, last_rows, locked_inodes, wanted_rows
+from charter.studio.serve import project_of, studio_app
+from charter.studio.site import Studio
+from charter.web.access import COOKIE, ROLES
+from charter.web.serve import open_site
+from label_project import HOME, HOSTILE, SAME_SITE
+from test_label_app import OPEN_TO_ALL, routes
+
+QUERY = {"run": "demo", "a": "demo", "b": "demo"}
+
+
+def write_rows(path, rows, how="w"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, how) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def step(number, **values):
+    row = {"step": number, "reward": number / 10, "kl": 0.1, "entropy": 2.0, "response_tokens": 20.0, "missing_eos": 0.0}
+    return row | values
+
+
+def write_run(folder, steps=4, total=20, *, finished=False):
+    """A run in its RL stage, by hand."""
+    (folder / "prompts").mkdir(parents=True)
+    counts = {"train red_team": 30, "train benign": 10}
+    gate = {"name": "usable", "stage": "revise", "passed": False, "overridden": True, "message": HOSTILE}
+    for name, result in (("prompts", {"counts": counts}), ("revise", {"gates": [gate]})):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "manifest.json").write_text(json.dumps({"fingerprint": "f", "settings": {}, "result": result}))
+    write_rows(folder / "rl/metrics.jsonl", [step(i) for i in range(steps)])
+    write_rows(folder / "rl/rollouts.jsonl", [{"step": i, "prompt": f"Q{i}", "response": HOSTILE, "reward": 1.0, "kl": 0.0}
+                                             for i in range(steps)])  # fmt: skip
+    manifest = {"fingerprint": "f", "settings": {"steps": total}} | ({"result": {"gates": []}} if finished else {})
+    (folder / ".lock").touch()
+    (folder / "rl/manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def opened(root, **more):
+    return open_site(project_of(root), kind=partial(Studio, root=root), **more)
+
+
+# -- reading what grows ----------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_of_any_length_has_few_points_and_keeps_mean_and_extremes():
+    curve, values = Curve(), [float((7919 * i) % 1000) for i in range(20_000)]
+    for number, value in enumerate(values):
+        curve.add(number, value)
+    assert len(curve.buckets) <= BUCKETS
+    assert sum(bucket.n for bucket in curve.buckets) == 20_000
+    assert sum(bucket.total for bucket in curve.buckets) == sum(values)
+    assert (curve.buckets[0].first, curve.buckets[-1].last) == (0, 19_999)
+    assert all(a.last + 1 == b.first for a, b in zip(curve.buckets, curve.buckets[1:], strict=False))
+    picture = curve.picture()
+    assert (picture["low"], picture["high"]) == (min(values), max(values))
+    curve.add(20_000, float("nan"))
+    assert curve.buckets[-1].last == 19_999
+
+
+def test_a_short_curve_is_the_values_themselves():
+    curve = Curve()
+    for number, value in enumerate((1.0, 3.0, 2.0)):
+        curve.add(number, value)
+    assert curve.picture()["line"] == "58.0,146.0 263.0,10.0 468.0,78.0"
+    assert curve.picture()["band"] == ""
+
+
+def test_a_tail_gives_whole_lines_once_and_notices_a_file_that_was_replaced(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    tail = Tail(file)
+    assert tail.lines() == []
+    file.write_bytes(b"1\n2\n3")
+    assert tail.lines() == [b"1", b"2"]
+    with open(file, "ab") as more:
+        more.write(b"3\n")
+    assert tail.lines() == [b"33"]
+    assert tail.lines() == []
+    (tmp_path / "new").write_bytes(b"1\n2\n33\n4\n")
+    (tmp_path / "new").replace(file)
+    assert tail.lines() == [b"1", b"2", b"33", b"4"]
+    assert tail.anew
+
+
+def test_a_look_reads_a_bounded_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(studio_runs, "MOST_READ", 100)
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"".join(b"%09d\n" % i for i in range(50)))
+    tail, seen = Tail(file), []
+    while lines := tail.lines():
+        assert len(lines) <= 10
+        seen += lines
+    assert [int(line) for line in seen] == list(range(50))
+
+
+def test_the_newest_rows_come_from_the_end_of_the_file_alone(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"n": i, "text": "x" * 1000} for i in range(500)])
+    assert [row["n"] for row in last_rows(tmp_path / "rows.jsonl", 3)] == [499, 498, 497]
+    assert last_rows(tmp_path / "missing.jsonl", 3) == []
+
+
+def test_a_run_is_live_while_a_process_holds_its_lock_and_nothing_is_locked_to_find_out(tmp_path):
+    folder = write_run(tmp_path / "demo")
+    watch = RunWatch(folder)
+    watch.look(locked_inodes())
+    assert (watch.state, watch.at_work) == ("interrupted", None)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        watch.look(locked_inodes())
+        assert (watch.state, watch.at_work.name, watch.at_work.done, watch.at_work.total) == ("live", "rl", 4, 20)
+        write_rows(folder / "rl/metrics.jsonl", [step(i) for i in range(4, 9)], "a")
+        watch.look(locked_inodes())
+        assert watch.at_work.done == 9
+        assert watch.at_work.time_left.endswith(" left")
+        assert [panel["name"] for panel in watch.panels()] == ["reward", "kl", "entropy", "response_tokens"]
+        write_rows(folder / "new", [step(i) for i in range(2)])  # a resumed run rewinds its log
+        (folder / "new").replace(folder / "rl/metrics.jsonl")
+        watch.look(locked_inodes())
+        assert (watch.at_work.done, watch.panels()[0]["last"]) == (2, 1)
+    watch.look(locked_inodes())
+    assert watch.state == "interrupted"
+
+
+def test_alarms_of_a_live_run_come_from_its_log(tmp_path):
+    folder = write_run(tmp_path / "demo", steps=0)
+    write_rows(folder / "rl/metrics.jsonl", [step(i, missing_eos=0.5) for i in range(10)])
+    watch = RunWatch(folder)
+    watch.look(locked_inodes())
+    assert [alarm["detector"] for alarm in watch.alarms] == ["missing EOS"]
+
+
+def test_the_rows_that_a_stage_will_write():
+    counts = {"train red_team": 300, "train benign": 500}
+    assert wanted_rows("revise", "originals.jsonl", {"prompts": 400, "rounds": 3}, counts) == 300
+    assert wanted_rows("revise", "revisions.jsonl", {"prompts": 100, "rounds": 3}, counts) == 300
+    feedback = {"prompts": 1600, "responses_per_prompt": 3}
+    assert wanted_rows("feedback", "responses.jsonl", feedback, counts) == 2400
+    assert wanted_rows("feedback", "judgments.jsonl", feedback, counts) == 2400
+    assert wanted_rows("evaluate", "responses.*.jsonl", {}, counts) is None
+
+
+def test_runs_are_searched_for_two_folders_deep(tmp_path):
+    for place in ("a", "b/c", "b/d/e", ".hidden/f"):
+        write_run(tmp_path / place)
+    (tmp_path / "empty/rl").mkdir(parents=True)
+    assert sorted(find_runs(tmp_path)) == ["a", "b/c"]
+    assert list(find_runs(tmp_path / "a")) == ["."]
+
+
+# -- who may do what -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def studio(tmp_path):
+    write_run(tmp_path / "demo")
+    (tmp_path / "demo/report.json").write_text(json.dumps({"title": HOSTILE, "verdict": {"word": "no evidence"}}))
+    (tmp_path / "demo/report.html").write_text("<p>The report</p>")
+    with opened(tmp_path) as site:
+        site.app = studio_app(site)
+        yield site
+
+
+def person(site, role):
+    client = TestClient(site.app, base_url=HOME, follow_redirects=False)
+    token, _ = site.access.invite(role, site.clock())
+    client.cookies.set(COOKIE, site.access.join(token, site.clock()))
+    return client
+
+
+@pytest.mark.parametrize("who", ["stranger", "forged", *ROLES])
+def test_every_route_is_for_its_roles_alone(studio, who):
+    client = person(studio, who) if who in ROLES else TestClient(studio.app, base_url=HOME, follow_redirects=False)
+    if who == "forged":
+        client.cookies.set(COOKIE, "x" * 43)
+    studio.candidates.closed = True  # streams of events end at once
+    seen = 0
+    for path, method, roles in routes(studio.app):
+        if roles is None:
+            assert (path, method) in OPEN_TO_ALL
+            continue
+        seen += 1
+        studio.limit.buckets.clear()
+        answer = client.request(method, path, params=QUERY if method == "GET" else None, headers=SAME_SITE)
+        if who not in ROLES:
+            assert answer.status_code == 401, path
+        elif who not in roles:
+            assert answer.status_code == 403, path
+            assert "is not for the role" in answer.text
+        else:
+            assert "is not for the role" not in answer.text
+            assert answer.status_code < 500, path
+    assert seen == 14
+    assert client.get("/runs", headers={"host": "evil.example"}).status_code == 421
+
+
+def test_text_of_a_run_reaches_the_page_as_text(studio):
+    client = person(studio, "owner")
+    for page in (client.get("/runs"), client.get("/run", params={"run": "demo"})):
+        assert page.status_code == 200
+        assert "<script>alert(1)</script>" not in page.text
+        assert "&lt;script&gt;alert(1)" in page.text
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+
+
+def test_only_runs_that_were_searched_for_can_be_asked_about(studio, tmp_path):
+    write_run(tmp_path.with_name("elsewhere"))
+    client = person(studio, "owner")
+    for name in ("../elsewhere", str(tmp_path.with_name("elsewhere")), "", "demo/rl", "studio"):
+        for path in ("/run", "/run/events", "/run/report", "/run/report/paper"):
+            assert client.get(path, params={"run": name}).status_code == 404, (path, name)
+
+
+def test_a_report_is_shown_in_a_frame_that_can_do_nothing(studio):
+    client = person(studio, "viewer")
+    around = client.get("/run/report", params={"run": "demo"})
+    assert '<iframe class="paper" sandbox="allow-popups"' in around.text
+    paper = client.get("/run/report/paper", params={"run": "demo"})
+    policy = paper.headers.get_list("content-security-policy")
+    assert len(policy) == 1
+    assert "default-src 'none'" in policy[0]
+    assert "sandbox" in policy[0]
+    assert "script-src" not in policy[0]
+    assert paper.text == "<p>The report</p>"
+
+
+def test_two_runs_that_cannot_be_compared_are_refused_in_words(studio):
+    answer = person(studio, "viewer").get("/compare", params={"a": "demo", "b": "demo"})
+    assert answer.status_code == 422
+    assert "both are the same run; choose two" in answer.text
+
+
+def test_events_carry_the_parts_that_changed(studio, monkeypatch):
+    monkeypatch.setattr("charter.studio.run_pages.LOOK_S", 0.0)
+    looks = iter([{"state": "1", "curves": "a"}, {"state": "2", "curves": "a"}])
+
+    async def first_two():
+        stream = events(studio, lambda: next(looks)).body_iterator
+        return [await anext(stream), await anext(stream)]
+
+    sent = [json.loads(line.removeprefix("data: ")) for line in asyncio.run(first_two())]
+    assert sent == [{"state": "1", "curves": "a"}, {"state": "2"}]
+
+
+def test_a_folder_that_is_missing_is_one_line(tmp_path, capsys):
+    assert run_command(["studio", str(tmp_path / "none")]) == 2
+    assert "none: no such folder; give the folder that has the runs" in capsys.readouterr().err
+
+
+def test_a_broken_manifest_is_named_on_the_page(studio, tmp_path):
+    (tmp_path / "demo/rl/manifest.json").write_text("{")
+    page = person(studio, "owner").get("/run", params={"run": "demo"})
+    assert page.status_code == 200
+    assert "not valid JSON" in page.text
+    shutil.rmtree(tmp_path / "demo/rl")
+
+
+# -- chat ------------------------------------------------------------------------------------------------------------------
+
+
+def say(client, *requests):
+    form = {"form_token": client.get("/session").json()["form_token"], "requests": json.dumps(requests)}
+    return client.post("/chat/stream", data=form, headers=SAME_SITE)
+
+
+def ask(model, text="How can I mend the boat?", **changes):
+    return {"model": model, "messages": [{"role": "user", "content": text}], "seed": 3, "max_tokens": 8} | changes
+
+
+@pytest.fixture
+def talking(finished_run, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/demo").symlink_to(finished_run)
+    with opened(tmp_path / "runs") as site:
+        site.app = studio_app(site)
+        yield site
+        site.loaded.close()
+
+
+def test_models_answer_together_and_the_same_seed_gives_the_same_text(talking, finished_run):
+    from charter.models.sampling.sampler import LocalSampler
+    from charter.models.trunk import load_trunk
+    from charter.records import Message
+    from charter.run.hashes import derive_seed
+
+    answer = say(person(talking, "owner"), *map(ask, ("demo:base", "demo:policy", "demo:policy")))
+    rows = [json.loads(line) for line in answer.text.splitlines()]
+    texts = ["".join(row.get("text", "") for row in rows if row["i"] == number) for number in range(3)]
+    assert sorted(row["i"] for row in rows if "finish" in row) == [0, 1, 2]
+    assert texts[1] == texts[2]
+    sampler = LocalSampler(load_trunk(str(finished_run / "rl/model"), device="cpu"), "policy")
+    question = [Message(role="user", content="How can I mend the boat?")]
+    alone = sampler.generate([question], [[derive_seed(3, "chat", 1)]], temperature=1.0, max_new_tokens=8)[0][0]
+    assert texts[1] == alone.text  # what `charter chat` says
+
+
+def test_a_chat_that_cannot_be_is_refused_in_words(talking):
+    client = person(talking, "lead")
+    assert "model" in say(client).json()["error"]
+    assert "choose one to 4 models" in say(client, *[ask("demo:base")] * 5).json()["error"]
+    assert "max_tokens" in say(client, ask("demo:base", max_tokens=5000)).json()["error"]
+    assert "unknown model '../demo:base'" in say(client, ask("../demo:base")).text
+    too_long = say(client, ask("demo:base", "boat " * 3000)).text
+    assert '"error"' in too_long
+
+
+def test_at_most_four_models_stay_in_memory(talking, monkeypatch):
+    monkeypatch.setattr("charter.studio.models.MOST_LOADED", 2)
+    client = person(talking, "owner")
+    for model in ("demo:base", "demo:sft", "demo:policy"):
+        assert '"finish"' in say(client, ask(model)).text
+    assert list(talking.loaded.models) == ["demo:sft", "demo:policy"]
