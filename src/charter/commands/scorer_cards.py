@@ -41,7 +41,7 @@ def write_card(
     if source.model.kind == "endpoint":
         raise InputError(f"{scorer!r}: an endpoint is described in a recipe, and a card has none; give a folder")
     rows, left_out = read_labelled(file, [label] if label else [], by)
-    opinions = opinions_of(source, rows, label, threshold)
+    opinions = opinions_of(source, rows, threshold)
     card = card_of_scorer(rows, opinions, left_out)
     card |= {"scorer": scorer, "hash": answers_hash(source), "labelled": file.name, "labelled_hash": file_hash(file)}
     if threshold is not None:
@@ -52,13 +52,12 @@ def write_card(
     return card, path
 
 
-def opinions_of(
-    source: Source, rows: Sequence[Labelled], label: str | None, threshold: float | None
-) -> Mapping[str, list[Opinion]]:
+def opinions_of(source: Source, rows: Sequence[Labelled], threshold: float | None) -> Mapping[str, list[Opinion]]:
     """What a scorer says of each row, by measure. InputError where the measure of its one number is not clear."""
     prompts, texts = [row.prompt for row in rows], [row.response for row in rows]
     labels = list(rows[0].labels)
     if source.kind == "built-in":
+        refuse_threshold(threshold)
         if "refusal" not in labels:
             raise InputError(
                 f"{source} decides what is a refusal, and the labels are of {', '.join(labels)}; give a column refusal"
@@ -68,6 +67,7 @@ def opinions_of(
         function = source.load()
         results = [function(prompt.last_turn, text) for prompt, text in zip(prompts, texts, strict=True)]
         if any(isinstance(result, Mapping) for result in results):
+            refuse_threshold(threshold)
             return verdicts_by_measure([as_verdict(result, str(source)) for result in results], labels)
         numbers = [as_number(result, str(source), "scorer") for result in results]
         return {only(labels): [decided(n, 0.5 if threshold is None else threshold) for n in numbers]}
@@ -78,15 +78,19 @@ def opinions_of(
     cut = 0.5 if threshold is None else threshold
     if source.kind == "classifier":
         return {only(labels): measured(source, only(labels), prompts, texts, cut)}
-    asked = [label] if label else [name for name in labels if name in QUESTIONS]
+    asked = [name for name in labels if name in QUESTIONS]
     if not asked and "refusal" not in labels:
-        raise InputError(
-            f"the labels are of {', '.join(labels)}, and a judge decides {', '.join(QUESTIONS)}; choose one with --label"
-        )
+        raise InputError(f"the labels are of {', '.join(labels)}, and a judge decides {', '.join(QUESTIONS)}; name the column so")
     judged = {name: measured(source, name, prompts, texts, cut) for name in asked}
-    if not label and "refusal" in labels:  # as the scorer of a recipe, which leaves refusals to the rule on words
+    if "refusal" in labels:  # as the scorer of a recipe, which leaves refusals to the rule on words
         judged |= verdicts_by_measure(refusal_words().score(prompts, texts), ["refusal"])
     return judged
+
+
+def refuse_threshold(threshold: float | None) -> None:
+    """InputError where a threshold is given for a scorer that has none."""
+    if threshold is not None:
+        raise InputError("--threshold: this scorer gives verdicts and no numbers; leave it out")
 
 
 def verdicts_by_measure(verdicts: Sequence[Verdict], labels: Sequence[str]) -> dict[str, list[Opinion]]:

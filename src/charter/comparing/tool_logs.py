@@ -171,7 +171,7 @@ def lm_eval_rows(log: ArmLog) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
         if clash := sorted(row.keys() & answer.values.keys()):
             raise InputError(f"the measure {clash[0]!r} has the name of a field of lm-eval; rename it", file=log.model)
-        yield row | answer.values
+        yield {**row, **answer.values}
 
 
 def sha256(text: str) -> str:

@@ -13,28 +13,32 @@ from typing import Any
 from pydantic import ValidationError
 
 from charter.comparing.compare import Comparison, compare_results
-from charter.comparing.paired import Correction
+from charter.comparing.paired import CORRECTIONS, Correction
 from charter.comparing.sources import read_results
 from charter.errors import InputError
 from charter.evaluation.scorers import refusal_words
+from charter.judging.judge import QUESTIONS
 from charter.measuring.asking import Measured, ScoredItem, Session, ask_for_answers, ask_for_choices, ask_for_rewards, file_name
 from charter.measuring.evaluation import SUMMARY, Evaluation
-from charter.measuring.figures import COUNTED, figures_of, measure_of, rule_figures, shares_of
+from charter.measuring.figures import COUNTED, SHARES, figures_of, measure_of, rule_figures, shares_of
 from charter.measuring.models import URL, Place, is_rewarder, place_of, reward_measure
 from charter.measuring.values import BETTER
+from charter.metrics import METRICS
 from charter.reading.sets.items import Item, Protocol, Sampling, TestSet
 from charter.reading.sets.prompts import PROMPT_SETS, UNKNOWN_KIND
 from charter.reading.sets.read import SAMPLING, read_set
 from charter.recipe.recipe import Recipe
 from charter.records import EvalResult
-from charter.run.files import describe, write_json, write_jsonl
+from charter.run.files import describe, read_json, write_json, write_jsonl
 from charter.run.hashes import derive_seed
 from charter.run.run import Run
 from charter.stages.evaluate.scoring import Scoring
+from charter.stages.evaluate.settings import MEASURE_NAME
 from charter.stages.models import Models
 
 REFUSAL_WORDS, REWARD = "refusal-words", "reward:"
 KNOWN = frozenset(known.name for known in PROMPT_SETS)
+HARMS = frozenset({"toxicity", "harmful"})  # less of these measures is better, without --lower too
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
 
     InputError where a model, a set or a scorer cannot be read, or where they do not fit together.
     """
+    check_options(options)
     sets = named_apart([in_protocol(read_set(Path(file), options.tags), options) for file in files])
     places, protocols = fit_together(models, sets, options)
     check_that_something_is_measured(sets, protocols, options)
@@ -71,6 +76,9 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
               if text.startswith(REWARD)}  # fmt: skip
     rewards = {name: reward_measure(name, place) for name, place in judges.items()}
     folder = out or Path("evaluations") / file_name(places[0].name)
+    earlier = read_json(folder / SUMMARY) if out is None else None
+    if isinstance(earlier, dict) and (rows := earlier.get("models")) and rows[0]["hash"] != places[0].hash:
+        raise InputError("it has the evaluation of another model of this name; give another folder with --out", file=folder)
     with Run(folder, seed=options.seed, quiet=options.quiet) as run:
         scoring = Scoring(recipe, Models(run, recipe))
         session = Session(run, scoring, rewards, {name: place.hash for name, place in judges.items()})
@@ -80,6 +88,19 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
         result = gather(folder, places, sets, measured, scorer, options)
         result.write()
     return result
+
+
+def check_options(options: Options) -> None:
+    """InputError where the correction is unknown, a measure has the name of a metric, or a judge has no question of its name."""
+    if options.correction not in CORRECTIONS:
+        raise InputError(f"unknown correction {options.correction!r}; use one of {', '.join(CORRECTIONS)}")
+    for name, source in options.measures.items():
+        if not MEASURE_NAME.fullmatch(name):
+            raise InputError(f"--measure {name}: not a name of letters, digits and _")
+        if name in {*METRICS, *BETTER, *SHARES, "characters"}:
+            raise InputError(f"--measure {name}: a metric has this name; choose another one")
+        if source.startswith("judge:") and name not in QUESTIONS:
+            raise InputError(f"--measure {name}: a judge is asked whether an answer is {' or '.join(QUESTIONS)}; name it so")
 
 
 def in_protocol(test_set: TestSet, options: Options) -> TestSet:
@@ -116,6 +137,8 @@ def fit_together(models: Sequence[str], sets: Sequence[TestSet], options: Option
     if double := next((place for place in places if hashes[place.hash] > 1), None):
         raise InputError("given more than once; a comparison needs different models", file=double.written)
     places = [replace(p, name=f"{p.name}-{i}") if names[file_name(p.name)] > 1 else p for i, p in enumerate(places, start=1)]
+    if len({file_name(place.name) for place in places}) < len(places):
+        raise InputError("two models would have the same name in the tables; rename a folder", file=places[-1].written)
     scores = {place.written: is_rewarder(place) for place in places}
     protocols: dict[str, Protocol] = {}
     for test_set in sets:
@@ -261,7 +284,12 @@ def directions(figures: Sequence[EvalResult], options: Options) -> dict[str, str
         if not [metric for metric in names if named(metric, name)]:
             raise InputError(f"unknown metric {name!r}; the metrics are {', '.join(names)}")
     lower = {metric for metric in names for name in options.lower if named(metric, name)}
-    return {metric: "lower" if metric in lower else BETTER.get(metric.rpartition("/")[2], "higher") for metric in names}
+    return {metric: "lower" if metric in lower else BETTER.get(metric.rpartition("/")[2], usual_aim(metric)) for metric in names}
+
+
+def usual_aim(metric: str) -> str:
+    """Which way a measure without ``--lower`` is better."""
+    return "lower" if measure_of(metric) in HARMS else "higher"
 
 
 def named(metric: str, name: str) -> bool:

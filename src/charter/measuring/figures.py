@@ -111,12 +111,15 @@ def tie_figures(measured: Measured, scorer: str) -> list[EvalResult]:
         value = row.values.get(f"{prefix}/accuracy")
         if value is not None:
             subsets.setdefault(str(row.group), []).append(value)
-    labels: dict[str, Any] = {"arm": measured.model, "scorer": scorer, "unit": "share", "n_unscored": 0, "ci": None}
+    labels: dict[str, Any] = {"arm": measured.model, "scorer": scorer, "unit": "share", "ci": None}
     n_ties = sum(f"{prefix}/accuracy" not in row.values for row in measured.rows)
-    figures = [EvalResult(**labels, name=f"{prefix}/ties", n=n_ties, value=ties, method="published formula, no interval")]
+    unread = [f"{prefix}/accuracy" not in row.values for row in measured.rows if None in row.numbers]  # True: of Ties
+    figures = [EvalResult(**labels, name=f"{prefix}/ties", n=n_ties - sum(unread), n_unscored=sum(unread), value=ties,
+                          method="published formula, no interval")]  # fmt: skip
     means = [sum(values) / len(values) for values in subsets.values()]
     if ties is not None and len(means) == 5:
-        figures.append(EvalResult(**labels, name=f"{prefix}/score", n=len(measured.rows), value=(sum(means) + ties) / 6,
+        figures.append(EvalResult(**labels, name=f"{prefix}/score", n=len(measured.rows) - len(unread), n_unscored=len(unread),
+                                  value=(sum(means) + ties) / 6,
                                   method="mean of the six subsets, no interval"))  # fmt: skip
     return figures if n_ties else []
 

@@ -47,7 +47,7 @@ URL = re.compile(r"(?:endpoint:)?(https?://[^#]+)(?:#(.+))?")
 @dataclass(frozen=True)
 class Place:
     """Where a model is. ``name``: in tables and files; ``url`` and ``folder``: one of the two; ``hash``: what its answers depend
-    on."""
+    on; ``served``: the name by which a server knows it."""
 
     name: str
     written: str
@@ -55,6 +55,7 @@ class Place:
     folder: str = ""
     url: str = ""
     api_key_env: str | None = None
+    served: str = ""
 
     @property
     def precision(self) -> str:
@@ -63,8 +64,8 @@ class Place:
     def sampler(self, cache: Path) -> Sampler:
         """The model, loaded to write and to weigh options. InputError where it cannot."""
         if self.url:
-            settings = EndpointSettings(url=self.url, model=self.name, api_key_env=self.api_key_env)
-            return EndpointSampler(self.name, settings, cache / content_id(self.url, self.name))
+            settings = EndpointSettings(url=self.url, model=self.served, api_key_env=self.api_key_env)
+            return EndpointSampler(self.name, settings, cache / content_id(self.url, self.served))
         return LocalSampler(load_writer(self.folder, self.precision), self.name)
 
     def rewarder(self) -> Rewarder:
@@ -81,7 +82,7 @@ def place_of(written: str, rewards: bool, api_key_env: str | None, understood: b
     if match := URL.fullmatch(written):
         url = match[1].rstrip("/")
         name = match[2] or only_model(url, api_key_env)
-        return Place(name, written, content_id(["endpoint", url, name]), url=url, api_key_env=api_key_env)
+        return Place(name, written, content_id(["endpoint", url, name]), url=url, served=name, api_key_env=api_key_env)
     if written.startswith("endpoint:"):
         raise InputError(
             "an endpoint has no name without a recipe; give its address, as endpoint:http://HOST/v1#MODEL", file=written

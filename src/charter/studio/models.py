@@ -13,7 +13,7 @@ from charter.models.marks import refuse_flipped
 from charter.models.trunk import load_trunk
 from charter.serving.app import Serving
 from charter.serving.engine import Engine
-from charter.studio.runs import RunWatch
+from charter.studio.runs import RunWatch, mtime
 
 MOST_LOADED = 4
 
@@ -38,11 +38,14 @@ class Loaded:
         """The model RUN:MODEL of the run in ``folder``, an engine of its own around it. InputError where it is missing, or is a
         control arm that prefers what the constitution forbids, or where all models in memory are at work."""
         with self.lock:
+            place = model_of_run(folder, name.rpartition(":")[2])
+            stamp = str(mtime(Path(place)))  # a training that ran again made the folder anew
+            if name in self.models and self.models[name].fingerprint != stamp:
+                self.models.pop(name).engine.close()
             if name not in self.models:
-                place = model_of_run(folder, name.rpartition(":")[2])
                 refuse_flipped(place, understood=False)
                 self._make_room()
-                self.models[name] = Serving(Engine(load_trunk(place, device=pick_device("auto"))), name)
+                self.models[name] = Serving(Engine(load_trunk(place, device=pick_device("auto"))), name, stamp)
             self.models.move_to_end(name)
             return self.models[name]
 

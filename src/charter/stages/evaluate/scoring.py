@@ -83,5 +83,8 @@ class Scoring:
             if not names:
                 raise InputError(f"the card is of {card.get('scorer')!r}, and the recipe has no such scorer or measure; write it "
                                  "again with charter scorer card", file=file, field="evaluation.cards")  # fmt: skip
+            if "scorer" in names and card.get("threshold") not in (None, 0.5):
+                raise InputError(f"the card was made with --threshold {card['threshold']:g}, and the scorer decides at 0.5; "
+                                 "write it again without --threshold", file=file, field="evaluation.cards")  # fmt: skip
             cards += [{"of": name, **card, "scorer": str(sources[name])} for name in names]
         return cards
