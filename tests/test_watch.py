@@ -82,9 +82,9 @@ def test_a_policy_that_changed_since_it_was_scored_is_stopped_before_its_weights
     changed = [weight.clone() for weight in weights]
 
     def learn():
-        for cut, logprobs, entropies in step.updates:
-            stats = policy_stats(logprobs, cut.of(step.logprobs), cut.packed.mask)
-            step.updates.learn(logprobs.sum(), stats, entropy=float(entropies.detach().sum()))
+        for cut, policy in step.updates:
+            stats = policy_stats(policy.logprobs, cut.of(step.logprobs), cut.packed.mask)
+            step.updates.learn(policy.logprobs.sum(), stats, entropy=float(policy.entropies.detach().sum()))
 
     with pytest.raises(GateError, match="the ratio before the first update"):
         learn()
