@@ -65,7 +65,7 @@ def test_a_run_compares_its_last_model_with_every_other_arm(judged_run):
         assert not row["independent"]  # the judge gave the feedback too
     page = (run / "report.html").read_text()
     assert "Win rate of policy" in page
-    assert "The same judge gave the feedback" in page
+    assert "The same judge gave the feedback or the reward" in page
 
 
 def test_win_rates_follow_from_the_rows_and_verify_names_a_changed_one(judged_run, tmp_path):

@@ -122,7 +122,7 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
         if recipe.evaluation.judge is not None:
             best_of = [] if recipe.evaluation.best_of is None else [BEST_OF]
             others = [*(model.name for model in arms[:-1]), *best_of, *(model.name for model in controls)]
-            before = arms[-2] if len(arms) > 1 else arms[-1]
+            before = arms[-2] if arms[-1].name == "policy" else arms[-1]
             compare_arms(run, recipe, recipe.evaluation.judge, models, constitution, prompts, evaluated, others, arms[-1].name,
                          before, feedback)  # fmt: skip
     yield "evaluate"

@@ -25,7 +25,7 @@ def is_polis(path: Path, text: str | None) -> bool:
     """Whether this is an export, named by its folder or by one of its two files."""
     if text is None:
         return (path / VOTES).is_file()
-    header = next(csv.reader(io.StringIO(text[:20_000])), [])
+    header = next(csv.reader(io.StringIO(text[:20_000], newline=None)), [])
     return GROUP in header or STATEMENT in header
 
 

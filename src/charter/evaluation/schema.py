@@ -110,7 +110,7 @@ class WinRate(Part):
     ci_at_equal_length: Interval = None
     judge: str
     independent: bool
-    """False where the same judge gave the feedback that the model was trained on."""
+    """False where the same judge gave the feedback or the reward that the model was trained on."""
     method: str
 
 

@@ -72,7 +72,8 @@ class RewardShape:
             scores = torch.sigmoid(scores - torch.tensor(references, device=scores.device))
         if self.settings.reward_scale:
             self.see(scores if kept is None else scores[kept])
-            scores = scores / max(math.sqrt(self.spread / self.count), 1e-6)
+            deviation = math.sqrt(self.spread / self.count)
+            scores = scores / deviation if deviation > 1e-6 else scores  # scores that are all equal so far have no scale
         clip = self.settings.reward_clip
         return scores if clip is None else scores.clamp(-clip, clip)
 

@@ -7,6 +7,7 @@ response (Lee et al. 2023, direct RLAIF).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def rule_reward(rule: Callable[[str, str], float | None], source: str) -> Reward
         numbers: list[float | None] = []
         for prompt, text in zip(rollout.prompts, rollout.texts, strict=True):
             value = rule(prompt.last_turn, text)
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
+            if isinstance(value, bool) or not (value is None or isinstance(value, Real)):
                 raise InputError(f"{source!r} returned {value!r}; return a number, or None to abstain", field="rl.reward")
             numbers.append(None if value is None else float(value))
         return numbers
