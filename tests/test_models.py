@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from charter.errors import InputError
+from charter.models.heads import Scorers, ScoreScale
 from charter.models.load import load_model, load_tokenizer
 from charter.models.packing import Tokens
 from charter.models.sampling.generate import pick, sample
 from charter.models.sampling.sampler import LocalSampler, fill
-from charter.models.trunk import REFERENCE, Scorers, ScoreScale, Trunk, load_trunk
+from charter.models.trunk import REFERENCE, Trunk, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.records import Message
 from charter.training.batches import by_tokens, epoch_batches

@@ -178,8 +178,8 @@ def test_contradictions_idle_principles_and_likes_are_found():
     assert [words.partition(" on ")[0] for words in said(result)] == [
         "kind: contradicts 'brief': prefers the opposite answer", "safe: contradicts 'brief': prefers the opposite answer",
         "kind: this judge does not tell it from safe: the same verdicts",
-        "brief: never decides by priority: others decide all 120 pairs to which it applies; rank it higher",
-        "kind: never decides by priority: others decide all 120 pairs to which it applies; rank it higher",
+        "brief: decides none of 120 pairs by priority: a higher principle decides first, or none; rank it higher or reword it",
+        "kind: decides none of 120 pairs by priority: a higher principle decides first, or none; rank it higher or reword it",
     ]  # fmt: skip
     figures = {row["principle"]: row for row in result["measured"]}
     assert figures["safe"]["labelled"]["share"] == 1.0

@@ -8,8 +8,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from charter.commands.app import run_command
 from charter.models.cut import answer_rows
+from charter.models.heads import Scorers, ScoreScale
 from charter.models.reward_trunk import SCALE, load_reward_model, load_reward_trunk
-from charter.models.trunk import Scorers, ScoreScale
 from charter.recipe.settings import LoRASettings
 from charter.records import Prompt
 from charter.training.methods.reward_model import score_rows

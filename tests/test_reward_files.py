@@ -8,9 +8,10 @@ import torch
 
 from charter.commands.app import run_command
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.heads import Scorers, ScoreScale
 from charter.models.packing import Tokens
 from charter.models.reward_trunk import load_reward_model
-from charter.models.trunk import Scorers, ScoreScale, load_trunk
+from charter.models.trunk import load_trunk
 from charter.reading.ratings import read_ratings
 from charter.recipe.settings import LoRASettings
 from charter.records import Generation, Judgment, Message, Prompt, Response

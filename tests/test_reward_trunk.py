@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.heads import Scorers, ScoreScale
 from charter.models.packing import Tokens
 from charter.models.reward_trunk import load_reward_trunk
-from charter.models.trunk import Scorers, ScoreScale
 from charter.recipe.settings import LoRASettings
 from charter.records import Pair, Prompt
 from charter.stages.reward_model.settings import RewardModelSettings

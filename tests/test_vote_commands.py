@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from charter.commands.app import run_command
-from charter.models.trunk import Scorers, ScoreScale, load_trunk
+from charter.models.heads import Scorers, ScoreScale
+from charter.models.trunk import load_trunk
 from charter.records import Generation, Judgment, Prompt, Response
 from charter.run.files import write_jsonl
 from feedback_folder import chain

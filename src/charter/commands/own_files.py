@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.cut import Cut
+from charter.models.heads import Scorers
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.reward_trunk import load_reward_trunk, reward_folder
-from charter.models.trunk import REWARD_CARD, Scorers, Trunk
+from charter.models.trunk import REWARD_CARD, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.personal import Taste, tastes
 from charter.raters.vote_files import find, read_votes, text_files

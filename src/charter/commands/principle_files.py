@@ -230,7 +230,7 @@ def write_annotated(path: Path, votes: PeoplesPairs, panel: Panel, principles: S
     annotators = [*people, *(Annotator(p.id, p.preference or "", PRINCIPLE_TYPE) for p in principles)]
     document, left_out = annotated_pairs(path.stem, annotators, preferences(votes, panel, len(people)))
     write_json(path, document)
-    words = f"; left out: {left_out} x a dialogue that is no transcript" if left_out else ""
+    words = f"; left out: {left_out} x a dialogue that cannot be read as turns" if left_out else ""
     return str(path), f"written: {path}{words}"
 
 

@@ -139,7 +139,8 @@ def findings_of(measured: Sequence[Measured]) -> list[Finding]:
             words = f"never decides: its margin exceeds the noise on {row.decides}; make it say more, or remove it"
             findings.append(Finding("warning", row.principle, words))
         elif row.rules == 0:
-            words = f"never decides by priority: others decide all {row.decides.n} pairs to which it applies; rank it higher"
+            words = (f"decides none of {row.decides.n} pairs by priority: a higher principle decides first, or none; "
+                     "rank it higher or reword it")  # fmt: skip
             findings.append(Finding("warning", row.principle, words))
         if row.labelled.ci is not None and row.labelled.ci[1] < 0.5:
             words = f"the judge is right on only {row.labelled} that are labelled with it; reword it, or check the labels"

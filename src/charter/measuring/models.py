@@ -19,6 +19,7 @@ from charter.evaluation.measures import Measure
 from charter.models.adapters import base_of, is_adapter, merge_onto
 from charter.models.chat_template import encode_prompt, encode_response, prepare_tokenizer
 from charter.models.cut import answer_rows
+from charter.models.heads import Scorers
 from charter.models.load import (
     STAGE_OF,
     TEMPLATES,
@@ -33,7 +34,7 @@ from charter.models.load import (
 from charter.models.marks import refuse_flipped
 from charter.models.reward_trunk import load_reward_model, reward_folder, single_scorer
 from charter.models.sampling.sampler import LocalSampler, Sampler
-from charter.models.trunk import REWARD_CARD, Scorers, Trunk, load_trunk
+from charter.models.trunk import REWARD_CARD, Trunk, load_trunk
 from charter.reading.sets.items import Item
 from charter.recipe.source import locate
 from charter.records import Prompt, content_id

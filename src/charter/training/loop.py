@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from charter.errors import GateError
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
@@ -23,10 +23,9 @@ from charter.training.optimizer import Optimizer, scaling_of
 from charter.training.rewards import RewardSum, Scores, apply_missing_eos_penalty, make_kl_controller
 from charter.training.rollouts import (
     collect,
-    cut_minibatches,
+    cut_to_learn,
     describe_rollout,
     log_rollout,
-    micro_batches,
     over_rollout,
     policy_pass,
     prompt_batch,
@@ -73,17 +72,7 @@ def steps(
     must be on the trunk, whose base is the reference."""
     seed = derive_seed(stage.run.seed, stage.name)
     minibatches, n_updates = updates_per_step(settings)
-    optimizers = {
-        role: Optimizer(
-            trunk.parameters(role),
-            rate,
-            settings.steps * n_updates,
-            decay=False,
-            max_grad_norm=settings.max_grad_norm,
-            value_learning_rate=getattr(settings, "value_learning_rate", None),
-        )
-        for role, rate in learning_rates.items()
-    }
+    optimizers = optimizers_of(trunk, settings, learning_rates, settings.steps * n_updates)
     checkpoints = Checkpoints(stage, optimizers, settings.checkpoint_every)
     first, extra = checkpoints.first, checkpoints.extra
     kl_controller = make_kl_controller(settings, extra) if isinstance(settings, RLSettings) else None
@@ -114,14 +103,8 @@ def steps(
         parts = reward(rollout)
         scores = score(parts, rollout)
         shuffle, tokens = derive_seed(seed, "minibatches", number), settings.tokens_per_micro_batch
-        if len(parts.rows) < minibatches:
-            raise GateError(
-                f"the reward abstains from all but {len(parts.rows)} of {len(scores)} responses, too few for {minibatches} "
-                "minibatches; lower rl.minibatches or look at the parts of the reward"
-            )
-        cuts = cut_minibatches(trunk, rollout, minibatches, tokens, shuffle, parts.rows)
-        others = sorted({*range(len(scores))} - {*parts.rows})  # read, and not learned from
-        every_cut = [cut for minibatch in cuts for cut in minibatch] + micro_batches(trunk, rollout, others, tokens)
+        cuts, others = cut_to_learn(trunk, rollout, minibatches, tokens, shuffle, parts.rows)
+        every_cut = [cut for minibatch in cuts for cut in minibatch] + others
         policy = policy_pass(trunk, rollout, every_cut, settings.temperature)
         reference_logprobs = over_rollout(
             trunk,
@@ -151,6 +134,19 @@ def steps(
         reward.update(parts)
         checkpoints.after(number + 1, state())
     curve.finish(len(watch.history))
+
+
+def optimizers_of(
+    trunk: Trunk, settings: RolloutSettings, learning_rates: Mapping[str, float], n_updates: int
+) -> dict[str, Optimizer]:
+    """An optimizer of ``n_updates`` at a constant rate for each role that is trained."""
+    more: dict[str, Any] = {
+        "max_grad_norm": settings.max_grad_norm,
+        "value_learning_rate": getattr(settings, "value_learning_rate", None),
+    }
+    return {
+        role: Optimizer(trunk.parameters(role), rate, n_updates, decay=False, **more) for role, rate in learning_rates.items()
+    }
 
 
 def or_none(scores: Tensor, kept: Tensor) -> list[float | None]:

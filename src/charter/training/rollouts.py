@@ -13,8 +13,9 @@ from torch import Tensor
 
 from charter.errors import GateError
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
+from charter.models.heads import Scorers
 from charter.models.packing import Packed, Tokens, clip
-from charter.models.trunk import REFERENCE, PolicyPass, Scorers, Trunk
+from charter.models.trunk import REFERENCE, PolicyPass, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
@@ -150,6 +151,20 @@ def cut_minibatches(
     rows = range(len(rollout.texts)) if rows is None else rows
     order = [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]
     return [micro_batches(trunk, rollout, sorted(order[i::n]), tokens) for i in range(n)]
+
+
+def cut_to_learn(
+    trunk: Trunk, rollout: Rollout, n: int, tokens: int, seed: int, rows: Sequence[int]
+) -> tuple[list[list[MicroBatch]], list[MicroBatch]]:
+    """``cut_minibatches`` of the rows that the reward scored, and the others, which are read and not learned from. GateError
+    where the rows are fewer than the minibatches."""
+    if len(rows) < n:
+        raise GateError(
+            f"the reward abstains from all but {len(rows)} of {len(rollout.texts)} responses, too few for {n} minibatches; "
+            "lower rl.minibatches or look at the parts of the reward"
+        )
+    others = sorted({*range(len(rollout.texts))} - {*rows})
+    return cut_minibatches(trunk, rollout, n, tokens, seed, rows), micro_batches(trunk, rollout, others, tokens)
 
 
 def own_cuts(trunk: Trunk, cuts: Sequence[MicroBatch], *roles: str) -> Iterator[MicroBatch]:

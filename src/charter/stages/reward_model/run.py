@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from charter.errors import GateError
 from charter.models.cut import Cut
+from charter.models.heads import Scorers
 from charter.models.marks import FLIPPED, mark_flipped, model_folder
-from charter.models.trunk import Scorers, Trunk
+from charter.models.trunk import Trunk
 from charter.reading.pairs import read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from charter.errors import GateError
 from charter.models.cut import Cut, answer_rows
+from charter.models.heads import Scorers, ScoreScale
 from charter.models.packing import Packed, Tokens
-from charter.models.trunk import Scorers, ScoreScale, Trunk
+from charter.models.trunk import Trunk
 from charter.records import Pair, Rating
 from charter.run.hashes import derive_seed
 from charter.run.run import Stage
