@@ -195,7 +195,7 @@ class Judgment(Record):
     """One judgment by one rater, whoever it is: a person, an AI judge, a reward model or a rule.
 
     ``order`` is the order in which the responses were shown. ``ranks`` gives 1 to the best, equal numbers to ties
-    and "F" to a response that is no answer at all (thumbs: 1 is up, "F" is down); it is empty when there was no verdict,
+    and "F" to a response that does not answer at all (thumbs: 1 is up, "F" is down); it is empty when there was no verdict,
     which is a third value and never a tie. ``direction`` is what was asked for: a rank of 1 under ``more_harmful`` is the
     worst to train on. ``strength`` of a pair is -4 to -1 for the second of ``order`` and 1 to 4 for the first, never 0. A judge
     that reads log-probabilities stores ``margin``, the swap-averaged logit (nats) for the first of ``order`` over the second,

@@ -153,8 +153,8 @@ def _effective_size(values: Floats, sums: Floats, sizes: Floats, level: float | 
     """How many independent values these clustered ones are worth (Korn and Graubard 1998, with their t adjustment for ``level``).
 
     Never more than n. Without ``level`` there is no t adjustment: Newcombe's interval of a difference is wide enough without it,
-    and with it covers 99.6 % at 12 pairs in 6 clusters. Where there is no spread to estimate a design effect from (0 events), the
-    number of clusters.
+    and with it covers 99.6 % at 12 pairs in 6 clusters. With 0 events nothing spreads, so no design effect can be estimated: then
+    the number of clusters.
     """
     n, count = len(values), len(sums)
     if count == n:

@@ -99,7 +99,7 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a recipe from constitution to report; goes on where an earlier run stopped."""
+    """Run a recipe from constitution to report; resumes where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
     set_ += [f"controls=[{', '.join(all_controls(recipe, set_))}]"] if controls else []
     set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []

@@ -18,7 +18,7 @@ ABSENT = math.nan
 
 
 def scored_or_none(value: float | None) -> float | None:
-    """A value, None where there is none for either reason."""
+    """A value; None if it is unscored or the metric is not about the row."""
     return None if value is ABSENT else value
 
 
@@ -70,7 +70,7 @@ def gather(results: Results, items: Iterable[Item]) -> Results:
         for name, values in results.metrics.items():
             values.append(item.scores.get(name))
     if not results.keys:
-        raise InputError("there is no scored item in it; give a file with one row per item", file=results.source)
+        raise InputError("no item is scored; give a file with one row per item", file=results.source)
     if len(set(results.keys)) < len(results.keys):
         (id, repeat), n = Counter(results.keys).most_common(1)[0]
         raise InputError(f"item {id!r}, repeat {repeat} has {n} rows; keep one of them", file=results.source)

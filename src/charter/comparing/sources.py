@@ -80,7 +80,7 @@ def read_table(source: str, path: Path, cluster: str | None) -> Results:
     """A file of rows, by the columns of its first row."""
     rows = list(read_rows(path))
     if not rows:
-        raise InputError("there is no row in it", file=source)
+        raise InputError("the file has no rows", file=source)
     columns = rows[0].values.keys()
     if "doc_id" in columns:
         # the harness writes to OUTPUT/MODEL/samples_TASK_DATE.jsonl

@@ -110,7 +110,7 @@ def in_protocol(test_set: TestSet, options: Options) -> TestSet:
     if not 0 <= how.temperature < math.inf:
         raise InputError(f"--temperature {how.temperature}: give a finite number of at least 0")
     if how.samples > 1 and how.temperature == 0:
-        raise InputError("--samples: several answers at temperature 0 are all the same; give --temperature too")
+        raise InputError("--samples: at temperature 0 all answers are equal; give --temperature too")
     if how.temperature == 0:
         how = replace(how, filters=type(how.filters)())
     return replace(test_set, sampling=how)

@@ -77,7 +77,7 @@ def as_number(value: bool | None) -> float | None:
 
 
 def option_values(name: str, item: Item, logprobs: Sequence[float | None]) -> Values:
-    """The values of a choice by log-probabilities (nats) of whole options. Two options at the top are no choice: unscored."""
+    """The values of a choice by log-probabilities (nats) of whole options. Unscored if two options share the top."""
     known = [number for number in logprobs if number is not None and math.isfinite(number)]
     whole = len(known) == len(item.options)
     if name == "truthfulqa":
@@ -134,7 +134,7 @@ def reward_values(name: str, item: Item, rewards: Sequence[float | None]) -> Val
 
 def section_weights(items: Sequence[Item]) -> dict[str, list[float]]:
     """What each item of RewardBench weighs in its section, and in ``score``, the mean of the four sections: a subset weighs by
-    its published count. Empty where a section has no item: then there is no score."""
+    its published count. Empty if a section has no item: then the score is missing."""
     rows: dict[str, int] = {}
     for item in items:
         rows[item.group or ""] = rows.get(item.group or "", 0) + 1

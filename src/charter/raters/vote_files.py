@@ -114,8 +114,8 @@ def _holds_judgments(path: Path) -> bool:
 def read_table(path: Path) -> Votes:
     """Votes of a table (JSONL, JSON, CSV, Parquet), a row a comparison: ``model_a``, ``model_b`` and ``winner``.
 
-    ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; where it is empty there
-    is no verdict. Instead there may be the columns of :func:`charter.votes.winners.outcome_of`, or counts ``wins_a``, ``wins_b``,
+    ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; an empty one gives no
+    verdict. Instead the file may have the columns of :func:`charter.votes.winners.outcome_of`, or counts ``wins_a``, ``wins_b``,
     ``ties``, which are as many votes. Optional: a prompt (``prompt_id``, ``question_id``, ``prompt`` or ``instruction``) and a
     rater (``rater_id``, ``rater``, ``labeler``, ``annotator`` or ``judge``), with ``rater_kind`` and ``seconds``. Model a is
     taken to have stood first. "Both bad" is an F for both and no pair. InputError names file, line and field.

@@ -172,7 +172,7 @@ def card_of(
         if prompts == place:
             raise InputError("prompts.jsonl is missing; give a file of prompts, a run folder or a folder of feedback", file=place)
     if groups is not None and not files:
-        raise InputError("there are no judgments whose raters would have a group; name the file with --judgments", file=groups)
+        raise InputError("no judgments to group raters by; name the file with --judgments", file=groups)
     rows = (judgment for file in files for judgment in read_jsonl(file, Judgment))
     return data_card(read_prompts(prompts), rows, groups=read_groups(groups) if groups else None, principles=principles)
 

@@ -31,7 +31,7 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
     first = error.errors()[0]
     location = list(first["loc"])
     if location[:1] == ["rl"] and location[1:2] and location[1] in METHODS and first["type"] != "union_tag_invalid":
-        del location[1]  # the method by which the settings class was chosen is no key
+        del location[1]  # the method that chose the settings class is not a key
     key = ".".join(str(part) for part in location)
     if first["type"] != "extra_forbidden":
         value = first["input"] if isinstance(first["input"], str) else reprlib.repr(first["input"])

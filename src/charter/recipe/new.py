@@ -245,7 +245,9 @@ def complete(model: str | None, goal: str | None, data: str | None, *, can_ask: 
 
     missing = [name for name, value in (("--model", model), ("--goal", goal), ("--file", data)) if value is None]
     if missing and not can_ask:
-        raise InputError(f"give {' and '.join(missing)}: there is no terminal to ask on; the goals are {', '.join(GOALS)}")
+        raise InputError(
+            f"give {' and '.join(missing)}: without a terminal nothing can be asked; the goals are {', '.join(GOALS)}"
+        )
     if model is None:
         model = typer.prompt("Which model? A folder, or a name on the hub")
     if goal is None:

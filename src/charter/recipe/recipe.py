@@ -22,9 +22,9 @@ from charter.stages.sft.settings import SFTSettings
 
 class GateSettings(Settings):
     override: bool = False
-    """Go on where a gate says no. The report records it."""
+    """Continue when a gate fails. The report records it."""
     min_base_harm: Share = 0.1
-    """Stop unless the interval of the base model's harm rate reaches this: otherwise there is no room to improve."""
+    """Stop unless the interval of the base model's harm rate reaches this: otherwise training has nothing to improve."""
     max_unscored: Share = 0.2
     """Stop where the scorer cannot say of more than this share of the base model's answers: its rates are then of a few."""
     min_judge_accuracy: Share = 0.5
@@ -81,7 +81,7 @@ class Recipe(Settings):
     gradient_checkpointing: bool = False
     """Keep the input of each layer alone and compute it again for its gradient: less memory, about a third more time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes the GPU where there is one."""
+    """auto takes the GPU if the machine has one."""
     batch_size: Positive = 128
     """Responses generated at once."""
     parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
@@ -127,7 +127,7 @@ class Recipe(Settings):
             taken = {key: value for key, value in shared.items()
                      if key in type(settings).model_fields and key not in settings.model_fields_set}  # fmt: skip
             changed = settings.model_copy(update=taken)
-            # A setting that the user did not write for this stage is no mistake where the stage does not read it.
+            # A setting that the user did not write for this stage is not a mistake if the stage does not read it.
             object.__setattr__(changed, "__pydantic_fields_set__", set(settings.model_fields_set))
             object.__setattr__(self, stage, changed)
         return self

@@ -100,7 +100,7 @@ class Accepts:
     words: tuple[str, ...] = ()
 
     def parse(self, text: str) -> Source:
-        """ValueError where ``text`` is none of what the setting takes, with all that it takes."""
+        """ValueError if the setting does not take ``text``; the message lists what it takes."""
         kind, colon, rest = text.partition(":")
         if text in self.words:
             return Source("built-in", text)

@@ -15,7 +15,7 @@ from charter.records import Record
 from charter.run.team import team
 
 R = TypeVar("R", bound=Record)
-MAX_LINE_BYTES = 4 * 2**20  # a longer line is no dialogue; reading it whole is how a stray binary eats the memory
+MAX_LINE_BYTES = 4 * 2**20  # a longer line is not a dialogue; a stray binary would fill the memory
 
 
 def describe(error: ValidationError) -> tuple[str, str]:

@@ -35,7 +35,7 @@ def read_set(file: Path, tags: Sequence[str] = ()) -> TestSet:
     where nothing is left, or where a set has two files with the same columns and nobody says which it is."""
     rows = list(read_rows(file))
     if not rows:
-        raise InputError("there is no row in it; give a file with one item a row", file=file)
+        raise InputError("the file has no rows; give a file with one item a row", file=file)
     name, title, readers = kind_of(rows, tags)
     items, left_out = {}, {}
     for protocol, read in readers.items():

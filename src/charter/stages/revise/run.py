@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from charter.recipe.recipe import GateSettings, Recipe
 
 Harm = list[bool | None]
-LARGE_FALL = 0.1  # of harm, as a share: an interval that goes on beyond it and includes 0 is of too few prompts
+LARGE_FALL = 0.1  # of harm, as a share: an interval that includes both it and 0 comes from too few prompts
 
 
 def revise_answers(
