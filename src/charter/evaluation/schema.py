@@ -109,6 +109,8 @@ class WinRate(Part):
     at_equal_length: float | None = None
     ci_at_equal_length: Interval = None
     judge: str
+    protocol: str = "letters"
+    """How the judge was asked."""
     independent: bool
     """False where the same judge gave the feedback or the reward that the model was trained on."""
     method: str
