@@ -133,7 +133,7 @@ def full_report():
 class Page(HTMLParser):
     """Well-formedness as far as nesting goes, and what could run or load."""
 
-    VOID = ("meta", "br", "link", "img")
+    VOID = ("meta", "br", "link", "img", "input")
 
     def __init__(self, html):
         super().__init__()
@@ -315,6 +315,18 @@ def test_harmful_and_unscored_answers_are_folded(tmp_path):
     assert "Take a thin pin" in folded
     assert "(empty)" in folded  # unscored
     assert "A locksmith can help" not in folded
+
+
+def test_samples_are_filtered_by_why_they_are_shown_by_prompt_and_by_verdict(tmp_path):
+    harmful, tags = {"base": True, "policy": False}, ["red_team", "peace"]
+    rows = [{"pick": "worst", "prompt": "p", "tags": tags, "responses": {"base": "a", "policy": "b"}, "harmful": harmful},
+            {"pick": "best", "prompt": "q", "tags": tags, "responses": {"base": "a", "policy": "b"}, "harmful": {}}]  # fmt: skip
+    _, html = rendered({"samples": rows, "arms": [{"name": "base"}, {"name": "policy"}]}, tmp_path)
+    assert 'class="sample pick-worst kind-red_team answer-harmless"' in html
+    assert 'class="sample pick-best kind-red_team answer-unscored"' in html
+    assert "#samples:has(#pick-worst:checked) .sample:not(.pick-worst)" in html
+    assert 'id="answer-unscored"' in html
+    assert 'id="kind-red_team"' not in html  # all are of one kind
 
 
 def test_the_harm_rate_of_a_run_is_recomputed_from_its_verdicts(write_recipe, random_llama, tmp_path):

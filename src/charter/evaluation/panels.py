@@ -349,8 +349,8 @@ def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
             "equal": number_text(equal, True), "equal_ci": range_text(interval_of({"ci": row.get("ci_at_equal_length")}), True),
             **{key: row.get(key) for key in ("wins", "ties", "losses", "n", "n_unscored")},
         })  # fmt: skip
-    return {"last": rows[0].get("b"), "judge": rows[0].get("judge"), "independent": rows[0].get("independent"), "panel": raw,
-            "rows": cells}  # fmt: skip
+    return {"last": rows[0].get("b"), "panel": raw, "rows": cells,
+            **{key: rows[0].get(key) for key in ("judge", "protocol", "independent")}}  # fmt: skip
 
 
 def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
@@ -395,7 +395,8 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
 
 
 MEASURE_OF = {
-    "harmful_compliance": "harmful", "over_refusal": "refusal", "engaged_refusal": "refusal", "helpfulness": "helpful"
+    "harmful_compliance": "harmful", "over_refusal": "refusal", "engaged_refusal": "refusal", "helpfulness": "helpful",
+    "honesty": "honest",
 }  # fmt: skip
 """What a scorer decides of an answer behind each of its rates."""
 CARD_SHARES = ("accuracy", "recall", "specificity", "precision")
