@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 def clean_text(text: str) -> str:
-    """The text itself, or ValueError where it holds a NUL or half a surrogate pair."""
+    """The text itself, or ValueError if it contains a NUL or half a surrogate pair."""
     if "\x00" in text:
-        raise ValueError("holds a NUL character; remove it")
+        raise ValueError("contains a NUL character; remove it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"holds a lone surrogate at character {error.start}; save the text as UTF-8") from None
+        raise ValueError(f"contains a lone surrogate at character {error.start}; save the text as UTF-8") from None
     return text
 
 
@@ -107,7 +107,7 @@ class Filters(Record):
 
     @property
     def words(self) -> list[str]:
-        """`top_p 0.9`, `top_k 40`; empty where nothing is filtered."""
+        """`top_p 0.9`, `top_k 40`; empty if nothing is filtered."""
         return [f"{name} {value:g}" for name in Filters.model_fields if (value := getattr(self, name)) is not None]
 
 

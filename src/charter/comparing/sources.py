@@ -30,7 +30,7 @@ FORMS = (
 def read_results(source: str, cluster: str | None = None) -> Results:
     """The results at ``source``: a file, a folder, or ``RUN:arm``. ``cluster``: dotted path of the field whose value joins items.
 
-    InputError where nothing is there, where the kind is not known, or where a row cannot be read.
+    InputError if nothing is there, where the kind is not known, or where a row cannot be read.
     """
     path = Path(source)
     if not path.exists() and ":" in source and Path(source.rpartition(":")[0]).is_dir():
@@ -52,7 +52,7 @@ def read_results(source: str, cluster: str | None = None) -> Results:
 
 
 def whole_object(path: Path) -> Any:
-    """The one JSON object that a file is; None where it is a table of several rows or not JSON."""
+    """The one JSON object that a file is; None if it is a table of several rows or not JSON."""
     with open(path, "rb") as file:
         first = file.readline()
         if (one_line := first.rstrip().endswith(b"}")) and file.readline().strip():

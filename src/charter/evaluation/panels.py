@@ -99,7 +99,7 @@ def dots_panel(
     line: float | None = None,
     line_name: str = "",
 ) -> dict[str, Any] | None:
-    """Dot and whisker, one row (label, colour, result) below the other; None where no row has a value."""
+    """Dot and whisker, one row (label, colour, result) below the other; None if no row has a value."""
     shown = [(label, colour, row) for label, colour, row in rows if number_of(row.get("value")) is not None]
     if not shown:
         return None
@@ -335,7 +335,7 @@ def distance_panel(
 
 
 def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
-    """How often the last model's answers win, against each arm: a panel and a row each; None where no judge was asked."""
+    """How often the last model's answers win, against each arm: a panel and a row each; None if no judge was asked."""
     rows = mappings_in(report, "win_rates")
     if not rows:
         return None

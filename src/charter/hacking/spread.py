@@ -78,6 +78,6 @@ def discoveries(z: Floats, m: int | None = None) -> Flags:
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are there; None where there are none."""
+    """Mean of the values that are there; None if there are none."""
     scored = [value for value in values if value is not None]
     return sum(scored) / len(scored) if scored else None

@@ -26,7 +26,7 @@ BETTER: dict[str, str | None] = {
     "mc1": "higher", "mc2": "higher", "accuracy_ambiguous": "higher", "accuracy_disambiguated": "higher", "bias_ambiguous": None,
     "bias_disambiguated": None, "score": "higher", **dict.fromkeys(SECTIONS, "higher"), "ties": "higher",
 }  # fmt: skip
-"""Which way a metric is better; None where neither is: a bias is best at 0."""
+"""Which way a metric is better; None if neither is: a bias is best at 0."""
 
 
 def answer_values(

@@ -17,7 +17,7 @@ from charter.run.hashes import model_hash
 
 def start_from(trunk: Trunk, role: str, folder: Path) -> None:
     """Give a role of the trunk the weights of the policy in ``folder``, or with LoRA those of the adapter beside it. The
-    reference stays the trunk's base. InputError where the two do not fit together: other shapes, an adapter on another base, one
+    reference stays the trunk's base. InputError if the two do not fit together: other shapes, an adapter on another base, one
     trained with LoRA and the other without, a flipped control arm, or weights that several processes divide."""
     check_folder(str(folder))
     if is_flipped(folder):

@@ -50,13 +50,13 @@ def import_peft() -> Any:
 
 
 def check_bitsandbytes() -> None:
-    """InputError where bitsandbytes is not installed."""
+    """InputError if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("quantization: nf4 needs bitsandbytes; install it with: pip install 'charter-align[qlora]'")
 
 
 def loading_in_4_bits(precision: str, device: str) -> dict[str, Any]:
-    """The arguments of ``from_pretrained`` for a model in nf4 with products in ``precision``. InputError where bitsandbytes is
+    """The arguments of ``from_pretrained`` for a model in nf4 with products in ``precision``. InputError if bitsandbytes is
     missing."""
     check_bitsandbytes()
     import_peft()

@@ -35,7 +35,7 @@ def load_reward_trunk(
     """The model of a folder as a trunk that only scores; the arguments are those of :func:`charter.models.trunk.load_trunk`.
 
     A folder with a reward head gives ``stored_head`` (1, H): a reward model of Charter, its adapter merged into its base, or a
-    decoder of transformers for sequence classification with one label. InputError where the head or the base is missing.
+    decoder of transformers for sequence classification with one label. InputError if the head or the base is missing.
     """
     loading: dict[str, Any] = {"device": device, "precision": precision, "quantization": quantization, "attention": attention}
     check_folder(path)
@@ -58,7 +58,7 @@ def load_reward_trunk(
 
 def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "float32") -> tuple[Trunk, Scorers]:
     """A trained reward model, ready to score: its trunk and its roles. The folder is of Charter (one, or an ensemble), or has a
-    decoder for sequence classification with one label. InputError where it is incomplete, or where the base of its adapters is
+    decoder for sequence classification with one label. InputError if it is incomplete, or where the base of its adapters is
     missing."""
     if not (folder / REWARD_CARD).is_file():
         trunk = load_reward_trunk(str(folder), device=device, precision=precision)
@@ -78,7 +78,7 @@ def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "fl
 
 def reward_folder(reward: Path) -> Path:
     """The folder of a trained reward model: the named one, or that in a run folder or in what `charter reward train` made.
-    InputError where there is none."""
+    InputError if there is none."""
     for part in ("", "reward_model/model", "train/model"):
         if (reward / part / REWARD_CARD).is_file():
             return reward / part
@@ -89,7 +89,7 @@ def reward_folder(reward: Path) -> Path:
 
 
 def stored_scale(path: str) -> ScoreScale:
-    """Mean and deviation of the scores that config.json names under ``SCALE``; 0 and 1 where it names none. InputError where they
+    """Mean and deviation of the scores that config.json names under ``SCALE``; 0 and 1 where it names none. InputError if they
     are not numbers."""
     from transformers import AutoConfig
 
@@ -105,7 +105,7 @@ def stored_scale(path: str) -> ScoreScale:
 
 
 def single_scorer(path: str) -> str | None:
-    """The architecture of a sequence classifier with one label; None for any other model. InputError where config.json does not
+    """The architecture of a sequence classifier with one label; None for any other model. InputError if config.json does not
     load."""
     from transformers import AutoConfig
 
@@ -118,7 +118,7 @@ def single_scorer(path: str) -> str | None:
 
 
 def stored_tensor(path: str, name: str) -> Tensor:
-    """One tensor from the weight files of a model. InputError where it is missing."""
+    """One tensor from the weight files of a model. InputError if it is missing."""
     from safetensors import safe_open
     from transformers.utils import cached_file
 

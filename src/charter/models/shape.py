@@ -60,7 +60,7 @@ class Shape:
 
 
 def read_shape(name: str) -> Shape:
-    """The shape of a model folder, or of a hub model that was downloaded before. No weight is read. InputError where the model is
+    """The shape of a model folder, or of a hub model that was downloaded before. No weight is read. InputError if the model is
     missing or a file is invalid."""
     check_folder(name)
     folder = Path(name) if Path(name).exists() else downloaded(name)

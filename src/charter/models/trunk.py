@@ -265,13 +265,13 @@ class Trunk:
 
     @property
     def room(self) -> int | None:
-        """Most tokens of a row, prompt and response together; None where the model names no limit."""
+        """Most tokens of a row, prompt and response together; None if the model names no limit."""
         return row_limit(self.model) if is_encoder(self.model) else context_length(self.model)
 
     @cached_property
     def vocabulary(self) -> int | None:
         """Number of ids of the tokenizer, if the model has more rows (filled up to a multiple of 64, say): no further id is
-        sampled or has a probability. None where the two numbers agree."""
+        sampled or has a probability. None if the two numbers agree."""
         if is_encoder(self.model):
             return None
         rows = int(self.model.get_output_embeddings().weight.shape[0])
@@ -434,7 +434,7 @@ class Trunk:
         write_json(folder / REWARD_CARD, {**adapter, "members": members, "combine": scorers.combine})
 
     def load_scorers(self, folder: Path) -> Scorers:
-        """Put a saved reward model on this trunk. InputError where it is incomplete or does not fit."""
+        """Put a saved reward model on this trunk. InputError if it is incomplete or does not fit."""
         from safetensors.torch import load_file
 
         card = read_json(folder / REWARD_CARD)
@@ -477,7 +477,7 @@ def load_trunk(
     say: Callable[[str], None] | None = None,
 ) -> Trunk:
     """The model of a folder as a trunk without roles, which can serve as reference. ``writes``: refuse an encoder, which can only
-    be a reward model. ``parallel`` as in ``Trunk``. ``say`` gets a line on each adapter. InputError where the model does not
+    be a reward model. ``parallel`` as in ``Trunk``. ``say`` gets a line on each adapter. InputError if the model does not
     load, or a package for ``quantization`` or ``attention`` is missing."""
     from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 

@@ -22,7 +22,7 @@ SHOWN = 40  # rows of a table on the terminal
 
 
 def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Ratings of ``models`` or ``responses`` as (JSON, lines). InputError where no two of them were compared."""
+    """Ratings of ``models`` or ``responses`` as (JSON, lines). InputError if no two of them were compared."""
     comparisons = as_comparisons(votes, of)
     if not len(comparisons):
         raise InputError("no comparison of two " + ("different models" if of == "models" else "responses")

@@ -162,7 +162,7 @@ def card_of(
     place: Path, judgments: Path | None = None, *, groups: Path | None = None, principles: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The card of a file of prompts, or of a run folder with its judgments, of the judge and of people. ``judgments``: a file or
-    a folder instead; ``groups``: a table of rater and group. InputError where a file is missing or does not read."""
+    a folder instead; ``groups``: a table of rater and group. InputError if a file is missing or does not read."""
     files = [judgments / "judgments.jsonl" if judgments.is_dir() else judgments] if judgments is not None else []
     prompts = place
     if place.is_dir():

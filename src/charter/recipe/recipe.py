@@ -134,7 +134,7 @@ class Recipe(Settings):
 
     @property
     def scorer(self) -> Source | None:
-        """Who says what is harmful, None where nobody is asked."""
+        """Who says what is harmful, None if nobody is asked."""
         return self.evaluation.scorer if self.evaluation is not None else None
 
     @property
@@ -150,7 +150,7 @@ class Recipe(Settings):
         if self.prompts is None and readers:
             raise ValueError(f"{readers[0]} needs prompts; give prompts.files, or leave it out with {readers[0]}: null")
         if not self.stages:
-            raise ValueError("every stage is left out; there is nothing to run")
+            raise ValueError("every stage is left out; nothing to run")
         if self.prompts is not None and not readers:
             raise ValueError("no stage reads prompts; leave them out")
         readers = [key for key, settings in self.stages.items() if settings.reads_principles]

@@ -63,7 +63,7 @@ class Source:
         return replace(self, folder=str(folder)) if self.kind == "python" else self
 
     def load(self) -> Callable[..., Any]:
-        """The function of a `python:` source. InputError where the module or the function is missing or fails."""
+        """The function of a `python:` source. InputError if the module or the function is missing or fails."""
         return load_function(self.name, self.label, self.folder)
 
     def content_hash(self) -> str:

@@ -181,7 +181,7 @@ class Stage:
         return str(before.get("output", before["fingerprint"])) if same else None
 
     def _reused(self) -> dict[str, Any]:
-        """Of each file of rows, how many it took from before the change; empty where nothing was there to be taken."""
+        """Of each file of rows, how many it took from before the change; empty if nothing was there to be taken."""
         if not self.path(EARLIER).exists():
             return {}
         rows = {log.path.name: {"reused": log.reused, "rows": log.count} for log in self.logs}

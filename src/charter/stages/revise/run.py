@@ -138,7 +138,7 @@ def revise_in_rounds(
 def earlier_revisions(
     stage: Stage, constitution: Constitution, seed: int, n_rounds: int
 ) -> Callable[[tuple[Prompt, Response]], list[Revision] | None]:
-    """Finds the revisions of a prompt and its answer in an earlier run of the stage; None where one of the rounds draws another
+    """Finds the revisions of a prompt and its answer in an earlier run of the stage; None if one of the rounds draws another
     principle now, or the text of a drawn principle changed."""
     before, now = stage.earlier_inputs, stage.description["inputs"]
     rows: defaultdict[str, list[Revision]] = defaultdict(list)
