@@ -16,9 +16,9 @@ from charter.endpoints.endpoint import EndpointSampler
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
 from charter.evaluation.measures import Measure
-from charter.models.adapters import base_of, is_adapter, merge_onto
 from charter.models.chat_template import encode_prompt, encode_response, prepare_tokenizer
 from charter.models.cut import answer_rows
+from charter.models.formats.adapters import base_of, is_adapter, merge_onto
 from charter.models.heads import Scorers
 from charter.models.load import (
     STAGE_OF,

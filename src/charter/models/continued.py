@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from charter.errors import InputError
-from charter.models.adapters import ADAPTER_WEIGHTS, base_of, is_adapter
+from charter.models.formats.adapters import ADAPTER_WEIGHTS, base_of, is_adapter
+from charter.models.formats.quantize import import_peft
 from charter.models.load import check_folder, load_model
 from charter.models.marks import is_flipped
-from charter.models.quantize import import_peft
 from charter.models.trunk import Trunk
 from charter.run.hashes import model_hash
 

@@ -16,8 +16,8 @@ from charter.errors import InputError
 from charter.models.architectures import ENCODERS, POOLED
 from charter.models.attention import use_fast_attention
 from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, begins_with_bos, prepare_tokenizer
+from charter.models.formats.quantize import is_quantized, keep_exact, loading_in_4_bits
 from charter.models.memory import keep_freed_memory
-from charter.models.quantize import is_quantized, keep_exact, loading_in_4_bits
 from charter.run.files import read_json, write_json
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.adapters import moved_along
+from charter.models.formats.adapters import moved_along
 from charter.models.heads import Scorers, ScoreScale
 from charter.models.load import check_folder, check_vocabulary, first_line, kind_of, load_base, load_tokenizer
 from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk, load_trunk

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from charter.errors import InputError
+from charter.models.formats.quantize import BYTES as QUANTIZED_BYTES
 from charter.models.llama.weights import LLAMA_LIKE
 from charter.models.load import check_folder, first_line
-from charter.models.quantize import BYTES as QUANTIZED_BYTES
 from charter.recipe.settings import LoRASettings
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from charter.errors import InputError
-from charter.models.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
 from charter.models.architectures import first_in_line, hidden_in_line, is_encoder, is_encoder_decoder, row_limit
 from charter.models.attention import NAME
+from charter.models.formats.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
+from charter.models.formats.precision import DTYPES, RoleParameters, with_scaled_gradient
+from charter.models.formats.quantize import STACK, dense_copy, is_quantized, size_of
+from charter.models.formats.sharded import Sharded, put, whole_tensor
 from charter.models.heads import VALUE_HEAD, Scorers, ScoreScale, ValueHead
 from charter.models.llama.train import hidden_states
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
@@ -30,10 +33,7 @@ from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.memory import checkpoint_layers
 from charter.models.packing import LAYOUT, LineLayout, Packed, Tokens, pack
-from charter.models.precision import DTYPES, RoleParameters, with_scaled_gradient
-from charter.models.quantize import STACK, dense_copy, is_quantized, size_of
 from charter.models.sampling.generate import context_length
-from charter.models.sharded import Sharded, put, whole_tensor
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json, write_json
 from charter.run.hashes import derive_seed

@@ -8,8 +8,8 @@ from operator import attrgetter
 from typing import Any
 
 from charter.errors import InputError
+from charter.models.formats.quantize import check_bitsandbytes
 from charter.models.load import check_attention, kind_of, pick_device
-from charter.models.quantize import check_bitsandbytes
 from charter.models.sampling.vllm_engine import check_vllm
 from charter.plan.loads import count, loads_with, shapes_of
 from charter.plan.machine import free_memory

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from charter.constitution.constitution import EMPTY, load_constitution
+from charter.models.formats.precision import DTYPES
 from charter.models.llama.weights import FUSED_BYTES
 from charter.models.load import load_tokenizer
-from charter.models.precision import DTYPES
 from charter.models.shape import Shape, read_shape
 from charter.plan.texts import count_prompts, measure_lengths, read_given
 from charter.reading.pairs import read_pairs

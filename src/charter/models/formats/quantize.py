@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.precision import DTYPES
+from charter.models.formats.precision import DTYPES
 
 BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a scale of 8 bits for 64 weights, one of 32 for 256 scales
 STACK = "charter_adapters.json"

@@ -12,6 +12,8 @@ import torch
 
 from charter.errors import InputError
 from charter.models.architectures import is_encoder, is_encoder_decoder
+from charter.models.formats.precision import DTYPES
+from charter.models.formats.quantize import STACK, import_peft
 from charter.models.load import (
     check_folder,
     check_vocabulary,
@@ -23,8 +25,6 @@ from charter.models.load import (
     save_model,
     whole_folder,
 )
-from charter.models.precision import DTYPES
-from charter.models.quantize import STACK, import_peft
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json
 
