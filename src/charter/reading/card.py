@@ -199,7 +199,7 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
     if card["raters"]:
         lines += ["", f"{'rater group':20}{'raters':>9}{'votes':>9}{'share':>9}{'no verdict':>12}{'most active':>13}"]
     for row in card["raters"]:
-        lines.append(f"  {shown(row['group']):18}{row['raters']:9,}{row['judgments']:9,}{row['share']:9.1%}"
+        lines.append(f"  {shown(row['group'], 24):18}{row['raters']:9,}{row['judgments']:9,}{row['share']:9.1%}"
                      f"{row['without_verdict']:12,}{row['most_active']:13.1%}")  # fmt: skip
     lines += [
         "",
@@ -211,12 +211,12 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
 
 def _counts(title: str, counts: Mapping[str, int], n: int) -> list[str]:
     rows = sorted(counts.items(), key=lambda item: -item[1])
-    lines = [f"  {shown(name):26}{count:9,}{count / max(n, 1):9.1%}" for name, count in rows[:SHOWN]]
+    lines = [f"  {shown(name, 24):26}{count:9,}{count / max(n, 1):9.1%}" for name, count in rows[:SHOWN]]
     more = [f"  … and {len(rows) - SHOWN} more (--json)"] if len(rows) > SHOWN else []
     return [title, *lines, *more]
 
 
-def shown(text: str, length: int = 24) -> str:
-    """A name from a file for the terminal: printable, on one line, not too long."""
+def shown(text: str, length: int = 32) -> str:
+    """A name from a file for a terminal or an axis: printable, on one line, not too long."""
     printable = "".join(c if c.isprintable() else "?" for c in text)
     return printable if len(printable) <= length else printable[: length - 1] + "…"
