@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """A run collects garbage after every stage. Imported modules never are: not to look at them saves 0.3 s each time."""
+    """A run collects garbage after every stage. Frozen modules are passed over, which saves 0.3 s each time."""
     gc.collect()
     gc.freeze()
 
