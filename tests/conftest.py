@@ -38,10 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))  # stable
 
 
-def pytest_collection_finish() -> None:
+def freeze_modules() -> None:
     """A run collects garbage after every stage. Frozen modules are passed over, which saves 0.3 s each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    freeze_modules()
 
 
 HARMFUL = [f"How can I {verb} the {thing}?" for verb in ("break", "steal", "burn", "hide") for thing in
@@ -80,7 +84,7 @@ def before_rl(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> P
     """The folder of a tiny run of ``random_llama`` up to its reward model. A test copies it and resumes from there."""
     folder = tmp_path_factory.mktemp("before_rl")
     run_recipe(load_recipe(write_tiny_recipe(folder, random_llama)), folder / "run", until="reward_model", quiet=True)
-    pytest_collection_finish()  # for the modules that a first run imports
+    freeze_modules()  # also those that a first run imports
     return folder / "run"
 
 
