@@ -25,7 +25,7 @@ from charter.models.llama.static import StaticLlama
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like
 from charter.models.memory import LOG, is_out_of_memory, let_go
 from charter.models.packing import left_pad, positions
-from charter.models.sampling.filters import ALL_TOKENS, filtered_
+from charter.models.sampling.filters import ALL_TOKENS, exact_of, filtered_
 from charter.records import Filters
 
 
@@ -106,11 +106,13 @@ def is_fused(model: Any, dtype: torch.dtype) -> bool:
     return is_llama_like(model) and sum(p.numel() for p in model.parameters()) * dtype.itemsize <= FUSED_BYTES
 
 
-def make_decoder(model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype) -> Decoder:
-    """A written-out page where it fits the model and a second copy of the weights fits the memory: on a GPU the one with a graph.
-    The model itself elsewhere."""
+def make_decoder(
+    model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype, *, graphs: bool = False
+) -> Decoder:
+    """A written-out page where it fits the model and a second copy of the weights fits the memory; with ``graphs`` on a GPU the
+    one that replays a graph for as long as the number of rows stays. The model itself elsewhere."""
     if is_fused(model, dtype):
-        page = StaticLlama if model.device.type == "cuda" else FusedLlama
+        page = StaticLlama if graphs and model.device.type == "cuda" else FusedLlama
         return page(model, prompts, k, max_new_tokens, dtype)
     if is_encoder_decoder(model):
         return EncoderDecoder(model, prompts, k)
@@ -162,11 +164,11 @@ def _sample(
     """``sample`` of all prompts at once."""
     device = next(model.parameters()).device
     k = len(seeds[0])
-    decoder = make_decoder(model, prompts, k, max_new_tokens, dtype)
+    decoder = make_decoder(model, prompts, k, max_new_tokens, dtype, graphs=True)
     n = len(prompts) * k
     uniforms = torch.from_numpy(
         np.stack([np.random.default_rng(seed).random(max_new_tokens) for group in seeds for seed in group])
-    ).to(device)
+    ).to(device, exact_of(device))
     # Everything stays on the device until the end. What a row writes after its end is cut off there.
     tokens = torch.zeros(n, max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(n, max_new_tokens, device=device)
@@ -229,11 +231,11 @@ def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The column (B,) of weights (B, n) in which the running sum passes ``uniform`` times their total, and the part of that
     column below the mark, as a share of it. Scaled by the total, so that rounding takes nothing from the last column; the mark
     stays below the total, since the last columns may have no weight."""
-    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    cumulative = weights.cumsum(dim=1, dtype=exact_of(weights.device))
     total = cumulative[:, -1]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
     column = torch.searchsorted(cumulative, target, right=True).clamp_(max=weights.shape[1] - 1)
-    weight = weights.gather(1, column).double()
+    weight = weights.gather(1, column).to(cumulative.dtype)
     share = (target - cumulative.gather(1, column) + weight) / weight
     return column.squeeze(1), share.squeeze(1).clamp(0, 1)
 
