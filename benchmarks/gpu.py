@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 import workload
-from speed import KINDS, UNITS
+from speed import KINDS, PPO, UNITS
 
-WORKS = ("sft", "sft-lora", "dpo", "grpo", "ppo", "sample", "sample-groups")
+WORKS = ("sft", "sft-lora", "dpo", "grpo", "ppo", "ppo-head", "sample", "sample-groups")
 NEW_TOKENS = 64
 COLUMNS = ("work", "model", "unit", "Charter", "MFU", "peak GB", "TRL", "ratio", "TRL's peak GB")
 
@@ -44,7 +44,7 @@ def product_rate(size: int = 8192, turns: int = 20) -> float:
 def one_run(tool: str, work: str, shape: str, trl112: str | None) -> dict[str, Any] | str:
     """The figures of one run; its last line of error where it failed, as without TRL."""
     env = {**os.environ, "DEVICE": "cuda", "MICRO": "16384", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    if tool == "trl" and work == "ppo":
+    if tool == "trl" and work in PPO:
         if trl112 is None:
             return "needs --trl112"
         env["PYTHONPATH"] = trl112
@@ -63,7 +63,7 @@ def median(runs: list[dict[str, Any] | str], key: str) -> float | None:
 
 def mfu(work: str, shape: str, rate: float, products: float) -> str:
     """Share of the product rate that the products with weights come to; a dash for PPO, which is not counted."""
-    if work == "ppo":
+    if work in PPO:
         return "–"
     kind, group = KINDS.get(work, (work, 1))
     return f"{rate * workload.operations(kind, shape, NEW_TOKENS, group) / products:.0%}"

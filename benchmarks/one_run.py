@@ -25,7 +25,8 @@ import workload
 ROWS = 32  # dialogues or pairs behind an optimizer step
 COMPLETIONS = 32  # of a step of reinforcement learning
 NEW_TOKENS = 64
-STEPS = {"sft": 6, "sft-lora": 6, "reward": 4, "dpo": 4, "grpo": 6, "rloo": 6, "ppo": 2, "sample": 2, "sample-groups": 2}
+STEPS = {"sft": 6, "sft-lora": 6, "reward": 4, "dpo": 4, "grpo": 6, "rloo": 6, "ppo": 2, "ppo-head": 2,
+         "sample": 2, "sample-groups": 2}  # fmt: skip
 SLOW = {"S": 1, "M": 2, "R": 6, "Q": 6}  # fewer steps of the larger models
 
 
@@ -137,7 +138,7 @@ def rows_of(rollout: Any) -> list[Any]:
     return [Tokens(p, row[m].tolist()) for p, row, m in zip(rollout.prompt_ids, rollout.ids, rollout.mask, strict=True)]
 
 
-def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
+def charter_rl(method: str, *, value: str = "own") -> Callable[[Path, Path, int], float]:
     def run(folder: Path, place: Path, steps: int) -> float:
         from charter.records import Message, Prompt
         from charter.stages.rl.settings import METHODS
@@ -151,12 +152,14 @@ def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
         clock = Clock()
         trunk = charter_trunk(folder)
         trunk.add_role("policy")
-        if method == "ppo":
+        if method == "ppo" and value == "own":
             trunk.add_role("value", head=True)
+        elif method == "ppo":
+            trunk.add_value_head("policy", 0.1)
         per_step = COMPLETIONS // group
         prompts = [Prompt(messages=(Message(role="user", content=workload.text(p)),))
                    for p in workload.prompts(per_step * (steps + 1))]  # fmt: skip
-        more = {"ppo": {"epochs": 4, "minibatches": 1}}.get(method, {})
+        more = {"ppo": {"epochs": 4, "minibatches": 1, "value": value}}.get(method, {})
         settings = METHODS[method](
             steps=steps + 1, prompts_per_step=per_step, samples_per_prompt=group, max_new_tokens=NEW_TOKENS,
             learning_rate=1e-6, checkpoint_every=10**6, tokens_per_micro_batch=ROLLOUT, kl_coef=KL[method], **more,
@@ -355,6 +358,7 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
         "grpo": charter_rl("grpo"),
         "rloo": charter_rl("rloo"),
         "ppo": charter_rl("ppo"),
+        "ppo-head": charter_rl("ppo", value="head"),
         "sample": lambda folder, _, steps: charter_sample(folder, 1, steps),
         "sample-groups": lambda folder, _, steps: charter_sample(folder, 8, steps),
     },
@@ -366,6 +370,7 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
         "grpo": trl_rl("grpo"),
         "rloo": trl_rl("rloo"),
         "ppo": trl_ppo,
+        "ppo-head": trl_ppo,
         "sample": lambda folder, _, steps: trl_sample(folder, 1, steps),
         "sample-groups": lambda folder, _, steps: trl_sample(folder, 8, steps),
     },
