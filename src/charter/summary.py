@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import charter
 from charter.comparing.before import changes_since, contrasts_with_before
 from charter.evaluation.arms import BEST_OF, primary_of
+from charter.evaluation.model_card import write_cards
 from charter.evaluation.page import rows_left_out, write_report
 from charter.evaluation.side_by_side import write_side_by_side
 from charter.evaluation.wins import win_rates
@@ -132,6 +133,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
     if evaluation and "prompts" in stages:
         write_side_by_side(stages["evaluate"].folder, stages["prompts"].path("prompts.jsonl"), SIDE_BY_SIDE, parts.run.folder)
     written: dict[str, Any] = read_json(parts.run.folder / "report.json")
+    write_cards(parts.run.folder, written)
     return written
 
 
