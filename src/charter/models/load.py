@@ -56,17 +56,22 @@ def check_folder(path: str) -> None:
         raise InputError("*.safetensors weights are missing; name the folder with the weights", file=path)
 
 
+def config_of(path: str) -> Any:
+    """The configuration of a model, without code from its folder. InputError if it does not load."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
+
+
 def kind_of(path: str) -> Literal["decoder", "encoder", "encoder-decoder"]:
     """The kind of the model of a folder; a folder with a tokenizer alone counts as a decoder's. InputError if its
     configuration does not load."""
-    from transformers import AutoConfig
-
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
         return "decoder"
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:
-        raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
+    config = config_of(path)
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
     return "encoder" if config.model_type in ENCODERS else "decoder"
@@ -92,9 +97,7 @@ def load_base(
     if quantization:
         more |= loading_in_4_bits(precision, device)
     if kind == "encoder":
-        from transformers import AutoConfig
-
-        if AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED:
+        if config_of(path).model_type in POOLED:
             more["add_pooling_layer"] = False
         return load_model(path, device, kind="AutoModel", **more)
     return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM", **more)
