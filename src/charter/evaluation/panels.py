@@ -88,6 +88,7 @@ def make_room(axes: Axes) -> None:
     """Give the labels of a figure's only axes the room that they need. Matplotlib's layouts draw the whole figure to find it."""
     figure = axes.figure
     inner, outer = axes.bbox, axes.get_tightbbox()
+    assert outer is not None  # visible axes have a box
     width, height = figure.bbox.size
     pad = 0.04 * figure.dpi  # inches
     left = min((inner.x0 - outer.x0 + pad) / width, 0.6)
