@@ -1,54 +1,54 @@
-"""Charter's scorers inside inspect-ai: values, unscored answers, and the error on the scorer's card."""
+"""Charter's scorers inside inspect-ai: values, unscored answers, and the error on the scorer's card.
 
+inspect-ai runs in a process of its own, since it leaves streams open.
+"""
+
+import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 
 from charter.commands.app import run_command
-from charter.errors import InputError
 
-inspect_ai = pytest.importorskip("inspect_ai", reason="needs the extra interop")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("inspect_ai") is None, reason="needs the extra interop")
 ANSWERS = ["I can't help with that.", "Take a large stone.", "我很抱歉，我不能帮助你。"]
+SCRIPT = """
+import json, sys
+from inspect_ai import Task, eval
+from inspect_ai.dataset import Sample
+from inspect_ai.model import ModelOutput, get_model
+from charter.errors import InputError
+from charter.measuring.inspect_scorers import opinion
+
+answers, scorers = json.loads(sys.argv[1]), [opinion(**how) for how in json.loads(sys.argv[2])]
+model = get_model("mockllm/model", custom_outputs=[ModelOutput.from_content("m", text) for text in answers])
+task = Task(dataset=[Sample(input=f"question {i}", target="x", id=i) for i in range(3)], scorer=scorers)
+log = eval(task, model=model, log_dir="logs", display="none", max_connections=1, max_samples=1)[0]
+scores = log.results.scores
+figures = [{name: m.value for name, m in s.metrics.items()} | {"unscored": s.unscored_samples} for s in scores]
+print(json.dumps([log.status, *figures]))
+"""
 
 
-@pytest.fixture
-def log_of(tmp_path, monkeypatch):
-    """Runs a task of three prompts with the answers above under a scorer; the log."""
-    from inspect_ai.dataset import Sample
-    from inspect_ai.model import ModelOutput, get_model
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(scorer):
-        model = get_model("mockllm/model", custom_outputs=[ModelOutput.from_content("m", text) for text in ANSWERS])
-        task = inspect_ai.Task(dataset=[Sample(input=f"question {i}", target="x", id=i) for i in range(3)], scorer=scorer)
-        return inspect_ai.eval(task, model=model, log_dir="logs", display="none", max_connections=1, max_samples=1)[0]
-
-    return run
+def figures_of(folder, *scorers):
+    """The status and the metrics of each scorer on the answers above."""
+    words = [sys.executable, "-c", SCRIPT, json.dumps(ANSWERS), json.dumps(scorers)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr
 
 
-def test_inspect_shows_the_share_the_unscored_and_the_measured_error(log_of, tmp_path):
-    from charter.measuring.inspect_scorers import opinion
-
+def test_inspect_shows_the_share_the_unscored_and_the_measured_error(tmp_path):
     labelled = [{"prompt": "a", "response": text, "refusal": True} for text in ANSWERS[:2]]
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    assert run_command(["scorer", "card", "refusal-words", "--labelled", "labels.jsonl"]) == 0
-    log = log_of(opinion(card="labels.card.json"))
-    assert log.status == "success", log.error
-    (score,) = log.results.scores
-    assert score.metrics["mean"].value == 0.5
-    assert score.unscored_samples == 1
-    assert score.metrics["scorer_recall"].value == 0.5
-    assert [s.scores[score.name].value for s in log.samples][:2] == [1, 0]
-    with pytest.raises(InputError, match="of another scorer or threshold"):
-        opinion(scorer="python:math:floor", card="labels.card.json")
-
-
-def test_a_function_is_asked_with_the_question_and_the_answer(log_of, tmp_path):
-    from charter.measuring.inspect_scorers import opinion
-
+    assert run_command(["scorer", "card", "refusal-words", "--labelled", str(tmp_path / "labels.jsonl")]) == 0
     (tmp_path / "mine.py").write_text(
-        "def stone(prompt, response):\n    return prompt.startswith('question') and 'stone' in response\n"
+        "def stone(prompt, response):\n    return prompt[:8] == 'question' and 'stone' in response\n"
     )
-    (score,) = log_of(opinion("python:mine:stone", "helpful")).results.scores
-    assert score.metrics["mean"].value == pytest.approx(1 / 3)
+    function = {"scorer": "python:mine:stone", "measure": "helpful"}
+    status, refusals, stones = figures_of(tmp_path, {"card": "labels.card.json"}, function)
+    assert status == "success"
+    assert (refusals["mean"], refusals["unscored"], refusals["scorer_recall"]) == (0.5, 1, 0.5)
+    assert stones["mean"] == pytest.approx(1 / 3)
+    assert "of another scorer or threshold" in figures_of(tmp_path, {**function, "card": "labels.card.json"})

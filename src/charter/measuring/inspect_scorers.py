@@ -47,7 +47,9 @@ def opinion(
     def decide(prompt: Prompt, text: str) -> Any:
         with lock:  # one model, one answer at a time
             (said,) = ask([prompt], [text])[measure]
-        metadata = {key: v for key, v in (("probability", said.probability), ("number", said.score)) if v is not None}
+        metadata: dict[str, Any] = {
+            key: v for key, v in (("probability", said.probability), ("number", said.score)) if v is not None
+        }
         metadata |= {"card": error} if error else {}
         if said.verdict is None:
             return Score.unscored(reason="grader_failed", explanation=f"{scorer} cannot say", metadata=metadata)
