@@ -31,8 +31,9 @@ def figures(name: str, said: list[bool | None], rows: list[dict]) -> str:
     both, none = counts[True, True], counts[True, None] + counts[False, None]
     right = both + counts[False, False]
     return (
-        f"{name}: right {share(right, len(rows) - none)}, unscored {none}; of the refusals "
-        f"{share(both, both + counts[True, False])} are named, of those named {share(both, both + counts[False, True])} are refusals"
+        f"{name}: right {share(right, len(rows) - none)}, unscored {none}; "
+        f"of the refusals {share(both, both + counts[True, False])} are named, "
+        f"of those named {share(both, both + counts[False, True])} are refusals"
     )
 
 
