@@ -26,7 +26,7 @@ def compare(
     """Compare models item by item, from two or more result files or runs, as ``charter compare`` does.
 
     margin: the largest difference that does not matter, for all metrics or by metric. correction: "holm", "bh" or "none", over
-    all metrics and pairs. lower: metrics of which less is better. cluster: a field whose value joins items. InputError where a
+    all metrics and pairs. lower: metrics of which less is better. cluster: a field whose value joins items. InputError if a
     file cannot be read, kinds differ, or nothing is shared.
     """
     from charter.comparing.compare import compare_files
@@ -50,7 +50,7 @@ def evaluate(
     """Evaluate a model on files of test sets, paired with the models ``against``, as ``charter evaluate MODEL --set FILE`` does.
 
     measures: sources by name. out: folder of the evaluation, ``evaluations/MODEL`` unless given. options: the fields of
-    :class:`charter.measuring.evaluate.Options`, such as limit, lower, tags, seed. InputError where a model, a set or a scorer
+    :class:`charter.measuring.evaluate.Options`, such as limit, lower, tags, seed. InputError if a model, a set or a scorer
     cannot be read, or where they do not fit together.
     """
     from charter.measuring.evaluate import Options, evaluate_models
@@ -73,7 +73,7 @@ def run(
 
     changes: settings in place of the recipe's, as ``--set`` has them, with two underscores for a dot: ``seed=3, rl__steps=20``. A
     mapping replaces its whole section. out: folder of the run, ``runs/RECIPE`` unless given. until: the last stage. InputError
-    where the recipe or a change is wrong, GateError where a gate stops the run.
+    where the recipe or a change is wrong, GateError if a gate stops the run.
     """
     from charter.commands.run import run_file
     from charter.measuring.run_report import RunReport
@@ -85,7 +85,7 @@ def run(
 
 
 def load(run: str | os.PathLike[str]) -> RunReport:
-    """The report of a run folder, finished or stopped. InputError where the folder has none."""
+    """The report of a run folder, finished or stopped. InputError if the folder has none."""
     from charter.measuring.run_report import load_report
 
     return load_report(run)

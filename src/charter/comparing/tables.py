@@ -41,7 +41,7 @@ class Tables(ABC):
         return next(iter(self.tables.values()))
 
     def rows_of(self, table: str | None) -> list[dict[str, Any]]:
-        """The rows of a table, of the main one where it is None. InputError where there is no such table."""
+        """The rows of a table, of the main one where it is None. InputError if there is no such table."""
         if table is None:
             return self.rows
         if table not in self.tables:
@@ -49,7 +49,7 @@ class Tables(ABC):
         return self.tables[table]
 
     def to_pandas(self, table: str | None = None) -> Any:
-        """A table as a DataFrame, the main one unless named. InputError where there is no such table, and without pandas."""
+        """A table as a DataFrame, the main one unless named. InputError if there is no such table, and without pandas."""
         rows = self.rows_of(table)
         try:
             pandas = import_module("pandas")
@@ -58,7 +58,7 @@ class Tables(ABC):
         return pandas.DataFrame(rows)
 
     def write_csv(self, file: str | Path, table: str | None = None) -> None:
-        """Write a table as CSV, the main one unless named; an unknown number is an empty field. InputError where there is no
+        """Write a table as CSV, the main one unless named; an unknown number is an empty field. InputError if there is no
         such table."""
         rows, text = self.rows_of(table), io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")

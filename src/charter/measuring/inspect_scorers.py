@@ -38,7 +38,7 @@ def opinion(
     label of a classifier or reward model), 0 where not; unscored where it cannot say.
 
     scorer: as of `charter scorer card`. card: its file from that command; the log then shows recall and specificity beside the
-    mean. threshold: a number above it is a yes. InputError where the card is of another scorer.
+    mean. threshold: a number above it is a yes. InputError if the card is of another scorer.
     """
     source = scorer_source(scorer)
     error = {} if card is None else card_figures(Path(card), answers_hash(source), measure, threshold)
@@ -68,7 +68,7 @@ def opinion(
 
 
 def card_figures(file: Path, answers: str, measure: str, threshold: float | None) -> Mapping[str, float]:
-    """Recall and specificity on a card, with the ends of their intervals. InputError where it is of another scorer or has no
+    """Recall and specificity on a card, with the ends of their intervals. InputError if it is of another scorer or has no
     such measure."""
     card = read_card(file)
     if card.get("hash") != answers or card.get("threshold") != threshold:

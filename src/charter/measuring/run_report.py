@@ -33,7 +33,7 @@ class RunReport(Tables):
 
     @cached_property
     def metrics(self) -> Sequence[EvalResult]:
-        """Every figure with its interval; ``arm`` is the model. Empty before the evaluation. InputError where one is broken."""
+        """Every figure with its interval; ``arm`` is the model. Empty before the evaluation. InputError if one is broken."""
         try:
             return [EvalResult.model_validate(row) for row in mappings_in(self.report, "metrics")]
         except ValidationError as error:
@@ -98,7 +98,7 @@ def flat_contrast(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_report(run: str | os.PathLike[str]) -> RunReport:
-    """The report of a run folder. InputError where the folder has none."""
+    """The report of a run folder. InputError if the folder has none."""
     from charter.run.files import read_json
 
     folder = Path(run)

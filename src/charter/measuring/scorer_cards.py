@@ -33,7 +33,7 @@ Ask = Callable[[Sequence[Prompt], Sequence[str]], Mapping[str, list[Opinion]]]
 
 
 def scorer_source(scorer: str) -> Source:
-    """The source that a scorer's words name. InputError where it is unknown or lives in a recipe."""
+    """The source that a scorer's words name. InputError if it is unknown or lives in a recipe."""
     try:
         source = SCORERS.parse(scorer).located(Path.cwd())
     except ValueError as error:
@@ -47,7 +47,7 @@ def write_card(
     scorer: str, file: Path, *, label: str | None, by: Sequence[str], threshold: float | None, out: Path | None
 ) -> tuple[dict[str, Any], Path]:
     """The card of ``scorer`` on the labels of ``file`` and the path where it is written: FILE.card.json beside the file or in
-    ``out``. InputError where the scorer or the file does not fit."""
+    ``out``. InputError if the scorer or the file does not fit."""
     source = scorer_source(scorer)
     rows, left_out = read_labelled(file, [label] if label else [], by)
     ask = asking(source, list(rows[0].labels), threshold)
@@ -63,7 +63,7 @@ def write_card(
 
 def asking(source: Source, labels: Sequence[str], threshold: float | None) -> Ask:
     """A scorer as a function that gives its opinions of the measures ``labels``; a model is loaded at the first call and stays.
-    InputError where the scorer decides none of them, or where the measure of its one number is not clear."""
+    InputError if the scorer decides none of them, or where the measure of its one number is not clear."""
     if source.kind == "built-in":
         refuse_threshold(threshold)
         if "refusal" not in labels:
@@ -111,13 +111,13 @@ def asking_function(source: Source, labels: Sequence[str], threshold: float | No
 
 
 def refuse_threshold(threshold: float | None) -> None:
-    """InputError where a threshold is given for a scorer that has none."""
+    """InputError if a threshold is given for a scorer that has none."""
     if threshold is not None:
         raise InputError("--threshold: this scorer gives verdicts and no numbers; leave it out")
 
 
 def verdicts_by_measure(verdicts: Sequence[Verdict], labels: Sequence[str]) -> dict[str, list[Opinion]]:
-    """Opinions from the verdicts of a scorer. InputError where no label is one of its measures."""
+    """Opinions from the verdicts of a scorer. InputError if no label is one of its measures."""
     names = [name for name in labels if name in VERDICTS]
     if not names:
         raise InputError(
