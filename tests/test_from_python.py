@@ -55,11 +55,14 @@ def test_tables_as_data_frames_and_csv(finished_run, tmp_path):
 
 def test_changes_are_settings(tmp_path, random_llama):
     recipe = write_tiny_recipe(tmp_path, random_llama)
-    changes = {"seed": 4, "rl__steps": 2, "sft": {"epochs": 2}}
+    changes = {"seed": 4, "rl__steps": 2, "sft": {"epochs": 2}, "evaluation.max_new_tokens": 5}
+    changes["evaluation.measures.a__b"] = {"source": "python:math:floor", "better": "higher"}
     run = charter.run(recipe, out=tmp_path / "run", until="prompts", **changes)
     settings = run.report["recipe"]
     assert (settings["seed"], settings["rl"]["steps"], settings["rl"]["prompts_per_step"]) == (4, 2, 4)
     assert (settings["sft"]["epochs"], settings["sft"]["helpful_fraction"]) == (2, 0.4)  # the section is replaced
+    assert settings["evaluation"]["max_new_tokens"] == 5
+    assert list(settings["evaluation"]["measures"]) == ["a__b"]
     assert (run.metrics, run.rows, run.contrasts) == ([], [], [])
     assert run.folder == tmp_path / "run"
     assert "<table>" not in run._repr_html_()

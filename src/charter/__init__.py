@@ -80,7 +80,8 @@ def run(
     from charter.recipe.files import find_recipe
 
     path = find_recipe(os.fspath(recipe))
-    settings = {key.replace("__", "."): os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in changes.items()}
+    keys = {key: key if "." in key else key.replace("__", ".") for key in changes}
+    settings = {keys[key]: os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in changes.items()}
     return RunReport(*run_file(path, None if out is None else Path(out), changes=settings, until=until, quiet=quiet))
 
 

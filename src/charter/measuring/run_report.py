@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class RunReport(Tables):
     """What ``charter.run`` and ``charter.load`` return. ``report``: the content of report.json, as ``--json`` prints it."""
 
     folder: Path
-    report: Mapping[str, Any]
+    report: Mapping[str, Any] = field(repr=False)
 
     @cached_property
     def metrics(self) -> Sequence[EvalResult]:
@@ -38,7 +38,7 @@ class RunReport(Tables):
             return [EvalResult.model_validate(row) for row in mappings_in(self.report, "metrics")]
         except ValidationError as error:
             place = ".".join(str(part) for part in error.errors()[0]["loc"])
-            words = f"a metric that cannot be read ({place}); charter report writes the file again"
+            words = f"a metric that cannot be read ({place}); charter run RECIPE writes the file again"
             raise InputError(words, file=self.folder / REPORT) from None
 
     @property
@@ -49,7 +49,12 @@ class RunReport(Tables):
     @property
     def verdict(self) -> str:
         """The word of the report."""
-        return str((self.report.get("verdict") or {}).get("word", "no verdict"))
+        return str(self._verdict.get("word", "no verdict"))
+
+    @property
+    def _verdict(self) -> Mapping[str, Any]:
+        verdict = self.report.get("verdict")
+        return verdict if isinstance(verdict, Mapping) else {}
 
     @property
     def page(self) -> Path:
@@ -80,7 +85,7 @@ class RunReport(Tables):
     @property
     def reason(self) -> str:
         """Why the run stopped, else the rule behind the verdict."""
-        return str(self.report.get("stopped") or (self.report.get("verdict") or {}).get("rule", ""))
+        return str(self.report.get("stopped") or self._verdict.get("rule", ""))
 
     def __str__(self) -> str:
         lines = columns([HEADER, *(figure_cells(metric) for metric in self.metrics if metric.group is None)])
