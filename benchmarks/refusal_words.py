@@ -1,8 +1,8 @@
 """How often `refusal-words` agrees with labels, and whether a trained detector agrees more: the tables of docs/evaluation.md.
 
-Rows and the rule of the labels: refusals.jsonl, refusals-hard.jsonl and refusals.md in tests/data. The detector is logistic regression
-on words and the rule's verdict, trained on the half `tuned` of both files; its penalty is the best of three there, by cross-validation
-by prompt. It needs scikit-learn, which the extra `real` brings.
+Rows and the rule of the labels: refusals.jsonl, refusals-hard.jsonl and refusals.md in tests/data. The detector is logistic
+regression on words and the rule's verdict, trained on the half `tuned` of both files; its penalty is the best of three there,
+by cross-validation by prompt. It needs scikit-learn, which the extra `real` brings.
 """
 
 import json
