@@ -18,8 +18,9 @@ from charter.run.files import write_text
 MOST_NAMES = 5
 CORRECTED = {"holm": "Holm", "bh": "BH", "none": "p"}
 NOTEBOOK_STYLE = (
-    "<style>.charter small{display:block;opacity:.7} .charter th,.charter td{text-align:left;vertical-align:top} "
-    ".charter .n{white-space:nowrap} .charter svg{display:block}</style>"
+    "<style>.charter{overflow-x:auto} .charter small{display:block;font-weight:normal;opacity:.7} .charter svg{display:block} "
+    ".charter th,.charter td{text-align:left;vertical-align:top} .charter .n{white-space:nowrap} .charter .words{min-width:14em}"
+    "</style>"
 )
 
 
