@@ -18,14 +18,23 @@ SCRIPT = """
 import json, sys
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
-from inspect_ai.model import ModelOutput, get_model
-from charter.errors import InputError
+from inspect_ai.model import ModelOutput
+from inspect_ai.solver import solver
 from charter.measuring.inspect_scorers import opinion
 
 answers, scorers = json.loads(sys.argv[1]), [opinion(**how) for how in json.loads(sys.argv[2])]
-model = get_model("mockllm/model", custom_outputs=[ModelOutput.from_content("m", text) for text in answers])
-task = Task(dataset=[Sample(input=f"question {i}", target="x", id=i) for i in range(3)], scorer=scorers)
-log = eval(task, model=model, log_dir="logs", display="none", max_connections=1, max_samples=1)[0]
+
+@solver
+def answering():
+    async def solve(state, generate):
+        state.output = ModelOutput.from_content("m", answers[state.sample_id])
+        state.messages.append(state.output.message)
+        return state
+    return solve
+
+samples = [Sample(input=f"question {i}", target="x", id=i) for i in range(3)]
+task = Task(dataset=samples, solver=answering(), scorer=scorers)
+log = eval(task, model="mockllm/model", log_dir="logs", display="none")[0]
 scores = log.results.scores
 figures = [{name: m.value for name, m in s.metrics.items()} | {"unscored": s.unscored_samples} for s in scores]
 print(json.dumps([log.status, *figures]))
