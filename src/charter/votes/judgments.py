@@ -93,6 +93,15 @@ def current(judgments: Iterable[Judgment]) -> list[Judgment]:
     return [judgment for judgment in judgments if judgment.id not in replaced]
 
 
+DECIDED = "decided="  # before the id of a principle, among the flags of a set
+
+
+def deciding(judgment: Judgment) -> tuple[str, ...]:
+    """Ids of the principles that the rater named as the ones that decided, in their order; empty where none was named."""
+    marks = judgment.flags.get(judgment.set_id, ())
+    return tuple(mark.removeprefix(DECIDED) for mark in marks if mark.startswith(DECIDED))
+
+
 NOT_CONTENT = {"id", "supersedes", "prev_hash", "hash"}
 
 
