@@ -66,7 +66,8 @@ def test_principles_that_decided_are_stored_shown_restored_and_counted(tmp_path,
     again = send(ann, "/undo", ann.get("/label").text).text
     assert re.findall(r'name="decided=(\w+)"[^>]* checked', again) == ["kind"]
     send(ann, "/vote", again, strength="1", **{"decided=kind": "1", "decided=true": "1"})
-    send(bob, "/vote", bob.get("/label").text, strength="8")
+    other = bob.get("/label").text
+    send(bob, "/vote", other, strength="8" if responses(other) == responses(again) else "1")
     assert figures_of(world.site).decided == {"kind": 1, "true": 1}
     owner = world.person("owner")
     assert "Principles that decided" in owner.get("/lead").text

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from charter.commands.options import Json, Seed, show
-from charter.errors import InputError
+from charter.errors import GateError, InputError
 from charter.votes.imports.formats import FORMATS
 
 app = typer.Typer(rich_markup_mode=None)
@@ -115,6 +115,28 @@ def merge(
     once = f"{result['repeated']} of them are in two exports; ratings, agreement and export count these votes once"
     lines = [f"{result['judgments']} judgments of {len(sources)} sources: {out}", *([once] if result["repeated"] else [])]
     show(result, as_json, *lines)
+
+
+@app.command("forget")
+def forget_command(
+    place: Annotated[Path, typer.Argument(help="A run, a label project, a folder of feedback, or one file.")],
+    person: Annotated[str, typer.Option(help="The name of the rater, as the votes have it.")],
+    reason: Annotated[str, typer.Option(help="Stays in the chain of judgments.")] = "at the request of the rater",
+    as_json: Json = False,
+) -> None:
+    """Take one person out of all votes, tables and databases of a folder, delete what was made for them alone, and search for
+    what is left; exit code 1 where a file that cannot be edited still names them."""
+    from charter.forgetting import forget
+
+    result = forget(place, person, reason)
+    show(result, as_json,
+         f"{result['judgments']} judgments and {result['prompts']} prompts taken out; changed: {len(result['files'])} files",
+         *(f"deleted: {folder}" for folder in result["removed"]),
+         *([f"not searched for: {result['short_texts']} texts of fewer than 12 characters"] if result["short_texts"] else []),
+         *(f"learned from these votes too; train it again: {folder}" for folder in result["trained"]),
+         *([] if result["left"] else ["searched: no file has the name or a text of this person"]))  # fmt: skip
+    if result["left"]:
+        raise GateError(f"still has the name or a text of this person: {', '.join(result['left'])}; remove it or make it again")
 
 
 def left_out(result: dict[str, Any]) -> list[str]:

@@ -54,6 +54,7 @@ def counted(votes: Votes, same_model: int = 0) -> str:
         "without verdict": votes.totals.get("no verdict", 0),
         "superseded": votes.totals.get("superseded", 0),
         "in two exports": votes.totals.get("repeated", 0),
+        "forgotten": votes.totals.get("forgotten", 0),
         "both bad": votes.totals.get("both bad", 0),
         "pairs of one model": same_model + votes.totals.get("same model", 0),
         **{reason: votes.totals[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.totals},

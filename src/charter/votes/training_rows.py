@@ -17,12 +17,13 @@ from charter.errors import InputError
 from charter.reading.pairs import IDENTICAL
 from charter.records import Judgment, Pair, Prompt, RaterKind, clean_text
 from charter.votes.evidence import Evidence
-from charter.votes.judgments import deciding
+from charter.votes.judgments import deciding, why_forgotten
 from charter.votes.rankings import MARGINS, WEAKEST, contradicts_itself, labels, notches, oriented, soft_label, ties, wins
 from charter.votes.winners import NO_VERDICT
 
 SUPERSEDED = "superseded by a later judgment"
 REPEATED = "the same vote in another export"
+GONE = "a vote that was forgotten"
 WEAK = "preferred by the weakest notch only"
 CONTRADICTION = "strength and ranks name different responses"
 HARMFUL = "asked for the more harmful response"
@@ -145,7 +146,9 @@ def _by_whom(evidence: Evidence, selection: Selection, tally: Tally, among: set[
     current = 0
     for judgment in evidence.judgments.in_order(among):
         current += 1
-        if judgment.id in repeats:
+        if why_forgotten(judgment):
+            tally.left_out[GONE] += 1
+        elif judgment.id in repeats:
             tally.left_out[REPEATED] += 1
         elif role := evidence.roles.get(judgment.set_id):
             tally.left_out[f"a set for {role}"] += 1
