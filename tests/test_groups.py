@@ -1,5 +1,7 @@
 """Two camps of raters: agreement within and between them, what both prefer, and a head for each."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -20,15 +22,16 @@ YES, NO, NEVER = (respond(HI, text) for text in ("yes", "no", "never"))
 CAMPS = {"a1": "left", "a2": "left", "a3": "left", "b1": "right", "b2": "right"}
 
 
-def camps(prompts: int = 60, *, noise: float = 0.1, seed: int = 0) -> list[Judgment]:
+def camps(prompts: int = 60, *, noise: float = 0.1, seed: int = 0, of: Mapping[str, str] = CAMPS) -> list[Judgment]:
     """Votes on two answers to each prompt: the left camp prefers x, the right one y, and each errs now and then."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(prompts):
-        for rater, camp in CAMPS.items():
+        for rater, camp in of.items():
             first = (camp == "left") == (rng.random() >= noise)
+            shown = (f"{i}x", f"{i}y")[:: 1 - 2 * (i % 2)]
             rows.append(Judgment(id=f"{i}-{rater}", set_id=f"s{i}", prompt_id=f"p{i}", rater_id=rater, rater_kind="human",
-                                 order=(f"{i}x", f"{i}y"), ranks={f"{i}x": 2 - first, f"{i}y": 1 + first}))  # fmt: skip
+                                 order=shown, ranks={f"{i}x": 2 - first, f"{i}y": 1 + first}))  # fmt: skip
     return rows
 
 
@@ -51,11 +54,11 @@ def test_groups_that_are_none_do_not_differ():
 
 
 def test_nobody_of_a_minority_is_flagged_beside_its_own_group():
-    votes = votes_of(camps())
-    flagged = {line.rater for line in rater_lines(votes) if line.words}
-    assert {"b1", "b2"} <= flagged  # beside everybody, who are mostly of the other camp
-    by_camp = lines_by_group(votes, CAMPS)
-    assert {name: [line.words for line in lines] for name, lines in by_camp.items()} == {"left": [()] * 3, "right": [()] * 2}
+    of = {f"a{i}": "left" for i in range(7)} | {f"b{i}": "right" for i in range(3)}
+    votes = votes_of(camps(of=of))
+    assert {line.rater for line in rater_lines(votes) if "reversed" in line.words} == {"b0", "b1", "b2"}  # beside everybody
+    by_camp = lines_by_group(votes, of)
+    assert {name: [line.words for line in lines] for name, lines in by_camp.items()} == {"left": [()] * 7, "right": [()] * 3}
 
 
 def test_the_votes_of_some_raters_are_those_of_their_judgments_alone():
@@ -126,4 +129,4 @@ def test_the_command_compares_each_rater_with_its_group(tmp_path, capsys):
     assert "within less between" in said
     assert "right, each rater beside the others of the group:" in said
     assert "left out of the figures of groups: 1 raters without a group (first z)" in said
-    assert "reversed" not in said
+    assert not [line for line in said.splitlines() if line.endswith("reversed")]
