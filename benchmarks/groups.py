@@ -118,7 +118,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--prompts", type=int, default=400, help="of each half")
+    parser.add_argument("--prompts", type=int, default=200, help="of each half")
     parser.add_argument("--out", type=Path, default=Path("out/groups"))
     given = parser.parse_args()
     for seed in range(given.first, given.first + given.seeds):
