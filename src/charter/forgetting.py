@@ -72,7 +72,7 @@ class Traces:
 def forget(place: Path, person: str, reason: str, when: str | None = None) -> dict[str, Any]:
     """Take a person out of a file, or of a folder and all in it; ``left`` names the files that still have something of them.
 
-    InputError where nothing is known of the person, the reason names them, or another process works in the folder.
+    InputError if nothing is known of the person, the reason names them, or another process works in the folder.
     """
     check_call(place, person, reason)
     when = when or datetime.now(UTC).date().isoformat()
@@ -98,7 +98,7 @@ def forget(place: Path, person: str, reason: str, when: str | None = None) -> di
 
 
 def check_call(place: Path, person: str, reason: str) -> None:
-    """InputError where the place is a part of what has to be changed together, or the reason would name the person."""
+    """InputError if the place is a part of what has to be changed together, or the reason would name the person."""
     if not place.exists():
         raise InputError("no such file or folder", file=place)
     if not person.strip() or person in reason:
@@ -111,7 +111,7 @@ def check_call(place: Path, person: str, reason: str) -> None:
 
 
 def hold(lock: Any, folder: Path) -> None:
-    """Lock a folder for the time of the change. InputError where a page or a run has it."""
+    """Lock a folder for the time of the change. InputError if a page or a run has it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -22,7 +22,7 @@ WITHIN, BETWEEN, GAP = "within groups", "between groups", "within less between"
 
 
 def numbered(raters: tuple[str, ...], groups: Mapping[str, str]) -> tuple[tuple[str, ...], Ints]:
-    """The groups that these raters are in, sorted, and (raters,) the number of each rater's, -1 without one. InputError where
+    """The groups that these raters are in, sorted, and (raters,) the number of each rater's, -1 without one. InputError if
     fewer than two groups have a rater."""
     names = tuple(sorted({groups[rater] for rater in raters if rater in groups}))
     if len(names) < 2:
@@ -45,7 +45,7 @@ def by_group(comparisons: Comparisons, groups: Mapping[str, str]) -> Comparisons
 
 def group_figures(votes: Votes, groups: Mapping[str, str]) -> list[Figure]:
     """Shares of agreeing pairs of votes: within each group, between each two, within and between all of them, and the difference
-    of these two; intervals by prompt. A tie is an answer too. InputError where fewer than two groups have a rater."""
+    of these two; intervals by prompt. A tie is an answer too. InputError if fewer than two groups have a rater."""
     names, group = numbered(votes.raters, groups)
     raw = as_comparisons(votes, raw=True)
     unit = question_units(votes, raw)

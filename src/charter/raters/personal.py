@@ -73,8 +73,8 @@ class HeldOut:
 
 
 def held_out(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> HeldOut:
-    """Predictions of every vote. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError where
-    features are not finite, ValueError where rows are missing."""
+    """Predictions of every vote. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError if
+    features are not finite, ValueError if rows are missing."""
     if features.shape[0] != len(comparisons.items):
         raise ValueError(f"{features.shape[0]} rows of features for {len(comparisons.items)} items")
     if not np.isfinite(features).all():

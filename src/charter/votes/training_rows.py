@@ -34,7 +34,7 @@ NOT_SHARED = "a pair on which groups differ, or one is split"
 SPLIT = "raters split evenly"
 OPPOSED = "an edit under more_harmful"
 NO_ATTEMPT = "no attempt with a rating"
-EDITED = "an edit, which is no ranking"
+EDITED = "an edit, not a ranking"
 
 
 @dataclass(frozen=True)

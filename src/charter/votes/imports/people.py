@@ -173,6 +173,6 @@ def _reasons(annotation: Part) -> str:
 
 
 def _check_new(part: Part, ids: Unique) -> None:
-    """LeftOut where an earlier row had this id."""
+    """LeftOut if an earlier row had this id."""
     if part.value is not None and ids.known(part.name()):
         raise part.left_out(REPEATED)
