@@ -86,10 +86,10 @@ def measure(out: Path, seed: int, n: int) -> dict:
     by_id = {response.id: response for response in read_jsonl(test / "responses.jsonl", Response)}
     features = response_features(reward, None, prompts, [by_id[name] for name in votes.responses])
     scores = features @ load_file(reward_folder(reward) / REWARD_WEIGHTS)["reward/head.weight"].double().numpy()[0]
-    held = held_out(by_group(as_comparisons(votes), CAMPS), features, seed=seed)
-    c, win = held.votes, held.win == 1
-    right = {"reward model": (scores[c.x] > scores[c.y]) == win, "pooled head": (held.pooled > 0) == win,
-             "head of each camp": (held.own > 0) == win}  # fmt: skip
+    predicted = held_out(by_group(as_comparisons(votes), CAMPS), features, seed=seed)
+    c, win = predicted.votes, predicted.win == 1
+    right = {"reward model": (scores[c.x] > scores[c.y]) == win, "pooled head": (predicted.pooled > 0) == win,
+             "head of each camp": (predicted.own > 0) == win}  # fmt: skip
     shares = {name: clustered_proportion(list(map(bool, hits)), c.prompt.tolist()) for name, hits in right.items()}
     gain = paired_difference(*(right[name].astype(float).tolist() for name in ("reward model", "head of each camp")),
                              c.prompt.tolist())  # fmt: skip
@@ -101,8 +101,8 @@ def measure(out: Path, seed: int, n: int) -> dict:
     return {
         "seed": seed, "votes": len(c), "right": {name: [share.value, share.ci] for name, share in shares.items()},
         "gain over the reward model": [gain.difference, gain.ci],
-        "gain over the pooled head": [held.gain.difference, held.gain.ci],
-        "by camp": {taste.rater: [taste.pooled, taste.own, taste.word] for taste in tastes(held)},
+        "gain over the pooled head": [predicted.gain.difference, predicted.gain.ci],
+        "by camp": {taste.rater: [taste.pooled, taste.own, taste.word] for taste in tastes(predicted)},
         "agreement within less between": [gap.value, gap.ci],
         "flagged": sorted(line.rater for line in rater_lines(votes) if bad & {*line.words}),
         "flagged in the group": sorted(

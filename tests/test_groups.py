@@ -75,14 +75,14 @@ def test_the_votes_of_some_raters_are_those_of_their_judgments_alone():
 def test_group_heads_beat_the_pooled_one_and_point_where_the_camps_do():
     votes, features = taste_votes(0)
     camp = {f"r{i:02}": "minority" if i < 6 else "majority" for i in range(3, 20)}  # the first three toss coins
-    held = held_out(by_group(votes, camp), features)
-    assert held.gain.ci[0] > 0
-    assert {taste.rater: taste.word for taste in tastes(held)}["minority"] == OWN
-    heads = final_heads(held, features)
+    predicted = held_out(by_group(votes, camp), features)
+    assert predicted.gain.ci[0] > 0
+    assert {taste.rater: taste.word for taste in tastes(predicted)}["minority"] == OWN
+    heads = final_heads(predicted, features)
     cosine = heads["minority"] @ heads["majority"] / np.linalg.norm(heads["minority"]) / np.linalg.norm(heads["majority"])
     assert abs(cosine) < 0.2  # planted at a right angle
-    rows = held.votes.rater == held.votes.raters.index("minority")
-    x, y, win = held.votes.x[rows], held.votes.y[rows], held.win[rows]
+    rows = predicted.votes.rater == predicted.votes.raters.index("minority")
+    x, y, win = predicted.votes.x[rows], predicted.votes.y[rows], predicted.win[rows]
     assert (((features[x] - features[y]) @ heads["minority"] > 0) == (win == 1)).mean() > 0.8
 
 

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,12 +84,12 @@ def forget(place: Path, person: str, reason: str, when: str | None = None) -> di
         if not traces.known:
             raise InputError(f"nothing of {person!r} here; give the name as the files have it", file=place)
         blank = {key: forgotten(judgment, reason, when) for key, judgment in traces.judgments.items()}
-        removed = remove_folders(place, person)
+        removed = remove_folders(place, traces)
         changed = [file for file in files_of(place) if rewrite(file, traces, blank)]
+        changed += redo_pairs(place, traces)
+        outputs = reseal(place, changed, {"reason": reason, "when": when})
         for database in databases:
             database.take_out(person, blank, traces.prompts)
-    changed += redo_pairs(place, traces)
-    outputs = reseal(place, changed, {"reason": reason, "when": when})
     return {
         "place": str(place), "judgments": len(blank), "prompts": len(traces.prompts), "files": sorted(map(str, set(changed))),
         "removed": removed, "trained": trained_on(place, outputs), "left": search(place, traces),
@@ -182,7 +182,8 @@ def collect(place: Path, person: str, databases: Iterable[Database]) -> Traces:
                 rows.append(row)
             elif isinstance(row, dict) and row.get("red_team_member_id") == person:
                 traces.known = True
-                traces.texts |= {turn.content for turn in parse_transcript(row["transcript"]) if turn.role == "user"}
+                with suppress(ValueError):  # not a transcript
+                    traces.texts |= {m.content for m in parse_transcript(str(row.get("transcript"))) if m.role == "user"}
                 traces.texts |= {str(row.get("task_description", "")), *map(str, row.get("tags", ()))}
     for database in databases:
         judgments, texts, known = database.traces(person)
@@ -206,14 +207,14 @@ def collect(place: Path, person: str, databases: Iterable[Database]) -> Traces:
     return traces
 
 
-def remove_folders(place: Path, person: str) -> list[str]:
+def remove_folders(place: Path, traces: Traces) -> list[str]:
     """Delete what was made for the person alone, the heads that carry their name, and the trainings of a label page, whose files
     of pairs do not say who voted; the folders."""
     if not place.is_dir():
         return []
     heads = [file.parent for file in place.rglob(HEAD_CARD) if isinstance(card := read_json(file), dict)
-             and card.get("rater") == person]  # fmt: skip
-    trainings = [folder for folder in place.rglob(RETRAIN) if folder.is_dir() and (folder.parent / "judgments.jsonl").is_file()]
+             and card.get("rater") == traces.person]  # fmt: skip
+    trainings = [folder for folder in place.rglob(RETRAIN) if traces.judgments and (folder.parent / "judgments.jsonl").is_file()]
     for folder in (*heads, *trainings):
         shutil.rmtree(folder)
     return sorted(map(str, (*heads, *trainings)))
@@ -320,8 +321,8 @@ def reseal(place: Path, changed: list[Path], cut: dict[str, str]) -> set[str]:
     for file in changed:
         exports = [manifest.parent for manifest in file.parent.glob(f"*/{MANIFEST}")
                    if f"../{file.name}" in (read_json(manifest) or {}).get("files", {})]  # fmt: skip
-        own = [folder for folder in file.parents if folder.is_relative_to(place) and (folder / MANIFEST).is_file()][:1]
-        for folder in (*own, *exports):
+        inside = [folder for folder in file.parents if folder.is_relative_to(place) and (folder / MANIFEST).is_file()][:1]
+        for folder in (*inside, *exports):
             of_stages.setdefault(folder, []).append(file)
     for folder, files in of_stages.items():
         manifest = read_json(folder / MANIFEST)
@@ -341,13 +342,13 @@ def reseal(place: Path, changed: list[Path], cut: dict[str, str]) -> set[str]:
 def trained_on(place: Path, outputs: set[str]) -> list[str]:
     """The finished trainings that began from pairs which have changed, by the output hashes of these, and the heads of groups:
     they are not the person's alone, and what they learned from the person stays in them until they are trained again."""
-    found = []
+    trainings = []
     for file in sorted(place.rglob(MANIFEST)) if place.is_dir() else ():
         manifest = read_json(file)
         if isinstance(manifest, dict) and "result" in manifest and outputs & set((manifest.get("inputs") or {}).values()):
-            found.append(str(file.parent))
+            trainings.append(str(file.parent))
     heads = [file.parent for file in place.rglob(HEAD_CARD)] if place.is_dir() else []
-    return [*found, *(str(folder) for folder in heads if "group" in (read_json(folder / HEAD_CARD) or {}))]
+    return [*trainings, *(str(folder) for folder in heads if "group" in (read_json(folder / HEAD_CARD) or {}))]
 
 
 def search(place: Path, traces: Traces) -> list[str]:

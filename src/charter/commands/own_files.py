@@ -203,13 +203,13 @@ def heads_from_files(
     prompts_by_id = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
     features = response_features(reward, model, prompts_by_id, [by_id[name] for name in votes.responses])
     comparisons = as_comparisons(votes) if groups is None else by_group(as_comparisons(votes), groups)
-    held = held_out(comparisons, features, seed=seed)
+    predicted = held_out(comparisons, features, seed=seed)
     if out is not None:
-        write_heads(held, features, reward, out, "rater" if groups is None else "group")
-    return held, votes
+        write_heads(predicted, features, reward, out, "rater" if groups is None else "group")
+    return predicted, votes
 
 
-def write_heads(held: HeldOut, features: NDArray[np.float64], reward: Path, out: Path, whose: str) -> None:
+def write_heads(predicted: HeldOut, features: NDArray[np.float64], reward: Path, out: Path, whose: str) -> None:
     """Write a reward model for each head into a new folder: ``reward`` with its head replaced, and the scores of these responses
     scaled to mean 0 and deviation 1. ``head.json`` beside it names the rater or the group (``whose``). All share the weights of
     the trunk. InputError where ``reward`` is an ensemble, or nobody has enough votes."""
@@ -219,7 +219,7 @@ def write_heads(held: HeldOut, features: NDArray[np.float64], reward: Path, out:
     card = read_json(source / REWARD_CARD)
     if not isinstance(card, dict) or len(card["members"]) != 1:
         raise InputError("heads need a single reward model of Charter as their trunk; name one", file=source)
-    heads = final_heads(held, features)
+    heads = final_heads(predicted, features)
     if not heads:
         raise InputError(f"nobody has {MIN_VOTES} decided votes, so no head can be fitted; give more votes")
     weights, role = load_file(source / REWARD_WEIGHTS), card["members"][0]["role"]
@@ -232,7 +232,7 @@ def write_heads(held: HeldOut, features: NDArray[np.float64], reward: Path, out:
             scores = features @ head
             scale = {"role": role, "mean": float(scores.mean()), "std": float(scores.std()) or 1.0}
             write_json(place / REWARD_CARD, {**card, "members": [scale]})
-            votes = int((held.votes.rater == held.votes.raters.index(name)).sum())
+            votes = int((predicted.votes.rater == predicted.votes.raters.index(name)).sum())
             write_json(place / HEAD_CARD, {whose: name, "votes": votes, "trunk": str(source)})
 
 

@@ -234,10 +234,10 @@ def raters(
     from charter.recipe.source import locate
 
     base, table = locate(model, Path.cwd()) if model else None, read_group_table(groups)
-    held, votes = heads_from_files(
+    predicted, votes = heads_from_files(
         file, reward, model=base, prompts=prompts, responses=responses, seed=seed, groups=table, out=heads
     )
-    result, lines = taste_report(held, votes, table)
+    result, lines = taste_report(predicted, votes, table)
     lines += [f"a reward model for each with at least {MIN_VOTES} votes: {heads}"] if heads else []
     files = write_tastes(result, out) if out else []
     show(result, as_json, *lines, *(f"written: {path}" for path in files))

@@ -110,4 +110,4 @@ def lines_by_group(votes: Votes, groups: Mapping[str, str]) -> dict[str, list[Ra
     """The table of raters of each group, each rater beside the others of its group."""
     names, group = numbered(votes.raters, groups)
     each = {name: of_raters(votes, group == g) for g, name in enumerate(names)}
-    return {name: rater_lines(own) for name, own in each.items() if len(own.x)}
+    return {name: rater_lines(alone) for name, alone in each.items() if len(alone.x)}

@@ -96,11 +96,11 @@ def held_out(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> He
     return HeldOut(c, own_logits, scaled, pooled, tuple(ridges))
 
 
-def tastes(held: HeldOut) -> list[Taste]:
+def tastes(predicted: HeldOut) -> list[Taste]:
     """Every rater's taste, from the predictions of its votes."""
-    c, win = held.votes, held.win
-    right = [(prediction > 0) == (win == 1) for prediction in (held.own, held.pooled)]
-    losses = [np.logaddexp(0, np.where(win == 1, -prediction, prediction)) for prediction in (held.own, held.scaled)]
+    c, win = predicted.votes, predicted.win
+    right = [(prediction > 0) == (win == 1) for prediction in (predicted.own, predicted.pooled)]
+    losses = [np.logaddexp(0, np.where(win == 1, -prediction, prediction)) for prediction in (predicted.own, predicted.scaled)]
     by_rater = [
         _taste(c, i, [r[c.rater == i] for r in right], [loss[c.rater == i] for loss in losses]) for i in range(len(c.raters))
     ]
@@ -109,19 +109,19 @@ def tastes(held: HeldOut) -> list[Taste]:
     return [_with_word(taste, strict, middle) for taste, strict in by_rater]
 
 
-def final_heads(held: HeldOut, features: Floats) -> dict[str, Floats]:
+def final_heads(predicted: HeldOut, features: Floats) -> dict[str, Floats]:
     """Rater to the weights (d,) of its own head on ``features``, fitted on all its votes: a difference of two scores is the log
     odds of its preference. A rater with fewer than ``MIN_VOTES`` votes gets none."""
-    c = held.votes
+    c = predicted.votes
     z, onto = _directions(features, c)
-    ridge = float(np.median(held.ridges))
-    pooled = _logistic(z, held.win, np.zeros(len(c)), RIDGE)
+    ridge = float(np.median(predicted.ridges))
+    pooled = _logistic(z, predicted.win, np.zeros(len(c)), RIDGE)
     heads = {}
     for i, rater in enumerate(c.raters):
         mine = c.rater == i
         if mine.sum() >= MIN_VOTES:
-            scaled = _scale(z[mine] @ pooled, held.win[mine]) * pooled
-            heads[rater] = onto @ (scaled + _logistic(z[mine], held.win[mine], z[mine] @ scaled, ridge))
+            scaled = _scale(z[mine] @ pooled, predicted.win[mine]) * pooled
+            heads[rater] = onto @ (scaled + _logistic(z[mine], predicted.win[mine], z[mine] @ scaled, ridge))
     return heads
 
 

@@ -215,20 +215,20 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
     return [*aligned(rows, left=1), explained]
 
 
-def taste_report(held: HeldOut, votes: Votes, groups: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The tastes of raters, or with ``groups`` of the groups that the votes of ``held`` are of, as (JSON, lines)."""
-    found = tastes(held)
+def taste_report(predicted: HeldOut, votes: Votes, groups: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The tastes of raters, or with ``groups`` of the groups that the votes of ``predicted`` are of, as (JSON, lines)."""
+    of_raters = tastes(predicted)
     rows = [["rater" if groups is None else "group", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
-    for taste in sorted(found, key=lambda taste: (taste.own is None, taste.own)):
+    for taste in sorted(of_raters, key=lambda taste: (taste.own is None, taste.own)):
         shares = [_with_interval(*share, ".2f") for share in ((taste.own, taste.own_ci), (taste.pooled, taste.pooled_ci))]
         gain = _with_interval(taste.gain, taste.gain_ci, ".3f")
         rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
     lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
-    gain = held.gain
+    gain = predicted.gain
     more = _with_interval(gain.difference, gain.ci, "+.3f")
     lines.append(f"all heads together predict {more} more of the {gain.n:,} votes than the pooled head does")
-    result = {"said": votes.totals, "raters": [asdict(taste) for taste in found], "gain": gain.difference, "gain_ci": gain.ci}
+    result = {"said": votes.totals, "raters": [asdict(taste) for taste in of_raters], "gain": gain.difference, "gain_ci": gain.ci}
     if groups is not None and (alone := without_group(votes.raters, groups)):
         lines.append(f"left out: the votes of {len(alone)} raters without a group (first {shown(alone[0])})")
         result["without_group"] = alone

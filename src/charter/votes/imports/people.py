@@ -71,8 +71,8 @@ def read_prism(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]
 
 def read_community(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
     """A row of Community Alignment (Zhang et al. 2025): up to four turns, each with four answers, the letter of the preferred one
-    and the annotator's reason. The preferred answer is ranked and the others are not, so it beats each of them and nothing is
-    said of two others."""
+    and the annotator's reason. The preferred answer is ranked and the others are not, so it beats each of them, and two
+    others are not compared."""
     _check_new(row["conversation_id"], ids)
     dialogue: tuple[Message, ...] = ()
     annotator = row["annotator_id"].name()
