@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,13 @@ def test_merging_with_a_copy_does_not_bring_the_person_back(tmp_path):
     folder = feedback(tmp_path / "a")
     shutil.copytree(folder, tmp_path / "copy")
     forget(folder, "ann", WHY, WHEN)
-    for number, sources in enumerate(([folder, tmp_path / "copy"], [tmp_path / "copy", folder])):
+    shutil.copytree(tmp_path / "copy", tmp_path / "other")
+    forget(tmp_path / "other", "ann", WHY, "2026-12-01")
+    for number, sources in enumerate(permutations([folder, tmp_path / "copy", tmp_path / "other"])):
         merge_folders(sources, tmp_path / f"m{number}")
         assert [bool(why_forgotten(one)) for one in read_judgments(tmp_path / f"m{number}/judgments.jsonl")] == [True, False] * 2
         assert not has(tmp_path / f"m{number}", "ann", REASON)
+        assert (tmp_path / f"m{number}/judgments.jsonl").read_bytes() == (tmp_path / "m0/judgments.jsonl").read_bytes()
 
 
 def test_tables_and_cards_lose_the_person_and_what_cannot_be_edited_is_named(tmp_path, capsys):

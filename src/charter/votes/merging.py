@@ -81,9 +81,9 @@ def _write_union(parts: Sequence[RecordFile[R]], path: Path, check: Callable[[R]
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for key in keys:
             holders = [part for part in parts if key in part]
-            cut = next((part for part in holders if is_forgotten(part[key])), None)
-            if cut is not None and all(getattr(part[key], "hash", "") == cut[key].hash for part in holders):  # type: ignore[union-attr]
-                holders = [cut]  # forgotten in one place is forgotten in the union
+            cut = [part for part in holders if is_forgotten(part[key])]
+            if cut:  # forgotten in one folder is forgotten in the union, on whatever day
+                holders = [min(cut, key=lambda part: part[key].model_dump_json())]
             first = holders[0][key]
             if check:
                 check(first)
