@@ -200,9 +200,9 @@ def collect(place: Path, person: str, databases: Iterable[Database]) -> Traces:
             others.add(row["text"])
         elif "messages" in row:
             others |= {turn["content"] for turn in row["messages"]}
-    texts = {text.strip() for text in traces.texts - others} - {""}
-    traces.texts = {text for text in texts if len(text) >= SHORTEST}
-    traces.short = len(texts) - len(traces.texts)
+    written = {text.strip() for text in traces.texts - others} - {""}
+    traces.texts = {text for text in written if len(text) >= SHORTEST}
+    traces.short = len(written) - len(traces.texts)
     traces.known = traces.known or any(has_name(file, place, person) for file in files_of(place))
     return traces
 

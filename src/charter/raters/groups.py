@@ -55,9 +55,9 @@ def group_figures(votes: Votes, groups: Mapping[str, str]) -> list[Figure]:
     counts = np.zeros((len(units), len(names), 3))  # raters of a group that gave an outcome
     np.add.at(counts, (number, group[raw.rater[first]], raw.outcome[first] + 1), 1)
     prompt = np.unique(raw.prompt[first][place], return_inverse=True)[1]
-    within = [_same_and_all(counts[:, g], counts[:, g]) for g in range(len(names))]
+    within = [_same_and_all(counts[:, g]) for g in range(len(names))]
     between = {(a, b): _same_and_all(counts[:, a], counts[:, b]) for a, b in combinations(range(len(names)), 2)}
-    both = np.concatenate([sum(within), sum(between.values())], axis=1)  # type: ignore[arg-type]  # there are two groups
+    both = np.concatenate([sum(within), sum(between.values())], axis=1)
 
     def figure(name: str, per_unit: Floats, *, gap: bool = False) -> Figure:
         sums = np.zeros((int(prompt.max(initial=-1)) + 1, per_unit.shape[1]))
@@ -72,13 +72,12 @@ def group_figures(votes: Votes, groups: Mapping[str, str]) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _same_and_all(a: Floats, b: Floats) -> Floats:
-    """(U, 2) pairs of votes of one unit that say the same, and all of them, of counts (U, outcomes) of two groups, or of one."""
-    same, total = (a * b).sum(axis=1), a.sum(axis=1) * b.sum(axis=1)
-    if a is b or np.shares_memory(a, b):
-        n = a.sum(axis=1)
-        same, total = (same - n) / 2, n * (n - 1) / 2
-    return np.stack([same, total], axis=1)
+def _same_and_all(a: Floats, b: Floats | None = None) -> Floats:
+    """(U, 2) pairs of votes of one unit that say the same, and all of them, of counts (U, outcomes) of one group, or of two."""
+    n = a.sum(axis=1)
+    if b is None:
+        return np.stack([(a * (a - 1)).sum(axis=1) / 2, n * (n - 1) / 2], axis=1)
+    return np.stack([(a * b).sum(axis=1), n * b.sum(axis=1)], axis=1)
 
 
 def _gap(totals: Floats) -> Floats:

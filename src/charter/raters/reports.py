@@ -221,14 +221,16 @@ def taste_report(predicted: HeldOut, votes: Votes, groups: Mapping[str, str] | N
     rows = [["rater" if groups is None else "group", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
     for taste in sorted(of_raters, key=lambda taste: (taste.own is None, taste.own)):
         shares = [_with_interval(*share, ".2f") for share in ((taste.own, taste.own_ci), (taste.pooled, taste.pooled_ci))]
-        gain = _with_interval(taste.gain, taste.gain_ci, ".3f")
-        rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
+        nats = _with_interval(taste.gain, taste.gain_ci, ".3f")
+        rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, nats, taste.word])
     lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
     gain = predicted.gain
     more = _with_interval(gain.difference, gain.ci, "+.3f")
     lines.append(f"all heads together predict {more} more of the {gain.n:,} votes than the pooled head does")
-    result = {"said": votes.totals, "raters": [asdict(taste) for taste in of_raters], "gain": gain.difference, "gain_ci": gain.ci}
+    result: dict[str, Any] = {
+        "said": votes.totals, "raters": [asdict(taste) for taste in of_raters], "gain": gain.difference, "gain_ci": gain.ci,
+    }  # fmt: skip
     if groups is not None and (alone := without_group(votes.raters, groups)):
         lines.append(f"left out: the votes of {len(alone)} raters without a group (first {shown(alone[0])})")
         result["without_group"] = alone
