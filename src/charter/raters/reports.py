@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from charter.errors import InputError
 from charter.raters.agreement import ANCHORS, Figure, agreement_figures
 from charter.raters.comparisons import Votes, as_comparisons, single_orders
+from charter.raters.groups import group_figures, lines_by_group, without_group
 from charter.raters.leaderboard import Leaderboard, leaderboard
 from charter.raters.lines import RaterLine, rater_lines
-from charter.raters.personal import Taste
+from charter.raters.personal import HeldOut, tastes
 from charter.raters.reliability import fit_raters
 from charter.raters.responses import PromptRatings, rate_responses
 from charter.reading.card import shown
@@ -54,6 +55,7 @@ def counted(votes: Votes, same_model: int = 0) -> str:
         "without verdict": votes.totals.get("no verdict", 0),
         "superseded": votes.totals.get("superseded", 0),
         "in two exports": votes.totals.get("repeated", 0),
+        "forgotten": votes.totals.get("forgotten", 0),
         "both bad": votes.totals.get("both bad", 0),
         "pairs of one model": same_model + votes.totals.get("same model", 0),
         **{reason: votes.totals[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.totals},
@@ -164,17 +166,31 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     ]
 
 
-def agreement_report(votes: Votes) -> tuple[dict[str, Any], list[str]]:
-    """Agreement and the table of raters as (JSON, lines). InputError as in :func:`charter.raters.agreement.agreement_figures`."""
+def agreement_report(votes: Votes, groups: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Agreement and the table of raters as (JSON, lines). ``groups``: the group of each rater; then also agreement within and
+    between groups, and each rater beside those of its group. InputError as in
+    :func:`charter.raters.agreement.agreement_figures`."""
     figures = agreement_figures(votes)
-    raters = rater_lines(votes, fit_raters(single_orders(votes))) if len(votes.x) else []
+    if groups is not None:
+        figures += group_figures(votes, groups)
+        by_group = lines_by_group(votes, groups)
+    else:
+        by_group = {"": rater_lines(votes, fit_raters(single_orders(votes)))} if len(votes.x) else {}
+    raters = [(name, line) for name, lines in by_group.items() for line in lines]
+    alone = without_group(votes.raters, groups) if groups is not None else []
     result = {
-        "said": votes.totals, "agreement": [asdict(figure) for figure in figures], "raters": [asdict(line) for line in raters],
+        "said": votes.totals, "agreement": [asdict(figure) for figure in figures],
+        "raters": [asdict(line) | ({"group": name} if name else {}) for name, line in raters],
+        **({"without_group": alone} if alone else {}),
         "anchors": [dict(zip(("work", "pair_agreement", "source"), anchor, strict=True)) for anchor in ANCHORS],
     }  # fmt: skip
     lines = [counted(votes), "", *(_figure_line(figure) for figure in figures), "", "published, for comparison:"]
     lines += [f"  {work:42} {value:14} {source}" for work, value, source in ANCHORS]
-    return result, [*lines, "", *rater_table(raters)]
+    if alone:
+        lines.append(f"left out of the figures of groups: {len(alone)} raters without a group (first {shown(alone[0])})")
+    for name, of_group in by_group.items():
+        lines += ["", *([f"{shown(name)}, each rater beside the others of the group:"] if name else []), *rater_table(of_group)]
+    return result, lines
 
 
 def _figure_line(figure: Figure) -> str:
@@ -199,16 +215,26 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
     return [*aligned(rows, left=1), explained]
 
 
-def taste_report(tastes: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
-    """The tastes of raters as (JSON, lines)."""
-    rows = [["rater", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
-    for taste in sorted(tastes, key=lambda taste: (taste.own is None, taste.own)):
+def taste_report(predicted: HeldOut, votes: Votes, groups: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The tastes of raters, or with ``groups`` of the groups that the votes of ``predicted`` are of, as (JSON, lines)."""
+    of_raters = tastes(predicted)
+    rows = [["rater" if groups is None else "group", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
+    for taste in sorted(of_raters, key=lambda taste: (taste.own is None, taste.own)):
         shares = [_with_interval(*share, ".2f") for share in ((taste.own, taste.own_ci), (taste.pooled, taste.pooled_ci))]
-        gain = _with_interval(taste.gain, taste.gain_ci, ".3f")
-        rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
+        nats = _with_interval(taste.gain, taste.gain_ci, ".3f")
+        rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, nats, taste.word])
     lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
-    return {"said": votes.totals, "raters": [asdict(taste) for taste in tastes]}, lines
+    gain = predicted.gain
+    more = _with_interval(gain.difference, gain.ci, "+.3f")
+    lines.append(f"all heads together predict {more} more of the {gain.n:,} votes than the pooled head does")
+    result: dict[str, Any] = {
+        "said": votes.totals, "raters": [asdict(taste) for taste in of_raters], "gain": gain.difference, "gain_ci": gain.ci,
+    }  # fmt: skip
+    if groups is not None and (alone := without_group(votes.raters, groups)):
+        lines.append(f"left out: the votes of {len(alone)} raters without a group (first {shown(alone[0])})")
+        result["without_group"] = alone
+    return result, lines
 
 
 def _with_interval(value: float | None, ci: Sequence[float] | None, form: str) -> str:
