@@ -21,6 +21,7 @@ from charter.models.load import (
     quiet_transformers,
     raw_tokenizer,
     save_model,
+    untied_if_they_differ,
     whole_folder,
 )
 from charter.models.precision import DTYPES
@@ -195,10 +196,7 @@ def merge_onto(model: Any, folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # peft reports what the next lines do; older versions leave it
         model = put_on(model, folder).merge_and_unload()
-    output, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if output is not embedding and not torch.equal(output, embedding):
-        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-    return model
+    return untied_if_they_differ(model)
 
 
 def merge_folder(

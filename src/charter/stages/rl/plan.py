@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from charter.models.shape import FLOAT
+from charter.models.logprobs import KEPT_ELEMENTS
+from charter.models.shape import FLOAT, Shape
 from charter.stages.load import Counted, Load
-from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings, RolloutSettings
+from charter.stages.rl.settings import AnyRLSettings, GRPOSettings, ILQLSettings, PairSettings, PPOSettings, RolloutSettings
 
 
 def load(counted: Counted, settings: AnyRLSettings) -> Load:
@@ -14,15 +15,18 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     work.hold(shape, 1)
     if settings.gold is not None:
         ask_gold(counted, settings, work)
-    if isinstance(settings, DPOSettings):
+    if isinstance(settings, PairSettings):
         row, response = counted.pair_row
-        work.train(shape, settings.lora, roles=1, reference=True)
-        read = counted.n_pairs * 2 * row
+        ilql = isinstance(settings, ILQLSettings)
+        work.train(shape, settings.lora, roles=1, reference=not ilql)
+        read = 0 if ilql else counted.n_pairs * 2 * row  # the reference, once
         work.activate(
             shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2
         )
-        work.score(shape, counted.n_pairs * 2 * row)  # the reference, once
+        work.score(shape, read)
         work.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
+        if ilql:
+            learn_q(work, shape, settings, row, response, settings.epochs * counted.n_pairs * 2)
         return work
     n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
     row = lengths.prompt + settings.max_new_tokens
@@ -51,6 +55,18 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
         if judge.kind == "endpoint":  # two questions about each response
             work.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, counted.written(judge))
     return work
+
+
+def learn_q(work: Load, shape: Shape, settings: ILQLSettings, row: float, response: float, n: float) -> None:
+    """Two Q heads that learn from ``n`` responses, their slow copies, the projection under Q, and the one that both make up."""
+    table = shape.vocabulary * shape.hidden
+    for key, tables in (("weights", 6), ("gradients", 2), ("adam", 4)):
+        work.memory[key] += tables * table * FLOAT
+    work.checkpoint += (3 * 2 + 2) * table * FLOAT
+    work.left_behind += table * FLOAT  # beside the embedding, where the two were one matrix
+    scored = max(settings.tokens_per_micro_batch, row) * response / max(row, 1) * shape.vocabulary
+    work.memory["activations"] += 2 * min(scored, KEPT_ELEMENTS) * work.width
+    work.operations += 2 * 6 * table * n * response
 
 
 def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
