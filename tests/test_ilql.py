@@ -22,8 +22,8 @@ from conftest import save_random_model
 
 PROMPT = Prompt.ask("Say two letters.")
 BEST_FIRST = ("bb", "aa", "ab", "ba")
-"""Each response against each other: rewards of +1, +1/3, -1/3 and -1 on average. Both first letters are worth 0 on average, and the
-better one is the first letter of the best response and of the worst."""
+"""Each response against each other: rewards of +1, +1/3, -1/3 and -1 on average. Both first letters are worth 0 on average, and
+the better one is the first letter of the best response and of the worst."""
 ORDERED = [Pair(prompt=PROMPT, chosen=a, rejected=b, group_id="g") for a, b in combinations(BEST_FIRST, 2)]
 REWARD = {text: 1 - 2 * place / 3 for place, text in enumerate(BEST_FIRST)}
 LEARN = {"epochs": 250, "pairs_per_step": 6, "learning_rate": 3e-3, "value_learning_rate": 3e-2, "cql_coef": 0.0, "gamma": 1.0,

@@ -399,8 +399,8 @@ class Trunk:
 
     def save_language_model(self, role: str, folder: Path) -> None:
         """Write the role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and also saved
-        in `adapter` beside it, in peft's form, unless the role has a projection too. 4-bit weights are written out in the precision
-        of the run. Of several processes the main one writes."""
+        in `adapter` beside it, in peft's form, unless the role has a projection too. 4-bit weights are written out in the
+        precision of the run. Of several processes the main one writes."""
         if self.divided:
             whole = self._divide(role).undivided()
             if team().is_main:

@@ -1,7 +1,7 @@
 """Implicit language Q-learning (Snell et al. 2022, arXiv:2206.11871) on pairs or rated responses: offline, nothing is sampled.
 
-Every token of a response is an action, the text before it the state. Q and V are heads on the policy's hidden states, whose losses
-are those of section 4. Q shifts the choice of every token, π ∝ π_ref · exp(β (Q - V)), and is saved as part of the vocabulary
+Every token of a response is an action, the text before it the state. Q and V are heads on the policy's hidden states, with the
+losses of section 4. Q shifts the choice of every token, π ∝ π_ref · exp(β (Q - V)), and is saved as part of the vocabulary
 projection, so the policy is a plain language model.
 """
 
@@ -99,8 +99,8 @@ def train_ilql(
 
 
 class Rewarded(NamedTuple):
-    """Rows to learn from, with the reward that is paid at the last token of each (N,) and the name of each row's prompt; the places
-    of the rows that a step takes together, both of a pair or one; and what cutting the rows cost."""
+    """Rows to learn from, with the reward that is paid at the last token of each (N,) and the name of each row's prompt; the
+    places of the rows that a step takes together, both of a pair or one; and what cutting the rows cost."""
 
     rows: list[Tokens]
     rewards: Tensor
@@ -118,10 +118,8 @@ def with_rewards(trunk: Trunk, examples: Sequence[Pair] | Sequence[Rating], limi
         return Rewarded(rows, scores, [r.group_id for r in ratings], [[i] for i in range(len(rows))], Cut.of(rows))
     pairs, both, cut = pairs_that_differ(trunk, [pair for pair in examples if isinstance(pair, Pair)], limit)
     signed = torch.tensor([sign * (2 * pair.weight - 1) for pair in pairs for sign in (1, -1)], device=trunk.device)
-    groups = [pair.group_id for pair in pairs for _ in range(2)]
-    return Rewarded(
-        [row for sides in both for row in sides], signed, groups, [[2 * i, 2 * i + 1] for i in range(len(pairs))], cut
-    )
+    groups, rows = [pair.group_id for pair in pairs for _ in range(2)], [row for sides in both for row in sides]
+    return Rewarded(rows, signed, groups, [[2 * i, 2 * i + 1] for i in range(len(pairs))], cut)
 
 
 def margin_of(history: Sequence[Mapping[str, float]]) -> float:
