@@ -1,11 +1,11 @@
 """Q-learning on text: an enumerated problem whose values are known, and what the saved model says."""
 
 import json
-from itertools import combinations
+from itertools import product
 
 import pytest
 import torch
-from pydantic import ValidationError
+import yaml
 
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
@@ -13,123 +13,184 @@ from charter.models.packing import Tokens
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
+from charter.plan.loads import count, loads_with
 from charter.recipe.files import load_recipe
-from charter.records import Pair, Prompt
+from charter.recipe.settings import LoRASettings
+from charter.records import Pair, Prompt, Rating
+from charter.run.run import Run
 from charter.stages.rl.settings import ILQLSettings
-from charter.training.methods.ilql import add_q_heads, read_actions, shift, train_ilql
-from charter.training.methods.reward_model import pair_tokens
+from charter.training.gold import Gold
+from charter.training.methods.ilql import add_q_heads, read_actions, shift, train_ilql, with_rewards
+from charter.training.methods.reward_model import rating_tokens
 from conftest import save_random_model
 
 PROMPT = Prompt.ask("Say two letters.")
-BEST_FIRST = ("bb", "aa", "ab", "ba")
-"""Each response against each other: rewards of +1, +1/3, -1/3 and -1 on average. Both first letters are worth 0 on average, and
-the better one is the first letter of the best response and of the worst."""
-ORDERED = [Pair(prompt=PROMPT, chosen=a, rejected=b, group_id="g") for a, b in combinations(BEST_FIRST, 2)]
-REWARD = {text: 1 - 2 * place / 3 for place, text in enumerate(BEST_FIRST)}
-LEARN = {"epochs": 250, "pairs_per_step": 6, "learning_rate": 3e-3, "value_learning_rate": 3e-2, "cql_coef": 0.0, "gamma": 1.0,
-         "target_share": 0.2, "beta": 8.0}  # fmt: skip
+SCORES = {"bb": 3.0, "aa": 1.0, "ab": -1.0, "ba": -3.0}
+"""Of all responses of two letters. Both first letters are worth 0 on average; the better one begins the best and the worst."""
+RATED = [Rating(prompt=PROMPT, response=text, score=score, group_id="g") for text, score in SCORES.items()]
+DEVIATION = 5**0.5  # of the scores, whose mean is 0
 
 
-def learned(random_llama, stage, **changes):
-    trunk = load_trunk(str(random_llama))
+def learned(model, stage, lora=None, examples=RATED, gold=None, **changes):
+    trunk = load_trunk(str(model), lora=lora)
     trunk.add_role("policy")
-    train_ilql(trunk, ORDERED, ILQLSettings(**LEARN | changes), stage)
-    return trunk
+    settings = {"epochs": 120, "pairs_per_step": 2, "learning_rate": 3e-3, "value_learning_rate": 3e-2, "cql_coef": 0.0,
+                "gamma": 1.0, "target_share": 0.3, "beta": 8.0, "value_gradient": 1.0, "checkpoint_every": 1000}  # fmt: skip
+    train_ilql(trunk, examples, ILQLSettings(**settings | changes), stage, gold=gold)
+    return trunk, trunk.value_heads["policy"]
 
 
-def q_of(trunk, text):
-    """Q of the tokens of a response: its letters and its end."""
-    row, _ = pair_tokens(trunk, Pair(prompt=PROMPT, chosen=text, rejected="?", group_id="g"))
-    with torch.no_grad():
-        return read_actions(trunk, trunk.value_heads["policy"], trunk.pack([row])).slow_q[0].tolist()
-
-
-def expectile(low, high, tau):
-    """Of two equally frequent numbers: (1 - τ)(v - low) = τ (high - v)."""
-    return (1 - tau) * low + tau * high
-
-
-def mean_reward(trunk):
-    """Of 200 sampled responses; another text than the four is worth -1."""
+def mean_score(trunk):
+    """Of 200 sampled responses; another text than the four scores -3."""
     sampler = LocalSampler(trunk, "policy", role="policy")
     (group,) = sampler.generate([PROMPT.messages], [list(range(200))], temperature=1.0, max_new_tokens=4)
-    return sum(REWARD.get(one.text, -1.0) for one in group) / len(group)
+    return sum(SCORES.get(one.text, -3.0) for one in group) / len(group)
 
 
-@pytest.mark.parametrize("tau", [0.5, 0.9])
-def test_q_of_an_enumerated_problem_is_known_and_beats_the_behaviour_it_learned_from(random_llama, stage, tau):
-    trunk = learned(random_llama, stage, expectile=tau)
-    after = {first: sorted(REWARD[first + second] for second in "ab") for first in "ab"}
-    for text, reward in REWARD.items():
-        first, second, end = q_of(trunk, text)
-        assert end == pytest.approx(reward, abs=0.1)
-        assert second == pytest.approx(reward, abs=0.1)
-        assert first == pytest.approx(expectile(*after[text[0]], tau), abs=0.1)
-    learned_policy = mean_reward(trunk)
-    shift(trunk, trunk.value_heads["policy"], 0.0)
-    assert mean_reward(trunk) == pytest.approx(0.0, abs=0.2)  # the mixed behaviour of the pairs
-    # Half of the best responses begin as the worst do, so the mean does not tell the first letters apart and the expectile does.
-    assert learned_policy > 0.9 if tau == 0.9 else 0.4 < learned_policy < 0.9
+def test_q_of_an_enumerated_problem_is_known_and_beats_the_behaviour_that_it_learned_from(random_llama, stage):
+    tau = 0.9
+    trunk, heads = learned(random_llama, stage, expectile=tau)
+    for rating in RATED:
+        with torch.no_grad():
+            q = read_actions(trunk, heads, trunk.pack([rating_tokens(trunk, rating, None)])).slow_q[0]
+        worse, better = sorted(SCORES[rating.response[0] + second] for second in "ab")
+        # The expectile of two equally frequent numbers, (1 - τ)(v - worse) = τ (better - v), in the units of the reward.
+        expected = [(1 - tau) * worse + tau * better, rating.score, rating.score]
+        assert (q * DEVIATION).tolist() == pytest.approx(expected, abs=0.25)
+    assert mean_score(trunk) > 2.5
+    shift(trunk, heads, 0.0)
+    assert mean_score(trunk) == pytest.approx(0.0, abs=0.6)  # the mixed behaviour of the data
 
 
+@pytest.mark.parametrize("lora", [None, LoRASettings(rank=2)])
 def test_the_saved_folder_is_a_plain_model_that_draws_from_the_reference_times_exp_of_the_advantage(
-    random_llama, stage, tmp_path
+    random_llama, stage, tmp_path, lora
 ):
-    trunk = learned(random_llama, stage, epochs=4, beta=2.0)
+    trunk, heads = learned(random_llama, stage, lora, epochs=6, beta=2.0)
     trunk.save_language_model("policy", tmp_path / "model")
-    heads, model = trunk.value_heads["policy"], trunk.copies["policy"]
+    assert not (tmp_path / "adapter").exists()  # it would lack Q
     packed = trunk.pack([Tokens(encode_prompt(trunk.tokenizer, PROMPT.messages), [5])])
     with torch.no_grad():
-        hidden = trunk.hidden(model, packed, packed.before[packed.mask])
+        hidden = trunk.through("policy", lambda model: trunk.hidden(model, packed, packed.before[packed.mask]))
         reference = torch.log_softmax(hidden @ heads.language.t(), dim=1)
         advantage = hidden @ heads.slow.mean(dim=0).t() - heads(hidden).unsqueeze(1)
         expected = torch.log_softmax(reference + 2.0 * advantage, dim=1)
         saved = load_trunk(str(tmp_path / "model"))
-        assert saved.model.get_output_embeddings().weight is not saved.model.get_input_embeddings().weight
-        logits = saved.model(torch.tensor([packed.ids[:-1].tolist()])).logits[0, -1:]
+        logits = saved.model(packed.ids[:-1].unsqueeze(0)).logits[0, -1:]
     assert float((expected - reference).abs().max()) > 0.01
     assert torch.allclose(torch.log_softmax(logits, dim=1), expected, atol=1e-5)
-    base = load_trunk(str(random_llama)).model
-    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), trunk.model.parameters(), strict=True))
+    texts = [
+        LocalSampler(one, "x", role=role).generate([PROMPT.messages], [[0, 1, 2]], temperature=1.0, max_new_tokens=8)
+        for one, role in ((trunk, "policy"), (saved, "reference"))
+    ]
+    assert texts[0] == texts[1]
+    base = load_trunk(str(random_llama))
+    with trunk.as_role("reference") as model:  # is what it was, its vocabulary projection too
+        ids = packed.ids.unsqueeze(0)
+        assert torch.equal(model(ids).logits, base.model(ids).logits)
 
 
-def test_before_the_first_update_the_policy_is_the_reference_and_a_cut_gradient_leaves_the_layers_alone(random_llama, stage):
-    trunk = learned(random_llama, stage, epochs=3, value_gradient=0.0, sft_coef=0.0)
+def test_at_first_q_is_about_zero_and_a_cut_gradient_leaves_the_layers_alone(random_llama, stage):
+    trunk, _ = learned(random_llama, stage, epochs=3, value_gradient=0.0, sft_coef=0.0)
     first = stage.metrics()[0]
-    # r = ±1 at the last token alone, and all else is about 0.
-    n = sum(len(row.response) for pair in ORDERED for row in pair_tokens(trunk, pair))
-    assert first["q_loss"] == pytest.approx(2 * 12 / n, rel=0.02)
-    assert first["q_margin"] == pytest.approx(0.0, abs=0.02)
+    n = sum(len(rating_tokens(trunk, rating, None).response) for rating in RATED)
+    # The four rewards, of variance 1, at the last tokens alone; two heads.
+    assert first["q_loss"] == pytest.approx(2 * 4 / n, rel=0.02)
+    assert first["q_better"] == pytest.approx(first["q_worse"], abs=0.02)
     trained = dict(trunk.copies["policy"].named_parameters())
-    for name, value in trunk.model.named_parameters():
-        if name != "lm_head.weight":
-            assert torch.equal(value, trained[name]), name
+    assert all(torch.equal(value, trained[name]) for name, value in trunk.model.named_parameters())
 
 
-@pytest.mark.parametrize("kept", ["last", "best"])
-def test_a_run_learns_from_pairs_and_every_arm_samples_from_the_shifted_model(tmp_path, write_recipe, random_llama, kept):
-    gold = {"source": "python:gold_rules:letters", "every": 2, "prompts": 4, "max_new_tokens": 8}
-    rl = {"method": "ilql", "pairs_per_step": 8, "gold": gold, "keep": kept, "value_learning_rate": 0.01}
-    recipe = write_recipe(random_llama)
-    values = recipe.read_text()
-    recipe.write_text(values)
-    report = run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / "run", quiet=True)
+def test_rewards_of_pairs_are_those_of_the_soft_label_and_ratings_are_standardised(random_llama):
+    trunk = load_trunk(str(random_llama))
+    pairs = [Pair(prompt=PROMPT, chosen="a", rejected="b", group_id="g", weight=weight) for weight in (1.0, 0.75)]
+    pairs.append(Pair(prompt=PROMPT, chosen="a", rejected="a", group_id="g"))  # equal rows are left out and counted
+    rewarded = with_rewards(trunk, pairs, None)
+    assert rewarded.rewards.tolist() == pytest.approx([1, -1, 0.5, -0.5])
+    assert rewarded.items == [[0, 1], [2, 3]]
+    assert rewarded.cut.equal_pairs == 1
+    rated = with_rewards(trunk, [r.model_copy(update={"score": 10 + r.score}) for r in RATED], None)
+    assert (rated.rewards * DEVIATION).tolist() == pytest.approx(list(SCORES.values()), abs=1e-5)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_training_resumes_to_the_same_weights_and_the_best_heads_are_put_back(random_llama, tmp_path):
+    calls = []
+
+    def score(_, texts):
+        calls.append(len(texts))
+        if len(calls) == 3 and stops:
+            raise Stopped
+        return [float(len(calls) == 2)] * len(texts)
+
+    weights = []
+    changes = {"epochs": 6, "checkpoint_every": 1, "gold": {"source": "python:charter.evaluation.overlap:rouge_l", "every": 2}}
+    for stops, keep in ((False, "last"), (True, "last"), (False, "best")):
+        calls.clear()
+        with Run(tmp_path / f"run {stops} {keep}", quiet=True) as run, run.stage("training", {}, {}, []) as stage:
+            if stops:
+                with pytest.raises(Stopped):
+                    learned(random_llama, stage, gold=Gold([PROMPT], score), keep=keep, **changes)
+            trunk, heads = learned(random_llama, stage, gold=Gold([PROMPT], score), keep=keep, **changes)
+        weights.append({**trunk.parameters("policy"), "projection": trunk.projections["policy"].weight})
+        assert torch.equal(weights[-1]["projection"], heads.perturbed(8.0))
+    last, resumed, best = weights
+    assert all(torch.equal(value, resumed[name]) for name, value in last.items())
+    assert not torch.equal(last["projection"], best["projection"])
+
+
+@pytest.mark.parametrize("source", ["pairs", "ratings"])
+def test_a_run_learns_offline_and_the_report_samples_from_the_shifted_model(tmp_path, write_recipe, random_llama, source):
+    changes = {"rl": {"method": "ilql", "pairs_per_step": 8, "lora": {"rank": 2}}}
+    if source == "ratings":
+        rows = [{"prompt": f"Question {i}?", "response": f"Answer {j}", "score": j} for i, j in product(range(8), range(3))]
+        rows.append({"prompt": [{"role": "assistant", "content": "Hello."}], "response": "Hi.", "score": 1})
+        (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        changes = {"rl": {"method": "ilql", "pairs_per_step": 4, "ratings": ["rated.jsonl"]}, "feedback": None}
+    path = write_recipe(random_llama, **changes)
+    report = run_recipe(load_recipe(path), tmp_path / "run", quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["cql_loss"] > 0
     assert {row["arm"] for row in report["metrics"]} == {"base", "sft", "policy"}
-    assert rows
-    assert "lm_head.weight" in str(load_trunk(str(tmp_path / "run/rl/model")).model.state_dict().keys())
+    result = json.loads((tmp_path / "run/rl/manifest.json").read_text())["result"]
+    assert sum(result.get("excluded", {}).values()) == (1 if source == "ratings" else 0)
+    if source == "ratings":
+        assert len(rows) == 3  # 24 rated responses, 8 at a time
+    model = load_trunk(str(tmp_path / "run/rl/model")).model
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    assert all(stage["skipped"] for stage in run_recipe(load_recipe(path), tmp_path / "run", quiet=True)["stages"])
+
+
+def test_the_plan_counts_the_matrices_of_the_q_heads(random_llama, write_recipe):
+    loads = {}
+    for method in ("dpo", "ilql"):
+        counted = count(load_recipe(write_recipe(random_llama, rl={"method": method})), "cpu")
+        loads[method] = next(load for load in loads_with(counted, counted.recipe) if load.stage == "rl")
+    table = 4 * counted.shape.vocabulary * counted.shape.hidden
+    more = {key: loads["ilql"].memory[key] - loads["dpo"].memory.get(key, 0) for key in ("q_heads", "gradients", "adam")}
+    assert more == {"q_heads": 6 * table, "gradients": 2 * table, "adam": 4 * table}
+    assert loads["ilql"].checkpoint - loads["dpo"].checkpoint == 8 * table
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stop": {"reward": 1.0}}, "ilql samples no responses"),
-        ({"stop": {"kl": 1.0}}, "ilql knows its KL only from the answers of gold"),
+        ({"rl": {"method": "ilql", "stop": {"reward": 1.0}}}, "ilql samples no responses"),
+        ({"rl": {"method": "ilql", "stop": {"kl": 1.0}}}, "ilql knows its KL only from the answers of gold"),
+        ({"rl": {"method": "ilql", "ratings": ["r.jsonl"]}}, "set feedback: null"),
+        ({"rl": {"method": "ilql"}, "parallel": "fsdp"}, "use parallel: ddp"),
+        ({"rl": {"method": "ilql"}, "quantization": "nf4"}, "leave out quantization"),
+        ({"rl": {"method": "ilql"}, "feedback": None}, "feedback is null"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(ValidationError, match=words):
-        ILQLSettings(**changes)
+def test_settings_that_do_not_fit_are_refused_in_one_line(write_recipe, random_llama, changes, words):
+    path = write_recipe(random_llama)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    with pytest.raises(InputError, match=words):
+        load_recipe(path)
 
 
 def test_a_model_whose_logits_are_more_than_a_product_is_refused(tmp_path):

@@ -59,14 +59,15 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
 
 def learn_q(work: Load, shape: Shape, settings: ILQLSettings, row: float, response: float, n: float) -> None:
     """Two Q heads that learn from ``n`` responses, their slow copies, the projection under Q, and the one that both make up."""
-    table = shape.vocabulary * shape.hidden
-    for key, tables in (("weights", 6), ("gradients", 2), ("adam", 4)):
-        work.memory[key] += tables * table * FLOAT
-    work.checkpoint += (3 * 2 + 2) * table * FLOAT
-    work.left_behind += table * FLOAT  # beside the embedding, where the two were one matrix
+    table = shape.vocabulary * shape.hidden * FLOAT
+    work.memory["q_heads"] = 6 * table
+    work.memory["gradients"] += 2 * table
+    work.memory["adam"] += 4 * table
+    work.checkpoint += (3 * 2 + 2) * table
+    work.left_behind += table  # beside the embedding, where the two were one matrix
     scored = max(settings.tokens_per_micro_batch, row) * response / max(row, 1) * shape.vocabulary
     work.memory["activations"] += 2 * min(scored, KEPT_ELEMENTS) * work.width
-    work.operations += 2 * 6 * table * n * response
+    work.operations += 2 * 6 * shape.vocabulary * shape.hidden * n * response
 
 
 def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
