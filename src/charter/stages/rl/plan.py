@@ -65,7 +65,8 @@ def learn_q(work: Load, shape: Shape, settings: ILQLSettings, row: float, respon
     work.memory["adam"] += 4 * table
     work.checkpoint += (3 * 2 + 2) * table
     work.left_behind += table  # beside the embedding, where the two were one matrix
-    scored = max(settings.tokens_per_micro_batch, row) * response / max(row, 1) * shape.vocabulary
+    whole = max(min(settings.tokens_per_micro_batch, 2 * settings.pairs_per_step * row), row)
+    scored = whole * response / max(row, 1) * shape.vocabulary
     work.memory["activations"] += 2 * min(scored, KEPT_ELEMENTS) * work.width
     work.operations += 2 * 6 * shape.vocabulary * shape.hidden * n * response
 
