@@ -251,4 +251,4 @@ def test_an_expectile_weighs_targets_above_the_value_by_tau_and_those_below_by_t
     value = torch.zeros((), dtype=torch.float64, requires_grad=True)
     for tau, best in ((0.5, 0.5), (0.9, 1.7), (0.99, 1.97)):  # of the targets 2 and -1: (1 - τ)(v + 1) = τ (2 - v)
         expectile_loss(value.expand(1, 3) + best, row(2.0, -1.0, 9.0), mask, tau).backward()
-        assert value.grad.item() == pytest.approx(0, abs=1e-12)
+        assert value.grad.item() == pytest.approx(0, abs=1e-6)

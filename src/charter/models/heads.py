@@ -43,36 +43,34 @@ class QHeads(ValueHead):
     plain language model whose next token is drawn from π · exp(β Q) (``perturbed``).
     """
 
-    def __init__(self, projection: Tensor, gradient: float) -> None:
-        """``projection``: (V, H), of the language model that is perturbed."""
-        super().__init__(projection.shape[1], gradient)
-        self.q = nn.Parameter(Q_START * torch.randn(2, *projection.shape))
+    def __init__(self, vocabulary: int, hidden: int, gradient: float) -> None:
+        super().__init__(hidden, gradient)
+        self.q = nn.Parameter(Q_START * torch.randn(2, vocabulary, hidden))
         self.slow = nn.Parameter(self.q.detach().clone(), requires_grad=False)
-        self.register_buffer("language", projection.detach().clone())
-        self.language: Tensor
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
         """Move the slow heads so much of the way to the Q heads (Polyak averaging)."""
         self.slow.lerp_(self.q, share)
 
-    def perturbed(self, beta: float) -> Tensor:
-        """The projection (V, H) whose logits are log π + β (Q - V), Q the mean of the slow heads, up to a number that is the same
-        for all tokens of a state: a softmax knows neither V nor the normaliser of π."""
-        return self.language + beta * self.slow.detach().mean(dim=0)
+    def perturbed(self, projection: Tensor, beta: float) -> Tensor:
+        """From the projection (V, H) of a language model π that whose logits are log π + β (Q - V), Q the mean of the slow heads, up
+        to a number that is the same for all tokens of a state: a softmax knows neither V nor the normaliser of π."""
+        return projection.detach() + beta * self.slow.detach().mean(dim=0)
 
 
 @contextlib.contextmanager
 def writing_with(model: Any, projection: nn.Linear | None) -> Iterator[Any]:
     """Inside, the model writes with another vocabulary projection, where there is one."""
+    if projection is None:
+        yield model
+        return
     output = model.get_output_embeddings()
-    if projection is not None:
-        model.set_output_embeddings(projection)
+    model.set_output_embeddings(projection)
     try:
         yield model
     finally:
-        if projection is not None:
-            model.set_output_embeddings(output)
+        model.set_output_embeddings(output)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from charter.errors import InputError
-from charter.models.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
+from charter.models.adapters import add_adapter, added, merged_weights, put_on, save_adapter, stack_of
 from charter.models.architectures import first_in_line, hidden_in_line, is_encoder, is_encoder_decoder, row_limit
 from charter.models.attention import NAME
 from charter.models.heads import VALUE_HEAD, Scorers, ScoreScale, ValueHead, writing_with
@@ -415,7 +415,7 @@ class Trunk:
                 save_model(dense_copy(model, self.dtype), self.tokenizer, folder, extra={STACK: {"quantization": "nf4"}})
                 return
             if self.lora is not None:
-                model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
+                model = added(copy.deepcopy(self.adapters), role)
             save_model(model, self.tokenizer, folder)
 
     def save_scorers(self, scorers: Scorers, folder: Path) -> None:

@@ -58,9 +58,9 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
 
 
 def learn_q(work: Load, shape: Shape, settings: ILQLSettings, row: float, response: float, n: float) -> None:
-    """Two Q heads that learn from ``n`` responses, their slow copies, the projection under Q, and the one that both make up."""
+    """Two Q heads that learn from ``n`` responses, their slow copies, and the projection with Q in it."""
     table = shape.vocabulary * shape.hidden * FLOAT
-    work.memory["q_heads"] = 6 * table
+    work.memory["q_heads"] = 5 * table
     work.memory["gradients"] += 2 * table
     work.memory["adam"] += 4 * table
     work.checkpoint += (3 * 2 + 2) * table

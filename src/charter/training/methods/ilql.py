@@ -131,24 +131,29 @@ def add_q_heads(trunk: Trunk, gradient: float) -> QHeads:
     """Give role ``policy`` the heads of Q and V, and a vocabulary projection of its own, which Q is added to. ``gradient``: see
     ``ValueHead``. InputError where the logits of the model are more than one product with weights that can be changed, or
     processes divide its training."""
-    with trunk.as_role("policy") as model:
-        if not is_plain_projection(model) or is_quantized(model):
-            words = "ilql adds Q to the vocabulary projection, and this model's is in 4 bits or has a bias, a scale or a cap"
-            raise InputError(f"{words}; use another rl.method", file=trunk.path or None)
-        language = model.get_output_embeddings().weight.detach()
+    if not is_plain_projection(trunk.model) or is_quantized(trunk.model):
+        words = "ilql adds Q to the vocabulary projection, and this model's is in 4 bits or has a bias, a scale or a cap"
+        raise InputError(f"{words}; use another rl.method", file=trunk.path or None)
     if trunk.divided or trunk.engines is not None:
         raise InputError("ilql does not train weights that several processes divide; use parallel: ddp", field="rl.method")
     torch.manual_seed(derive_seed(trunk.seed, "q heads"))
-    heads = QHeads(language.cpu(), gradient).to(trunk.device)
-    output = nn.Linear(*reversed(language.shape), bias=False, device=trunk.device)
+    vocabulary, hidden = language_projection(trunk).shape
+    heads = QHeads(vocabulary, hidden, gradient).to(trunk.device)
+    output = nn.Linear(hidden, vocabulary, bias=False, device=trunk.device)
     trunk.value_heads["policy"], trunk.projections["policy"] = heads, output.requires_grad_(False)
     return heads
+
+
+def language_projection(trunk: Trunk) -> Tensor:
+    """The vocabulary projection (V, H) of the language model under Q, which trains as the other weights do."""
+    weight: Tensor = trunk.copies.get("policy", trunk.model).get_output_embeddings().weight
+    return weight
 
 
 @torch.no_grad()
 def shift(trunk: Trunk, heads: QHeads, beta: float) -> None:
     """Let the policy write by Q as the heads are now."""
-    trunk.projections["policy"].weight.copy_(heads.perturbed(beta))
+    trunk.projections["policy"].weight.copy_(heads.perturbed(language_projection(trunk), beta))
 
 
 class Actions(NamedTuple):
@@ -184,5 +189,5 @@ def read_actions(trunk: Trunk, heads: QHeads, packed: Packed) -> Actions:
         tuple(spread((states * q[targets]).sum(dim=1)) for q in heads.q),
         spread((hidden.detach() * heads.slow[:, targets]).sum(dim=2).amin(dim=0)),
         tuple(logprobs(states, q) for q in heads.q),
-        logprobs(hidden, heads.language),
+        logprobs(hidden, language_projection(trunk)),
     )
