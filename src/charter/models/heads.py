@@ -54,8 +54,8 @@ class QHeads(ValueHead):
         self.slow.lerp_(self.q, share)
 
     def perturbed(self, projection: Tensor, beta: float) -> Tensor:
-        """From the projection (V, H) of a language model π that whose logits are log π + β (Q - V), Q the mean of the slow heads, up
-        to a number that is the same for all tokens of a state: a softmax knows neither V nor the normaliser of π."""
+        """From the projection (V, H) of a language model π that of log π + β (Q - V), with Q the mean of the slow heads, up to a
+        number that is the same for all tokens of a state: a softmax knows neither V nor the normaliser of π."""
         return projection.detach() + beta * self.slow.detach().mean(dim=0)
 
 
