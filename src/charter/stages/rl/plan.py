@@ -7,7 +7,15 @@ import math
 from charter.models.logprobs import KEPT_ELEMENTS
 from charter.models.shape import FLOAT, Shape
 from charter.stages.load import Counted, Load
-from charter.stages.rl.settings import AnyRLSettings, GRPOSettings, ILQLSettings, PairSettings, PPOSettings, RolloutSettings
+from charter.stages.rl.settings import (
+    AnyRLSettings,
+    DPOSettings,
+    GRPOSettings,
+    ILQLSettings,
+    PairSettings,
+    PPOSettings,
+    RolloutSettings,
+)
 
 
 def load(counted: Counted, settings: AnyRLSettings) -> Load:
@@ -17,15 +25,15 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
         ask_gold(counted, settings, work)
     if isinstance(settings, PairSettings):
         row, response = counted.pair_row
-        ilql = isinstance(settings, ILQLSettings)
-        work.train(shape, settings.lora, roles=1, reference=not ilql)
-        read = 0 if ilql else counted.n_pairs * 2 * row  # the reference, once
+        reads_reference = isinstance(settings, DPOSettings)
+        work.train(shape, settings.lora, roles=1, reference=reads_reference)
+        read = counted.n_pairs * 2 * row * reads_reference  # once
         work.activate(
             shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2
         )
         work.score(shape, read)
         work.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
-        if ilql:
+        if isinstance(settings, ILQLSettings):
             learn_q(work, shape, settings, row, response, settings.epochs * counted.n_pairs * 2)
         return work
     n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
