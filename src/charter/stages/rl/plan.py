@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from charter.models.logprobs import KEPT_ELEMENTS
 from charter.models.shape import FLOAT, Shape
 from charter.stages.load import Counted, Load
 from charter.stages.rl.settings import (
@@ -29,12 +28,13 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
         work.train(shape, settings.lora, roles=1, reference=reads_reference)
         read = counted.n_pairs * 2 * row * reads_reference  # once
         work.activate(
-            shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2
-        )
+            shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2,
+            projections=1 if reads_reference else 3,
+        )  # fmt: skip
         work.score(shape, read)
         work.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
         if isinstance(settings, ILQLSettings):
-            learn_q(work, shape, settings, row, response, settings.epochs * counted.n_pairs * 2)
+            learn_q(work, shape, settings.epochs * counted.n_pairs * 2 * response)
         return work
     n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
     row = lengths.prompt + settings.max_new_tokens
@@ -65,18 +65,15 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     return work
 
 
-def learn_q(work: Load, shape: Shape, settings: ILQLSettings, row: float, response: float, n: float) -> None:
-    """Two Q heads that learn from ``n`` responses, their slow copies, and the projection with Q in it."""
+def learn_q(work: Load, shape: Shape, tokens: float) -> None:
+    """Two Q heads that learn from so many tokens of responses, their slow copies, and the projection with Q in it."""
     table = shape.vocabulary * shape.hidden * FLOAT
     work.memory["q_heads"] = 5 * table
     work.memory["gradients"] += 2 * table
     work.memory["adam"] += 4 * table
     work.checkpoint += (3 * 2 + 2) * table
     work.left_behind += table  # beside the embedding, where the two were one matrix
-    whole = max(min(settings.tokens_per_micro_batch, 2 * settings.pairs_per_step * row), row)
-    scored = whole * response / max(row, 1) * shape.vocabulary
-    work.memory["activations"] += 2 * min(scored, KEPT_ELEMENTS) * work.width
-    work.operations += 2 * 6 * shape.vocabulary * shape.hidden * n * response
+    work.operations += 2 * 6 * shape.vocabulary * shape.hidden * tokens
 
 
 def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
