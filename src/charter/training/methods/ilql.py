@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from charter.errors import GateError, InputError
 from charter.models.cut import Cut
+from charter.models.formats.precision import with_scaled_gradient
+from charter.models.formats.quantize import is_quantized
 from charter.models.heads import QHeads
 from charter.models.logprobs import chosen_logprobs, is_plain_projection
 from charter.models.packing import Packed, Tokens
-from charter.models.precision import with_scaled_gradient
-from charter.models.quantize import is_quantized
 from charter.models.trunk import Trunk
 from charter.records import Pair, Rating
 from charter.run.hashes import derive_seed
