@@ -357,7 +357,7 @@ class ILQLSettings(PairSettings):
     target_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """How much of the way the slow copy of Q follows at an update; targets and samples come from it."""
     sft_coef: NonNegative = 1.0
-    """Weight of the negative log-likelihood of all responses, per token: holds the model under Q to what it says by itself."""
+    """Weight of the negative log-likelihood of all responses, per token: the language model under Q stays that of the data."""
     value_gradient: Annotated[float, Field(ge=0, le=1)] = 0.1
     """What the losses of Q and V weigh in the layers that they share with the language model; 0 cuts them off."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
