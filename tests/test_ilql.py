@@ -24,7 +24,6 @@ from charter.training.advantages import gae
 from charter.training.gold import Gold
 from charter.training.losses import expectile_loss, masked_mean
 from charter.training.methods.ilql import add_q_heads, language_projection, shift, train_ilql, with_rewards
-from charter.training.methods.reward_model import rating_tokens
 from charter.training.rewards import at_last_token
 from conftest import save_random_model
 
@@ -39,7 +38,7 @@ def learned(model, stage, lora=None, asked=None, **changes):
     trunk = load_trunk(str(model), lora=lora)
     trunk.add_role("policy")
     settings = {"epochs": 80, "pairs_per_step": 2, "learning_rate": 3e-3, "value_learning_rate": 3e-2, "cql_coef": 0.0,
-                "gamma": 1.0, "target_share": 0.3, "beta": 8.0, "value_gradient": 1.0, "checkpoint_every": 1000}  # fmt: skip
+                "gamma": 1.0, "td_lambda": 0.0, "target_share": 0.3, "beta": 8.0, "value_gradient": 1.0, "checkpoint_every": 1000}  # fmt: skip
     train_ilql(trunk, RATED, ILQLSettings(**settings | changes), stage, gold=asked)
     return trunk, trunk.value_heads["policy"]
 
@@ -120,12 +119,12 @@ def test_the_saved_folder_is_a_plain_model_that_draws_from_the_reference_times_e
         assert torch.equal(model(ids).logits, base.model(ids).logits)
 
 
-def test_at_first_q_is_about_zero_and_a_cut_gradient_leaves_the_layers_alone(random_llama, stage):
-    trunk, _ = learned(random_llama, stage, epochs=3, value_gradient=0.0, sft_coef=0.0)
+@pytest.mark.parametrize(("td_lambda", "paid"), [(0.0, 1), (1.0, 3)])
+def test_at_first_q_is_about_zero_and_a_cut_gradient_leaves_the_layers_alone(random_llama, stage, td_lambda, paid):
+    trunk, _ = learned(random_llama, stage, epochs=3, value_gradient=0.0, sft_coef=0.0, td_lambda=td_lambda)
     first = stage.metrics()[0]
-    n = sum(len(rating_tokens(trunk, rating, None).response) for rating in RATED)
-    # The four rewards, of variance 1, at the last tokens alone; two heads.
-    assert first["q_loss"] == pytest.approx(2 * 4 / n, rel=0.02)
+    # The rewards have variance 1; they are the target of the last token alone, or of all three. Two heads.
+    assert first["q_loss"] == pytest.approx(2 * paid / 3, rel=0.02)
     assert first["q_better"] == pytest.approx(first["q_worse"], abs=0.02)
     trained = dict(trunk.copies["policy"].named_parameters())
     assert all(torch.equal(value, trained[name]) for name, value in trunk.model.named_parameters())

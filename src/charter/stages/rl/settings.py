@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from charter.recipe.settings import EpochSettings, NonNegative, Positive, Rate, Settings, TrainingSettings
+from charter.recipe.settings import EpochSettings, NonNegative, Positive, Rate, Settings, Share, TrainingSettings
 from charter.recipe.source import REWARD, File, GoldSource, ModelName, RewardSource, Source
 from charter.records import Filters
 
@@ -354,13 +354,15 @@ class ILQLSettings(PairSettings):
     """Weight of the term that keeps Q low for tokens that no response has."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
     """Discount a token; the reward, +1 for the chosen response and -1 for the rejected one, is paid at the last."""
+    td_lambda: Share = 0.95
+    """λ of the target of Q: at 0 the reward and the value of the next state, as published; at 1 the reward of the whole response."""
     target_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """How much of the way the slow copy of Q follows at an update; targets and samples come from it."""
     sft_coef: NonNegative = 1.0
     """Weight of the negative log-likelihood of all responses, per token: the language model under Q stays that of the data."""
     value_gradient: Annotated[float, Field(ge=0, le=1)] = 0.1
     """What the losses of Q and V weigh in the layers that they share with the language model; 0 cuts them off."""
-    value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Of the heads of Q and V; peak, as learning_rate."""
 
     def check_in(self, recipe: Recipe) -> None:

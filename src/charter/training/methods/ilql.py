@@ -71,8 +71,9 @@ def train_ilql(
             members = [batch[j] for j in part]
             packed = trunk.pack([rows[i] for i in members])
             mask, of = packed.mask, read_actions(trunk, heads, packed)
-            # Credit: r + γ V of the next state, 0 after the last token.
-            _, targets = gae(at_last_token(rewards[members], mask), of.values.detach(), mask, settings.gamma, 0.0)
+            # Credit: at λ = 0 r + γ V of the next state, 0 after the last token.
+            paid = at_last_token(rewards[members], mask)
+            _, targets = gae(paid, of.values.detach(), mask, settings.gamma, settings.td_lambda)
             # Learn.
             q_loss = torch.stack([masked_mean((q - targets) ** 2, mask, n) for q in of.q]).sum()
             value_loss = expectile_loss(of.values, of.slow_q, mask, settings.expectile, n)
