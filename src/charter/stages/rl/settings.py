@@ -355,7 +355,7 @@ class ILQLSettings(PairSettings):
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
     """Discount a token; the reward, +1 for the chosen response and -1 for the rejected one, is paid at the last."""
     td_lambda: Share = 0.95
-    """λ of the target of Q: at 0 the reward and the value of the next state, as published; at 1 the reward of the whole response."""
+    """λ of the target of Q: at 0 reward and value of the next state, as published; at 1 the reward of the whole response."""
     target_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """How much of the way the slow copy of Q follows at an update; targets and samples come from it."""
     sft_coef: NonNegative = 1.0
