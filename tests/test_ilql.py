@@ -37,7 +37,7 @@ DEVIATION = 5**0.5  # of the scores, whose mean is 0
 def learned(model, stage, lora=None, asked=None, **changes):
     trunk = load_trunk(str(model), lora=lora)
     trunk.add_role("policy")
-    settings = {"epochs": 80, "pairs_per_step": 2, "learning_rate": 3e-3, "value_learning_rate": 3e-2, "cql_coef": 0.0,
+    settings = {"epochs": 80, "pairs_per_step": 2, "learning_rate": 6e-3, "value_learning_rate": 3e-2, "cql_coef": 0.0,
                 "gamma": 1.0, "td_lambda": 0.0, "target_share": 0.3, "beta": 8.0, "value_gradient": 1.0,
                 "checkpoint_every": 1000}  # fmt: skip
     train_ilql(trunk, RATED, ILQLSettings(**settings | changes), stage, gold=asked)
