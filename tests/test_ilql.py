@@ -156,15 +156,15 @@ def test_a_stopped_training_resumes_to_the_same_weights_and_the_best_heads_are_p
             raise Stopped
         return [float(len(calls) == 2)] * len(texts)
 
-    weights = []
+    weights, gold = [], Gold([PROMPT, Prompt.ask("Say more.")], score)
     changes = {"epochs": 6, "checkpoint_every": 1, "gold": {"source": "python:charter.evaluation.overlap:rouge_l", "every": 2}}
     for stops, keep in ((False, "last"), (True, "last"), (False, "best")):
         calls.clear()
         with Run(tmp_path / f"run {stops} {keep}", quiet=True) as run, run.stage("training", {}, {}, []) as stage:
             if stops:
                 with pytest.raises(Stopped):
-                    learned(random_llama, stage, asked=Gold([PROMPT, Prompt.ask("Say more.")], score), keep=keep, **changes)
-            trunk, heads = learned(random_llama, stage, asked=Gold([PROMPT, Prompt.ask("Say more.")], score), keep=keep, **changes)
+                    learned(random_llama, stage, asked=gold, keep=keep, **changes)
+            trunk, heads = learned(random_llama, stage, asked=gold, keep=keep, **changes)
         weights.append({**trunk.parameters("policy"), "projection": trunk.projections["policy"].weight})
         assert torch.equal(weights[-1]["projection"], heads.perturbed(language_projection(trunk), 8.0))
     last, resumed, best = weights
