@@ -20,15 +20,7 @@ from charter.run.progress import size
 from charter.stages.load import Counted, Given, Lengths, Load
 from charter.stages.rl.settings import ILQLSettings
 
-CERTAIN = (
-    "weights",
-    "cast_weights",
-    "gradients",
-    "adam",
-    "q_heads",
-    "merged_copy",
-    "saved_copy",
-)  # whatever the texts turn out to be
+CERTAIN = ("weights", "cast_weights", "gradients", "adam", "q_heads", "merged_copy", "saved_copy")  # whatever the texts are
 SMALL_BATCH, LEAST_BATCH, SMALL_MICRO_BATCH = 16, 4, 1024
 PEAK: Callable[[Load], float] = attrgetter("peak_bytes")
 NO_TEXTS = Lengths(*[0] * len(fields(Lengths)))
