@@ -41,7 +41,7 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     shown = {kind for _, kind in module.SECTIONS}
     # What others are made of, and ratings, which come from a file and not from a recipe.
     parts = {"Settings", "StageSettings", "SamplingSettings", "TrainingSettings", "EpochSettings", "RolloutSettings",
-             "RLSettings", "PolicySettings", "ScorerSettings", "RatingModelSettings"}  # fmt: skip
+             "RLSettings", "PolicySettings", "PairSettings", "ScorerSettings", "RatingModelSettings"}  # fmt: skip
     assert {kind.__name__ for kind in set(settings_classes()) - shown} == parts
     for key, example in module.FIRST_LEVEL:
         assert re.search(rf"\b{key.rpartition('.')[2]}\b", example), f"{key}: its example does not show it"
