@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from charter.constitution.constitution import Constitution, Principle, decode_utf8, read_bytes
-from charter.constitution.markdown import gather_markdown, is_markdown
+from charter.constitution.markdown import HEADING, gather_markdown, is_markdown
 from charter.constitution.polis import VOTES, gather_polis, is_polis
 from charter.constitution.published import Gathered, Imported, of_sentence, shortened
 from charter.errors import InputError
@@ -89,12 +89,15 @@ def gather(text: str, path: Path, threshold: float) -> Gathered:
     suffix = path.suffix.lower()
     if suffix == ".json" or (text.lstrip()[:1] in ("[", "{") and suffix != ".txt"):
         return _recognise(_parse(text, path), path)
-    if is_markdown(text):
+    if is_markdown(text, plain_list=suffix == ".txt"):
         return gather_markdown(text, path)
     if suffix not in (".txt", ".md", ".markdown", ""):
         raise InputError(UNKNOWN, file=path)
-    lines = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", line.strip()) for line in text.splitlines()]
-    return _plain_list("lines of text", [line for line in lines if line])
+    lines = [line for line in text.splitlines() if not HEADING.match(line)]
+    sentences = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", line.strip()) for line in lines]
+    gathered = _plain_list("lines of text", [sentence for sentence in sentences if sentence])
+    gathered.left_out["comment, a line that begins with #"] = len(text.splitlines()) - len(lines)
+    return gathered
 
 
 def _plain_list(kind: str, sentences: list[str]) -> Gathered:
