@@ -160,6 +160,10 @@ class Principle(Record):
         kinds, named = PROMPT_TAGS.intersection(self.tags), PROMPT_TAGS.intersection(tags)
         return not kinds or not named or bool(kinds & named)
 
+    def is_about(self, prompt: Prompt) -> bool:
+        """Whether it applies to responses to this prompt; a topic only if the prompt has the same topic or none."""
+        return self.applies_to(prompt.tags) and (TOPIC not in self.tags or prompt.principle in (None, self.id))
+
     @property
     def rank(self) -> int:
         """1 is applied first; without priority or authority after all that have one."""
@@ -208,14 +212,8 @@ class Constitution(Record):
         return tuple(p for p in self.principles if p.critique is not None and p.applies_to(tags))
 
     def for_comparison(self, prompt: Prompt) -> tuple[Principle, ...]:
-        """The principles for comparing answers to this prompt; topics only if the prompt has the same topic or none."""
-        return tuple(
-            p
-            for p in self.principles
-            if p.preference is not None
-            and p.applies_to(prompt.tags)
-            and (TOPIC not in p.tags or prompt.principle in (None, p.id))
-        )
+        """The principles for comparing answers to this prompt."""
+        return tuple(p for p in self.principles if p.preference is not None and p.is_about(prompt))
 
     def topics(self) -> tuple[Principle, ...]:
         """The areas of values."""
@@ -327,15 +325,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """The content of a small file. InputError where it cannot be read or is too large."""
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            raw = file.read(most + 1)
     except OSError as error:
         raise InputError(f"cannot read the file ({error.strerror})", file=path) from None
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"larger than {MAX_BYTES >> 20} MiB; is this the right file?", file=path)
+    if len(raw) > most:
+        raise InputError(f"larger than {most >> 20} MiB; is this the right file?", file=path)
     return raw
 
 

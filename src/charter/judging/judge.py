@@ -121,7 +121,7 @@ class YesNoJudge(_LanguageModel):
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         sides = [(comparison, response) for comparison in comparisons for response in (comparison.first, comparison.second)]
-        margins = _yes_over_no(self.sampler, [ask_about(comparison, response) for comparison, response in sides])
+        margins = yes_over_no(self.sampler, [ask_about(comparison, response) for comparison, response in sides])
         signs = [-1 if c.asks_for_no else 1 for c in comparisons]
         differences = [sign * (a - b) for sign, a, b in zip(signs, margins[0::2], margins[1::2], strict=True)]
         return [Preference(margin, margin) for margin in differences]
@@ -135,14 +135,20 @@ def ask_about(comparison: Comparison, response: Response) -> str:
 
 def question_about(comparison: Comparison) -> str:
     """What is asked about one response: the principle's question, or one made of its preference text."""
-    return comparison.principle.question or f"{comparison.instruction} Would you choose the assistant's last reply?"
+    return response_question(comparison.principle)
+
+
+def response_question(principle: Principle) -> str:
+    """The question of a principle about one response; of one without a question a Yes is good."""
+    return principle.question or f"{principle.preference} Would you choose the assistant's last reply?"
 
 
 LogProbJudge = LettersJudge | YesNoJudge
 PROTOCOLS: dict[str, type[LettersJudge] | type[YesNoJudge]] = {judge.protocol: judge for judge in (LettersJudge, YesNoJudge)}
 
 
-def _yes_over_no(sampler: Sampler, questions: Sequence[str]) -> list[float]:
+def yes_over_no(sampler: Sampler, questions: Sequence[str]) -> list[float]:
+    """log P(Yes) - log P(No), nats, of each question; NaN where the answer could not be read."""
     dialogues = [(Message(role="user", content=question),) for question in questions]
     return [yes - no for yes, no in sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))]
 
@@ -153,7 +159,7 @@ def yes_no_margins(sampler: Sampler, question: str, prompts: Sequence[Prompt], t
         fill(QUESTIONS[question], conversation=conversation_text(prompt.messages), response=text)
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    return _yes_over_no(sampler, filled)
+    return yes_over_no(sampler, filled)
 
 
 def comparisons_of(

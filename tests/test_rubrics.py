@@ -1,0 +1,164 @@
+"""Rubrics: points times the probability of a yes, faults below zero, and a verdict that nobody could read."""
+
+import json
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import yaml
+from hypothesis import given
+
+from charter.errors import InputError
+from charter.evaluation.measures import measure_of
+from charter.judging.rubrics import Criterion, read_rubric, rubric_scores
+from charter.pipeline import run_recipe
+from charter.recipe.files import load_recipe
+from charter.recipe.source import REWARD, GoldSource, MeasureSource, Source
+from charter.records import Prompt
+from charter.stages.evaluate.settings import MeasureSettings
+from charter.stages.rl.gold import gold_score
+from charter.stages.rl.sources import rubric_reward
+from charter.training.advantages import among_kept, rloo_advantages
+from charter.training.rewards import RewardSum
+from conftest import write_tiny_recipe
+from test_rewards import rollout_of
+
+KIND = {"criterion": "The reply is kind", "points": 6, "tags": []}
+RUDE = {"criterion": "Is the reply rude?", "points": -3, "tags": []}
+ASK = Prompt.ask("How do I rest?")
+
+
+class Reader:
+    """A judge that answers by the odds of the first word that it knows in the question and the reply; "?" cannot be read."""
+
+    name = "reader"
+    odds = (("rude?", "curse", 2.0), ("kind", "dear", 1.0))
+
+    def option_logprobs(self, conversations, options):
+        assert set(options) == {("Yes", "No")}
+        rows = []
+        for (message,) in conversations:
+            reply = message.content.rpartition("assistant: ")[2].partition("\n")[0]
+            margin = math.nan if "?" in reply else -8.0
+            for word, sign, odds in self.odds:
+                if word in message.content.rpartition("\n")[2] and sign in reply:
+                    margin = odds
+            rows.append([margin, 0.0])
+        return rows
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def written(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_points_times_the_probability_of_a_yes_over_the_positive_points(tmp_path):
+    rubric = read_rubric(written(tmp_path / "r.jsonl", [KIND, RUDE, {"criterion": "It is short", "points": 2}]))
+    scores = rubric_scores(Reader(), rubric, [ASK] * 3, ["dear", "curse", "what?"])
+    low = sigmoid(-8)
+    assert scores == [pytest.approx((6 * sigmoid(1) - 3 * low + 2 * low) / 8),
+                      pytest.approx((6 * low - 3 * sigmoid(2) + 2 * low) / 8), None]  # fmt: skip
+
+
+def test_criteria_of_a_prompt_are_asked_about_that_prompt_alone(tmp_path):
+    other = {**KIND, "criterion": "It is short"}
+    rows = [{"prompt": [{"role": "user", "content": "How do I rest?"}], "rubrics": [KIND]},
+            {"prompt": [{"role": "user", "content": "Who are you?"}], "rubrics": [other]}]  # fmt: skip
+    rubric = read_rubric(written(tmp_path / "r.jsonl", rows))
+    assert [c.question for c in rubric.criteria(ASK)] == ["Is this true of the assistant's last reply: The reply is kind"]
+    assert rubric_scores(Reader(), rubric, [ASK, Prompt.ask("Other")], ["dear", "dear"]) == [pytest.approx(sigmoid(1)), None]
+    assert rubric.questions == 1
+
+
+def test_a_constitution_is_a_rubric_by_weight_and_good_answer(tmp_path):
+    principles = [{"id": "kind", "title": "k", "preference": "Be kind.", "question": "Is it rude?", "weight": 2.0},
+                  {"id": "short", "title": "s", "preference": "Be short.", "tags": ["benign"]}]  # fmt: skip
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"title": "t", "principles": principles}))
+    rubric = read_rubric(file)
+    words = "Be short. Would you choose the assistant's last reply?"
+    assert rubric.criteria(ASK) == [Criterion("Is it rude?", 2.0, by_no=True), Criterion(words, 1.0)]
+    assert len(rubric.criteria(Prompt.ask("q", tags=("red_team",)))) == 1
+    (score,) = rubric_scores(Reader(), rubric, [ASK], ["curse"])
+    assert score == pytest.approx((2 * sigmoid(-2) + sigmoid(-8)) / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("r.json", json.dumps([RUDE]), "the criteria have no positive points, by whose sum a score is divided; add one"),
+        ("r.json", json.dumps([{"prompt": "q", "rubrics": [RUDE]}, {"prompt": "p", "rubrics": [KIND]}]), "of one prompt have no"),
+        ("r.json", json.dumps(["Be kind."]), "a file of list of sentences, not of criteria with points"),
+        ("r.json", "{", "not valid JSON"),
+        ("r.yaml", "title: t\nprinciples:\n- {id: a, title: a, critique: c, revision: r}\n",
+         "a: has neither a question nor a preference to ask about a reply; add one"),
+    ],
+)  # fmt: skip
+def test_a_file_that_can_give_no_score_is_refused(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=words):
+        read_rubric(tmp_path / name)
+
+
+def test_sources_name_the_file_and_the_judge(tmp_path):
+    assert REWARD.parse("rubric:a/r.json") == Source("rubric", "a/r.json")
+    source = REWARD.parse("rubric:package:x/r.YAML:endpoint:big")
+    assert (source.name, source.model) == ("package:x/r.YAML", Source("endpoint", "big"))
+    assert str(source) == "rubric:package:x/r.YAML:endpoint:big"
+    assert REWARD.parse("rubric:r.jsonl").model == Source("run", "base")
+    for accepts in (GoldSource.__metadata__[0], MeasureSource.__metadata__[0]):
+        with pytest.raises(ValueError, match=r"the judge of r\.json is missing; use rubric:FILE:FOLDER"):
+            accepts.parse("rubric:r.json")
+    with pytest.raises(ValueError, match="the file is missing; use rubric:FILE"):
+        REWARD.parse("rubric:folder")
+    first = REWARD.parse(f"rubric:{written(tmp_path / 'r.json', [KIND])}").content_hash()
+    assert first != REWARD.parse(f"rubric:{written(tmp_path / 'r.json', [RUDE])}").content_hash()
+
+
+def test_gold_and_measures_are_scores_too(tmp_path):
+    text = f"rubric:{written(tmp_path / 'r.jsonl', [KIND])}:reader"
+    measure = measure_of("kind", MeasureSettings(source=text, better="higher"), lambda _: Reader())
+    gold = gold_score(GoldSource.__metadata__[0].parse(text), reward_model=None, judge=lambda _: Reader(), device="cpu")
+    for score in (measure.of, gold):
+        assert score([ASK, ASK], ["dear", "what?"]) == [pytest.approx(sigmoid(1)), None]
+
+
+TEXTS = st.lists(st.sampled_from(["dear", "curse", "dear curse", "plain"]), min_size=3, max_size=6)
+
+
+@given(texts=TEXTS, places=st.sets(st.integers(0, 6), min_size=1))
+def test_an_unread_verdict_has_no_advantage_and_changes_no_other(tmp_path_factory, texts, places):
+    """Of one group some verdicts cannot be read: the others have the advantages that they have without those responses."""
+    rubric = read_rubric(written(tmp_path_factory.getbasetemp() / "r.jsonl", [KIND, RUDE]))
+    reward = RewardSum({"rubric": (1.0, rubric_reward(Reader(), rubric))})
+    mixed = [*texts]
+    for place in sorted(places):
+        mixed.insert(place, "what?")
+    scores, alone = reward(rollout_of(*mixed)), reward(rollout_of(*texts))
+    assert scores.kept.tolist() == [text != "what?" for text in mixed]
+    advantages = among_kept(rloo_advantages, scores.total[None], scores.kept[None])[0]
+    assert not advantages[~scores.kept].any()
+    assert torch.equal(advantages[scores.kept], rloo_advantages(alone.total[None])[0])
+
+
+def test_a_run_learns_from_a_rubric(tmp_path, random_llama):
+    written(tmp_path / "r.json", [KIND, RUDE])
+    recipe = write_tiny_recipe(
+        tmp_path, random_llama, revise=None, sft=None, feedback=None,
+        rl={"method": "rloo", "steps": 1, "prompts_per_step": 2, "samples_per_prompt": 2, "max_new_tokens": 8,
+            "reward": {"rubric": {"source": "rubric:r.json"}}},
+        evaluation={"measures": {"kind": {"source": f"rubric:r.json:{random_llama}", "better": "higher"}}},
+    )  # fmt: skip
+    run_recipe(load_recipe(recipe), tmp_path / "run", until="rl", quiet=True)
+    (row,) = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    assert -0.5 <= row["reward/rubric"] <= 1
+    assert row["abstained"] == 0
+    (tmp_path / "r.json").write_text(json.dumps([RUDE]))
+    with pytest.raises(InputError, match="no positive points"):
+        run_recipe(load_recipe(recipe), tmp_path / "other", quiet=True)
+    assert not (tmp_path / "other/rl").exists()
