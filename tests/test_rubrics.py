@@ -96,7 +96,7 @@ def test_a_constitution_is_a_rubric_by_weight_and_good_answer(tmp_path):
         ("r.json", json.dumps(["Be kind."]), "a file of list of sentences, not of criteria with points"),
         ("r.json", "{", "not valid JSON"),
         ("r.yaml", "title: t\nprinciples:\n- {id: a, title: a, critique: c, revision: r}\n",
-         "a: has neither a question nor a preference to ask about a reply; add one"),
+         "field 'a': has neither a question nor a preference to ask about a reply; add one"),
     ],
 )  # fmt: skip
 def test_a_file_that_can_give_no_score_is_refused(tmp_path, name, content, words):

@@ -1,8 +1,8 @@
 """Rubrics: criteria with points, each asked about a single response and answered with Yes or No.
 
 The score of a response is Σ points · P(Yes) over the sum of the positive points (HealthBench, Arora et al. 2025): 1 at most,
-below 0 where faults outweigh merits. A file is the rows that HealthBench publishes, or a constitution. A verdict that could not be read
-is an abstention of the whole response, never a 0.
+below 0 where faults outweigh merits. A file is the rows that HealthBench publishes, or a constitution. A verdict that could not
+be read is an abstention of the whole response, never a 0.
 """
 
 from __future__ import annotations
