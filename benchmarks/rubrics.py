@@ -108,7 +108,8 @@ def main() -> None:
         apart = paired_difference(first, scores, [prompt.id for prompt in held_out])
         low, high = apart.ci or (math.nan, math.nan)
         cells = [
-            arm, given.seed, sum(step["abstained"] for step in metrics), f"{sum(rewards[:5]) / 5:.3f}, {sum(rewards[-5:]) / 5:.3f}",
+            arm, given.seed, sum(step["abstained"] for step in metrics),
+            f"{sum(rewards[:5]) / 5:.3f}, {sum(rewards[-5:]) / 5:.3f}",
             f"{sum(scores) / len(scores):.3f}", f"{apart.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
             f"{sum(map(bool, harmful)) / len(harmful):.2f}",
         ]  # fmt: skip

@@ -10,7 +10,6 @@ from charter.constitution.constitution import Constitution, Principle
 from charter.evaluation.measures import measure_of
 from charter.judging.gate import better_judge, judge_gate
 from charter.judging.judge import (
-    PROTOCOLS,
     QUESTIONS,
     Comparison,
     LettersJudge,
@@ -22,6 +21,7 @@ from charter.judging.judge import (
     labelled_comparisons,
     pairs_of,
 )
+from charter.judging.protocols import PROTOCOLS
 from charter.records import Generation, Judgment, Pair, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.run.run import RecordLog

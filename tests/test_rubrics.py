@@ -11,7 +11,7 @@ from hypothesis import given
 
 from charter.errors import InputError
 from charter.evaluation.measures import measure_of
-from charter.judging.rubrics import Criterion, read_rubric, rubric_scores
+from charter.judging.rubrics import RubricQuestion, read_rubric, rubric_scores
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.recipe.source import REWARD, GoldSource, MeasureSource, Source
@@ -70,9 +70,9 @@ def test_criteria_of_a_prompt_are_asked_about_that_prompt_alone(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": "How do I rest?"}], "rubrics": [KIND]},
             {"prompt": [{"role": "user", "content": "Who are you?"}], "rubrics": [other]}]  # fmt: skip
     rubric = read_rubric(written(tmp_path / "r.jsonl", rows))
-    assert [c.question for c in rubric.criteria(ASK)] == ["Is this true of the assistant's last reply: The reply is kind"]
+    assert [c.question for c in rubric.questions(ASK)] == ["Is this true of the assistant's last reply: The reply is kind"]
     assert rubric_scores(Reader(), rubric, [ASK, Prompt.ask("Other")], ["dear", "dear"]) == [pytest.approx(sigmoid(1)), None]
-    assert rubric.questions == 1
+    assert rubric.mean_questions == 1
 
 
 def test_a_constitution_is_a_rubric_by_weight_and_good_answer(tmp_path):
@@ -82,8 +82,8 @@ def test_a_constitution_is_a_rubric_by_weight_and_good_answer(tmp_path):
     file.write_text(yaml.safe_dump({"title": "t", "principles": principles}))
     rubric = read_rubric(file)
     words = "Be short. Would you choose the assistant's last reply?"
-    assert rubric.criteria(ASK) == [Criterion("Is it rude?", 2.0, by_no=True), Criterion(words, 1.0)]
-    assert len(rubric.criteria(Prompt.ask("q", tags=("red_team",)))) == 1
+    assert rubric.questions(ASK) == [RubricQuestion("Is it rude?", 2.0, by_no=True), RubricQuestion(words, 1.0)]
+    assert len(rubric.questions(Prompt.ask("q", tags=("red_team",)))) == 1
     (score,) = rubric_scores(Reader(), rubric, [ASK], ["curse"])
     assert score == pytest.approx((2 * sigmoid(-2) + sigmoid(-8)) / 3)
 
@@ -96,7 +96,7 @@ def test_a_constitution_is_a_rubric_by_weight_and_good_answer(tmp_path):
         ("r.json", json.dumps(["Be kind."]), "a file of list of sentences, not of criteria with points"),
         ("r.json", "{", "not valid JSON"),
         ("r.yaml", "title: t\nprinciples:\n- {id: a, title: a, critique: c, revision: r}\n",
-         "field 'a': has neither a question nor a preference to ask about a reply; add one"),
+         "field 'a': has neither criteria nor a question nor a preference to ask about a reply; add one"),
     ],
 )  # fmt: skip
 def test_a_file_that_can_give_no_score_is_refused(tmp_path, name, content, words):

@@ -50,7 +50,7 @@ Words = Annotated[Text, AfterValidator(_filled)]
 Authority = Literal["root", "platform", "system", "developer", "user", "guideline"]
 AUTHORITIES = get_args(Authority)  # OpenAI's Model Spec, from the highest; "platform" is an earlier word for the top level
 UNRANKED = 2**31
-LATER = ("priority", "authority", "points", "examples", "support", "wording")
+LATER = ("priority", "authority", "points", "criteria", "examples", "support", "wording")
 """Fields that a principle may leave out of its hash, so that a constitution without them keeps the hash it had before them."""
 
 
@@ -98,6 +98,13 @@ class Example(Record):
         return values
 
 
+class Criterion(Record):
+    """A statement or a question about one reply, and the ``points`` of a Yes: below 0 for a fault."""
+
+    criterion: Words
+    points: Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class Principle(Record):
     """One principle. ``critique`` and ``revision`` come together; these or ``preference`` are required.
 
@@ -107,9 +114,10 @@ class Principle(Record):
     ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`.
 
     ``priority`` (1 is applied first) or ``authority`` ranks it among the others. ``points`` are those of a rubric: their size is
-    the weight unless one is written, and a negative number means that a good reply does not fit the ``question``. ``examples``
-    become labelled pairs, worked examples and prompts (:mod:`charter.constitution.export`). ``support`` is the share of each
-    opinion group that agrees. ``wording`` is the published text in full; it reaches no model.
+    the weight unless one is written, and a negative number means that a good reply does not fit the ``question``. ``criteria``
+    are what a rubric asks in place of the question (:mod:`charter.judging.rubrics`). ``examples`` become labelled pairs, worked
+    examples and prompts (:mod:`charter.constitution.export`). ``support`` is the share of each opinion group that agrees.
+    ``wording`` is the published text in full; it reaches no model.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -127,6 +135,7 @@ class Principle(Record):
     priority: Annotated[int, Field(ge=1)] | None = None
     authority: Authority | None = None
     points: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    criteria: Annotated[tuple[Criterion, ...], Field(strict=False)] = ()
     examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()
     support: dict[Text, Annotated[float, Field(ge=0, le=1)]] | None = None
     wording: Text = ""
@@ -135,8 +144,12 @@ class Principle(Record):
     def _ranked_and_rated(self) -> Principle:
         if self.priority is not None and self.authority is not None:
             raise ValueError(f"principle {self.id!r} has priority and authority; keep one of the two")
+        if any(criterion.points == 0 for criterion in self.criteria):
+            raise ValueError(f"principle {self.id!r} has a criterion with 0 points, which says nothing; leave it out")
         if self.points is None:
             return self
+        if self.criteria:
+            raise ValueError(f"principle {self.id!r} has points, and criteria with points of their own; keep one of the two")
         if self.points == 0:
             raise ValueError(f"principle {self.id!r} has 0 points, so it says nothing; leave it out")
         if self.question is not None and (self.points > 0) != (self.good_answer == "yes"):
@@ -382,7 +395,8 @@ def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int |
     words = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         owners: dict[int, type[Record]] = {
-            1: FewShots if error.title == "FewShots" else Constitution, 3: Principle, 5: Example,
+            1: FewShots if error.title == "FewShots" else Constitution, 3: Principle,
+            5: Criterion if "criteria" in place else Example,
             7: Message if "prompt" in place else Answer,
         }  # fmt: skip
         known = list(owners.get(len(place), Message).model_fields)
@@ -419,5 +433,10 @@ def hashes_of_principles(constitution: Constitution, use: str, *texts: str) -> d
     drawn, and `principle ID`, its ``use`` and other ``texts``. So a change of the rest does not run the stage again, and a text
     that changed is known by its principle. Their order does not count: a draw does not depend on it."""
     used = [p for p in constitution.principles if getattr(p, use) is not None]
-    texts_of = {f"{PRINCIPLE}{p.id}": content_id([getattr(p, field) for field in (use, *texts)]) for p in used}
+    texts_of = {
+        f"{PRINCIPLE}{p.id}": content_id(
+            [getattr(p, field) for field in (use, *texts)] + [c.model_dump() for c in p.criteria if "question" in texts]
+        )
+        for p in used
+    }
     return {DRAWN: content_id(sorted([p.id, p.tags, p.weight] for p in used)), **texts_of}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charter.constitution.constitution import Principle, load_constitution
-from charter.constitution.importers import import_constitution
+from charter.constitution.importers import import_constitution, question_of
 from charter.errors import InputError
 from charter.judging.judge import YES_NO, response_question, yes_over_no
 from charter.models.sampling.sampler import Sampler, conversation_text, fill
@@ -23,7 +23,7 @@ MAX_RUBRIC = 2**28  # bytes; HealthBench has 57 MB
 
 
 @dataclass(frozen=True)
-class Criterion:
+class RubricQuestion:
     """A question about one response and the ``points`` of a Yes, below 0 for a fault; with ``by_no`` those of a No."""
 
     question: str
@@ -43,29 +43,32 @@ class Rubric:
     everywhere: tuple[Principle, ...]
     by_prompt: Mapping[str, tuple[Principle, ...]]
 
-    def criteria(self, prompt: Prompt) -> list[Criterion]:
+    def questions(self, prompt: Prompt) -> list[RubricQuestion]:
         """All that is asked about a response to the prompt."""
         principles = (*(p for p in self.everywhere if p.is_about(prompt)), *self.by_prompt.get(prompt.id, ()))
-        return [criterion_of(principle) for principle in principles]
+        return [question for principle in principles for question in questions_of(principle)]
 
     @property
-    def questions(self) -> float:
+    def mean_questions(self) -> float:
         """Questions about one response, as a mean over prompts."""
-        return len(self.everywhere) + sum(map(len, self.by_prompt.values())) / max(len(self.by_prompt), 1)
+        everywhere = sum(len(questions_of(principle)) for principle in self.everywhere)
+        return everywhere + sum(map(len, self.by_prompt.values())) / max(len(self.by_prompt), 1)
 
 
-def criterion_of(principle: Principle) -> Criterion:
-    """With points, those of a Yes; without, the weight is that of the good answer. A principle without a question is asked
-    whether its preference text would choose the response."""
+def questions_of(principle: Principle) -> list[RubricQuestion]:
+    """The criteria of a principle, their points times its weight. Without criteria its question: with points those of a Yes,
+    otherwise the weight for the good answer; without a question whether its preference text would choose the response."""
+    if principle.criteria:
+        return [RubricQuestion(question_of(c.criterion), c.points * principle.weight) for c in principle.criteria]
     if principle.question is not None and principle.points is not None:
-        return Criterion(principle.question, principle.points)
+        return [RubricQuestion(principle.question, principle.points)]
     by_no = principle.question is not None and principle.good_answer == "no"
-    return Criterion(response_question(principle), principle.weight, by_no)
+    return [RubricQuestion(response_question(principle), principle.weight, by_no)]
 
 
-def best_score(criteria: Sequence[Criterion]) -> float:
+def best_total(questions: Sequence[RubricQuestion]) -> float:
     """The points of a response without a fault."""
-    return sum(criterion.points for criterion in criteria if criterion.points > 0)
+    return sum(question.points for question in questions if question.points > 0)
 
 
 def read_rubric(path: Path) -> Rubric:
@@ -76,12 +79,11 @@ def read_rubric(path: Path) -> Rubric:
     else:
         rubric = _of_prompts(path)
     for principle in rubric.everywhere:
-        if principle.question is None and principle.preference is None:
-            raise InputError("has neither a question nor a preference to ask about a reply; add one", file=path,
+        if not principle.criteria and principle.question is None and principle.preference is None:
+            raise InputError("has neither criteria nor a question nor a preference to ask about a reply; add one", file=path,
                              field=principle.id)  # fmt: skip
-    everywhere = [criterion_of(p) for p in rubric.everywhere]
-    for criteria in [[*everywhere, *map(criterion_of, more)] for more in rubric.by_prompt.values()] or [everywhere]:
-        if not best_score(criteria):
+    for more in rubric.by_prompt.values() or [()]:
+        if not best_total([question for p in (*rubric.everywhere, *more) for question in questions_of(p)]):
             about = "" if not rubric.by_prompt else " of one prompt"
             raise InputError(f"the criteria{about} have no positive points, by whose sum a score is divided; add one", file=path)
     return rubric
@@ -105,19 +107,18 @@ def _of_prompts(path: Path) -> Rubric:
 def rubric_scores(sampler: Sampler, rubric: Rubric, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
     """The score of each response; None where no criterion with positive points is about its prompt, or an answer could not be
     read."""
-    criteria_of = [rubric.criteria(prompt) for prompt in prompts]
-    questions = [
-        fill(YES_NO, conversation=conversation_text(prompt.messages), response=text, question=criterion.question)
-        for prompt, text, criteria in zip(prompts, texts, criteria_of, strict=True)
-        for criterion in criteria
+    cases = [(prompt, text, rubric.questions(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
+    best = [best_total(questions) for _, _, questions in cases]
+    scores = [total / most if most else math.nan for total, most in zip(totals(sampler, cases), best, strict=True)]
+    return [score if math.isfinite(score) else None for score in scores]
+
+
+def totals(sampler: Sampler, cases: Sequence[tuple[Prompt, str, Sequence[RubricQuestion]]]) -> list[float]:
+    """Σ points · P of each case: a response to a prompt and what is asked about it. NaN where an answer could not be read."""
+    filled = [
+        fill(YES_NO, conversation=conversation_text(prompt.messages), response=text, question=question.question)
+        for prompt, text, questions in cases
+        for question in questions
     ]
-    margins = iter(yes_over_no(sampler, questions))
-    return [_score(criteria, [next(margins) for _ in criteria]) for criteria in criteria_of]
-
-
-def _score(criteria: Sequence[Criterion], margins: Sequence[float]) -> float | None:
-    best = best_score(criteria)
-    if not best:
-        return None
-    score = sum(criterion.value(margin) for criterion, margin in zip(criteria, margins, strict=True)) / best
-    return score if math.isfinite(score) else None
+    margins = iter(yes_over_no(sampler, filled))
+    return [sum(question.value(next(margins)) for question in questions) for _, _, questions in cases]

@@ -9,6 +9,7 @@ from typing import Any
 from charter.constitution.categorise import CATEGORISE, NONE, usual_way
 from charter.constitution.constitution import Constitution, load_few_shots
 from charter.judging.judge import QUESTIONS, ask, comparisons_of
+from charter.judging.rubrics import questions_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.sampling.sampler import fill
@@ -61,6 +62,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         n_topics=len(titles),
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in questions_of_judge]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
+        criteria=mean([len(questions_of(p)) for p in constitution.principles if p.preference is not None]),
         applying=mean([len(constitution.for_comparison(prompt)) for prompt in sample]),
         context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
     )

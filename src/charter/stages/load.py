@@ -256,6 +256,8 @@ class Lengths:
     context: float
     applying: float
     """Not tokens: principles with a preference that apply to a prompt."""
+    criteria: float
+    """Not tokens: what the protocol `rubric` asks about a response under one of them."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
 
 def questions_about_a_response(source: Source) -> float:
     """Of a judge whether it helps and whether it harms; of a rubric its criteria."""
-    return read_rubric(Path(source.name)).questions if source.kind == "rubric" else 2
+    return read_rubric(Path(source.name)).mean_questions if source.kind == "rubric" else 2
 
 
 def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
