@@ -9,9 +9,15 @@ import torch
 import yaml
 from hypothesis import given
 
+from charter.constitution.constitution import Constitution, Principle, hashes_of_principles
+from charter.constitution.revise import asked_for
 from charter.errors import InputError
 from charter.evaluation.measures import measure_of
+from charter.judging.judge import Comparison, instructions_hash
+from charter.judging.protocols import PROTOCOLS, LikelihoodJudge, RubricJudge, judges_of
 from charter.judging.rubrics import RubricQuestion, read_rubric, rubric_scores
+from charter.models.sampling.sampler import LocalSampler
+from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.recipe.source import REWARD, GoldSource, MeasureSource, Source
@@ -22,6 +28,7 @@ from charter.stages.rl.sources import rubric_reward
 from charter.training.advantages import among_kept, rloo_advantages
 from charter.training.rewards import RewardSum
 from conftest import write_tiny_recipe
+from test_judge import response
 from test_rewards import rollout_of
 
 KIND = {"criterion": "The reply is kind", "points": 6, "tags": []}
@@ -162,3 +169,69 @@ def test_a_run_learns_from_a_rubric(tmp_path, random_llama):
     with pytest.raises(InputError, match="no positive points"):
         run_recipe(load_recipe(recipe), tmp_path / "other", quiet=True)
     assert not (tmp_path / "other/rl").exists()
+
+
+def test_the_protocol_rubric_weighs_the_criteria_of_a_principle():
+    """The difference of the weighted sums as log odds; an unread criterion leaves the pair without a verdict."""
+    criteria = [{"criterion": "Is it kind?", "points": 3}, {"criterion": "Is it rude?", "points": -1}]
+    rules = Constitution.model_validate({"title": "t", "principles": [
+        {"id": "a", "title": "a", "preference": "Which is better?", "criteria": criteria}]})  # fmt: skip
+    (principle,) = rules.principles
+    pair = Comparison(ASK, response(ASK, "dear", 0), response(ASK, "curse", 1), principle)
+    unread = Comparison(ASK, response(ASK, "what?", 0), response(ASK, "curse", 1), principle)
+
+    class Kind(Reader):
+        odds = (("kind?", "dear", 1.0), ("rude?", "curse", 2.0))
+
+    good, none = PROTOCOLS["rubric"](Kind())([pair, unread])
+    low = sigmoid(-8)
+    difference = (3 * sigmoid(1) - low - 3 * low + sigmoid(2)) / 4
+    assert good.margin == pytest.approx(math.log((1 + difference) / (1 - difference)))
+    assert none.margin is None
+    assert list(judges_of("auto", Kind(), rules)) == ["letters", "yes_no", "dialogue", "rubric", "likelihood"]
+    other = principle.model_copy(update={"criteria": principle.criteria[:1]})
+    hashes = {instructions_hash(Comparison(ASK, pair.first, pair.second, p), RubricJudge.template) for p in (principle, other)}
+    assert len(hashes) == 2
+    assert hashes_of_principles(rules, "preference", "question") != hashes_of_principles(
+        rules.model_copy(update={"principles": (other,)}), "preference", "question"
+    )
+
+
+def test_criteria_have_points_and_stand_alone(tmp_path):
+    base = {"id": "a", "title": "a", "preference": "p"}
+    for more, words in (
+        ({"criteria": [{"criterion": "c", "points": 0}]}, "a criterion with 0 points"),
+        ({"criteria": [{"criterion": "c", "points": 1}], "points": 2}, "criteria with points of their own"),
+        ({"criteria": [{"criterion": "c", "point": 1}]}, "did you mean 'points'"),
+    ):
+        file = tmp_path / "c.yaml"
+        file.write_text(yaml.safe_dump({"title": "t", "principles": [base | more]}))
+        with pytest.raises(InputError, match=words):
+            read_rubric(file)
+
+
+def test_likelihood_is_that_under_the_principle_less_that_without(random_llama):
+    sampler = LocalSampler(load_trunk(str(random_llama), precision="float32"), "model")
+    principle = Principle(id="a", title="a", preference="Be kind.")
+    pair = Comparison(ASK, response(ASK, "Yes dear.", 0), response(ASK, "No.", 1), principle)
+    (margin,) = [p.margin for p in LikelihoodJudge(sampler)([pair])]
+    ruled = asked_for(ASK, "Reply by this rule. Be kind.").messages
+    rows = sampler.option_logprobs([ruled, ruled, ASK.messages, ASK.messages], [["Yes dear."], ["No."]] * 2)
+    (first,), (second,), (plain_first,), (plain_second,) = rows
+    assert margin == pytest.approx((first - plain_first) - (second - plain_second), abs=1e-4)
+    assert LikelihoodJudge(sampler)([pair.swap()])[0].margin == pytest.approx(-margin, abs=1e-4)
+
+
+def test_a_server_gives_no_likelihood_of_whole_texts(write_recipe, random_llama):
+    class Server(Reader):
+        first_token_alone = True
+
+    principle = Principle(id="a", title="a", preference="p")
+    rules = Constitution(title="t", principles=(principle,))
+    assert list(judges_of("auto", Server(), rules)) == ["letters", "yes_no", "dialogue"]
+    with pytest.raises(InputError, match="gives no likelihood of whole responses"):
+        LikelihoodJudge(Server())([Comparison(ASK, response(ASK, "a", 0), response(ASK, "b", 1), principle)])
+    server = {"url": "http://localhost:1/v1", "model": "m"}
+    with pytest.raises(InputError, match="a server gives no likelihood of whole responses; use another protocol"):
+        load_recipe(write_recipe(random_llama, endpoints={"big": server},
+                                 feedback={"judge": "endpoint:big", "protocol": "likelihood"}))  # fmt: skip
