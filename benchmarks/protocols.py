@@ -2,8 +2,8 @@
 
     python benchmarks/protocols.py MODEL [--constitution FILE] [--pairs FILE] [--most N] [--seeds N]
 
-Without --pairs the pairs are those in the examples of the constitution. Without --constitution it is constitutions/demo.yaml, each
-principle with two criteria in the testbed's words: its critique as a question, and whether the reply avoids useless answers.
+Without --pairs the pairs are those in the examples of the constitution. Without --constitution it is constitutions/demo.yaml,
+each principle with two criteria in the testbed's words: its critique as a question, and whether the reply avoids useless answers.
 """
 
 from __future__ import annotations

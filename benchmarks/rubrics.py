@@ -40,7 +40,7 @@ RUBRIC = [
     {"criterion": "Does your last reply avoid useless answers?", "points": 4},
 ]
 SETTINGS: dict[str, Any] = {
-    "steps": 20, "prompts_per_step": 16, "samples_per_prompt": 4, "max_new_tokens": 40, "learning_rate": 2e-4, "kl_coef": 0.02,
+    "steps": 16, "prompts_per_step": 8, "samples_per_prompt": 4, "max_new_tokens": 40, "learning_rate": 2e-4, "kl_coef": 0.02,
 }  # fmt: skip
 
 
