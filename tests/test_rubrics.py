@@ -9,13 +9,14 @@ import torch
 import yaml
 from hypothesis import given
 
-from charter.constitution.constitution import Constitution, Principle, hashes_of_principles
+from charter.commands.app import run_command
+from charter.constitution.constitution import Constitution, Principle, hashes_of_principles, load_constitution
 from charter.constitution.revise import asked_for
 from charter.errors import InputError
 from charter.evaluation.measures import measure_of
 from charter.judging.judge import Comparison, instructions_hash
 from charter.judging.protocols import PROTOCOLS, LikelihoodJudge, RubricJudge, judges_of
-from charter.judging.rubrics import RubricQuestion, read_rubric, rubric_scores
+from charter.judging.rubrics import Rubric, RubricQuestion, read_rubric, rubric_scores
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
@@ -235,3 +236,37 @@ def test_a_server_gives_no_likelihood_of_whole_texts(write_recipe, random_llama)
     with pytest.raises(InputError, match="a server gives no likelihood of whole responses; use another protocol"):
         load_recipe(write_recipe(random_llama, endpoints={"big": server},
                                  feedback={"judge": "endpoint:big", "protocol": "likelihood"}))  # fmt: skip
+
+
+def test_a_reader_learns_principles_and_serves_one_that_it_has_not_seen(tmp_path, random_llama, capsys):
+    """From pairs under two principles that want the opposite; the folder is a model that a rubric asks."""
+    principles = [{"id": "red", "title": "r", "preference": "p", "question": "Is it red?", "good_answer": "yes"},
+                  {"id": "blue", "title": "b", "preference": "p", "question": "Is it red?", "good_answer": "no"},
+                  {"id": "green", "title": "g", "preference": "p", "question": "Is it red or what?", "good_answer": "yes"}]  # fmt: skip
+    rules, file, out = tmp_path / "c.yaml", tmp_path / "pairs.jsonl", tmp_path / "reader"
+    rules.write_text(yaml.safe_dump({"title": "t", "principles": principles}))
+    rows = [{"prompt": f"q{i}", "chosen": "blue" if name == "blue" else "red", "rejected": "red" if name == "blue" else "blue",
+             "principle": name} for i in range(12) for name in ("red", "blue", "green", "other")]  # fmt: skip
+    file.write_text("\n".join(map(json.dumps, rows)))
+    command = ["reward", "train", str(file), "--constitution", str(rules), "--model", str(random_llama), "--out", str(out)]
+    run_command([*command, "--hold-out", "green", "--epochs", "6", "--learning-rate", "0.01", "--per-step", "8"])
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["accuracy"] == 1.0
+    assert metrics["groups"]["blue"]["accuracy"] == 1.0
+    assert metrics["held_out"]["principle"] == "green"
+    assert metrics["held_out"]["n"] == 12
+    assert metrics["excluded"] == {"pair without a principle of the constitution": 12}
+    assert "principle held out, green:" in capsys.readouterr().out
+    judge = LocalSampler(load_trunk(metrics["model"], precision="float32"), "reader")
+    red, blue = rubric_scores(judge, Rubric(load_constitution(rules).principles[:1], {}), [Prompt.ask("q")] * 2, ["red", "blue"])
+    assert red > blue
+
+
+def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path):
+    for more, words in (
+        (["--hold-out", "a"], "reads none; leave it out"),
+        (["--constitution", "c.yaml", "--loss", "squared"], "leave out --loss, --ensemble and --average"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_command(["reward", "train", "pairs.jsonl", "--out", str(tmp_path / "out"), *more])
+        assert error.value.code == 2
