@@ -240,16 +240,16 @@ def test_a_server_gives_no_likelihood_of_whole_texts(write_recipe, random_llama)
 
 def test_a_reader_learns_principles_and_serves_one_that_it_has_not_seen(tmp_path, random_llama, capsys):
     """From pairs under two principles that want the opposite; the folder is a model that a rubric asks."""
-    principles = [{"id": "red", "title": "r", "preference": "p", "question": "Is it red?", "good_answer": "yes"},
-                  {"id": "blue", "title": "b", "preference": "p", "question": "Is it red?", "good_answer": "no"},
-                  {"id": "green", "title": "g", "preference": "p", "question": "Is it red or what?", "good_answer": "yes"}]  # fmt: skip
+    put = (("red", "Is it red?", "yes"), ("blue", "Is it red?", "no"), ("green", "Is it red or what?", "yes"))
+    principles = [{"id": name, "title": name, "preference": "p", "question": question, "good_answer": answer}
+                  for name, question, answer in put]  # fmt: skip
     rules, file, out = tmp_path / "c.yaml", tmp_path / "pairs.jsonl", tmp_path / "reader"
     rules.write_text(yaml.safe_dump({"title": "t", "principles": principles}))
     rows = [{"prompt": f"q{i}", "chosen": "blue" if name == "blue" else "red", "rejected": "red" if name == "blue" else "blue",
              "principle": name} for i in range(12) for name in ("red", "blue", "green", "other")]  # fmt: skip
     file.write_text("\n".join(map(json.dumps, rows)))
     command = ["reward", "train", str(file), "--constitution", str(rules), "--model", str(random_llama), "--out", str(out)]
-    run_command([*command, "--hold-out", "green", "--epochs", "6", "--learning-rate", "0.01", "--per-step", "8"])
+    assert run_command([*command, "--hold-out", "green", "--epochs", "4", "--learning-rate", "0.01", "--per-step", "8"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["accuracy"] == 1.0
     assert metrics["groups"]["blue"]["accuracy"] == 1.0
@@ -262,11 +262,11 @@ def test_a_reader_learns_principles_and_serves_one_that_it_has_not_seen(tmp_path
     assert red > blue
 
 
-def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path):
+def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path, capsys):
+    file = written(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     for more, words in (
         (["--hold-out", "a"], "reads none; leave it out"),
         (["--constitution", "c.yaml", "--loss", "squared"], "leave out --loss, --ensemble and --average"),
     ):
-        with pytest.raises(SystemExit) as error:
-            run_command(["reward", "train", "pairs.jsonl", "--out", str(tmp_path / "out"), *more])
-        assert error.value.code == 2
+        assert run_command(["reward", "train", str(file), "--out", str(tmp_path / "out"), *more]) == 2
+        assert words in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """A reward model that reads the principle: a language model whose log P(Yes) − log P(No) is the score of a response.
 
 Principle, prompt and response are one question, as the protocol ``yes_no`` and rubrics put it, so one model serves any
-constitution (Wang et al. 2025, arXiv:2509.21319). It learns from pairs under a principle by Bradley-Terry on the differences of these margins.
+constitution (Wang et al. 2025, arXiv:2509.21319). It learns from pairs under a principle by Bradley-Terry on these margins.
 """
 
 from __future__ import annotations
