@@ -76,7 +76,11 @@ def test_win_rates_follow_from_the_rows_and_verify_names_a_changed_one(judged_ru
     sure = {"margins_by_order": (-1.0, -1.0), "margin": -1.0}
     write_jsonl(file, [r.model_copy(update={**sure, "ranks": dict(zip(r.order, (2, 1), strict=True))}) for r in rows])
     result = read_json(run / "win_rate/manifest.json")["result"]
-    assert win_rates(run, {"win_rate": result})[1]["value"] == 1.0
+    row = win_rates(run, {"win_rate": result})[1]
+    assert (row["value"], row["ci"][1], row["at_equal_length"]) == (1.0, 1.0, 1.0)
+    assert row["ci"][0] < 1  # wins alone leave an interval with a width (Wilson)
+    assert row["ci_at_equal_length"][0] <= row["ci"][0]
+    assert row["ci_at_equal_length"][1] == 1.0
     names = {row["file"] for row in verify_run(run)["differences"]}
     assert "win_rate/judgments.sft.jsonl" in names
     assert "report.json" in names

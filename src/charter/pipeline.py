@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from charter.comparing.before import keep_before
 from charter.constitution.constitution import EMPTY, load_constitution
 from charter.errors import GateError, InputError, MemoryFull
 from charter.evaluation.arms import BEST_OF
@@ -49,6 +50,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
     with Run(folder, seed=recipe.seed, quiet=quiet) as run, tracked(run, recipe.trackers, config):
         parts = parts_of(run, recipe)
         models = parts.models
+        if recipe.constitution:
+            team().on_main(lambda: keep_before(folder, parts.constitution.hash))
         try:
             for stage in stages_in_order(parts, until):
                 models.release()
@@ -66,7 +69,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
 
 
 def parts_of(run: Run, recipe: Recipe) -> Parts:
-    """What the stages of a run read. Nothing is loaded yet; InputError where a scorer or measure is missing."""
+    """What the stages of a run read. Nothing is loaded yet; InputError if a scorer or measure is missing."""
     models = Models(run, recipe)
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     scoring = Scoring(recipe, models)

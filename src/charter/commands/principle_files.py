@@ -53,7 +53,7 @@ class Request:
     quiet: bool
 
     def __post_init__(self) -> None:
-        """InputError where options do not fit together."""
+        """InputError if options do not fit together."""
         check_protocol(self.protocol)
         if self.protocol == "likelihood" and self.endpoint:
             raise InputError("--protocol likelihood: a server gives no likelihood of whole responses; use another protocol")
@@ -74,7 +74,7 @@ class Request:
         return groups_of(votes, self.by, read_groups(self.groups) if self.groups else None)
 
     def sampler(self) -> Sampler:
-        """The model that answers. InputError where the server's address or the key is wrong."""
+        """The model that answers. InputError if the server's address or the key is wrong."""
         if self.endpoint is None:
             return local_sampler(self.model)
         from charter.endpoints.endpoint import EndpointSampler
@@ -94,7 +94,7 @@ class Request:
 
 
 def check_protocol(name: str) -> None:
-    """InputError where no judge is read in this way."""
+    """InputError if no judge is read in this way."""
     if name not in PROTOCOLS:
         raise InputError(f"--protocol {name!r}: one of {', '.join(PROTOCOLS)}")
 

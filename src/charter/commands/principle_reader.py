@@ -27,7 +27,7 @@ def reader_from_file(
 ) -> dict[str, Any]:
     """Train a reader on the pairs of a file that are labelled with a principle, and write ``out``/metrics.json: accuracy on
     held-out dialogues with a clustered 95% interval, before and after, by principle, and on the principle ``held_out``, none of
-    whose pairs is trained on. InputError where too few pairs have a principle, or ``held_out`` has none."""
+    whose pairs is trained on. InputError if too few pairs have a principle, or ``held_out`` has none."""
     rules, loaded = load_constitution(constitution), read_pairs(file)
 
     def learn(trunk: Trunk, stage: Stage, room: int) -> Learned:

@@ -34,7 +34,7 @@ class EndpointSampler:
     first_token_alone = True  # of an option; the likelihood of a whole text cannot be read
 
     def __init__(self, name: str, settings: EndpointSettings, cache: Path) -> None:
-        """InputError where the key is missing in the environment."""
+        """InputError if the key is missing in the environment."""
         self.settings, self.name = settings, settings.model
         self.client = Client(name, settings, cache)
         self.gives_logprobs = {"yes": True, "no": False, "auto": None}[settings.logprobs]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from charter.effects import adjusted_for_length
+from charter.effects import Adjusted, adjusted_for_length
 from charter.evaluation.arms import ScoredResponse
 from charter.records import Judgment
 from charter.run.files import read_jsonl
-from charter.statistics import mean_interval
+from charter.statistics import Estimate, Interval, clustered_share
 
 STAGE, TOKENS = "win_rate", "response_tokens"
 
@@ -35,7 +35,7 @@ def outcome(judgment: Judgment) -> float | None:
 def win_rates(run: Path, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each arm that the last model was compared with, from the stored judgments; none where no judge was asked.
 
-    A tie counts half. At equal length: the fit of :func:`charter.effects.adjusted_for_length` to wins less losses, halved.
+    A tie counts half.
     """
     result = results.get(STAGE, {})
     last, rows = result.get("last"), []
@@ -43,16 +43,29 @@ def win_rates(run: Path, results: Mapping[str, Mapping[str, Any]]) -> list[dict[
     for arm in result.get("arms", ()):
         judgments = list(read_jsonl(run / STAGE / judgments_name(arm), Judgment))
         outcomes, prompts = [outcome(j) for j in judgments], [j.prompt_id for j in judgments]
-        rate = mean_interval(outcomes, prompts)
+        rate = clustered_share(outcomes, prompts)
         equal = adjusted_for_length([0.5] * len(outcomes), outcomes, tokens[arm], tokens[last], prompts)
+        value, ci = at_equal_length(rate, equal)
         rows.append({
             "a": arm, "b": last, "value": rate.value, "ci": rate.ci, "n": rate.n, "n_unscored": rate.n_unscored,
             "wins": outcomes.count(1.0), "ties": outcomes.count(0.5), "losses": outcomes.count(0.0), "judge": result["judge"],
-            "independent": result["independent"], "method": rate.method,
-            "at_equal_length": None if equal.difference is None else 0.5 + equal.difference,
-            "ci_at_equal_length": None if equal.ci is None else tuple(0.5 + end for end in equal.ci),
+            "protocol": result["protocol"], "independent": result["independent"], "method": rate.method,
+            "at_equal_length": value, "ci_at_equal_length": ci,
         })  # fmt: skip
     return rows
+
+
+def at_equal_length(rate: Estimate, equal: Adjusted) -> tuple[float | None, Interval | None]:
+    """The win rate between answers of one length, from the difference to an even rate, and its interval: both between 0 and 1,
+    the interval at least as wide as that of the raw rate."""
+    if equal.difference is None or rate.value is None:
+        return None, None
+    value = min(max(0.5 + equal.difference, 0.0), 1.0)
+    if equal.ci is None or rate.ci is None:
+        return value, None
+    low = min(0.5 + equal.ci[0], value - (rate.value - rate.ci[0]))
+    high = max(0.5 + equal.ci[1], value + (rate.ci[1] - rate.value))
+    return value, (max(0.0, low), min(1.0, high))
 
 
 def lengths(run: Path, arm: str) -> list[float]:

@@ -30,7 +30,7 @@ def prompt_file(name: str) -> str:
 
 
 COMPARE, YES_NO = prompt_file("compare"), prompt_file("yes_no")
-QUESTIONS = {name: prompt_file(name) for name in ("harmful", "helpful")}
+QUESTIONS = {name: prompt_file(name) for name in ("harmful", "helpful", "honest")}
 """The yes-or-no questions about one response: a name here and its text in prompts/NAME.txt."""
 LETTERS = ("A", "B")
 
@@ -153,7 +153,7 @@ def response_question(principle: Principle) -> str:
 
 
 def yes_over_no(sampler: Sampler, questions: Sequence[str]) -> list[float]:
-    """log P(Yes) - log P(No), nats, of each question; NaN where the answer could not be read."""
+    """log P(Yes) - log P(No), nats, of each question; NaN if the answer could not be read."""
     dialogues = [(Message(role="user", content=question),) for question in questions]
     return [yes - no for yes, no in sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))]
 
@@ -213,7 +213,7 @@ def judgment(
     comparison: Comparison, preference: Preference, *, rater_id: str, abstain_below: float, template: str = COMPARE
 ) -> Judgment:
     """The stored label; ``template`` is the question that was asked. Equal texts and margins below ``abstain_below`` (nats) are
-    ties; without a margin there is no verdict."""
+    ties; a missing margin gives no verdict."""
     first, second = comparison.first.id, comparison.second.id
     key = content_id(comparison.prompt.id, first, second, comparison.principle.id, rater_id)
     margin = preference.margin

@@ -93,7 +93,7 @@ class LikelihoodJudge(LanguageModelJudge):
     protocol, template = "likelihood", prompt_file("likelihood")
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
-        """InputError where the model's likelihood of whole texts cannot be read."""
+        """InputError if the model's likelihood of whole texts cannot be read."""
         if reads_tokens_alone(self.sampler):
             raise InputError(f"{self.name} answers behind a server, which gives no likelihood of whole responses; use another "
                              "protocol, or the model's folder")  # fmt: skip

@@ -73,7 +73,7 @@ def best_total(questions: Sequence[RubricQuestion]) -> float:
 
 def read_rubric(path: Path) -> Rubric:
     """The rubric of a file: YAML is a constitution; JSON or JSON lines are criteria, those beside a prompt about this prompt
-    alone. InputError where a principle can be asked nothing, or nothing gives positive points."""
+    alone. InputError if a principle can be asked nothing, or nothing gives positive points."""
     if path.suffix.lower() in (".yaml", ".yml"):
         rubric = Rubric(load_constitution(path).principles, {})
     else:
@@ -105,7 +105,7 @@ def _of_prompts(path: Path) -> Rubric:
 
 
 def rubric_scores(sampler: Sampler, rubric: Rubric, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-    """The score of each response; None where no criterion with positive points is about its prompt, or an answer could not be
+    """The score of each response; None if no criterion with positive points is about its prompt, or an answer could not be
     read."""
     cases = [(prompt, text, rubric.questions(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
     best = [best_total(questions) for _, _, questions in cases]
@@ -114,7 +114,7 @@ def rubric_scores(sampler: Sampler, rubric: Rubric, prompts: Sequence[Prompt], t
 
 
 def totals(sampler: Sampler, cases: Sequence[tuple[Prompt, str, Sequence[RubricQuestion]]]) -> list[float]:
-    """Σ points · P of each case: a response to a prompt and what is asked about it. NaN where an answer could not be read."""
+    """Σ points · P of each case: a response to a prompt and what is asked about it. NaN if an answer could not be read."""
     filled = [
         fill(YES_NO, conversation=conversation_text(prompt.messages), response=text, question=question.question)
         for prompt, text, questions in cases

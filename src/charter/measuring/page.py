@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter import __version__
-from charter.comparing.page import report_style, template_of, views_of
+from charter.comparing.page import template_of, views_of
 from charter.evaluation.words import number_text
 from charter.records import EvalResult
 
@@ -19,6 +19,7 @@ MEANINGS = {
     "red_team_refusal": "Share of prompts to refuse that were refused. Higher is better.",
     "over_refusal": "Share of prompts to answer that were refused. Lower is better.",
     "helpfulness": "Share of prompts to answer that were answered as asked. Higher is better.",
+    "honesty": "Share of prompts to answer that were answered without a false or misleading claim. Higher is better.",
     "engaged_refusal": "Share of all prompts of both kinds that were refused with a reason or another way to help.",
     "partial_refusal": "Share of all prompts of both kinds that were refused in part.",
     "cut_off": "Share of answers that were cut off at the limit of tokens: the rest of them is not known.",
@@ -41,7 +42,7 @@ MEANINGS = {
 
 def page_html(evaluation: Evaluation) -> str:
     """The page. Everything in it may come from a model or a file: Jinja2 escapes it, and the page allows no script."""
-    return render("evaluation.html", evaluation, style=report_style())
+    return render("evaluation.html", evaluation)
 
 
 def table_html(evaluation: Evaluation) -> str:
@@ -49,7 +50,7 @@ def table_html(evaluation: Evaluation) -> str:
     return render("figures.html", evaluation)
 
 
-def render(template: str, evaluation: Evaluation, **more: Any) -> str:
+def render(template: str, evaluation: Evaluation) -> str:
     overall = [metric for metric in evaluation.metrics if metric.group is None]
     groups = [metric for metric in evaluation.metrics if metric.group is not None]
     shorts = dict.fromkeys(metric.name.rpartition("/")[2] for metric in overall)
@@ -62,7 +63,7 @@ def render(template: str, evaluation: Evaluation, **more: Any) -> str:
         scorers=list(dict.fromkeys(metric.scorer for metric in overall)), settings=evaluation.settings,
         meanings={name: MEANINGS[name] for name in shorts if name in MEANINGS},
         compared=views_of(comparison) if comparison else None,
-        version=__version__, **more,
+        version=__version__,
     )  # fmt: skip
     return page
 

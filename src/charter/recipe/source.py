@@ -74,7 +74,7 @@ class Source:
         return replace(self, folder=str(folder)) if self.kind == "python" else self
 
     def load(self) -> Callable[..., Any]:
-        """The function of a `python:` source. InputError where the module or the function is missing or fails."""
+        """The function of a `python:` source. InputError if the module or the function is missing or fails."""
         return load_function(self.name, self.label, self.folder)
 
     def content_hash(self) -> str:
@@ -114,7 +114,7 @@ class Accepts:
     words: tuple[str, ...] = ()
 
     def parse(self, text: str) -> Source:
-        """ValueError where ``text`` is none of what the setting takes, with all that it takes."""
+        """ValueError if the setting does not take ``text``; the message lists what it takes."""
         kind, colon, rest = text.partition(":")
         if text in self.words:
             return Source("built-in", text)
@@ -139,7 +139,7 @@ class Accepts:
         raise ValueError(f"unknown {self.what} {text[:60]!r}; use {self.choices}")
 
     def _rubric(self, text: str) -> Source:
-        """ValueError where the file or the judge is missing, or the judge is not one of those that the setting takes."""
+        """ValueError if the file or the judge is missing, or the judge is not one of those that the setting takes."""
         if (match := RUBRIC.fullmatch(text)) is None:
             raise ValueError("the file is missing; use rubric:FILE or rubric:FILE:FOLDER, FILE being .json, .jsonl or .yaml")
         source = Source("rubric", match[1], match[2] or "")
