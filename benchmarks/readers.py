@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from charter.commands.principle_reader import readable_pairs, right_of
 from charter.constitution.constitution import load_constitution
@@ -42,11 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hold-out", default="privacy")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/readers"), help="a training that was stopped resumes there")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     given = parser.parse_args()
     rules = load_constitution(ROOT / "constitutions/demo.yaml")
-    settings = RewardModelSettings(epochs=given.epochs, learning_rate=given.learning_rate, pairs_per_step=16)
+    settings = RewardModelSettings(epochs=given.epochs, learning_rate=given.learning_rate, pairs_per_step=16, checkpoint_every=5)
     model = locate(f"{TESTBED}model", Path.cwd())
     labelled = read_pairs(Path(locate(f"{TESTBED}data/judge_pairs.jsonl", Path.cwd()))).pairs
     trunk = load_trunk(model, seed=given.seed)
@@ -55,19 +55,19 @@ def main() -> None:
     seen = [pair.pair for pair in pairs if pair.pair.principle != given.hold_out]
     sides = split_pairs(seen, test_fraction=0.3, seed=given.seed)
     train, test = (readable_pairs(trunk, side, rules, ROOM)[0] for side in sides)
-    print(f"| {len(train)} pairs to learn from, seed {given.seed} | right | pairs | |\n|---|---|---|---|")
+    print(f"| {len(train)} pairs to learn from, seed {given.seed} | right | pairs | |\n|---|---|---|---|", flush=True)
     base = LocalSampler(trunk, "base")
     show("the base, read alike", right_of(base, test), test)
     show(f"the base on `{given.hold_out}`", right_of(base, unseen), unseen)
-    with TemporaryDirectory() as folder, Run(Path(folder), seed=given.seed, quiet=True) as run:
-        with run.stage("reader", {}, {}, []) as stage:
+    with Run(given.out / f"{given.hold_out}-{given.seed}", seed=given.seed, quiet=True) as run:
+        with run.stage("reader", settings, {}, []) as stage:
             train_principle_reader(trunk, train, settings, stage)
         reader = LocalSampler(trunk, "reader", role="reward")
         by_reader = right_of(reader, test)
         show("reads the principle", by_reader, test)
         show(f"reads the principle, on `{given.hold_out}`", right_of(reader, unseen), unseen, "never trained on")
         other = load_reward_trunk(model, seed=given.seed)
-        with run.stage("bradley-terry", {}, {}, []) as stage:
+        with run.stage("bradley-terry", settings, {}, []) as stage:
             scorers = train_reward_model(other, [pair.pair for pair in train], settings, stage, limit=ROOM)
         chosen, rejected = score_pairs(other, scorers, [pair.pair for pair in test], 4096, ROOM)
         right = [0.5 if d == 0 else float(d > 0) for d in (chosen - rejected).tolist()]
