@@ -30,7 +30,7 @@ GOOD_BY_YES = ("without", "avoid", "free of")
 
 
 class Remembered:
-    """A judge that answers each comparison once and keeps the answers in a file: the halves of all seeds are of the same pairs."""
+    """A judge that answers each comparison once and keeps the answers in a file: all seeds halve the same pairs."""
 
     def __init__(self, judge: LanguageModelJudge, file: Path) -> None:
         self.judge, self.protocol, self.file = judge, judge.protocol, file
