@@ -30,7 +30,7 @@ from charter.judging.judge import (
     prompt_file,
     question_about,
 )
-from charter.judging.rubrics import questions_of, totals
+from charter.judging.rubrics import probability, questions_of, totals
 from charter.models.sampling.sampler import Sampler, fill
 from charter.records import Message, Response
 
@@ -57,10 +57,6 @@ def dialogue(comparison: Comparison, response: Response) -> tuple[Message, ...]:
     """The conversation, the response in it, and the principle's question about it."""
     turns = (Message(role="assistant", content=response.text), Message(role="user", content=question_about(comparison)))
     return (*comparison.prompt.messages, *turns)
-
-
-def probability(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-max(min(log_odds, 500.0), -500.0))) if math.isfinite(log_odds) else math.nan
 
 
 def margin_between(first: float, second: float) -> float:

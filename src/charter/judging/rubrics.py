@@ -32,8 +32,12 @@ class RubricQuestion:
 
     def value(self, margin: float) -> float:
         """Points times the probability of the answer that has them, by the log odds of Yes, nats; NaN without odds."""
-        odds = -margin if self.by_no else margin
-        return self.points / (1 + math.exp(-max(min(odds, 500.0), -500.0))) if math.isfinite(odds) else math.nan
+        return self.points * probability(-margin if self.by_no else margin)
+
+
+def probability(log_odds: float) -> float:
+    """Of log odds in nats; NaN without odds."""
+    return 1 / (1 + math.exp(-max(min(log_odds, 500.0), -500.0))) if math.isfinite(log_odds) else math.nan
 
 
 @dataclass(frozen=True)
