@@ -83,7 +83,7 @@ def main() -> None:
     print(f"| seed, {len(drawn)} pairs | {' | '.join(judges)} | auto | best of the others less its interval |")
     print("|---" * (len(judges) + 3) + "|")
     for seed in range(given.seeds):
-        _, card = better_judge(judges, drawn, rules, seed=seed, batch_size=32)
+        _, card = better_judge(judges, drawn, rules, seed=seed, batch_size=8)
         assert card is not None
         rows = {row["protocol"]: row for row in card["protocols"]}
         best = max(rows.values(), key=lambda row: row["accuracy"])

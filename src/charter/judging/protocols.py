@@ -115,12 +115,16 @@ def reads_tokens_alone(sampler: Sampler) -> bool:
     return getattr(sampler, "first_token_alone", False)
 
 
+def protocols_of(protocol: str, tokens_alone: bool, constitution: Constitution) -> list[str]:
+    """The protocol itself; of `auto` all that fit: ``rubric`` needs a principle with criteria, ``likelihood`` a model that does not
+    give ``tokens_alone``."""
+    if protocol != "auto":
+        return [protocol]
+    criteria = any(principle.criteria for principle in constitution.principles)
+    unfit = {"likelihood": tokens_alone, "rubric": not criteria}
+    return [name for name in PROTOCOLS if not unfit.get(name)]
+
+
 def judges_of(protocol: str, sampler: Sampler, constitution: Constitution) -> dict[str, LanguageModelJudge]:
-    """The judge of a protocol; by `auto` of every protocol that the model can be read by and that asks something of its own:
-    ``rubric`` only where a principle has criteria."""
-    names = list(PROTOCOLS) if protocol == "auto" else [protocol]
-    if protocol == "auto" and reads_tokens_alone(sampler):
-        names.remove("likelihood")
-    if protocol == "auto" and not any(principle.criteria for principle in constitution.principles):
-        names.remove("rubric")
-    return {name: PROTOCOLS[name](sampler) for name in names}
+    """The judge of a protocol, or those among which `auto` chooses, by protocol."""
+    return {name: PROTOCOLS[name](sampler) for name in protocols_of(protocol, reads_tokens_alone(sampler), constitution)}

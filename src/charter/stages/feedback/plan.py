@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from charter.judging.protocols import PROTOCOLS
 from charter.stages.feedback.settings import FeedbackSettings
 from charter.stages.load import Counted, Load
 
@@ -39,7 +38,7 @@ def judging(work: Load, counted: Counted, settings: FeedbackSettings, labelled: 
     that applies were asked."""
     asked = 1.0
     if labelled is None:
-        labelled = counted.labelled * (len(PROTOCOLS) - 1 if settings.protocol == "auto" else 1)
+        labelled = counted.labelled * counted.lengths.protocols
         if settings.priorities:
             asked = max(1.0, counted.lengths.applying)
             labelled += round(counted.labelled * asked)

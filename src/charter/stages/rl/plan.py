@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-from charter.judging.rubrics import read_rubric
 from charter.models.shape import FLOAT
-from charter.recipe.source import Source
 from charter.stages.load import Counted, Load
 from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings, RolloutSettings
 
@@ -53,14 +50,9 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     for source in settings.sources.values():
         judge = source.model
         if judge.kind == "endpoint":
-            n = questions_about_a_response(source) * (n_steps * n_rollouts + anew)
+            n = counted.questions(source) * (n_steps * n_rollouts + anew)
             work.ask(judge, n, row + lengths.question, counted.written(judge))
     return work
-
-
-def questions_about_a_response(source: Source) -> float:
-    """Of a judge whether it helps and whether it harms; of a rubric its criteria."""
-    return read_rubric(Path(source.name)).mean_questions if source.kind == "rubric" else 2
 
 
 def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
@@ -77,4 +69,4 @@ def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
     work.hold_classifiers(counted, [settings.gold.source])
     if settings.gold.source.model.kind == "endpoint":
         judge, row = settings.gold.source.model, counted.lengths.prompt + new + counted.lengths.question
-        work.ask(judge, questions_about_a_response(settings.gold.source) * points * n, row, counted.written(judge))
+        work.ask(judge, counted.questions(settings.gold.source) * points * n, row, counted.written(judge))
