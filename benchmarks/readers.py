@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     given = parser.parse_args()
     rules = load_constitution(ROOT / "constitutions/demo.yaml")
-    settings = RewardModelSettings(epochs=given.epochs, learning_rate=given.learning_rate, pairs_per_step=16, checkpoint_every=5)
+    settings = RewardModelSettings(epochs=given.epochs, learning_rate=given.learning_rate, pairs_per_step=32, checkpoint_every=2)
     model = locate(f"{TESTBED}model", Path.cwd())
     labelled = read_pairs(Path(locate(f"{TESTBED}data/judge_pairs.jsonl", Path.cwd()))).pairs
     trunk = load_trunk(model, seed=given.seed)
@@ -56,24 +56,23 @@ def main() -> None:
     sides = split_pairs(seen, test_fraction=0.3, seed=given.seed)
     train, test = (readable_pairs(trunk, side, rules, ROOM)[0] for side in sides)
     print(f"| {len(train)} pairs to learn from, seed {given.seed} | right | pairs | |\n|---|---|---|---|", flush=True)
-    base = LocalSampler(trunk, "base")
-    show("the base, read alike", right_of(base, test), test)
-    show(f"the base on `{given.hold_out}`", right_of(base, unseen), unseen)
     with Run(given.out / f"{given.hold_out}-{given.seed}", seed=given.seed, quiet=True) as run:
         with run.stage("reader", settings, {}, []) as stage:
             train_principle_reader(trunk, train, settings, stage)
-        reader = LocalSampler(trunk, "reader", role="reward")
-        by_reader = right_of(reader, test)
-        show("reads the principle", by_reader, test)
-        show(f"reads the principle, on `{given.hold_out}`", right_of(reader, unseen), unseen, "never trained on")
         other = load_reward_trunk(model, seed=given.seed)
         with run.stage("bradley-terry", settings, {}, []) as stage:
             scorers = train_reward_model(other, [pair.pair for pair in train], settings, stage, limit=ROOM)
-        chosen, rejected = score_pairs(other, scorers, [pair.pair for pair in test], 4096, ROOM)
-        right = [0.5 if d == 0 else float(d > 0) for d in (chosen - rejected).tolist()]
-        apart = paired_difference(right, by_reader, [pair.pair.group_id for pair in test])
-        low, high = apart.ci or (-1.0, 1.0)
-        show("Bradley-Terry", right, test, f"reader less this: {apart.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+    reader, base = LocalSampler(trunk, "reader", role="reward"), LocalSampler(trunk, "base")
+    show(f"reads the principle, on `{given.hold_out}`", right_of(reader, unseen), unseen, "never trained on")
+    by_reader = right_of(reader, test)
+    show("reads the principle", by_reader, test)
+    chosen, rejected = score_pairs(other, scorers, [pair.pair for pair in test], 4096, ROOM)
+    right = [0.5 if d == 0 else float(d > 0) for d in (chosen - rejected).tolist()]
+    apart = paired_difference(right, by_reader, [pair.pair.group_id for pair in test])
+    low, high = apart.ci or (-1.0, 1.0)
+    show("Bradley-Terry", right, test, f"reader less this: {apart.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+    show(f"the base, read alike, on `{given.hold_out}`", right_of(base, unseen), unseen)
+    show("the base, read alike", right_of(base, test), test)
 
 
 if __name__ == "__main__":
