@@ -116,8 +116,8 @@ def reads_tokens_alone(sampler: Sampler) -> bool:
 
 
 def protocols_of(protocol: str, tokens_alone: bool, constitution: Constitution) -> list[str]:
-    """The protocol itself; of `auto` all that fit: ``rubric`` needs a principle with criteria, ``likelihood`` a model that gives more
-    than ``tokens_alone``."""
+    """The protocol itself; of `auto` all that fit: ``rubric`` needs criteria, ``likelihood`` a model with more than
+    ``tokens_alone``."""
     if protocol != "auto":
         return [protocol]
     criteria = any(principle.criteria for principle in constitution.principles)
