@@ -51,8 +51,9 @@ from charter.votes.evidence import new_folder
 HEAD_CARD = "head.json"
 TOKENS_PER_PASS = 4096  # in one forward pass, where nothing is trained
 Measured = Callable[[], dict[str, Any]]
-Learn = Callable[[Trunk, Stage, int], tuple[Scorers, Measured]]
-"""Trains on a trunk, within a stage, on rows of at most so many tokens; what it returns measures the result."""
+Learned = tuple[Callable[[Path], None], Measured]
+Learn = Callable[[Trunk, Stage, int], Learned]
+"""Trains on a trunk, within a stage, on rows of at most so many tokens; what it returns saves and measures the result."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
     train, test = split_pairs(loaded.pairs, test_fraction=settings.test_fraction, seed=start.seed)
     check_sides(file, "pairs", len(loaded.pairs), len(train), len(test))
 
-    def learn(trunk: Trunk, stage: Stage, room: int) -> tuple[Scorers, Measured]:
+    def learn(trunk: Trunk, stage: Stage, room: int) -> Learned:
         with naming_the_row([file]):
             pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
         excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
@@ -84,7 +85,9 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
         check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
         scorers = train_reward_model(trunk, train, settings, stage, limit=room)
         counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures}
-        return scorers, lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts
+        return saver(
+            trunk, scorers
+        ), lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts
 
     return train_and_measure(file, out, "pairs", settings, start, learn)
 
@@ -103,7 +106,7 @@ def rating_model_from_file(file: Path, out: Path, settings: RatingModelSettings,
             "all ratings to train on are equal: nothing to learn; give ratings that differ", file=file, field="score"
         )
 
-    def learn(trunk: Trunk, stage: Stage, room: int) -> tuple[Scorers, Measured]:
+    def learn(trunk: Trunk, stage: Stage, room: int) -> Learned:
         with naming_the_row([file]):
             cut = Cut.of(rating_tokens(trunk, rating, room) for rating in loaded.ratings)
         scorers = train_rating_model(trunk, train, settings, stage, limit=room)
@@ -116,24 +119,34 @@ def rating_model_from_file(file: Path, out: Path, settings: RatingModelSettings,
             return {**rating_errors(predicted, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
                     "excluded": loaded.excluded, "cut": cut.figures, "loss": settings.loss}  # fmt: skip
 
-        return scorers, measured
+        return saver(trunk, scorers), measured
 
     return train_and_measure(file, out, "ratings", settings, start, learn)
 
 
-def train_and_measure(file: Path, out: Path, rows: str, settings: ScorerSettings, start: Start, learn: Learn) -> dict[str, Any]:
-    """The stage that both trainings share: skipped if it is done, else trained, saved and measured."""
-    inputs = {rows: file_hash(file), "model": model_hash(start.model), "precision": start.precision, "limit": str(start.limit)}
+def saver(trunk: Trunk, scorers: Scorers) -> Callable[[Path], None]:
+    """Writes a reward model into a folder."""
+    return lambda folder: trunk.save_scorers(scorers, folder)
+
+
+def train_and_measure(
+    file: Path, out: Path, rows: str, settings: ScorerSettings, start: Start, learn: Learn, *,
+    load: Callable[..., Trunk] = load_reward_trunk, inputs: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The stage that all trainings share: skipped if it is done, else trained, saved and measured. ``inputs``: what it depends on
+    beside the file and the start."""
+    inputs = {rows: file_hash(file), "model": model_hash(start.model), "precision": start.precision, "limit": str(start.limit),
+              **(inputs or {})}  # fmt: skip
     with Run(out, seed=start.seed, quiet=start.quiet) as run:
         with run.stage("train", settings, inputs, [__name__]) as stage:
             if not stage.done:
-                trunk = load_reward_trunk(
+                trunk = load(
                     start.model, device=pick_device("auto"), lora=settings.lora, precision=start.precision, seed=start.seed,
                     say=run.say,
                 )  # fmt: skip
                 room = min(start.limit, trunk.room or start.limit)
-                scorers, measured = learn(trunk, stage, room)
-                trunk.save_scorers(scorers, stage.path("model"))
+                save, measured = learn(trunk, stage, room)
+                save(stage.path("model"))
                 stage.finish({**measured(), "trainable_share": trunk.trainable_share("reward")})
         metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
         write_json(out / "metrics.json", metrics)

@@ -9,6 +9,8 @@ from typing import Any
 from charter.constitution.categorise import CATEGORISE, NONE, usual_way
 from charter.constitution.constitution import Constitution, load_few_shots
 from charter.judging.judge import QUESTIONS, ask, comparisons_of
+from charter.judging.protocols import protocols_of
+from charter.judging.rubrics import questions_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.sampling.sampler import fill
@@ -49,6 +51,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
          for j in range(2)] for p in sample[:20]
     ]  # fmt: skip
     questions_of_judge = [ask(comparison) for comparison in comparisons_of(sample[:20], empty, constitution, recipe.seed)]
+    feedback = recipe.feedback
     return Lengths(
         prompt=mean(encoded),
         longest_prompt=max(encoded, default=0),
@@ -62,6 +65,8 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         n_topics=len(titles),
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in questions_of_judge]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
+        protocols=len(protocols_of(feedback.protocol, feedback.judge.kind == "endpoint", constitution)) if feedback else 0,
+        criteria=mean([len(questions_of(p)) for p in constitution.principles if p.preference is not None]),
         applying=mean([len(constitution.for_comparison(prompt)) for prompt in sample]),
         context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
     )

@@ -150,6 +150,8 @@ def check_files(recipe: Recipe) -> None:
             and not Path(name.name).exists()
         ):
             raise InputError("no such classifier folder", file=name.name, field=key)
+        if isinstance(name, Source) and name.kind == "rubric" and not Path(name.name).is_file():
+            raise InputError("no such rubric", file=name.name, field=key)
         if isinstance(name, Source) and name.kind == "python":
             try:
                 name.load()

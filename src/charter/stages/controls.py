@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from charter.constitution.constitution import Constitution, draw, hashes_of_principles
 from charter.errors import GateError
-from charter.judging.judge import PROTOCOLS, Comparison, judgment, pairs_of
+from charter.judging.judge import Comparison, judgment, pairs_of
+from charter.judging.protocols import PROTOCOLS
 from charter.models.marks import model_folder
 from charter.models.sampling.sampler import LocalSampler
 from charter.records import Judgment, Pair, Prompt, Response

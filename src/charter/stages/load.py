@@ -7,8 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from charter.endpoints.endpoint import SHORT_ANSWER
+from charter.judging.rubrics import read_rubric
 from charter.models.formats.precision import DTYPES
 from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
 from charter.models.llama.weights import KEPT_ROLES
@@ -256,6 +258,10 @@ class Lengths:
     context: float
     applying: float
     """Not tokens: principles with a preference that apply to a prompt."""
+    criteria: float
+    """Not tokens: what the protocol `rubric` asks about a response under one of them."""
+    protocols: int
+    """Not tokens: protocols by which the judge answers the labelled pairs."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +307,10 @@ class Counted:
     def load(self, stage: str) -> Load:
         width, checkpointing = DTYPES[self.recipe.precision].itemsize, self.recipe.gradient_checkpointing
         return Load(stage, width=width, checkpointing=checkpointing, gpu=self.device == "cuda")
+
+    def questions(self, source: Source) -> float:
+        """Asked about one response: of a judge whether it helps and whether it harms; of a rubric its criteria."""
+        return read_rubric(Path(source.name)).mean_questions if source.kind == "rubric" else 2
 
     def written(self, name: Source) -> int:
         """Tokens that a model writes to make a choice: an endpoint may have to write the answer out."""

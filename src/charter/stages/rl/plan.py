@@ -59,9 +59,11 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     work.learn(shape, n_steps * n_rollouts * row * epochs * (2 if critic else 1))
     work.hold_classifiers(counted, settings.sources.values())
     anew = (settings.sigmoid_against or 0) * counted.n_prompts("train")
-    for judge in settings.asks.values():
-        if judge.kind == "endpoint":  # two questions about each response
-            work.ask(judge, 2 * (n_steps * n_rollouts + anew), row + lengths.question, counted.written(judge))
+    for source in settings.sources.values():
+        judge = source.model
+        if judge.kind == "endpoint":
+            n = counted.questions(source) * (n_steps * n_rollouts + anew)
+            work.ask(judge, n, row + lengths.question, counted.written(judge))
     return work
 
 
@@ -88,3 +90,6 @@ def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:
     work.sample(counted.shape, points * n, counted.lengths.prompt, new, n)
     work.score(counted.shape, points * n * (counted.lengths.prompt + new) * (3 if rollouts else 2))
     work.hold_classifiers(counted, [settings.gold.source])
+    if settings.gold.source.model.kind == "endpoint":
+        judge, row = settings.gold.source.model, counted.lengths.prompt + new + counted.lengths.question
+        work.ask(judge, counted.questions(settings.gold.source) * points * n, row, counted.written(judge))

@@ -20,7 +20,8 @@ BUILT_IN = {word: Source("built-in", word) for word in REWARD.words}
 class RewardPart(Settings):
     source: RewardSource | None = None
     """`reward_model`, `length` (tokens), `random` (a fixed random number of the text), `judge:base|sft|FOLDER|endpoint:NAME`,
-    `classifier:FOLDER:LABEL` or `python:module:function`; unless given, the name of the part."""
+    `rubric:FILE` or `rubric:FILE:JUDGE`, `classifier:FOLDER:LABEL` or `python:module:function`; unless given, the name of the
+    part."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """What one unit of it counts for in the sum."""
 
@@ -38,8 +39,8 @@ class CostSettings(Settings):
 
 class GoldSettings(Settings):
     source: GoldSource
-    """`python:module:function` (a scorer or a number), `judge:FOLDER`, `judge:endpoint:NAME`, `classifier:FOLDER:LABEL`, or
-    `reward_model`: a second one from half of the feedback, which the first then does not see."""
+    """`python:module:function` (a scorer or a number), `judge:FOLDER`, `judge:endpoint:NAME`, `rubric:FILE:JUDGE`,
+    `classifier:FOLDER:LABEL`, or `reward_model`: a second one from half of the feedback, which the first then does not see."""
     every: Positive = 10
     """Steps between two points of the curve."""
     prompts: Positive = 64
@@ -88,7 +89,7 @@ class PolicySettings(TrainingSettings):
     def gold_asks(self) -> dict[str, Source]:
         """The judge that gold asks, by the key that names it."""
         source = self.gold.source if self.gold is not None else None
-        return {"gold.source": source.model} if source is not None and source.kind == "judge" else {}
+        return {"gold.source": source.model} if source is not None and source.asks_model else {}
 
 
 class VLLMSettings(Settings):
@@ -156,7 +157,7 @@ class RolloutSettings(PolicySettings):
 
     @property
     def asks(self) -> dict[str, Source]:
-        judges = {f"reward.{name}.source": source.model for name, source in self.sources.items() if source.kind == "judge"}
+        judges = {f"reward.{name}.source": source.model for name, source in self.sources.items() if source.asks_model}
         return judges | self.gold_asks
 
     @model_validator(mode="after")
