@@ -12,12 +12,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from charter.commands.app import run_command
+from charter.reading.pairs import read_pairs
 from charter.studio import runs as studio_runs
 from charter.studio.curves import BUCKETS, Curve
 from charter.studio.run_pages import events
 from charter.studio.runs import RunWatch, Tail, find_runs, last_rows, locked_inodes, wanted_rows
 from charter.studio.serve import project_of, studio_app
 from charter.studio.site import Studio
+from charter.votes.judgments import read_judgments
 from charter.web.access import COOKIE, ROLES
 from charter.web.serve import open_site
 from label_project import HOME, HOSTILE, SAME_SITE
@@ -207,7 +209,7 @@ def test_every_route_is_for_its_roles_alone(studio, who):
         else:
             assert "is not for the role" not in answer.text
             assert answer.status_code < 500, path
-    assert seen == 14
+    assert seen == 18
     assert client.get("/runs", headers={"host": "evil.example"}).status_code == 421
 
 
@@ -327,3 +329,61 @@ def test_at_most_four_models_stay_in_memory(talking, monkeypatch):
     for model in ("demo:base", "demo:sft", "demo:policy"):
         assert '"finish"' in say(client, ask(model)).text
     assert list(talking.loaded.models) == ["demo:sft", "demo:policy"]
+
+
+# -- arena -----------------------------------------------------------------------------------------------------------------
+
+
+def send(client, path, **form):
+    token = client.get("/session").json()["form_token"]
+    return client.post(path, data={"form_token": token, **form}, headers=SAME_SITE)
+
+
+def arena_vote(client, verdict, text="How can I mend the boat?"):
+    """One round; (the page with both answers, the page after the vote)."""
+    pool = {"model:demo:base": "on", "model:demo:policy": "on"}
+    for number in range(5):  # two answers that are the same text ask for no vote
+        if send(client, "/arena/ask", text=f"{text} {number}", **pool).status_code == 303:
+            break
+    page = client.get("/arena").text
+    set_id = page.split('name="set_id" value="')[1].split('"')[0]
+    assert send(client, f"/arena/vote?verdict={verdict}", set_id=set_id).status_code == 303
+    return page, client.get("/arena").text
+
+
+def test_arena_votes_hide_the_names_and_feed_ratings_and_training(talking, tmp_path, capsys):
+    client = person(talking, "owner")
+    assert "There is no vote yet." in client.get("/ratings").text
+    wins = []
+    for verdict in ("a", "b", "tie", "bad"):
+        before, after = arena_vote(client, verdict, f"Tell me a story {verdict}")
+        main = before.split("<main")[1]
+        assert "demo:base" not in main
+        assert "demo:policy" not in main
+        assert "demo:base" in after.split("Saved: ")[1].split("</p>")[0]
+        wins.append("demo:base" in after.split("A was")[1].split("B was")[0])
+    folder = tmp_path / "runs/studio"
+    page = client.get("/ratings").text
+    assert 'scope="row">demo:base' in page
+    votes = read_judgments(folder / "judgments.jsonl")  # the chain is checked
+    models = {row["id"]: row["model"] for row in map(json.loads, (folder / "responses.jsonl").read_text().splitlines())}
+    assert [list(vote.ranks.values()) for vote in votes] == [[1, 2], [2, 1], [1, 1], ["F", "F"]]
+    assert [models[vote.order[0]] == "demo:base" for vote in votes] == wins  # sides as they were shown
+    assert run_command(["ratings", str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["comparisons"] == 3
+    assert all(note in page.replace("&#39;", "'") for note in result["notes"])
+    assert run_command(["export", str(folder), "--to", "trl", "--out", str(tmp_path / "pairs.jsonl")]) == 0
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 2
+    assert read_pairs(tmp_path / "pairs.jsonl").n_rows == 2
+
+
+def test_an_arena_vote_counts_once_and_needs_its_two_answers(talking, tmp_path):
+    client = person(talking, "owner")
+    assert "Write something first." in send(client, "/arena/ask", text="", **{"model:demo:base": "on"}).text
+    assert "choose at least two models" in send(client, "/arena/ask", text="Hi", **{"model:demo:base": "on"}).text
+    page, _ = arena_vote(client, "a")
+    set_id = page.split('name="set_id" value="')[1].split('"')[0]
+    assert send(client, "/arena/vote?verdict=b", set_id=set_id).status_code == 303  # a second tab
+    talking.mirror.flush()
+    assert len(read_judgments(tmp_path / "runs/studio/judgments.jsonl")) == 1

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from charter.errors import InputError
-from charter.studio import chat_pages, run_pages
+from charter.studio import arena_pages, chat_pages, run_pages
 from charter.studio.site import FOLDER, Studio
 from charter.web.label_app import site_app
 from charter.web.project import Items, LabelSettings, Project
@@ -19,7 +19,7 @@ from charter.web.serve import answer_requests, open_site
 
 def studio_app(site: Studio) -> FastAPI:
     """The studio as an ASGI application."""
-    app = site_app(site, (*run_pages.ROUTES, *chat_pages.ROUTES))
+    app = site_app(site, (*run_pages.ROUTES, *chat_pages.ROUTES, *arena_pages.ROUTES))
     app.mount("/studio-static", StaticFiles(directory=Path(__file__).parent / "static"), name="studio-static")
     return app
 
