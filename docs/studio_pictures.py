@@ -52,7 +52,7 @@ def main() -> None:
                 context.close()
             site.candidates.closed = server.should_exit = True
             thread.join()
-            site.loaded.close()
+            site.close()
             browser.close()
 
 

@@ -37,7 +37,7 @@ def served(tmp_path, finished_run):
         yield site, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", root
         site.candidates.closed = server.should_exit = True
         thread.join()
-        site.loaded.close()
+        site.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

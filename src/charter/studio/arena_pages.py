@@ -73,7 +73,9 @@ async def ask(request: Request, visitor: Lead) -> WebResponse:
     except (InputError, ApiError) as error:
         return show_arena(site, visitor, f"Nobody answered: {error}", written)
     if responses[0].text == responses[1].text:
-        return show_arena(site, visitor, "Both models gave the same answer, so there is nothing to vote on. Ask again.", written, 200)
+        return show_arena(
+            site, visitor, "Both models gave the same answer, so there is nothing to vote on. Ask again.", written, 200
+        )
     label_set = LabelSet(prompt_id=prompt.id, kind="pair", response_ids=tuple(response.id for response in responses))
     turn = {"set": label_set.model_dump(), "prompt": prompt.model_dump(), "shown": site.clock(),
             "responses": [response.model_dump() for response in responses]}  # fmt: skip
