@@ -34,6 +34,7 @@ ENDINGS = {"lines": "jsonl", "jsonl": "jsonl", "csv": "csv"}
 KINDS = {"benign": ["--tag", "benign"], "red_team": ["--tag", "red_team"], "file": []}
 WORDS = "refusal-words"
 JOB = "prompt tester"  # one at a time; no run can have this name
+KEPT_S = 60.0  # of a table in memory
 PARTS = {"result": "test_result.html"}
 
 
@@ -131,9 +132,10 @@ def table_of(place: Path, summary: dict[str, Any]) -> tuple[list[str], list[dict
 
 
 def result_of(site: Studio, place: Path) -> dict[str, Any]:
-    view = view_of(site, place)
-    names, rows = table_of(place, view["summary"]) if view["summary"] else ([], [])
-    return {"name": place.name, "view": view, "names": names, "rows": rows}
+    view, names, rows = view_of(site, place), list[str](), list[dict[str, Any]]()
+    if view["summary"]:  # it does not change any more
+        names, rows = site.keep(f"test {place.name}", KEPT_S, lambda: table_of(place, view["summary"]))
+    return {"number": place.name, "view": view, "names": names, "rows": rows}
 
 
 def test_page(request: Request, visitor: Watcher, name: str) -> Response:
