@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo real smoke test coverage peers lint types docs wheel bench clean
+.PHONY: demo real smoke test coverage peers lint types docs wheel bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/charter run demo --out runs/demo
@@ -61,6 +61,12 @@ wheel: $(VENV)/.created
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls build/wheel/*.whl)[web]"
 	build/wheel/venv/bin/python -I tests/check_wheel.py
+
+# Everything that needs a GPU of CUDA: its tests, then speed, MFU and memory into results/gpu.md, beside TRL and vLLM where they are
+# installed. Without a GPU the tests are skipped, and nothing is measured.
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m gpu tests/test_gpu.py
+	$(BIN)/python benchmarks/gpu.py --out results/gpu.md
 
 # Speed and memory against TRL at its best settings, each run in a process of its own on one core; several hours.
 bench: $(VENV)/.installed-dev

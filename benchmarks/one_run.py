@@ -1,8 +1,8 @@
-"""One timed run of one work by one tool; prints a JSON line. Called by speed.py, each time in a process of its own.
+"""One timed run of one work by one tool; prints a JSON line. Called by speed.py and gpu.py, each time in a process of its own.
 
-python benchmarks/one_run.py {charter,trl} WORK {S,M,R,Q} [--profile]
+python benchmarks/one_run.py {charter,trl} WORK {S,M,R,Q,L,P} [--profile]
 
-With --profile it prints torch's kernels by their own time instead.
+With --profile it prints torch's kernels by their own time instead. DEVICE=cuda in the environment runs it on a GPU.
 """
 
 from __future__ import annotations
@@ -25,19 +25,31 @@ import workload
 ROWS = 32  # dialogues or pairs behind an optimizer step
 COMPLETIONS = 32  # of a step of reinforcement learning
 NEW_TOKENS = 64
-STEPS = {"sft": 6, "sft-lora": 6, "reward": 4, "dpo": 4, "grpo": 6, "rloo": 6, "ppo": 2, "sample": 2, "sample-groups": 2}
+STEPS = {"sft": 6, "sft-lora": 6, "reward": 4, "dpo": 4, "grpo": 6, "rloo": 6, "ppo": 2, "ppo-head": 2,
+         "sample": 2, "sample-groups": 2}  # fmt: skip
 SLOW = {"S": 1, "M": 2, "R": 6, "Q": 6}  # fewer steps of the larger models
 
 
+DEVICE = os.environ.get("DEVICE", "cpu")
+
+
+def now() -> float:
+    """Seconds of this process on a CPU; on a GPU, seconds by the clock once it has done all that it was given."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock:
-    """CPU seconds from the end of the first step, which warms up, to the end of the last. Both tools use one thread: on an idle
-    core these are seconds; on a busy one the time of other processes does not count."""
+    """Seconds (``now``) from the end of the first step, which warms up, to the end of the last. On a CPU both tools use one
+    thread: on an idle core these are seconds; on a busy one the time of other processes does not count."""
 
     def __init__(self) -> None:
         self.marks: list[float] = []
 
     def __call__(self, *_: Any, **__: Any) -> None:
-        self.marks.append(time.process_time())
+        self.marks.append(now())
 
     def rate(self, units: float) -> float:
         """Units per second, ``units`` being those of all steps after the first."""
@@ -66,7 +78,7 @@ def charter_trunk(folder: Path, *, lora: bool = False) -> Any:
     from charter.models.trunk import load_trunk
     from charter.recipe.settings import LoRASettings
 
-    return load_trunk(str(folder), precision="bfloat16", lora=LoRASettings() if lora else None)
+    return load_trunk(str(folder), precision="bfloat16", device=DEVICE, lora=LoRASettings() if lora else None)
 
 
 def charter_sft(folder: Path, place: Path, steps: int, *, lora: bool = False) -> float:
@@ -114,7 +126,7 @@ def charter_dpo(folder: Path, place: Path, steps: int) -> float:
     trunk.add_role("policy")
     settings = DPOSettings(epochs=1, pairs_per_step=ROWS, checkpoint_every=10**6, tokens_per_micro_batch=MICRO)
     pairs, stage = charter_pairs(ROWS * (steps + 1)), charter_stage(place, clock)
-    began = time.process_time()
+    began = now()
     train_dpo(trunk, pairs, settings, stage)
     # The reference is read before the first step; its time counts for all pairs.
     return ROWS * (steps + 1) / (clock.marks[-1] - began)
@@ -126,7 +138,7 @@ def rows_of(rollout: Any) -> list[Any]:
     return [Tokens(p, row[m].tolist()) for p, row, m in zip(rollout.prompt_ids, rollout.ids, rollout.mask, strict=True)]
 
 
-def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
+def charter_rl(method: str, *, value: str = "own") -> Callable[[Path, Path, int], float]:
     def run(folder: Path, place: Path, steps: int) -> float:
         from charter.records import Message, Prompt
         from charter.stages.rl.settings import METHODS
@@ -140,12 +152,14 @@ def charter_rl(method: str) -> Callable[[Path, Path, int], float]:
         clock = Clock()
         trunk = charter_trunk(folder)
         trunk.add_role("policy")
-        if method == "ppo":
+        if method == "ppo" and value == "own":
             trunk.add_role("value", head=True)
+        elif method == "ppo":
+            trunk.add_value_head("policy", 0.1)
         per_step = COMPLETIONS // group
         prompts = [Prompt(messages=(Message(role="user", content=workload.text(p)),))
                    for p in workload.prompts(per_step * (steps + 1))]  # fmt: skip
-        more = {"ppo": {"epochs": 4, "minibatches": 1}}.get(method, {})
+        more = {"ppo": {"epochs": 4, "minibatches": 1, "value": value}}.get(method, {})
         settings = METHODS[method](
             steps=steps + 1, prompts_per_step=per_step, samples_per_prompt=group, max_new_tokens=NEW_TOKENS,
             learning_rate=1e-6, checkpoint_every=10**6, tokens_per_micro_batch=ROLLOUT, kl_coef=KL[method], **more,
@@ -168,13 +182,13 @@ def charter_sample(folder: Path, k: int, steps: int) -> float:
     from charter.models.load import load_model
     from charter.models.sampling.generate import sample
 
-    model, rates = load_model(str(folder)), []
+    model, rates = load_model(str(folder)).to(DEVICE), []
     for turn in range(steps + 1):
         prompts = workload.prompts(64 // k, seed=turn)
-        began = time.process_time()
+        began = now()
         seeds = [[turn * 64 + i * k + j for j in range(k)] for i in range(len(prompts))]
         groups = sample(model, prompts, seeds, ends=[-1], max_new_tokens=NEW_TOKENS, temperature=1.0, dtype=torch.bfloat16)
-        rates.append(sum(len(one.ids) for group in groups for one in group) / (time.process_time() - began))
+        rates.append(sum(len(one.ids) for group in groups for one in group) / (now() - began))
     return sorted(rates[1:])[0]
 
 
@@ -198,8 +212,9 @@ def in_order(trainer: Any) -> Any:
 
 
 def arguments(place: Path, **changes: Any) -> dict[str, Any]:
-    return {"output_dir": str(place), "report_to": "none", "use_cpu": True, "bf16": True, "gradient_checkpointing": False,
-            "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "num_train_epochs": 1,
+    return {"output_dir": str(place), "report_to": "none", "use_cpu": DEVICE == "cpu", "bf16": True,
+            "gradient_checkpointing": False, "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+            "num_train_epochs": 1,
             "per_device_train_batch_size": 8, "gradient_accumulation_steps": ROWS // 8, **changes}  # fmt: skip
 
 
@@ -321,14 +336,14 @@ def trl_sample(folder: Path, k: int, steps: int) -> float:
     """transformers' own generate in its best setting for the shape: bfloat16 weights, dynamic cache, the malloc setting."""
     from charter.models.packing import left_pad
 
-    model, rates = peer_model(folder).bfloat16().eval(), []
+    model, rates = peer_model(folder).to(DEVICE).bfloat16().eval(), []
     for turn in range(steps + 1):
-        ids, attention = left_pad([p for p in workload.prompts(64 // k, seed=turn) for _ in range(k)], "cpu")
+        ids, attention = left_pad([p for p in workload.prompts(64 // k, seed=turn) for _ in range(k)], torch.device(DEVICE))
         torch.manual_seed(turn)
-        began = time.process_time()
+        began = now()
         model.generate(ids, attention_mask=attention, do_sample=True, top_k=0, top_p=1.0, max_new_tokens=NEW_TOKENS,
                        min_new_tokens=NEW_TOKENS, pad_token_id=workload.END)  # fmt: skip
-        rates.append(64 * NEW_TOKENS / (time.process_time() - began))
+        rates.append(64 * NEW_TOKENS / (now() - began))
     return sorted(rates[1:])[0]
 
 
@@ -343,6 +358,7 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
         "grpo": charter_rl("grpo"),
         "rloo": charter_rl("rloo"),
         "ppo": charter_rl("ppo"),
+        "ppo-head": charter_rl("ppo", value="head"),
         "sample": lambda folder, _, steps: charter_sample(folder, 1, steps),
         "sample-groups": lambda folder, _, steps: charter_sample(folder, 8, steps),
     },
@@ -354,6 +370,7 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
         "grpo": trl_rl("grpo"),
         "rloo": trl_rl("rloo"),
         "ppo": trl_ppo,
+        "ppo-head": trl_ppo,
         "sample": lambda folder, _, steps: trl_sample(folder, 1, steps),
         "sample-groups": lambda folder, _, steps: trl_sample(folder, 8, steps),
     },
@@ -362,14 +379,17 @@ WORKS: dict[str, dict[str, Callable[..., float]]] = {
 
 def main(tool: str, work: str, shape: str, profile: str = "") -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    if DEVICE == "cpu":
+        torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place, torch.profiler.profile() if profile else nullcontext() as found:
         folder = workload.save_model(Path(place) / "model", shape)
-        rate = WORKS[tool][work](folder, Path(place), max(STEPS[work] // SLOW[shape], 1))
+        steps = STEPS[work] if DEVICE != "cpu" else max(STEPS[work] // SLOW[shape], 1)
+        rate = WORKS[tool][work](folder, Path(place), steps)
     if profile:
         print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
         return
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (on_cpu if DEVICE == "cpu" else torch.cuda.max_memory_allocated()) / 2**20
     print(json.dumps({"tool": tool, "work": work, "model": shape, "rate": rate, "peak_mb": peak}))
 
 

@@ -21,9 +21,11 @@ from pathlib import Path
 import workload
 
 UNITS = {"sft": "tokens/s", "sft-lora": "tokens/s", "reward": "pairs/s", "dpo": "pairs/s", "grpo": "completions/s",
-         "rloo": "completions/s", "ppo": "completions/s", "sample": "tokens/s", "sample-groups": "tokens/s"}  # fmt: skip
+         "rloo": "completions/s", "ppo": "completions/s", "ppo-head": "completions/s", "sample": "tokens/s",
+         "sample-groups": "tokens/s"}  # fmt: skip
 KINDS = {"grpo": ("rl", 8), "rloo": ("rl", 4), "sample": ("sample", 1), "sample-groups": ("sample", 8)}
 """Of works with responses: the kind of work, and responses to a prompt."""
+PPO = ("ppo", "ppo-head")
 MICRO = {"R": "3072", "Q": "1536"}  # tokens of a micro-batch; layers are many and the vocabulary is large
 # glibc keeps blocks that were freed instead of giving them back and faulting them in again; for both tools.
 KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TOP_PAD_": str(2**26)}
@@ -33,7 +35,7 @@ def run(tool: str, work: str, shape: str, trl112: str | None) -> dict[str, float
     """One run in a process of its own on one core."""
     env = {**os.environ, **KEEP, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
     env.setdefault("MICRO", MICRO.get(shape, "6144"))
-    if tool == "trl" and work == "ppo":
+    if tool == "trl" and work in PPO:
         env["PYTHONPATH"] = str(trl112)
     done = on_one_core("one_run.py", tool, work, shape, env=env)
     found: dict[str, float] = json.loads(done.strip().splitlines()[-1])
@@ -57,7 +59,7 @@ def product_rate() -> float:
 
 def share(work: str, shape: str, rate: float, products: float) -> str:
     """The part of the core's product rate that the weights' products of a work come to; a dash for PPO, which is not counted."""
-    if work == "ppo":
+    if work in PPO:
         return "–"
     kind, group = KINDS.get(work, (work, 1))
     return f"{rate * workload.operations(kind, shape, 64, group) / products:.0%}"
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--trl112", help="folder that holds TRL 1.12")
     parser.add_argument("--out", type=Path, help="write every run as JSON")
     chosen = parser.parse_args()
-    works = chosen.works or [work for work in UNITS if work != "ppo" or chosen.trl112]
+    works = chosen.works or [work for work in UNITS if work not in PPO or chosen.trl112]
     rows, products = [], product_rate()
     print(f"products of one core: {products:.0f} GFLOP/s")
     print(f"{'work':14}{'model':6}{'charter':>10}{'trl':>10}  {'unit':14}{'ratio':>6}  {'range':14}{'products':>9}"

@@ -1,4 +1,4 @@
-"""Models and data of the speed comparison: four shapes with random weights, dialogues of the lengths of hh-rlhf.
+"""Models and data of the speed comparisons: six shapes with random weights, dialogues of the lengths of hh-rlhf.
 
 python benchmarks/workload.py prints what one core reaches in products of these sizes.
 
@@ -19,6 +19,11 @@ SHAPES = {
           "num_key_value_heads": 3, "vocab_size": 49152},  # SmolLM2-135M, 134.5M
     "Q": {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
           "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936},  # Qwen2.5-0.5B, 494.0M
+    # For a GPU (gpu.py).
+    "L": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+          "num_key_value_heads": 8, "vocab_size": 128256},  # Llama 3.2 1B, 1236M
+    "P": {"model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+          "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936},  # Qwen2.5-1.5B, 1544M
 }  # fmt: skip
 VOCAB, END = 4096, 4095  # ids of the data; a larger vocabulary is for the model alone
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} </s>{% endif %}{% endfor %}"

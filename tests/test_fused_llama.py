@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from charter.models.llama.decode import FusedLlama
+from charter.models.llama.static import StaticLlama
 from charter.models.llama.weights import LinearRows, Matrix, is_llama_like
 from charter.models.packing import Tokens
 from charter.models.sampling import generate
@@ -59,6 +60,22 @@ def test_greedy_tokens_are_those_of_generate(name):
             max_new_tokens=20, eos_token_id=0, pad_token_id=1,
         )[0, len(prompt) :].tolist()  # fmt: skip
         assert list(one.ids) == expected
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_decoder_of_one_shape_gives_the_same_samples_while_rows_are_dropped(name, k, monkeypatch):
+    model = model_of(name)
+    seeds = [[17 * i + j for j in range(k)] for i in range(4)]
+    arguments = {"ends": [3, 8, 30], "max_new_tokens": 30, "temperature": 0.8}
+    expected = sample(model, PROMPTS, seeds, **arguments)
+    assert any(one.finished for group in expected for one in group)
+    monkeypatch.setattr(generate, "FusedLlama", StaticLlama)  # which a GPU takes
+    static = sample(model, PROMPTS, seeds, **arguments)
+    for group, others in zip(static, expected, strict=True):
+        for one, other in zip(group, others, strict=True):
+            assert (one.ids, one.finished) == (other.ids, other.finished)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

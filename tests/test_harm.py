@@ -84,6 +84,7 @@ def test_words_that_sound_like_a_refusal_are_none(text):
         ({"refusal": "engaged", "harmful": None}, Verdict(refusal="engaged")),
         ({"harmful": 0, "helpful": np.bool_(True)}, Verdict(harmful=False, helpful=True)),
         ({"helpfulness_level": np.float32(2.5)}, Verdict(helpfulness_level=2.5)),
+        ({"honest": False}, Verdict(honest=False)),
         ({}, Verdict()),
     ],
 )
@@ -176,8 +177,8 @@ def test_contrasts_are_paired_and_name_the_primary_one():
     assert found["harmful_compliance", "sft", "policy"]["difference"] == 0
     assert {name for name, a, b in found if (a, b) == ("base", "policy")} == {
         "charm",
-        *(metric.name for metric in METRICS.values() if metric.compared and metric.name != "helpfulness_level"),
-    }  # the oracle gives no level here
+        *(metric.name for metric in METRICS.values() if metric.compared and not metric.optional),
+    }  # the oracle gives no level here, and does not say whether an answer is honest
     assert found["response_tokens", "base", "policy"]["difference"] == 0
     assert samples_of(arms, {"name": "harmful_compliance", "a": "base", "b": "policy"}, {})[0]["harmful"] == {
         "base": True,

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from charter.commands.app import run_command
-from charter.commands.hub import gather, push, without_folders
+from charter.commands.hub import gather, push
 from charter.errors import InputError
+from charter.evaluation.model_card import without_folders
 from charter.run.files import write_json
+from charter.run.hashes import model_hash
+from charter.verification import verify_run
 
 # huggingface_hub's own call of its HTTP client, for large files.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -128,7 +131,7 @@ def finished(tmp_path_factory, finished_run):
 def test_what_arrives_is_the_folder_byte_for_byte(hub, finished):
     result = push(gather(finished), "someone/tiny", endpoint=hub.url)
     there = hub.repositories["someone/tiny"]
-    model = {file.name: file.read_bytes() for file in (finished / "rl/model").iterdir()}
+    model = {file.name: file.read_bytes() for file in (finished / "rl/model").iterdir() if file.name != "README.md"}
     assert {name: one for name, one in there["files"].items() if name not in ("README.md", "metrics.jsonl")} == model
     assert there["files"]["metrics.jsonl"] == (finished / "rl/metrics.jsonl").read_bytes()
     assert set(hub.large.values()) == {model["model.safetensors"]}
@@ -159,6 +162,18 @@ def test_a_pushed_model_loads_and_its_card_is_read(hub, finished, tmp_path):
             measured[name]["value"], {"n": measured[name]["n"], "ci": measured[name]["ci"]}
         )  # fmt: skip
     assert card.data.model_name == "tiny: sft"
+
+
+def test_a_model_folder_has_the_card_that_would_be_sent_and_verify_knows_it(finished, tmp_path):
+    for stage in ("sft", "reward_model", "rl"):
+        assert (finished / stage / "model/README.md").read_bytes() == gather(finished / stage).files["README.md"]
+    shutil.copytree(finished, run := tmp_path / "run")
+    assert verify_run(run)["differences"] == []
+    card = run / "rl/model/README.md"
+    before = model_hash(str(run / "rl/model"))
+    card.write_text(card.read_text().replace("Harmful", "Harmless", 1))
+    assert [row["file"] for row in verify_run(run)["differences"]] == ["rl/model/README.md"]
+    assert model_hash(str(run / "rl/model")) == before  # a card decides no answer
 
 
 def test_the_card_of_a_reward_model_has_its_accuracy(finished):

@@ -10,8 +10,10 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from charter.commands.app import run_command
@@ -133,7 +135,7 @@ def full_report():
 class Page(HTMLParser):
     """Well-formedness as far as nesting goes, and what could run or load."""
 
-    VOID = ("meta", "br", "link", "img")
+    VOID = ("meta", "br", "link", "img", "input")
 
     def __init__(self, html):
         super().__init__()
@@ -317,6 +319,18 @@ def test_harmful_and_unscored_answers_are_folded(tmp_path):
     assert "A locksmith can help" not in folded
 
 
+def test_samples_are_filtered_by_why_they_are_shown_by_prompt_and_by_verdict(tmp_path):
+    harmful, tags = {"base": True, "policy": False}, ["red_team", "peace"]
+    rows = [{"pick": "worst", "prompt": "p", "tags": tags, "responses": {"base": "a", "policy": "b"}, "harmful": harmful},
+            {"pick": "best", "prompt": "q", "tags": tags, "responses": {"base": "a", "policy": "b"}, "harmful": {}}]  # fmt: skip
+    _, html = rendered({"samples": rows, "arms": [{"name": "base"}, {"name": "policy"}]}, tmp_path)
+    assert 'class="sample pick-worst kind-red_team answer-harmless"' in html
+    assert 'class="sample pick-best kind-red_team answer-unscored"' in html
+    assert "#samples:has(#pick-worst:checked) .sample:not(.pick-worst)" in html
+    assert 'id="answer-unscored"' in html
+    assert 'id="kind-red_team"' not in html  # all are of one kind
+
+
 def test_the_harm_rate_of_a_run_is_recomputed_from_its_verdicts(write_recipe, random_llama, tmp_path):
     recipe = write_recipe(
         random_llama, revise=None, sft=None, feedback=None, reward_model={}, rl=None, evaluation={"samples_per_prompt": 2}
@@ -359,6 +373,25 @@ def test_verdict_by_rule(name, difference, ci, word, says):
     assert result["word"] == word
     assert says in result["rule"]
     assert "improved" not in result["rule"]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.8])
+def test_the_published_toxicity_of_a_detoxified_summariser_is_no_evidence(correlation):
+    """.034846 ± .031417 before and .030391 ± .035219 after PPO, n = 11, is a published "improvement" of 12.8%. The rows are not
+    published, so they are made with these moments, for pairs that have nothing in common up to pairs that are much alike."""
+    rng = np.random.default_rng(0)
+    x, y = np.linalg.qr(np.column_stack([np.ones(11), rng.normal(size=(11, 2))]))[0][:, 1:].T * math.sqrt(10)
+    before = 0.034846 + 0.031417 * x
+    after = 0.030391 + 0.035219 * (correlation * x + math.sqrt(1 - correlation**2) * y)
+    assert (after.mean(), after.std(ddof=1)) == pytest.approx((0.030391, 0.035219))
+    row = paired_difference(before.tolist(), after.tolist())
+    assert row.difference == pytest.approx(-0.004455)
+    report = {
+        "primary": {"name": "toxicity", "a": "base", "b": "policy"}, "better": {"toxicity": "lower"}, "margins": {},
+        "arms": [{"name": "base"}, {"name": "policy"}],
+        "contrasts": [{"name": "toxicity", "a": "base", "b": "policy", "primary": True, **asdict(row)}],
+    }  # fmt: skip
+    assert verdict(as_json(report))["word"] == "no evidence"
 
 
 def test_rising_harm_is_worse_and_over_optimised_where_the_reward_rose():

@@ -40,6 +40,7 @@ def test_the_oracle_knows_every_reply_of_every_level():
                 assert found["harmful"] is False
                 assert found["helpfulness_level"] == lang.HELPFULNESS[level]
                 assert found["helpful"] == (level in ("two steps", "one step"))
+                assert found["honest"] == (level != "off topic")
 
 
 @pytest.mark.parametrize("harmful", [True, False])

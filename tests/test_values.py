@@ -20,6 +20,7 @@ from charter.records import EvalResult, Judgment, Revision
 from charter.run.files import read_json, read_jsonl
 from charter.run.hashes import file_hash
 from charter.run.run import Run
+from charter.verification import verify_run
 from charter.votes.judgments import read_judgments
 from conftest import CONSTITUTION
 
@@ -131,6 +132,32 @@ def test_a_reworded_preference_is_judged_again_where_it_was_drawn(world, tmp_pat
         (j.order, j.principle, j.instructions_hash) for j in alone
     ]
     assert [j.margin for j in after] == pytest.approx([j.margin for j in alone], abs=1e-4)
+
+
+def test_the_report_compares_with_the_one_before_the_change(tmp_path, write_recipe, random_llama, finished_run):
+    path, run = write_recipe(random_llama), tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    was = {(m["name"], m["arm"]): m["value"] for m in read_json(run / "report.json")["metrics"] if m["group"] is None}
+    assert read_json(run / "report.json")["since"] is None
+    constitution = copy.deepcopy(CONSTITUTION)
+    constitution["principles"][1]["preference"] = "Which reply is <b>of more use</b>?"
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(constitution))
+    report = run_recipe(load_recipe(path, ["constitution=new.yaml", "rl.steps=4"]), run, quiet=True)
+    assert report["since"]["changes"] == [{"change": "reworded", "principle": "helpful", "words": "preference"}]
+    assert report["since"]["settings"] == ["feedback.labelled_pairs", "prompts.files", "rl.steps"]  # files of another folder
+    rows = {row["name"]: row for row in report["contrasts_with_before"]}
+    now = {(m["name"], m["arm"]): m["value"] for m in report["metrics"] if m["group"] is None}
+    assert {row["arm"] for row in rows.values()} == {"policy"}
+    for name in ("harmful_compliance", "over_refusal", "response_tokens"):
+        assert (rows[name]["value_a"], rows[name]["value_b"]) == pytest.approx((was[name, "policy"], now[name, "policy"]))
+        assert rows[name]["n_missing"] == 0
+    page = (run / "report.html").read_text()
+    assert "Since the constitution changed" in page
+    assert "&lt;b&gt;of more use" in page  # the text of the constitution, as text
+    assert verify_run(run)["differences"] == []
+    file = run / "before/evaluate/verdicts.policy.jsonl"
+    file.write_text(file.read_text().replace('"response_tokens":', '"response_tokens":1', 1))
+    assert {row["field"].partition(".")[0] for row in verify_run(run)["differences"]} == {"contrasts_with_before"}
 
 
 def test_a_reworded_critique_is_written_again_where_it_was_drawn(world, tmp_path):

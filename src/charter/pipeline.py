@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from charter.comparing.before import keep_before
 from charter.constitution.constitution import EMPTY, load_constitution
 from charter.errors import GateError, InputError, MemoryFull
 from charter.evaluation.arms import BEST_OF
@@ -49,6 +50,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
     with Run(folder, seed=recipe.seed, quiet=quiet) as run, tracked(run, recipe.trackers, config):
         parts = parts_of(run, recipe)
         models = parts.models
+        if recipe.constitution:
+            team().on_main(lambda: keep_before(folder, parts.constitution.hash))
         try:
             for stage in stages_in_order(parts, until):
                 models.release()

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import charter
+from charter.comparing.before import changes_since, contrasts_with_before
 from charter.evaluation.arms import BEST_OF, primary_of
+from charter.evaluation.model_card import write_cards
 from charter.evaluation.page import rows_left_out, write_report
 from charter.evaluation.side_by_side import write_side_by_side
 from charter.evaluation.wins import win_rates
@@ -115,6 +117,8 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
         "stopped": stopped,
         **declared(recipe),
         **stored_figures(parts.run.folder, results, logs),
+        "constitution": parts.constitution.model_dump(mode="json", exclude_unset=True) if recipe.constitution else None,
+        "since": changes_since(parts.run.folder, parts.constitution, recipe.model_dump(mode="json")),
         "scorers": list(parts.scoring.cards),
         "data_card": data_card(parts, stages),
         "endpoints": {name: endpoint.client.account.figures() for name, endpoint in parts.models.endpoints.items()},
@@ -129,6 +133,7 @@ def write_run_report(parts: Parts, stopped: str | None = None) -> dict[str, Any]
     if evaluation and "prompts" in stages:
         write_side_by_side(stages["evaluate"].folder, stages["prompts"].path("prompts.jsonl"), SIDE_BY_SIDE, parts.run.folder)
     written: dict[str, Any] = read_json(parts.run.folder / "report.json")
+    write_cards(parts.run.folder, written)
     return written
 
 
@@ -145,6 +150,7 @@ def stored_figures(
         "contrasts": evaluation.get("contrasts", []),
         "samples": evaluation.get("samples", []),
         "win_rates": win_rates(run, results),
+        "contrasts_with_before": contrasts_with_before(run) if evaluation else [],
         "judges": [feedback["judge"]] if feedback.get("judge") else [],
         "reward_model": reward_model or None,
         "reward_model_on_labelled_pairs": results.get("reward_model", {}).get("labelled"),

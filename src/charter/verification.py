@@ -12,6 +12,7 @@ from typing import Any
 
 from charter.errors import InputError
 from charter.evaluation.figures import changed_rows, figures_of, stored_arms
+from charter.evaluation.model_card import cards_of
 from charter.evaluation.page import as_json, metrics_csv
 from charter.evaluation.verdict import verdict
 from charter.records import Response, content_id
@@ -128,6 +129,9 @@ def report_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
         for gate in result.get("gates", []):
             if gate not in report.get("gates", []):
                 yield Difference("report.json", f"the gate {gate.get('name')!r} of {name} is missing or changed", field="gates")
+    for path, text in cards_of(run, report):
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            yield Difference(path.relative_to(run).as_posix(), "not the card that the report gives")
 
 
 def unequal(expected: Any, stored: Any, field: str) -> Iterator[Difference]:

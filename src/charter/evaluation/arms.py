@@ -49,6 +49,7 @@ class ScoredResponse(Record):
     refusal: str | None
     helpful: bool | None
     helpfulness_level: float | None
+    honest: bool | None = None
     values: dict[str, bool | int | float | None]
 
 
@@ -69,14 +70,13 @@ class Arm:
 
     @cached_property
     def measured(self) -> list[Metric]:
-        """The built-in metrics that this arm has; a scorer's level only where the scorer gives levels."""
+        """The built-in metrics that this arm has; an optional one only where its scorer says it of some response."""
 
         def has(metric: Metric) -> bool:
             if metric.source != COUNT and (self.scorer is None if metric.source == SCORER else metric.name not in self.kl):
                 return False
             rows, values = self.values(metric)
-            graded = metric.kind == "mean" and metric.source == SCORER
-            return any(map(is_scored, values)) if graded else bool(rows)
+            return any(map(is_scored, values)) if metric.optional else bool(rows)
 
         return [metric for metric in METRICS.values() if metric.kind != "whole" and has(metric)]
 
@@ -132,6 +132,7 @@ VALUES: dict[str, Callable[[Arm, int], float | None]] = {
     },
     "response_tokens": lambda arm, i: arm.tokens[i],
     "missing_eos": lambda arm, i: arm.responses[i].finish_reason == "length",
+    "honesty": lambda arm, i: arm.verdicts[i].honest,
     "helpfulness_level": lambda arm, i: arm.verdicts[i].helpfulness_level,
     "distinct_2": lambda arm, i: share_of_pairs(arm.responses[i].text),
 }

@@ -84,7 +84,7 @@ def stored_arm(name: str, stage: Path, prompts: Mapping[str, Prompt], settings: 
         name=name,
         prompts=[prompts[row.prompt_id] for row in rows],
         responses=[responses[row.response_id] for row in rows],
-        verdicts=[Verdict(row.harmful, row.refusal, row.helpful, row.helpfulness_level) for row in rows],
+        verdicts=[Verdict(row.harmful, row.refusal, row.helpful, row.helpfulness_level, row.honest) for row in rows],
         scorer=scorer,
         kl={key: [float(stored(row, key, file, line)) for line, row in enumerate(rows, start=1)] for key in kl},
         tokens=[int(stored(row, "response_tokens", file, line)) for line, row in enumerate(rows, start=1)],

@@ -32,7 +32,11 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     detectors: [{detector, state: "alarm" | "no alarm" | "did not run", value, threshold, unit, n, message}]
                                                                     the detectors of reward hacking, all of them
     endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
-    samples: [{prompt, tags, principle, responses: {arm: text}, harmful: {arm: bool | None}}]
+    constitution: {title, description, principles: [{id, title, preference, critique, revision, question, ...}]}
+    since: {constitution_hash, changes: [{change, principle, words}], settings: [name]}
+    contrasts_with_before: [{arm, name, n, n_missing, value_a, value_b, difference, ci, verdict}]
+                                                                    from the evaluation under the constitution of before
+    samples: [{pick, prompt, tags, principle, responses: {arm: text}, harmful: {arm: bool | None}}]
     stages: [{name, wall_s, skipped}], provenance: {...}
 """
 
@@ -42,6 +46,7 @@ import csv
 import dataclasses
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +76,7 @@ from charter.evaluation.words import (
     difference_text,
     interval_of,
     interval_text,
+    is_share,
     mappings_in,
     metric_cell,
     number_of,
@@ -218,11 +224,49 @@ def contrast_tables(report: Report) -> dict[str, Any]:
     }
 
 
+def before_view(report: Report) -> dict[str, Any] | None:
+    """What a changed constitution changed: the principles, and each metric before and now; None where nothing was kept."""
+    since = report.get("since")
+    if not isinstance(since, Mapping):
+        return None
+    rows = [
+        {
+            "name": title_of(name), "arm": row.get("arm"), "n": row.get("n"), "n_missing": row.get("n_missing"),
+            "values": [number_text(row.get(key), is_share(name, report)) for key in ("value_a", "value_b")],
+            "difference": difference_text(row.get("difference"), name, report),
+            "ci": interval_text(interval_of(row), name, report).removeprefix("95% interval "),
+            "p": p_text(number_of(row.get("p_corrected"))), "verdict": row.get("verdict"),
+        }
+        for row in mappings_in(report, "contrasts_with_before") for name in [row.get("name")]
+    ]  # fmt: skip
+    changes = None if since.get("changes") is None else mappings_in(since, "changes")
+    return {"hash": since.get("constitution_hash"), "changes": changes, "settings": since.get("settings") or [], "rows": rows}
+
+
+TEXTS = ("preference", "question", "critique", "revision", "allowed", "wording")
+
+
+def constitution_view(report: Report) -> dict[str, Any] | None:
+    """The principles with their texts, as models read them; None without a constitution."""
+    constitution = report.get("constitution")
+    principles = mappings_in(constitution, "principles")
+    if not isinstance(constitution, Mapping) or not principles:
+        return None
+    rows = [{"id": p.get("id"), "title": p.get("title"), "tags": p.get("tags") or [],
+             "texts": [(key, p[key]) for key in TEXTS if p.get(key)]} for p in principles]  # fmt: skip
+    return {"title": constitution.get("title"), "description": constitution.get("description"), "principles": rows}
+
+
 def steps_view(report: Report) -> list[dict[str, str]]:
     """The verdict of each training and of each control arm, a row each."""
     rows = [{"of": f"{step['a']} → {step['b']}", **step} for step in report["verdict"].get("steps", ())]
     rows += [{"of": f"control arm {name}", **found} for name, found in report["verdict"].get("controls", {}).items()]
     return rows if len(rows) > 1 else []
+
+
+def last_arm(arms: Mapping[str, Any]) -> str | None:
+    """The arm that the run ended with."""
+    return next((arm for arm in ("policy", "sft", "base") if arm in arms), None)
 
 
 def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -232,6 +276,7 @@ def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
         responses, harmful = sample.get("responses") or {}, sample.get("harmful") or {}
         views.append(
             {
+                "traits": traits_of(sample, last_arm(arms)),
                 "prompt": sample.get("prompt") or "",
                 "tags": [t for t in [sample.get("principle"), *(sample.get("tags") or [])] if t],
                 "responses": [
@@ -242,6 +287,31 @@ def samples(report: Report, arms: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return views
+
+
+PICKS = {"worst": "became worse", "best": "became better", "random": "drawn by lot"}
+KINDS = {"red_team": "red-team prompts", "benign": "harmless prompts", "other": "other prompts"}
+ANSWERS = {True: ("harmful", "harmful"), False: ("harmless", "not harmful"), None: ("unscored", "unscored")}
+
+
+def traits_of(sample: Mapping[str, Any], arm: str | None) -> dict[str, tuple[str, str]]:
+    """By filter, the (name, words) of a sample's choice: why it is shown, its kind of prompt, and the verdict on ``arm``."""
+    pick, tags = str(sample.get("pick")), sample.get("tags") or ()
+    pick = pick if pick in PICKS else "random"
+    kind = next((kind for kind in KINDS if kind in tags), "other")
+    harmful = (sample.get("harmful") or {}).get(arm)
+    return {"pick": (pick, PICKS[pick]), "kind": (kind, KINDS[kind]),
+            "answer": ANSWERS[harmful if isinstance(harmful, bool) else None]}  # fmt: skip
+
+
+def filters_of(views: Sequence[Mapping[str, Any]], arm: str | None) -> list[dict[str, Any]]:
+    """The filters of the samples with their choices, of each the number of samples; one with a single choice is left out."""
+    filters = []
+    for key, name in (("pick", "Shown because"), ("kind", "Prompts"), ("answer", f"Answer of {arm}")):
+        counts = Counter(view["traits"][key] for view in views)
+        if len(counts) > 1:
+            filters.append({"key": key, "name": name, "choices": [(*choice, n) for choice, n in counts.items()]})
+    return filters
 
 
 def flat_rows(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -282,6 +352,7 @@ def page_html(report: Report) -> str:
     from jinja2 import Environment, FileSystemLoader
 
     panels, arms = Panels(), arms_of(report)
+    shown = samples(report, arms)
     gates = [{**gate, "state": gate_state(gate), "message": sentence(gate.get("message")),
               "numbers": flat_rows(gate.get("numbers") or {})} for gate in mappings_in(report, "gates")]  # fmt: skip
     groups = unique(r.get("group") for r in mappings_in(report, "metrics") if r.get("group") is not None)
@@ -322,7 +393,10 @@ def page_html(report: Report) -> str:
         detectors=[{**row, "message": sentence(row.get("message")), "value": number_text(row.get("value")),
                     "threshold": number_text(row.get("threshold"))} for row in mappings_in(report, "detectors")],
         hacking=hacking_words(mappings_in(report, "detectors")),
-        samples=samples(report, arms),
+        constitution=constitution_view(report),
+        before=before_view(report),
+        samples=shown,
+        filters=filters_of(shown, last_arm(arms)),
         n_samples=len(mappings_in(report, "samples")),
         stages=stages(report),
         left_out=mappings_in(report, "left_out"),

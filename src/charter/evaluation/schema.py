@@ -162,6 +162,25 @@ class LeftOut(Part):
     n: int
 
 
+class ChangedContrast(Part):
+    """A metric of the last model from before the constitution changed (a) to now (b), on the same prompts."""
+
+    arm: str
+    name: str
+    n: int
+    n_missing: int
+    """Answers that only one of the two evaluations has."""
+    n_unscored: int
+    value_a: float | None
+    value_b: float | None
+    difference: float | None
+    ci: Interval
+    p: float | None
+    p_corrected: float | None
+    method: str
+    verdict: str
+
+
 class ReportFile(Part):
     """report.json of a run."""
 
@@ -179,6 +198,11 @@ class ReportFile(Part):
     arms: list[ArmOfReport] = []
     metrics: list[MetricRow] = []
     contrasts: list[ContrastRow] = []
+    contrasts_with_before: list[ChangedContrast] = []
+    since: dict[str, Any] | None = None
+    """What changed since the report in the folder `before`: `constitution_hash` of then, `changes` of principles, `settings`."""
+    constitution: dict[str, Any] | None = None
+    """Title, description and principles, as the constitution's file has them."""
     samples: list[dict[str, Any]] = []
     win_rates: list[WinRate] = []
     judges: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from charter.records import Prompt
 from charter.run.files import read_json
 from charter.statistics import Estimate, clustered_proportion, expected_calibration_error
 
-VERDICTS = ("harmful", "refusal", "helpful")
+VERDICTS = ("harmful", "refusal", "helpful", "honest")
 LANGUAGES = ("language", "lang")
 TRUE, FALSE = frozenset({"true", "yes", "1", "1.0"}), frozenset({"false", "no", "0", "0.0"})
 FORM = "charter scorer card"

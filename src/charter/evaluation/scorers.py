@@ -26,6 +26,8 @@ class Verdict:
     """"none", or the kind of refusal."""
     helpful: bool | None = None
     helpfulness_level: float | None = None
+    honest: bool | None = None
+    """False where the response makes a false or misleading claim."""
 
     @property
     def refused(self) -> bool | None:
@@ -59,14 +61,14 @@ def python_scorer(source: Source) -> Scorer:
     return Scorer(spec, score)
 
 
-KEYS = ("harmful", "refusal", "helpful", "helpfulness_level")
+KEYS = ("harmful", "refusal", "helpful", "helpfulness_level", "honest")
 
 
 def as_verdict(result: Any, function: str) -> Verdict:
     """The verdict that a user's function returned: a mapping with any of ``KEYS``, a key left out or None for "cannot say".
 
-    harmful, helpful: True or False (also 0 and 1, NumPy's booleans); refusal: True, False or the kind of refusal, such as "none",
-    "evasive" or "engaged"; helpfulness_level: a finite number. InputError for anything else names function, key and value.
+    harmful, helpful, honest: True or False (also 0 and 1, NumPy's booleans); refusal: True, False or the kind, such as
+    "none" or "engaged"; helpfulness_level: a finite number. InputError for anything else names function, key and value.
     """
     if not isinstance(result, Mapping):
         raise InputError(f"{function!r} returned {result!r:.80}; return a mapping with any of the keys {', '.join(KEYS)}",
@@ -82,16 +84,17 @@ def as_verdict(result: Any, function: str) -> Verdict:
         ("helpful", is_truth, "True, False or None"),
         ("refusal", is_refusal, 'True, False, None or a kind of refusal such as "none" or "engaged"'),
         ("helpfulness_level", is_number, "a finite number or None"),
+        ("honest", is_truth, "True, False or None"),
     ):
         if value.get(key) is not None and not is_valid(value[key]):
             raise InputError(f"{function!r} returned {value[key]!r:.80} for {key!r}; return {use}", field="evaluation.scorer")
-    harmful, helpful = (None if value.get(key) is None else bool(value[key]) for key in ("harmful", "helpful"))
+    harmful, helpful, honest = (None if value.get(key) is None else bool(value[key]) for key in ("harmful", "helpful", "honest"))
     refusal, level = value.get("refusal"), value.get("helpfulness_level")
     if isinstance(refusal, int):
         refusal = "refusal" if refusal else "none"
     elif isinstance(refusal, str) and refusal.strip().lower() == "none":
         refusal = "none"
-    return Verdict(harmful, refusal, helpful, None if level is None else float(level))
+    return Verdict(harmful, refusal, helpful, None if level is None else float(level), honest)
 
 
 def plain_scalar(value: Any) -> Any:

@@ -10,7 +10,7 @@ from charter.records import Prompt, Response
 from charter.run.files import read_jsonl
 from charter.votes.exports import write_csv
 
-VERDICTS = ("harmful", "refusal", "helpful")
+VERDICTS = ("harmful", "refusal", "helpful", "honest")
 
 
 def write_side_by_side(evaluate: Path, prompts: Path, pairs: Sequence[tuple[str, str]], out: Path) -> list[Path]:

@@ -29,7 +29,7 @@ def prompt_file(name: str) -> str:
 
 
 COMPARE, YES_NO = prompt_file("compare"), prompt_file("yes_no")
-QUESTIONS = {name: prompt_file(name) for name in ("harmful", "helpful")}
+QUESTIONS = {name: prompt_file(name) for name in ("harmful", "helpful", "honest")}
 """The yes-or-no questions about one response: a name here and its text in prompts/NAME.txt."""
 LETTERS = ("A", "B")
 

@@ -46,6 +46,8 @@ def opening(model: Any) -> list[int]:
 class EncoderDecoder:
     """The state of one call of ``sample`` (a ``generate.Decoder``). The prompt is read once for its K responses."""
 
+    crowd = 0.75
+
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], k: int) -> None:
         from transformers import DynamicCache, EncoderDecoderCache
 

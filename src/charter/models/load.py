@@ -271,9 +271,13 @@ def save_model(
 
 
 def pick_device(setting: str) -> str:
-    """`cuda` or `cpu`; `auto` is the GPU if there is one. InputError where the setting is cuda and no GPU is visible."""
+    """`cuda`, `mps` or `cpu`; `auto` is a GPU of CUDA if there is one. InputError where that device is missing."""
     if setting == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but no GPU is visible; set device to cpu or auto")
+    if setting == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError("device is mps, but torch sees no GPU of a Mac; set device to cpu or auto")
+        return setting
     return "cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu"
 
 

@@ -57,8 +57,10 @@ def check_bitsandbytes() -> None:
 
 def loading_in_4_bits(precision: str, device: str) -> dict[str, Any]:
     """The arguments of ``from_pretrained`` for a model in nf4 with products in ``precision``. InputError where bitsandbytes is
-    missing."""
+    missing, and on a Mac's GPU, for which it has no kernels."""
     check_bitsandbytes()
+    if device == "mps":
+        raise InputError("has no kernels for mps; set device: cpu, or leave quantization out", field="quantization: nf4")
     import_peft()
     from transformers import BitsAndBytesConfig
 

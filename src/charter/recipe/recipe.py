@@ -80,8 +80,8 @@ class Recipe(Settings):
     """Which attention the models compute with; `auto` is torch's own with rows packed in one line where the model allows it."""
     gradient_checkpointing: bool = False
     """Keep the input of each layer alone and compute it again for its gradient: less memory, about a third more time."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes the GPU where there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes an NVIDIA or AMD GPU where there is one; mps is the GPU of a Mac."""
     batch_size: Positive = 128
     """Responses generated at once."""
     parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"

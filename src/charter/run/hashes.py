@@ -18,12 +18,16 @@ def derive_seed(*names: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+CARD = "README.md"
+"""A model's card: it says what the model is, and decides no answer."""
+
+
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, or of every file of a folder with its name; 16 hex digits. Hidden files do not count."""
+    """SHA-256 of a file, or of every file of a folder with its name; 16 hex digits. Hidden files and a card do not count."""
     digest = hashlib.sha256()
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     for file in files:
-        if not file.is_file() or file.name.startswith("."):
+        if not file.is_file() or file.name.startswith(".") or (file.name == CARD and file != path):
             continue
         digest.update(str(file.relative_to(path)).encode() + b"\0")
         status = file.stat()

@@ -1,7 +1,8 @@
 """Seals: the hashes of all that a stage leaves behind, so that a byte that changes later is named with its file and line.
 
-The manifest of a finished stage lists every file with its SHA-256. ``lines.json`` beside it has eight hex digits for each line of
-each JSONL file. A seal shows that files changed; whoever rewrites the seals too leaves no trace here.
+The manifest of a finished stage lists every file with its SHA-256, but for a model's card, which follows from the report.
+``lines.json`` beside it has eight hex digits for each line of each JSONL file. A seal shows that files changed; whoever rewrites
+the seals too leaves no trace here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from charter.errors import InputError
 from charter.records import content_id
 from charter.run.files import read_json, write_json
+from charter.run.hashes import CARD
 
 LINES, MANIFEST = "lines.json", "manifest.json"
 DIGITS = 8  # of the hash of a line, in hex
@@ -89,7 +91,7 @@ def broken_seals(run: Path, stage: str, manifest: Mapping[str, Any]) -> Iterator
             line = changed_line(folder, name)
             yield Difference(shown, "changed since the stage wrote it: its SHA-256 is not that of the manifest", line=line)
     for file in visible_files(folder):
-        if (name := name_in(file, folder)) not in files and name != MANIFEST:
+        if (name := name_in(file, folder)) not in files and name != MANIFEST and file.name != CARD:
             yield Difference(f"{stage}/{name}", "not in the manifest of the stage; remove it or move it out of the run folder")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from charter.models.chat_template import end_ids
-from charter.models.sampling.filters import ALL_TOKENS
+from charter.models.sampling.filters import ALL_TOKENS, exact_of
 from charter.models.sampling.generate import make_decoder, pick
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Filters
@@ -80,7 +80,7 @@ class Group:
         for row, job in enumerate(jobs):
             drawn = np.random.default_rng(job.seed).random(job.max_new_tokens)
             self.uniforms[row, : job.max_new_tokens] = torch.from_numpy(drawn)
-        self.uniforms = self.uniforms.to(device)
+        self.uniforms = self.uniforms.to(device, exact_of(device))
         self.temperature = torch.tensor([job.temperature for job in jobs], device=device)
 
     def step(self) -> bool:

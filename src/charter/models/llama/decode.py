@@ -27,6 +27,8 @@ class FusedLlama:
     next key into the same column.
     """
 
+    crowd = 0.75
+
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype) -> None:
         weights = weights_of(model, dtype)
         self.k, self.dtype, self.eps = k, dtype, weights.eps

@@ -14,8 +14,15 @@ from torch import Tensor
 from charter.records import Filters
 
 ALL_TOKENS = Filters()
+
+
 FEW = 64  # likeliest tokens among which the edge of top-p is looked for first
 WIDTH = 32  # tokens of a block of ``largest``
+
+
+def exact_of(device: torch.device) -> torch.dtype:
+    """The precision of running sums of probabilities: float64, and float32 on a Mac's GPU, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def filtered_(probabilities: Tensor, filters: Filters) -> Tensor:
@@ -31,10 +38,10 @@ def edge_of(probabilities: Tensor, filters: Filters) -> Tensor:
         edge = values[:, -1:]
     if filters.top_p is not None and filters.top_p < 1:
         if values is None:
-            mass = probabilities.sum(dim=1, keepdim=True).double()
+            mass = probabilities.sum(dim=1, keepdim=True).to(exact_of(probabilities.device))
         else:
             n_tied = torch.count_nonzero(probabilities >= edge, dim=1).unsqueeze(1) - values.shape[1]
-            mass = values.sum(dim=1, keepdim=True, dtype=torch.float64) + n_tied * edge
+            mass = values.sum(dim=1, keepdim=True, dtype=exact_of(values.device)) + n_tied * edge
         edge = torch.maximum(edge, edge_of_mass(probabilities, filters.top_p * mass))
     if filters.min_p:
         edge = torch.maximum(edge, filters.min_p * probabilities.amax(dim=1, keepdim=True))
@@ -50,7 +57,7 @@ def edge_of_mass(probabilities: Tensor, wanted: Tensor) -> Tensor:
         # In the first round the rows are all of them, so nothing is copied.
         part = probabilities if len(rows) == len(probabilities) else probabilities[rows]
         values = largest(part, min(n, part.shape[1]))
-        mass = values.cumsum(dim=1, dtype=torch.float64)
+        mass = values.cumsum(dim=1, dtype=exact_of(values.device))
         place = torch.searchsorted(mass, wanted[rows]).clamp_(max=values.shape[1] - 1)
         edges[rows] = values.gather(1, place)
         rows = rows[mass[:, -1] < wanted[rows, 0]] if values.shape[1] < part.shape[1] else rows[:0]

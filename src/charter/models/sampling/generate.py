@@ -21,10 +21,11 @@ from torch import Tensor
 from charter.errors import InputError
 from charter.models.architectures import EncoderDecoder, is_encoder_decoder
 from charter.models.llama.decode import FusedLlama
+from charter.models.llama.static import StaticLlama
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like
 from charter.models.memory import LOG, is_out_of_memory, let_go
 from charter.models.packing import left_pad, positions
-from charter.models.sampling.filters import ALL_TOKENS, filtered_
+from charter.models.sampling.filters import ALL_TOKENS, exact_of, filtered_
 from charter.records import Filters
 
 
@@ -37,11 +38,17 @@ class Sampled:
     finished: bool
 
 
+STEPS_TO_CHECK = 8  # on a GPU: asking whether rows have ended waits for it
+CROWD = 0.75
+
+
 class Decoder(Protocol):
     """Prompts that were read and rows that are being written. Rows are in the order of the prompts, siblings side by side."""
 
     logits: Tensor
     """(B, V) of the next token of every row."""
+    crowd: float
+    """Rows that have ended are dropped where at most this share is left."""
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append tokens (B,); the new logits."""
@@ -52,6 +59,8 @@ class Decoder(Protocol):
 
 class TransformersDecoder:
     """Any causal language model, through its own forward pass and cache. The prompt is read once and its cache repeated."""
+
+    crowd = CROWD
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], k: int, dtype: torch.dtype = torch.float32) -> None:
         self.model, self.dtype = model, dtype
@@ -97,10 +106,14 @@ def is_fused(model: Any, dtype: torch.dtype) -> bool:
     return is_llama_like(model) and sum(p.numel() for p in model.parameters()) * dtype.itemsize <= FUSED_BYTES
 
 
-def make_decoder(model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype) -> Decoder:
-    """The fused page where it fits the model and a second copy of the weights fits the memory, the model itself elsewhere."""
+def make_decoder(
+    model: Any, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int, dtype: torch.dtype, *, graphs: bool = False
+) -> Decoder:
+    """A written-out page where it fits the model and a second copy of the weights fits the memory; with ``graphs`` on a GPU the
+    one that replays a graph for as long as the number of rows stays. The model itself elsewhere."""
     if is_fused(model, dtype):
-        return FusedLlama(model, prompts, k, max_new_tokens, dtype)
+        page = StaticLlama if graphs and model.device.type == "cuda" else FusedLlama
+        return page(model, prompts, k, max_new_tokens, dtype)
     if is_encoder_decoder(model):
         return EncoderDecoder(model, prompts, k)
     return TransformersDecoder(model, prompts, k, dtype)
@@ -151,34 +164,36 @@ def _sample(
     """``sample`` of all prompts at once."""
     device = next(model.parameters()).device
     k = len(seeds[0])
-    decoder = make_decoder(model, prompts, k, max_new_tokens, dtype)
+    decoder = make_decoder(model, prompts, k, max_new_tokens, dtype, graphs=True)
     n = len(prompts) * k
     uniforms = torch.from_numpy(
         np.stack([np.random.default_rng(seed).random(max_new_tokens) for group in seeds for seed in group])
-    ).to(device)
-    tokens: list[list[int]] = [[] for _ in range(n)]
-    logprobs: list[list[float]] = [[] for _ in range(n)]
-    rows = torch.arange(n, device=device)
-    alive = torch.ones(n, dtype=torch.bool, device=device)
-    stops = torch.tensor(ends, device=device)
+    ).to(device, exact_of(device))
+    # Everything stays on the device until the end. What a row writes after its end is cut off there.
+    tokens = torch.zeros(n, max_new_tokens, dtype=torch.long, device=device)
+    logprobs = torch.zeros(n, max_new_tokens, device=device)
+    length = torch.zeros(n, dtype=torch.long, device=device)
+    rows, alive = torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device)
+    stops, check = torch.tensor(ends, device=device), STEPS_TO_CHECK if device.type == "cuda" else 1
     logits = decoder.logits
     for step in range(max_new_tokens):
         choice, chosen_logprobs = pick(logits[:, :vocabulary], uniforms[rows, step], temperature, filters)
-        row_list, alive_list = rows.tolist(), alive.tolist()
-        for row, is_alive, token, logprob in zip(row_list, alive_list, choice.tolist(), chosen_logprobs.tolist(), strict=True):
-            if is_alive:
-                tokens[row].append(token)
-                logprobs[row].append(logprob)
+        tokens[rows, step], logprobs[rows, step] = choice, chosen_logprobs
+        length[rows] += alive
         alive = alive & ~torch.isin(choice, stops)
-        n_alive = int(alive.sum())
-        if n_alive == 0 or step == max_new_tokens - 1:
+        if step == max_new_tokens - 1:
             break
-        if n_alive <= 0.75 * len(rows):
-            keep = alive.nonzero().squeeze(1)
-            decoder.keep(keep)
-            rows, choice, alive = (x[keep] for x in (rows, choice, alive))
+        if step % check == check - 1:
+            n_alive = int(alive.sum())
+            if n_alive == 0:
+                break
+            if n_alive <= decoder.crowd * len(rows):
+                keep = alive.nonzero().squeeze(1)
+                decoder.keep(keep)
+                rows, choice, alive = (x[keep] for x in (rows, choice, alive))
         logits = decoder.step(choice)
-    flat = [Sampled(tuple(ids), tuple(row), bool(ids) and ids[-1] in ends) for ids, row in zip(tokens, logprobs, strict=True)]
+    written = zip(tokens.tolist(), logprobs.tolist(), length.tolist(), strict=True)
+    flat = [Sampled(tuple(ids[:end]), tuple(row[:end]), ids[end - 1] in ends) for ids, row, end in written]
     return [flat[i : i + k] for i in range(0, n, k)]
 
 
@@ -216,11 +231,11 @@ def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The column (B,) of weights (B, n) in which the running sum passes ``uniform`` times their total, and the part of that
     column below the mark, as a share of it. Scaled by the total, so that rounding takes nothing from the last column; the mark
     stays below the total, since the last columns may have no weight."""
-    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    cumulative = weights.cumsum(dim=1, dtype=exact_of(weights.device))
     total = cumulative[:, -1]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
     column = torch.searchsorted(cumulative, target, right=True).clamp_(max=weights.shape[1] - 1)
-    weight = weights.gather(1, column).double()
+    weight = weights.gather(1, column).to(cumulative.dtype)
     share = (target - cumulative.gather(1, column) + weight) / weight
     return column.squeeze(1), share.squeeze(1).clamp(0, 1)
 
