@@ -153,6 +153,7 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     shutil.copy(folder / "runs/recipe/feedback/responses.jsonl", folder / "votes")
     shutil.copy(folder / "runs/recipe/prompts/prompts.jsonl", folder / "votes")
     write_votes(folder / "votes")
+    shutil.copytree(folder / "votes", folder / "runs/studio")  # as the arena leaves them
     with contextlib.chdir(folder):
         assert run_command(["ratings", "votes", "--of", "responses", "--out", "out/rated"]) == 0
     return folder
