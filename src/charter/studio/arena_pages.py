@@ -127,14 +127,15 @@ def ratings_page(request: Request, visitor: Watcher) -> WebResponse:
     """The figures of `charter ratings` on the arena's votes, or a line that says why there are none."""
     site = studio_of(request)
     site.mirror.flush()
-    folder, result, head = site.project.folder, None, "There is no vote yet."
+    folder, head = site.project.folder, "There is no vote yet."
+    result: dict[str, Any] | None = None
     if (folder / "judgments.jsonl").exists():
         try:
             result, lines = ratings_report(read_votes(folder, models=True), "models")
             head = lines[0]
         except InputError as error:
             head = str(error)
-    return site.page("ratings.html", visitor, result=result, head=head, folder=folder)
+    return site.page("ratings.html", visitor, result=result, head=head)
 
 
 ROUTES: tuple[Page, ...] = (

@@ -79,7 +79,7 @@ def write_test(site: Studio, form: dict[str, str], text: str) -> tuple[Path, lis
         raise InputError("choose at least one model")
     if way not in ENDINGS or kind not in KINDS or reward not in ("", *site.runs()):
         raise InputError("unknown choice in the form; load the page again")
-    if not (tokens.isascii() and tokens.isdigit() and 1 <= int(tokens) <= MOST_TOKENS):
+    if not (tokens.isascii() and tokens.isdigit() and len(tokens) <= 4 and 1 <= int(tokens) <= MOST_TOKENS):
         raise InputError(f"the longest answer is {tokens[:20]!r}; write a number from 1 to {MOST_TOKENS}")
     if not text.strip():
         raise InputError("write at least one prompt, or choose a file")
