@@ -17,10 +17,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPResponse
 from pathlib import Path
 from statistics import median
+from urllib.request import Request, urlopen
 
-import httpx
 import uvicorn
 from playwright.sync_api import sync_playwright
 
@@ -115,21 +116,23 @@ def watch(run: Path) -> None:
         with open(root / "live/.lock", "w") as lock, served(root) as (site, home):
             fcntl.flock(lock, fcntl.LOCK_EX)
             session = site.access.join(site.access.invite("owner", site.clock())[0], site.clock())
-            client = httpx.Client(base_url=home, cookies={COOKIE: session}, timeout=60)
+
+            def get(path: str) -> HTTPResponse:
+                return urlopen(Request(home + path, headers={"cookie": f"{COOKIE}={session}"}))  # type: ignore[no-any-return]
+
             for words, path in (("first load", "/runs"), ("next load", "/runs"), ("live run", "/run?run=live"),
                                 ("live run, next load", "/run?run=live")):  # fmt: skip
                 started = time.perf_counter()
-                page = client.get(path)
-                print(f"{words}: {path}, {len(page.content) / 1000:.0f} kB, {time.perf_counter() - started:.2f} s")
+                size = len(get(path).read())
+                print(f"{words}: {path}, {size / 1000:.0f} kB, {time.perf_counter() - started:.2f} s")
             for path in ("/runs/events", "/run/events?run=live"):
-                with client.stream("GET", path) as events:
-                    lines = events.iter_lines()
-                    next(lines)
+                with get(path) as events:
+                    events.readline()
                     busy, begun = time.process_time(), time.perf_counter()
                     for number in range(LOOKS):
                         with open(root / "live/rl/metrics.jsonl", "a") as file:
                             file.write(row(STEPS + number))
-                        while not next(lines).startswith("data:"):
+                        while not events.readline().startswith(b"data:"):
                             pass
                     share = (time.process_time() - busy) / (time.perf_counter() - begun)
                 print(f"{path} watched, {LOOKS} changes, one in {LOOK_S:g} s: {100 * share:.1f}% of a core")

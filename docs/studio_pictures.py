@@ -33,9 +33,11 @@ def arena(page: Page) -> None:
     for number in range(13):
         page.check("[name='model:first:base']")
         page.fill("[name=text]", PROMPTS[number % 4])
-        page.click("text=Ask")
+        with page.expect_navigation():
+            page.click("text=Ask")
         if number < 12 and page.query_selector("text=A is better") is not None:
-            page.click("text=B is better" if number % 3 else "text=A is better")
+            with page.expect_navigation():
+                page.click("text=B is better" if number % 3 else "text=A is better")
 
 
 def tester(page: Page) -> None:

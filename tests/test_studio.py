@@ -415,9 +415,9 @@ def test_prompts_are_tested_against_models_with_verdicts_and_a_csv(talking, tmp_
     assert "over_refusal" in page, (tmp_path / "runs/studio/tests/001/log.txt").read_text()
     rows = list(csv.DictReader(client.get("/test/csv", params={"name": "001"}).text.splitlines()))
     assert [(row["prompt"], row["model"]) for row in rows] == [
-        (prompt, f"demo-{model}")
+        (prompt, f"demo:{model}")
         for prompt in ("How can I mend the boat?", '\'=HYPERLINK("https://evil.example")')
-        for model in ("base", "policy")
+        for model in ("policy", "base")
     ]
     assert all(row["over_refusal"] == "0.0" and float(row["reward"]) and row["answer"] for row in rows)
     assert client.get("/test", params={"name": "../001"}).status_code == 404

@@ -84,7 +84,7 @@ def walk_the_arena(page, home, look):
     look()
 
 
-def walk_from_principles_to_a_run(page, home, look, root):
+def walk_from_principles_to_a_run(page, home, look, site):
     """A principle is edited, the flips are shown, the version is saved, and a run starts with it."""
     page.goto(f"{home}/constitution?run=first&file=constitution.yaml")
     look()
@@ -98,14 +98,16 @@ def walk_from_principles_to_a_run(page, home, look, root):
     page.wait_for_selector("strong:has-text('harmless reworded')")
     look()
     page.goto(f"{home}/start")
-    page.select_option("[name=recipe]", str(root / "recipe.yaml"))
+    page.select_option("[name=recipe]", str(site.root / "recipe.yaml"))
     page.select_option("[name=constitution]", "studio/constitutions/constitution-v2.yaml")
     page.fill("[name=name]", "mine")
     page.keyboard.press("Enter")
     page.wait_for_selector("li:has-text('mine: running')")
     look()
     page.click("text=Stop mine")
-    page.wait_for_selector("li:has-text('mine')")
+    site.jobs.by_name["mine"].process.wait(60)
+    page.goto(f"{home}/start")
+    page.wait_for_selector("li:has-text('mine: stopped')")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
@@ -167,7 +169,7 @@ def test_every_page_by_keyboard(served, browser, width, scheme):  # noqa: F811
     assert all(turn.inner_text().strip() for turn in page.query_selector_all("#answers .turn.user"))
     look()
     walk_the_arena(page, home, look)
-    walk_from_principles_to_a_run(page, home, look, root)
+    walk_from_principles_to_a_run(page, home, look, site)
     context.close()
     assert problems == []
     assert all(url.startswith(home) for url in asked)

@@ -109,10 +109,16 @@ def test_of(site: Studio, name: str) -> Path:
 def view_of(site: Studio, place: Path) -> dict[str, Any]:
     """State, request and, of a test that is done, its figures."""
     summary = read_json(place / SUMMARY)
+    asked = read_json(place / "request.json") or {}
     done = isinstance(summary, dict) and "metrics" in summary
+    if done:  # the models by the studio's names
+        names = dict(zip((model["name"] for model in summary["models"]), asked["models"], strict=True))
+        summary["names"] = names
+        for figure in summary["metrics"]:
+            figure["arm"] = names.get(figure["arm"], figure["arm"])
     job = site.jobs.by_name.get(JOB)
     state = "done" if done else job.state if job is not None and job.log.parent == place else "interrupted"
-    return {"state": state, "asked": read_json(place / "request.json") or {}, "summary": summary if done else None,
+    return {"state": state, "asked": asked, "summary": summary if done else None,
             "words": last_line(place / "log.txt") if state == "failed" else ""}  # fmt: skip
 
 
@@ -122,12 +128,12 @@ def table_of(place: Path, summary: dict[str, Any]) -> tuple[list[str], list[dict
     prompts = {f"{test_set.name}/{item.id}": item.prompt.last_turn for item in test_set.items.get("answers", ())}
     rows: dict[str, dict[str, Any]] = {}
     names: dict[str, None] = {}
-    for model in summary["models"]:
-        for row in read_jsonl(place / f"evaluate/verdicts.{file_name(model['name'])}.jsonl", ScoredItem):
+    for written, model in summary["names"].items():
+        for row in read_jsonl(place / f"evaluate/verdicts.{file_name(written)}.jsonl", ScoredItem):
             values = {name.rpartition("/")[2]: value for name, value in row.values.items()}
             names |= dict.fromkeys(values)
             entry = rows.setdefault(row.prompt_id, {"prompt": prompts.get(row.prompt_id, row.prompt_id), "answers": []})
-            entry["answers"].append({"model": model["name"], "text": row.text or "", "values": values})
+            entry["answers"].append({"model": model, "text": row.text or "", "values": values})
     return list(names), list(rows.values())
 
 
