@@ -116,7 +116,7 @@ def test_every_page_by_keyboard(served, browser, width, scheme):  # noqa: F811
     token, _ = site.access.invite("owner", site.clock())
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(30_000)
     problems: list[str] = []
     asked: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
