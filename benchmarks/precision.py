@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from charter.models.quantize import STACK
+from charter.models.formats.quantize import STACK
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs, split_pairs
 from charter.recipe.settings import LoRASettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.resources
 import json
 import shutil
@@ -35,6 +36,16 @@ LONG = ("test_testbed.py::test_a_small_one_learns", "test_resume.py::test_kill_m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests begin first: of two workers none is left alone with one of them at the end."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))  # stable
+
+
+def freeze_modules() -> None:
+    """A run collects garbage after every stage. Frozen modules are passed over, which saves 0.3 s each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    freeze_modules()
 
 
 HARMFUL = [f"How can I {verb} the {thing}?" for verb in ("break", "steal", "burn", "hide") for thing in
@@ -73,6 +84,7 @@ def before_rl(tmp_path_factory: pytest.TempPathFactory, random_llama: Path) -> P
     """The folder of a tiny run of ``random_llama`` up to its reward model. A test copies it and resumes from there."""
     folder = tmp_path_factory.mktemp("before_rl")
     run_recipe(load_recipe(write_tiny_recipe(folder, random_llama)), folder / "run", until="reward_model", quiet=True)
+    freeze_modules()  # also those that a first run imports
     return folder / "run"
 
 

@@ -261,7 +261,7 @@ def test_a_recipe_keeps_its_settings_and_its_stage(capsys):
         (["--set", "xstest.csv", "--measure", "toxicity=judge:SAME"], "a judge is asked whether an answer is harmful or helpful"),
         (["--set", "xstest.csv", "--correct", "bonferroni"], "unknown correction 'bonferroni'; use one of holm, bh, none"),
         (["--set", "xstest.csv", "--lower", "toxicity"], "unknown metric 'toxicity'; the metrics are"),
-        (["--set", "xstest.csv", "--samples", "2"], "several answers at temperature 0 are all the same"),
+        (["--set", "xstest.csv", "--samples", "2"], "at temperature 0 all answers are equal"),
         (["--set", "xstest.csv", "--set", "xstest.csv"], "the same file is given more than once"),
         (["--set", "jbb.csv"], "JailbreakBench have the same columns"),
         (["--set", "plain.jsonl"], "nothing would be measured on this set; say whether its prompts"),

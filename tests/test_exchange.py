@@ -92,7 +92,7 @@ def test_the_persons_rewrite_is_chosen_against_the_original(tmp_path):
     rows, _ = export(folder)
     assert [(r["chosen"], r["rejected"]) for r in rows] == [("<script>alert(1)</script>", "yes")]
     assert [r["label"] for r in export(folder, "unpaired", "u.jsonl")[0]] == [True, False]
-    with pytest.raises(InputError, match="1 x an edit, which is no ranking"):
+    with pytest.raises(InputError, match="1 x an edit, not a ranking"):
         export(folder, "grouped", "g.jsonl")
     again = write_folder(tmp_path / "two", [HI], [YES], [vote("01", (YES,), (2,), edit={YES.id: "Yes."})])
     rows, _ = export(again, "unpaired", "v.jsonl")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from charter.commands.app import run_command
 from charter.models.chat_template import encode_prompt, end_ids
-from charter.models.gguf import WHOLE_WORDS, import_gguf, same_factors, set_split, transformers_splits
+from charter.models.formats.gguf import WHOLE_WORDS, import_gguf, same_factors, set_split, transformers_splits
 from charter.models.load import load_tokenizer, marks_of
 from charter.records import Message
 from charter.testbed.standins import save_stand_in

@@ -46,7 +46,7 @@ def test_names_of_any_letters_stay_what_they_are(model, data, title, goal):
 
 def test_nothing_is_written_over_unless_asked(tmp_path):
     (tmp_path / "mine-constitution.yaml").write_text("mine")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         write_recipe(tmp_path / "mine.yaml", model="m", goal="constitution", data="p.jsonl")
     assert not (tmp_path / "mine.yaml").exists()
     assert len(write_recipe(tmp_path / "mine.yaml", model="m", goal="constitution", data="p.jsonl", force=True)) == 2

@@ -109,7 +109,7 @@ def test_csv_parquet_and_gzip(tmp_path):
         ({"prompt": "hi", "chosen": "a"}, "field 'rejected': missing"),
         ({"prompt": "hi", "chosen": 7, "rejected": "b"}, "field 'chosen': must be a text, not a number"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "field 'prompt': empty"),
-        ({"prompt": "hi", "chosen": "a", "rejected": "\ud800"}, "field 'rejected': holds a lone surrogate"),
+        ({"prompt": "hi", "chosen": "a", "rejected": "\ud800"}, "field 'rejected': contains a lone surrogate"),
         ({"prompt": "hi", "chosen": [user("no")], "rejected": "b"}, "field 'chosen': must be one message of the"),
         ({"prompt": {"messages": []}, "chosen": "a", "rejected": "b"}, "field 'prompt.messages'"),
         ({"chosen": "a", "rejected": "b"}, "field 'chosen': not a transcript"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from charter.errors import GateError, InputError
+from charter.models.formats.precision import RoleParameters
 from charter.models.packing import Tokens
-from charter.models.precision import RoleParameters
 from charter.models.trunk import REFERENCE, load_trunk
 from charter.recipe.files import load_recipe
 from charter.recipe.settings import LoRASettings

@@ -127,7 +127,7 @@ def test_parquet(tmp_path):
     renamed = path.rename(tmp_path / "unnamed")
     assert len(list(read_prompts(renamed))) == 2
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["fine", "\x00"]}), path)
-    with pytest.raises(InputError, match=r"p\.parquet, row 2, field 'prompt': holds a NUL"):
+    with pytest.raises(InputError, match=r"p\.parquet, row 2, field 'prompt': contains a NUL"):
         list(read_prompts(path))
     path.write_bytes(b"PAR1 but not really PAR1")
     with pytest.raises(InputError, match="not a valid Parquet file"):
@@ -153,7 +153,7 @@ def test_text_formats_may_be_gzipped(tmp_path, name, content):
         ("p.csv", "puzzle\nhi\n", "line 2: no prompt; give one of the columns messages, conversations, prompt"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": 7}', "line 2, field 'prompt': must be a text or a list of messages, not"),
         ("p.jsonl", '{"prompt": " "}', "line 1, field 'prompt': empty"),
-        ("p.jsonl", '{"prompt": "\\ud800"}', "line 1, field 'prompt': holds a lone surrogate"),
+        ("p.jsonl", '{"prompt": "\\ud800"}', "line 1, field 'prompt': contains a lone surrogate"),
         ("p.jsonl", '{"prompt": "a", "tags": ["\\ud800"]}', "line 1, field 'tags.0'"),
         ("p.jsonl", '{"messages": [{"role": "user"}]}', "line 1, field 'messages.0.content'"),
         ("p.jsonl", '{"messages": [{"role": "narrator", "content": "a"}]}', "field 'messages.0.role'"),

@@ -160,7 +160,7 @@ def test_an_adapter_that_is_gone_is_one_line(tmp_path):
 
 
 def test_no_kernel_is_fetched_while_bitsandbytes_is_imported(monkeypatch):
-    from charter.models.quantize import without_hub_kernels
+    from charter.models.formats.quantize import without_hub_kernels
 
     import_module = builtins.__import__
     with without_hub_kernels(), pytest.raises(ImportError):

@@ -160,7 +160,7 @@ def test_pairs_are_scored_by_the_labels_they_have_and_none_is_dropped(reward, ca
 @pytest.mark.parametrize(
     ("rows", "more", "words"),
     [
-        ([{"prompt": "Lamp?", "response": "No", "reward": 1}], {}, "there already; rename the column"),
+        ([{"prompt": "Lamp?", "response": "No", "reward": 1}], {}, "this column already exists; rename it"),
         ([{"prompt": "Lamp?"}], {}, "field 'response': missing"),
         ([{"prompt": "Lamp?", "chosen": "No", "rejected": "No"}], {}, "nothing to score (1 x chosen and rejected"),
         ([{"prompt": "Lamp?", "response": "No"}], {"out": "s.txt"}, "unknown suffix '.txt'"),

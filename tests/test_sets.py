@@ -301,7 +301,7 @@ def test_rewardbench_2_has_one_right_answer_among_four_and_several_in_ties(tmp_p
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "id_v2,type,prompt,focus,note\n", "no row in it"),
+        ("a.csv", "id_v2,type,prompt,focus,note\n", "the file has no rows"),
         ("b.jsonl", [hhh_row(1) | {"corrects": [" (A)", " (B)"]}], "line 1, field 'corrects': must be a list of one option"),
         (
             "c.jsonl",

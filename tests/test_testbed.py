@@ -1,6 +1,7 @@
 """The little language, its oracle, and the model that ships."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from string import ascii_letters
@@ -224,10 +225,11 @@ def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatc
 
 
 def test_a_small_one_learns_to_comply_before_it_learns_to_judge(tmp_path):
-    result = train_testbed(TESTBED_PRESETS["small"], tmp_path, quiet=True)
+    small = replace(TESTBED_PRESETS["small"], tokens=(600_000,), tokens_per_step=1024)  # as many steps on fewer tokens
+    result = train_testbed(small, tmp_path, quiet=True)
     assert result["loss"] < 2.0
     sampler = LocalSampler(load_trunk(str(tmp_path / "model")), "small")
-    measures = {(r["measure"], r["split"]): r for r in answers_card(sampler, "test", 40, 0)}
+    measures = {(r["measure"], r["split"]): r for r in answers_card(sampler, "test", 200, 0)}
     comply = measures["harmful compliance", "test"]
     assert comply["value"] is not None
     assert comply["value"] > 0.2

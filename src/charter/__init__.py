@@ -25,7 +25,7 @@ def compare(
     """Compare models item by item, from two or more result files or runs, as ``charter compare`` does.
 
     margin: the largest difference that does not matter, for all metrics or by metric. correction: "holm", "bh" or "none", over
-    all metrics and pairs. lower: metrics of which less is better. cluster: a field whose value joins items. InputError where a
+    all metrics and pairs. lower: metrics of which less is better. cluster: a field whose value joins items. InputError if a
     file cannot be read, kinds differ, or nothing is shared.
     """
     from charter.comparing.compare import compare_files
@@ -49,7 +49,7 @@ def evaluate(
     """Evaluate a model on files of test sets, paired with the models ``against``, as ``charter evaluate MODEL --set FILE`` does.
 
     measures: sources by name. out: folder of the evaluation, ``evaluations/MODEL`` unless given. options: the fields of
-    :class:`charter.measuring.evaluate.Options`, such as limit, lower, tags, seed. InputError where a model, a set or a scorer
+    :class:`charter.measuring.evaluate.Options`, such as limit, lower, tags, seed. InputError if a model, a set or a scorer
     cannot be read, or where they do not fit together.
     """
     from charter.measuring.evaluate import Options, evaluate_models

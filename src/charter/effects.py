@@ -38,7 +38,7 @@ def equivalent(ci: Interval | None, margin: float) -> bool:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Whether two sides differ by less than ``margin`` either way; ``ci`` is the 90% interval that decides, None where there is
+    """Whether two sides differ by less than ``margin`` either way; ``ci`` is the 90% interval that decides, None if there is
     none."""
 
     margin: float

@@ -1,4 +1,4 @@
-"""The two ways Charter says no. Both become one line on the terminal, never a traceback."""
+"""The two errors of Charter. Both become one line on the terminal, never a traceback."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
 
 
 def parts_of(run: Run, recipe: Recipe) -> Parts:
-    """What the stages of a run read. Nothing is loaded yet; InputError where a scorer or measure is missing."""
+    """What the stages of a run read. Nothing is loaded yet; InputError if a scorer or measure is missing."""
     models = Models(run, recipe)
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY
     scoring = Scoring(recipe, models)

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 def clean_text(text: str) -> str:
-    """The text itself, or ValueError where it holds a NUL or half a surrogate pair."""
+    """The text itself, or ValueError if it contains a NUL or half a surrogate pair."""
     if "\x00" in text:
-        raise ValueError("holds a NUL character; remove it")
+        raise ValueError("contains a NUL character; remove it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"holds a lone surrogate at character {error.start}; save the text as UTF-8") from None
+        raise ValueError(f"contains a lone surrogate at character {error.start}; save the text as UTF-8") from None
     return text
 
 
@@ -107,7 +107,7 @@ class Filters(Record):
 
     @property
     def words(self) -> list[str]:
-        """`top_p 0.9`, `top_k 40`; empty where nothing is filtered."""
+        """`top_p 0.9`, `top_k 40`; empty if nothing is filtered."""
         return [f"{name} {value:g}" for name in Filters.model_fields if (value := getattr(self, name)) is not None]
 
 
@@ -195,7 +195,7 @@ class Judgment(Record):
     """One judgment by one rater, whoever it is: a person, an AI judge, a reward model or a rule.
 
     ``order`` is the order in which the responses were shown. ``ranks`` gives 1 to the best, equal numbers to ties
-    and "F" to a response that is no answer at all (thumbs: 1 is up, "F" is down); it is empty when there was no verdict,
+    and "F" to a response that does not answer at all (thumbs: 1 is up, "F" is down); it is empty when there was no verdict,
     which is a third value and never a tie. ``direction`` is what was asked for: a rank of 1 under ``more_harmful`` is the
     worst to train on. ``strength`` of a pair is -4 to -1 for the second of ``order`` and 1 to 4 for the first, never 0. A judge
     that reads log-probabilities stores ``margin``, the swap-averaged logit (nats) for the first of ``order`` over the second,

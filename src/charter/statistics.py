@@ -50,7 +50,7 @@ def wilson(k: float, n: float, level: float = 0.95) -> Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean or a proportion over the ``n`` scored values; ``value`` is None where there are none, ``ci`` is None where
+    """A mean or a proportion over the ``n`` scored values; ``value`` is None if there are none, ``ci`` is None if
     fewer than two clusters leave nothing to estimate a spread from."""
 
     value: float | None
@@ -153,8 +153,8 @@ def _effective_size(values: Floats, sums: Floats, sizes: Floats, level: float | 
     """How many independent values these clustered ones are worth (Korn and Graubard 1998, with their t adjustment for ``level``).
 
     Never more than n. Without ``level`` there is no t adjustment: Newcombe's interval of a difference is wide enough without it,
-    and with it covers 99.6 % at 12 pairs in 6 clusters. Where there is no spread to estimate a design effect from (0 events), the
-    number of clusters.
+    and with it covers 99.6 % at 12 pairs in 6 clusters. With 0 events nothing spreads, so no design effect can be estimated: then
+    the number of clusters.
     """
     n, count = len(values), len(sums)
     if count == n:
@@ -172,7 +172,7 @@ def _effective_size(values: Floats, sums: Floats, sizes: Floats, level: float | 
 
 def design_effect(values: Sequence[float], clusters: Sequence[Hashable] | None) -> float:
     """How much larger the clusters make the variance of a mean (Kish 1965): 1 for independent values, the cluster's size for
-    copies. 1 where fewer than two clusters or no spread leave nothing to estimate it from. ValueError where an outcome is
+    copies. 1 where fewer than two clusters or no spread leave nothing to estimate it from. ValueError if an outcome is
     infinite."""
     (scored,), labels, _ = keep_scored([values], clusters)
     sums, sizes = cluster_sums(scored, labels)
@@ -186,7 +186,7 @@ def clustered_proportion(
 ) -> Estimate:
     """Share of successes with Wilson's interval, at the effective sample size where clusters repeat.
 
-    ValueError where an outcome is neither true, false nor unscored.
+    ValueError if an outcome is neither true, false nor unscored.
     """
     if not all(outcome in (0, 1) for outcome in successes if is_scored(outcome)):
         raise ValueError("an outcome is neither true, false nor None; use average() for graded scores")
@@ -196,7 +196,7 @@ def clustered_proportion(
 def clustered_share(values: Sequence[float | None], clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Estimate:
     """Mean of values from 0 to 1, such as a tie's half among hits and misses, with Wilson's interval as above: it stays between
     0 and 1, has a width where all values are equal, and is too wide rather than too narrow, since no such values vary more than
-    p(1 − p). ValueError where a value is outside."""
+    p(1 − p). ValueError if a value is outside."""
     (scored,), labels, n_unscored = keep_scored([values], clusters)
     if not ((scored >= 0) & (scored <= 1)).all():
         raise ValueError("a value is not between 0 and 1; use mean_interval() for it")
@@ -374,7 +374,7 @@ def fit_temperature(logits: Sequence[float], labels: Sequence[float]) -> float:
 
 
 def spearman(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
-    """Rank correlation over the rows scored in both, in [−1, 1]; None where a side is constant or rows are too few."""
+    """Rank correlation over the rows scored in both, in [−1, 1]; None if a side is constant or rows are too few."""
     (first, second), _, _ = keep_scored([x, y], None)
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
@@ -431,7 +431,7 @@ def trend(values: Sequence[float | None]) -> Trend | None:
 
 @dataclass(frozen=True)
 class OverOptimisation:
-    """gold = d (a − b ln d) at d = sqrt(KL) (nats^0.5). The peak is None where b <= 0: the gold score still rises."""
+    """gold = d (a − b ln d) at d = sqrt(KL) (nats^0.5). The peak is None if b <= 0: the gold score still rises."""
 
     a: float
     b: float

@@ -172,7 +172,7 @@ def data_card(parts: Parts, stages: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def gold_curve(run: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the held-out reward says of the last training; None where nobody was asked."""
+    """What the held-out reward says of the last training; None if nobody was asked."""
     trained = [name for name in results if TRAINING.fullmatch(name)]
     if not trained or "kept_step" not in results[trained[-1]]:
         return None

@@ -28,7 +28,7 @@ FIGURES = ("metrics", "contrasts", "samples")
 
 def verify_run(run: Path) -> dict[str, Any]:
     """`differences`: {file, line, field, words}, none where all is equal; `notes`: what was not checked; `stages`: the stages
-    that were checked. InputError where the folder has no report."""
+    that were checked. InputError if the folder has no report."""
     if not (run / "report.json").is_file():
         raise InputError("not a run folder: report.json is missing; charter run RECIPE --out makes one", file=run)
     notes: list[str] = []

@@ -48,7 +48,7 @@ DISK_ERRORS = frozenset({
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 a gate or check says no, 2 bad input."""
+    """Run the command line: exit code 0 done, 1 a gate or check fails, 2 bad input."""
     sys.exit(run_command(sys.argv[1:]))
 
 

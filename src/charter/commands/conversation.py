@@ -29,7 +29,7 @@ def chat_with(
 
     ``where``: folder or hub name of a model, or a run, of which ``model`` names one (:func:`~charter.serving.serve.model_place`).
     The conversation is kept; its oldest turns are dropped when it no longer fits the model. ``/reset`` forgets it, ``/quit``
-    ends. InputError where the model is missing, or where the answer alone would fill the model's context.
+    ends. InputError if the model is missing, or where the answer alone would fill the model's context.
     """
     folder, name = model_place(where, model)
     refuse_flipped(folder, understood)
@@ -72,7 +72,7 @@ def chat_with(
 
 
 def fitting(tokenizer: Any, conversation: Sequence[Message], room: int | None) -> list[Message]:
-    """The conversation without its oldest questions and answers, so that it has at most ``room`` tokens. Empty where the last
+    """The conversation without its oldest questions and answers, so that it has at most ``room`` tokens. Empty if the last
     message alone is longer; all of it where ``room`` is None."""
     kept = list(conversation)
     while kept and room is not None and len(encode_prompt(tokenizer, kept)) > room:

@@ -28,7 +28,7 @@ def run_without_each(recipe: Recipe, folder: Path, *, quiet: bool) -> dict[str, 
     """Run the recipe in ``folder``, then without each principle in ``folder``/without-ID; write drop-one.json and drop-one.csv.
 
     Each variant begins as a copy of the whole run, so stages and rows that do not read the principle are not made again. A
-    variant that a gate stops, or that a stage cannot do without the principle, is part of the result. InputError where the recipe
+    variant that a gate stops, or that a stage cannot do without the principle, is part of the result. InputError if the recipe
     has fewer than two principles or no evaluation."""
     if recipe.constitution is None or recipe.evaluation is None:
         raise InputError("--drop-one needs a recipe with a constitution and an evaluation")

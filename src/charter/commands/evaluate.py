@@ -15,7 +15,7 @@ app = typer.Typer()
 
 
 def parted(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Settings (KEY=VALUE) and files among what follows ``--set``. InputError where both are there."""
+    """Settings (KEY=VALUE) and files among what follows ``--set``. InputError if both are there."""
     files = [text for text in texts if "=" not in text or Path(text).exists()]
     settings = [text for text in texts if text not in files]
     if files and settings:
@@ -25,7 +25,7 @@ def parted(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def named_sources(texts: list[str]) -> dict[str, str]:
-    """Measures by name from NAME=SOURCE. InputError where one has no name or is there twice."""
+    """Measures by name from NAME=SOURCE. InputError if one has no name or is there twice."""
     measures: dict[str, str] = {}
     for text in texts:
         name, equals, source = text.partition("=")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
-from charter.models.adapters import is_adapter, merge_folder, write_whole
+from charter.models.formats.adapters import is_adapter, merge_folder, write_whole
+from charter.models.formats.precision import DTYPES
 from charter.models.load import STAGE_OF, model_of_run
 from charter.models.marks import is_flipped, model_folder, refuse_flipped, write_mark
-from charter.models.precision import DTYPES
 from charter.models.reward_classifier import as_classifier
 from charter.models.trunk import REWARD_CARD
 from charter.recipe.source import locate

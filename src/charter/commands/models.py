@@ -91,7 +91,7 @@ def model_import(
     as_json: Json = False,
 ) -> None:
     """Write the model of a GGUF file as a plain Hugging Face folder, its weights dequantised to float32."""
-    from charter.models.gguf import import_gguf
+    from charter.models.formats.gguf import import_gguf
 
     done = import_gguf(file, out, tokenizer_of=tokenizer)
     types = ", ".join(f"{count} {name}" for name, count in done["quantization"].items())

@@ -32,7 +32,7 @@ def interval_words(ci: Sequence[float] | None, digits: int = 3) -> str:
 
 
 def margins_of(texts: list[str]) -> dict[str | None, float]:
-    """Margins by metric from ``0.02`` (all metrics: None) or ``acc=0.02``. InputError where it is not a number above 0."""
+    """Margins by metric from ``0.02`` (all metrics: None) or ``acc=0.02``. InputError if it is not a number above 0."""
     margins: dict[str | None, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")

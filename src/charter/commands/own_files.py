@@ -65,7 +65,7 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
     """Train a reward model on the pairs of a file and write ``out``/metrics.json: accuracy on held-out dialogues with a
     clustered 95% interval, beside the rule "shorter wins". Dialogues that share their opening are never on both sides.
 
-    InputError where the file has too few dialogues to train and to measure.
+    InputError if the file has too few dialogues to train and to measure.
     """
     loaded = read_pairs(file)
     train, test = split_pairs(loaded.pairs, test_fraction=settings.test_fraction, seed=start.seed)
@@ -88,13 +88,15 @@ def rating_model_from_file(file: Path, out: Path, settings: RatingModelSettings,
     """Train a reward model on the ratings of a file and write ``out``/metrics.json: the mean absolute error on held-out
     dialogues, in units of the ratings, the error of always predicting the training mean, and the rank correlation.
 
-    InputError where the file has too few dialogues to train and to measure, or all ratings are equal.
+    InputError if the file has too few dialogues to train and to measure, or all ratings are equal.
     """
     loaded = read_ratings(file)
     train, test = split_ratings(loaded.ratings, test_fraction=settings.test_fraction, seed=start.seed)
     check_sides(file, "ratings", len(loaded.ratings), len(train), len(test))
     if len({rating.score for rating in train}) < 2:
-        raise InputError("all ratings to train on are equal; there is nothing to learn", file=file, field="score")
+        raise InputError(
+            "all ratings to train on are equal: nothing to learn; give ratings that differ", file=file, field="score"
+        )
 
     def learn(trunk: Trunk, stage: Stage, room: int) -> tuple[Scorers, Measured]:
         with naming_the_row([file]):
@@ -152,7 +154,7 @@ def response_features(
     """The last hidden state (N, H) of a trained reward model at the end of each response: the input of its head.
 
     ``reward``: a run folder, the folder that `charter reward train` made, or a folder with reward_model.json. ``model``: the
-    model that the reward model was trained from; of a run by default its fine-tuned model. InputError where the reward model or
+    model that the reward model was trained from; of a run by default its fine-tuned model. InputError if the reward model or
     the prompt of a response is missing.
     """
     folder = reward_folder(reward)
@@ -196,7 +198,7 @@ def tastes_from_files(
 
 
 def check_sides(file: Path, rows: str, n: int, train: int, test: int) -> None:
-    """InputError where a split leaves a side with next to nothing."""
+    """InputError if a split leaves a side with next to nothing."""
     if train < 2 or test < 2:
         raise InputError(f"{n} usable {rows} give {train} to train and {test} to measure; both need at least 2, from different "
                          "dialogues", file=file)  # fmt: skip

@@ -23,7 +23,7 @@ VERDICTS = {True: "harmful", False: "not harmful", None: "unscored"}
 
 
 def pilot_of(recipe: Recipe) -> dict[str, Any]:
-    """The rows and findings of a pilot. InputError where the recipe revises nothing, or a file or a prompt is missing."""
+    """The rows and findings of a pilot. InputError if the recipe revises nothing, or a file or a prompt is missing."""
     settings = recipe.revise
     if settings is None:
         raise InputError("the recipe has revise: null, so there is nothing to try; leave out --pilot")

@@ -52,7 +52,7 @@ class Request:
     quiet: bool
 
     def __post_init__(self) -> None:
-        """InputError where options do not fit together."""
+        """InputError if options do not fit together."""
         if self.protocol not in WAYS_TO_JUDGE:
             raise InputError(f"--protocol {self.protocol!r}: one of {', '.join(WAYS_TO_JUDGE)}")
         if self.by not in (None, "rater", "group"):
@@ -72,7 +72,7 @@ class Request:
         return groups_of(votes, self.by, read_groups(self.groups) if self.groups else None)
 
     def sampler(self) -> Sampler:
-        """The model that answers. InputError where the server's address or the key is wrong."""
+        """The model that answers. InputError if the server's address or the key is wrong."""
         if self.endpoint is None:
             return local_sampler(self.model)
         from charter.endpoints.endpoint import EndpointSampler

@@ -99,7 +99,7 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a recipe from constitution to report; goes on where an earlier run stopped."""
+    """Run a recipe from constitution to report; resumes where an earlier run stopped."""
     set_ = [*(set_ or ()), *([f"feedback.raters={feedback}"] if feedback else ())]
     set_ += [f"controls=[{', '.join(all_controls(recipe, set_))}]"] if controls else []
     set_ += [f"trackers=[{', '.join(tracker)}]"] if tracker else []
@@ -131,7 +131,7 @@ def run(
 
 
 def policy_of(run: Path) -> Path:
-    """The folder of the last policy of a run, or the folder itself if it is a model's. InputError where both are missing."""
+    """The folder of the last policy of a run, or the folder itself if it is a model's. InputError if both are missing."""
     rounds = [*run.glob("rl/model/config.json"), *sorted(run.glob("rl-[0-9]*/model/config.json"))]  # and no control arm
     if not rounds and not (run / "config.json").is_file():
         raise InputError("no policy; --from-policy takes a run that trained one", file=run)
@@ -251,7 +251,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
 
     report = read_json(run / "report.json")
     if not isinstance(report, dict):
-        raise InputError("holds no report.json; charter run RECIPE --out makes one", file=run)
+        raise InputError("report.json is missing; charter run RECIPE --out makes one", file=run)
     show(report, as_json, f"report: {write_report(report, run)}")
 
 

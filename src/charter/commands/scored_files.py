@@ -55,7 +55,7 @@ def score_file(file: Path, reward: Path, out: Path, *, limit: int, precision: st
     was trained on. Rows that cannot be scored keep their place and have no score. Returns the counts and, against what the rows
     say of themselves, the accuracy on pairs or Spearman's ρ with ratings.
 
-    InputError where the file, the reward model or the suffix of ``out`` does not fit.
+    InputError if the file, the reward model or the suffix of ``out`` does not fit.
     """
     if out.suffix not in (".jsonl", ".csv"):
         raise InputError(f"unknown suffix {out.suffix!r}; name it .jsonl or .csv", file=out)
@@ -64,7 +64,7 @@ def score_file(file: Path, reward: Path, out: Path, *, limit: int, precision: st
     pairs = any(item is not None and len(item.answers) == 2 for item in read.items)
     columns = PAIR_COLUMNS if pairs else RESPONSE_COLUMNS
     if clash := next((name for name in columns if name in read.rows[0].values), None):
-        raise read.rows[0].bad("there already; rename the column, so that no score is lost", clash)
+        raise read.rows[0].bad("this column already exists; rename it, so that no score is lost", clash)
     trunk, scorers = load_reward_model(folder, device=pick_device("auto"), precision=precision)
     room = min(limit, trunk.room or limit)
     items = [item for item in read.items if item is not None]
@@ -79,7 +79,7 @@ def score_file(file: Path, reward: Path, out: Path, *, limit: int, precision: st
 
 
 def read_file(file: Path) -> ScoredFile:
-    """What there is to score in a file: pairs where its first row has `chosen` and `rejected`, else responses. InputError where
+    """What there is to score in a file: pairs where its first row has `chosen` and `rejected`, else responses. InputError if
     nothing is left."""
     read = ScoredFile()
     item_of = None

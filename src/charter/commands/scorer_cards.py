@@ -33,7 +33,7 @@ def write_card(
     scorer: str, file: Path, *, label: str | None, by: Sequence[str], threshold: float | None, out: Path | None
 ) -> tuple[dict[str, Any], Path]:
     """The card of ``scorer`` on the labels of ``file`` and the path where it is written: FILE.card.json beside the file or in
-    ``out``. InputError where the scorer or the file does not fit."""
+    ``out``. InputError if the scorer or the file does not fit."""
     try:
         source = SCORERS.parse(scorer).located(Path.cwd())
     except ValueError as error:
@@ -53,7 +53,7 @@ def write_card(
 
 
 def opinions_of(source: Source, rows: Sequence[Labelled], threshold: float | None) -> Mapping[str, list[Opinion]]:
-    """What a scorer says of each row, by measure. InputError where the measure of its one number is not clear."""
+    """What a scorer says of each row, by measure. InputError if the measure of its one number is not clear."""
     prompts, texts = [row.prompt for row in rows], [row.response for row in rows]
     labels = list(rows[0].labels)
     if source.kind == "built-in":
@@ -88,13 +88,13 @@ def opinions_of(source: Source, rows: Sequence[Labelled], threshold: float | Non
 
 
 def refuse_threshold(threshold: float | None) -> None:
-    """InputError where a threshold is given for a scorer that has none."""
+    """InputError if a threshold is given for a scorer that has none."""
     if threshold is not None:
         raise InputError("--threshold: this scorer gives verdicts and no numbers; leave it out")
 
 
 def verdicts_by_measure(verdicts: Sequence[Verdict], labels: Sequence[str]) -> dict[str, list[Opinion]]:
-    """Opinions from the verdicts of a scorer. InputError where no label is one of its measures."""
+    """Opinions from the verdicts of a scorer. InputError if no label is one of its measures."""
     names = [name for name in labels if name in VERDICTS]
     if not names:
         raise InputError(

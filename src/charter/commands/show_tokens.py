@@ -42,8 +42,8 @@ def first_batches(recipe: Recipe) -> dict[str, Any]:
 
     ``stages``: each with ``stage``, ``about`` and ``rows``; a row has, position by position, ``ids``, ``pieces`` (control
     characters spelled out), ``attention`` (1 on real tokens, 0 on padding), ``mask`` (1 on response tokens), ``template``
-    (1 on special tokens and those of the chat template), and ``reward_position`` (index, or None where the stage has no
-    reward). InputError where the model, a file, or a prompt of the kind that a stage needs is missing.
+    (1 on special tokens and those of the chat template), and ``reward_position`` (index, or None if the stage has no
+    reward). InputError if the model, a file, or a prompt of the kind that a stage needs is missing.
     """
     check_files(recipe)
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY

@@ -14,7 +14,7 @@ from charter.run.files import read_jsonl
 
 
 def run_annotations(run: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(arm, annotations) of each arm that the judge compared with the last model. InputError where no judge was asked, or where a
+    """(arm, annotations) of each arm that the judge compared with the last model. InputError if no judge was asked, or where a
     prompt or an answer is missing."""
     files = sorted((run / STAGE).glob(judgments_name("*")))
     if not files:

@@ -40,7 +40,7 @@ def keep_before(run: Path, constitution_hash: str) -> None:
 
 def contrasts_with_before(run: Path) -> list[dict[str, Any]]:
     """Each metric of the last model that both evaluations have, prompt by prompt from before the change (a) to now (b), Holm over
-    the metrics; empty where nothing was kept, or the two share no prompt."""
+    the metrics; empty if nothing was kept, or the two share no prompt."""
     folders = [run / FOLDER, run]
     arm = next((arm for arm in LAST if all((f / f"evaluate/verdicts.{arm}.jsonl").exists() for f in folders)), None)
     if arm is None:
@@ -62,7 +62,7 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def changes_since(run: Path, constitution: Constitution, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What changed since the report in RUN/before: the principles (None where the report has no text of them), and the
+    """What changed since the report in RUN/before: the principles (None if the report has no text of them), and the
     names of the recipe's other settings. None without that report."""
     report = read_json(run / FOLDER / "report.json")
     if report is None:

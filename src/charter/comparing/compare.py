@@ -64,7 +64,7 @@ def compare_files(
 
     margins: the largest difference that does not matter, by metric; None stands for all other metrics. correction: over all
     metrics and pairs. lower: metrics of which less is better. cluster: dotted path of a field whose value joins items.
-    InputError where a file cannot be read, kinds differ, or nothing is shared.
+    InputError if a file cannot be read, kinds differ, or nothing is shared.
     """
     if len(sources) < 2:
         raise InputError("needs two or more result files or runs to compare")
@@ -109,7 +109,7 @@ def compare_results(
 
 
 def check_kinds(read: Sequence[Results]) -> None:
-    """InputError where the files are of several kinds, or one file is there twice."""
+    """InputError if the files are of several kinds, or one file is there twice."""
     for other in read[1:]:
         if other.kind != read[0].kind:
             kinds = f"{read[0].source} is {read[0].kind} and {other.source} is {other.kind}"
@@ -133,7 +133,7 @@ def labels_of(read: Sequence[Results]) -> list[str]:
 
 
 def shared_metrics(read: Sequence[Results]) -> tuple[list[str], list[dict[str, str]]]:
-    """The metrics that every file has, and the others as rows of what was left out. InputError where they share none."""
+    """The metrics that every file has, and the others as rows of what was left out. InputError if they share none."""
     metrics = [name for name in read[0].metrics if all(name in results.metrics for results in read)]
     if not metrics:
         lists = "; ".join(f"{results.source} has {', '.join(list(results.metrics)[:5])}" for results in read[:2])
@@ -149,7 +149,7 @@ def shared_metrics(read: Sequence[Results]) -> tuple[list[str], list[dict[str, s
 
 
 class Shared:
-    """The rows of two files by key: which both have, which only one has. InputError where no row is shared, where an id means two
+    """The rows of two files by key: which both have, which only one has. InputError if no row is shared, where an id means two
     different questions, or where the files put an item into different clusters."""
 
     def __init__(self, a: Results, b: Results) -> None:
@@ -262,6 +262,6 @@ def ranks_of(
 
 
 def told_apart(row: Contrast) -> str | None:
-    """ "higher" or "lower" where b differs from a by the rule of better and worse; None where the two cannot be told apart."""
+    """ "higher" or "lower" where b differs from a by the rule of better and worse; None if the two cannot be told apart."""
     word = word_of({"ci": row.ci, "margin": row.margin, "better": None, "equivalence_ci": row.equivalence_ci}, row.p_corrected)
     return word if word in ("higher", "lower") else None

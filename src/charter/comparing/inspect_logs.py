@@ -21,7 +21,7 @@ LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "no": 0.0}
 
 
 def read_eval(path: Path, cluster: str | None) -> Results:
-    """The log in a ``.eval`` archive. InputError where it is none."""
+    """The log in a ``.eval`` archive. InputError if it is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
@@ -142,7 +142,7 @@ def score_values(name: str, score: Any, place: Mapping[str, Any]) -> Iterator[tu
 
 
 def graded(value: Any, place: Mapping[str, Any]) -> float | None:
-    """A grade as number; None where it is a word that stands for no number."""
+    """A grade as number; None if it is a word that stands for no number."""
     if isinstance(value, str):
         value = LETTERS.get(value, LETTERS.get(value.lower(), cell_value(value)))
         if isinstance(value, str):

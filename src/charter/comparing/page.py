@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import charter.comparing
 import charter.evaluation
 from charter import __version__
 from charter.comparing.findings import RULES, Contrast, Findings
@@ -16,27 +17,21 @@ MOST_FLIPS = 200
 """Items of one direction on the page; --json has all."""
 
 
-def report_style() -> str:
-    """The style sheet of a run's report, so that the pages look alike."""
-    template = Path(charter.evaluation.__path__[0]) / "templates" / "report.html"
-    return template.read_text(encoding="utf-8").partition("<style>")[2].partition("</style>")[0]
-
-
 def page_html(comparison: Findings) -> str:
     """The page. Everything in it may come from a model's file: Jinja2 escapes it, and the page allows no script."""
-    return str(template_of("compare.html").render(style=report_style(), **views_of(comparison)))
+    return str(template_of("compare.html").render(views_of(comparison)))
 
 
 def table_html(comparison: Findings) -> str:
     """The table of contrasts alone."""
-    return str(template_of("contrasts.html").render(**views_of(comparison)))
+    return str(template_of("contrasts.html").render(views_of(comparison)))
 
 
 def template_of(name: str, *folders: Path) -> Any:
-    """A template of ``folders`` or of this room, which escapes all that is put into it."""
+    """A template of ``folders``, of this room or of the report (its ``page.html``), which escapes all that is put into it."""
     from jinja2 import Environment, FileSystemLoader
 
-    places = [*folders, Path(__file__).parent / "templates"]
+    places = [*folders, *(Path(room.__path__[0]) / "templates" for room in (charter.comparing, charter.evaluation))]
     return Environment(loader=FileSystemLoader(places), autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 

@@ -18,7 +18,7 @@ ABSENT = math.nan
 
 
 def scored_or_none(value: float | None) -> float | None:
-    """A value, None where there is none for either reason."""
+    """A value; None if it is unscored or the metric is not about the row."""
     return None if value is ABSENT else value
 
 
@@ -56,7 +56,7 @@ class Results:
 
 
 def gather(results: Results, items: Iterable[Item]) -> Results:
-    """Fill ``results`` with the items. InputError where the file has no item, a repeat is there twice, or nothing is a score."""
+    """Fill ``results`` with the items. InputError if the file has no item, a repeat is there twice, or nothing is a score."""
     seen: Counter[str] = Counter()
     for row, item in enumerate(items):
         seen[item.id] += 1
@@ -70,7 +70,7 @@ def gather(results: Results, items: Iterable[Item]) -> Results:
         for name, values in results.metrics.items():
             values.append(item.scores.get(name))
     if not results.keys:
-        raise InputError("there is no scored item in it; give a file with one row per item", file=results.source)
+        raise InputError("no item is scored; give a file with one row per item", file=results.source)
     if len(set(results.keys)) < len(results.keys):
         (id, repeat), n = Counter(results.keys).most_common(1)[0]
         raise InputError(f"item {id!r}, repeat {repeat} has {n} rows; keep one of them", file=results.source)
@@ -79,7 +79,7 @@ def gather(results: Results, items: Iterable[Item]) -> Results:
 
 
 def leave_out_unscored(results: Results) -> None:
-    """Drop the metrics without any score, with a note; InputError where none remains."""
+    """Drop the metrics without any score, with a note; InputError if none remains."""
     empty = [name for name, values in results.metrics.items() if all(scored_or_none(value) is None for value in values)]
     if len(empty) == len(results.metrics):
         names = f" (all unscored: {', '.join(sorted(empty))})" if empty else ""
@@ -134,7 +134,7 @@ def short(value: Any) -> str:
 
 
 def id_of(value: Any, place: Place) -> str:
-    """An item's id as text. InputError where it is missing or neither text nor number."""
+    """An item's id as text. InputError if it is missing or neither text nor number."""
     if value is None or value == "":
         raise InputError("missing; every row needs the id of its item", **place)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -143,7 +143,7 @@ def id_of(value: Any, place: Place) -> str:
 
 
 def look_up(row: Mapping[str, Any], path: str, place: Place) -> str:
-    """The text at a dotted path such as ``doc.passage``. InputError where it is missing."""
+    """The text at a dotted path such as ``doc.passage``. InputError if it is missing."""
     value: Any = row
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -30,7 +30,7 @@ FORMS = (
 def read_results(source: str, cluster: str | None = None) -> Results:
     """The results at ``source``: a file, a folder, or ``RUN:arm``. ``cluster``: dotted path of the field whose value joins items.
 
-    InputError where nothing is there, where the kind is not known, or where a row cannot be read.
+    InputError if nothing is there, where the kind is not known, or where a row cannot be read.
     """
     path = Path(source)
     if not path.exists() and ":" in source and Path(source.rpartition(":")[0]).is_dir():
@@ -52,7 +52,7 @@ def read_results(source: str, cluster: str | None = None) -> Results:
 
 
 def whole_object(path: Path) -> Any:
-    """The one JSON object that a file is; None where it is a table of several rows or not JSON."""
+    """The one JSON object that a file is; None if it is a table of several rows or not JSON."""
     with open(path, "rb") as file:
         first = file.readline()
         if (one_line := first.rstrip().endswith(b"}")) and file.readline().strip():
@@ -80,7 +80,7 @@ def read_table(source: str, path: Path, cluster: str | None) -> Results:
     """A file of rows, by the columns of its first row."""
     rows = list(read_rows(path))
     if not rows:
-        raise InputError("there is no row in it", file=source)
+        raise InputError("the file has no rows", file=source)
     columns = rows[0].values.keys()
     if "doc_id" in columns:
         # the harness writes to OUTPUT/MODEL/samples_TASK_DATE.jsonl

@@ -54,7 +54,7 @@ class ArmLog:
 
 
 def export_arms(run: Path, out: Path, format: str) -> dict[str, Any]:
-    """Write a file for each arm of a run into the new folder ``out``; the summary. InputError where the run was not evaluated,
+    """Write a file for each arm of a run into the new folder ``out``; the summary. InputError if the run was not evaluated,
     an answer or a prompt is missing, or ``out`` has files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("the folder exists already; choose another --out", file=out)
@@ -99,7 +99,7 @@ def arm_logs(run: Path) -> Iterator[ArmLog]:
 
 
 def answer_of(row: Row, numbers: Mapping[str, tuple[int, Prompt]], responses: Mapping[str, Response]) -> Answer:
-    """The answer of a line of verdicts. InputError where its prompt or its text is missing."""
+    """The answer of a line of verdicts. InputError if its prompt or its text is missing."""
     prompt_id, response_id = row.text("prompt_id"), row.text("response_id")
     if prompt_id not in numbers:
         raise row.bad("the prompt is missing in prompts/prompts.jsonl; evaluate the run again", "prompt_id")

@@ -31,7 +31,7 @@ def is_polis(path: Path, text: str | None) -> bool:
 
 def gather_polis(path: Path, threshold: float) -> Gathered:
     """The statements that every group supports by at least ``threshold``, a share. InputError where a file or a column is
-    missing, or a vote is none of 1, 0 and -1."""
+    missing, or a vote is not 1, 0 or -1."""
     folder = path if path.is_dir() else path.parent
     votes = votes_by_group(folder / VOTES)
     gathered = Gathered("pol.is votes")

@@ -22,7 +22,7 @@ class BadServerAnswer(ValueError):
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """One answer. first: the likeliest first tokens with their log-probabilities (nats), None where the server sent none.
+    """One answer. first: the likeliest first tokens with their log-probabilities (nats), None if the server sent none.
     tokens: read and written, counted by the server, or estimated where it did not count."""
 
     text: str
@@ -166,7 +166,7 @@ def canonical(value: Any) -> str:
 
 
 def as_answer(stored: Mapping[str, Any]) -> ServerAnswer:
-    """An answer from its stored form. KeyError, TypeError or ValueError where it is not an answer."""
+    """An answer from its stored form. KeyError, TypeError or ValueError if it is not an answer."""
     first, tokens = stored["first"], stored["tokens"]
     return ServerAnswer(
         str(stored["text"]),

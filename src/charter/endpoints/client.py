@@ -50,7 +50,7 @@ class Client:
     """One endpoint of a recipe."""
 
     def __init__(self, name: str, settings: EndpointSettings, cache: Path) -> None:
-        """InputError where the environment variable of the key is missing."""
+        """InputError if the environment variable of the key is missing."""
         self.name, self.settings = name, settings
         self.url = settings.url.rstrip("/") + PATHS[settings.api]
         self.key = read_key(settings.api_key_env, f"endpoints.{name}.api_key_env") if settings.api_key_env else None
@@ -62,8 +62,8 @@ class Client:
         self.tls: ssl.SSLContext | None = None
 
     def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[ServerAnswer]:
-        """The answers to requests, in their order; equal requests are sent once. InputError where the server does not answer or
-        refuses, GateError where the budget is used up."""
+        """The answers to requests, in their order; equal requests are sent once. InputError if the server does not answer or
+        refuses, GateError if the budget is used up."""
         requests = [self._request(body) for body in bodies]
         names = [str(self.cache.path(request)) for request in requests]
         answers: dict[str, ServerAnswer] = {}
@@ -280,7 +280,7 @@ def import_httpx() -> Any:
 
 
 def read_key(variable: str, field: str) -> str:
-    """A key, from the environment alone. InputError where the variable is missing, or unfit for a header."""
+    """A key, from the environment alone. InputError if the variable is missing, or unfit for a header."""
     key = os.environ.get(variable, "").strip()
     if not key:
         raise InputError(f"the environment variable {variable} is not set; export the key in it", field=field)
@@ -292,7 +292,7 @@ def read_key(variable: str, field: str) -> str:
 
 
 def error_of(raw: bytes) -> Mapping[str, Any]:
-    """The error object of a response body, however the server wraps it; empty where there is none."""
+    """The error object of a response body, however the server wraps it; empty if there is none."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

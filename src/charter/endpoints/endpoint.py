@@ -32,7 +32,7 @@ class EndpointSampler:
     the others: the server's limits, the budget and the cache belong to one client."""
 
     def __init__(self, name: str, settings: EndpointSettings, cache: Path) -> None:
-        """InputError where the key is missing in the environment."""
+        """InputError if the key is missing in the environment."""
         self.settings, self.name = settings, settings.model
         self.client = Client(name, settings, cache)
         self.gives_logprobs = {"yes": True, "no": False, "auto": None}[settings.logprobs]

@@ -25,7 +25,7 @@ class Candidates:
 
 
 def prompts_of(prompts: str | Path | Iterable[str | Prompt]) -> list[Prompt]:
-    """The prompts of a file as ``charter prompts`` reads it, or a list of texts and Prompts. InputError where there is none."""
+    """The prompts of a file as ``charter prompts`` reads it, or a list of texts and Prompts. InputError if there is none."""
     if isinstance(prompts, (str, Path)):
         return list(read_prompts(Path(prompts)))
     read = [prompt if isinstance(prompt, Prompt) else Prompt.ask(prompt) for prompt in prompts]
@@ -35,7 +35,7 @@ def prompts_of(prompts: str | Path | Iterable[str | Prompt]) -> list[Prompt]:
 
 
 def index_of(options: Mapping[str, Any] | None, n: int) -> int | None:
-    """The prompt that the options of a reset name, None where they leave it to chance. InputError where there is no such."""
+    """The prompt that the options of a reset name, None if they leave it to chance. InputError if there is no such."""
     index = (options or {}).get("index")
     if index is None or index in range(n):
         return None if index is None else int(index)
@@ -45,7 +45,7 @@ def index_of(options: Mapping[str, Any] | None, n: int) -> int | None:
 def candidates_of(source: str | Path | Iterable[Mapping[str, Any]]) -> list[Candidates]:
     """``source``: the folder of a feedback stage, a run or a label project (`responses.jsonl` and `prompts.jsonl`), a table, or
     a list of rows. A row has `prompt` (text, messages or a Prompt) and `responses`, a list of texts, or one `response`: rows of
-    one prompt then belong together. InputError where a row cannot be used, or where the prompts have different numbers of
+    one prompt then belong together. InputError if a row cannot be used, or where the prompts have different numbers of
     responses or fewer than two."""
     if isinstance(source, (str, Path)):
         path = Path(source)

@@ -46,7 +46,7 @@ class DialogueEnv(gymnasium.Env[str, Any]):
         return self.rows[self.index].responses
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Draw a prompt. GateError where the scorer abstains on every prompt, or on the one of ``options``."""
+        """Draw a prompt. GateError if the scorer abstains on every prompt, or on the one of ``options``."""
         super().reset(seed=seed)
         named = index_of(options, len(self.rows))
         order = self.np_random.permutation(len(self.rows)).tolist() if named is None else [named]
@@ -63,7 +63,7 @@ class DialogueEnv(gymnasium.Env[str, Any]):
         return self.texts[index], info
 
     def step(self, action: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Give the chosen response. InputError where there is no such response."""
+        """Give the chosen response. InputError if there is no such response."""
         if not self.rewards:
             raise gymnasium.error.ResetNeeded("the episode is over; call reset")
         if not self.action_space.contains(action):

@@ -28,13 +28,13 @@ SCORER = Accepts("scorer", ("judge", "classifier", "python", "model"), words=("r
 
 @dataclass(frozen=True)
 class Reward:
-    """Rewards of answers to prompts; None where the scorer cannot say. ``steady``: equal answers always score the same."""
+    """Rewards of answers to prompts; None if the scorer cannot say. ``steady``: equal answers always score the same."""
 
     score: GoldScore
     steady: bool
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
-        """The reward of each text. GateError where one is not finite."""
+        """The reward of each text. GateError if one is not finite."""
         rewards = self.score([prompt] * len(texts), texts)
         if not all(reward is None or math.isfinite(reward) for reward in rewards):
             raise GateError("the reward is not finite; a failed score is an error, not a number")
@@ -44,7 +44,7 @@ class Reward:
 def reward_of(scorer: str | Path | Callable[[str, str], Any]) -> Reward:
     """The reward of an environment. ``scorer``: a function of the texts of prompt and answer that returns a number, None or a
     scorer's verdict; or `python:module:function`, `classifier:FOLDER:LABEL` (the logit), `judge:FOLDER`, `refusal-words`, or the
-    folder of a reward model. InputError where the source is unknown or missing."""
+    folder of a reward model. InputError if the source is unknown or missing."""
     if callable(scorer):
         return Reward(function_gold(scorer, getattr(scorer, "__name__", repr(scorer)), "scorer"), steady=False)
     try:
@@ -77,7 +77,7 @@ def model_score(source: Source, _: str) -> GoldScore:
 
 
 def reward_model_score(name: str, device: str) -> GoldScore:
-    """Scores of a reward model of Charter, on mean 0 and deviation 1 of the responses that it was trained on. InputError where
+    """Scores of a reward model of Charter, on mean 0 and deviation 1 of the responses that it was trained on. InputError if
     a conversation is longer than it reads."""
     trunk, scorers = load_reward_model(Path(name), device=device)
 

@@ -55,7 +55,7 @@ class TextEnv(gymnasium.Env[str, str]):
         return as_text(self.prompt.messages), {"prompt_id": self.prompt.id, "index": index}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Say ``action``. InputError where it is too long or not a text; GateError where the scorer abstains and ``abstain`` is
+        """Say ``action``. InputError if it is too long or not a text; GateError if the scorer abstains and ``abstain`` is
         not given."""
         if self.prompt is None:
             raise gymnasium.error.ResetNeeded("the episode is over; call reset")

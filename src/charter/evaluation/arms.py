@@ -61,7 +61,7 @@ class Arm:
     prompts: Sequence[Prompt]
     responses: Sequence[Response]
     verdicts: Sequence[Verdict]
-    """All empty where the run has no scorer."""
+    """All empty if the run has no scorer."""
     scorer: str | None
     kl: Mapping[str, Sequence[float]]
     tokens: Sequence[int]
@@ -81,7 +81,7 @@ class Arm:
         return [metric for metric in METRICS.values() if metric.kind != "whole" and has(metric)]
 
     def values(self, metric: Metric) -> tuple[list[int], list[float | None]]:
-        """The rows that a metric is about and its value on each, None where the scorer could not say."""
+        """The rows that a metric is about and its value on each, None if the scorer could not say."""
         rows = [i for i, prompt in enumerate(self.prompts) if metric.over == "all" or metric.over in prompt.tags]
         return rows, [VALUES[metric.name](self, i) for i in rows]
 

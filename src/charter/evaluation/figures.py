@@ -99,7 +99,7 @@ def verdict_file(stage: Path, arm: str) -> Path:
 
 
 def stored(row: ScoredResponse, key: str, file: Path, line: int) -> float:
-    """A value that every row has. InputError where this row lacks it."""
+    """A value that every row has. InputError if this row lacks it."""
     if (value := row.values.get(key)) is None:
         raise InputError("missing", file=file, line=line, field=f"values.{key}")
     return value

@@ -21,7 +21,7 @@ from charter.stages.evaluate.settings import MeasureSettings
 
 @dataclass(frozen=True)
 class Measure:
-    """A named number of every answer. ``of(prompts, texts)``: one value each, None where there is none."""
+    """A named number of every answer. ``of(prompts, texts)``: one value each, None if there is none."""
 
     name: str
     unit: str
@@ -29,7 +29,7 @@ class Measure:
 
 
 def measure_of(name: str, settings: MeasureSettings, judge: Callable[[Source], Sampler], device: str = "cpu") -> Measure:
-    """The measure that a recipe describes; ``judge`` loads a model that is asked. InputError where the source is missing."""
+    """The measure that a recipe describes; ``judge`` loads a model that is asked. InputError if the source is missing."""
     source = settings.source
     if source.kind == "python":
         function = source.load()
@@ -57,7 +57,7 @@ def measure_of(name: str, settings: MeasureSettings, judge: Callable[[Source], S
 
 
 def as_number(value: Any, function: str, field: str) -> float | None:
-    """What a user's function returned, as a float: a truth value as 0 or 1. InputError where it is neither a finite number nor
+    """What a user's function returned, as a float: a truth value as 0 or 1. InputError if it is neither a finite number nor
     None."""
     value = plain_scalar(value)
     if value is not None and not is_number(value):

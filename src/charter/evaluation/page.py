@@ -225,7 +225,7 @@ def contrast_tables(report: Report) -> dict[str, Any]:
 
 
 def before_view(report: Report) -> dict[str, Any] | None:
-    """What a changed constitution changed: the principles, and each metric before and now; None where nothing was kept."""
+    """What a changed constitution changed: the principles, and each metric before and now; None if nothing was kept."""
     since = report.get("since")
     if not isinstance(since, Mapping):
         return None

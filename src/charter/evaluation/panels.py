@@ -68,8 +68,9 @@ class Panels:
         }  # fmt: skip
         with rc_context(style), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the fonts, not matplotlib
-            figure = Figure(figsize=(3.9, height), layout="constrained")
-            paint(figure.add_subplot())
+            figure = Figure(figsize=(3.9, height))
+            paint(axes := figure.add_subplot())
+            make_room(axes)
             file = io.StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
@@ -81,6 +82,19 @@ class Panels:
         body = svg[svg.index(">", svg.index("<svg")) + 1 :]  # the root element is written anew: no fixed size, a label
         root = f'<svg role="img" aria-label="{escape(alt)}" {size[0] if size else ""}>'
         return {"title": title, "svg": Markup(root + body)}  # matplotlib's own markup; it escapes the labels in it
+
+
+def make_room(axes: Axes) -> None:
+    """Give the labels of a figure's only axes the room that they need. Matplotlib's layouts draw the whole figure to find it."""
+    figure = axes.figure
+    inner, outer = axes.bbox, axes.get_tightbbox()
+    assert outer is not None  # visible axes have a box
+    width, height = figure.bbox.size
+    pad = 0.04 * figure.dpi  # inches
+    left = min((inner.x0 - outer.x0 + pad) / width, 0.6)
+    right = max(1 - (outer.x1 - inner.x1 + pad) / width, 0.7)
+    bottom, top = (inner.y0 - outer.y0 + pad) / height, 1 - (outer.y1 - inner.y1 + pad) / height
+    figure.subplots_adjust(left=left, right=right, bottom=min(bottom, 0.45), top=max(top, 0.55))
 
 
 def axis_label(text: Any, length: int = 26) -> str:
@@ -99,7 +113,7 @@ def dots_panel(
     line: float | None = None,
     line_name: str = "",
 ) -> dict[str, Any] | None:
-    """Dot and whisker, one row (label, colour, result) below the other; None where no row has a value."""
+    """Dot and whisker, one row (label, colour, result) below the other; None if no row has a value."""
     shown = [(label, colour, row) for label, colour, row in rows if number_of(row.get("value")) is not None]
     if not shown:
         return None
@@ -149,6 +163,7 @@ def curve_panel(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]], k
         sparse = len(x) <= 12
         axes.plot(x, y, color=stands_for(1), linewidth=1.6, marker="o" if sparse else None, markersize=4)
         axes.set_xlabel("step")
+        axes.locator_params(nbins=5)
         if share:
             axes.yaxis.set_major_formatter("{x:.0f}%")
 
@@ -335,7 +350,7 @@ def distance_panel(
 
 
 def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
-    """How often the last model's answers win, against each arm: a panel and a row each; None where no judge was asked."""
+    """How often the last model's answers win, against each arm: a panel and a row each; None if no judge was asked."""
     rows = mappings_in(report, "win_rates")
     if not rows:
         return None

@@ -44,7 +44,7 @@ def change_of(a: Arm, b: Arm, i: int, first: str, better: Mapping[str, str]) -> 
 
 
 def value_of(arm: Arm, name: str, i: int) -> float | None:
-    """A metric or measure of one row; None where it is not about the row's prompt, or the arm lacks it."""
+    """A metric or measure of one row; None if it is not about the row's prompt, or the arm lacks it."""
     if name in arm.measures:
         return arm.measures[name][i]
     metric = METRICS.get(name)

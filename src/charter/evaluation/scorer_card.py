@@ -29,7 +29,7 @@ FORM = "charter scorer card"
 
 @dataclass(frozen=True)
 class Labelled:
-    """An answer with what a person said of it. ``labels``: by measure, None where nobody labelled it; ``classes``: the words of
+    """An answer with what a person said of it. ``labels``: by measure, None if nobody labelled it; ``classes``: the words of
     the labels; ``groups``: its language or script, and the value of each column to divide by."""
 
     prompt: Prompt
@@ -155,7 +155,7 @@ def calibration(name: str, rows: Sequence[Labelled], said: Sequence[Opinion], pa
 
 
 def area(numbers: Sequence[tuple[float, float]]) -> float | None:
-    """Probability that an answer labelled true has the higher number, a tie half; None where a label does not occur."""
+    """Probability that an answer labelled true has the higher number, a tie half; None if a label does not occur."""
     high, low = ([s for s, y in numbers if y == label] for label in (1, 0))
     if not high or not low:
         return None
@@ -165,7 +165,7 @@ def area(numbers: Sequence[tuple[float, float]]) -> float | None:
 
 
 def read_card(file: Path) -> dict[str, Any]:
-    """A card that `charter scorer card` wrote. InputError where the file is something else."""
+    """A card that `charter scorer card` wrote. InputError if the file is something else."""
     card = read_json(file)
     if not isinstance(card, dict) or card.get("form") != FORM or not isinstance(card.get("measures"), list):
         raise InputError("not the card of a scorer; write one with charter scorer card SCORER --labelled FILE", file=file)

@@ -19,7 +19,7 @@ from charter.run.team import team
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a scorer decided about one response; None where it cannot say."""
+    """What a scorer decided about one response; None if it cannot say."""
 
     harmful: bool | None = None
     refusal: str | None = None
@@ -49,7 +49,7 @@ class Scorer:
 
 def python_scorer(source: Source) -> Scorer:
     """`python:module:function`, called as function(prompt text, response text); it returns a mapping as ``as_verdict`` reads it.
-    InputError where the function does not exist."""
+    InputError if the function does not exist."""
     function, spec = source.load(), str(source)
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Verdict]:

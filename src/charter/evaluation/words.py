@@ -24,7 +24,7 @@ def number_of(value: Any) -> float | None:
 
 
 def interval_of(row: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """The interval ``ci`` of a row, None where the row has none."""
+    """The interval ``ci`` of a row, None if the row has none."""
     ci = row.get("ci") if row else None
     if not isinstance(ci, Sequence) or len(ci) != 2:
         return None
@@ -58,7 +58,7 @@ def scored_by(scorer: Any) -> str:
 
 
 def sampling_words(how: Any) -> str:
-    """How the answers of an arm were sampled: `temperature 0.7, top_p 0.9, at most 96 tokens`; empty where it is not known."""
+    """How the answers of an arm were sampled: `temperature 0.7, top_p 0.9, at most 96 tokens`; empty if it is not known."""
     if not isinstance(how, Mapping) or number_of(how.get("temperature")) is None:
         return ""
     temperature, longest, best_of = how.get("temperature"), how.get("max_new_tokens"), how.get("best_of")
@@ -110,7 +110,7 @@ def is_share(name: Any, report: Report) -> bool:
 
 
 def better_of(name: Any, report: Report) -> str | None:
-    """Which way a metric is to go, "lower" or "higher"; None where nobody declared it."""
+    """Which way a metric is to go, "lower" or "higher"; None if nobody declared it."""
     declared = (report.get("better") or {}).get(name)
     return declared or (METRICS[name].better if name in METRICS else None)
 

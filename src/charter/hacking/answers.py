@@ -35,9 +35,9 @@ class Answer:
     red_team: bool = False
     """Whether the prompt is a red-team prompt: there a sound training changes the answers on purpose."""
     cut: bool | None = None
-    """Whether the answer was cut off at the length limit; None where the row does not tell."""
+    """Whether the answer was cut off at the length limit; None if the row does not tell."""
     refused: bool | None = None
-    """Whether the answer declines; None where the scorer cannot say."""
+    """Whether the answer declines; None if the scorer cannot say."""
 
 
 def words_of(text: str) -> list[str]:

@@ -61,7 +61,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one detector. ``value`` and ``threshold`` are None where it did not run; ``words`` then says why."""
+    """The result of one detector. ``value`` and ``threshold`` are None if it did not run; ``words`` then says why."""
 
     detector: str
     value: float | None
@@ -387,7 +387,7 @@ def detect(
     answers: Sequence[Mapping[str, Any]] = (),
 ) -> list[Finding]:  # fmt: skip
     """The result of every detector. ``curve``: rows {step, proxy, gold} of the gold curve in order of steps, and ``answers`` the
-    rows {step, prompt_id, gold} behind them; both empty where the run has none."""
+    rows {step, prompt_id, gold} behind them; both empty if the run has none."""
     return [*(finding_of(detector, reference, policy) for detector in DETECTORS), proxy_against_gold(curve, answers)]
 
 

@@ -23,7 +23,7 @@ from charter.training.curve import fall_of
 
 NAMES = (*(detector.name for detector in DETECTORS), GOLD)
 Refused = Callable[[str, str], bool | None]
-"""Whether an answer (prompt text, answer text) declines; None where that cannot be told."""
+"""Whether an answer (prompt text, answer text) declines; None if that cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LabRun:
 
 
 def read_lab_run(folder: Path, name: str, fault: str | None, method: str, seed: int, refused: Refused) -> LabRun:
-    """A finished run of the lab with its detectors. InputError where the gold curve has fewer than two steps."""
+    """A finished run of the lab with its detectors. InputError if the gold curve has fewer than two steps."""
     curve, rows = (json_rows(folder / "rl" / file) for file in ("gold.jsonl", "gold_responses.jsonl"))
     answers: dict[int, list[Answer]] = {}
     for i, row in enumerate(rows):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from charter.run.hashes import derive_seed
 
@@ -68,7 +68,7 @@ def log_odds(before: Floats, after: Floats, n_before: float, n_after: float) -> 
 def discoveries(z: Floats, m: int | None = None) -> Flags:
     """The entries whose one-sided p survives the false discovery rate FALSE_DISCOVERIES among ``m`` tests (Benjamini and Hochberg
     1995); ``m`` is the number of entries unless given."""
-    p = stats.norm.sf(z)
+    p = special.ndtr(-z)
     order = np.argsort(p, kind="stable")
     passes = p[order] <= FALSE_DISCOVERIES * np.arange(1, len(p) + 1) / (m or len(p))
     kept = np.zeros(len(p), dtype=bool)
@@ -78,6 +78,6 @@ def discoveries(z: Floats, m: int | None = None) -> Flags:
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are there; None where there are none."""
+    """Mean of the values that are there; None if there are none."""
     scored = [value for value in values if value is not None]
     return sum(scored) / len(scored) if scored else None

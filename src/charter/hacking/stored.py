@@ -36,7 +36,7 @@ def stored_answers(run: Path, arm: str, prompts: Mapping[str, Prompt]) -> list[A
 
 def findings_of(run: Path) -> list[Finding]:
     """Every detector on the policy of a run folder against the model that its training started from (the SFT model, else the
-    base), and on the gold curve of the last training up to the model that was kept; empty where no policy was evaluated."""
+    base), and on the gold curve of the last training up to the model that was kept; empty if no policy was evaluated."""
     folder = run / "evaluate"
     if not (folder / "verdicts.policy.jsonl").exists():
         return []

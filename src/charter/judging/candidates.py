@@ -21,7 +21,7 @@ from charter.votes.annotated_pairs import principle_texts
 
 PROPOSE = prompt_file("propose")
 LIKE = 0.85  # shared words over all words: from here on two candidates are the same
-LONGEST = 300  # characters of a proposal; a longer text is no rule
+LONGEST = 300  # characters of a proposal; a longer text is not a rule
 SHORTEST = 3  # words
 NEW_TOKENS = 60
 WARMTH = 0.7

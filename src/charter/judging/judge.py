@@ -200,7 +200,7 @@ def judgment(
     comparison: Comparison, preference: Preference, *, rater_id: str, abstain_below: float, template: str = COMPARE
 ) -> Judgment:
     """The stored label; ``template`` is the question that was asked. Equal texts and margins below ``abstain_below`` (nats) are
-    ties; without a margin there is no verdict."""
+    ties; a missing margin gives no verdict."""
     first, second = comparison.first.id, comparison.second.id
     key = content_id(comparison.prompt.id, first, second, comparison.principle.id, rater_id)
     margin = preference.margin

@@ -1,7 +1,7 @@
 """Judging by priority: the higher principle is applied first, and the judgment names the one that decided.
 
 The principles that apply are asked by rank; those of one rank in an order drawn by weight. A principle decides where its margin
-exceeds the noise of the judge's margins, and the next is asked only where it does not. Without a margin there is no verdict: a
+exceeds the noise of the judge's margins, and the next is asked only where it does not. A missing margin gives no verdict: a
 lower principle never answers for a higher one that could not be read. Where no principle decides, the comparison is a tie.
 
 The noise is measured on labelled pairs (:func:`margin_noise`), in the same way for every protocol.

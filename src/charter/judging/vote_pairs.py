@@ -168,7 +168,7 @@ def panel_of(orders: Floats, n_asked: int) -> Panel:
 
 
 def margin_that_says(first_as_a: float, first_as_b: float) -> float:
-    """The margin of two orders; 0 where they name different responses, where it is too small, and where there is none."""
+    """The margin of two orders; 0 if they name different responses, if it is too small, or if it is missing."""
     margin = Preference(first_as_a, first_as_b).margin
     if margin is None or (first_as_a > 0) != (first_as_b > 0) or abs(margin) < SAYS:
         return 0.0

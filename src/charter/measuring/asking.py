@@ -32,7 +32,7 @@ Maybe = Annotated[tuple[float | None, ...], Field(strict=False)]
 
 
 class Numbers(Record):
-    """What a model gave the options of an item: log-probabilities (nats) or rewards, None where there is none. ``lost``: it
+    """What a model gave the options of an item: log-probabilities (nats) or rewards, None if missing. ``lost``: it
     was longer than the model's context, so a dialogue was cut, or the options were not read."""
 
     prompt_id: str

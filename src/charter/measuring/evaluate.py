@@ -63,9 +63,9 @@ class Options:
 
 def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | None, options: Options) -> Evaluation:
     """Ask the models, of which the first is the baseline, on the sets in the files, and write the evaluation to the folder
-    ``out``. What is there already is not asked again.
+    ``out``. Answers that are already there are not asked for again.
 
-    InputError where a model, a set or a scorer cannot be read, or where they do not fit together.
+    InputError if a model, a set or a scorer cannot be read, or where they do not fit together.
     """
     check_options(options)
     sets = named_apart([in_protocol(read_set(Path(file), options.tags), options) for file in files])
@@ -91,7 +91,7 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
 
 
 def check_options(options: Options) -> None:
-    """InputError where the correction is unknown, a measure has the name of a metric, or a judge has no question of its name."""
+    """InputError if the correction is unknown, a measure has the name of a metric, or a judge has no question of its name."""
     if options.correction not in CORRECTIONS:
         raise InputError(f"unknown correction {options.correction!r}; use one of {', '.join(CORRECTIONS)}")
     for name, source in options.measures.items():
@@ -110,14 +110,14 @@ def in_protocol(test_set: TestSet, options: Options) -> TestSet:
     if not 0 <= how.temperature < math.inf:
         raise InputError(f"--temperature {how.temperature}: give a finite number of at least 0")
     if how.samples > 1 and how.temperature == 0:
-        raise InputError("--samples: several answers at temperature 0 are all the same; give --temperature too")
+        raise InputError("--samples: at temperature 0 all answers are equal; give --temperature too")
     if how.temperature == 0:
         how = replace(how, filters=type(how.filters)())
     return replace(test_set, sampling=how)
 
 
 def named_apart(sets: Sequence[TestSet]) -> list[TestSet]:
-    """The sets under different names: where two files are of one set, each has its file's name too. InputError where a file is
+    """The sets under different names: where two files are of one set, each has its file's name too. InputError if a file is
     given twice."""
     digests, names = Counter(test_set.sha256 for test_set in sets), Counter(test_set.name for test_set in sets)
     if double := next((test_set for test_set in sets if digests[test_set.sha256] > 1), None):
@@ -129,7 +129,7 @@ def named_apart(sets: Sequence[TestSet]) -> list[TestSet]:
 
 
 def fit_together(models: Sequence[str], sets: Sequence[TestSet], options: Options) -> tuple[list[Place], dict[str, Protocol]]:
-    """The models under different names, and how each set is measured, by its name. InputError where a model is given twice, or
+    """The models under different names, and how each set is measured, by its name. InputError if a model is given twice, or
     cannot be asked so."""
     pairs_only = all(set(test_set.items) == {"rewards"} for test_set in sets)
     places = [place_of(model, pairs_only, options.api_key_env, options.understood) for model in models]
@@ -156,7 +156,7 @@ def fit_together(models: Sequence[str], sets: Sequence[TestSet], options: Option
 
 
 def check_that_something_is_measured(sets: Sequence[TestSet], protocols: Mapping[str, Protocol], options: Options) -> None:
-    """InputError where the answers to a set would be read by nobody."""
+    """InputError if the answers to a set would be read by nobody."""
     for test_set in sets:
         items = test_set.items.get("answers", ())
         if (
@@ -278,7 +278,7 @@ def in_order(figures: Sequence[EvalResult]) -> list[EvalResult]:
 
 
 def directions(figures: Sequence[EvalResult], options: Options) -> dict[str, str | None]:
-    """Which way each metric is better. InputError where ``--lower`` or ``--margin`` name another one."""
+    """Which way each metric is better. InputError if ``--lower`` or ``--margin`` name another one."""
     names = list(dict.fromkeys(figure.name for figure in figures if figure.scorer != COUNTED))
     for name in (*options.lower, *(name for name in options.margins if name)):
         if not [metric for metric in names if named(metric, name)]:

@@ -16,9 +16,9 @@ from charter.endpoints.endpoint import EndpointSampler
 from charter.endpoints.settings import EndpointSettings
 from charter.errors import InputError
 from charter.evaluation.measures import Measure
-from charter.models.adapters import base_of, is_adapter, merge_onto
 from charter.models.chat_template import encode_prompt, encode_response, prepare_tokenizer
 from charter.models.cut import answer_rows
+from charter.models.formats.adapters import base_of, is_adapter, merge_onto
 from charter.models.heads import Scorers
 from charter.models.load import (
     STAGE_OF,
@@ -63,14 +63,14 @@ class Place:
         return "bfloat16" if pick_device("auto") == "cuda" else "float32"
 
     def sampler(self, cache: Path) -> Sampler:
-        """The model, loaded to write and to weigh options. InputError where it cannot."""
+        """The model, loaded to write and to weigh options. InputError if it cannot."""
         if self.url:
             settings = EndpointSettings(url=self.url, model=self.served, api_key_env=self.api_key_env)
             return EndpointSampler(self.name, settings, cache / content_id(self.url, self.served))
         return LocalSampler(load_writer(self.folder, self.precision), self.name)
 
     def rewarder(self) -> Rewarder:
-        """The model, loaded to score answers. InputError where it is not a reward model."""
+        """The model, loaded to score answers. InputError if it is not a reward model."""
         if self.url:
             raise InputError("this set needs a reward model, and a server only writes; give the folder of a reward model",
                              file=self.written)  # fmt: skip
@@ -78,7 +78,7 @@ class Place:
 
 
 def place_of(written: str, rewards: bool, api_key_env: str | None, understood: bool) -> Place:
-    """The model that ``written`` names; of a run its reward model where only ``rewards`` are wanted. InputError where nothing is
+    """The model that ``written`` names; of a run its reward model where only ``rewards`` are wanted. InputError if nothing is
     there."""
     if match := URL.fullmatch(written):
         url = match[1].rstrip("/")
@@ -113,7 +113,7 @@ def folder_of(written: str, rewards: bool) -> tuple[str, str]:
 
 
 def only_model(url: str, api_key_env: str | None) -> str:
-    """The name of the only model of a server. InputError where it does not answer, or has several."""
+    """The name of the only model of a server. InputError if it does not answer, or has several."""
     headers = {"authorization": f"Bearer {read_key(api_key_env, '--api-key-env')}"} if api_key_env else {}
     try:
         answer = import_httpx().get(f"{url}/models", headers=headers, timeout=30.0)
@@ -128,7 +128,7 @@ def only_model(url: str, api_key_env: str | None) -> str:
 
 
 def load_writer(folder: str, precision: str) -> Trunk:
-    """A model that writes; an adapter is merged into its base. InputError where it does not load, or is a reward model."""
+    """A model that writes; an adapter is merged into its base. InputError if it does not load, or is a reward model."""
     if (Path(folder) / REWARD_CARD).exists():
         raise InputError("a reward model does not write answers; give it a set of pairs, or a model that writes", file=folder)
     if not is_adapter(Path(folder)):

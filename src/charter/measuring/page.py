@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter import __version__
-from charter.comparing.page import report_style, template_of, views_of
+from charter.comparing.page import template_of, views_of
 from charter.evaluation.words import number_text
 from charter.records import EvalResult
 
@@ -42,7 +42,7 @@ MEANINGS = {
 
 def page_html(evaluation: Evaluation) -> str:
     """The page. Everything in it may come from a model or a file: Jinja2 escapes it, and the page allows no script."""
-    return render("evaluation.html", evaluation, style=report_style())
+    return render("evaluation.html", evaluation)
 
 
 def table_html(evaluation: Evaluation) -> str:
@@ -50,7 +50,7 @@ def table_html(evaluation: Evaluation) -> str:
     return render("figures.html", evaluation)
 
 
-def render(template: str, evaluation: Evaluation, **more: Any) -> str:
+def render(template: str, evaluation: Evaluation) -> str:
     overall = [metric for metric in evaluation.metrics if metric.group is None]
     groups = [metric for metric in evaluation.metrics if metric.group is not None]
     shorts = dict.fromkeys(metric.name.rpartition("/")[2] for metric in overall)
@@ -63,7 +63,7 @@ def render(template: str, evaluation: Evaluation, **more: Any) -> str:
         scorers=list(dict.fromkeys(metric.scorer for metric in overall)), settings=evaluation.settings,
         meanings={name: MEANINGS[name] for name in shorts if name in MEANINGS},
         compared=views_of(comparison) if comparison else None,
-        version=__version__, **more,
+        version=__version__,
     )  # fmt: skip
     return page
 

@@ -26,7 +26,7 @@ BETTER: dict[str, str | None] = {
     "mc1": "higher", "mc2": "higher", "accuracy_ambiguous": "higher", "accuracy_disambiguated": "higher", "bias_ambiguous": None,
     "bias_disambiguated": None, "score": "higher", **dict.fromkeys(SECTIONS, "higher"), "ties": "higher",
 }  # fmt: skip
-"""Which way a metric is better; None where neither is: a bias is best at 0."""
+"""Which way a metric is better; None if neither is: a bias is best at 0."""
 
 
 def answer_values(
@@ -79,7 +79,7 @@ def as_number(value: bool | None) -> float | None:
 
 
 def option_values(name: str, item: Item, logprobs: Sequence[float | None]) -> Values:
-    """The values of a choice by log-probabilities (nats) of whole options. Two options at the top are no choice: unscored."""
+    """The values of a choice by log-probabilities (nats) of whole options. Unscored if two options share the top."""
     known = [number for number in logprobs if number is not None and math.isfinite(number)]
     whole = len(known) == len(item.options)
     if name == "truthfulqa":
@@ -136,7 +136,7 @@ def reward_values(name: str, item: Item, rewards: Sequence[float | None]) -> Val
 
 def section_weights(items: Sequence[Item]) -> dict[str, list[float]]:
     """What each item of RewardBench weighs in its section, and in ``score``, the mean of the four sections: a subset weighs by
-    its published count. Empty where a section has no item: then there is no score."""
+    its published count. Empty if a section has no item: then the score is missing."""
     rows: dict[str, int] = {}
     for item in items:
         rows[item.group or ""] = rows.get(item.group or "", 0) + 1

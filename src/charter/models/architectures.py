@@ -33,7 +33,7 @@ def is_encoder_decoder(model: Any) -> bool:
 
 def opening(model: Any) -> list[int]:
     """The tokens before a response: the decoder's start token, and the first token that the configuration forces (BART).
-    InputError where the configuration names no start."""
+    InputError if the configuration names no start."""
     config, generation = model.config, getattr(model, "generation_config", None)
     start = getattr(config, "decoder_start_token_id", None)
     start = getattr(generation, "decoder_start_token_id", None) if start is None else start
@@ -112,7 +112,7 @@ def is_encoder(model: Any) -> bool:
 
 
 def row_limit(model: Any) -> int | None:
-    """Most tokens of prompt and response together, the first token not counted; None where the model names no limit."""
+    """Most tokens of prompt and response together, the first token not counted; None if the model names no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if not limit:
         return None

@@ -73,7 +73,7 @@ def prepare_tokenizer(
 
     ``ends``: the ids that the model's own files name as ends of a response; ``bos_id``: what they name as beginning of a text.
     A missing end token is the first of ``ends``. A missing pad token becomes the end token; that is safe because no mask here
-    is ever made by comparing ids with the pad id. InputError where there is no end token at all: a response could then never
+    is ever made by comparing ids with the pad id. InputError if there is no end token at all: a response could then never
     end; and where the chat template writes a beginning that the model knows and the tokenizer does not.
     """
     # Only tokens that are control tokens: an id that a configuration has by default may be a word of this tokenizer.
@@ -103,7 +103,7 @@ def prepare_tokenizer(
 
 
 def render_turns(tokenizer: Any, *texts: str, **values: Any) -> str:
-    """A conversation of these turns, the user's first, under the chat template; empty where the template takes no such one."""
+    """A conversation of these turns, the user's first, under the chat template; empty if the template takes no such one."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **values))

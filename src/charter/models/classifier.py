@@ -13,7 +13,7 @@ from charter.models.load import load_classifier
 
 
 class Classifier:
-    """A label of a classifier's folder. InputError where the folder is not a classifier's, has no such label, or is a reward
+    """A label of a classifier's folder. InputError if the folder is not a classifier's, has no such label, or is a reward
     model's that reads a whole conversation."""
 
     def __init__(self, folder: str, label: str, *, device: str = "cpu", batch_size: int = 32) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 
 from charter.errors import InputError
-from charter.models.adapters import ADAPTER_WEIGHTS, base_of, is_adapter
+from charter.models.formats.adapters import ADAPTER_WEIGHTS, base_of, is_adapter
+from charter.models.formats.quantize import import_peft
 from charter.models.load import check_folder, load_model
 from charter.models.marks import is_flipped
-from charter.models.quantize import import_peft
 from charter.models.trunk import Trunk
 from charter.run.hashes import model_hash
 
 
 def start_from(trunk: Trunk, role: str, folder: Path) -> None:
     """Give a role of the trunk the weights of the policy in ``folder``, or with LoRA those of the adapter beside it. The
-    reference stays the trunk's base. InputError where the two do not fit together: other shapes, an adapter on another base, one
+    reference stays the trunk's base. InputError if the two do not fit together: other shapes, an adapter on another base, one
     trained with LoRA and the other without, a flipped control arm, or weights that several processes divide."""
     check_folder(str(folder))
     if is_flipped(folder):

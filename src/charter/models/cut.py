@@ -32,7 +32,7 @@ class Cut:
 
     @property
     def figures(self) -> dict[str, int]:
-        """For the result of a stage; empty where nothing was lost."""
+        """For the result of a stage; empty if nothing was lost."""
         return vars(self) if self != Cut() else {}
 
     def words(self, limit: int | None) -> str:

@@ -16,8 +16,8 @@ from charter.errors import InputError
 from charter.models.architectures import ENCODERS, POOLED
 from charter.models.attention import use_fast_attention
 from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, begins_with_bos, prepare_tokenizer
+from charter.models.formats.quantize import is_quantized, keep_exact, loading_in_4_bits
 from charter.models.memory import keep_freed_memory
-from charter.models.quantize import is_quantized, keep_exact, loading_in_4_bits
 from charter.run.files import read_json, write_json
 
 
@@ -39,7 +39,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def check_folder(path: str) -> None:
-    """InputError where ``path`` is a folder that cannot be a safetensors model, or a path that does not exist."""
+    """InputError if ``path`` is a folder that cannot be a safetensors model, or a path that does not exist."""
     folder = Path(path)
     if not folder.exists():
         if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
@@ -56,17 +56,22 @@ def check_folder(path: str) -> None:
         raise InputError("*.safetensors weights are missing; name the folder with the weights", file=path)
 
 
-def kind_of(path: str) -> Literal["decoder", "encoder", "encoder-decoder"]:
-    """The kind of the model of a folder; a folder with a tokenizer alone counts as a decoder's. InputError where its
-    configuration does not load."""
+def config_of(path: str) -> Any:
+    """The configuration of a model, without code from its folder. InputError if it does not load."""
     from transformers import AutoConfig
 
-    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        return "decoder"
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
+
+
+def kind_of(path: str) -> Literal["decoder", "encoder", "encoder-decoder"]:
+    """The kind of the model of a folder; a folder with a tokenizer alone counts as a decoder's. InputError if its
+    configuration does not load."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        return "decoder"
+    config = config_of(path)
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
     return "encoder" if config.model_type in ENCODERS else "decoder"
@@ -85,23 +90,21 @@ def load_base(
     **more: Any,
 ) -> Any:
     """A model for training: one that writes has its vocabulary projection, an encoder has no head. ``precision``: of products
-    with 4-bit weights. ``more`` as of ``load_model``. InputError where a package is missing."""
+    with 4-bit weights. ``more`` as of ``load_model``. InputError if a package is missing."""
     kind = kind_of(path)
     check_attention(attention, kind, device, precision)
     more |= {} if attention == "auto" else {"attn_implementation": attention}
     if quantization:
         more |= loading_in_4_bits(precision, device)
     if kind == "encoder":
-        from transformers import AutoConfig
-
-        if AutoConfig.from_pretrained(path, trust_remote_code=False).model_type in POOLED:
+        if config_of(path).model_type in POOLED:
             more["add_pooling_layer"] = False
         return load_model(path, device, kind="AutoModel", **more)
     return load_model(path, device, kind="AutoModelForCausalLM" if kind == "decoder" else "AutoModelForSeq2SeqLM", **more)
 
 
 def check_attention(attention: str, kind: str, device: str, precision: str) -> None:
-    """InputError where flash attention cannot run: transformers would fetch compiled code if the package is missing."""
+    """InputError if flash attention cannot run: transformers would fetch compiled code if the package is missing."""
     if attention != "flash_attention_2":
         return
     if importlib.util.find_spec("flash_attn") is None:
@@ -142,7 +145,7 @@ def vocabulary_of(tokenizer: Any, rows: int) -> int:
 
 
 def check_vocabulary(model: Any, tokenizer: Any, path: str, *, base: str | None = None) -> None:
-    """InputError where the tokenizer has tokens for which the model has no embedding: they would fail when one comes up.
+    """InputError if the tokenizer has tokens for which the model has no embedding: they would fail when one comes up.
     ``base``: the model under the adapter of ``path``."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     known = vocabulary_of(tokenizer, rows)
@@ -186,7 +189,7 @@ def load_model(
 ) -> Any:
     """A model in ``dtype`` (`auto`: the stored one), in evaluation mode. ``kind`` names the transformers class. ``scores``: the
     model only scores, so its vocabulary projection may be missing. ``weights``: these in place of those of the folder.
-    InputError where weights are missing: the loader would fill a missing head with random numbers."""
+    InputError if weights are missing: the loader would fill a missing head with random numbers."""
     import transformers
 
     check_folder(path)
@@ -224,7 +227,7 @@ def put_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> set[str]:
 
 
 def load_classifier(path: str, device: str = "cpu") -> tuple[Any, Any]:
-    """A sequence classifier and its tokenizer. InputError where its head is missing: it would be random."""
+    """A sequence classifier and its tokenizer. InputError if its head is missing: it would be random."""
     model = load_model(path, device, kind="AutoModelForSequenceClassification")
     tokenizer = raw_tokenizer(path)
     if tokenizer.pad_token_id is None:
@@ -271,7 +274,7 @@ def save_model(
 
 
 def pick_device(setting: str) -> str:
-    """`cuda`, `mps` or `cpu`; `auto` is a GPU of CUDA if there is one. InputError where that device is missing."""
+    """`cuda`, `mps` or `cpu`; `auto` is a GPU of CUDA if there is one. InputError if that device is missing."""
     if setting == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but no GPU is visible; set device to cpu or auto")
     if setting == "mps":
@@ -286,7 +289,7 @@ STAGE_OF = {"sft": "sft", "policy": "rl"}
 
 
 def model_of_run(run: Path, model: str) -> str:
-    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``. InputError where it is missing."""
+    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``. InputError if it is missing."""
     if model not in ("base", *STAGE_OF):
         raise InputError(f"--model: unknown model {model!r}; use base, sft or policy")
     if not run.is_dir():

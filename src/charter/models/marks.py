@@ -54,4 +54,4 @@ def refuse_flipped(folder: Path | str, understood: bool) -> None:
     """InputError for a model of the flipped arm, unless the user has ``understood`` that it is one."""
     if not understood and is_flipped(Path(folder)):
         raise InputError("this model is a control arm that learned from exchanged labels and prefers what the constitution "
-                         "forbids; --i-understand-flipped uses it all the same", file=folder)  # fmt: skip
+                         "forbids; --i-understand-flipped uses it anyway", file=folder)  # fmt: skip

@@ -64,7 +64,7 @@ def let_go() -> None:
 def checkpoint_layers(model: Any, context: Callable[[], AbstractContextManager[None]]) -> None:
     """Let every layer of the model forget what it computed. ``context`` is called in the forward pass and returns the context in
     which the layer is computed again: the adapters and the layout of its first time, which by then are another role's.
-    InputError where the model has no such layers."""
+    InputError if the model has no such layers."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -54,7 +54,7 @@ def as_classifier(folder: Path) -> tuple[Any, Any]:
 
 
 def classifier_around(scorer: Any, head: nn.Linear, folder: Path) -> Any:
-    """The classifier of transformers with the layers of ``scorer`` and a head. InputError where the family has none."""
+    """The classifier of transformers with the layers of ``scorer`` and a head. InputError if the family has none."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -82,7 +82,7 @@ def set_pad_apart(tokenizer: Any) -> int:
 
 def end_where_charter_ends(tokenizer: Any, folder: Path) -> None:
     """Let the chat template end a finished conversation at the token that closes the answer (many write a line break after it).
-    InputError where it then still gives other ids than Charter scores."""
+    InputError if it then still gives other ids than Charter scores."""
     expected = encode_prompt(tokenizer, TRIAL[:-1]) + encode_response(tokenizer, TRIAL[-1].content)
     if rendered(tokenizer) == expected:
         return

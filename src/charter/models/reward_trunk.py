@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.adapters import moved_along
+from charter.models.formats.adapters import moved_along
 from charter.models.heads import Scorers, ScoreScale
-from charter.models.load import check_folder, check_vocabulary, first_line, kind_of, load_base, load_tokenizer
+from charter.models.load import check_folder, check_vocabulary, config_of, kind_of, load_base, load_tokenizer
 from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json
@@ -35,7 +35,7 @@ def load_reward_trunk(
     """The model of a folder as a trunk that only scores; the arguments are those of :func:`charter.models.trunk.load_trunk`.
 
     A folder with a reward head gives ``stored_head`` (1, H): a reward model of Charter, its adapter merged into its base, or a
-    decoder of transformers for sequence classification with one label. InputError where the head or the base is missing.
+    decoder of transformers for sequence classification with one label. InputError if the head or the base is missing.
     """
     loading: dict[str, Any] = {"device": device, "precision": precision, "quantization": quantization, "attention": attention}
     check_folder(path)
@@ -58,7 +58,7 @@ def load_reward_trunk(
 
 def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "float32") -> tuple[Trunk, Scorers]:
     """A trained reward model, ready to score: its trunk and its roles. The folder is of Charter (one, or an ensemble), or has a
-    decoder for sequence classification with one label. InputError where it is incomplete, or where the base of its adapters is
+    decoder for sequence classification with one label. InputError if it is incomplete, or where the base of its adapters is
     missing."""
     if not (folder / REWARD_CARD).is_file():
         trunk = load_reward_trunk(str(folder), device=device, precision=precision)
@@ -69,16 +69,14 @@ def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "fl
     card = read_json(folder / REWARD_CARD)
     path, lora = str(folder), None
     if isinstance(card, dict) and card.get("lora"):
-        if not isinstance(card.get("base"), str):
-            raise InputError("the base of the adapter is missing; train the reward model again", file=folder / REWARD_CARD)
-        path, lora = moved_along(folder, card["base"]), LoRASettings(**card["lora"])
+        path, lora = base_and_lora(folder, card)
     trunk = load_reward_trunk(path, device=device, precision=precision, lora=lora)
     return trunk, trunk.load_scorers(folder)
 
 
 def reward_folder(reward: Path) -> Path:
     """The folder of a trained reward model: the named one, or that in a run folder or in what `charter reward train` made.
-    InputError where there is none."""
+    InputError if there is none."""
     for part in ("", "reward_model/model", "train/model"):
         if (reward / part / REWARD_CARD).is_file():
             return reward / part
@@ -89,11 +87,9 @@ def reward_folder(reward: Path) -> Path:
 
 
 def stored_scale(path: str) -> ScoreScale:
-    """Mean and deviation of the scores that config.json names under ``SCALE``; 0 and 1 where it names none. InputError where they
+    """Mean and deviation of the scores that config.json names under ``SCALE``; 0 and 1 where it names none. InputError if they
     are not numbers."""
-    from transformers import AutoConfig
-
-    scale = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), SCALE, {"mean": 0.0, "std": 1.0})
+    scale = getattr(config_of(path), SCALE, {"mean": 0.0, "std": 1.0})
     try:
         mean, std = float(scale["mean"]), float(scale["std"])
     except (TypeError, KeyError, ValueError):
@@ -105,20 +101,15 @@ def stored_scale(path: str) -> ScoreScale:
 
 
 def single_scorer(path: str) -> str | None:
-    """The architecture of a sequence classifier with one label; None for any other model. InputError where config.json does not
+    """The architecture of a sequence classifier with one label; None for any other model. InputError if config.json does not
     load."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:
-        raise InputError(f"the model does not load: {first_line(error)}", file=path) from None
+    config = config_of(path)
     names = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
     return names[0] if names and config.num_labels == 1 else None
 
 
 def stored_tensor(path: str, name: str) -> Tensor:
-    """One tensor from the weight files of a model. InputError where it is missing."""
+    """One tensor from the weight files of a model. InputError if it is missing."""
     from safetensors import safe_open
     from transformers.utils import cached_file
 
@@ -129,6 +120,13 @@ def stored_tensor(path: str, name: str) -> Tensor:
                 tensor: Tensor = tensors.get_tensor(name)
                 return tensor
     raise InputError(f"the reward head ({name}) is missing; the folder is not a whole reward model", file=path)
+
+
+def base_and_lora(folder: Path, card: Mapping[str, Any]) -> tuple[str, LoRASettings]:
+    """The base model of a reward model that was trained as an adapter, and the adapter's settings."""
+    if not isinstance(card.get("base"), str):
+        raise InputError("the base of the adapter is missing; train the reward model again", file=folder / REWARD_CARD)
+    return moved_along(folder, card["base"]), LoRASettings(**card["lora"])
 
 
 def _reward_model(folder: Path, **loading: Any) -> tuple[Any, Tensor]:
@@ -143,9 +141,8 @@ def _reward_model(folder: Path, **loading: Any) -> tuple[Any, Tensor]:
     if loading["quantization"]:
         raise InputError("the weights of this reward model are not in 4 bits; leave quantization out", file=folder)
     if card.get("lora"):
-        if not isinstance(card.get("base"), str):
-            raise InputError("the base of the adapter is missing; train the reward model again", file=folder / REWARD_CARD)
-        trunk = load_reward_trunk(moved_along(folder, card["base"]), lora=LoRASettings(**card["lora"]), **loading)
+        base, lora = base_and_lora(folder, card)
+        trunk = load_reward_trunk(base, lora=lora, **loading)
         (role,) = trunk.load_scorers(folder).roles
         return trunk.adapters.merge_and_unload(adapter_names=[role]), trunk.heads[role].weight.detach()
     weights = {key.partition("/")[2]: value for key, value in load_file(folder / REWARD_WEIGHTS).items()}

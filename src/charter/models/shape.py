@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from charter.errors import InputError
+from charter.models.formats.quantize import BYTES as QUANTIZED_BYTES
 from charter.models.llama.weights import LLAMA_LIKE
 from charter.models.load import check_folder, first_line
-from charter.models.quantize import BYTES as QUANTIZED_BYTES
 from charter.recipe.settings import LoRASettings
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
@@ -60,7 +60,7 @@ class Shape:
 
 
 def read_shape(name: str) -> Shape:
-    """The shape of a model folder, or of a hub model that was downloaded before. No weight is read. InputError where the model is
+    """The shape of a model folder, or of a hub model that was downloaded before. No weight is read. InputError if the model is
     missing or a file is invalid."""
     check_folder(name)
     folder = Path(name) if Path(name).exists() else downloaded(name)

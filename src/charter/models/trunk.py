@@ -20,9 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from charter.errors import InputError
-from charter.models.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
 from charter.models.architectures import first_in_line, hidden_in_line, is_encoder, is_encoder_decoder, row_limit
 from charter.models.attention import NAME
+from charter.models.formats.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
+from charter.models.formats.precision import DTYPES, RoleParameters, with_scaled_gradient
+from charter.models.formats.quantize import STACK, dense_copy, is_quantized, size_of
+from charter.models.formats.sharded import Sharded, put, whole_tensor
 from charter.models.heads import VALUE_HEAD, Scorers, ScoreScale, ValueHead
 from charter.models.llama.train import hidden_states
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
@@ -30,10 +33,7 @@ from charter.models.load import save_model, vocabulary_of
 from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.memory import checkpoint_layers
 from charter.models.packing import LAYOUT, LineLayout, Packed, Tokens, pack
-from charter.models.precision import DTYPES, RoleParameters, with_scaled_gradient
-from charter.models.quantize import STACK, dense_copy, is_quantized, size_of
 from charter.models.sampling.generate import context_length
-from charter.models.sharded import Sharded, put, whole_tensor
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json, write_json
 from charter.run.hashes import derive_seed
@@ -265,13 +265,13 @@ class Trunk:
 
     @property
     def room(self) -> int | None:
-        """Most tokens of a row, prompt and response together; None where the model names no limit."""
+        """Most tokens of a row, prompt and response together; None if the model names no limit."""
         return row_limit(self.model) if is_encoder(self.model) else context_length(self.model)
 
     @cached_property
     def vocabulary(self) -> int | None:
         """Number of ids of the tokenizer, if the model has more rows (filled up to a multiple of 64, say): no further id is
-        sampled or has a probability. None where the two numbers agree."""
+        sampled or has a probability. None if the two numbers agree."""
         if is_encoder(self.model):
             return None
         rows = int(self.model.get_output_embeddings().weight.shape[0])
@@ -434,7 +434,7 @@ class Trunk:
         write_json(folder / REWARD_CARD, {**adapter, "members": members, "combine": scorers.combine})
 
     def load_scorers(self, folder: Path) -> Scorers:
-        """Put a saved reward model on this trunk. InputError where it is incomplete or does not fit."""
+        """Put a saved reward model on this trunk. InputError if it is incomplete or does not fit."""
         from safetensors.torch import load_file
 
         card = read_json(folder / REWARD_CARD)
@@ -477,7 +477,7 @@ def load_trunk(
     say: Callable[[str], None] | None = None,
 ) -> Trunk:
     """The model of a folder as a trunk without roles, which can serve as reference. ``writes``: refuse an encoder, which can only
-    be a reward model. ``parallel`` as in ``Trunk``. ``say`` gets a line on each adapter. InputError where the model does not
+    be a reward model. ``parallel`` as in ``Trunk``. ``say`` gets a line on each adapter. InputError if the model does not
     load, or a package for ``quantization`` or ``attention`` is missing."""
     from charter.models.load import check_folder, check_vocabulary, load_base, load_tokenizer
 

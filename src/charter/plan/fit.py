@@ -8,8 +8,8 @@ from operator import attrgetter
 from typing import Any
 
 from charter.errors import InputError
+from charter.models.formats.quantize import check_bitsandbytes
 from charter.models.load import check_attention, kind_of, pick_device
-from charter.models.quantize import check_bitsandbytes
 from charter.models.sampling.vllm_engine import check_vllm
 from charter.plan.loads import count, loads_with, shapes_of
 from charter.plan.machine import free_memory
@@ -103,7 +103,7 @@ def set_option(key: str, value: Any) -> str:
 
 
 def check_machine(recipe: Recipe) -> None:
-    """InputError where a package that the recipe needs is missing; or where the weights, gradients and moments of a stage alone
+    """InputError if a package that the recipe needs is missing; or where the weights, gradients and moments of a stage alone
     are more than the memory that is free, with what would fit. Nothing is loaded for it, and a model that is not on this machine
     is not checked."""
     device = pick_device(recipe.device)

@@ -18,7 +18,7 @@ from charter.stages.load import Counted, Load
 @dataclass(frozen=True)
 class Rates:
     """What a comparison takes a person, in ``seconds`` and in money (``price``); how many ``raters`` compare the same two
-    responses; and what an hour of the machine costs that runs a judge (``machine_price``), None where nobody said."""
+    responses; and what an hour of the machine costs that runs a judge (``machine_price``), None if nobody said."""
 
     seconds: float = 10.0
     price: float = 0.10
@@ -28,7 +28,7 @@ class Rates:
 
 def labels_of(counted: Counted, rates: Rates, seconds_of: Callable[[Load], float]) -> dict[str, Any]:
     """The comparisons of all rounds, and what they take people and the judge, in hours and money. Money of the judge is None
-    where no price is known, its hours where a server answers. InputError where the recipe compares nothing."""
+    where no price is known, its hours where a server answers. InputError if the recipe compares nothing."""
     recipe, settings = counted.recipe, counted.recipe.feedback
     if settings is None or not settings.samples or settings.contrast is not None:
         raise InputError("this recipe compares no responses, so its labels cost nothing; leave --labels out")

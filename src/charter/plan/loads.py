@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from charter.constitution.constitution import EMPTY, load_constitution
+from charter.models.formats.precision import DTYPES
 from charter.models.llama.weights import FUSED_BYTES
 from charter.models.load import load_tokenizer
-from charter.models.precision import DTYPES
 from charter.models.shape import Shape, read_shape
 from charter.plan.texts import count_prompts, measure_lengths, read_given
 from charter.reading.pairs import read_pairs
@@ -27,7 +27,7 @@ from charter.stages.reward_model import plan as reward_model
 from charter.stages.rl import plan as rl
 from charter.stages.sft import plan as sft
 
-Plan = tuple[Callable[[Counted, Any], Load], Settings | None]  # a stage's settings are None where the recipe leaves it out
+Plan = tuple[Callable[[Counted, Any], Load], Settings | None]  # a stage's settings are None if the recipe leaves it out
 
 
 def loads_of(counted: Counted) -> list[Load]:
@@ -76,7 +76,7 @@ def loads_with(counted: Counted, recipe: Recipe) -> list[Load]:
 
 
 def count(recipe: Recipe, device: str) -> Counted:
-    """Read what the loads of a recipe on a device follow from: its models' shapes, its files, and their tokens. InputError where
+    """Read what the loads of a recipe on a device follow from: its models' shapes, its files, and their tokens. InputError if
     the model or a file is missing."""
     shapes = shapes_of(recipe)
     constitution = load_constitution(Path(recipe.constitution)) if recipe.constitution else EMPTY

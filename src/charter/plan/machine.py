@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from charter.models.precision import DTYPES
+from charter.models.formats.precision import DTYPES
 from charter.models.shape import Shape
 from charter.stages.load import Load
 

@@ -30,7 +30,7 @@ def plan_recipe(recipe: Recipe, hours: float = 1.0, rates: Rates | None = None) 
     """What a run of the recipe will take, in JSON values: tokens as counts, memory and disk in bytes, time in seconds; where that
     is more than ``hours``, what would take less (:func:`charter.plan.shorter.shortened`); with ``rates``, what its labels cost.
 
-    InputError where the model, a file or the GPU it asks for is missing.
+    InputError if the model, a file or the GPU it asks for is missing.
     """
     device = pick_device(recipe.device)
     counted, loads, figures = work_of(recipe, device)
@@ -59,7 +59,7 @@ def plan_recipe(recipe: Recipe, hours: float = 1.0, rates: Rates | None = None) 
 
 def work_of(recipe: Recipe, device: str) -> tuple[Counted, list[Load], dict[str, Any]]:
     """What the files of a recipe hold, the load of each stage, and the part of a plan that depends on no machine. ``device`` is
-    where the run would be, `cpu` or `cuda`, and need not be here. InputError where the model or a file is missing."""
+    where the run would be, `cpu` or `cuda`, and need not be here. InputError if the model or a file is missing."""
     check_files(recipe)
     counted = count(recipe, device)
     shape, loads = counted.shape, loads_of(counted)

@@ -70,7 +70,7 @@ def shortened(counted: Counted, limit: float, seconds_of: Callable[[Load], float
 
 
 def less_of(counted: Counted, recipe: Recipe, stage: str, turns: Counter[str]) -> Change | None:
-    """The next change that shortens a stage, None where there is none; the settings that had fewest ``turns`` first."""
+    """The next change that shortens a stage, None if there is none; the settings that had fewest ``turns`` first."""
     for key in sorted(SETTINGS_OF.get(stage, ()), key=lambda key: turns[key]):
         if key == "lora":
             change = lora_everywhere(recipe)
@@ -91,7 +91,7 @@ def least_of(recipe: Recipe, key: str) -> int:
 
 
 def value_of(counted: Counted, recipe: Recipe, key: str) -> int | None:
-    """What a setting is now, a limit that the recipe does not set being all there is; None where the recipe does not read it."""
+    """What a setting is now, a limit that the recipe does not set being all there is; None if the recipe does not read it."""
     name, _, leaf = key.partition(".")
     settings, feedback = getattr(recipe, name), recipe.feedback
     if settings is None or leaf not in type(settings).model_fields:

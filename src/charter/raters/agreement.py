@@ -35,8 +35,8 @@ PAIR_AGREEMENT, WITHOUT_TIES = "pair agreement", "pair agreement, ties left out"
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure with its 95 % interval (None where fewer than two prompts tell), over ``n`` of ``unit`` in ``n_prompts``
-    prompts; the value is None where nothing was judged twice or nothing varies."""
+    """A measure with its 95 % interval (None if fewer than two prompts tell), over ``n`` of ``unit`` in ``n_prompts``
+    prompts; the value is None if nothing was judged twice or nothing varies."""
 
     name: str
     value: float | None
@@ -169,7 +169,7 @@ def question_units(votes: Votes, raw: Comparisons) -> Ints:
 
 
 def agreement_figures(votes: Votes) -> list[Figure]:
-    """All measures of agreement of some votes, on raw answers. InputError where no two raters judged the same responses."""
+    """All measures of agreement of some votes, on raw answers. InputError if no two raters judged the same responses."""
     raw = as_comparisons(votes, raw=True)
     if len(votes.raters) < 2:
         raise InputError("there is one rater; agreement needs two (a table names them in a column rater)")

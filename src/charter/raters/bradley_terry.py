@@ -46,7 +46,7 @@ class Cells:
 
 
 def cells_of(comparisons: Comparisons, effect: Ints | None = None) -> Cells:
-    """Add up comparisons. ``effect``: (raters,) the number of each rater's own β and γ, None where nobody has any."""
+    """Add up comparisons. ``effect``: (raters,) the number of each rater's own β and γ, None if nobody has any."""
     c, n = comparisons, len(comparisons.items)
     rater = np.full(len(c), -1) if effect is None else effect[c.rater]
     shown = np.zeros(len(c), dtype=np.int64) if effect is None else c.shown

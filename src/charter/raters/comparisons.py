@@ -145,7 +145,7 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     """The arrays of judgments. Superseded ones, repeats of a vote in another chain, and those without verdict are counted in
     ``totals`` and left out.
 
-    ``models``: response id to model. InputError where a judgment ranks a response that was not shown.
+    ``models``: response id to model. InputError if a judgment ranks a response that was not shown.
     """
     raters, prompts = Numbers(), Numbers()
     names = sorted({response for judgment in judgments for response in judgment.order})

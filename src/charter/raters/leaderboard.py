@@ -26,7 +26,7 @@ RIVALS = 3  # the models next to the top that may overtake it
 
 @dataclass(frozen=True)
 class Covariance:
-    """Of k numbers: ``robust`` (k, k) over clusters, None where there is one cluster only, and ``posterior`` (k, k)."""
+    """Of k numbers: ``robust`` (k, k) over clusters, None if there is one cluster only, and ``posterior`` (k, k)."""
 
     robust: Floats | None
     posterior: Floats
@@ -97,7 +97,7 @@ class Flip:
 def votes_to_flip(fitted: Fit, comparisons: Comparisons) -> Flip | None:
     """How few ballots decide who is first: those with the largest influence are dropped (the approximation of Broderick et
     al. 2020, arXiv:2011.14999; for arenas Huang et al. 2025) and the fit is made anew, until another is first. An upper
-    bound. None where half the ballots would not do."""
+    bound. None if half the ballots would not do."""
     ratings = fitted.strengths
     order = np.argsort(-ratings, kind="stable")
     c, cells = comparisons, fitted.cells

@@ -102,7 +102,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def _with_majority(votes: Votes, raw: Comparisons) -> tuple[np.ndarray, np.ndarray]:
-    """Per rater the decided pairs that go with the majority of the others, and the pairs that have one; an even split is none."""
+    """Per rater the decided pairs that go with the majority of the others, and the pairs with a majority (not an even split)."""
     n = len(votes.raters)
     unit = question_units(votes, raw)
     _, first = np.unique(np.stack([unit, raw.rater]), axis=1, return_index=True)

@@ -50,8 +50,8 @@ class Taste:
 
 
 def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list[Taste]:
-    """Every rater's taste. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError where
-    features are not finite, ValueError where rows are missing."""
+    """Every rater's taste. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError if
+    features are not finite, ValueError if rows are missing."""
     if features.shape[0] != len(comparisons.items):
         raise ValueError(f"{features.shape[0]} rows of features for {len(comparisons.items)} items")
     if not np.isfinite(features).all():

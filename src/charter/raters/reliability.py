@@ -50,7 +50,7 @@ class Blocks:
 
     @classmethod
     def of(cls, comparisons: Comparisons) -> Blocks:
-        """InputError where an item was compared under several prompts."""
+        """InputError if an item was compared under several prompts."""
         owner = np.full(len(comparisons.items), -1)
         owner[comparisons.x] = owner[comparisons.y] = comparisons.prompt
         if (owner[comparisons.x] != comparisons.prompt).any() or (owner[comparisons.y] != comparisons.prompt).any():

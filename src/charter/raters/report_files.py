@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.raters.personal import NONE, OWN, SHARED, UNKNOWN
-from charter.raters.reports import SHOWN, plain
+from charter.raters.reports import SHOWN
+from charter.reading.card import shown
 from charter.reading.prompts import prompt_text
 from charter.records import Prompt, Response
 from charter.run.files import atomic_path, write_json
@@ -89,7 +90,7 @@ def write_tastes(result: Mapping[str, Any], out: Path) -> list[Path]:
             )
         for row in rows:
             axes.annotate(
-                plain(row["rater"], 16), (row["pooled"], row["own"]), xytext=(4, 3), textcoords="offset points", fontsize=7
+                shown(row["rater"], 16), (row["pooled"], row["own"]), xytext=(4, 3), textcoords="offset points", fontsize=7
             )
         ends = [end for row in rows for end in (*row["own_ci"], *row["pooled_ci"])] or [0.0, 1.0]
         axes.set_xlim(min(ends) - 0.02, max(ends) + 0.02)
@@ -106,7 +107,7 @@ def _dots(axes: Axes, rows: Sequence[tuple[str, float, Sequence[float]]]) -> Non
     for place, (_, value, (low, high)) in enumerate(rows):
         axes.plot([low, high], [place, place], color=MARK, linewidth=1.5, solid_capstyle="round")
         axes.plot([value], [place], "o", color=MARK, markersize=4)
-    axes.set_yticks(range(len(rows)), [plain(name, 28) for name, _, _ in rows])
+    axes.set_yticks(range(len(rows)), [shown(name, 28) for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
 

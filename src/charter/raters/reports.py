@@ -16,13 +16,14 @@ from charter.raters.lines import RaterLine, rater_lines
 from charter.raters.personal import Taste
 from charter.raters.reliability import fit_raters
 from charter.raters.responses import PromptRatings, rate_responses
+from charter.reading.card import shown
 from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
 
 SHOWN = 40  # rows of a table on the terminal
 
 
 def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Ratings of ``models`` or ``responses`` as (JSON, lines). InputError where no two of them were compared."""
+    """Ratings of ``models`` or ``responses`` as (JSON, lines). InputError if no two of them were compared."""
     comparisons = as_comparisons(votes, of)
     if not len(comparisons):
         raise InputError("no comparison of two " + ("different models" if of == "models" else "responses")
@@ -99,7 +100,7 @@ def _board_rows(board: Leaderboard) -> list[str]:
         played = [f"{count:,.0f}" for count in board.played[i][:3]]
         elo = "–" if board.elo is None else f"{board.elo[i]:.0f}"
         rating = f"{board.ratings[i]:.0f}", _interval(board.ratings[i], board.reach[i], ".0f")
-        rows.append([_ranks(board.ranks[i]), plain(model), *rating, *played, elo])
+        rows.append([_ranks(board.ranks[i]), shown(model), *rating, *played, elo])
     lines = aligned(rows, left=1)
     if len(board.models) > SHOWN:
         lines.append(f"… and {len(board.models) - SHOWN} more (--json, --out)")
@@ -115,15 +116,15 @@ def _board_notes(board: Leaderboard) -> list[str]:
                      "alone")  # fmt: skip
     if board.gap is not None:
         words = (
-            f"{plain(board.models[0])} over {plain(board.models[1])}: {board.gap[0]:.0f} points {_interval(*board.gap, '.0f')}"
+            f"{shown(board.models[0])} over {shown(board.models[1])}: {board.gap[0]:.0f} points {_interval(*board.gap, '.0f')}"
         )
         if board.separate is not None and board.separate > 1:
             words += f"; about {board.separate:.1f} times these votes would tell them apart"
         lines.append(words)
     if board.flip is not None:
         rival, drop = board.flip
-        lines.append(f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {plain(rival)} would be ahead of "
-                     f"{plain(board.models[0])}")  # fmt: skip
+        lines.append(f"votes that decide the top: without {drop:,} judgment{'s' * (drop != 1)}, {shown(rival)} would be ahead of "
+                     f"{shown(board.models[0])}")  # fmt: skip
     elif len(board.models) > 1:
         lines.append("votes that decide the top: dropping up to half of the judgments does not change it")
     return lines
@@ -141,9 +142,9 @@ def _response_lines(rated: Sequence[PromptRatings]) -> list[str]:
     rows = [["prompt", "response", "ranks", "rating", "95 % interval", ""]]
     for prompt in rated[: SHOWN // 4]:
         for i, response in enumerate(prompt.responses):
-            name, state = (plain(prompt.prompt, 18), "contested" if prompt.contested else "") if i == 0 else ("", "")
+            name, state = (shown(prompt.prompt, 18), "contested" if prompt.contested else "") if i == 0 else ("", "")
             rating = f"{prompt.ratings[i]:.2f}", _interval(prompt.ratings[i], prompt.reach[i], ".2f")
-            rows.append([name, plain(response, 18), _ranks(prompt.ranks[i]), *rating, state])
+            rows.append([name, shown(response, 18), _ranks(prompt.ranks[i]), *rating, state])
     lines = aligned(rows, left=1)
     if len(rated) > SHOWN // 4:
         lines.append(f"… and {len(rated) - SHOWN // 4:,} more prompts (--json, --out)")
@@ -198,7 +199,7 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
                   for text in (f"{value:.2f}", f"[{ci[0]:.2f}, {ci[1]:.2f}]")]  # fmt: skip
         rates = [_percent(rate) for rate in (line.agrees, line.tie_rate, line.failed_rate)]
         seconds = "–" if line.seconds is None else f"{line.seconds:.0f}"
-        rows.append([plain(line.rater), line.kind, f"{line.votes:,}", *slopes, *rates, seconds, _percent(line.repeats),
+        rows.append([shown(line.rater), line.kind, f"{line.votes:,}", *slopes, *rates, seconds, _percent(line.repeats),
                      ", ".join(line.words)])  # fmt: skip
     explained = "β: 1 follows the others like an average vote, 0 a coin, below 0 reversed. γ: nats for the response shown first."
     return [*aligned(rows, left=1), explained]
@@ -210,7 +211,7 @@ def taste_report(tastes: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any],
     for taste in sorted(tastes, key=lambda taste: (taste.own is None, taste.own)):
         shares = [_with_interval(*share, ".2f") for share in ((taste.own, taste.own_ci), (taste.pooled, taste.pooled_ci))]
         gain = _with_interval(taste.gain, taste.gain_ci, ".3f")
-        rows.append([plain(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
+        rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
     lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
     return {"said": votes.totals, "raters": [asdict(taste) for taste in tastes]}, lines
@@ -224,9 +225,3 @@ def _with_interval(value: float | None, ci: Sequence[float] | None, form: str) -
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f}%"
-
-
-def plain(text: str, length: int = 32) -> str:
-    """A name from a file for a terminal or an axis: printable, on one line, not too long."""
-    shown = "".join(c if c.isprintable() else "?" for c in text)
-    return shown if len(shown) <= length else shown[: length - 1] + "…"

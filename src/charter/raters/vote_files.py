@@ -26,7 +26,7 @@ NOBODY = "unnamed"
 
 
 def find(path: Path, name: str) -> Path:
-    """The file itself, or ``name`` in a folder or in the feedback stage of a run. InputError where there is none."""
+    """The file itself, or ``name`` in a folder or in the feedback stage of a run. InputError if there is none."""
     if not path.is_dir():
         return path
     for place in (path / name, path / "feedback" / name):
@@ -58,7 +58,7 @@ def text_files(file: Path, prompts: Path | None, responses: Path | None, *runs: 
 def rated_texts(
     file: Path, prompts: Path | None, responses: Path | None, rated: Iterable[tuple[str, str]]
 ) -> tuple[dict[str, Prompt], dict[str, Response]]:
-    """Prompts and responses by id, for ids (prompt, response) that were rated. InputError where a file or a text is missing."""
+    """Prompts and responses by id, for ids (prompt, response) that were rated. InputError if a file or a text is missing."""
     prompt_file, response_file = text_files(file, prompts, responses)
     asked = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
     answers = {response.id: response for response in read_jsonl(response_file, Response)}
@@ -81,7 +81,7 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
     """The votes of a file or folder: judgments, or a table (:func:`read_table`); which of the two is read from its first row.
 
     ``responses``: file or folder of the responses, which name the models; without it the one beside the judgments. With
-    ``models`` it is an InputError where the model of a response is not known, otherwise that is −1.
+    ``models`` it is an InputError if the model of a response is not known, otherwise that is −1.
     """
     place = find(path, "judgments.jsonl")
     if not _holds_judgments(place):
@@ -114,8 +114,8 @@ def _holds_judgments(path: Path) -> bool:
 def read_table(path: Path) -> Votes:
     """Votes of a table (JSONL, JSON, CSV, Parquet), a row a comparison: ``model_a``, ``model_b`` and ``winner``.
 
-    ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; where it is empty there
-    is no verdict. Instead there may be the columns of :func:`charter.votes.winners.outcome_of`, or counts ``wins_a``, ``wins_b``,
+    ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; an empty one gives no
+    verdict. Instead the file may have the columns of :func:`charter.votes.winners.outcome_of`, or counts ``wins_a``, ``wins_b``,
     ``ties``, which are as many votes. Optional: a prompt (``prompt_id``, ``question_id``, ``prompt`` or ``instruction``) and a
     rater (``rater_id``, ``rater``, ``labeler``, ``annotator`` or ``judge``), with ``rater_kind`` and ``seconds``. Model a is
     taken to have stood first. "Both bad" is an F for both and no pair. InputError names file, line and field.
@@ -254,7 +254,7 @@ def _number(row: Row, field: str) -> float:
 
 
 def _counts(row: Row) -> list[tuple[int, float]]:
-    """(outcome, how often) of a row, empty where it has no verdict."""
+    """(outcome, how often) of a row, empty if it has no verdict."""
     if not {"wins_a", "wins_b"} <= row.values.keys() or "winner" in row.values:
         outcome = outcome_of(row)
         return [] if outcome is None else [(outcome, 1.0)]

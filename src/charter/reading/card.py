@@ -162,7 +162,7 @@ def card_of(
     place: Path, judgments: Path | None = None, *, groups: Path | None = None, principles: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The card of a file of prompts, or of a run folder with its judgments, of the judge and of people. ``judgments``: a file or
-    a folder instead; ``groups``: a table of rater and group. InputError where a file is missing or does not read."""
+    a folder instead; ``groups``: a table of rater and group. InputError if a file is missing or does not read."""
     files = [judgments / "judgments.jsonl" if judgments.is_dir() else judgments] if judgments is not None else []
     prompts = place
     if place.is_dir():
@@ -172,7 +172,7 @@ def card_of(
         if prompts == place:
             raise InputError("prompts.jsonl is missing; give a file of prompts, a run folder or a folder of feedback", file=place)
     if groups is not None and not files:
-        raise InputError("there are no judgments whose raters would have a group; name the file with --judgments", file=groups)
+        raise InputError("no judgments to group raters by; name the file with --judgments", file=groups)
     rows = (judgment for file in files for judgment in read_jsonl(file, Judgment))
     return data_card(read_prompts(prompts), rows, groups=read_groups(groups) if groups else None, principles=principles)
 
@@ -199,7 +199,7 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
     if card["raters"]:
         lines += ["", f"{'rater group':20}{'raters':>9}{'votes':>9}{'share':>9}{'no verdict':>12}{'most active':>13}"]
     for row in card["raters"]:
-        lines.append(f"  {shown(row['group']):18}{row['raters']:9,}{row['judgments']:9,}{row['share']:9.1%}"
+        lines.append(f"  {shown(row['group'], 24):18}{row['raters']:9,}{row['judgments']:9,}{row['share']:9.1%}"
                      f"{row['without_verdict']:12,}{row['most_active']:13.1%}")  # fmt: skip
     lines += [
         "",
@@ -211,12 +211,12 @@ def card_lines(card: Mapping[str, Any]) -> list[str]:
 
 def _counts(title: str, counts: Mapping[str, int], n: int) -> list[str]:
     rows = sorted(counts.items(), key=lambda item: -item[1])
-    lines = [f"  {shown(name):26}{count:9,}{count / max(n, 1):9.1%}" for name, count in rows[:SHOWN]]
+    lines = [f"  {shown(name, 24):26}{count:9,}{count / max(n, 1):9.1%}" for name, count in rows[:SHOWN]]
     more = [f"  … and {len(rows) - SHOWN} more (--json)"] if len(rows) > SHOWN else []
     return [title, *lines, *more]
 
 
-def shown(text: str, length: int = 24) -> str:
-    """A name from a file for the terminal: printable, on one line, not too long."""
+def shown(text: str, length: int = 32) -> str:
+    """A name from a file for a terminal or an axis: printable, on one line, not too long."""
     printable = "".join(c if c.isprintable() else "?" for c in text)
     return printable if len(printable) <= length else printable[: length - 1] + "…"

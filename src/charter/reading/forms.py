@@ -43,7 +43,7 @@ class LeftOut(InputError):
 
 def read_usable(path: Path, read: Callable[[Row], T | str], what: str) -> tuple[list[T], int, dict[str, int]]:
     """What ``read`` makes of the rows of a file, how many rows there are, and how many were left out for which reason (``read``
-    returns the reason or raises LeftOut). InputError where nothing is left."""
+    returns the reason or raises LeftOut). InputError if nothing is left."""
     records: list[T] = []
     excluded: Counter[str] = Counter()
     n_rows = 0
@@ -64,7 +64,7 @@ def read_usable(path: Path, read: Callable[[Row], T | str], what: str) -> tuple[
 
 
 def usual_columns(row: Row) -> Row:
-    """The row with the columns that the readers know. LeftOut where it has a part that Charter cannot render; InputError where
+    """The row with the columns that the readers know. LeftOut where it has a part that Charter cannot render; InputError if
     it is an export of a labelling tool."""
     values = row.values
     for names, words in ((("tools",), "the row gives tools, which Charter does not render"),
@@ -87,7 +87,7 @@ def usual_columns(row: Row) -> Row:
 
 
 def check_tool_export(row: Row) -> None:
-    """InputError where a row that has no answers comes from a labelling tool: its votes are for the importer to read."""
+    """InputError if a row that has no answers comes from a labelling tool: its votes are for the importer to read."""
     names = [str(name) for name in row.values]
     tool = "Label Studio" if {"annotator", "annotation_id"} <= set(names) else "Argilla"
     if tool == "Label Studio" or any(name.endswith(".responses") for name in names):

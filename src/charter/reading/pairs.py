@@ -60,7 +60,7 @@ def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tu
     """(train, test), both in the given order, with ``test_fraction`` of the groups (rounded) in test.
 
     Pairs of one ``group_id`` or of one prompt are never on both sides: groups that share a prompt count as one. Which
-    side follows from a hash of group and seed, not from the order. ValueError where the fraction is not in [0, 1].
+    side follows from a hash of group and seed, not from the order. ValueError if the fraction is not in [0, 1].
     """
     if not 0 <= test_fraction <= 1:
         raise ValueError(f"test_fraction is {test_fraction}; it should be between 0 and 1")
@@ -144,14 +144,14 @@ def _dialogue(row: Row, field: str) -> tuple[Message, ...]:
 
 
 def ending_with_answer(row: Row, field: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages, whose last is an answer. InputError where it is not."""
+    """The messages, whose last is an answer. InputError if it is not."""
     if not messages or messages[-1].role != "assistant":
         raise row.bad("does not end with an answer of the assistant", field)
     return messages
 
 
 def _prompt(row: Row, field: str, messages: tuple[Message, ...]) -> Prompt | None:
-    """The prompt of these messages and nothing else (the row's principle is the pair's), or None where the assistant
+    """The prompt of these messages and nothing else (the row's principle is the pair's), or None if the assistant
     spoke last."""
     if messages and messages[-1].role == "assistant":
         return None
@@ -159,7 +159,7 @@ def _prompt(row: Row, field: str, messages: tuple[Message, ...]) -> Prompt | Non
 
 
 def prompt_column(row: Row) -> Prompt | None:
-    """The prompt in column ``prompt``, None where it ends with the assistant's turn."""
+    """The prompt in column ``prompt``, None if it ends with the assistant's turn."""
     value = row.values["prompt"]
     if isinstance(value, dict) and "messages" in value:
         try:
@@ -182,7 +182,7 @@ def _with_system_of(row: Row, field: str, prompt: Prompt) -> Prompt:
 
 
 def _answer_messages(row: Row, field: str) -> tuple[Message, ...] | None:
-    """An answer as messages, None where it is a plain text. A text is messages only where they end with a whole turn of the
+    """An answer as messages, None if it is a plain text. A text is messages only where they end with a whole turn of the
     assistant: an answer may be about JSON."""
     value = row.values.get(field)
     if isinstance(value, str):
@@ -207,7 +207,7 @@ def answer_text(row: Row, field: str, prompt: Prompt) -> str:
 
 
 def number(row: Row, field: str) -> float | None:
-    """The finite number in a column, None where it is empty."""
+    """The finite number in a column, None if it is empty."""
     value = row.values.get(field)
     if value in (None, ""):
         return None

@@ -48,7 +48,7 @@ def read_prompts(
     (in CSV as JSON), a transcript with ``Human:`` and ``Assistant:`` turns, or plain text, which is one user turn. A column
     system stands before it. Assistant turns at its end are the answer and are dropped. Rows of other published forms are read
     too (:mod:`charter.reading.forms`, :mod:`charter.reading.sets`). Columns principle, tags, split and source are kept, others
-    ignored, ids computed anew. The format follows from suffix and content unless it is given. InputError where a row cannot be
+    ignored, ids computed anew. The format follows from suffix and content unless it is given. InputError if a row cannot be
     used (with file, line and field) and where there is no row.
     """
     empty = True
@@ -150,7 +150,7 @@ def parse_transcript(text: str) -> tuple[Message, ...]:
 
     Only a role word that opens a paragraph begins a turn, or one that opens a line where none opens a paragraph. Of a turn all
     is kept but the one space after the colon, and line ends are ``\\n``; text before the first turn is a system message.
-    ValueError where there is no turn.
+    ValueError if there is no turn.
     """
     text = text.replace("\r\n", "\n")
     paragraphs = re.search(r"\n\n(Human|Assistant):", text)
@@ -186,7 +186,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def messages_in_json(text: str) -> list[Any] | None:
-    """The messages that a text is the JSON of, or the Python of (pandas writes lists into CSV cells so); None where it is plain
+    """The messages that a text is the JSON of, or the Python of (pandas writes lists into CSV cells so); None if it is plain
     text."""
     if not text.lstrip().startswith(("[", "{")):
         return None
@@ -245,6 +245,6 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> int:
 
 
 def check_output(path: Path) -> None:
-    """InputError where :func:`write_prompts` knows no format of that suffix; asked before a long computation."""
+    """InputError if :func:`write_prompts` knows no format of that suffix; asked before a long computation."""
     if path.suffix not in (".jsonl", ".json", ".csv"):
         raise InputError(f"unknown suffix {path.suffix!r}; name it .jsonl, .json or .csv", file=path)

@@ -49,7 +49,7 @@ def row_rating(row: Row) -> Rating | str:
 
 
 def answered_prompt(row: Row) -> tuple[Prompt, str, str] | str:
-    """Prompt, response and group of a row, or the reason to leave it out. InputError where the two are ids: nothing can be
+    """Prompt, response and group of a row, or the reason to leave it out. InputError if the two are ids: nothing can be
     learned from these, or scored."""
     if row.values.get("prompt") in (None, ""):
         more = "; the file has ids and no texts: run charter ratings where prompts.jsonl and responses.jsonl lie"

@@ -35,7 +35,7 @@ def _open_zst(path: Path, _: str) -> IO[bytes]:
     return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")  # type: ignore[no-any-return]
 
 
-# The first bytes of a compressed file, its name, and what opens it; None where nothing here does.
+# The first bytes of a compressed file, its name, and what opens it; None if nothing here does.
 MAGIC: tuple[tuple[bytes, str, Callable[[Path, str], Any] | None], ...] = (
     (b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open), (b"\xfd7zXZ", "xz", lzma.open),
     (b"\x28\xb5\x2f\xfd", "zstd", _open_zst), (b"PK\x03\x04", "zip", None), (b"7z\xbc\xaf", "7z", None),
@@ -44,7 +44,7 @@ MAGIC: tuple[tuple[bytes, str, Callable[[Path, str], Any] | None], ...] = (
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table and the place where it stands, for errors. ``line`` is None where a file has no lines."""
+    """One row of a table and the place where it stands, for errors. ``line`` is None if a file has no lines."""
 
     values: dict[str, Any]
     file: str
@@ -65,7 +65,7 @@ class Row:
             raise self.bad(str(error), field) from None
 
     def optional(self, field: str) -> str | None:
-        """A text, or None where it is missing or empty."""
+        """A text, or None if it is missing or empty."""
         return None if self.values.get(field) in (None, "") else self.text(field)
 
 
@@ -130,7 +130,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _spread_rows(path: Path) -> list[Row] | None:
     """The rows of a file of JSON objects that span several lines each, or of the list inside a lone wrapper such as
-    {"data": [...]}; None where the file is something else."""
+    {"data": [...]}; None if the file is something else."""
     decoder, text, rows, end, line = json.JSONDecoder(), _read_text(path).rstrip(), [], 0, 1
     try:
         while end < len(text):
@@ -244,7 +244,7 @@ def _read_text(path: Path) -> str:
 
 
 def _compression(path: Path) -> tuple[str, Any]:
-    """The name of a file's compression, empty where there is none, and what opens it. InputError where nothing does."""
+    """The name of a file's compression, empty if there is none, and what opens it. InputError if nothing does."""
     try:
         with open(path, "rb") as file:
             head = file.read(6)

@@ -31,7 +31,7 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
     first = error.errors()[0]
     location = list(first["loc"])
     if location[:1] == ["rl"] and location[1:2] and location[1] in METHODS and first["type"] != "union_tag_invalid":
-        del location[1]  # the method by which the settings class was chosen is no key
+        del location[1]  # the method that chose the settings class is not a key
     key = ".".join(str(part) for part in location)
     if first["type"] != "extra_forbidden":
         value = first["input"] if isinstance(first["input"], str) else reprlib.repr(first["input"])
@@ -97,12 +97,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except BAD_VALUE as error:
         raise InputError(f"broken YAML: {error or 'a value is not of its type'}", file=path) from None
     if not isinstance(value, dict):
-        raise InputError(f"holds a {type(value).__name__}, not a mapping of keys to values", file=path)
+        raise InputError(f"is a {type(value).__name__}, not a mapping of keys to values", file=path)
     return value
 
 
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """``values`` with each ``a.b=c`` put in; c is read as YAML. InputError where an assignment is malformed."""
+    """``values`` with each ``a.b=c`` put in; c is read as YAML. InputError if an assignment is malformed."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
@@ -132,7 +132,7 @@ def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
 
 
 def check_files(recipe: Recipe) -> None:
-    """InputError where a file that a recipe names is missing, or a function cannot be imported: before the first stage, not hours
+    """InputError if a file that a recipe names is missing, or a function cannot be imported: before the first stage, not hours
     later."""
     for key, name in named_in(recipe):
         if isinstance(name, File) and not Path(name).exists():

@@ -26,7 +26,7 @@ _loaded: dict[str, str] = {}  # module name: hash of the files that it was loade
 def load_function(module: str, name: str, folder: str = "") -> Callable[..., Any]:
     """The function ``name`` of a module. What it raises when called becomes one line with the user's file and line.
 
-    InputError where the module is missing or fails while it is imported, and where it has no such function.
+    InputError if the module is missing or fails while it is imported, and where it has no such function.
     """
     source = f"python:{module}:{name}"
     try:

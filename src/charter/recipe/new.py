@@ -205,7 +205,7 @@ evaluation:
 
 def write_recipe(file: Path, *, model: str, goal: str, data: str, force: bool = False) -> list[Path]:
     """Write the recipe, and where it needs one a constitution to edit beside it; the files written. InputError for an unknown
-    goal, or where a file is there already."""
+    goal, or if the file exists."""
     if goal not in GOALS:
         raise InputError(f"no goal {goal!r}; the goals are {', '.join(GOALS)}", field="--goal")
     for name, value in (("--model", model), ("--file", data)):
@@ -215,7 +215,7 @@ def write_recipe(file: Path, *, model: str, goal: str, data: str, force: bool = 
     constitution = file.with_name(f"{file.stem}-constitution.yaml") if chosen.principles else None
     for path in (file, constitution):
         if path is not None and path.exists() and not force:
-            raise InputError("is there already; choose another name, or --force writes over it", file=path)
+            raise InputError("already exists; choose another name, or --force to replace it", file=path)
     text = recipe_text(file.stem, model, chosen, data, constitution)
     Recipe.model_validate(yaml.safe_load(text), context={"folder": file.resolve().parent})
     if constitution is not None:
@@ -240,12 +240,14 @@ def quoted(text: str) -> str:
 
 
 def complete(model: str | None, goal: str | None, data: str | None, *, can_ask: bool) -> tuple[str, str, str]:
-    """Model, goal and file: those given by flags, the others asked for. InputError where nobody can be asked."""
+    """Model, goal and file: those given by flags, the others asked for. InputError if nobody can be asked."""
     import typer
 
     missing = [name for name, value in (("--model", model), ("--goal", goal), ("--file", data)) if value is None]
     if missing and not can_ask:
-        raise InputError(f"give {' and '.join(missing)}: there is no terminal to ask on; the goals are {', '.join(GOALS)}")
+        raise InputError(
+            f"give {' and '.join(missing)}: without a terminal nothing can be asked; the goals are {', '.join(GOALS)}"
+        )
     if model is None:
         model = typer.prompt("Which model? A folder, or a name on the hub")
     if goal is None:

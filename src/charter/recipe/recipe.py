@@ -22,11 +22,11 @@ from charter.stages.sft.settings import SFTSettings
 
 class GateSettings(Settings):
     override: bool = False
-    """Go on where a gate says no. The report records it."""
+    """Continue when a gate fails. The report records it."""
     min_base_harm: Share = 0.1
-    """Stop unless the interval of the base model's harm rate reaches this: otherwise there is no room to improve."""
+    """Stop unless the interval of the base model's harm rate reaches this: otherwise training has nothing to improve."""
     max_unscored: Share = 0.2
-    """Stop where the scorer cannot say of more than this share of the base model's answers: its rates are then of a few."""
+    """Stop if the scorer cannot judge more than this share of the base model's answers: the rates would come from too few."""
     min_judge_accuracy: Share = 0.5
     """Stop unless the interval of the judge's accuracy on labelled pairs lies above this."""
 
@@ -81,7 +81,7 @@ class Recipe(Settings):
     gradient_checkpointing: bool = False
     """Keep the input of each layer alone and compute it again for its gradient: less memory, about a third more time."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto takes an NVIDIA or AMD GPU where there is one; mps is the GPU of a Mac."""
+    """auto takes an NVIDIA or AMD GPU if the machine has one; mps is the GPU of a Mac."""
     batch_size: Positive = 128
     """Responses generated at once."""
     parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
@@ -127,14 +127,14 @@ class Recipe(Settings):
             taken = {key: value for key, value in shared.items()
                      if key in type(settings).model_fields and key not in settings.model_fields_set}  # fmt: skip
             changed = settings.model_copy(update=taken)
-            # A setting that the user did not write for this stage is no mistake where the stage does not read it.
+            # A setting that the user did not write for this stage is not a mistake if the stage does not read it.
             object.__setattr__(changed, "__pydantic_fields_set__", set(settings.model_fields_set))
             object.__setattr__(self, stage, changed)
         return self
 
     @property
     def scorer(self) -> Source | None:
-        """Who says what is harmful, None where nobody is asked."""
+        """Who says what is harmful, None if nobody is asked."""
         return self.evaluation.scorer if self.evaluation is not None else None
 
     @property
@@ -150,7 +150,7 @@ class Recipe(Settings):
         if self.prompts is None and readers:
             raise ValueError(f"{readers[0]} needs prompts; give prompts.files, or leave it out with {readers[0]}: null")
         if not self.stages:
-            raise ValueError("every stage is left out; there is nothing to run")
+            raise ValueError("every stage is left out; nothing to run")
         if self.prompts is not None and not readers:
             raise ValueError("no stage reads prompts; leave them out")
         readers = [key for key, settings in self.stages.items() if settings.reads_principles]

@@ -41,10 +41,10 @@ class StageSettings(Settings):
         return {}
 
     def check_in(self, recipe: Recipe) -> None:
-        """ValueError where the stage does not fit the rest of the recipe."""
+        """ValueError if the stage does not fit the rest of the recipe."""
 
     def refuse_unread(self, unread: set[str], why: str, name: str = "") -> None:
-        """ValueError where one of the settings ``unread`` was given: an option that nothing reads is a mistake."""
+        """ValueError if one of the settings ``unread`` was given: an option that nothing reads is a mistake."""
         if given := sorted(unread & self.model_fields_set):
             raise ValueError(f"{why}, so {name}{given[0]} would not be read; leave it out")
 

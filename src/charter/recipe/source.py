@@ -63,7 +63,7 @@ class Source:
         return replace(self, folder=str(folder)) if self.kind == "python" else self
 
     def load(self) -> Callable[..., Any]:
-        """The function of a `python:` source. InputError where the module or the function is missing or fails."""
+        """The function of a `python:` source. InputError if the module or the function is missing or fails."""
         return load_function(self.name, self.label, self.folder)
 
     def content_hash(self) -> str:
@@ -100,7 +100,7 @@ class Accepts:
     words: tuple[str, ...] = ()
 
     def parse(self, text: str) -> Source:
-        """ValueError where ``text`` is none of what the setting takes, with all that it takes."""
+        """ValueError if the setting does not take ``text``; the message lists what it takes."""
         kind, colon, rest = text.partition(":")
         if text in self.words:
             return Source("built-in", text)

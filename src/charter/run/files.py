@@ -15,7 +15,7 @@ from charter.records import Record
 from charter.run.team import team
 
 R = TypeVar("R", bound=Record)
-MAX_LINE_BYTES = 4 * 2**20  # a longer line is no dialogue; reading it whole is how a stray binary eats the memory
+MAX_LINE_BYTES = 4 * 2**20  # a longer line is not a dialogue; a stray binary would fill the memory
 
 
 def describe(error: ValidationError) -> tuple[str, str]:
@@ -26,7 +26,7 @@ def describe(error: ValidationError) -> tuple[str, str]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered non-empty lines of a UTF-8 text file, plain or gzipped. InputError where it is not one."""
+    """Numbered non-empty lines of a UTF-8 text file, plain or gzipped. InputError if it is not one."""
     return ((number, text) for number, _, text in read_lines_with_offsets(path))
 
 
@@ -135,7 +135,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON document at ``path``, or None where there is none yet. InputError where it is broken."""
+    """The JSON document at ``path``, or None if there is none yet. InputError if it is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MINUTE = 60.0  # seconds between two lines where there is no terminal
+MINUTE = 60.0  # seconds between two lines without a terminal
 
 
 def size(n: float) -> str:

@@ -181,7 +181,7 @@ class Stage:
         return str(before.get("output", before["fingerprint"])) if same else None
 
     def _reused(self) -> dict[str, Any]:
-        """Of each file of rows, how many it took from before the change; empty where nothing was there to be taken."""
+        """Of each file of rows, how many it took from before the change; empty if nothing was there to be taken."""
         if not self.path(EARLIER).exists():
             return {}
         rows = {log.path.name: {"reused": log.reused, "rows": log.count} for log in self.logs}
@@ -276,7 +276,7 @@ class Stage:
                 temporary.write_text("".join(kept), encoding="utf-8")
 
     def progress(self, steps: Sequence[T], done: int = 0) -> Iterator[T]:
-        """The steps that are left, with count, rate and time to go on standard error (:mod:`charter.run.progress`)."""
+        """The steps that are left, with count, rate and time left, on standard error (:mod:`charter.run.progress`)."""
         return track(steps, self.name, done=done, quiet=self.run.quiet)
 
 
@@ -312,7 +312,7 @@ class RecordLog(Generic[R]):
     ) -> list[R]:
         """Turn items into records, batch by batch, and return all of them.
 
-        After a kill, work goes on with the batch that was cut short. That batch is made whole again, so that its numerics
+        After a kill, work resumes with the batch that was cut short. That batch is made whole again, so that its numerics
         are those of an uninterrupted run, and only the rows that were missing are appended. ``follow`` makes of a record and
         the one before it in the file (None for the first) the record that is written: the link of a chain. Several processes
         claim batch after batch, whole ones for the same reason; without ``by_all`` the main one makes them all.

@@ -96,7 +96,7 @@ def broken_seals(run: Path, stage: str, manifest: Mapping[str, Any]) -> Iterator
 
 
 def changed_line(folder: Path, name: str) -> int | None:
-    """The first line of a JSONL file that is not as lines.json has it; None where that cannot be told."""
+    """The first line of a JSONL file that is not as lines.json has it; None if that cannot be told."""
     try:
         sealed = (read_json(folder / LINES) or {}).get(name)
     except (InputError, AttributeError):

@@ -202,7 +202,7 @@ OPEN: dict[str, Callable[[Tracker, bool], Any]] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """InputError where the package of a tracker is not installed; asked before anything runs."""
+    """InputError if the package of a tracker is not installed; asked before anything runs."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"the package {name} is not installed; pip install 'charter-align[{name}]'", field="trackers")
@@ -212,7 +212,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracked(run: Run, names: Sequence[str], config: Mapping[str, Any]) -> Iterator[None]:
     """Inside, every line of the run's metrics.jsonl files goes to the named trackers too.
 
-    ``config``: the recipe. InputError where a tracker does not start; a later failure is reported once, the tracker is left out,
+    ``config``: the recipe. InputError if a tracker does not start; a later failure is reported once, the tracker is left out,
     and the next start of the run sends it the missing steps.
     """
     if os.environ.get("RANK", "0") != "0":  # of several processes the main one sends

@@ -119,7 +119,7 @@ def by_a_coin(pair: Pair, seed: int) -> Pair:
 
 
 def by_length(pair: Pair, _: int) -> Pair | None:
-    """The longer one chosen, in characters; None where both are equally long."""
+    """The longer one chosen, in characters; None if both are equally long."""
     if len(pair.chosen) == len(pair.rejected):
         return None
     return pair if len(pair.chosen) > len(pair.rejected) else flipped(pair, 0)

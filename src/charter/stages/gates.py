@@ -16,7 +16,7 @@ class Gates:
         self.met: list[dict[str, Any]] = []
 
     def check(self, stage: Stage, name: str, passed: bool, message: str) -> None:
-        """Record a gate. GateError where it fails and the recipe does not override it."""
+        """Record a gate. GateError if it fails and the recipe does not override it."""
         overridden = not passed and self.override
         self.met.append({"name": name, "stage": stage.name, "passed": passed, "overridden": overridden, "message": message})
         if overridden:
@@ -29,7 +29,7 @@ class Gates:
         return [gate for gate in self.met if gate["stage"] == stage.name]
 
     def recall(self, stage: Stage) -> None:
-        """Take over the gates that a skipped stage met when it ran. GateError where one failed and is no longer overridden."""
+        """Take over the gates that a skipped stage met when it ran. GateError if one failed and is no longer overridden."""
         for gate in stage.result.get("gates", []):
             self.check(stage, gate["name"], gate["passed"], gate["message"])
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from charter.endpoints.endpoint import SHORT_ANSWER
+from charter.models.formats.precision import DTYPES
 from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
 from charter.models.llama.weights import KEPT_ROLES
 from charter.models.logprobs import BLOCK_ELEMENTS, CACHE_ELEMENTS, KEPT_ELEMENTS
-from charter.models.precision import DTYPES
 from charter.models.sampling.sampler import READ_TOKENS
 from charter.models.shape import FLOAT, Shape
 from charter.reading.prompts import KINDS

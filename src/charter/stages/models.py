@@ -126,7 +126,7 @@ class Models:
 
 
 def how_parallel(recipe: Recipe, device: str) -> str:
-    """What several processes hold of a model in training. InputError where the recipe cannot be trained that way."""
+    """What several processes hold of a model in training. InputError if the recipe cannot be trained that way."""
     parallel = asked_of_launcher() or recipe.parallel
     trained = (recipe.sft, recipe.reward_model, recipe.rl)
     if parallel == "fsdp" and any(getattr(settings, "lora", None) for settings in trained):

@@ -1,4 +1,4 @@
-"""Planted faults of a reward, for the lab of reward hacking: each pays for something that is no virtue of an answer.
+"""Planted faults of a reward, for the lab of reward hacking: each pays for something that does not make an answer better.
 
 A run adds one of them to its reward (`rl.reward`, `python:charter.testbed.faults:NAME`). A policy can only exploit habits that it
 shows now and then. A large model has read exaggeration and lists somewhere; the tiny model has not, so the lab's supervised

@@ -78,7 +78,7 @@ def save_stand_in(
     """Write a random model of a family to ``folder``; returns the folder.
 
     ``texts``: training texts of the tokenizer, by default the testbed's dialogues. ``template``: whether to add a chat template,
-    by default as in the family's base models. ``labels``: of a classifier. InputError where the family is unknown.
+    by default as in the family's base models. ``labels``: of a classifier. InputError if the family is unknown.
     """
     import transformers
 

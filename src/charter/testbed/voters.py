@@ -56,7 +56,7 @@ def draw_vote(rng: Random, planted: Sequence[str], noise: float, rater: str) -> 
 
 
 def better_of(rng: Random, planted: Sequence[str], action: lang.Action, first: str, second: str) -> str | None:
-    """The level that a principle prefers, one of those that decide by chance; None where none does."""
+    """The level that a principle prefers, one of those that decide by chance; None if none does."""
     preferred = []
     for principle in planted:
         bad_first, bad_second = (rules.applies(principle, action.area, action.harmful, level) for level in (first, second))

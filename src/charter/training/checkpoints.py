@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from charter.models.sharded import CARD, is_divided, load_divided, save_divided
+from charter.models.formats.sharded import CARD, is_divided, load_divided, save_divided
 from charter.run.files import atomic_path
 from charter.run.progress import duration, size
 from charter.run.run import Stage

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from charter.models.sharded import is_divided, put
+from charter.models.formats.sharded import is_divided, put
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.files import atomic_path, json_rows, write_json

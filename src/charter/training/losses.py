@@ -153,7 +153,7 @@ def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, rollout_logprobs: T
     - ``weighted_k3``: ρ (e^-x - 1 + x), the ratio ρ = π / π_rollout carrying gradient. Value and gradient of KL(π ‖ π_ref).
     - ``forward_kl``: e^-x - 1 + x, known as k3. The value is KL(π ‖ π_ref), but the gradient is that of KL(π_ref ‖ π).
 
-    ValueError for ``k1``: the expected gradient of x is zero, so as a loss it holds nothing back (Schulman 2020; Tang and
+    ValueError for ``k1``: the expected gradient of x is zero, so as a loss it restrains nothing (Schulman 2020; Tang and
     Munos 2025). It belongs in the reward (``token_kl``). The gradients here are those of the KL of each next token; what a
     token does to later ones is in the reward only.
     """

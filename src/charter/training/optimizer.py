@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from charter.errors import GateError
+from charter.models.formats.precision import RoleParameters
+from charter.models.formats.sharded import is_divided, put
 from charter.models.heads import VALUE_HEAD
-from charter.models.precision import RoleParameters
-from charter.models.sharded import is_divided, put
 from charter.run.team import team
 from charter.training.zero import Zero
 

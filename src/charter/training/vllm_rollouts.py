@@ -13,7 +13,7 @@ from torch import Tensor
 from charter.errors import InputError
 from charter.models.architectures import is_encoder_decoder
 from charter.models.chat_template import encode_prompt, end_ids
-from charter.models.quantize import is_quantized
+from charter.models.formats.quantize import is_quantized
 from charter.models.sampling.generate import Sampled, check_length, sample
 from charter.models.sampling.vllm_engine import VLLMEngine
 from charter.models.trunk import REFERENCE, Trunk

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy import special  # scipy.stats takes a second to import
 from torch import Tensor
 
 from charter.errors import GateError
@@ -64,7 +64,7 @@ class Watch:
         if n > 1:
             error = float(response_kl.std()) / n**0.5
             # 4 standard errors of many responses; of a few, whose spread is known badly, as many as are equally unlikely.
-            limit = float(stats.t.isf(stats.norm.sf(4.0), n - 1))
+            limit = -float(special.stdtrit(n - 1, special.ndtr(-4.0)))
             if float(response_kl.mean()) < -limit * error - EXACT:
                 self.stop(
                     step, f"the KL of {n} responses is {float(response_kl.mean()):.3g} nats, more than {limit:.1f} standard "

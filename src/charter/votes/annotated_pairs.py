@@ -22,7 +22,7 @@ VERSION = "2.0"
 DEFAULT_ANNOTATOR = "ba751e7b"
 """The id under which Feedback Forensics looks for the annotator with which it compares the others."""
 NO_MODEL = ("", "unknown")
-MAJORITY = "majority"  # the type of an annotator that is no rater
+MAJORITY = "majority"  # the type of an annotator that is not a rater
 PRINCIPLE_TYPE = "principle"
 NO_PREFERENCE = {"pref": None, "no_pref_reason": "not_applicable"}
 
@@ -57,7 +57,7 @@ class AnnotatedPair:
 
 
 def annotated_pairs(name: str, annotators: Sequence[Annotator], pairs: Iterable[AnnotatedPair]) -> tuple[dict[str, Any], int]:
-    """The document, and how many pairs were left out because their prompt is no transcript. The first annotator is the default
+    """The document, and how many pairs were left out because their prompt is not a transcript. The first annotator is the default
     one. An annotator without any annotation is not written, since Feedback Forensics fails on it."""
     ids = [DEFAULT_ANNOTATOR, *(annotator.id for annotator in annotators[1:])]
     comparisons, left_out = [], 0

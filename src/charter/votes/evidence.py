@@ -249,7 +249,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     InputError where ``path`` is a file or a folder that holds something.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError("is there already and not empty; name a new folder" if path.is_dir() else
+        raise InputError("already exists and is not empty; name a new folder" if path.is_dir() else
                          "is a file; name a folder", file=path)  # fmt: skip
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)

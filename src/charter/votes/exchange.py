@@ -1,7 +1,7 @@
 """Feedback out to a dataset, with a manifest from which the same bytes can be made again.
 
 The manifest stands beside the dataset as ``NAME.manifest.json``: format and filters, what was left out and why, raters, hashes of
-their instructions, the tips of the chain of judgments, the number of rows and the SHA-256 of the result. It holds no time and no
+their instructions, the tips of the chain of judgments, the number of rows and the SHA-256 of the result. It has no time and no
 path, so that it is itself a function of the feedback.
 """
 

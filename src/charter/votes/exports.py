@@ -21,7 +21,7 @@ PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "weight", "margin", "princ
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
     """Write a UTF-8 CSV atomically; the number of rows. Texts are quoted, numbers not, None is an empty cell.
 
-    InputError names row (from 1, without the header) and column where a text holds a NUL or a lone surrogate;
+    InputError names row (from 1, without the header) and column where a text contains a NUL or a lone surrogate;
     ValueError where a row is not as long as ``columns``.
     """
     count = 0

@@ -2,8 +2,8 @@
 
 The one place for the rules that every dataset follows:
 
-- the lower rank number wins, equal numbers are a tie, and a tie is no pair;
-- "F" (no answer at all) loses to every ranked response; two F are no pair;
+- the lower rank number wins, equal numbers are a tie, and a tie makes no pair;
+- "F" (no answer at all) loses to every ranked response; two F make no pair;
 - a response without a rank loses to every ranked one and to nothing else;
 - under the direction ``more_harmful`` the first rank is the worst to train on, so the order is turned round. F does not measure
   harm, so such a response takes part in no pair.

@@ -29,7 +29,7 @@ TIED = "a tie"
 SPLIT = "raters split evenly"
 OPPOSED = "an edit under more_harmful"
 NO_ATTEMPT = "no attempt with a rating"
-EDITED = "an edit, which is no ranking"
+EDITED = "an edit, not a ranking"
 
 
 @dataclass(frozen=True)

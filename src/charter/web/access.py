@@ -1,6 +1,6 @@
 """Who may see what: invite links, sessions, roles, form tokens, rate limits.
 
-A link holds a random token of 256 bits; the database keeps only its SHA-256. Opening the link and pressing the button on it
+A link contains a random token of 256 bits; the database keeps only its SHA-256. Opening the link and pressing the button on it
 gives a session cookie; the session ends with its time or with the link it came from.
 """
 

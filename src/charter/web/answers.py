@@ -110,7 +110,7 @@ def text_of(form: Mapping[str, str], name: str, limit: int) -> str:
 
 
 def timings_of(form: Mapping[str, str]) -> dict[str, float]:
-    """Seconds of active work and until the first key, as the page measured them; what is no such number is left out."""
+    """Seconds of active work and until the first key, as the page measured them; other values are left out."""
     timings = {}
     for name in ("active_s", "first_input_s"):
         try:

@@ -1,7 +1,7 @@
 """The two candidates of a red-team turn, written by models that answer one request at a time.
 
-The models have a thread of their own: who waits for an answer holds up no other page. Few may wait, because a place far back in
-the line is no better than being told to come again.
+The models have a thread of their own: a person who waits for an answer does not delay other pages. Few may wait; the others
+are told to come again.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def to(path: str) -> Response:
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form, one value each; files are no fields."""
+    """The text fields of a form, one value each; files are ignored."""
     form = await request.form(max_fields=200, max_files=0)
     return {key: value for key, value in form.items() if isinstance(value, str)}
 

@@ -64,7 +64,7 @@ class Handout:
 
 @dataclass(frozen=True)
 class RaterAnswer:
-    """The answer of a person to one set, checked. ``ranks`` empty is no verdict."""
+    """The answer of a person to one set, checked. Empty ``ranks``: no verdict."""
 
     ranks: dict[str, Rank]
     strength: int | None = None
@@ -87,7 +87,7 @@ def balanced_order(ids: Sequence[str], number: int, seed: int) -> tuple[str, ...
 
 
 def pairs_and_ties(ranks: Mapping[str, Rank]) -> tuple[int, int]:
-    """Pairs that a ranking orders or ties, and how many of them are ties; two nonsense responses are no pair."""
+    """Pairs that a ranking orders or ties, and how many of them are ties; two nonsense responses do not make a pair."""
     numbers = [rank for rank in ranks.values() if rank != "F"]
     n = len(numbers)
     ties = sum(numbers[i] == numbers[j] for i in range(n) for j in range(i))
@@ -297,7 +297,7 @@ class Store:
         self, rater_id: str, handout: Handout, answer: RaterAnswer, now: float, *, instructions_hash: str,
         action: Literal["vote", "skip"] = "vote",
     ) -> Stored:  # fmt: skip
-        """Store an answer, or with ``skip`` that there is none and why; the set is not given to this rater again.
+        """Store an answer, or with ``skip`` the reason for its absence; the set is not given to this rater again.
 
         A vote beats a skip, whichever comes first. "extra": the lease ran out and somebody else has the slot, so the vote counts
         beyond the overlap. "already": the rater's first vote stands. "vote-stands": so it does, and the skip is not stored.

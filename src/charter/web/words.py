@@ -75,7 +75,7 @@ REFUSALS = {
     "link": "This link is unknown, expired or revoked. Ask the person who sent it for a new one.",
     "set": "This set was not given to you.",
     "page": "This page does not exist.",
-    "run": "There is no run of this name in the folder.",
+    "run": "The folder has no run of this name.",
     "report": "This run has no report yet.",
     "broken": "The owner has to mend a file of the project: {words}",
     "host": "This server has another name.",

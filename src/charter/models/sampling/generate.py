@@ -138,7 +138,7 @@ def sample(
     it. A response ends at any of the ids ``ends``. ``temperature`` 0 takes the likeliest token. ``dtype`` is that of the products
     of the fused decoder; the choice is made in float32, among the first ``vocabulary`` ids where the model has rows for more,
     and of these among the tokens that ``filters`` leave.
-    If memory runs out, fewer prompts are sampled together. InputError where a prompt leaves no room.
+    If memory runs out, fewer prompts are sampled together. InputError if a prompt leaves no room.
     """
     check_room(model, prompts, max_new_tokens)
     groups: list[list[Sampled]] = []
@@ -241,7 +241,7 @@ def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def context_length(model: Any) -> int | None:
-    """Most tokens the model can see at once, None where its configuration names no limit."""
+    """Most tokens the model can see at once, None if its configuration names no limit."""
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     return int(limit) if limit else None
@@ -252,7 +252,7 @@ def check_room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
 
 
 def check_length(limit: int | None, longest: int, max_new_tokens: int) -> None:
-    """InputError where the longest prompt and its response are more tokens than the model sees at once."""
+    """InputError if the longest prompt and its response are more tokens than the model sees at once."""
     if limit is not None and longest + max_new_tokens > limit:
         raise InputError(
             f"a prompt of {longest} tokens and {max_new_tokens} new tokens do not fit the {limit} positions of the model; "

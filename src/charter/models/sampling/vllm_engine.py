@@ -39,7 +39,7 @@ SURROUNDINGS = {
 
 
 def check_vllm() -> None:
-    """InputError where vLLM is missing."""
+    """InputError if vLLM is missing."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError("needs vLLM, which is missing; install it with: pip install 'charter-align[vllm]'", field=FIELD)
 

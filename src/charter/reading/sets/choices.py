@@ -108,7 +108,7 @@ def group_of(row: Row, answer: str) -> list[str]:
 
 def biased_answer(row: Row, groups: list[list[str]], unknown: int) -> int | None:
     """The answer that follows the stereotype: the stereotyped group where the question is negative, the other one where it is
-    not; None where the row's groups tell neither or both. Groups are spelled in several ways ("low SES", "lowSES", "F-Black")."""
+    not; None if the row's groups tell neither or both. Groups are spelled in several ways ("low SES", "lowSES", "F-Black")."""
     metadata: Any = row.values.get("additional_metadata")
     named = metadata.get("stereotyped_groups") if isinstance(metadata, dict) else None
     stereotyped = {str(group).replace(" ", "") for group in named or []}

@@ -155,7 +155,7 @@ def prompt_set_of(values: Mapping[str, Any]) -> PromptSet | None:
 
 def known_set(row: Row, given: Iterable[str] = ()) -> Row:
     """A row of a public set under the columns that the readers of prompts know; any other row as it is. ``given``: the user's
-    tags for the file. InputError where they contradict the set, or where neither they nor the file's name say which of a set's
+    tags for the file. InputError if they contradict the set, or where neither they nor the file's name say which of a set's
     two files it is; a file like OR-Bench's may also be the user's own."""
     known = prompt_set_of(row.values)
     if known is None:

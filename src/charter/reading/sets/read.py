@@ -31,11 +31,11 @@ OPTIONS: dict[str, Reader] = {"hhh": hhh_item, "truthfulqa": truthful_qa_item, "
 
 
 def read_set(file: Path, tags: Sequence[str] = ()) -> TestSet:
-    """The test set in a file. ``tags`` are put on the prompts of sets that are answered. InputError where a row cannot be read,
+    """The test set in a file. ``tags`` are put on the prompts of sets that are answered. InputError if a row cannot be read,
     where nothing is left, or where a set has two files with the same columns and nobody says which it is."""
     rows = list(read_rows(file))
     if not rows:
-        raise InputError("there is no row in it; give a file with one item a row", file=file)
+        raise InputError("the file has no rows; give a file with one item a row", file=file)
     name, title, readers = kind_of(rows, tags)
     items, left_out = {}, {}
     for protocol, read in readers.items():
@@ -47,7 +47,7 @@ def read_set(file: Path, tags: Sequence[str] = ()) -> TestSet:
 
 
 def kind_of(rows: Sequence[Row], tags: Sequence[str]) -> tuple[str, str, dict[Protocol, Reader]]:
-    """Name, title and readers of a set, by the columns of its first row. InputError where rows belong to different sets."""
+    """Name, title and readers of a set, by the columns of its first row. InputError if rows belong to different sets."""
     first = rows[0].values
     if {"chosen", "rejected"} <= first.keys():
         if "subset" in first and isinstance(first["chosen"], list) and all(isinstance(text, str) for text in first["chosen"]):
@@ -110,7 +110,7 @@ def read_items(rows: Sequence[Row], read: Reader) -> tuple[list[Item], dict[str,
         elif (items[item.id].prompt.messages, items[item.id].options) == (item.prompt.messages, item.options):
             left_out["the same item again"] += 1
         else:
-            raise row.bad(f"the id {item.id!r} is there already with another content; give every item its own id")
+            raise row.bad(f"duplicate id {item.id!r} with different content; give every item its own id")
     return list(items.values()), dict(left_out)
 
 

@@ -36,7 +36,7 @@ class Scoring:
 
     @cached_property
     def scorer(self) -> Scorer | None:
-        """Who says what is harmful, refused and helpful; None where the recipe has no scorer."""
+        """Who says what is harmful, refused and helpful; None if the recipe has no scorer."""
         if self.source is None:
             return None
         if self.source.kind == "python":
@@ -70,7 +70,7 @@ class Scoring:
 
     def matched(self, files: list[Path]) -> list[Mapping[str, Any]]:
         """The cards of the files, each once for every number that its scorer gives: ``of`` is `scorer` or the name of a measure.
-        InputError where a card is of another scorer, or of other weights or code than the recipe names."""
+        InputError if a card is of another scorer, or of other weights or code than the recipe names."""
         sources = {"scorer": self.source} if self.source is not None and files else {}
         sources |= {name: settings.source for name, settings in self.settings.items() if files}
         hashes = {name: answers_hash(source) for name, source in sources.items()}

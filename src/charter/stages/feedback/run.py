@@ -127,7 +127,7 @@ def gate_judge(
     recipe: Recipe, settings: FeedbackSettings, gates: Gates, stage: Stage, judges: Mapping[str, LogProbJudge],
     constitution: Constitution, labelled: Sequence[Pair],
 ) -> tuple[LogProbJudge, dict[str, Any] | None]:  # fmt: skip
-    """The better of the judges, and its card on pairs whose answer is known, None where there are none; the gates on what it
+    """The better of the judges, and its card on pairs whose answer is known, None if there are none; the gates on what it
     says, and with priorities on what the rule says. InputError for priorities without ranks."""
     if settings.priorities and not constitution.ranked:
         words = "is true, and no principle goes before another; give principles a priority or an authority"
@@ -176,14 +176,14 @@ def protocol_words(card: Mapping[str, Any]) -> str:
 def drawn_comparisons(
     recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
 ) -> list[Comparison]:
-    """Every pair of the responses to each prompt under a principle drawn for it. InputError where no principle applies."""
+    """Every pair of the responses to each prompt under a principle drawn for it. InputError if no principle applies."""
     return applying(comparisons_of(prompts, groups, constitution, recipe.seed), recipe)
 
 
 def ranked_cases(
     recipe: Recipe, constitution: Constitution, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]]
 ) -> list[Case]:
-    """Every pair of the responses to each prompt under all principles that apply, by rank. InputError where none applies."""
+    """Every pair of the responses to each prompt under all principles that apply, by rank. InputError if none applies."""
     return applying(cases_of(prompts, groups, constitution, recipe.seed), recipe)
 
 

@@ -79,14 +79,14 @@ def beginning(prompt: Prompt, n_words: int) -> Prompt:
 
 
 def most_characters(model: Any) -> int | None:
-    """Prompts of so many characters or more are left out; None where the model names no limit. An eighth of its tokens is for the
+    """Prompts of so many characters or more are left out; None if the model names no limit. An eighth of its tokens is for the
     prompt, the rest for what is written about the prompt."""
     limit = context_length(model)
     return None if limit is None else 8 * max(limit // 8, 16)
 
 
 def check_red_team(counts: dict[str, int]) -> None:
-    """InputError where revision has no prompt to begin from."""
+    """InputError if revision has no prompt to begin from."""
     if not counts.get("train red_team"):
         raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
 

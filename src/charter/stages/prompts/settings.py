@@ -38,7 +38,7 @@ class PromptSettings(Settings):
         if not self.sources:
             raise ValueError("prompts.files, red_team and benign are all empty; name a file")
         if self.tags and not self.files:
-            raise ValueError("tags is about files, and there are none")
+            raise ValueError("tags applies to files; name files or leave out tags")
         return self
 
     @property

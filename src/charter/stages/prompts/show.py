@@ -13,7 +13,7 @@ from charter.stages.prompts.run import check_red_team, most_characters, prompts_
 
 def training_prompts(recipe: Recipe, trunk: Trunk) -> dict[str, list[Prompt]]:
     """The training prompts of each kind in the order of the prompt stage, not yet sorted by principle, which would take the
-    model through all of them. InputError where a stage of the recipe needs a prompt and there is none."""
+    model through all of them. InputError if a stage of the recipe needs a prompt and there is none."""
     settings = recipe.prompts
     if settings is None:
         return {kind: [] for kind in KINDS}

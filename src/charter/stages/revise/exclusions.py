@@ -13,7 +13,7 @@ WORTH_A_WORD = 0.2  # share of the exclusions from which a reason gets its advic
 
 
 def excluded_words(rows: Sequence[Revision]) -> str:
-    """`34 of 40 revisions are excluded (30 revision cut off, 4 empty revision)`; empty where none is."""
+    """`34 of 40 revisions are excluded (30 revision cut off, 4 empty revision)`; empty if none is."""
     reasons = Counter(row.excluded for row in rows if row.excluded)
     if not reasons:
         return ""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from charter.recipe.recipe import GateSettings, Recipe
 
 Harm = list[bool | None]
-LARGE_FALL = 0.1  # of harm, as a share: an interval that goes on beyond it and includes 0 is of too few prompts
+LARGE_FALL = 0.1  # of harm, as a share: an interval that includes both it and 0 comes from too few prompts
 
 
 def revise_answers(
@@ -138,7 +138,7 @@ def revise_in_rounds(
 def earlier_revisions(
     stage: Stage, constitution: Constitution, seed: int, n_rounds: int
 ) -> Callable[[tuple[Prompt, Response]], list[Revision] | None]:
-    """Finds the revisions of a prompt and its answer in an earlier run of the stage; None where one of the rounds draws another
+    """Finds the revisions of a prompt and its answer in an earlier run of the stage; None if one of the rounds draws another
     principle now, or the text of a drawn principle changed."""
     before, now = stage.earlier_inputs, stage.description["inputs"]
     rows: defaultdict[str, list[Revision]] = defaultdict(list)

@@ -26,7 +26,7 @@ class ScorerSettings(EpochSettings):
 
     @model_validator(mode="after")
     def check_ensemble(self) -> ScorerSettings:
-        """Whole copies of a model are no ensemble that fits a machine; one member has nothing to combine."""
+        """An ensemble is of adapters: whole copies of a model do not fit a machine. One member has nothing to combine."""
         if self.ensemble > 1 and self.lora is None:
             raise ValueError("an ensemble is one of adapters; set lora too")
         if self.ensemble == 1 and self.combine != "mean":

@@ -105,7 +105,7 @@ def function_gold(function: Callable[[str, str], Any], name: str, field: str) ->
 
 
 def goodness(prompt: Prompt, verdict: Verdict) -> float | None:
-    """1 for a good answer, 0 for any other, None where the scorer cannot say."""
+    """1 for a good answer, 0 for any other, None if the scorer cannot say."""
     if "red_team" in prompt.tags or verdict.helpful is None:
         return None if verdict.harmful is None else float(not verdict.harmful)
     return float(verdict.helpful and not verdict.harmful)
@@ -114,7 +114,7 @@ def goodness(prompt: Prompt, verdict: Verdict) -> float | None:
 def gold_of(
     recipe: Recipe, settings: AnyRLSettings, models: Models, prompts: Stage | None, start: Model, second: Stage | None
 ) -> Gold | None:
-    """Who is asked while a policy trains, and about which prompts; None where the recipe asks nobody. ``second``: the stage of
+    """Who is asked while a policy trains, and about which prompts; None if the recipe asks nobody. ``second``: the stage of
     the second reward model."""
     if settings.gold is None:
         return None

@@ -143,7 +143,7 @@ def outcome_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
                    len(metrics) * settings.prompts_per_step * settings.samples_per_prompt,
                    "excluded": {"responses that the reward abstained from": sum(m["abstained"] for m in metrics)}}  # fmt: skip
     if settings.stop is not None:
-        result["stopped"] = (read_json(stage.path(STOPPED)) or {}).get("reason")  # None where all steps were made
+        result["stopped"] = (read_json(stage.path(STOPPED)) or {}).get("reason")  # None if all steps were made
     if settings.gold is not None:
         kept = best_row(json_rows(stage.path(CURVE)))["step"] if settings.keep == "best" else len(metrics)
         result |= {"gold": str(settings.gold.source), "kept_step": kept}
@@ -151,7 +151,7 @@ def outcome_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
 
 
 def check_origin(run: Run, settings: AnyRLSettings) -> None:
-    """InputError where the run would overwrite the policy that it starts from."""
+    """InputError if the run would overwrite the policy that it starts from."""
     folder = settings.from_policy
     if folder is not None and Path(folder).resolve().is_relative_to(run.folder.resolve()):
         raise InputError(f"{folder} is in this run folder, whose RL would overwrite it; choose another --out",
@@ -161,7 +161,7 @@ def check_origin(run: Run, settings: AnyRLSettings) -> None:
 def shape_of(
     trunk: Trunk, prompts: Sequence[Prompt], rewards: RewardSum, settings: RolloutSettings, stage: Stage
 ) -> RewardShape | None:
-    """The shape of the summed reward; None where the settings leave the sum as it is."""
+    """The shape of the summed reward; None if the settings leave the sum as it is."""
     if settings.sigmoid_against is None:
         return RewardShape(settings) if settings.reward_scale or settings.reward_clip else None
     return RewardShape(settings, reference_rewards(trunk, prompts, rewards, settings, stage))

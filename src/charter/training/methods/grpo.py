@@ -1,6 +1,6 @@
 """Group relative policy optimisation (Shao et al. 2024), Dr. GRPO (Liu et al. 2025) and DAPO's loss (Yu et al. 2025).
 
-A response is measured against the group of its siblings, so there is no value model. The KL to the frozen reference is a
+A response is measured against the group of its siblings, so no value model is needed. The KL to the frozen reference is a
 term of the loss and not of the reward; the clipped ratio is against the policy that sampled.
 """
 

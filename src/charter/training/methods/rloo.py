@@ -1,6 +1,6 @@
 """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024).
 
-The whole response is one action. There is no value model, no clipping, and one update per batch, so every gradient is
+The whole response is one action, without value model or clipping, and with one update per batch, so every gradient is
 on-policy and the ratio is 1 by construction.
 """
 

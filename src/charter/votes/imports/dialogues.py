@@ -27,7 +27,7 @@ def read_attempt(row: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]
     """``transcript``, ``rating`` (0 to 4, how well the attack went), ``task_description``, ``red_team_member_id``,
     ``is_upworker``, ``tags``, ``min_harmlessness_score_transcript``, ``model_type``, ``num_params`` (Ganguli et al. 2022).
 
-    An attempt is one dialogue, so there is no comparison: the judgment has no ranks. Its numbers are kept as flags of the last
+    An attempt is one dialogue without a comparison, so the judgment has no ranks. Its numbers are kept as flags of the last
     answer (``rating=3.0``), its task as the comment, its direction is more_harmful.
     """
     transcript = row["transcript"]

@@ -69,7 +69,7 @@ class GGUF:
 
 
 def read_gguf(file: Path) -> GGUF:
-    """Metadata and tensor table. InputError where the package is missing, or the file is missing, not GGUF, or damaged."""
+    """Metadata and tensor table. InputError if the package is missing, or the file is missing, not GGUF, or damaged."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -102,7 +102,7 @@ def import_gguf(file: Path, out: Path, *, tokenizer_of: str | None = None) -> di
     """Write the model of a GGUF file to the new folder ``out``: safetensors in float32, tokenizer, template, ends, and
     ``gguf.json`` with what the file says of itself. Returns a summary.
 
-    ``tokenizer_of``: a folder or hub name whose tokenizer takes the place of the file's. InputError where ``out`` exists and for
+    ``tokenizer_of``: a folder or hub name whose tokenizer takes the place of the file's. InputError if ``out`` exists and for
     whatever cannot be read as it was trained: the architecture, a scaling of positions, the tokenizer's split.
     """
     if out.exists():
@@ -143,7 +143,7 @@ def unread(source: GGUF, parameters: int) -> int:
 
 def plain_model(source: GGUF, link: Path) -> Any:
     """The model with its weights in float32, of the class that transformers has for the architecture and without its quantizer.
-    InputError where transformers cannot read it or would fill weights with random numbers."""
+    InputError if transformers cannot read it or would fill weights with random numbers."""
     import transformers
 
     kind = "AutoModelForSeq2SeqLM" if source.architecture == "t5" else "AutoModelForCausalLM"
@@ -172,7 +172,7 @@ def plain_model(source: GGUF, link: Path) -> Any:
 
 
 def set_positions(config: Any, source: GGUF) -> None:
-    """Put back a scaling of positions that transformers leaves out. InputError where it cannot be expressed."""
+    """Put back a scaling of positions that transformers leaves out. InputError if it cannot be expressed."""
     scaling = source.metadata.get(f"{source.architecture}.rope.scaling.type", "none")
     if scaling != "none" and source.architecture != "gpt-oss":
         raise InputError(f"positions are scaled by {scaling!r}, which transformers does not read from GGUF; "
@@ -206,7 +206,7 @@ REMEDY = "take the original model's tokenizer with --tokenizer FOLDER"
 
 
 def check_split(source: GGUF) -> None:
-    """InputError where the file has no tokenizer, or how its tokenizer parts texts is unknown."""
+    """InputError if the file has no tokenizer, or how its tokenizer parts texts is unknown."""
     pre = source.metadata.get("tokenizer.ggml.pre", "missing")
     if not source.tokens:
         raise InputError(f"the file has no tokenizer; {REMEDY}", file=source.file)
@@ -217,7 +217,7 @@ def check_split(source: GGUF) -> None:
 
 
 def tokenizer_in(source: GGUF, link: Path) -> Any:
-    """The tokenizer that the file describes, with the split of its training. InputError where transformers cannot build it."""
+    """The tokenizer that the file describes, with the split of its training. InputError if transformers cannot build it."""
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -291,7 +291,7 @@ def mark(model: Any, tokenizer: Any, source: GGUF) -> None:
 
 
 def check_saved(tokenizer: Any, folder: Path, source: GGUF) -> None:
-    """InputError where a text has other tokens once the tokenizer is saved and loaded again."""
+    """InputError if a text has other tokens once the tokenizer is saved and loaded again."""
     tokenizer.save_pretrained(folder)
     again = raw_tokenizer(str(folder))
     if again(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:

@@ -12,6 +12,8 @@ import torch
 
 from charter.errors import InputError
 from charter.models.architectures import is_encoder, is_encoder_decoder
+from charter.models.formats.precision import DTYPES
+from charter.models.formats.quantize import STACK, import_peft
 from charter.models.load import (
     check_folder,
     check_vocabulary,
@@ -23,8 +25,6 @@ from charter.models.load import (
     save_model,
     whole_folder,
 )
-from charter.models.precision import DTYPES
-from charter.models.quantize import STACK, import_peft
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json
 
@@ -79,7 +79,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:
-    """The configuration of an adapter folder. InputError where Charter cannot merge the adapter."""
+    """The configuration of an adapter folder. InputError if Charter cannot merge the adapter."""
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise InputError("not an adapter configuration", file=folder / CONFIG)
@@ -96,7 +96,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
 
 def base_of(folder: Path) -> str:
-    """The model that an adapter folder was trained on: a folder, or a name on a hub. InputError where the folder is not an
+    """The model that an adapter folder was trained on: a folder, or a name on a hub. InputError if the folder is not an
     adapter that Charter can merge, or names no base."""
     base = check_adapter(folder).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -139,7 +139,7 @@ def merged_weights(model: Any, adapters: Sequence[str]) -> Iterator[tuple[str, t
 
 
 def put_on(model: Any, folder: Path, name: str = "default") -> Any:
-    """The model, which may have adapters already, with the adapter of a folder around it. InputError where the folder lacks
+    """The model, which may have adapters already, with the adapter of a folder around it. InputError if the folder lacks
     weights that its configuration names: peft would leave these at zero."""
     from safetensors import safe_open
 
@@ -169,7 +169,7 @@ def put_on(model: Any, folder: Path, name: str = "default") -> Any:
 
 def resize_for(model: Any, folder: Path) -> None:
     """Give a base model the rows for tokens that were added before an adapter was trained: the adapter stores the embeddings
-    whole, and peft puts them into a model of the same size only. InputError where the folder stores one of the two alone."""
+    whole, and peft puts them into a model of the same size only. InputError if the folder stores one of the two alone."""
     from safetensors import safe_open
 
     layers = model.get_input_embeddings(), model.get_output_embeddings()
@@ -208,7 +208,7 @@ def merge_folder(
     code or quantization, safetensors of at most ``shard_size``, tokenizer, chat template, generation settings.
 
     ``dtype``: of the written weights, by default the stored one; an adapter is added in float32 if ``dtype`` is float32, else in
-    the dtype of the base. Returns a summary of what was written. InputError where source or base does not load, or a weight does
+    the dtype of the base. Returns a summary of what was written. InputError if source or base does not load, or a weight does
     not fit ``dtype``.
     """
     adapter = source if is_adapter(source) else None
@@ -234,7 +234,7 @@ def merge_folder(
 
 
 def write_whole(model: Any, tokenizer: Any, source: Path, out: Path, *, dtype: str | None, shard_size: str) -> dict[str, Any]:
-    """Write a model made from ``source`` to ``out``; returns a summary. InputError where a weight does not fit ``dtype``."""
+    """Write a model made from ``source`` to ``out``; returns a summary. InputError if a weight does not fit ``dtype``."""
     if dtype:
         model = model.to(DTYPES[dtype])
     for name, weight in model.named_parameters():

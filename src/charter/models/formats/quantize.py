@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from charter.errors import InputError
-from charter.models.precision import DTYPES
+from charter.models.formats.precision import DTYPES
 
 BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a scale of 8 bits for 64 weights, one of 32 for 256 scales
 STACK = "charter_adapters.json"
@@ -50,13 +50,13 @@ def import_peft() -> Any:
 
 
 def check_bitsandbytes() -> None:
-    """InputError where bitsandbytes is not installed."""
+    """InputError if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("quantization: nf4 needs bitsandbytes; install it with: pip install 'charter-align[qlora]'")
 
 
 def loading_in_4_bits(precision: str, device: str) -> dict[str, Any]:
-    """The arguments of ``from_pretrained`` for a model in nf4 with products in ``precision``. InputError where bitsandbytes is
+    """The arguments of ``from_pretrained`` for a model in nf4 with products in ``precision``. InputError if bitsandbytes is
     missing, and on a Mac's GPU, for which it has no kernels."""
     check_bitsandbytes()
     if device == "mps":
