@@ -90,17 +90,18 @@ async def ask(request: Request, visitor: Lead) -> WebResponse:
 
 
 async def candidates(site: Studio, prompt: Prompt, models: list[str]) -> list[Response]:
-    """One answer of each model. InputError or ApiError where a model cannot answer."""
-    seed = secrets.randbits(31)
+    """One answer of each model, each with a seed of its own. InputError or ApiError where a model cannot answer."""
     messages = [ApiMessage(role=message.role, content=message.content) for message in prompt.messages]
     calls = [
-        ChatRequest(model=name, messages=messages, seed=seed, temperature=TEMPERATURE, max_tokens=DEFAULT_TOKENS)
+        ChatRequest(
+            model=name, messages=messages, seed=secrets.randbits(31), temperature=TEMPERATURE, max_tokens=DEFAULT_TOKENS
+        )
         for name in models
-    ]
+    ]  # fmt: skip
     return [
-        Response(prompt_id=prompt.id, model=name, text=text.replace("\x00", ""), finish_reason=finish,
-                 generation=Generation(seed=seed, temperature=TEMPERATURE))
-        for name, (text, finish) in zip(models, await answers_of(site, calls), strict=True)
+        Response(prompt_id=prompt.id, model=call.model, text=text.replace("\x00", ""), finish_reason=finish,
+                 generation=Generation(seed=call.seed or 0, temperature=TEMPERATURE))
+        for call, (text, finish) in zip(calls, await answers_of(site, calls), strict=True)
     ]  # fmt: skip
 
 
