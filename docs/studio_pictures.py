@@ -34,17 +34,17 @@ def arena(page: Page) -> None:
         page.check("[name='model:first:base']")
         page.fill("[name=text]", PROMPTS[number % 4])
         with page.expect_navigation():
-            page.click("text=Ask")
-        if number < 12 and page.query_selector("text=A is better") is not None:
+            page.click("button:has-text('Ask')")
+        if number < 12 and page.query_selector(".verdicts") is not None:
             with page.expect_navigation():
-                page.click("text=B is better" if number % 3 else "text=A is better")
+                page.click(".verdicts >> text=B is better" if number % 3 else ".verdicts >> text=A is better")
 
 
 def tester(page: Page) -> None:
     page.fill("[name=text]", "\n".join(PROMPTS))
     page.select_option("[name=reward]", "first")
     page.fill("[name=tokens]", "48")
-    page.click("text=Test >> nth=-1")
+    page.click("#tester button.main")
     page.wait_for_selector("text=Download as CSV", timeout=120_000)
 
 
