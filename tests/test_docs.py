@@ -156,6 +156,7 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     write_votes(folder / "votes")
     shutil.copytree(folder / "votes", folder / "votes-to-forget")
     (folder / "camps.csv").write_text("rater,group\nann,left\nbob,right\n")
+    shutil.copytree(folder / "votes", folder / "runs/studio")  # as the arena leaves them
     with contextlib.chdir(folder):
         assert run_command(["ratings", "votes", "--of", "responses", "--out", "out/rated"]) == 0
     return folder

@@ -37,7 +37,7 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
         head += f"; asked for {' and '.join(questions)} together"
     if of == "models":
         board = leaderboard(comparisons, equal_raters=equal_raters, live=votes.in_order)
-        return result | _board_json(board), [head, *_board_lines(board)]
+        return result | _board_json(board), [head, *_board_rows(board), *_board_notes(board)]
     model = fit_raters(comparisons, equal_raters=equal_raters)
     rated = rate_responses(comparisons, votes.prompts, model)
     result |= {"spread": model.sd, "prompts_rated": [_prompt_json(prompt) for prompt in rated]}
@@ -83,6 +83,7 @@ def _board_json(board: Leaderboard) -> dict[str, Any]:
         "gap": None if board.gap is None else {"value": board.gap[0], "ci": _around(*board.gap)},
         "separate_times": board.separate,
         "flip": None if board.flip is None else {"model": board.flip[0], "dropped_judgments": board.flip[1]},
+        "notes": _board_notes(board),
     }
 
 
@@ -95,7 +96,7 @@ def _interval(value: float, reach: float, form: str) -> str:
     return f"[{low:{form}}, {high:{form}}]"
 
 
-def _board_lines(board: Leaderboard) -> list[str]:
+def _board_rows(board: Leaderboard) -> list[str]:
     rows = [["rank", "model", "rating", "95 % interval", "won", "tied", "lost", "Elo (live)"]]
     for i, model in enumerate(board.models[:SHOWN]):
         played = [f"{count:,.0f}" for count in board.played[i][:3]]
@@ -105,8 +106,13 @@ def _board_lines(board: Leaderboard) -> list[str]:
     lines = aligned(rows, left=1)
     if len(board.models) > SHOWN:
         lines.append(f"… and {len(board.models) - SHOWN} more (--json, --out)")
+    return lines
+
+
+def _board_notes(board: Leaderboard) -> list[str]:
+    """What a reader has to know of the ratings, a line each."""
     effects = f"; {board.effects} rater effects" if board.effects else ""
-    lines.append(f"intervals {board.method}; ranks: all that are compatible with them{effects}")
+    lines = [f"intervals {board.method}; ranks: all that are compatible with them{effects}"]
     if board.parts > 1:
         lines.append(f"the models fall into {board.parts} groups that no comparison joins: ratings across them rest on the prior "
                      "alone")  # fmt: skip
