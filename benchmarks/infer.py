@@ -23,9 +23,9 @@ import numpy as np
 
 from charter.constitution.constitution import Constitution, Principle
 from charter.judging.candidates import gather_candidates
-from charter.judging.dialogue import WAYS_TO_JUDGE
 from charter.judging.executor_card import comparable_pairs, executor_card
 from charter.judging.inference import agreement, groups_of, held_out_pairs, infer
+from charter.judging.protocols import PROTOCOLS
 from charter.judging.vote_pairs import ask_principles, read_peoples_pairs
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
@@ -48,7 +48,7 @@ def recover(options: argparse.Namespace) -> None:
         votes = read_peoples_pairs(file)
     supplied = [Principle.model_validate(row) for row in candidate_rows(1, seed)]
     candidates = gather_candidates(supplied, NOBODYS).principles
-    judge = WAYS_TO_JUDGE[options.protocol](LocalSampler(load_trunk(options.model), "judge"))
+    judge = PROTOCOLS[options.protocol](LocalSampler(load_trunk(options.model), "judge"))
     panel = ask_principles(judge, candidates, votes.pairs)
     inference = infer(votes, panel, candidates, seed=seed, groups=groups_of(votes, None))[0]
     kept = [candidates[c].title for c in inference.kept]

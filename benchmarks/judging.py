@@ -18,7 +18,7 @@ from pathlib import Path
 from charter.constitution.categorise import WAYS, likeliest
 from charter.constitution.constitution import Constitution, load_constitution
 from charter.judging.gate import judge_gate
-from charter.judging.judge import PROTOCOLS
+from charter.judging.protocols import PROTOCOLS
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs

@@ -492,7 +492,7 @@ def test_the_recipe_with_a_judge_behind_a_server_runs_to_the_end_through_faults(
     assert len({j.id for j in judgments}) == len(judgments)
     assert all(j.margin is not None for j in judgments)
     used = report["endpoints"]["judge"]
-    assert used["requests"] == len(set(faults.whole)) <= 2 * (len(judgments) + 2 * 12)  # two protocols on the labelled pairs
+    assert used["requests"] == len(set(faults.whole)) <= 2 * (len(judgments) + 3 * 12)  # three protocols on the labelled pairs
     # More than what the proxy saw: a request may also meet a connection that was just closed under it.
     assert used["repeated"] >= asked - used["requests"] > 0
     written = b"".join(file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file())

@@ -10,9 +10,9 @@ import pytest
 from charter.commands.app import run_command
 from charter.constitution.constitution import Principle, load_constitution, save_constitution
 from charter.judging.candidates import UNUSABLE, gather_candidates, propose, rule_of
-from charter.judging.dialogue import DialogueJudge, dialogue, margin_between
 from charter.judging.inference import EVERYONE, NO_GROUP, groups_of, held_out_pairs, infer
 from charter.judging.judge import Comparison
+from charter.judging.protocols import DialogueJudge, dialogue, margin_between
 from charter.judging.vote_pairs import as_response, ask_principles, margin_that_says, panel_of, peoples_pairs, read_peoples_pairs
 from charter.models.sampling.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk

@@ -10,7 +10,6 @@ from charter.constitution.constitution import Constitution, Principle
 from charter.evaluation.measures import measure_of
 from charter.judging.gate import better_judge, judge_gate
 from charter.judging.judge import (
-    PROTOCOLS,
     QUESTIONS,
     Comparison,
     LettersJudge,
@@ -22,6 +21,7 @@ from charter.judging.judge import (
     labelled_comparisons,
     pairs_of,
 )
+from charter.judging.protocols import judges_of
 from charter.records import Generation, Judgment, Pair, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.run.run import RecordLog
@@ -209,7 +209,7 @@ def test_a_judge_that_reads_each_response_alone_has_no_positions():
 def test_the_better_protocol_is_chosen_on_one_half_and_measured_on_the_other():
     pairs = [Pair(prompt=Prompt.ask(f"q{i}", tags=("red_team",)), chosen="good", rejected="bad", group_id=str(i))
              for i in range(80)]  # fmt: skip
-    judges = {name: PROTOCOLS[name](Reader()) for name in PROTOCOLS}
+    judges = judges_of("auto", Reader(), RULES)
     judge, card = better_judge(judges, pairs, RULES, seed=0, batch_size=32)
     assert isinstance(judge, YesNoJudge)
     assert card["protocol"] == "yes_no"
@@ -218,7 +218,8 @@ def test_the_better_protocol_is_chosen_on_one_half_and_measured_on_the_other():
     rows = {row["protocol"]: row for row in card["protocols"]}
     assert rows["letters"]["accuracy"] == 0.5
     assert rows["letters"]["n"] == card["n"]
-    assert [row["chosen"] for row in rows.values()] == [False, True]
+    assert {name for name, row in rows.items() if row["chosen"]} == {"yes_no"}
+    assert list(rows) == ["letters", "yes_no", "dialogue", "likelihood"]
     single, whole = better_judge({"letters": judges["letters"]}, pairs, RULES, seed=0, batch_size=32)
     assert isinstance(single, LettersJudge)
     assert whole["n"] == 80

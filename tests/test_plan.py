@@ -175,17 +175,17 @@ def test_requests_tokens_and_money_of_endpoints(random_llama, write_recipe):
     changes = {"endpoints": {"big": big}, "feedback": {"judge": "endpoint:big"}, "revise": {"critic": "endpoint:big"}}
     here = plan_recipe(load_recipe(write_recipe(random_llama)))
     there = plan_recipe(load_recipe(write_recipe(random_llama, **changes)))
-    # Two orders of 24 comparisons, of 12 labelled pairs by two protocols; a critique and a revision of 12 prompts in 2 rounds.
-    assert stages(there)["feedback"]["requests"] == {"big": 2 * (24 + 2 * 12)}
+    # Two orders of 24 comparisons, of 12 labelled pairs by three protocols; a critique and a revision of 12 prompts in 2 rounds.
+    assert stages(there)["feedback"]["requests"] == {"big": 2 * (24 + 3 * 12)}
     assert stages(there)["revise"]["requests"] == {"big": 2 * 2 * 12}
     asked = there["endpoints"]["big"]
-    assert asked["requests"] == 96 + 48
-    assert asked["output_tokens"] == 96 + 48 * 12
+    assert asked["requests"] == 120 + 48
+    assert asked["output_tokens"] == 120 + 48 * 12
     assert asked["money"] == pytest.approx((asked["input_tokens"] * 2 + asked["output_tokens"] * 10) / 1e6, abs=1e-4)
     assert asked["too_small"] == ["budget_tokens"]
     moved = stages(here)["feedback"]["scored"] - stages(there)["feedback"]["scored"]
     assert 0 < moved < asked["input_tokens"]
-    assert any("at most 144 requests" in line and "budget_tokens allows" in line for line in plan_table(there))
+    assert any("at most 168 requests" in line and "budget_tokens allows" in line for line in plan_table(there))
     assert here["endpoints"] == {}
 
 

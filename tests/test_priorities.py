@@ -299,7 +299,7 @@ def test_the_command_measures_principles_on_the_testbed(tmp_path, capsys):
     [
         (["--pairs", "p.jsonl"], "--pairs needs a judge; give --model too"),
         (["--model", "package:charter.testbed/model"], "no labelled pairs to measure on"),
-        (["--protocol", "maybe"], "unknown protocol 'maybe'; use auto, letters or yes_no"),
+        (["--protocol", "maybe"], "unknown protocol 'maybe'; use auto, letters, yes_no, dialogue, rubric, likelihood"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys, options, words):

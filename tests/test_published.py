@@ -162,6 +162,28 @@ def test_a_statement_has_whole_sentences_of_bounded_length(tmp_path):
     assert len(principle.wording) > 1400
 
 
+def test_a_section_of_a_list_alone_is_read_by_its_points(tmp_path):
+    file = tmp_path / "rules.md"
+    long = "x" * 590
+    file.write_text("# Kind\n\nThe assistant should:\n\n- never *insult*\n  anybody\n- Help.\n\n# Long\n\n"
+                    f"1. Be brief;\n2. {long}\n"
+                    "\n# Plain\n\nWrite well. It helps.\n\n- an example\n")  # fmt: skip
+    imported = import_constitution(file)
+    texts = [p.preference.partition("principle: ")[2] for p in imported.constitution.principles]
+    assert texts == ["Kind. never insult anybody. Help.", "Long. Be brief;", "Plain. Write well. It helps."]
+    assert imported.left_out == {"rule of a list beyond 600 characters, kept in wording": 1}
+
+
+def test_a_list_with_a_comment_stays_a_list(tmp_path):
+    file = tmp_path / "rules.txt"
+    file.write_text("# Rules of the house\nBe kind.\n- Be brief.\n")
+    imported = import_constitution(file)
+    assert [p.title for p in imported.constitution.principles] == ["Be kind.", "Be brief."]
+    assert imported.left_out == {"comment, a line that begins with #": 1}
+    file.write_text("# Kind\nBe kind.\n# Brief\nBe brief.\n")
+    assert [p.id for p in import_constitution(file).constitution.principles] == ["kind", "brief"]
+
+
 def test_traits_bring_their_questions(tmp_path):
     rows = [{"trait": "I am warm.", "questions": ["Hi?", "Who are you?"], "clarification": "Not gushing.", "author": "me"},
             {"trait": "I tell the truth.", "questions": []}]  # fmt: skip

@@ -24,7 +24,9 @@ def constitution_check(
         str | None, typer.Option(help="Labelled pairs to measure each principle on; unless given, those in its examples.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of the model that judges them.")] = None,
-    protocol: Annotated[str, typer.Option(help="letters, yes_no, or auto: the one that is right more often.")] = "auto",
+    protocol: Annotated[
+        str, typer.Option(help="letters, yes_no, dialogue, rubric, likelihood, or auto: the best of them.")
+    ] = "auto",
     most: Annotated[int, typer.Option(min=1, help="Most pairs to ask about.")] = 150,
     seed: Seed = 0,
     as_json: Json = False,

@@ -24,14 +24,14 @@ def measured_check(
 ) -> dict[str, Any]:
     """The result of :func:`measure_principles`; empty without a model. InputError for an unknown protocol, for pairs without a
     model, and for a model without pairs."""
-    names = {"auto": ["letters", "yes_no"], "letters": ["letters"], "yes_no": ["yes_no"]}.get(protocol)
-    if names is None:
-        raise InputError(f"--protocol: unknown protocol {protocol!r}; use auto, letters or yes_no")
+    from charter.judging.protocols import PROTOCOLS, judges_of
+
+    if protocol not in ("auto", *PROTOCOLS):
+        raise InputError(f"--protocol: unknown protocol {protocol!r}; use auto, {', '.join(PROTOCOLS)}")
     if model is None:
         if pairs is not None:
             raise InputError("--pairs needs a judge; give --model too")
         return {}
-    from charter.judging.judge import PROTOCOLS
     from charter.judging.principles import measure_principles
     from charter.models.load import pick_device
     from charter.models.sampling.sampler import LocalSampler
@@ -43,7 +43,7 @@ def measured_check(
     if all(p.preference is None for p in constitution.principles):
         raise InputError("no principle has a preference, so a judge has nothing to compare by", file=file)
     sampler = LocalSampler(load_trunk(locate(model, Path.cwd()), device=pick_device("auto")), "judge")
-    judges = {name: PROTOCOLS[name](sampler) for name in names}
+    judges = judges_of(protocol, sampler, constitution)
     floor = FeedbackSettings().abstain_below
     measured = measure_principles(judges, labelled, constitution, seed=seed, most=most, floor=floor, batch_size=BATCH)
     if measured["card"] is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +20,17 @@ from charter.models.heads import Scorers
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.reward_trunk import load_reward_trunk, reward_folder
-from charter.models.trunk import REWARD_CARD, Trunk
+from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
-from charter.raters.personal import Taste, tastes
+from charter.raters.groups import by_group
+from charter.raters.personal import MIN_VOTES, HeldOut, final_heads, held_out
 from charter.raters.vote_files import find, read_votes, text_files
 from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
 from charter.recipe.settings import LoRASettings
 from charter.recipe.source import locate
-from charter.records import Prompt, Rating, Response
+from charter.records import Prompt, Rating, Response, content_id
 from charter.run.files import read_json, read_jsonl, write_json
 from charter.run.hashes import file_hash, model_hash
 from charter.run.run import Run, Stage
@@ -43,11 +46,14 @@ from charter.training.methods.reward_model import (
     train_rating_model,
     train_reward_model,
 )
+from charter.votes.evidence import new_folder
 
+HEAD_CARD = "head.json"
 TOKENS_PER_PASS = 4096  # in one forward pass, where nothing is trained
 Measured = Callable[[], dict[str, Any]]
-Learn = Callable[[Trunk, Stage, int], tuple[Scorers, Measured]]
-"""Trains on a trunk, within a stage, on rows of at most so many tokens; what it returns measures the result."""
+Learned = tuple[Callable[[Path], None], Measured]
+Learn = Callable[[Trunk, Stage, int], Learned]
+"""Trains on a trunk, within a stage, on rows of at most so many tokens; what it returns saves and measures the result."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
     train, test = split_pairs(loaded.pairs, test_fraction=settings.test_fraction, seed=start.seed)
     check_sides(file, "pairs", len(loaded.pairs), len(train), len(test))
 
-    def learn(trunk: Trunk, stage: Stage, room: int) -> tuple[Scorers, Measured]:
+    def learn(trunk: Trunk, stage: Stage, room: int) -> Learned:
         with naming_the_row([file]):
             pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
         excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
@@ -79,7 +85,9 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
         check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
         scorers = train_reward_model(trunk, train, settings, stage, limit=room)
         counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures}
-        return scorers, lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts
+        return saver(
+            trunk, scorers
+        ), lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts
 
     return train_and_measure(file, out, "pairs", settings, start, learn)
 
@@ -98,7 +106,7 @@ def rating_model_from_file(file: Path, out: Path, settings: RatingModelSettings,
             "all ratings to train on are equal: nothing to learn; give ratings that differ", file=file, field="score"
         )
 
-    def learn(trunk: Trunk, stage: Stage, room: int) -> tuple[Scorers, Measured]:
+    def learn(trunk: Trunk, stage: Stage, room: int) -> Learned:
         with naming_the_row([file]):
             cut = Cut.of(rating_tokens(trunk, rating, room) for rating in loaded.ratings)
         scorers = train_rating_model(trunk, train, settings, stage, limit=room)
@@ -111,24 +119,34 @@ def rating_model_from_file(file: Path, out: Path, settings: RatingModelSettings,
             return {**rating_errors(predicted, test, scale.mean), "train_ratings": len(train), "rows": loaded.n_rows,
                     "excluded": loaded.excluded, "cut": cut.figures, "loss": settings.loss}  # fmt: skip
 
-        return scorers, measured
+        return saver(trunk, scorers), measured
 
     return train_and_measure(file, out, "ratings", settings, start, learn)
 
 
-def train_and_measure(file: Path, out: Path, rows: str, settings: ScorerSettings, start: Start, learn: Learn) -> dict[str, Any]:
-    """The stage that both trainings share: skipped if it is done, else trained, saved and measured."""
-    inputs = {rows: file_hash(file), "model": model_hash(start.model), "precision": start.precision, "limit": str(start.limit)}
+def saver(trunk: Trunk, scorers: Scorers) -> Callable[[Path], None]:
+    """Writes a reward model into a folder."""
+    return lambda folder: trunk.save_scorers(scorers, folder)
+
+
+def train_and_measure(
+    file: Path, out: Path, rows: str, settings: ScorerSettings, start: Start, learn: Learn, *,
+    load: Callable[..., Trunk] = load_reward_trunk, inputs: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The stage that all trainings share: skipped if it is done, else trained, saved and measured. ``inputs``: what it depends on
+    beside the file and the start."""
+    inputs = {rows: file_hash(file), "model": model_hash(start.model), "precision": start.precision, "limit": str(start.limit),
+              **(inputs or {})}  # fmt: skip
     with Run(out, seed=start.seed, quiet=start.quiet) as run:
         with run.stage("train", settings, inputs, [__name__]) as stage:
             if not stage.done:
-                trunk = load_reward_trunk(
+                trunk = load(
                     start.model, device=pick_device("auto"), lora=settings.lora, precision=start.precision, seed=start.seed,
                     say=run.say,
                 )  # fmt: skip
                 room = min(start.limit, trunk.room or start.limit)
-                scorers, measured = learn(trunk, stage, room)
-                trunk.save_scorers(scorers, stage.path("model"))
+                save, measured = learn(trunk, stage, room)
+                save(stage.path("model"))
                 stage.finish({**measured(), "trainable_share": trunk.trainable_share("reward")})
         metrics = {**stage.result, "model": str(stage.path("model")), "wall_s": round(stage.wall_s, 2)}
         write_json(out / "metrics.json", metrics)
@@ -184,17 +202,57 @@ def response_features(
     return features
 
 
-def tastes_from_files(
-    file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int
-) -> tuple[list[Taste], Votes]:
-    """The taste of every rater of a file of judgments, on features from ``reward``. By default prompts and responses are read
-    from the folder of the judgments, then from the run of the reward model. InputError names the missing file."""
+def heads_from_files(
+    file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int,
+    groups: Mapping[str, str] | None = None, out: Path | None = None,
+) -> tuple[HeldOut, Votes]:  # fmt: skip
+    """The votes of every rater of a file of judgments, or with ``groups`` of every group, as heads predict them that have not
+    seen them, on features from ``reward``. ``out``: a new folder for a reward model with each head (:func:`write_heads`). By
+    default prompts and responses are read from the folder of the judgments, then from the run of the reward model. InputError
+    names the missing file."""
     prompt_file, response_file = text_files(file, prompts, responses, reward)
     votes = read_votes(find(file, "judgments.jsonl"), response_file, models=True)
     by_id = {response.id: response for response in read_jsonl(response_file, Response)}
     prompts_by_id = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
     features = response_features(reward, model, prompts_by_id, [by_id[name] for name in votes.responses])
-    return tastes(as_comparisons(votes), features, seed=seed), votes
+    comparisons = as_comparisons(votes) if groups is None else by_group(as_comparisons(votes), groups)
+    predicted = held_out(comparisons, features, seed=seed)
+    if out is not None:
+        write_heads(predicted, features, reward, out, "rater" if groups is None else "group")
+    return predicted, votes
+
+
+def write_heads(predicted: HeldOut, features: NDArray[np.float64], reward: Path, out: Path, whose: str) -> None:
+    """Write a reward model for each head into a new folder: ``reward`` with its head replaced, and the scores of these responses
+    scaled to mean 0 and deviation 1. ``head.json`` beside it names the rater or the group (``whose``). All share the weights of
+    the trunk. InputError where ``reward`` is an ensemble, or nobody has enough votes."""
+    from safetensors.torch import load_file, save_file
+
+    source = reward_folder(reward)
+    card = read_json(source / REWARD_CARD)
+    if not isinstance(card, dict) or len(card["members"]) != 1:
+        raise InputError("heads need a single reward model of Charter as their trunk; name one", file=source)
+    heads = final_heads(predicted, features)
+    if not heads:
+        raise InputError(f"nobody has {MIN_VOTES} decided votes, so no head can be fitted; give more votes")
+    weights, role = load_file(source / REWARD_WEIGHTS), card["members"][0]["role"]
+    with new_folder(out) as folder:
+        for name, head in heads.items():
+            place = folder / folder_name(name)
+            shutil.copytree(source, place, ignore=shutil.ignore_patterns(REWARD_WEIGHTS))
+            stored = weights[f"{role}/head.weight"]
+            save_file({**weights, f"{role}/head.weight": torch.tensor(head, dtype=stored.dtype)[None]}, place / REWARD_WEIGHTS)
+            scores = features @ head
+            scale = {"role": role, "mean": float(scores.mean()), "std": float(scores.std()) or 1.0}
+            write_json(place / REWARD_CARD, {**card, "members": [scale]})
+            votes = int((predicted.votes.rater == predicted.votes.raters.index(name)).sum())
+            write_json(place / HEAD_CARD, {whose: name, "votes": votes, "trunk": str(source)})
+
+
+def folder_name(name: str) -> str:
+    """A name from a file as the name of a folder: itself where that is safe, else made safe and told apart by a hash."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:60]
+    return safe if safe == name else f"{safe}-{content_id(name)[:8]}"
 
 
 def check_sides(file: Path, rows: str, n: int, train: int, test: int) -> None:

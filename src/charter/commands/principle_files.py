@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from charter.constitution.constitution import Constitution, Principle, load_constitution, save_constitution
 from charter.errors import InputError
 from charter.judging.candidates import Candidates, gather_candidates, propose, read_candidates
-from charter.judging.dialogue import WAYS_TO_JUDGE, AnyJudge
-from charter.judging.executor_card import comparable_pairs, executor_card
+from charter.judging.executor_card import CARD_PROTOCOLS, comparable_pairs, executor_card
 from charter.judging.explanation import Parting, explain_group, parted_shares, partings
 from charter.judging.inference import EVERYONE, Inference, constitution_of, groups_of, held_out_pairs, infer
+from charter.judging.judge import LanguageModelJudge
+from charter.judging.protocols import PROTOCOLS
 from charter.judging.vote_pairs import Panel, PeoplesPairs, ask_principles, read_peoples_pairs
 from charter.models.load import pick_device
 from charter.models.sampling.sampler import LocalSampler, Sampler
@@ -53,8 +54,9 @@ class Request:
 
     def __post_init__(self) -> None:
         """InputError if options do not fit together."""
-        if self.protocol not in WAYS_TO_JUDGE:
-            raise InputError(f"--protocol {self.protocol!r}: one of {', '.join(WAYS_TO_JUDGE)}")
+        check_protocol(self.protocol)
+        if self.protocol == "likelihood" and self.endpoint:
+            raise InputError("--protocol likelihood: a server gives no likelihood of whole responses; use another protocol")
         if self.by not in (None, "rater", "group"):
             raise InputError(f"--by {self.by!r}: rater or group")
         if (self.by == "group") != (self.groups is not None):
@@ -87,8 +89,14 @@ class Request:
             raise InputError(words, field={"url": "--endpoint", "api_key_env": "--api-key-env"}.get(field, field)) from None
         return EndpointSampler("endpoint", settings, self.answers)
 
-    def judge(self, sampler: Sampler) -> AnyJudge:
-        return WAYS_TO_JUDGE[self.protocol](sampler)
+    def judge(self, sampler: Sampler) -> LanguageModelJudge:
+        return PROTOCOLS[self.protocol](sampler)
+
+
+def check_protocol(name: str) -> None:
+    """InputError if no judge is read in this way."""
+    if name not in PROTOCOLS:
+        raise InputError(f"--protocol {name!r}: one of {', '.join(PROTOCOLS)}")
 
 
 def local_sampler(model: str) -> LocalSampler:
@@ -170,9 +178,12 @@ def explain_files(request: Request, file: Path, annotated: Path | None, most: in
 
 
 def card_from_files(
-    file: Path, pairs: Path, models: Sequence[str], limit: int, *, quiet: bool
+    file: Path, pairs: Path, models: Sequence[str], protocols: Sequence[str] | None, limit: int, *, quiet: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """The executor card of a constitution by one model or two; result and table."""
+    protocols = list(dict.fromkeys(protocols or CARD_PROTOCOLS))
+    for protocol in protocols:
+        check_protocol(protocol)
     rules = load_constitution(file)
     loaded = read_pairs(pairs)
     if len({pair.prompt.id for pair in loaded.pairs}) < 2:
@@ -181,7 +192,7 @@ def card_from_files(
     samplers = [local_sampler(model) for model in models]
     names = [f"{sampler.name} ({number})" if len({s.name for s in samplers}) < len(samplers) else sampler.name
              for number, sampler in enumerate(samplers, start=1)]  # fmt: skip
-    card = executor_card(dict(zip(names, samplers, strict=True)), rules, chosen, quiet=quiet)
+    card = executor_card(dict(zip(names, samplers, strict=True)), rules, chosen, protocols=protocols, quiet=quiet)
     result = {"file": str(file), "models": names, "pairs_read": len(loaded.pairs), "excluded": loaded.excluded, **card}
     return result, card_lines(result)
 

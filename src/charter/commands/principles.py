@@ -20,7 +20,7 @@ Model = Annotated[str, typer.Option(help="Folder of the model that judges; with 
 Endpoint = Annotated[str | None, typer.Option(help="A server that speaks OpenAI's protocol: https://HOST/v1.")]
 KeyName = Annotated[str | None, typer.Option(help="Name of the environment variable with the server's key.")]
 Answers = Annotated[Path, typer.Option(help="Folder that keeps the server's answers, so that none is paid twice.")]
-Protocol = Annotated[str, typer.Option(help="letters, yes_no or dialogue: how the judge is asked.")]
+Protocol = Annotated[str, typer.Option(help="letters, yes_no, dialogue, rubric or likelihood: how the judge is read.")]
 By = Annotated[str | None, typer.Option(help="rater or group: also for each of them.")]
 Groups = Annotated[Path | None, typer.Option(help="A table with the columns rater and group, for --by group.")]
 Kinds = Annotated[
@@ -69,6 +69,9 @@ def constitution_card(
     model: Annotated[
         list[str] | None, typer.Option(help="Folder of a model that judges; give a second one to compare them.")
     ] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="How the judge is read; repeat for more. Unless given letters, yes_no and dialogue.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Most pairs to judge; a hash of their texts draws them.")] = 100,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -78,7 +81,7 @@ def constitution_card(
 
     if len(models := model or [TESTBED]) > 2:
         raise InputError("--model: give one model or two")
-    result, lines = card_from_files(file, pairs, models, limit, quiet=quiet or as_json)
+    result, lines = card_from_files(file, pairs, models, protocol, limit, quiet=quiet or as_json)
     show(result, as_json, *lines)
 
 

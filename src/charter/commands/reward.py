@@ -34,6 +34,10 @@ def reward_train(  # one parameter for each flag, as typer reads them
     loss: Annotated[str, typer.Option(help="On pairs: bradley_terry. On ratings: squared or absolute.")] = "bradley_terry",
     ensemble: Annotated[int, typer.Option(min=1, help="Number of members; several need --lora-rank.")] = 1,
     combine: Annotated[str, typer.Option(help="The score of an ensemble: mean or worst of its members.")] = "mean",
+    constitution: Annotated[
+        Path | None, typer.Option(help="Learn to read the principle of each pair: one model for any constitution.")
+    ] = None,
+    hold_out: Annotated[str | None, typer.Option(help="With --constitution: a principle to measure on alone.")] = None,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     seed: Seed = 0,
     as_json: Json = False,
@@ -51,6 +55,10 @@ def reward_train(  # one parameter for each flag, as typer reads them
     }  # fmt: skip
     check_precision(precision)
     start = Start(locate(model, Path.cwd()), max_tokens, precision, seed, quiet or as_json)
+    if hold_out is not None and constitution is None:
+        raise InputError("--hold-out names a principle, and a reward model without --constitution reads none; leave it out")
+    if constitution is not None and (loss != "bradley_terry" or ensemble > 1 or average != "pairs"):
+        raise InputError("--constitution trains one model on pairs; leave out --loss, --ensemble and --average")
     if loss != "bradley_terry":
         if average != "pairs":
             raise InputError(f"--average {average} weighs rankings, and --loss {loss} learns from ratings; leave --average out")
@@ -64,11 +72,22 @@ def reward_train(  # one parameter for each flag, as typer reads them
         more = {"pairs_per_step": per_step, "average": average}
         pair_settings = as_settings(values | more, RewardModelSettings, "reward train")
         assert isinstance(pair_settings, RewardModelSettings)
-        metrics = reward_from_file(file, out, pair_settings, start)
+        if constitution is None:
+            metrics = reward_from_file(file, out, pair_settings, start)
+        else:
+            from charter.commands.principle_reader import reader_from_file
+
+            metrics = reader_from_file(file, constitution, hold_out, out, pair_settings, start)
         accuracy = f"{metrics['accuracy']:.3f}{interval_words(metrics['ci'])}"
-        words = (f"accuracy {accuracy} on {metrics['n']} held-out pairs; the rule \"shorter wins\" gets "
-                 f"{metrics['baseline_shorter_wins']:.3f}")  # fmt: skip
+        if constitution is None:
+            other = f'the rule "shorter wins" gets {metrics["baseline_shorter_wins"]:.3f}'
+        else:
+            other = f"before training {metrics['before']['accuracy']:.3f}"
+        words = f"accuracy {accuracy} on {metrics['n']} held-out pairs; {other}"
     lines = [words, f"excluded: {metrics['excluded'] or 'none'}", f"metrics: {out / 'metrics.json'}"]
+    if unseen := metrics.get("held_out"):
+        figures = f"{unseen['accuracy']:.3f}{interval_words(unseen['ci'])} of {unseen['n']} pairs"
+        lines.insert(1, f"principle held out, {unseen['principle']}: {figures}; before {unseen['before']['accuracy']:.3f}")
     if cut := metrics["cut"]:
         lines.insert(2, f"cut to {max_tokens} tokens: {cut['rows']} rows, {cut['ends']} of them without the end of the answer")
     show(metrics, as_json, *lines)

@@ -50,7 +50,7 @@ Words = Annotated[Text, AfterValidator(_filled)]
 Authority = Literal["root", "platform", "system", "developer", "user", "guideline"]
 AUTHORITIES = get_args(Authority)  # OpenAI's Model Spec, from the highest; "platform" is an earlier word for the top level
 UNRANKED = 2**31
-LATER = ("priority", "authority", "points", "examples", "support", "wording")
+LATER = ("priority", "authority", "points", "criteria", "examples", "support", "wording")
 """Fields that a principle may leave out of its hash, so that a constitution without them keeps the hash it had before them."""
 
 
@@ -98,6 +98,13 @@ class Example(Record):
         return values
 
 
+class Criterion(Record):
+    """A statement or a question about one reply, and the ``points`` of a Yes: below 0 for a fault."""
+
+    criterion: Words
+    points: Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class Principle(Record):
     """One principle. ``critique`` and ``revision`` come together; these or ``preference`` are required.
 
@@ -107,9 +114,10 @@ class Principle(Record):
     ``allowed`` names what it does not forbid. ``weight`` is relative, for :func:`draw`.
 
     ``priority`` (1 is applied first) or ``authority`` ranks it among the others. ``points`` are those of a rubric: their size is
-    the weight unless one is written, and a negative number means that a good reply does not fit the ``question``. ``examples``
-    become labelled pairs, worked examples and prompts (:mod:`charter.constitution.export`). ``support`` is the share of each
-    opinion group that agrees. ``wording`` is the published text in full; it reaches no model.
+    the weight unless one is written, and a negative number means that a good reply does not fit the ``question``. ``criteria``
+    are what a rubric asks in place of the question (:mod:`charter.judging.rubrics`). ``examples`` become labelled pairs, worked
+    examples and prompts (:mod:`charter.constitution.export`). ``support`` is the share of each opinion group that agrees.
+    ``wording`` is the published text in full; it reaches no model.
     """
 
     id: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -127,6 +135,7 @@ class Principle(Record):
     priority: Annotated[int, Field(ge=1)] | None = None
     authority: Authority | None = None
     points: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    criteria: Annotated[tuple[Criterion, ...], Field(strict=False)] = ()
     examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()
     support: dict[Text, Annotated[float, Field(ge=0, le=1)]] | None = None
     wording: Text = ""
@@ -135,8 +144,12 @@ class Principle(Record):
     def _ranked_and_rated(self) -> Principle:
         if self.priority is not None and self.authority is not None:
             raise ValueError(f"principle {self.id!r} has priority and authority; keep one of the two")
+        if any(criterion.points == 0 for criterion in self.criteria):
+            raise ValueError(f"principle {self.id!r} has a criterion with 0 points, which says nothing; leave it out")
         if self.points is None:
             return self
+        if self.criteria:
+            raise ValueError(f"principle {self.id!r} has points, and criteria with points of their own; keep one of the two")
         if self.points == 0:
             raise ValueError(f"principle {self.id!r} has 0 points, so it says nothing; leave it out")
         if self.question is not None and (self.points > 0) != (self.good_answer == "yes"):
@@ -159,6 +172,10 @@ class Principle(Record):
         """Whether it applies to prompts with these tags: always, unless it names kinds of prompt and the tags name others."""
         kinds, named = PROMPT_TAGS.intersection(self.tags), PROMPT_TAGS.intersection(tags)
         return not kinds or not named or bool(kinds & named)
+
+    def is_about(self, prompt: Prompt) -> bool:
+        """Whether it applies to responses to this prompt; a topic only if the prompt has the same topic or none."""
+        return self.applies_to(prompt.tags) and (TOPIC not in self.tags or prompt.principle in (None, self.id))
 
     @property
     def rank(self) -> int:
@@ -208,14 +225,8 @@ class Constitution(Record):
         return tuple(p for p in self.principles if p.critique is not None and p.applies_to(tags))
 
     def for_comparison(self, prompt: Prompt) -> tuple[Principle, ...]:
-        """The principles for comparing answers to this prompt; topics only if the prompt has the same topic or none."""
-        return tuple(
-            p
-            for p in self.principles
-            if p.preference is not None
-            and p.applies_to(prompt.tags)
-            and (TOPIC not in p.tags or prompt.principle in (None, p.id))
-        )
+        """The principles for comparing answers to this prompt."""
+        return tuple(p for p in self.principles if p.preference is not None and p.is_about(prompt))
 
     def topics(self) -> tuple[Principle, ...]:
         """The areas of values."""
@@ -327,15 +338,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """The content of a small file. InputError where it cannot be read or is too large."""
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            raw = file.read(most + 1)
     except OSError as error:
         raise InputError(f"cannot read the file ({error.strerror})", file=path) from None
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"larger than {MAX_BYTES >> 20} MiB; is this the right file?", file=path)
+    if len(raw) > most:
+        raise InputError(f"larger than {most >> 20} MiB; is this the right file?", file=path)
     return raw
 
 
@@ -384,7 +395,8 @@ def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int |
     words = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         owners: dict[int, type[Record]] = {
-            1: FewShots if error.title == "FewShots" else Constitution, 3: Principle, 5: Example,
+            1: FewShots if error.title == "FewShots" else Constitution, 3: Principle,
+            5: Criterion if "criteria" in place else Example,
             7: Message if "prompt" in place else Answer,
         }  # fmt: skip
         known = list(owners.get(len(place), Message).model_fields)
@@ -421,5 +433,10 @@ def hashes_of_principles(constitution: Constitution, use: str, *texts: str) -> d
     drawn, and `principle ID`, its ``use`` and other ``texts``. So a change of the rest does not run the stage again, and a text
     that changed is known by its principle. Their order does not count: a draw does not depend on it."""
     used = [p for p in constitution.principles if getattr(p, use) is not None]
-    texts_of = {f"{PRINCIPLE}{p.id}": content_id([getattr(p, field) for field in (use, *texts)]) for p in used}
+    texts_of = {
+        f"{PRINCIPLE}{p.id}": content_id(
+            [getattr(p, field) for field in (use, *texts)] + [c.model_dump() for c in p.criteria if "question" in texts]
+        )
+        for p in used
+    }
     return {DRAWN: content_id(sorted([p.id, p.tags, p.weight] for p in used)), **texts_of}

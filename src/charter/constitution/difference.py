@@ -11,14 +11,14 @@ from charter.constitution.constitution import TOPIC, Constitution, Principle
 Change = Literal[
     "added", "removed", "renamed", "retitled", "reworded", "reweighted", "retagged", "reranked", "annotated", "reordered"
 ]
-WORDS = ("critique", "revision", "preference", "question", "good_answer", "about", "allowed")
+WORDS = ("critique", "revision", "preference", "question", "good_answer", "criteria", "about", "allowed")
 KINDS: dict[Change, tuple[str, ...]] = {
     "retitled": ("title",), "reworded": WORDS, "reweighted": ("weight",), "retagged": ("tags",),
     "reranked": ("priority", "authority"), "annotated": ("points", "examples", "support", "wording"),
 }  # fmt: skip
 REMARKS: dict[Change, str] = {"reranked": ", which a run reads with feedback.priorities"}
 READ_BY_REVISE = frozenset({"critique", "revision", "tags", "weight"})
-READ_BY_FEEDBACK = frozenset({"preference", "question", "good_answer", "tags", "weight", "priority", "authority"})
+READ_BY_FEEDBACK = frozenset({"preference", "question", "good_answer", "criteria", "tags", "weight", "priority", "authority"})
 READ_OF_TOPICS = frozenset({"title", "about", "tags"})
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from charter.constitution.constitution import Constitution, Principle, decode_utf8, read_bytes
-from charter.constitution.markdown import gather_markdown, is_markdown
+from charter.constitution.constitution import MAX_BYTES, Constitution, Principle, decode_utf8, read_bytes
+from charter.constitution.markdown import HEADING, gather_markdown, is_markdown
 from charter.constitution.polis import VOTES, gather_polis, is_polis
 from charter.constitution.published import Gathered, Imported, of_sentence, shortened
 from charter.errors import InputError
@@ -41,7 +41,7 @@ UNKNOWN = "unknown format; convert it to a JSON list of strings, or to a .txt fi
 THRESHOLD = 0.6  # of the support in every opinion group
 
 
-def import_constitution(path: Path, threshold: float = THRESHOLD) -> Imported:
+def import_constitution(path: Path, threshold: float = THRESHOLD, max_bytes: int = MAX_BYTES) -> Imported:
     """Read a constitution of any published form, recognised by its content.
 
     - Markdown: OpenAI's Model Spec and other texts with headings (:mod:`charter.constitution.markdown`).
@@ -59,7 +59,7 @@ def import_constitution(path: Path, threshold: float = THRESHOLD) -> Imported:
     ``source`` of every principle keeps the file's name and the start of its SHA-256. InputError names file and field.
     """
     file = path / VOTES if path.is_dir() and is_polis(path, None) else path
-    raw = read_bytes(file)
+    raw = read_bytes(file, max_bytes)
     source = f"{file.name} sha256:{hashlib.sha256(raw).hexdigest()[:16]}"
     gathered = gather(decode_utf8(raw, file), path, threshold)
     if not gathered.rows:
@@ -89,12 +89,15 @@ def gather(text: str, path: Path, threshold: float) -> Gathered:
     suffix = path.suffix.lower()
     if suffix == ".json" or (text.lstrip()[:1] in ("[", "{") and suffix != ".txt"):
         return _recognise(_parse(text, path), path)
-    if is_markdown(text):
+    if is_markdown(text, plain_list=suffix == ".txt"):
         return gather_markdown(text, path)
     if suffix not in (".txt", ".md", ".markdown", ""):
         raise InputError(UNKNOWN, file=path)
-    lines = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", line.strip()) for line in text.splitlines()]
-    return _plain_list("lines of text", [line for line in lines if line])
+    lines = [line for line in text.splitlines() if not HEADING.match(line)]
+    sentences = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", line.strip()) for line in lines]
+    gathered = _plain_list("lines of text", [sentence for sentence in sentences if sentence])
+    gathered.left_out["comment, a line that begins with #"] = len(text.splitlines()) - len(lines)
+    return gathered
 
 
 def _plain_list(kind: str, sentences: list[str]) -> Gathered:
@@ -103,7 +106,7 @@ def _plain_list(kind: str, sentences: list[str]) -> Gathered:
 
 def _recognise(content: Any, path: Path) -> Gathered:
     """The principles of parsed JSON, or of the rows of JSON lines."""
-    if isinstance(content, dict) and "rubrics" in content:
+    if isinstance(content, dict) and {"rubrics", "criterion"} & set(content):
         content = [content]
     if isinstance(content, dict) and "constitutions" in content:
         entries = content["constitutions"]
@@ -184,9 +187,14 @@ def _criterion(row: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     sentence = " ".join(criterion.split())
     uses = {use: sentence and text.format(sentence) for use, text in CRITERION[points > 0].items()}
     return {
-        "id": name, "title": shortened(sentence), **uses, "question": sentence and MEETS.format(sentence),
+        "id": name, "title": shortened(sentence), **uses, "question": question_of(sentence),
         "good_answer": "yes" if points > 0 else "no", "points": float(points), "tags": tags, "examples": [], "wording": criterion,
     }  # fmt: skip
+
+
+def question_of(criterion: str) -> str:
+    """What is asked about one reply: a criterion that is a question as it stands."""
+    return criterion if criterion.endswith("?") else criterion and MEETS.format(criterion)
 
 
 def _text_of(row: dict[str, Any], key: str, name: str, path: Path) -> str:

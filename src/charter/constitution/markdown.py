@@ -36,6 +36,8 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
 }  # fmt: skip
 NO_PROSE = re.compile(r"\s{4}|!!!|\||>|\[\^|[*+-]\s|\d+[.)]\s|```|~~~|<")  # how a paragraph begins that states no principle
+# A point of a list, with the indented lines below it.
+POINT = re.compile(r"^[ \t]*(?:[*+-]|\d+[.)])[ \t]+(\S.*(?:\n[ \t]+(?![*+-][ \t]|\d+[.)][ \t])\S.*)*)", re.MULTILINE)
 BLOCK = 20_000  # characters of a worked example; the search for turns is slow in a long block without them
 STATEMENT = 600  # characters of a principle that a judge reads: the title and the first sentences below it
 
@@ -63,9 +65,9 @@ class Section:
     examples: list[Example] = field(default_factory=list)
 
 
-def is_markdown(text: str) -> bool:
-    """Whether a text has a heading."""
-    return HEADING.search(text) is not None
+def is_markdown(text: str, *, plain_list: bool = False) -> bool:
+    """Whether a text has a heading; a list of principles, in which a line with # is a comment, has two at least."""
+    return len(HEADING.findall(text)) > plain_list
 
 
 def gather_markdown(text: str, path: Path) -> Gathered:
@@ -89,7 +91,9 @@ def gather_markdown(text: str, path: Path) -> Gathered:
             name = id_of(section, taken, f"section-{number:02}")
             rank = {"authority": section.authority} if spec else {"priority": len(gathered.rows) + 1}
             more = {"examples": tuple(section.examples), "wording": section.wording}
-            gathered.rows.append(of_sentence(name, statement_of(section, titles), section.title) | more | rank)
+            statement, unread = statement_of(section, titles)
+            gathered.left_out[f"rule of a list beyond {STATEMENT} characters, kept in wording"] += unread
+            gathered.rows.append(of_sentence(name, statement, section.title) | more | rank)
             gathered.counts += counts_of(section.examples)
     gathered.counts["sections"] = len(gathered.rows)
     return gathered
@@ -250,17 +254,28 @@ def id_of(section: Section, taken: set[str], otherwise: str) -> str:
     return slug(anchor or section.title, taken, otherwise)
 
 
-def statement_of(section: Section, titles: Mapping[str, str]) -> str:
-    """What a judge reads of a section: its title, and of the first paragraph the whole sentences that fit."""
+def statement_of(section: Section, titles: Mapping[str, str]) -> tuple[str, int]:
+    """What a judge reads of a section: its title, and of the first paragraph the whole sentences that fit. Where that is the
+    title alone, the points of its list that fit; and the number of points that do not."""
     paragraphs = (part for part in re.split(r"\n\s*\n", section.wording) if part.strip() and not NO_PROSE.match(part))
-    statement = section.title if re.search(r"[.!?…]$", section.title) else f"{section.title}."
-    if (paragraph := next(paragraphs, None)) is None:
-        return section.title
-    for sentence in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", plain(paragraph, titles)):
+    title = statement = closed(section.title)
+    for sentence in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", plain(next(paragraphs, ""), titles)):
         if sentence.endswith(":") or len(statement) + len(sentence) >= STATEMENT:
             break
-        statement += f" {sentence}"
-    return statement
+        statement += f" {sentence}" if sentence else ""
+    if statement != title:
+        return statement, 0
+    points = [closed(plain(text, titles)) for text in POINT.findall(section.wording)]
+    fitting = 0
+    while fitting < len(points) and len(statement) + len(points[fitting]) < STATEMENT:
+        statement += f" {points[fitting]}"
+        fitting += 1
+    return (statement if fitting else section.title), len(points) - fitting
+
+
+def closed(text: str) -> str:
+    """The text as a sentence."""
+    return text if re.search(r"[.!?…;。！？]$", text) else f"{text}."
 
 
 def plain(text: str, titles: Mapping[str, str]) -> str:

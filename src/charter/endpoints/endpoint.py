@@ -31,6 +31,8 @@ class EndpointSampler:
     """An endpoint of a recipe. ``unread`` counts missing verdicts. Of several processes the main one sends all requests and tells
     the others: the server's limits, the budget and the cache belong to one client."""
 
+    first_token_alone = True  # of an option; the likelihood of a whole text cannot be read
+
     def __init__(self, name: str, settings: EndpointSettings, cache: Path) -> None:
         """InputError if the key is missing in the environment."""
         self.settings, self.name = settings, settings.model

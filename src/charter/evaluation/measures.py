@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
 from charter.evaluation.scorers import is_number, plain_scalar
 from charter.judging.judge import QUESTIONS, yes_no_margins
+from charter.judging.rubrics import read_rubric, rubric_scores
 from charter.models.classifier import Classifier
 from charter.models.sampling.sampler import Sampler
 from charter.recipe.source import Source
@@ -47,6 +49,9 @@ def measure_of(name: str, settings: MeasureSettings, judge: Callable[[Source], S
     if source.kind == "classifier":
         load = lru_cache(maxsize=1)(lambda: Classifier(source.name, source.label, device=device))
         return Measure(name, settings.unit, lambda _, texts: load().probabilities(texts))
+    if source.kind == "rubric":
+        reader, rubric = judge(source.model), read_rubric(Path(source.name))
+        return Measure(name, settings.unit, lambda prompts, texts: rubric_scores(reader, rubric, prompts, texts))
     sampler, question = judge(source.model), name if name in QUESTIONS else "helpful"
 
     def judged(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:

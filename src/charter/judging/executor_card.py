@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from charter.constitution.constitution import Constitution, Principle
 from charter.errors import InputError
-from charter.judging.dialogue import WAYS_TO_JUDGE
+from charter.judging.protocols import PROTOCOLS
 from charter.judging.vote_pairs import ResponsePair, as_response, ask_principles, sides
 from charter.models.sampling.sampler import Sampler
 from charter.raters.principle_weights import FAMILY_ERROR
@@ -29,6 +29,7 @@ from charter.statistics import Estimate, clustered_share
 
 Floats = NDArray[np.float64]
 PUBLISHED = (("across executors, and across models", 0.73), ("within one model", 0.81), ("refined principles", 0.78))
+CARD_PROTOCOLS = ("letters", "yes_no", "dialogue")
 BETWEEN = ("protocols", "judges")
 """Kinds of comparison of different executors; the others are of one judge with itself."""
 SOURCE = "arXiv:2606.30116, 2026"
@@ -57,8 +58,8 @@ def comparable_pairs(pairs: Sequence[Pair], limit: int) -> list[ResponsePair]:
 
 
 def executor_card(
-    samplers: Mapping[str, Sampler], constitution: Constitution, pairs: Sequence[ResponsePair], *, batch_size: int = 256,
-    quiet: bool = True,
+    samplers: Mapping[str, Sampler], constitution: Constitution, pairs: Sequence[ResponsePair], *,
+    protocols: Sequence[str] = CARD_PROTOCOLS, batch_size: int = 256, quiet: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """The card of a constitution by one model or two, as JSON values. InputError where no principle can be asked."""
     principles = [principle for principle in constitution.principles if principle.preference is not None]
@@ -67,8 +68,8 @@ def executor_card(
     rows: list[Agreement] = []
     plain: dict[tuple[str, str], Floats] = {}
     for model, sampler in samplers.items():
-        for protocol, way in WAYS_TO_JUDGE.items():
-            judge = way(sampler)
+        for protocol in protocols:
+            judge = PROTOCOLS[protocol](sampler)
 
             def verdicts(wordings: Sequence[Principle], judge: Any = judge) -> tuple[Floats, Floats]:
                 panel = ask_principles(judge, wordings, pairs, batch_size=batch_size, quiet=quiet)

@@ -1,4 +1,4 @@
-"""AI feedback: a judge whose choice is read from log-probabilities, by one of two protocols.
+"""AI feedback: a judge whose choice is read from log-probabilities. Two protocols; the others: :mod:`charter.judging.protocols`.
 
 ``letters``: both responses are shown, in both orders. ``first_as_a`` is log P(A) - log P(B) with the first response under A,
 ``first_as_b`` is log P(B) - log P(A) with the first response under B. The margin is (first_as_a + first_as_b) / 2: a preference
@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 from charter.constitution.constitution import Constitution, Principle, draw
 from charter.models.sampling.sampler import Sampler, conversation_text, fill
@@ -92,15 +93,23 @@ def ask(comparison: Comparison) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-class _LanguageModel:
-    """A model that is asked, and its name."""
+class LanguageModelJudge:
+    """A model that is read by a ``protocol``, and its name. ``template``: what it is told beside the texts, for the hash of its
+    instructions."""
+
+    protocol: ClassVar[str]
+    template: ClassVar[str]
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self.name = sampler.name
 
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
+        """The margin of each comparison, nats."""
+        raise NotImplementedError
 
-class LettersJudge(_LanguageModel):
+
+class LettersJudge(LanguageModelJudge):
     """A language model that compares two responses: A or B?"""
 
     protocol, template = "letters", COMPARE
@@ -113,7 +122,7 @@ class LettersJudge(_LanguageModel):
         return [Preference(a, b) for a, b in zip(first_as_a, first_as_b, strict=True)]
 
 
-class YesNoJudge(_LanguageModel):
+class YesNoJudge(LanguageModelJudge):
     """A language model that reads each response alone and answers the principle's question about it, or, where the principle has
     none, whether it would choose the response by its preference text."""
 
@@ -121,7 +130,7 @@ class YesNoJudge(_LanguageModel):
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         sides = [(comparison, response) for comparison in comparisons for response in (comparison.first, comparison.second)]
-        margins = _yes_over_no(self.sampler, [ask_about(comparison, response) for comparison, response in sides])
+        margins = yes_over_no(self.sampler, [ask_about(comparison, response) for comparison, response in sides])
         signs = [-1 if c.asks_for_no else 1 for c in comparisons]
         differences = [sign * (a - b) for sign, a, b in zip(signs, margins[0::2], margins[1::2], strict=True)]
         return [Preference(margin, margin) for margin in differences]
@@ -135,14 +144,16 @@ def ask_about(comparison: Comparison, response: Response) -> str:
 
 def question_about(comparison: Comparison) -> str:
     """What is asked about one response: the principle's question, or one made of its preference text."""
-    return comparison.principle.question or f"{comparison.instruction} Would you choose the assistant's last reply?"
+    return response_question(comparison.principle)
 
 
-LogProbJudge = LettersJudge | YesNoJudge
-PROTOCOLS: dict[str, type[LettersJudge] | type[YesNoJudge]] = {judge.protocol: judge for judge in (LettersJudge, YesNoJudge)}
+def response_question(principle: Principle) -> str:
+    """The question of a principle about one response; of one without a question a Yes is good."""
+    return principle.question or f"{principle.preference} Would you choose the assistant's last reply?"
 
 
-def _yes_over_no(sampler: Sampler, questions: Sequence[str]) -> list[float]:
+def yes_over_no(sampler: Sampler, questions: Sequence[str]) -> list[float]:
+    """log P(Yes) - log P(No), nats, of each question; NaN if the answer could not be read."""
     dialogues = [(Message(role="user", content=question),) for question in questions]
     return [yes - no for yes, no in sampler.option_logprobs(dialogues, [("Yes", "No")] * len(dialogues))]
 
@@ -153,7 +164,7 @@ def yes_no_margins(sampler: Sampler, question: str, prompts: Sequence[Prompt], t
         fill(QUESTIONS[question], conversation=conversation_text(prompt.messages), response=text)
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    return _yes_over_no(sampler, filled)
+    return yes_over_no(sampler, filled)
 
 
 def comparisons_of(
@@ -179,8 +190,10 @@ def two_by_two(
 
 def instructions_hash(comparison: Comparison, template: str) -> str:
     """Of all that the judge is told beside the conversation and the responses."""
-    question = [comparison.principle.question, comparison.principle.good_answer] if template == YES_NO else []
-    return content_id(comparison.instruction, template, *question)
+    principle = comparison.principle
+    question = [] if template == COMPARE else [principle.question, principle.good_answer]
+    criteria = [criterion.model_dump() for criterion in principle.criteria] if template != COMPARE else []
+    return content_id(comparison.instruction, template, *question, *([criteria] if criteria else []))
 
 
 def earlier_judgment(judgments: Iterable[Judgment], template: str) -> Callable[[Comparison], list[Judgment] | None]:

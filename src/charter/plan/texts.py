@@ -9,18 +9,21 @@ from typing import Any
 from charter.constitution.categorise import CATEGORISE, NONE, usual_way
 from charter.constitution.constitution import Constitution, load_few_shots
 from charter.judging.judge import QUESTIONS, ask, comparisons_of
+from charter.judging.protocols import protocols_of
+from charter.judging.rubrics import questions_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.sampling.sampler import fill
 from charter.reading.demonstrations import read_demonstrations
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import KINDS
+from charter.reading.ratings import read_ratings
 from charter.reading.spool import taken_prompts
 from charter.recipe.recipe import Recipe
 from charter.records import Generation, Message, Prompt, Response
 from charter.stages.load import Given, Lengths
 from charter.stages.prompts.run import check_red_team, prompts_of
-from charter.stages.rl.settings import DPOSettings
+from charter.stages.rl.settings import ILQLSettings, PairSettings
 
 SAMPLE = 200  # prompts whose tokens are counted
 
@@ -48,6 +51,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
          for j in range(2)] for p in sample[:20]
     ]  # fmt: skip
     questions_of_judge = [ask(comparison) for comparison in comparisons_of(sample[:20], empty, constitution, recipe.seed)]
+    feedback = recipe.feedback
     return Lengths(
         prompt=mean(encoded),
         longest_prompt=max(encoded, default=0),
@@ -61,6 +65,8 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         n_topics=len(titles),
         comparison=mean([len(encode_prompt(tokenizer, question)) for question in questions_of_judge]),
         question=mean([turn(text) for text in QUESTIONS.values()]),
+        protocols=len(protocols_of(feedback.protocol, feedback.judge.kind == "endpoint", constitution)) if feedback else 0,
+        criteria=mean([len(questions_of(p)) for p in constitution.principles if p.preference is not None]),
         applying=mean([len(constitution.for_comparison(prompt)) for prompt in sample]),
         context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
     )
@@ -96,7 +102,7 @@ def measure_rows(rows: Sequence[tuple[Prompt, str]], tokenizer: Any, limit: int 
 
 
 def read_given(recipe: Recipe, tokenizer: Any, positions: int | None) -> tuple[Given, Given]:
-    """Examples of `sft.data` and, both sides counted as one row each, pairs of `feedback.pairs`."""
+    """Examples of `sft.data` and, both sides counted as one row each, pairs of `feedback.pairs`, or the rows of `rl.ratings`."""
     examples, pairs = Given(), Given()
     if recipe.sft is not None and recipe.sft.data:
         demonstrations = [row for file in recipe.sft.data for row in read_demonstrations(Path(file))]
@@ -104,6 +110,9 @@ def read_given(recipe: Recipe, tokenizer: Any, positions: int | None) -> tuple[G
     if recipe.feedback is not None and recipe.feedback.pairs:
         read = [pair for file in recipe.feedback.pairs for pair in read_pairs(Path(file)).pairs]
         sides = [(p.prompt, text) for p in read[: recipe.feedback.max_pairs] for text in (p.chosen, p.rejected)]
-        limit = recipe.rl.max_tokens if isinstance(recipe.rl, DPOSettings) else recipe.reward_model.max_tokens
+        limit = recipe.rl.max_tokens if isinstance(recipe.rl, PairSettings) else recipe.reward_model.max_tokens
         pairs = measure_rows(sides, tokenizer, limit or positions)
+    if isinstance(recipe.rl, ILQLSettings) and recipe.rl.ratings:
+        rated = [(r.prompt, r.response) for file in recipe.rl.ratings for r in read_ratings(Path(file)).ratings]
+        pairs = measure_rows(rated, tokenizer, recipe.rl.max_tokens or positions)
     return examples, pairs

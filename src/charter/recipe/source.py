@@ -6,6 +6,7 @@
 | `FOLDER`, `OWNER/NAME`, `package:NAME/PATH` | model | folder or hub name | |
 | `endpoint:NAME` | endpoint: a model behind a server | NAME | |
 | `judge:MODEL` | judge: one of the above that is asked | the model as written | |
+| `rubric:FILE`, `rubric:FILE:MODEL` | rubric: criteria with points that a model is asked about | FILE | the model as written |
 | `classifier:FOLDER:LABEL` | classifier | FOLDER | LABEL |
 | `python:MODULE:FUNCTION` | python: the user's own function | MODULE | FUNCTION |
 | `reward_model`, `length`, `random`, `refusal-words` | built-in | the word | |
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +29,8 @@ from charter.recipe.functions import load_function, source_hash
 from charter.records import content_id
 from charter.run.hashes import CONTENTS, file_hash, model_hash
 
-Kind = Literal["run", "model", "endpoint", "judge", "classifier", "python", "built-in"]
+Kind = Literal["run", "model", "endpoint", "judge", "rubric", "classifier", "python", "built-in"]
+RUBRIC = re.compile(r"(.+?\.(?:ya?ml|jsonl?))(?::(.*))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,23 @@ class Source:
 
     @property
     def model(self) -> Source:
-        """The model that a judge is, or the source itself."""
-        if self.kind != "judge":
+        """The model that a judge is or that a rubric asks, `base` unless it names one; or the source itself."""
+        if not self.asks_model:
             return self
-        return parse_model(self.name, own=("base", "sft"))
+        return parse_model(self.name if self.kind == "judge" else self.label or "base", own=("base", "sft"))
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether it puts questions to a model."""
+        return self.kind in ("judge", "rubric")
 
     def located(self, folder: Path) -> Source:
         """The source with absolute file names; relative ones are taken from ``folder``, that of the recipe."""
         if self.kind in ("model", "classifier"):
             return replace(self, name=locate(self.name, folder))
+        if self.kind == "rubric":
+            label = locate(self.label, folder) if self.model.kind == "model" else self.label
+            return replace(self, name=locate(self.name, folder), label=label)
         if self.kind == "judge" and self.model.kind == "model":
             return replace(self, name=locate(self.name, folder))
         return replace(self, folder=str(folder)) if self.kind == "python" else self
@@ -73,6 +84,9 @@ class Source:
             return model_hash(self.name)
         if self.kind == "judge":
             return content_id(["judge", self.model.content_hash()])
+        if self.kind == "rubric":
+            rubric = file_hash(Path(self.name)) if Path(self.name).is_file() else self.name
+            return content_id(["rubric", rubric, self.model.content_hash()])
         if self.kind == "classifier":
             return content_id([model_hash(self.name), self.label])
         if self.kind == "python":
@@ -108,6 +122,8 @@ class Accepts:
             if not rest:
                 raise ValueError("the judge is missing; use judge:FOLDER" + "".join(f" or judge:{name}" for name in self.own))
             return Source("judge", rest)
+        if kind == "rubric" and colon and "rubric" in self.forms:
+            return self._rubric(rest)
         if kind == "classifier" and colon and "classifier" in self.forms:
             folder, _, label = rest.rpartition(":")
             if not folder or not label:
@@ -122,11 +138,21 @@ class Accepts:
             return parse_model(text, self.own)
         raise ValueError(f"unknown {self.what} {text[:60]!r}; use {self.choices}")
 
+    def _rubric(self, text: str) -> Source:
+        """ValueError if the file or the judge is missing, or the judge is not one of those that the setting takes."""
+        if (match := RUBRIC.fullmatch(text)) is None:
+            raise ValueError("the file is missing; use rubric:FILE or rubric:FILE:FOLDER, FILE being .json, .jsonl or .yaml")
+        source = Source("rubric", match[1], match[2] or "")
+        if source.model.kind == "run" and source.model.name not in self.own:
+            raise ValueError(f"the judge of {match[1]} is missing; use rubric:FILE:FOLDER or rubric:FILE:endpoint:NAME")
+        return source
+
     @property
     def choices(self) -> str:
         """What may be written, as the end of an error's line."""
         written = {
-            "judge": ["judge:FOLDER", "judge:endpoint:NAME"], "classifier": ["classifier:FOLDER:LABEL"],
+            "judge": ["judge:FOLDER", "judge:endpoint:NAME"], "rubric": ["rubric:FILE:FOLDER"],
+            "classifier": ["classifier:FOLDER:LABEL"],
             "python": ["python:module:function"], "model": [*self.own, "FOLDER", "endpoint:NAME"],
         }  # fmt: skip
         *first, last = [*self.words, *(text for form in self.forms for text in written.get(form, ()))]
@@ -152,13 +178,15 @@ Answerer = Annotated[Source, Accepts("model", ("model",), own=("base",))]
 """A model that answers before anything is trained."""
 Responder = Annotated[Source, Accepts("model", ("model",), own=("base", "sft"))]
 """A model that answers after fine-tuning."""
-REWARD = Accepts("reward source", ("judge", "classifier", "python"), ("base", "sft"), ("reward_model", "length", "random"))
+REWARD = Accepts(
+    "reward source", ("judge", "rubric", "classifier", "python"), ("base", "sft"), ("reward_model", "length", "random")
+)
 RewardSource = Annotated[Source, REWARD]
 ScorerSource = Annotated[Source, Accepts("scorer", ("python", "judge"), words=("refusal-words",))]
-MeasureSource = Annotated[Source, Accepts("measure", ("classifier", "judge", "python"))]
+MeasureSource = Annotated[Source, Accepts("measure", ("classifier", "judge", "rubric", "python"))]
 
 
-GoldSource = Annotated[Source, Accepts("gold source", ("classifier", "judge", "python"), words=("reward_model",))]
+GoldSource = Annotated[Source, Accepts("gold source", ("classifier", "judge", "rubric", "python"), words=("reward_model",))]
 
 
 class Located(str):

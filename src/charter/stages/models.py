@@ -97,10 +97,12 @@ class Models:
         """What the answers of a source depend on: weights, code, or how an endpoint is asked."""
         model = source.model
         if model.kind == "endpoint":
-            return content_id(self.recipe.endpoints[model.name].questions)
-        if model.kind == "run":
-            return start.hash if model.name == "sft" and start is not None else self.base.hash
-        return model.content_hash()
+            answers = content_id(self.recipe.endpoints[model.name].questions)
+        elif model.kind == "run":
+            answers = start.hash if model.name == "sft" and start is not None else self.base.hash
+        else:
+            answers = model.content_hash()
+        return content_id([source.content_hash(), answers]) if source.kind == "rubric" else answers
 
     def identity_of(self, source: Source, start: Model | None = None) -> str:
         """Who answers: an endpoint is the same judge however it is asked, a classifier the same for every label."""

@@ -11,7 +11,8 @@ from charter.errors import InputError
 from charter.evaluation.measures import Measure, measure_of
 from charter.evaluation.scorer_card import VERDICTS, read_card
 from charter.evaluation.scorers import Scorer, judge_scorer, python_scorer, refusal_words
-from charter.recipe.source import Source
+from charter.judging.rubrics import read_rubric
+from charter.recipe.source import Source, named_in
 from charter.records import content_id
 from charter.run.code import code_hash
 from charter.stages.models import Models
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 def answers_hash(source: Source) -> str:
     """What the answers of a scorer depend on, by which its card is known: weights, label, the text of a function or a rule."""
     rule = code_hash(["charter.evaluation.refusals"]) if source.kind == "built-in" else ""
-    return content_id([source.model.content_hash(), rule])
+    return content_id([(source if source.kind == "rubric" else source.model).content_hash(), rule])
+
+
+def check_rubrics(recipe: Recipe) -> None:
+    """InputError for a rubric of the recipe that cannot be read: before the first stage."""
+    for _, source in named_in(recipe):
+        if isinstance(source, Source) and source.kind == "rubric":
+            read_rubric(Path(source.name))
 
 
 class Scoring:
@@ -31,6 +39,7 @@ class Scoring:
 
     def __init__(self, recipe: Recipe, models: Models) -> None:
         self.source, self.models = recipe.scorer, models
+        check_rubrics(recipe)
         self.settings = recipe.evaluation.measures if recipe.evaluation is not None else {}
         self.cards = self.matched([Path(file) for file in recipe.evaluation.cards] if recipe.evaluation is not None else [])
 

@@ -22,8 +22,8 @@ MEASURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 class MeasureSettings(Settings):
     source: MeasureSource
     """`classifier:FOLDER:LABEL`, its probability of the label for the response alone; `judge:FOLDER` or `judge:endpoint:NAME`,
-    the probability of a yes to whether the response helps; or `python:module:function`, called with the prompt's and the
-    response's text, returning a number or None."""
+    the probability of a yes to whether the response helps; `rubric:FILE:JUDGE`, the score by criteria with points; or
+    `python:module:function`, called with the prompt's and the response's text, returning a number or None."""
     better: Literal["lower", "higher"]
     """Which way is the aim."""
     margin: NonNegative | None = None
@@ -76,4 +76,4 @@ class EvaluationSettings(SamplingSettings):
     def asks(self) -> dict[str, Source]:
         sources = {name: source for name in ("scorer", "judge") if (source := getattr(self, name)) is not None}
         sources |= {f"measures.{name}.source": measure.source for name, measure in self.measures.items()}
-        return {key: source.model for key, source in sources.items() if source.kind == "judge" or key == "judge"}
+        return {key: source.model for key, source in sources.items() if source.asks_model or key == "judge"}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from charter.constitution.constitution import Constitution, Principle, draw, hashes_of_principles
 from charter.evaluation.arms import ScoredResponse
 from charter.evaluation.wins import STAGE, judgments_name
-from charter.judging.judge import PROTOCOLS, Comparison, judgment
+from charter.judging.judge import Comparison, judgment
+from charter.judging.protocols import PROTOCOLS
 from charter.models.sampling.sampler import LocalSampler
 from charter.recipe.source import Source
 from charter.records import Judgment, Prompt, Response
@@ -34,6 +35,8 @@ def compare_arms(
     principle that applies to it. The judge is read by the protocol of the feedback. ``start``: the model that `sft` names."""
     card = (feedback.result.get("judge") or {}) if feedback is not None else {}
     protocol = card.get("protocol") or "letters"
+    if protocol == "likelihood" and judged_by.kind == "endpoint":  # a server gives no likelihood of whole responses
+        protocol = "letters"
     inputs = {
         "evaluate": evaluated.output_hash, "arms": " ".join([*arms, last]), "judge": models.hash_of(judged_by, start),
         "protocol": protocol, **hashes_of_principles(constitution, "preference", "question", "good_answer"),

@@ -38,11 +38,12 @@ def judging(work: Load, counted: Counted, settings: FeedbackSettings, labelled: 
     that applies were asked."""
     asked = 1.0
     if labelled is None:
-        labelled = counted.labelled * (2 if settings.protocol == "auto" else 1)
+        labelled = counted.labelled * counted.lengths.protocols
         if settings.priorities:
             asked = max(1.0, counted.lengths.applying)
             labelled += round(counted.labelled * asked)
     question = counted.lengths.comparison + 2 * settings.max_new_tokens
-    n = 2 * (round(counted.n_pairs * asked) + labelled)
+    each = counted.lengths.criteria if settings.protocol == "rubric" else 1
+    n = round(2 * (round(counted.n_pairs * asked) + labelled) * each)
     work.choose_with(settings.judge, counted.shapes, n, question, counted.written(settings.judge))
     return n

@@ -12,9 +12,8 @@ from charter.constitution.revise import asked_for
 from charter.errors import GateError, InputError
 from charter.judging.gate import better_judge
 from charter.judging.judge import (
-    PROTOCOLS,
     Comparison,
-    LogProbJudge,
+    LanguageModelJudge,
     comparisons_of,
     earlier_judgment,
     judgment,
@@ -23,6 +22,7 @@ from charter.judging.judge import (
 )
 from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
 from charter.judging.priorities import Case, cases_of, earlier_ruling, measure_rule, rule, ruled
+from charter.judging.protocols import judges_of
 from charter.models.sampling.sampler import LocalSampler
 from charter.reading.pairs import read_pairs
 from charter.records import Judgment, Pair, Prompt, Response, Revision, content_id
@@ -82,9 +82,8 @@ def gather_feedback(
             if scorer_identity == models.identity_of(settings.judge, start):
                 gates.check(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
             sampler = models.answering(settings.judge, start)
-            names = PROTOCOLS if settings.protocol == "auto" else [settings.protocol]
             judge, card = gate_judge(
-                recipe, settings, gates, stage, {name: PROTOCOLS[name](sampler) for name in names}, constitution, labelled
+                recipe, settings, gates, stage, judges_of(settings.protocol, sampler, constitution), constitution, labelled
             )
         chosen = prompts_to_compare(prompts, settings.prompts)
         k = settings.responses_per_prompt
@@ -124,9 +123,9 @@ def finish_with_pairs(stage: Stage, pairs: list[Pair], result: dict[str, Any]) -
 
 
 def gate_judge(
-    recipe: Recipe, settings: FeedbackSettings, gates: Gates, stage: Stage, judges: Mapping[str, LogProbJudge],
+    recipe: Recipe, settings: FeedbackSettings, gates: Gates, stage: Stage, judges: Mapping[str, LanguageModelJudge],
     constitution: Constitution, labelled: Sequence[Pair],
-) -> tuple[LogProbJudge, dict[str, Any] | None]:  # fmt: skip
+) -> tuple[LanguageModelJudge, dict[str, Any] | None]:  # fmt: skip
     """The better of the judges, and its card on pairs whose answer is known, None if there are none; the gates on what it
     says, and with priorities on what the rule says. InputError for priorities without ranks."""
     if settings.priorities and not constitution.ranked:
@@ -195,7 +194,7 @@ def applying(compared: list[C], recipe: Recipe) -> list[C]:
 
 
 def judge_groups(
-    recipe: Recipe, settings: FeedbackSettings, stage: Stage, judge: LogProbJudge, card: Mapping[str, Any] | None,
+    recipe: Recipe, settings: FeedbackSettings, stage: Stage, judge: LanguageModelJudge, card: Mapping[str, Any] | None,
     constitution: Constitution, prompts: Sequence[Prompt], groups: Sequence[Sequence[Response]],
 ) -> list[Judgment]:  # fmt: skip
     """The judge's chained judgments of every pair of the responses to each prompt, in judgments.jsonl of the stage: under a drawn

@@ -35,9 +35,10 @@ class FeedbackSettings(SamplingSettings):
     """Of the responses."""
     judge: Responder = Source("run", "base")
     """Who compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
-    protocol: Literal["auto", "letters", "yes_no"] = "auto"
-    """How the judge is read: two responses as A and B; each response alone, Yes or No; or the one of the two that is right more
-    often on half of the labelled pairs (`letters` without any)."""
+    protocol: Literal["auto", "letters", "yes_no", "dialogue", "rubric", "likelihood"] = "auto"
+    """How the judge is read: two responses as A and B; each response alone, Yes or No; the same question in the conversation; the
+    criteria of the principle; the likelihood of the responses under the principle; or the one that is right most often on half of
+    the labelled pairs (`letters` without any)."""
     priorities: bool = False
     """Ask the principles that apply one after the other, the highest `priority` or `authority` first: the first whose margin
     exceeds the noise measured on the labelled pairs decides, and the judgment names it. Otherwise one drawn principle decides."""
@@ -109,5 +110,7 @@ class FeedbackSettings(SamplingSettings):
     def check_in(self, recipe: Recipe) -> None:
         if self.revisions and recipe.revise is None:
             raise ValueError("feedback.revisions makes pairs of the revise stage, and revise is null")
+        if self.protocol == "likelihood" and self.judge.kind == "endpoint":
+            raise ValueError("feedback.protocol: a server gives no likelihood of whole responses; use another protocol")
         if recipe.rounds > 1 and self.raters != "judge":
             raise ValueError("rounds asks the judge anew each time; people are asked in a run of one round")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from charter.constitution.categorise import categorise
 from charter.constitution.revise import asked_for
-from charter.judging.judge import PROTOCOLS, judgment, pairs_of
+from charter.judging.judge import judgment, pairs_of
+from charter.judging.protocols import PROTOCOLS
 from charter.models.chat_template import encode_response
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
@@ -17,6 +18,12 @@ from charter.stages.feedback.run import drawn_comparisons, pair_of, ranked_cases
 from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
 from charter.stages.prompts.run import last_of_each_kind
 from charter.stages.rows import ROWS, Preview, Recorder, Row, Shown, pieces_of, question_rows
+
+NAMES = {
+    "letters": ("question", "question, swapped"), "rubric": ("question",),
+    "likelihood": ("under the principle", "without it"),
+}  # fmt: skip
+"""What the rows of a protocol are, in turn."""
 
 
 def show_feedback(preview: Preview) -> Shown | None:
@@ -35,7 +42,7 @@ def show_feedback(preview: Preview) -> Shown | None:
         about = "Sampled from: each prompt in the way that asks for the chosen response, then for the rejected. No loss."
         rows, pairs = contrast_rows(preview, settings.contrast, compared_prompts(preview, settings))
     elif settings.asks_judge:
-        about = "Asked of the judge, twice for each two responses: which option is the likelier next token? No loss."
+        about = "Asked of the judge about each two responses: which option is the likelier continuation? No loss."
         if settings.priorities:
             about += " The first principle by priority; the next are asked where it does not decide."
         rows, pairs = judge_rows(preview, settings, compared_prompts(preview, settings))
@@ -70,14 +77,14 @@ def judge_rows(preview: Preview, settings: FeedbackSettings, prompts: list[Promp
     else:
         comparisons = drawn_comparisons(preview.recipe, preview.constitution, prompts, groups)
     protocol = "letters" if settings.protocol == "auto" else settings.protocol
-    names = ("question, first response", "question, second") if protocol == "yes_no" else ("question", "question, swapped")
+    names = NAMES.get(protocol, ("question, first response", "question, second"))
     preferences = PROTOCOLS[protocol](recorder)(comparisons)
     rows = []
     tokenizer = recorder.trunk.tokenizer
     for conversations, options in recorder.compared:
         questions = question_rows(recorder.trunk, "question", conversations)
         for i, (row, choices) in enumerate(zip(questions, options, strict=True)):
-            row["what"] = names[i % 2]
+            row["what"] = names[i % len(names)]
             encoded = [encode_response(tokenizer, choice, end=False) for choice in choices]
             row["options"] = [{"ids": ids, "pieces": pieces_of(tokenizer, ids)} for ids in encoded]
         rows += questions

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
 from charter.evaluation.measures import as_number
 from charter.evaluation.scorers import Verdict, as_verdict
 from charter.judging.judge import yes_no_margins
+from charter.judging.rubrics import read_rubric, rubric_scores
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.classifier import Classifier
 from charter.models.packing import Tokens, clip
@@ -58,6 +60,9 @@ def gold_score(
         return function_gold(source.load(), str(source), "rl.gold.source")
     if source.kind == "judge":
         return judge_gold(judge(source.model))
+    if source.kind == "rubric":
+        sampler, rubric = judge(source.model), read_rubric(Path(source.name))
+        return lambda prompts, texts: rubric_scores(sampler, rubric, prompts, texts)
     if source.kind == "classifier":
         classifier = Classifier(source.name, source.label, device=device)
         return lambda _, texts: classifier.probabilities(texts)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Real
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from charter.errors import InputError
 from charter.judging.judge import yes_no_margins
+from charter.judging.rubrics import Rubric, read_rubric, rubric_scores
 from charter.models.classifier import Classifier
 from charter.models.sampling.sampler import Sampler
 from charter.recipe.source import Source
@@ -33,6 +35,8 @@ def build_reward(
     def part_of(source: Source) -> RewardFn:
         if source.kind == "judge":
             return judge_reward(judge(source.model))
+        if source.kind == "rubric":
+            return rubric_reward(judge(source.model), read_rubric(Path(source.name)))
         if source.kind == "classifier":
             return ClassifierReward(source.name, source.label, device=device)
         if source.kind == "python":
@@ -55,14 +59,20 @@ def rule_reward(rule: Callable[[str, str], float | None], source: str) -> Reward
             numbers.append(None if value is None else float(value))
         return numbers
 
-    def score(rollout: Rollout) -> SomeScores:
-        # A user's function may answer differently at each call, so one process calls it.
-        numbers = team().on_main(lambda: values(rollout))
-        device = rollout.ids.device
-        return SomeScores(torch.tensor([number or 0.0 for number in numbers], device=device),
-                          torch.tensor([number is None for number in numbers], device=device))  # fmt: skip
+    # A user's function may answer differently at each call, so one process calls it.
+    return lambda rollout: some_scores(team().on_main(lambda: values(rollout)), rollout)
 
-    return score
+
+def rubric_reward(sampler: Sampler, rubric: Rubric) -> RewardFn:
+    """The score of each response by a rubric whose questions the judge answers; an answer that could not be read abstains."""
+    return lambda rollout: some_scores(rubric_scores(sampler, rubric, rollout.prompts, rollout.texts), rollout)
+
+
+def some_scores(numbers: Sequence[float | None], rollout: Rollout) -> SomeScores:
+    """Numbers of the B responses; None abstains."""
+    device = rollout.ids.device
+    return SomeScores(torch.tensor([number or 0.0 for number in numbers], device=device),
+                      torch.tensor([number is None for number in numbers], device=device))  # fmt: skip
 
 
 def judge_reward(sampler: Sampler) -> RewardFn:

@@ -135,13 +135,16 @@ def train_members(
     per_step: int,
     learn: Callable[[str, list[int]], tuple[float, ...]],
     names: tuple[str, ...],
+    *,
+    head: bool = True,
 ) -> None:
-    """Train every member on all n items, each from its own start and in an order of its own: what tells them apart."""
+    """Train every member on all n items, each from its own start and in an order of its own: what tells them apart. Without a
+    ``head`` the roles are language models."""
     roles = members(settings)
     if trunk.stored_head is not None:
         stage.run.say(f"  training starts from the reward head of {trunk.path}")
     for role in roles:
-        trunk.add_role(role, head=True)
+        trunk.add_role(role, head=head)
     seed = derive_seed(stage.run.seed, stage.name)
     seeds = {role: seed if role == "reward" else derive_seed(seed, role) for role in roles}
     trainings = {role: epochs_of(trunk, role, n, per_step, settings, seeds[role]) for role in roles}
