@@ -178,7 +178,7 @@ def test_a_reward_model_on_pairs_is_paired_with_another_one_and_measures_answers
     ]
     write(place, "rb.jsonl", rows)
     shutil.copytree(finished_run / "reward_model/model", "other")
-    (Path("other") / "README.md").write_text("another hash")
+    (Path("other") / "notes.txt").write_text("another hash")
     result = evaluated(capsys, finished_run, "--against", "other", "--set", "rb.jsonl", "--out", "out")
     shown = values(result)
     right = [row.values["rewardbench/accuracy"] for row in read_jsonl(Path("out/evaluate/verdicts.other.jsonl"), ScoredItem)]

@@ -9,9 +9,7 @@ from charter.records import content_id
 
 CONTENTS = {"contents": True}
 """Serialises settings for a fingerprint: what they name as the hash of its contents, not as a path."""
-SMALL_FILE = (
-    64 * 2**20
-)  # larger files are identified by size and time: hashing 14 GB to skip a stage takes longer than a skip should
+SMALL_FILE = 64 * 2**20  # larger files are identified by size and time: hashing 14 GB takes a minute
 
 
 def derive_seed(*names: object) -> int:
