@@ -62,11 +62,8 @@ PICTURES: tuple[tuple[str, str, int, int, str, Callable[[Page], None] | None], .
     ("studio-phone.png", "/run?run=first", 390, 760, "dark", None),
     ("studio-chat.png", "/chat", 900, 640, "light", chat),
     ("studio-arena.png", "/arena", 900, 420, "light", arena),
-    ("studio-ratings.png", "/ratings", 900, 420, "light", None),
     ("studio-tester.png", "/tester", 900, 640, "light", tester),
-    ("studio-constitution.png", "/constitution?run=first", 900, 700, "light", None),
     ("studio-change.png", "/constitution?run=first", 390, 760, "dark", constitution),
-    ("studio-start.png", "/start", 900, 300, "light", None),
 )
 
 
