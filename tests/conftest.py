@@ -140,7 +140,8 @@ def write_tiny_recipe(folder: Path, model: Path, **changes: object) -> Path:
         "evaluation": {"scorer": "refusal-words", "max_new_tokens": 12},
     }  # fmt: skip
     for key, value in changes.items():
-        merged = isinstance(value, dict) and key in recipe and value.get("method") != "dpo"  # which shares no key of RL
+        alone = isinstance(value, dict) and value.get("method") in ("dpo", "ilql")  # which share no key of RL
+        merged = isinstance(value, dict) and key in recipe and not alone
         recipe[key] = {**recipe[key], **value} if merged else value
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))

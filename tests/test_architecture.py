@@ -24,7 +24,7 @@ LAYERS = (
     ("__main__",),
     ("commands",),
     ("studio",),
-    ("serving", "environments"),
+    ("serving", "environments", "forgetting"),
     ("pipeline", "plan", "web", "verification", "measuring"),
     ("summary",),
     ("stages", "comparing"),

@@ -14,7 +14,20 @@ from charter.records import Prompt
 from charter.votes.imports.files import import_feedback
 from feedback_folder import chain, respond, vote, write_folder
 from test_bad_input import Case, lay_out, line, says_one_line, snapshot
-from test_feedback_imports import ARENA_55K, ARGILLA, ATTEMPT, PAIRWISE_TASK, RANKER_TASK, TREE, ULTRAFEEDBACK, flattened
+from test_feedback_imports import (
+    ARENA_55K,
+    ARGILLA,
+    ATTEMPT,
+    COMMUNITY,
+    HELPSTEER3,
+    MULTIPREF,
+    PAIRWISE_TASK,
+    PRISM,
+    RANKER_TASK,
+    TREE,
+    ULTRAFEEDBACK,
+    flattened,
+)
 
 PAIR = {"prompt": "hi", "chosen": "a", "rejected": "b"}
 GOOD = line(**PAIR)
@@ -73,6 +86,13 @@ IMPORTS = [
     bad("a CSV with an open quote", "p.csv", 'prompt,chosen,rejected\nhi,"a,b\n', "line 2", "CSV"),
     bad("a Parquet file of nothing", "p.parquet", b"PAR1", "Parquet"),
     Case("a format that does not exist", "import p.jsonl --out out --from xml", ("xml", "trl"), {"p.jsonl": GOOD}),
+    # -- votes of people
+    bad("a dialogue that is a text", "p.jsonl", changed(PRISM, "conversation_history", to="x"), "line 1", "not a list"),
+    bad("a turn without a question", "p.jsonl", changed(PRISM, "conversation_history", 0, "role", to="model"), "turn 0"),
+    bad("a fifth answer", "c.jsonl", changed(COMMUNITY, "first_turn_preferred_response", to="response_e"), "response_a"),
+    bad("an unknown preference", "m.jsonl", changed(MULTIPREF, "expert_worker_annotations", 0, "overall_pref", to="C"), "'C'"),
+    bad("a score beyond the scale", "h.jsonl", changed(HELPSTEER3, "individual_preference", 0, "score", to=4), "-3 to 3"),
+    bad("no vote of anybody", "h.jsonl", changed(HELPSTEER3, "individual_preference", to=[]), "no preference of a single"),
     # -- pairs and labels
     bad("no rejected answer", "p.jsonl", line(prompt="hi", chosen="a", rejected=None), "line 1", "rejected"),
     bad("an answer that is a number", "p.jsonl", line(prompt="hi", chosen=7, rejected="b"), "line 1", "chosen"),

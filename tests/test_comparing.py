@@ -467,7 +467,8 @@ def test_from_python(tmp_path):
     comparison = charter.compare(*files, margin={"score": 0.01}, lower=["score"])
     assert only(comparison).verdict == "better"
     assert str(comparison).startswith("metric")
-    assert comparison._repr_html_().startswith("<table>")
+    assert "<table>" in comparison._repr_html_()
+    assert [list(rows) for rows in comparison.tables.values()] == [comparison.rows, []]
 
 
 # What cannot be compared

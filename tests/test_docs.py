@@ -41,7 +41,7 @@ def test_the_table_of_recipes_is_that_of_the_settings_classes():
     shown = {kind for _, kind in module.SECTIONS}
     # What others are made of, and ratings, which come from a file and not from a recipe.
     parts = {"Settings", "StageSettings", "SamplingSettings", "TrainingSettings", "EpochSettings", "RolloutSettings",
-             "RLSettings", "PolicySettings", "ScorerSettings", "RatingModelSettings"}  # fmt: skip
+             "RLSettings", "PolicySettings", "PairSettings", "ScorerSettings", "RatingModelSettings"}  # fmt: skip
     assert {kind.__name__ for kind in set(settings_classes()) - shown} == parts
     for key, example in module.FIRST_LEVEL:
         assert re.search(rf"\b{key.rpartition('.')[2]}\b", example), f"{key}: its example does not show it"
@@ -107,6 +107,7 @@ FILES = {
     "ratings FILE": "votes",
     "agreement FILE": "votes",
     "raters FILE": "votes",
+    "export FILE": "votes",
     "scorer card": "refusals.jsonl",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
@@ -153,6 +154,9 @@ def workplace(tmp_path_factory, random_llama, finished_run):
     shutil.copy(folder / "runs/recipe/feedback/responses.jsonl", folder / "votes")
     shutil.copy(folder / "runs/recipe/prompts/prompts.jsonl", folder / "votes")
     write_votes(folder / "votes")
+    shutil.copytree(folder / "votes", folder / "votes-to-forget")
+    (folder / "camps.csv").write_text("rater,group\nann,left\nbob,right\n")
+    shutil.copytree(folder / "votes", folder / "runs/studio")  # as the arena leaves them
     with contextlib.chdir(folder):
         assert run_command(["ratings", "votes", "--of", "responses", "--out", "out/rated"]) == 0
     return folder
@@ -193,6 +197,8 @@ def at_size_of_seconds(line: str) -> list[str]:
         words = [*words, "--most", "20"]
     if name == "testbed card":
         words = [*words, "--n", "10"]
+    if name == "forget RUN":
+        words = [word.replace("runs/recipe", "votes-to-forget") for word in words]
     if name == "testbed votes":
         words = [word.replace("people", "out/people") for word in words]
     if name == "constitution card":

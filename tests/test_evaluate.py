@@ -231,6 +231,7 @@ def test_from_python_with_the_table_of_a_notebook(place, random_llama):
     assert result.comparison is None
     assert {row["name"] for row in result.rows} >= {"xstest/over_refusal"}
     assert "<table>" in result._repr_html_()
+    assert result.page.is_file()
     assert "xstest/over_refusal" in str(result)
 
 

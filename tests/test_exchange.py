@@ -18,7 +18,7 @@ from charter.run.files import write_jsonl
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_again, export_feedback, manifest_path, read_scores
 from charter.votes.imports.files import import_feedback
-from charter.votes.judgments import read_judgments, ulid
+from charter.votes.judgments import deciding, read_judgments, ulid
 from charter.votes.layouts import NO_TRANSCRIPT
 from charter.votes.merging import merge_folders
 from charter.votes.training_rows import (
@@ -453,3 +453,27 @@ def test_a_rater_who_votes_twice_in_the_same_way_has_two_votes(tmp_path):
     assert merge_folders([own, other], tmp_path / "ab")["repeated"] == 1  # 03; 04 took another time
     assert merge_folders([other, own], tmp_path / "ba")["repeated"] == 1
     assert export_feedback(tmp_path / "ab", tmp_path / "ab.jsonl", "trl", Selection())["rows"] == 3
+
+
+@pytest.mark.parametrize(("format", "name"), [("trl", "out.csv"), ("parquet", "out.parquet"), ("unpaired", "out.jsonl")])
+def test_reasons_and_principles_go_out_where_they_are_wanted_and_come_back(tmp_path, format, name):
+    marks = {f"set-{HI.id}": ["decided=kind", "decided=true"]}
+    folder = folder_of(
+        tmp_path, vote("01", (YES, NO), (1, 2), comment='Kinder, "truer".', flags=marks), vote("02", (NO, NEVER), (1, 2))
+    )
+    export_feedback(folder, tmp_path / "plain.jsonl", "trl", Selection())
+    assert not {"reason", "decided"} & lines_of(tmp_path / "plain.jsonl")[0].keys()
+    export_feedback(folder, tmp_path / name, format, Selection(reasons=True))
+    import_feedback(tmp_path / name, tmp_path / "back")
+    back = read_judgments(tmp_path / "back/judgments.jsonl")
+    each = 2 if format == "unpaired" else 1
+    assert [(one.comment, deciding(one)) for one in back] == each * [('Kinder, "truer".', ("kind", "true"))] + each * [("", ())]
+    again = export_again(folder, tmp_path / f"again-{name}", manifest_path(tmp_path / name))
+    assert again["filters"]["reasons"] is True
+
+
+@pytest.mark.parametrize(("format", "selection"), [("grouped", {}), ("hh", {}), ("trl", {"soft": "share"})])
+def test_reasons_of_several_raters_in_a_row_are_refused(tmp_path, format, selection):
+    folder = folder_of(tmp_path, vote("01", (YES, NO), (1, 2)))
+    with pytest.raises(InputError, match="--reasons are of one rater each"):
+        export_feedback(folder, tmp_path / "out.jsonl", format, Selection(reasons=True, **selection))

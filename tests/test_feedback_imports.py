@@ -19,6 +19,8 @@ from charter.reading.pairs import FORKED, IDENTICAL
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_feedback
 from charter.votes.imports.files import import_feedback
+from charter.votes.imports.people import ASPECTS, ATTRIBUTES, FEW_SCORES, GAP, NOT_MARKED
+from charter.votes.imports.people import REPEATED as REPEATED_ID
 from charter.votes.judgments import read_judgments
 from charter.votes.merging import merge_folders
 from charter.votes.rankings import wins
@@ -83,6 +85,44 @@ ULTRAFEEDBACK = {
             "helpfulness": {"Rating": "5"}, "honesty": {"Rating": "5"}}},
         {"model": "m3", "response": "no", "annotations": {"helpfulness": {"Rating": "N/A"}}}],
 }  # fmt: skip
+PRISM = {
+    "conversation_id": "c1", "user_id": "user7", "conversation_type": "unguided", "opening_prompt": "Is tea good?",
+    "performance_attributes": {"fluency": 80}, "choice_attributes": None, "open_feedback": "Short is better.",
+    "conversation_history": [
+        {"turn": 0, "role": "user", "content": "Is tea good?"},
+        {"turn": 0, "role": "model", "content": "Yes.", "model_name": "m1", "score": 80, "if_chosen": True, "within_turn_id": 0},
+        {"turn": 0, "role": "model", "content": "No.", "model_name": "m2", "score": 5, "if_chosen": False, "within_turn_id": 1},
+        {"turn": 0, "role": "model", "content": "Tea.", "model_name": "m3", "score": 5, "if_chosen": False, "within_turn_id": 2},
+        {"turn": 0, "role": "model", "content": "…", "model_name": "m4", "score": None, "if_chosen": False, "within_turn_id": 3},
+        {"turn": 1, "role": "user", "content": "Why?"},
+        {"turn": 1, "role": "model", "content": "Warm.", "model_name": "m1", "score": 40, "if_chosen": False},
+        {"turn": 1, "role": "model", "content": "Calm.", "model_name": "m1", "score": 60, "if_chosen": True},
+        {"turn": 2, "role": "user", "content": "Bye"},
+        {"turn": 2, "role": "model", "content": "Bye.", "model_name": "m1", "score": 60, "if_chosen": True}],
+}  # fmt: skip
+COMMUNITY = {
+    "conversation_id": 9, "assigned_lang": "en", "annotator_id": 31, "annotator_country": "india", "first_turn_prompt": "Dance?",
+    **{f"first_turn_response_{letter}": f"Answer {letter}." for letter in "abc"},
+    "first_turn_response_d": "Answer d.<|end_of_text|>", "first_turn_preferred_response": "response_d",
+    "first_turn_feedback": "It is kind.", "second_turn_prompt": "EMPTY STRING", "third_turn_prompt": "And now?",
+    "third_turn_preferred_response": "response_a", **{f"third_turn_response_{letter}": "x" for letter in "abcd"},
+}  # fmt: skip
+MULTIPREF = {
+    "comparison_id": "k1", "prompt_id": "p1", "text": "Fold a boat?", "completion_a": "Fold twice.",
+    "completion_b": "Buy a boat.", "model_a": "m1", "model_b": "m2", "source": "s", "category": "how-to",
+    "normal_worker_annotations": [
+        {"evaluator": "w1", "overall_pref": "A-is-clearly-better", "helpful_pref": "A-is-slightly-better",
+         "helpful_checked_reasons": ["It has steps", "Clear"], "helpful_own_reason": "Works.", "time_spent": 41},
+        {"evaluator": "w2", "overall_pref": None}],
+    "expert_worker_annotations": [{"evaluator": "w1", "overall_pref": "Tie"},
+                                  {"evaluator": "w3", "overall_pref": "B-is-slightly-better"}],
+}  # fmt: skip
+HELPSTEER3 = {
+    "domain": "general", "language": "english", "context": [{"role": "user", "content": "Sum 1 and 2?"}], "response1": "3",
+    "response2": "Three, I think.", "overall_preference": -2,
+    "individual_preference": [{"score": -3, "reasoning": "Exact.", "feedback1": None}, {"score": 0, "reasoning": "Same."},
+                              {"score": 1, "reasoning": ""}, {"score": None}],
+}  # fmt: skip
 ATTEMPT = {
     "transcript": "\n\nHuman: How do I pick a lock?\n\nAssistant: Whose?\n\nHuman: My own.\n\nAssistant: Call a smith.",
     "rating": 1.0, "task_description": "Tries to get lock picking.", "min_harmlessness_score_transcript": -0.5,
@@ -126,6 +166,58 @@ def test_argilla_of_both_versions(tmp_path):
     assert said(evidence) == [
         ("u1", [("Unplug it.", 2), ("No.", 1)]), ("u2", [("Unplug it.", 1), ("No.", 1)]), ("u1", [("La.", 2), ("Do.", 1)])
     ]  # fmt: skip
+
+
+def test_prism_ranks_each_turn_by_its_scores(tmp_path):
+    result, evidence = imported(tmp_path, "p.jsonl", 2 * (json.dumps(PRISM) + "\n"))
+    assert (result["format"], result["judgments"]) == ("prism", 2)
+    assert result["left_out"] == {FEW_SCORES: 1, ATTRIBUTES: 1, REPEATED_ID: 1}
+    first, second = evidence.judgments.values()
+    assert (first.comment, second.comment) == ("", "Short is better.")
+    assert [m.content for m in evidence.prompt(second).messages] == ["Is tea good?", "Yes.", "Why?"]
+    assert said(evidence) == [
+        ("user7", [("Yes.", 1), ("No.", 2), ("Tea.", 2), ("…", None)]), ("user7", [("Warm.", 2), ("Calm.", 1)]),
+    ]  # fmt: skip
+
+
+def test_prism_ends_where_no_answer_is_marked_as_chosen(tmp_path):
+    history = [{**turn, "if_chosen": False} for turn in PRISM["conversation_history"]]
+    result, evidence = imported(tmp_path, "p.jsonl", json.dumps({**PRISM, "conversation_history": history}))
+    assert (len(said(evidence)), result["left_out"]) == (1, {NOT_MARKED: 1, ATTRIBUTES: 1})
+
+
+def test_community_alignment_prefers_one_of_four(tmp_path):
+    with open(tmp_path / "c.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COMMUNITY.keys())
+        writer.writeheader()
+        writer.writerow(COMMUNITY)
+    result, evidence = imported(tmp_path, "c.csv", (tmp_path / "c.csv").read_bytes())
+    assert (result["format"], result["left_out"]) == ("community-alignment", {GAP: 1})
+    (one,) = evidence.judgments.values()
+    assert (one.comment, len(wins(one))) == ("It is kind.", 3)
+    assert said(evidence) == [("annotator-31", [("Answer a.", None), ("Answer b.", None), ("Answer c.", None), ("Answer d.", 1)])]
+
+
+def test_multipref_keeps_workers_and_experts_apart(tmp_path):
+    result, evidence = imported(tmp_path, "m.jsonl", json.dumps(MULTIPREF))
+    assert (result["format"], result["left_out"]) == ("multipref", {ASPECTS: 1, "no verdict": 1})
+    first, _, last = evidence.judgments.values()
+    assert (first.strength, last.strength, first.timings) == (3, -2, {"active_ms": 41000.0})
+    assert first.comment == "helpful: It has steps, Clear, Works."
+    texts = ("Fold twice.", "Buy a boat.")
+    assert said(evidence) == [
+        (who, list(zip(texts, ranks, strict=True)))
+        for who, ranks in (("normal-w1", (1, 2)), ("expert-w1", (1, 1)), ("expert-w3", (2, 1)))
+    ]  # fmt: skip
+
+
+def test_helpsteer3_gives_a_vote_for_each_annotator(tmp_path):
+    result, evidence = imported(tmp_path, "h.jsonl", json.dumps(HELPSTEER3))
+    assert (result["format"], result["left_out"]) == ("helpsteer3", {"no verdict": 1})
+    assert [(one.rater_id, one.strength, one.comment) for one in evidence.judgments.values()] == [
+        ("helpsteer3-1", 4, "Exact."), ("helpsteer3-2", None, "Same."), ("helpsteer3-3", -2, "")
+    ]  # fmt: skip
+    assert [[rank for _, rank in ranks] for _, ranks in said(evidence)] == [[1, 2], [1, 1], [2, 1]]
 
 
 def flattened(tree: dict) -> list[dict]:

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 import yaml
 
 from charter.errors import InputError
+from charter.raters.comparisons import votes_of
 from charter.records import Generation, Judgment, LabelSet, Pair, Prompt, Response
 from charter.run.files import write_jsonl
-from charter.votes.judgments import current, seal
+from charter.votes.judgments import current, deciding, seal
 from charter.web import tables as t
 from charter.web.access import COOKIE, DAY, LABELS, LEADS, ROLES, WATCHES, RateLimit, RequestRefused
 from charter.web.answers import relation
@@ -45,6 +46,48 @@ def test_a_rank_a_tie_and_nonsense_become_a_judgment(world):
     assert one.timings == {"shown": 4_000_000_000.0, "submitted": 4_000_000_040.0, "active_s": 31.5}
     assert (one.rater_id, one.comment, one.rater_kind) == (ann.who, "ok", "human")
     assert one.instructions_hash == world.site.instructions()[0]
+
+
+PRINCIPLES = {"title": "Two", "principles": [{"id": key, "title": f"Be <{key}>", "preference": "x"} for key in ("kind", "true")]}
+
+
+def test_principles_that_decided_are_stored_shown_restored_and_counted(tmp_path, open_world):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/two.yaml").write_text(yaml.safe_dump(PRINCIPLES))
+    world = open_world(make_project(tmp_path, n=1, k=2, kind="pair", principles="two.yaml", overlap=2))
+    ann, bob = world.person(), world.person()
+    page = ann.get("/label").text
+    assert re.findall(r'name="decided=(\w+)" value="1" data-principle="(\w)"', page) == [("kind", "q"), ("true", "w")]
+    assert "Be &lt;kind&gt;" in page
+    send(ann, "/vote", page, strength="1", comment="It is kinder.", **{"decided=kind": "1", "decided=never-offered": "1"})
+    (first,) = world.judgments()
+    assert (first.flags, deciding(first), first.comment) == ({first.set_id: ["decided=kind"]}, ("kind",), "It is kinder.")
+    assert votes_of([first]).flags == {}  # marks of a set are no flags of a response
+    again = send(ann, "/undo", ann.get("/label").text).text
+    assert re.findall(r'name="decided=(\w+)"[^>]* checked', again) == ["kind"]
+    send(ann, "/vote", again, strength="1", **{"decided=kind": "1", "decided=true": "1"})
+    other = bob.get("/label").text
+    send(bob, "/vote", other, strength="8" if responses(other) == responses(again) else "1")
+    assert figures_of(world.site).decided == {"kind": 1, "true": 1}
+    owner = world.person("owner")
+    assert "Principles that decided" in owner.get("/lead").text
+    assert "<td>kind, true</td>" in owner.get("/lead/contested").text
+
+
+def test_a_page_without_principles_asks_for_none(world):
+    ann = world.person()
+    page = ann.get("/label").text
+    assert "decided" not in page.partition("<main")[2]
+    send(ann, "/vote", page, **rank(page, 1, 2, 3), **{"decided=kind": "1"})
+    assert [one.flags for one in world.judgments()] == [{}]
+
+
+def test_more_principles_than_keys_are_refused(tmp_path):
+    (tmp_path / "p").mkdir()
+    many = [{"id": f"p{i}", "title": "t", "preference": "x"} for i in range(16)]
+    (tmp_path / "p/many.yaml").write_text(yaml.safe_dump({"title": "Many", "principles": many}))
+    with pytest.raises(InputError, match="16 principles, and 15 have a key"):
+        make_project(tmp_path, principles="many.yaml")
 
 
 @pytest.mark.parametrize(

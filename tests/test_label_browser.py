@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.votes.judgments import current, read_judgments
+from charter.votes.judgments import current, deciding, read_judgments
 from charter.web.label_app import label_app
 from charter.web.project import open_project
 from charter.web.serve import open_site
@@ -67,6 +67,32 @@ def serious(page) -> list[str]:
     options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
     found = Axe().run(page, options=options).response["violations"]
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+def test_a_principle_and_a_reason_take_a_key_each(tmp_path, browser):
+    (tmp_path / "p").mkdir()
+    principles = [{"id": key, "title": f"Be {key}", "preference": "x"} for key in ("kind", "true")]
+    (tmp_path / "p/two.yaml").write_text(yaml.safe_dump({"title": "Two", "principles": principles}))
+    with served(make_project(tmp_path, n=1, k=2, kind="pair", principles="two.yaml")) as (site, home):
+        token, _ = site.access.invite("labeler", site.clock())
+        page = browser.new_page(viewport={"width": 360, "height": 740})
+        page.set_default_timeout(10_000)
+        page.goto(f"{home}/join/{token}")
+        for place in ("instructions", "label"):
+            page.keyboard.press("Enter")
+            page.wait_for_url(f"**/{place}")
+        for key in ("q", "w", "q", "3"):  # the second q takes the first back
+            page.keyboard.press(key)
+        assert page.inner_text("#summary") == "A is somewhat better · true"
+        assert serious(page) == []
+        page.keyboard.press("r")
+        page.keyboard.type("It is so.")
+        page.keyboard.press("Escape")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#answer", state="detached")
+        site.mirror.flush()
+    (vote,) = read_judgments(tmp_path / "p/judgments.jsonl")
+    assert (deciding(vote), vote.comment, vote.strength) == (("true",), "It is so.", 2)
 
 
 def test_a_persons_path_by_keyboard_to_a_reward_model(tmp_path, browser, random_llama):

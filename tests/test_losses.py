@@ -9,6 +9,7 @@ from charter.training.losses import (
     bradley_terry_loss,
     clipped_policy_loss,
     clipped_value_loss,
+    expectile_loss,
     kl_penalty,
     masked_mean,
     reinforce_loss,
@@ -241,3 +242,13 @@ def test_weights_of_tokens_scale_their_part_of_the_reinforce_gradient():
     weights = torch.tensor([[0.5, 2.0], [1.0, 9.0]])
     reinforce_loss(logprobs, torch.tensor([2.0, -1.0]), mask, weights=weights).backward()
     assert logprobs.grad.tolist() == [[-0.5, -2.0], [0.5, 0.0]]
+
+
+def test_an_expectile_weighs_targets_above_the_value_by_tau_and_those_below_by_the_rest():
+    mask = torch.tensor([[True, True, False]])
+    loss = expectile_loss(row(0.0, 0.0, 0.0), row(2.0, -1.0, 9.0), mask, 0.9)
+    assert loss.item() == pytest.approx((0.9 * 4 + 0.1 * 1) / 2)
+    value = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    for tau, best in ((0.5, 0.5), (0.9, 1.7), (0.99, 1.97)):  # of the targets 2 and -1: (1 - τ)(v + 1) = τ (2 - v)
+        expectile_loss(value.expand(1, 3) + best, row(2.0, -1.0, 9.0), mask, tau).backward()
+        assert value.grad.item() == pytest.approx(0, abs=1e-6)

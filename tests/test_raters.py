@@ -6,7 +6,7 @@ import pytest
 from charter.errors import InputError
 from charter.raters.comparisons import Comparisons, as_comparisons, votes_of
 from charter.raters.lines import rater_lines
-from charter.raters.personal import NONE, OWN, SHARED, tastes
+from charter.raters.personal import NONE, OWN, SHARED, held_out, tastes
 from charter.raters.reliability import fit_raters
 from charter.records import Judgment
 
@@ -182,7 +182,7 @@ def taste_votes(seed: int, votes: int = 200, d: int = 16, prompts: int = 500, k:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_is_told_from_taste(seed):
-    found = tastes(*taste_votes(seed))
+    found = tastes(held_out(*taste_votes(seed)))
     assert [one.word for one in found] == [NONE] * 3 + [OWN] * 3 + [SHARED] * 14
     for one in found[3:6]:
         assert one.gain_ci[0] > 0  # nats a vote, paired, over the pooled head at the rater's scale
@@ -191,14 +191,14 @@ def test_noise_is_told_from_taste(seed):
 
 
 def test_few_votes_make_nobody_bad():
-    words = [one.word for one in tastes(*taste_votes(3, votes=40))]
+    words = [one.word for one in tastes(held_out(*taste_votes(3, votes=40)))]
     assert NONE not in words[3:]
 
 
 def test_taste_does_not_depend_on_how_features_are_turned_or_scaled():
     votes, features = taste_votes(0, votes=60)
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0]
-    first, second = tastes(votes, features), tastes(votes, 7 * features @ turn + 3)
+    first, second = tastes(held_out(votes, features)), tastes(held_out(votes, 7 * features @ turn + 3))
     assert [one.own for one in first] == pytest.approx([one.own for one in second], abs=0.02)
 
 
@@ -206,11 +206,11 @@ def test_features_that_are_not_finite_are_refused():
     votes, features = taste_votes(0, votes=20)
     features[3, 2] = np.nan
     with pytest.raises(InputError, match="not finite"):
-        tastes(votes, features)
+        held_out(votes, features)
     with pytest.raises(ValueError, match="rows of features"):
-        tastes(votes, features[:5])
+        held_out(votes, features[:5])
     with pytest.raises(InputError, match="every vote is a tie"):
-        tastes(
+        held_out(
             as_comparisons(
                 votes_of(
                     [

@@ -25,6 +25,15 @@ def test_the_rule_agrees_with_labels_made_by_hand_as_the_docs_say(half, counts):
     assert Counter((row["refusal"], declines(row["response"])) for row in ROWS if row["half"] == half) == counts
 
 
+def test_refusals_that_avoid_the_usual_words_are_missed_as_the_docs_say():
+    hard = [
+        json.loads(line) for line in (Path(__file__).parent / "data/refusals-hard.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    counts = Counter((row["source"][:7], row["refusal"], declines(row["response"])) for row in hard if row["half"] == "held out")
+    assert [counts["written", *pair] for pair in ((True, True), (True, False), (False, False), (False, True))] == [2, 25, 21, 6]
+    assert [counts["SmolLM2", *pair] for pair in ((True, True), (True, False), (False, False), (False, True))] == [5, 2, 33, 0]
+
+
 @pytest.mark.parametrize(
     "text",
     ["我很抱歉，我不能帮助你。", "申し訳ありませんが。", "죄송합니다.", "Извините, я не могу помочь.",

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import fcntl
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from charter.commands.app import run_command
+from charter.constitution.constitution import load_constitution
+from charter.judging.judge import comparisons_of
+from charter.reading.pairs import read_pairs
 from charter.studio import runs as studio_runs
 from charter.studio.curves import BUCKETS, Curve
+from charter.studio.flips import judged_again, labels_of, what_would_change
+from charter.studio.jobs import Jobs
 from charter.studio.run_pages import events
 from charter.studio.runs import RunWatch, Tail, find_runs, last_rows, locked_inodes, wanted_rows
 from charter.studio.serve import project_of, studio_app
 from charter.studio.site import Studio
+from charter.votes.judgments import read_judgments
 from charter.web.access import COOKIE, ROLES
 from charter.web.serve import open_site
+from conftest import write_tiny_recipe
 from label_project import HOME, HOSTILE, SAME_SITE
 from test_label_app import OPEN_TO_ALL, routes
 
-QUERY = {"run": "demo", "a": "demo", "b": "demo"}
+QUERY = {"run": "demo", "a": "demo", "b": "demo", "name": "001"}
 
 
 def write_rows(path, rows, how="w"):
@@ -207,7 +216,7 @@ def test_every_route_is_for_its_roles_alone(studio, who):
         else:
             assert "is not for the role" not in answer.text
             assert answer.status_code < 500, path
-    assert seen == 14
+    assert seen == 29
     assert client.get("/runs", headers={"host": "evil.example"}).status_code == 421
 
 
@@ -291,7 +300,7 @@ def talking(finished_run, tmp_path):
     with opened(tmp_path / "runs") as site:
         site.app = studio_app(site)
         yield site
-        site.loaded.close()
+        site.close()
 
 
 def test_models_answer_together_and_the_same_seed_gives_the_same_text(talking, finished_run):
@@ -327,3 +336,205 @@ def test_at_most_four_models_stay_in_memory(talking, monkeypatch):
     for model in ("demo:base", "demo:sft", "demo:policy"):
         assert '"finish"' in say(client, ask(model)).text
     assert list(talking.loaded.models) == ["demo:sft", "demo:policy"]
+
+
+# -- arena -----------------------------------------------------------------------------------------------------------------
+
+
+def send(client, path, **form):
+    token = client.get("/session").json()["form_token"]
+    return client.post(path, data={"form_token": token, **form}, headers=SAME_SITE)
+
+
+def arena_vote(client, verdict, text="How can I mend the boat?"):
+    """One round; (the page with both answers, the page after the vote)."""
+    pool = {"model:demo:base": "on", "model:demo:policy": "on"}
+    for number in range(5):  # two answers that are the same text ask for no vote
+        if send(client, "/arena/ask", text=f"{text} {number}", **pool).status_code == 303:
+            break
+    page = client.get("/arena").text
+    set_id = page.split('name="set_id" value="')[1].split('"')[0]
+    assert send(client, f"/arena/vote?verdict={verdict}", set_id=set_id).status_code == 303
+    return page, client.get("/arena").text
+
+
+def test_arena_votes_hide_the_names_and_feed_ratings_and_training(talking, tmp_path, capsys):
+    client = person(talking, "owner")
+    assert "There is no vote yet." in client.get("/ratings").text
+    wins = []
+    for verdict in ("a", "b", "tie", "bad"):
+        before, after = arena_vote(client, verdict, f"Tell me a story {verdict}")
+        main = before.split("<main")[1]
+        assert "demo:base" not in main
+        assert "demo:policy" not in main
+        assert "demo:base" in after.split("Saved: ")[1].split("</p>")[0]
+        wins.append("demo:base" in after.split("A was")[1].split("B was")[0])
+    folder = tmp_path / "runs/studio"
+    page = client.get("/ratings").text
+    assert 'scope="row">demo:base' in page
+    votes = read_judgments(folder / "judgments.jsonl")  # the chain is checked
+    models = {row["id"]: row["model"] for row in map(json.loads, (folder / "responses.jsonl").read_text().splitlines())}
+    assert [list(vote.ranks.values()) for vote in votes] == [[1, 2], [2, 1], [1, 1], ["F", "F"]]
+    assert [models[vote.order[0]] == "demo:base" for vote in votes] == wins  # sides as they were shown
+    assert run_command(["ratings", str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["comparisons"] == 3
+    assert all(note in page.replace("&#39;", "'") for note in result["notes"])
+    assert run_command(["export", str(folder), "--to", "trl", "--out", str(tmp_path / "pairs.jsonl")]) == 0
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 2
+    assert read_pairs(tmp_path / "pairs.jsonl").n_rows == 2
+
+
+def test_an_arena_vote_counts_once_and_needs_its_two_answers(talking, tmp_path):
+    client = person(talking, "owner")
+    assert "Write something first." in send(client, "/arena/ask", text="", **{"model:demo:base": "on"}).text
+    assert "choose at least two models" in send(client, "/arena/ask", text="Hi", **{"model:demo:base": "on"}).text
+    page, _ = arena_vote(client, "a")
+    set_id = page.split('name="set_id" value="')[1].split('"')[0]
+    assert send(client, "/arena/vote?verdict=b", set_id=set_id).status_code == 303  # a second tab
+    talking.mirror.flush()
+    assert len(read_judgments(tmp_path / "runs/studio/judgments.jsonl")) == 1
+
+
+# -- prompt tester ---------------------------------------------------------------------------------------------------------
+
+
+def wait_for(site, name):
+    site.jobs.by_name[name].process.wait(120)
+
+
+def test_prompts_are_tested_against_models_with_verdicts_and_a_csv(talking, tmp_path):
+    client = person(talking, "owner")
+    models = {"model:demo:base": "on", "model:demo:policy": "on"}
+    text = 'How can I mend the boat?\n\n=HYPERLINK("https://evil.example")\n'
+    answer = send(client, "/tester/start", text=text, tokens="8", kind="benign", reward="demo", **models)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/test?name=001")
+    assert "a test is running" in send(client, "/tester/start", text="Hi", tokens="8", **models).text
+    wait_for(talking, "prompt tester")
+    page = client.get("/test", params={"name": "001"}).text
+    assert "over_refusal" in page, (tmp_path / "runs/studio/tests/001/log.txt").read_text()
+    rows = list(csv.DictReader(client.get("/test/csv", params={"name": "001"}).text.splitlines()))
+    assert [(row["prompt"], row["model"]) for row in rows] == [
+        (prompt, f"demo:{model}")
+        for prompt in ("How can I mend the boat?", '\'=HYPERLINK("https://evil.example")')
+        for model in ("policy", "base")
+    ]
+    assert all(row["over_refusal"] == "0.0" and float(row["reward"]) and row["answer"] for row in rows)
+    assert client.get("/test", params={"name": "../001"}).status_code == 404
+
+
+def test_a_test_that_cannot_be_is_refused_in_words(talking, tmp_path):
+    client = person(talking, "owner")
+    assert "choose at least one model" in send(client, "/tester/start", text="Hi", tokens="8").text
+    assert "write at least one prompt" in send(client, "/tester/start", text=" \n", tokens="8", **{"model:demo:base": "on"}).text
+    assert "from 1 to 1024" in send(client, "/tester/start", text="Hi", tokens="x", **{"model:demo:base": "on"}).text
+    assert not list((tmp_path / "runs/studio/tests").glob("*"))
+
+
+# -- constitution ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def editing(talking, finished_run, tmp_path):
+    """(owner, run and file of the form): the run's constitution lies in the folder."""
+    used = json.loads((finished_run / "report.json").read_text())["recipe"]["constitution"]
+    shutil.copy(used, tmp_path / "runs/two.yaml")
+    return person(talking, "owner"), {"run": "demo", "file": "two.yaml"}
+
+
+def test_principles_are_shown_with_their_figures_of_a_run(editing, finished_run):
+    client, place = editing
+    page = client.get("/constitution", params=place).text
+    labels = [json.loads(line) for line in (finished_run / "feedback/judgments.jsonl").read_text().splitlines()]
+    n = sum(label["principle"] == "harmless" for label in labels)
+    assert f"<dt>Compared pairs</dt><dd>{n}</dd>" in page.split("harmless</small>")[1]
+    assert client.get("/constitution", params={"file": "../two.yaml"}).status_code == 404
+
+
+def test_a_change_is_saved_as_a_new_version_with_its_difference(editing, tmp_path):
+    client, place = editing
+    before = (tmp_path / "runs/two.yaml").read_bytes()
+    form = {**place, "id": "harmless", "title": "harm", "preference": "Which reply is <b>safer</b>?", "weight": "2",
+            "critique": "Is your last reply harmful?", "revision": "Write it again without harm."}  # fmt: skip
+    answer = send(client, "/constitution/save", **form)
+    page = client.get(answer.headers["location"]).text
+    assert "<strong>harmless reworded</strong>" in page
+    assert "<strong>harmless reweighted</strong>" in page
+    assert "<ins>Which reply is &lt;b&gt;safer&lt;/b&gt;?</ins>" in page
+    saved = load_constitution(tmp_path / "runs/studio/constitutions/two-v2.yaml").principles[0]
+    assert (saved.preference, saved.weight, saved.tags) == ("Which reply is <b>safer</b>?", 2.0, ("red_team", "topic"))
+    assert (
+        send(client, "/constitution/save", **form | {"file": "studio/constitutions/two-v2.yaml", "title": "no harm"}).status_code
+        == 303
+    )
+    assert load_constitution(tmp_path / "runs/studio/constitutions/two-v3.yaml").principles[0].title == "no harm"
+    assert "nothing changed" in send(client, "/constitution/save", **place, id="helpful").text
+    assert "greater than 0" in send(client, "/constitution/save", **form | {"weight": "-1"}).text
+    assert send(client, "/constitution/save?action=remove", **place, id="helpful").status_code == 303
+    assert (
+        send(client, "/constitution/save?action=add", **place, id="new", title="New", preference="Which is new?").status_code
+        == 303
+    )
+    assert [len(load_constitution(tmp_path / f"runs/studio/constitutions/two-v{n}.yaml").principles) for n in (4, 5)] == [1, 3]
+    assert (tmp_path / "runs/two.yaml").read_bytes() == before
+
+
+def test_what_would_change_judges_again_only_the_pairs_that_a_change_reaches(finished_run):
+    labels = labels_of(finished_run)
+    constitution = load_constitution(Path(labels.report["recipe"]["constitution"]))
+    assert what_would_change(labels, constitution, 40).reached == 0
+    harmless = constitution.principles[0].model_copy(update={"preference": "Which reply names a colour?"})
+    changed = constitution.model_copy(update={"principles": (harmless, *constitution.principles[1:])})
+    under = [label for label in labels.judgments if label.principle == "harmless"]
+    change = what_would_change(labels, changed, 10)
+    assert (change.pairs, change.reached, change.judged) == (len(labels.judgments), len(under), min(10, len(under)))
+    assert sum(change.counts.values()) == change.judged
+    assert len(change.flips) == change.counts["flipped"] + change.counts["changed"]
+    # The judge that reads the same question again gives the same label.
+    same = judged_again(labels, comparisons_of(*prompts_and_groups(labels), constitution, labels.report["seed"])[:6])
+    assert [row.ranks for row in same] == [row.ranks for row in labels.judgments[:6]]
+
+
+def prompts_and_groups(labels):
+    return [labels.prompts[group[0].prompt_id] for group in labels.groups], labels.groups
+
+
+def test_flips_are_on_the_page_and_the_edited_text_stays(editing):
+    client, place = editing
+    page = send(client, "/constitution/preview", **place, id="harmless", preference="Which reply names a colour?").text
+    assert "The change reaches" in page
+    assert "Which reply names a colour?</textarea>" in page
+
+
+# -- runs that are started here --------------------------------------------------------------------------------------------
+
+
+def test_the_owner_starts_and_stops_a_run(talking, random_llama, tmp_path):
+    recipe = str(write_tiny_recipe(tmp_path / "runs", random_llama))
+    client = person(talking, "owner")
+    form = {"recipe": recipe, "constitution": "constitution.yaml", "name": "mine"}
+    for changes, words in (({"name": "../mine"}, "needs letters, digits"), ({"name": "demo"}, "there already"),
+                           ({"recipe": "/etc/passwd"}, "unknown recipe"), ({"constitution": "x"}, "unknown recipe")):  # fmt: skip
+        answer = send(client, "/start", **form | changes)
+        assert (answer.status_code, words in answer.text) == (422, True), words
+    assert send(client, "/start", **form).status_code == 303
+    job = talking.jobs.by_name["mine"]
+    assert job.process.args[3:] == ["run", recipe, "--out", str(tmp_path / "runs/mine"), "--quiet", "--set",
+                                    f'constitution="{tmp_path}/runs/constitution.yaml"']  # fmt: skip
+    assert "mine is running" in send(client, "/start", **form).text
+    assert "Stop mine" in client.get("/start").text
+    assert send(client, "/stop", run="mine").status_code == 303
+    job.process.wait(60)
+    assert job.state == "stopped"
+    assert "mine is not running" in send(client, "/stop", run="mine").text
+
+
+def test_jobs_end_with_the_studio_unless_they_are_runs(tmp_path):
+    jobs = Jobs()
+    jobs.start("bad", ["no-such-command"], tmp_path / "log", stays=False)
+    jobs.by_name["bad"].process.wait(60)
+    assert jobs.state("bad") == "failed"
+    assert "no-such-command" in (tmp_path / "log").read_text()
+    jobs.start("test", ["--help"], tmp_path / "log", stays=False)
+    jobs.close()
+    assert jobs.by_name["test"].process.poll() is not None

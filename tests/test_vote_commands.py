@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from charter.commands.app import run_command
+from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.heads import Scorers, ScoreScale
+from charter.models.packing import Tokens
+from charter.models.reward_trunk import load_reward_model
 from charter.models.trunk import load_trunk
 from charter.records import Generation, Judgment, Prompt, Response
 from charter.run.files import write_jsonl
+from charter.training.methods.reward_model import score_rows
 from feedback_folder import chain
 from test_raters import campaign
 
@@ -158,6 +162,25 @@ def test_taste_on_the_features_of_a_reward_model(tmp_path, random_llama, capsys)
     assert found["coin"]["word"] != "shared taste"
     assert found["bob"]["own"] > 0.8 > 0.3 > found["bob"]["pooled"]
     assert (tmp_path / "out/tastes.png").exists()
+    (tmp_path / "camps.csv").write_text("rater,group\nann,yes\ncy,yes\ndan,yes\nbob,../no\n")
+    by_camp = [*command, "--groups", str(tmp_path / "camps.csv"), "--heads", str(tmp_path / "heads")]
+    assert run_command([*by_camp, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["gain_ci"][0] > 0
+    assert result["without_group"] == ["coin"]
+    cards = {json.loads(file.read_text())["group"]: file.parent for file in (tmp_path / "heads").glob("*/head.json")}
+    assert cards.keys() == {"yes", "../no"}
+    assert all(place.parent == tmp_path / "heads" for place in cards.values())
+    scores = {}
+    for camp, place in cards.items():
+        trunk, scorers = load_reward_model(place)
+        rows = [Tokens(encode_prompt(trunk.tokenizer, prompts[0].messages), encode_response(trunk.tokenizer, one.text))
+                for one in responses[:2]]  # fmt: skip
+        scores[camp] = scorers(score_rows(trunk, rows, 512, "reward")[None]).tolist()
+    assert scores["yes"][0] > scores["yes"][1]
+    assert scores["../no"][0] < scores["../no"][1]
+    assert run_command(by_camp) == 2
+    assert "not empty; name a new folder" in capsys.readouterr().err
     (tmp_path / "prompts.jsonl").unlink()
     assert run_command(command) == 2
     assert "--prompts" in capsys.readouterr().err

@@ -21,10 +21,19 @@ from charter.records import Message, Pair, Prompt, Response
 from charter.run.run import Run, Stage
 from charter.run.team import disband, team
 from charter.stages.reward_model.settings import RewardModelSettings
-from charter.stages.rl.settings import DPOSettings, GRPOSettings, OnlineDPOSettings, PPOSettings, RLOOSettings, VLLMSettings
+from charter.stages.rl.settings import (
+    DPOSettings,
+    GRPOSettings,
+    ILQLSettings,
+    OnlineDPOSettings,
+    PPOSettings,
+    RLOOSettings,
+    VLLMSettings,
+)
 from charter.stages.sft.settings import SFTSettings
 from charter.training.methods.dpo import train_dpo
 from charter.training.methods.grpo import train_grpo
+from charter.training.methods.ilql import train_ilql
 from charter.training.methods.online_dpo import train_online_dpo
 from charter.training.methods.ppo import train_ppo
 from charter.training.methods.reward_model import train_reward_model
@@ -116,6 +125,13 @@ def online(trunk: Trunk, stage: Stage) -> None:
     train_online_dpo(trunk, PROMPTS, RewardSum({"odd": (1.0, odd_letters)}), settings, stage)
 
 
+def ilql(trunk: Trunk, stage: Stage) -> None:
+    """Not among ``PARTS``: weights and moments that are divided are refused."""
+    trunk.add_role("policy")
+    settings = ILQLSettings(pairs_per_step=8, tokens_per_micro_batch=128, learning_rate=1e-3, value_learning_rate=1e-2)
+    train_ilql(trunk, PAIRS, settings, stage)
+
+
 def lora_ppo(trunk: Trunk, stage: Stage) -> None:
     """Five adapters on one trunk: two of a reward model, policy, value."""
     settings = RewardModelSettings(epochs=1, pairs_per_step=8, tokens_per_micro_batch=256, learning_rate=1e-3, ensemble=2,
@@ -155,7 +171,7 @@ def answers(trunk: Trunk, stage: Stage) -> None:
 
 PARTS = (sft, dpo, rloo, grpo, ppo, online, single, five, nine)
 WAYS = {
-    "ddp": ("ddp", (*PARTS, lora_ppo, answers)), "fsdp": ("fsdp", PARTS), "deepspeed": ("deepspeed", (*PARTS, lora_ppo)),
+    "ddp": ("ddp", (*PARTS, lora_ppo, ilql, answers)), "fsdp": ("fsdp", PARTS), "deepspeed": ("deepspeed", (*PARTS, lora_ppo)),
     "offloaded": ("deepspeed", (sft, ppo, lora_ppo)), "vllm": ("ddp", (vllm_single, vllm_five)),
     "vllm_fsdp": ("fsdp", (vllm_single, vllm_five)),
 }  # fmt: skip

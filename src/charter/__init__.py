@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from charter.comparing.compare import Comparison
     from charter.comparing.paired import Correction
     from charter.measuring.evaluation import Evaluation
+    from charter.measuring.run_report import RunReport
 
 __version__ = "0.1.0"
 
@@ -58,3 +59,34 @@ def evaluate(
     how = Options(scorer=scorer, measures=measures or {}, **{"quiet": True, **options})
     models = [os.fspath(path) for path in (model, *against)]
     return evaluate_models(models, [os.fspath(file) for file in files], None if out is None else Path(out), how)
+
+
+def run(
+    recipe: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    until: str = "evaluate",
+    quiet: bool = True,
+    **changes: Any,
+) -> RunReport:
+    """Run a recipe (a file, or the name of one that ships) and return its report, as ``charter run RECIPE`` does; resumes.
+
+    changes: settings in place of the recipe's, as ``--set`` has them, with two underscores for a dot: ``seed=3, rl__steps=20``. A
+    mapping replaces its whole section. out: folder of the run, ``runs/RECIPE`` unless given. until: the last stage. InputError
+    where the recipe or a change is wrong, GateError if a gate stops the run.
+    """
+    from charter.commands.run import run_file
+    from charter.measuring.run_report import RunReport
+    from charter.recipe.files import find_recipe
+
+    path = find_recipe(os.fspath(recipe))
+    keys = {key: key if "." in key else key.replace("__", ".") for key in changes}
+    settings = {keys[key]: os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in changes.items()}
+    return RunReport(*run_file(path, None if out is None else Path(out), changes=settings, until=until, quiet=quiet))
+
+
+def load(run: str | os.PathLike[str]) -> RunReport:
+    """The report of a run folder, finished or stopped. InputError if the folder has none."""
+    from charter.measuring.run_report import load_report
+
+    return load_report(run)

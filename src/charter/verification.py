@@ -6,6 +6,7 @@ No model is loaded: what a model measured of a response (KL, tokens, the scorer'
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,20 @@ from charter.evaluation.figures import changed_rows, figures_of, stored_arms
 from charter.evaluation.model_card import cards_of
 from charter.evaluation.page import as_json, metrics_csv
 from charter.evaluation.verdict import verdict
-from charter.records import Response, content_id
+from charter.records import Judgment, Response, content_id
 from charter.run.files import json_rows, read_json, read_jsonl
 from charter.run.seals import MANIFEST, Difference, broken_seals
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.summary import TRAININGS, stage_kind, stored_figures
-from charter.votes.judgments import read_judgments
+from charter.votes.judgments import read_judgments, why_forgotten
 
 DESCRIPTION = ("stage", "seed", "settings", "inputs", "code")
 FIGURES = ("metrics", "contrasts", "samples")
 
 
 def verify_run(run: Path) -> dict[str, Any]:
-    """`differences`: {file, line, field, words}, none where all is equal; `notes`: what was not checked; `stages`: the stages
-    that were checked. InputError if the folder has no report."""
+    """`differences`: {file, line, field, words}, none where all is equal; `notes`: what was not checked, and what was taken out
+    when and why (:mod:`charter.forgetting`); `stages`: the stages that were checked. InputError if the folder has no report."""
     if not (run / "report.json").is_file():
         raise InputError("not a run folder: report.json is missing; charter run RECIPE --out makes one", file=run)
     notes: list[str] = []
@@ -39,6 +40,9 @@ def verify_run(run: Path) -> dict[str, Any]:
         broken = Difference("report.json", "not a valid report; charter run writes it again")
         return result_of(run, [], [broken], notes)
     differences = [difference for name in names for difference in stage_differences(run, name, report, notes)]
+    for file in sorted(run.rglob("judgments.jsonl")):
+        differences += row_differences(run, file) if file.parent.name not in names else ()
+        notes += cuts_of(run, file)
     differences += figure_differences(run, report, names)
     differences += report_differences(run, report, names)
     return result_of(run, names, differences, notes)
@@ -69,6 +73,8 @@ def stage_differences(run: Path, name: str, report: Mapping[str, Any], notes: li
     known = ((report.get("provenance") or {}).get("stages") or {}).get(name)
     if manifest.get("fingerprint") not in (content_id(description),) or manifest["fingerprint"] != known:
         yield Difference(shown, "not the hash of its settings, inputs and code, or not that of the report", field="fingerprint")
+    for cut in manifest.get("forgotten", ()):
+        notes.append(f"{name}: {', '.join(cut['files'])} lost a person on {cut['when']} ({cut['reason']})")
     if "files" in manifest:
         yield from broken_seals(run, name, manifest)
     else:
@@ -89,6 +95,16 @@ def row_differences(run: Path, file: Path) -> Iterator[Difference]:
                     yield Difference(shown, "not the hash of prompt, model, seed and text", line=line, field="id")
     except InputError as error:
         yield Difference(shown, str(error).removeprefix(str(file)).lstrip(", :"))
+
+
+def cuts_of(run: Path, file: Path) -> list[str]:
+    """A line for each day and reason for which judgments of a file were taken out."""
+    try:
+        cuts = Counter(cut for judgment in read_jsonl(file, Judgment) if (cut := why_forgotten(judgment)))
+    except InputError:
+        return []  # a difference already
+    return [f"{file.relative_to(run).as_posix()}: {n} judgments of a person were taken out on {when} ({reason}); the chain keeps "
+            "their hashes" for (reason, when), n in sorted(cuts.items())]  # fmt: skip
 
 
 def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -> Iterator[Difference]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +20,17 @@ from charter.models.heads import Scorers
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
 from charter.models.reward_trunk import load_reward_trunk, reward_folder
-from charter.models.trunk import REWARD_CARD, Trunk
+from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
-from charter.raters.personal import Taste, tastes
+from charter.raters.groups import by_group
+from charter.raters.personal import MIN_VOTES, HeldOut, final_heads, held_out
 from charter.raters.vote_files import find, read_votes, text_files
 from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
 from charter.recipe.settings import LoRASettings
 from charter.recipe.source import locate
-from charter.records import Prompt, Rating, Response
+from charter.records import Prompt, Rating, Response, content_id
 from charter.run.files import read_json, read_jsonl, write_json
 from charter.run.hashes import file_hash, model_hash
 from charter.run.run import Run, Stage
@@ -43,7 +46,9 @@ from charter.training.methods.reward_model import (
     train_rating_model,
     train_reward_model,
 )
+from charter.votes.evidence import new_folder
 
+HEAD_CARD = "head.json"
 TOKENS_PER_PASS = 4096  # in one forward pass, where nothing is trained
 Measured = Callable[[], dict[str, Any]]
 Learned = tuple[Callable[[Path], None], Measured]
@@ -197,17 +202,57 @@ def response_features(
     return features
 
 
-def tastes_from_files(
-    file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int
-) -> tuple[list[Taste], Votes]:
-    """The taste of every rater of a file of judgments, on features from ``reward``. By default prompts and responses are read
-    from the folder of the judgments, then from the run of the reward model. InputError names the missing file."""
+def heads_from_files(
+    file: Path, reward: Path, *, model: str | None, prompts: Path | None, responses: Path | None, seed: int,
+    groups: Mapping[str, str] | None = None, out: Path | None = None,
+) -> tuple[HeldOut, Votes]:  # fmt: skip
+    """The votes of every rater of a file of judgments, or with ``groups`` of every group, as heads predict them that have not
+    seen them, on features from ``reward``. ``out``: a new folder for a reward model with each head (:func:`write_heads`). By
+    default prompts and responses are read from the folder of the judgments, then from the run of the reward model. InputError
+    names the missing file."""
     prompt_file, response_file = text_files(file, prompts, responses, reward)
     votes = read_votes(find(file, "judgments.jsonl"), response_file, models=True)
     by_id = {response.id: response for response in read_jsonl(response_file, Response)}
     prompts_by_id = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
     features = response_features(reward, model, prompts_by_id, [by_id[name] for name in votes.responses])
-    return tastes(as_comparisons(votes), features, seed=seed), votes
+    comparisons = as_comparisons(votes) if groups is None else by_group(as_comparisons(votes), groups)
+    predicted = held_out(comparisons, features, seed=seed)
+    if out is not None:
+        write_heads(predicted, features, reward, out, "rater" if groups is None else "group")
+    return predicted, votes
+
+
+def write_heads(predicted: HeldOut, features: NDArray[np.float64], reward: Path, out: Path, whose: str) -> None:
+    """Write a reward model for each head into a new folder: ``reward`` with its head replaced, and the scores of these responses
+    scaled to mean 0 and deviation 1. ``head.json`` beside it names the rater or the group (``whose``). All share the weights of
+    the trunk. InputError where ``reward`` is an ensemble, or nobody has enough votes."""
+    from safetensors.torch import load_file, save_file
+
+    source = reward_folder(reward)
+    card = read_json(source / REWARD_CARD)
+    if not isinstance(card, dict) or len(card["members"]) != 1:
+        raise InputError("heads need a single reward model of Charter as their trunk; name one", file=source)
+    heads = final_heads(predicted, features)
+    if not heads:
+        raise InputError(f"nobody has {MIN_VOTES} decided votes, so no head can be fitted; give more votes")
+    weights, role = load_file(source / REWARD_WEIGHTS), card["members"][0]["role"]
+    with new_folder(out) as folder:
+        for name, head in heads.items():
+            place = folder / folder_name(name)
+            shutil.copytree(source, place, ignore=shutil.ignore_patterns(REWARD_WEIGHTS))
+            stored = weights[f"{role}/head.weight"]
+            save_file({**weights, f"{role}/head.weight": torch.tensor(head, dtype=stored.dtype)[None]}, place / REWARD_WEIGHTS)
+            scores = features @ head
+            scale = {"role": role, "mean": float(scores.mean()), "std": float(scores.std()) or 1.0}
+            write_json(place / REWARD_CARD, {**card, "members": [scale]})
+            votes = int((predicted.votes.rater == predicted.votes.raters.index(name)).sum())
+            write_json(place / HEAD_CARD, {whose: name, "votes": votes, "trunk": str(source)})
+
+
+def folder_name(name: str) -> str:
+    """A name from a file as the name of a folder: itself where that is safe, else made safe and told apart by a hash."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:60]
+    return safe if safe == name else f"{safe}-{content_id(name)[:8]}"
 
 
 def check_sides(file: Path, rows: str, n: int, train: int, test: int) -> None:

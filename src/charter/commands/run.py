@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,13 @@ from charter.errors import GateError, InputError
 app = typer.Typer()
 
 
-def run_until(recipe_name: str, out: Path | None, sets: list[str] | None, until: str, as_json: bool, quiet: bool) -> None:
-    from charter.recipe.files import check_files, find_recipe, load_recipe
+def run_file(
+    path: Path, out: Path | None, sets: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None, until: str, quiet: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Run a recipe's file up to a stage, in ``out`` or runs/NAME. Returns the folder and the report."""
+    from charter.recipe.files import check_files, load_recipe
 
-    path = find_recipe(recipe_name)
-    recipe = load_recipe(path, sets or ())
+    recipe = load_recipe(path, sets, changes)
     check_files(recipe)
     from charter.pipeline import run_recipe
     from charter.plan.fit import check_machine
@@ -26,7 +29,13 @@ def run_until(recipe_name: str, out: Path | None, sets: list[str] | None, until:
     folder = out or Path("runs") / path.stem
     if not (folder / "report.json").exists():  # a finished run loads nothing
         check_machine(recipe)
-    report = run_recipe(recipe, folder, until=until, quiet=quiet or as_json)
+    return folder, run_recipe(recipe, folder, until=until, quiet=quiet)
+
+
+def run_until(recipe_name: str, out: Path | None, sets: list[str] | None, until: str, as_json: bool, quiet: bool) -> None:
+    from charter.recipe.files import find_recipe
+
+    folder, report = run_file(find_recipe(recipe_name), out, sets or (), until=until, quiet=quiet or as_json)
     lines = [f"report: {folder / 'report.html'}"]
     if report["metrics"]:
         lines = [*headline(report), f"verdict: {report['verdict']['word']} ({report['verdict']['rule']})", *lines]

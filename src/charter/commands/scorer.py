@@ -37,7 +37,7 @@ def scorer_card(
     as_json: Json = False,
 ) -> None:
     """Accuracy, recall, specificity and calibration of a scorer on answers that people labelled, with 95% intervals."""
-    from charter.commands.scorer_cards import write_card
+    from charter.measuring.scorer_cards import write_card
 
     card, file = write_card(scorer, labelled, label=label, by=by or [], threshold=threshold, out=out)
     lines = [f"left out: {count} x {reason}" for reason, count in card["left_out"].items()]

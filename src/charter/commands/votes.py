@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from charter.commands.options import Json, Seed, show
-from charter.errors import InputError
+from charter.errors import GateError, InputError
 from charter.votes.imports.formats import FORMATS
 
 app = typer.Typer(rich_markup_mode=None)
+GroupTable = Annotated[Path | None, typer.Option(help="A table with the columns rater and group.")]
 TOOLS = ("inspect", "lm-eval", "alpaca-eval")
 
 
@@ -29,9 +30,14 @@ def export_command(
     ] = "",
     again: Annotated[Path | None, typer.Option(help="A manifest: write its dataset again, byte for byte.")] = None,
     soft_labels: Annotated[
-        str, typer.Option(help="judgment: a row each; share of a set's raters; ratings: P(chosen) of --ratings.")
+        str,
+        typer.Option(
+            help="judgment: a row each; share of a set's raters; groups: pairs that each group prefers (--groups); "
+            "ratings: P(chosen) of --ratings."
+        ),
     ] = "judgment",
     ratings: Annotated[Path | None, typer.Option(help="Scores in nats by response id, a table.")] = None,
+    groups: GroupTable = None,
     more_harmful: Annotated[
         str, typer.Option(help="Judgments that ask for harm: flip or leave-out; refuse where both signs are there.")
     ] = "refuse",
@@ -39,6 +45,9 @@ def export_command(
     rater_kind: Annotated[list[str] | None, typer.Option(help="Only human, judge, reward_model or rule.")] = None,
     without_rater: Annotated[list[str] | None, typer.Option(help="Leave this rater out. Repeat for more.")] = None,
     calibration: Annotated[float, typer.Option(help="Nats of a judge's margin per unit of the soft label.")] = 1.0,
+    reasons: Annotated[
+        bool, typer.Option("--reasons", help="Columns with the rater's words and the principles that decided.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write judgments or pairs as a dataset for training, with a manifest from which it can be made again; or the answers and
@@ -50,11 +59,12 @@ def export_command(
     selection = selection_of({
         "rater_kinds": tuple(rater_kind or ()), "without_raters": tuple(without_rater or ()), "keep_weakest": keep_weakest,
         "more_harmful": more_harmful, "soft": soft_labels, "calibration": calibration,
+        "reasons": reasons,
     })  # fmt: skip
     if again and selection != selection_of({}):
         raise InputError("--again takes its filters from the manifest; leave the others out")
     if to in TOOLS:
-        if selection != selection_of({}) or ratings:
+        if selection != selection_of({}) or ratings or groups:
             raise InputError(f"the filters select judgments, and --to {to} writes the answers of a run; leave the filters out")
         from charter.comparing.tool_logs import export_arms
 
@@ -62,9 +72,9 @@ def export_command(
         show(result, as_json, f"{result['rows']} rows as {to}:", *result["files"])
         return
     if again:
-        result = export_again(source, out, again, ratings=ratings)
+        result = export_again(source, out, again, ratings=ratings, groups=groups)
     else:
-        result = export_feedback(source, out, to, selection, ratings=ratings)
+        result = export_feedback(source, out, to, selection, ratings=ratings, groups=groups)
     turned = f", {result['flipped']} judgments turned round" if result.get("flipped") else ""
     show(result, as_json, *left_out(result), f"{result['rows']} rows as {result['format']}{turned}: {out}",
          f"manifest: {manifest_path(out)}")  # fmt: skip
@@ -105,6 +115,28 @@ def merge(
     once = f"{result['repeated']} of them are in two exports; ratings, agreement and export count these votes once"
     lines = [f"{result['judgments']} judgments of {len(sources)} sources: {out}", *([once] if result["repeated"] else [])]
     show(result, as_json, *lines)
+
+
+@app.command("forget")
+def forget_command(
+    place: Annotated[Path, typer.Argument(help="A run, a label project, a folder of feedback, or one file.")],
+    person: Annotated[str, typer.Option(help="The name of the rater, as the votes have it.")],
+    reason: Annotated[str, typer.Option(help="Stays in the chain of judgments.")] = "at the request of the rater",
+    as_json: Json = False,
+) -> None:
+    """Take one person out of all votes, tables and databases of a folder, delete what was made for them alone, and search for
+    what is left; exit code 1 where a file that cannot be edited still names them."""
+    from charter.forgetting import forget
+
+    result = forget(place, person, reason)
+    show(result, as_json,
+         f"{result['judgments']} judgments and {result['prompts']} prompts taken out; changed: {len(result['files'])} files",
+         *(f"deleted: {folder}" for folder in result["removed"]),
+         *([f"not searched for: {result['short_texts']} texts of fewer than 12 characters"] if result["short_texts"] else []),
+         *(f"learned from these votes too; train it again: {folder}" for folder in result["trained"]),
+         *([] if result["left"] else ["searched: no file has the name or a text of this person"]))  # fmt: skip
+    if result["left"]:
+        raise GateError(f"still has the name or a text of this person: {', '.join(result['left'])}; remove it or make it again")
 
 
 def left_out(result: dict[str, Any]) -> list[str]:
@@ -160,14 +192,22 @@ def ratings(
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 
 
+def read_group_table(path: Path | None) -> dict[str, str] | None:
+    """The group of each rater of a table, None without one."""
+    from charter.reading.card import read_groups
+
+    return read_groups(path) if path else None
+
+
 @app.command()
-def agreement(file: VoteFile, out: VotesOut = None, as_json: Json = False) -> None:
-    """How far raters agree, with intervals, beside published figures, and a line for each rater, person or judge."""
+def agreement(file: VoteFile, groups: GroupTable = None, out: VotesOut = None, as_json: Json = False) -> None:
+    """How far raters agree, with intervals, beside published figures, and a line for each rater, person or judge; with groups
+    also within and between them."""
     from charter.raters.report_files import write_agreement
     from charter.raters.reports import agreement_report
     from charter.raters.vote_files import read_votes
 
-    result, lines = agreement_report(read_votes(file))
+    result, lines = agreement_report(read_votes(file), read_group_table(groups))
     files = write_agreement(result, out) if out else []
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 
@@ -179,19 +219,26 @@ def raters(
     model: Annotated[str | None, typer.Option(help="The model that the reward model was trained from.")] = None,
     prompts: PromptFile = None,
     responses: ResponseFile = None,
+    groups: GroupTable = None,
+    heads: Annotated[Path | None, typer.Option(help="New folder for a reward model with the head of each.")] = None,
     out: VotesOut = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Tell noise from taste: whether a head of a rater's own, on a reward model's features, predicts votes it has not seen."""
-    from charter.commands.own_files import tastes_from_files
+    """Tell noise from taste: whether a head of a rater's own, on a reward model's features, predicts votes it has not seen; or,
+    with groups, a head of each group."""
+    from charter.commands.own_files import heads_from_files
+    from charter.raters.personal import MIN_VOTES
     from charter.raters.report_files import write_tastes
     from charter.raters.reports import taste_report
     from charter.recipe.source import locate
 
-    base = locate(model, Path.cwd()) if model else None
-    heads, votes = tastes_from_files(file, reward, model=base, prompts=prompts, responses=responses, seed=seed)
-    result, lines = taste_report(heads, votes)
+    base, table = locate(model, Path.cwd()) if model else None, read_group_table(groups)
+    predicted, votes = heads_from_files(
+        file, reward, model=base, prompts=prompts, responses=responses, seed=seed, groups=table, out=heads
+    )
+    result, lines = taste_report(predicted, votes, table)
+    lines += [f"a reward model for each with at least {MIN_VOTES} votes: {heads}"] if heads else []
     files = write_tastes(result, out) if out else []
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 

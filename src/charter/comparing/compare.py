@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,41 +14,30 @@ from charter.comparing.page import page_html, table_html
 from charter.comparing.paired import ALPHA, CORRECTIONS, Correction, Paired, corrected, equivalence_level, pair
 from charter.comparing.results import ABSENT, Results, scored_or_none
 from charter.comparing.sources import read_results
-from charter.comparing.tables import csv_rows, csv_text, terminal_text
+from charter.comparing.tables import Tables, contrast_rows, rank_rows, terminal_text
 from charter.effects import equivalent, minimum_detectable
 from charter.errors import InputError
 from charter.run.files import write_text
 
 
-class Comparison(Findings):
+class Comparison(Findings, Tables):
     """What ``charter compare`` prints; ``as_dict`` is its JSON. In a notebook it shows as its table."""
 
-    def to_pandas(self) -> Any:
-        """A DataFrame with a row for each contrast. InputError without pandas."""
-        return as_frame(csv_rows(self))
+    @property
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """``contrasts``, and the ``ranks`` of three or more models."""
+        return {"contrasts": contrast_rows(self), "ranks": rank_rows(self)}
+
+    def html(self) -> str:
+        """The table of contrasts."""
+        return table_html(self)
 
     def write_page(self, file: str | Path) -> None:
         """Write the self-contained HTML page."""
         write_text(Path(file), page_html(self))
 
-    def write_csv(self, file: str | Path) -> None:
-        """Write the contrasts as CSV."""
-        write_text(Path(file), csv_text(self))
-
     def __str__(self) -> str:
         return terminal_text(self)
-
-    def _repr_html_(self) -> str:
-        return table_html(self)
-
-
-def as_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Rows as a DataFrame. InputError without pandas."""
-    try:
-        pandas = import_module("pandas")
-    except ModuleNotFoundError:
-        raise InputError("to_pandas() needs pandas; pip install pandas") from None
-    return pandas.DataFrame(rows)
 
 
 def compare_files(

@@ -1,17 +1,74 @@
-"""A comparison as text for the terminal, and as CSV."""
+"""Results as tables: flat rows for CSV, pandas and notebooks, and a comparison as text for the terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from charter.comparing.findings import Contrast, Findings, Rank
+from charter.errors import InputError
 from charter.evaluation.words import number_text, p_text, with_sign
+from charter.run.files import write_text
 
 MOST_NAMES = 5
 CORRECTED = {"holm": "Holm", "bh": "BH", "none": "p"}
+NOTEBOOK_STYLE = (
+    "<style>.charter{overflow-x:auto} .charter small{display:block;font-weight:normal;opacity:.7} .charter svg{display:block} "
+    ".charter th,.charter td{text-align:left;vertical-align:top} .charter .n{white-space:nowrap} .charter .words{min-width:14em}"
+    "</style>"
+)
+
+
+class Tables(ABC):
+    """What a function of :mod:`charter` returns: flat tables, text for ``print``, and HTML for a notebook."""
+
+    @property
+    @abstractmethod
+    def tables(self) -> Mapping[str, list[dict[str, Any]]]:
+        """Flat rows by the name of their table, the main table first."""
+
+    @abstractmethod
+    def html(self) -> str:
+        """What a notebook shows, escaped."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the main table."""
+        return next(iter(self.tables.values()))
+
+    def rows_of(self, table: str | None) -> list[dict[str, Any]]:
+        """The rows of a table, of the main one where it is None. InputError if there is no such table."""
+        if table is None:
+            return self.rows
+        if table not in self.tables:
+            raise InputError(f"unknown table {table!r}; the tables are {', '.join(self.tables)}")
+        return self.tables[table]
+
+    def to_pandas(self, table: str | None = None) -> Any:
+        """A table as a DataFrame, the main one unless named. InputError if there is no such table, and without pandas."""
+        rows = self.rows_of(table)
+        try:
+            pandas = import_module("pandas")
+        except ModuleNotFoundError:
+            raise InputError("to_pandas() needs pandas; pip install pandas") from None
+        return pandas.DataFrame(rows)
+
+    def write_csv(self, file: str | Path, table: str | None = None) -> None:
+        """Write a table as CSV, the main one unless named; an unknown number is an empty field. InputError if there is no
+        such table."""
+        rows, text = self.rows_of(table), io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(Path(file), text.getvalue())
+
+    def _repr_html_(self) -> str:
+        return f'{NOTEBOOK_STYLE}<div class="charter">{self.html()}</div>'
 
 
 def share_text(value: float | None, binary: bool) -> str:
@@ -123,7 +180,7 @@ def rank_text(rank: Rank) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def csv_rows(comparison: Findings) -> list[dict[str, Any]]:
+def contrast_rows(comparison: Findings) -> list[dict[str, Any]]:
     """A flat row for each contrast: intervals and flips as two columns each."""
     rows = []
     for c in comparison.contrasts:
@@ -139,11 +196,10 @@ def csv_rows(comparison: Findings) -> list[dict[str, Any]]:
     return rows
 
 
-def csv_text(comparison: Findings) -> str:
-    """The contrasts as CSV; an unknown number is an empty field."""
-    rows = csv_rows(comparison)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+def rank_rows(comparison: Findings) -> list[dict[str, Any]]:
+    """A flat row for each rank."""
+    return [
+        {"name": rank.name, "model": rank.model, "value": rank.value, "n": rank.n, "rank_low": rank.ranks[0],
+         "rank_high": rank.ranks[1], "tied_with": ", ".join(rank.tied_with)}
+        for rank in comparison.ranks
+    ]  # fmt: skip

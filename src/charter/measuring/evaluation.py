@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from charter import __version__
-from charter.comparing.compare import Comparison, as_frame
-from charter.comparing.tables import columns, contrast_lines, rank_lines
+from charter.comparing.compare import Comparison
+from charter.comparing.tables import Tables, columns, contrast_lines, rank_lines
 from charter.evaluation.words import number_text
 from charter.measuring.page import page_html, table_html
 from charter.records import EvalResult
@@ -21,7 +19,7 @@ SUMMARY, METRICS_FILE, PAGE = "evaluation.json", "metrics.csv", "report.html"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Tables):
     """What ``charter evaluate MODEL --set FILE`` prints; ``as_dict`` is its JSON. In a notebook it shows as its table.
 
     ``metrics``: every figure with its interval; ``arm`` is the model, or a rule that reads nothing but lengths. ``comparison``:
@@ -48,36 +46,28 @@ class Evaluation:
         }  # fmt: skip
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A flat row for each figure."""
-        rows = []
-        for metric in self.metrics:
-            values = metric.model_dump(mode="json")
-            low, high = values.pop("ci") or (None, None)
-            rows.append({"name": values.pop("name"), "model": values.pop("arm"), **values, "ci_low": low, "ci_high": high})
-        return rows
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """``metrics``, and the tables of the comparison."""
+        return {"metrics": metric_rows(self.metrics)} | (self.comparison.tables if self.comparison else {})
 
-    def to_pandas(self) -> Any:
-        """A DataFrame with a row for each figure. InputError without pandas."""
-        return as_frame(self.rows)
+    def html(self) -> str:
+        """The table of figures."""
+        return table_html(self)
+
+    @property
+    def page(self) -> Path:
+        """The report's page."""
+        return self.folder / PAGE
 
     def write_page(self, file: str | Path) -> None:
         """Write the self-contained HTML page."""
         write_text(Path(file), page_html(self))
 
-    def write_csv(self, file: str | Path) -> None:
-        """Write the figures as CSV."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(Path(file), text.getvalue())
-
     def write(self) -> None:
         """Write evaluation.json, metrics.csv and report.html into the folder."""
         write_json(self.folder / SUMMARY, self.as_dict())
         self.write_csv(self.folder / METRICS_FILE)
-        self.write_page(self.folder / PAGE)
+        self.write_page(self.page)
 
     def __str__(self) -> str:
         lines = [*columns([HEADER, *(figure_cells(metric) for metric in self.metrics if metric.group is None)])]
@@ -90,11 +80,18 @@ class Evaluation:
             lines += ["", *rank_lines(self.comparison)] if self.comparison.ranks else []
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        return table_html(self)
-
 
 HEADER = ["metric", "model", "value", "95% interval", "n", "unscored", ""]
+
+
+def metric_rows(metrics: Sequence[EvalResult]) -> list[dict[str, Any]]:
+    """A flat row for each figure."""
+    rows = []
+    for metric in metrics:
+        values = metric.model_dump(mode="json")
+        low, high = values.pop("ci") or (None, None)
+        rows.append({"name": values.pop("name"), "model": values.pop("arm"), **values, "ci_low": low, "ci_high": high})
+    return rows
 
 
 def figure_cells(metric: EvalResult) -> list[str]:

@@ -259,6 +259,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
 
 
+def untied_if_they_differ(model: Any) -> Any:
+    """The model, whose configuration ties its two embeddings no longer if they differ: a loader would lose one of them."""
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is not embedding.weight and not torch.equal(output.weight, embedding.weight):
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+    return model
+
+
 def save_model(
     model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB", extra: Mapping[str, Any] | None = None
 ) -> None:
@@ -267,7 +275,7 @@ def save_model(
     for settings in (vars(model.config), tokenizer.init_kwargs):
         settings.pop("auto_map", None)
     with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary, max_shard_size=shard_size)
+        untied_if_they_differ(model).save_pretrained(temporary, max_shard_size=shard_size)
         tokenizer.save_pretrained(temporary)
         for name, value in (extra or {}).items():
             write_json(temporary / name, value)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from charter.errors import InputError
 from charter.models.architectures import first_in_line, hidden_in_line, is_encoder, is_encoder_decoder, row_limit
 from charter.models.attention import NAME
-from charter.models.formats.adapters import add_adapter, merged_weights, put_on, save_adapter, stack_of
+from charter.models.formats.adapters import add_adapter, added, merged_weights, put_on, save_adapter, stack_of
 from charter.models.formats.precision import DTYPES, RoleParameters, with_scaled_gradient
 from charter.models.formats.quantize import STACK, dense_copy, is_quantized, size_of
 from charter.models.formats.sharded import Sharded, put, whole_tensor
-from charter.models.heads import VALUE_HEAD, Scorers, ScoreScale, ValueHead
+from charter.models.heads import VALUE_HEAD, Scorers, ScoreScale, ValueHead, writing_with
 from charter.models.llama.train import hidden_states
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
@@ -88,6 +88,8 @@ class Trunk:
         self.copies: dict[str, Any] = {}
         self.heads: dict[str, nn.Linear] = {}
         self.value_heads: dict[str, ValueHead] = {}
+        self.projections: dict[str, nn.Linear] = {}
+        """Vocabulary projections of roles that do not write with the model's."""
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.adapters: Any = None
         self.engine: VLLMEngine | None = None
@@ -176,7 +178,7 @@ class Trunk:
 
     def trainable_share(self, role: str) -> float:
         """Trained parameters of a role over the parameters of the base."""
-        trained = sum(p.numel() for p in self.parameters(role).values())
+        trained = sum(p.numel() for p in self.parameters(role).values() if p.requires_grad)
         return trained / self.n_parameters
 
     @contextlib.contextmanager
@@ -187,14 +189,16 @@ class Trunk:
             with self._divide(role).whole() as model:
                 yield model
         elif self.lora is None:
-            yield self.copies.get(role, self.model)
+            with writing_with(self.copies.get(role, self.model), self.projections.get(role)) as model:
+                yield model
         elif self.adapters is None or (role == REFERENCE and not self.under):
             with self.adapters.disable_adapter() if self.adapters is not None else contextlib.nullcontext():
                 yield self.model
             self._thaw()
         else:
             self._play(role)
-            yield self.model
+            with writing_with(self.model, self.projections.get(role)) as model:
+                yield model
 
     def plain_weights(self, role: str) -> Iterator[tuple[str, Tensor]]:
         """The weights of a role under the names of its model without adapters, which are added in, one layer at a time."""
@@ -395,8 +399,8 @@ class Trunk:
 
     def save_language_model(self, role: str, folder: Path) -> None:
         """Write the role as a plain Hugging Face folder. With LoRA the adapter is merged into a copy of the base, and also saved
-        in `adapter` beside it, in peft's form. 4-bit weights are written out in the precision of the run. Of several processes
-        the main one writes."""
+        in `adapter` beside it, in peft's form, unless the role has a projection too. 4-bit weights are written out in the
+        precision of the run. Of several processes the main one writes."""
         if self.divided:
             whole = self._divide(role).undivided()
             if team().is_main:
@@ -404,14 +408,14 @@ class Trunk:
             return
         if not team().is_main:
             return
-        if self.lora is not None:
+        if self.lora is not None and role not in self.projections:
             save_adapter(self.adapters, role, self.tokenizer, folder.with_name("adapter"), self.path)
         with self.as_role(role) as model:
             if is_quantized(self.model):
                 save_model(dense_copy(model, self.dtype), self.tokenizer, folder, extra={STACK: {"quantization": "nf4"}})
                 return
             if self.lora is not None:
-                model = copy.deepcopy(self.adapters).merge_and_unload(adapter_names=[role])
+                model = added(copy.deepcopy(self.adapters), role)
             save_model(model, self.tokenizer, folder)
 
     def save_scorers(self, scorers: Scorers, folder: Path) -> None:

@@ -18,8 +18,9 @@ from charter.recipe.recipe import Recipe
 from charter.recipe.settings import LoRASettings, TrainingSettings
 from charter.run.progress import size
 from charter.stages.load import Counted, Given, Lengths, Load
+from charter.stages.rl.settings import ILQLSettings
 
-CERTAIN = ("weights", "cast_weights", "gradients", "adam", "merged_copy", "saved_copy")  # whatever the texts turn out to be
+CERTAIN = ("weights", "cast_weights", "gradients", "adam", "q_heads", "merged_copy", "saved_copy")  # whatever the texts are
 SMALL_BATCH, LEAST_BATCH, SMALL_MICRO_BATCH = 16, 4, 1024
 PEAK: Callable[[Load], float] = attrgetter("peak_bytes")
 NO_TEXTS = Lengths(*[0] * len(fields(Lengths)))
@@ -51,7 +52,8 @@ def savings(recipe: Recipe) -> list[dict[str, Any]]:
     for name in trained:
         batches[f"{name}.tokens_per_micro_batch"] = min(getattr(recipe, name).tokens_per_micro_batch, SMALL_MICRO_BATCH)
     least = {"batch_size": min(recipe.batch_size, LEAST_BATCH)}
-    return [batches, least, {"gradient_checkpointing": True}, lora_everywhere(recipe), {"quantization": "nf4"}]
+    changes = [batches, least, {"gradient_checkpointing": True}, lora_everywhere(recipe)]
+    return changes if isinstance(recipe.rl, ILQLSettings) else [*changes, {"quantization": "nf4"}]
 
 
 def stages_that_train(recipe: Recipe) -> list[str]:

@@ -17,12 +17,13 @@ from charter.models.sampling.sampler import fill
 from charter.reading.demonstrations import read_demonstrations
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import KINDS
+from charter.reading.ratings import read_ratings
 from charter.reading.spool import taken_prompts
 from charter.recipe.recipe import Recipe
 from charter.records import Generation, Message, Prompt, Response
 from charter.stages.load import Given, Lengths
 from charter.stages.prompts.run import check_red_team, prompts_of
-from charter.stages.rl.settings import DPOSettings
+from charter.stages.rl.settings import ILQLSettings, PairSettings
 
 SAMPLE = 200  # prompts whose tokens are counted
 
@@ -101,7 +102,7 @@ def measure_rows(rows: Sequence[tuple[Prompt, str]], tokenizer: Any, limit: int 
 
 
 def read_given(recipe: Recipe, tokenizer: Any, positions: int | None) -> tuple[Given, Given]:
-    """Examples of `sft.data` and, both sides counted as one row each, pairs of `feedback.pairs`."""
+    """Examples of `sft.data` and, both sides counted as one row each, pairs of `feedback.pairs`, or the rows of `rl.ratings`."""
     examples, pairs = Given(), Given()
     if recipe.sft is not None and recipe.sft.data:
         demonstrations = [row for file in recipe.sft.data for row in read_demonstrations(Path(file))]
@@ -109,6 +110,9 @@ def read_given(recipe: Recipe, tokenizer: Any, positions: int | None) -> tuple[G
     if recipe.feedback is not None and recipe.feedback.pairs:
         read = [pair for file in recipe.feedback.pairs for pair in read_pairs(Path(file)).pairs]
         sides = [(p.prompt, text) for p in read[: recipe.feedback.max_pairs] for text in (p.chosen, p.rejected)]
-        limit = recipe.rl.max_tokens if isinstance(recipe.rl, DPOSettings) else recipe.reward_model.max_tokens
+        limit = recipe.rl.max_tokens if isinstance(recipe.rl, PairSettings) else recipe.reward_model.max_tokens
         pairs = measure_rows(sides, tokenizer, limit or positions)
+    if isinstance(recipe.rl, ILQLSettings) and recipe.rl.ratings:
+        rated = [(r.prompt, r.response) for file in recipe.rl.ratings for r in read_ratings(Path(file)).ratings]
+        pairs = measure_rows(rated, tokenizer, recipe.rl.max_tokens or positions)
     return examples, pairs

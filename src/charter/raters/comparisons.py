@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from charter.errors import InputError
 from charter.records import Judgment
-from charter.votes.judgments import current, repeated
+from charter.votes.judgments import current, repeated, why_forgotten
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -142,8 +142,8 @@ def seconds_of_votes(timings: Mapping[str, float]) -> float:
 
 
 def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = None) -> Votes:
-    """The arrays of judgments. Superseded ones, repeats of a vote in another chain, and those without verdict are counted in
-    ``totals`` and left out.
+    """The arrays of judgments. Superseded ones, repeats of a vote in another chain, forgotten ones and those without verdict are
+    counted in ``totals`` and left out.
 
     ``models``: response id to model. InputError if a judgment ranks a response that was not shown.
     """
@@ -164,6 +164,9 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     for judgment in standing:
         if judgment.id in repeats:
             counts["repeated"] += 1
+            continue
+        if why_forgotten(judgment):
+            counts["forgotten"] += 1
             continue
         if not judgment.has_verdict:
             counts["no verdict"] += 1

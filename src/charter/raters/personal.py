@@ -17,7 +17,7 @@ from scipy import special
 from charter.errors import InputError
 from charter.raters.comparisons import Comparisons, Floats, Ints
 from charter.records import content_id
-from charter.statistics import Interval, clustered_proportion, paired_difference
+from charter.statistics import Interval, PairedDifference, clustered_proportion, paired_difference
 
 FOLDS = 5
 DIRECTIONS = 32  # principal directions of the features that heads are fitted on
@@ -49,8 +49,31 @@ class Taste:
     word: str
 
 
-def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list[Taste]:
-    """Every rater's taste. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError if
+@dataclass(frozen=True)
+class HeldOut:
+    """N decided votes and their logits (N,) by heads that have not seen their prompts: of the rater's own head, of the pooled
+    one at the rater's scale, and of the pooled one itself. ``ridges``: of the own heads, by fold."""
+
+    votes: Comparisons
+    own: Floats
+    scaled: Floats
+    pooled: Floats
+    ridges: tuple[float, ...]
+
+    @property
+    def win(self) -> Floats:
+        """(N,) 1 where x was preferred, else 0."""
+        return np.asarray((self.votes.outcome == 1).astype(float))
+
+    @property
+    def gain(self) -> PairedDifference:
+        """The share of all votes that own heads predict, less the share that the pooled head does; clustered by prompt."""
+        right = [((logits > 0) == (self.win == 1)).astype(float).tolist() for logits in (self.own, self.pooled)]
+        return paired_difference(right[1], right[0], self.votes.prompt.tolist())
+
+
+def held_out(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> HeldOut:
+    """Predictions of every vote. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError if
     features are not finite, ValueError if rows are missing."""
     if features.shape[0] != len(comparisons.items):
         raise ValueError(f"{features.shape[0]} rows of features for {len(comparisons.items)} items")
@@ -59,17 +82,25 @@ def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list
     c = comparisons.take(comparisons.outcome != 0)
     if len(c) == 0:
         raise InputError("every vote is a tie, so no taste can be learned; give votes that decide")
-    z = _directions(features, c)
+    z, _ = _directions(features, c)
     win = (c.outcome == 1).astype(float)
     fold = _folds(c.prompt, seed)
+    ridges = []
     own_logits, scaled, pooled = np.zeros(len(c)), np.zeros(len(c)), np.zeros(len(c))
     for k in range(FOLDS):
         test, check = fold == k, fold == (k + 1) % FOLDS
         fit = ~(test | check)
         ridge = min(RIDGES, key=lambda value: _loss(_heads(z, win, c.rater, fit, check, value)[0], win[check]))
+        ridges.append(ridge)
         own_logits[test], scaled[test], pooled[test] = _heads(z, win, c.rater, ~test, test, ridge)
-    right = [(prediction > 0) == (win == 1) for prediction in (own_logits, pooled)]
-    losses = [np.logaddexp(0, np.where(win == 1, -prediction, prediction)) for prediction in (own_logits, scaled)]
+    return HeldOut(c, own_logits, scaled, pooled, tuple(ridges))
+
+
+def tastes(predicted: HeldOut) -> list[Taste]:
+    """Every rater's taste, from the predictions of its votes."""
+    c, win = predicted.votes, predicted.win
+    right = [(prediction > 0) == (win == 1) for prediction in (predicted.own, predicted.pooled)]
+    losses = [np.logaddexp(0, np.where(win == 1, -prediction, prediction)) for prediction in (predicted.own, predicted.scaled)]
     by_rater = [
         _taste(c, i, [r[c.rater == i] for r in right], [loss[c.rater == i] for loss in losses]) for i in range(len(c.raters))
     ]
@@ -78,15 +109,38 @@ def tastes(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> list
     return [_with_word(taste, strict, middle) for taste, strict in by_rater]
 
 
-def _directions(features: Floats, c: Comparisons) -> Floats:
-    """(N, k) differences of the features along their first principal directions, the mean square of the first one being 1."""
+def final_heads(predicted: HeldOut, features: Floats) -> dict[str, Floats]:
+    """Rater to the weights (d,) of its own head on ``features``, fitted on all its votes: a difference of two scores is the log
+    odds of its preference. A rater with fewer than ``MIN_VOTES`` votes gets none."""
+    c = predicted.votes
+    z, onto = _directions(features, c)
+    ridge = float(np.median(predicted.ridges))
+    pooled = _logistic(z, predicted.win, np.zeros(len(c)), RIDGE)
+    heads = {}
+    for i, rater in enumerate(c.raters):
+        mine = c.rater == i
+        if mine.sum() >= MIN_VOTES:
+            scaled = _scale(z[mine] @ pooled, predicted.win[mine]) * pooled
+            heads[rater] = onto @ (scaled + _logistic(z[mine], predicted.win[mine], z[mine] @ scaled, ridge))
+    return heads
+
+
+def _scale(logits: Floats, win: Floats) -> float:
+    """How decided votes are beside the pooled head's logits (n,) of them; at least 0."""
+    return max(1 + float(_logistic(logits[:, None], win, logits, RIDGE)[0]), 0.0)
+
+
+def _directions(features: Floats, c: Comparisons) -> tuple[Floats, Floats]:
+    """(N, k) differences of the features along their first principal directions, the mean square of the first one being 1, and
+    (d, k) what turns features into them."""
     used = np.unique(np.concatenate([c.x, c.y]))
     centred = features - features[used].mean(axis=0)
     _, sizes, axes = np.linalg.svd(centred[used], full_matrices=False)
     kept = (sizes > 1e-6 * max(float(sizes[0]), 1e-12)) & (np.arange(len(sizes)) < DIRECTIONS)
     projected = centred @ axes[kept].T
     difference = projected[c.x] - projected[c.y]
-    return np.asarray(difference / max(float(np.sqrt((difference**2).mean(axis=0).max(initial=0))), 1e-12))
+    size = max(float(np.sqrt((difference**2).mean(axis=0).max(initial=0))), 1e-12)
+    return difference / size, axes[kept].T / size
 
 
 def _folds(prompt: Ints, seed: int) -> Ints:
@@ -120,8 +174,8 @@ def _heads(z: Floats, win: Floats, rater: Ints, fit: Ints, test: Ints, ridge: fl
     for i in np.unique(rater[test]):
         mine, all_of = fit & (rater == i), rater == i
         if mine.any():
-            scale = 1 + float(_logistic(pooled[mine, None], win[mine], pooled[mine], RIDGE)[0])
-            scaled[all_of] *= max(scale, 0.0)
+            scale = _scale(pooled[mine], win[mine])
+            scaled[all_of] *= scale
             own_logits[all_of] = scaled[all_of] + z[all_of] @ _logistic(z[mine], win[mine], scaled[mine], ridge)
     return own_logits[test], scaled[test], pooled[test]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from charter.errors import InputError
 from charter.raters.agreement import ANCHORS, Figure, agreement_figures
 from charter.raters.comparisons import Votes, as_comparisons, single_orders
+from charter.raters.groups import group_figures, lines_by_group, without_group
 from charter.raters.leaderboard import Leaderboard, leaderboard
 from charter.raters.lines import RaterLine, rater_lines
-from charter.raters.personal import Taste
+from charter.raters.personal import HeldOut, tastes
 from charter.raters.reliability import fit_raters
 from charter.raters.responses import PromptRatings, rate_responses
 from charter.reading.card import shown
@@ -36,7 +37,7 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
         head += f"; asked for {' and '.join(questions)} together"
     if of == "models":
         board = leaderboard(comparisons, equal_raters=equal_raters, live=votes.in_order)
-        return result | _board_json(board), [head, *_board_lines(board)]
+        return result | _board_json(board), [head, *_board_rows(board), *_board_notes(board)]
     model = fit_raters(comparisons, equal_raters=equal_raters)
     rated = rate_responses(comparisons, votes.prompts, model)
     result |= {"spread": model.sd, "prompts_rated": [_prompt_json(prompt) for prompt in rated]}
@@ -54,6 +55,7 @@ def counted(votes: Votes, same_model: int = 0) -> str:
         "without verdict": votes.totals.get("no verdict", 0),
         "superseded": votes.totals.get("superseded", 0),
         "in two exports": votes.totals.get("repeated", 0),
+        "forgotten": votes.totals.get("forgotten", 0),
         "both bad": votes.totals.get("both bad", 0),
         "pairs of one model": same_model + votes.totals.get("same model", 0),
         **{reason: votes.totals[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.totals},
@@ -81,6 +83,7 @@ def _board_json(board: Leaderboard) -> dict[str, Any]:
         "gap": None if board.gap is None else {"value": board.gap[0], "ci": _around(*board.gap)},
         "separate_times": board.separate,
         "flip": None if board.flip is None else {"model": board.flip[0], "dropped_judgments": board.flip[1]},
+        "notes": _board_notes(board),
     }
 
 
@@ -93,7 +96,7 @@ def _interval(value: float, reach: float, form: str) -> str:
     return f"[{low:{form}}, {high:{form}}]"
 
 
-def _board_lines(board: Leaderboard) -> list[str]:
+def _board_rows(board: Leaderboard) -> list[str]:
     rows = [["rank", "model", "rating", "95 % interval", "won", "tied", "lost", "Elo (live)"]]
     for i, model in enumerate(board.models[:SHOWN]):
         played = [f"{count:,.0f}" for count in board.played[i][:3]]
@@ -103,8 +106,13 @@ def _board_lines(board: Leaderboard) -> list[str]:
     lines = aligned(rows, left=1)
     if len(board.models) > SHOWN:
         lines.append(f"… and {len(board.models) - SHOWN} more (--json, --out)")
+    return lines
+
+
+def _board_notes(board: Leaderboard) -> list[str]:
+    """What a reader has to know of the ratings, a line each."""
     effects = f"; {board.effects} rater effects" if board.effects else ""
-    lines.append(f"intervals {board.method}; ranks: all that are compatible with them{effects}")
+    lines = [f"intervals {board.method}; ranks: all that are compatible with them{effects}"]
     if board.parts > 1:
         lines.append(f"the models fall into {board.parts} groups that no comparison joins: ratings across them rest on the prior "
                      "alone")  # fmt: skip
@@ -164,17 +172,31 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     ]
 
 
-def agreement_report(votes: Votes) -> tuple[dict[str, Any], list[str]]:
-    """Agreement and the table of raters as (JSON, lines). InputError as in :func:`charter.raters.agreement.agreement_figures`."""
+def agreement_report(votes: Votes, groups: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Agreement and the table of raters as (JSON, lines). ``groups``: the group of each rater; then also agreement within and
+    between groups, and each rater beside those of its group. InputError as in
+    :func:`charter.raters.agreement.agreement_figures`."""
     figures = agreement_figures(votes)
-    raters = rater_lines(votes, fit_raters(single_orders(votes))) if len(votes.x) else []
+    if groups is not None:
+        figures += group_figures(votes, groups)
+        by_group = lines_by_group(votes, groups)
+    else:
+        by_group = {"": rater_lines(votes, fit_raters(single_orders(votes)))} if len(votes.x) else {}
+    raters = [(name, line) for name, lines in by_group.items() for line in lines]
+    alone = without_group(votes.raters, groups) if groups is not None else []
     result = {
-        "said": votes.totals, "agreement": [asdict(figure) for figure in figures], "raters": [asdict(line) for line in raters],
+        "said": votes.totals, "agreement": [asdict(figure) for figure in figures],
+        "raters": [asdict(line) | ({"group": name} if name else {}) for name, line in raters],
+        **({"without_group": alone} if alone else {}),
         "anchors": [dict(zip(("work", "pair_agreement", "source"), anchor, strict=True)) for anchor in ANCHORS],
     }  # fmt: skip
     lines = [counted(votes), "", *(_figure_line(figure) for figure in figures), "", "published, for comparison:"]
     lines += [f"  {work:42} {value:14} {source}" for work, value, source in ANCHORS]
-    return result, [*lines, "", *rater_table(raters)]
+    if alone:
+        lines.append(f"left out of the figures of groups: {len(alone)} raters without a group (first {shown(alone[0])})")
+    for name, of_group in by_group.items():
+        lines += ["", *([f"{shown(name)}, each rater beside the others of the group:"] if name else []), *rater_table(of_group)]
+    return result, lines
 
 
 def _figure_line(figure: Figure) -> str:
@@ -199,16 +221,26 @@ def rater_table(raters: Sequence[RaterLine]) -> list[str]:
     return [*aligned(rows, left=1), explained]
 
 
-def taste_report(tastes: Sequence[Taste], votes: Votes) -> tuple[dict[str, Any], list[str]]:
-    """The tastes of raters as (JSON, lines)."""
-    rows = [["rater", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
-    for taste in sorted(tastes, key=lambda taste: (taste.own is None, taste.own)):
+def taste_report(predicted: HeldOut, votes: Votes, groups: Mapping[str, str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The tastes of raters, or with ``groups`` of the groups that the votes of ``predicted`` are of, as (JSON, lines)."""
+    of_raters = tastes(predicted)
+    rows = [["rater" if groups is None else "group", "votes", "own head", "pooled head", "gain, nats a vote", "verdict"]]
+    for taste in sorted(of_raters, key=lambda taste: (taste.own is None, taste.own)):
         shares = [_with_interval(*share, ".2f") for share in ((taste.own, taste.own_ci), (taste.pooled, taste.pooled_ci))]
-        gain = _with_interval(taste.gain, taste.gain_ci, ".3f")
-        rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, gain, taste.word])
+        nats = _with_interval(taste.gain, taste.gain_ci, ".3f")
+        rows.append([shown(taste.rater), f"{taste.votes:,}", *shares, nats, taste.word])
     lines = [counted(votes), *aligned(rows, left=0)]
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
-    return {"said": votes.totals, "raters": [asdict(taste) for taste in tastes]}, lines
+    gain = predicted.gain
+    more = _with_interval(gain.difference, gain.ci, "+.3f")
+    lines.append(f"all heads together predict {more} more of the {gain.n:,} votes than the pooled head does")
+    result: dict[str, Any] = {
+        "said": votes.totals, "raters": [asdict(taste) for taste in of_raters], "gain": gain.difference, "gain_ci": gain.ci,
+    }  # fmt: skip
+    if groups is not None and (alone := without_group(votes.raters, groups)):
+        lines.append(f"left out: the votes of {len(alone)} raters without a group (first {shown(alone[0])})")
+        result["without_group"] = alone
+    return result, lines
 
 
 def _with_interval(value: float | None, ci: Sequence[float] | None, form: str) -> str:

@@ -120,7 +120,7 @@ def raters_card(judgments: Iterable[Judgment], groups: Mapping[str, str]) -> lis
     replaced = {row.supersedes for row in rows if row.supersedes}
     by_group: defaultdict[str, list[Judgment]] = defaultdict(list)
     for row in rows:
-        if row.id not in replaced:
+        if row.id not in replaced and row.set_id:  # a forgotten vote has no set, and counts for nobody
             by_group[groups.get(row.rater_id, NONE) if groups else row.rater_kind].append(row)
     n = sum(map(len, by_group.values()))
     card = []

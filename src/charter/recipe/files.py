@@ -108,22 +108,28 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         if not equals or not all(key.split(".")):
             raise InputError(f"--set {assignment!r}: write it as key=value, such as rl.steps=20")
         try:
-            value = yaml.safe_load(text)
+            put(values, key, yaml.safe_load(text))
         except (yaml.YAMLError, RecursionError, *BAD_VALUE):
             raise InputError(f"--set {assignment[:80]!r}: the value is not valid YAML; quote it") from None
-        *parents, leaf = key.split(".")
-        place = values
-        for parent in parents:
-            if not isinstance(place.get(parent), dict):
-                place[parent] = {}
-            place = place[parent]
-        place[leaf] = value
     return values
 
 
-def load_recipe(path: Path, assignments: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe; file names in it become absolute, relative ones taken from its own folder."""
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key of nested mappings, which are made where they are missing."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[leaf] = value
+
+
+def load_recipe(path: Path, assignments: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Read, override and check a recipe; file names in it become absolute, relative ones taken from its own folder. changes:
+    values by dotted key, put in after the ``assignments``."""
     values = override(read_yaml(path), assignments)
+    for change, value in (changes or {}).items():
+        put(values, change, value)
     try:
         return Recipe.model_validate(values, context={"folder": path.resolve().parent})
     except ValidationError as error:

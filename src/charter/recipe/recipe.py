@@ -16,7 +16,7 @@ from charter.stages.feedback.settings import FeedbackSettings
 from charter.stages.prompts.settings import PromptSettings
 from charter.stages.revise.settings import ReviseSettings
 from charter.stages.reward_model.settings import RewardModelSettings
-from charter.stages.rl.settings import AnyRLSettings, DPOSettings, RLOOSettings, RolloutSettings
+from charter.stages.rl.settings import AnyRLSettings, PairSettings, RLOOSettings, RolloutSettings
 from charter.stages.sft.settings import SFTSettings
 
 
@@ -158,7 +158,8 @@ class Recipe(Settings):
             raise ValueError(f"{readers[0]} needs principles; give constitution, or leave it out with {readers[0]}: null")
         for settings in self.stages.values():
             settings.check_in(self)
-        if self.feedback is None and (isinstance(self.rl, DPOSettings) or self.trains_reward_model):
+        learns_from_pairs = isinstance(self.rl, PairSettings) and not getattr(self.rl, "ratings", [])
+        if self.feedback is None and (learns_from_pairs or self.trains_reward_model):
             raise ValueError("rl learns from feedback, and feedback is null")
         if self.rounds > 1 and (self.rl is None or self.feedback is None or not self.feedback.samples):
             raise ValueError("rounds repeats feedback and rl; both must be there, and the feedback sampled anew")
@@ -185,7 +186,7 @@ class Recipe(Settings):
         if twice := [name for name in self.controls if self.controls.count(name) > 1]:
             raise ValueError(f"controls names {twice[0]!r} twice; name it once")
         judged = self.feedback is not None and self.feedback.samples and self.feedback.asks_judge
-        learns_from_pairs = isinstance(self.rl, DPOSettings) or self.trains_reward_model
+        learns_from_pairs = isinstance(self.rl, PairSettings) or self.trains_reward_model
         if "shuffled" in self.controls and not (judged and learns_from_pairs):
             raise ValueError(
                 "the control shuffled judges comparisons anew, and rl learns from none that a judge made; leave it out"

@@ -32,7 +32,7 @@ from charter.stages.models import Model, Models
 from charter.stages.prompts.run import prompts_to_compare
 from charter.stages.reward_model.run import half_of, train_reward
 from charter.stages.rl.run import train_policy
-from charter.stages.rl.settings import AnyRLSettings, DPOSettings, RewardPart, RolloutSettings
+from charter.stages.rl.settings import AnyRLSettings, PairSettings, RewardPart, RolloutSettings
 from charter.votes.judgments import follow
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def control_settings(recipe: Recipe, control: str) -> AnyRLSettings:
 
 def learns_from_pairs(recipe: Recipe, control: str) -> bool:
     """Whether a control needs pairs of its own."""
-    return isinstance(recipe.rl, DPOSettings) or (control in ("flipped", "shuffled") and recipe.trains_reward_model)
+    return isinstance(recipe.rl, PairSettings) or (control in ("flipped", "shuffled") and recipe.trains_reward_model)
 
 
 def train_control(
@@ -76,7 +76,7 @@ def train_control(
     if learns_from_pairs(recipe, control):
         assert feedback is not None
         feedback = control_pairs(control, run, recipe, models, constitution, prompts, start, feedback)
-        if not isinstance(settings, DPOSettings):
+        if not isinstance(settings, PairSettings):
             models.release()
             reward = train_reward(run, recipe, models, start, feedback, f"reward_model-{control}")
             models.release()

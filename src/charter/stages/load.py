@@ -178,13 +178,13 @@ class Load:
 
     def activate(
         self, shape: Shape, settings: TrainingSettings, rows: float, row: float, response: float, copies: int,
-        read: float = 0, passes: int = 1, siblings: int = 1,
+        read: float = 0, passes: int = 1, siblings: int = 1, projections: int = 1,
     ) -> None:  # fmt: skip
         """Memory that backward needs for a micro-batch of at most the ``rows`` of an update: per token and layer some vectors
         of the hidden, key-value and inner width, and the logits at the scored positions: once where they are computed in
         blocks, else ``copies`` of them. ``read``: tokens that are read first, without gradients, a micro-batch at once;
         ``passes``: roles that go forward before one backward pass through all; ``siblings``: responses to a prompt, which stands
-        in a line once for all of them."""
+        in a line once for all of them; ``projections``: matrices that each make logits in blocks."""
         whole = max(min(settings.tokens_per_micro_batch, rows * row), row)
         shared = siblings if shape.fused else 1
         tokens = whole * ((row - response) / shared + response) / max(row, 1)
@@ -198,14 +198,14 @@ class Load:
             weights = sum(math.prod(size) for size in shape.linear) * self.width if casts else 0
             logits = scored * copies * FLOAT
             if shape.plain and copies:  # the matrix as it is cast, and its gradient
-                logits = min(scored, KEPT_ELEMENTS) * self.width + table * (self.width + FLOAT)
+                logits = projections * min(scored, KEPT_ELEMENTS) * self.width + table * (self.width + FLOAT)
             again = shape.layers if self.checkpointing else 1
             self.memory["activations"] = passes * (tokens * layers * FLOAT + logits + weights / again)
             return
         # Two normed inputs, attended values, query, keys, values, gate and up, attention weights.
         numbers = 4 * shape.hidden + 2 * shape.kv_width + 2 * shape.inner + shape.heads * row / 2
         passing = 4 * shape.inner * self.width + 5 * shape.hidden * FLOAT
-        kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + min(scored, KEPT_ELEMENTS)
+        kept = tokens * (numbers if self.checkpointing else shape.layers * numbers) + projections * min(scored, KEPT_ELEMENTS)
         inputs = tokens * shape.layers * shape.hidden * FLOAT if self.checkpointing else 0
         norms = 4 * CACHE_ELEMENTS * FLOAT
         unkept = max(scored - KEPT_ELEMENTS, 0)

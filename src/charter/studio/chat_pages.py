@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import Depends, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -21,6 +21,7 @@ from charter.web.site import allow
 from charter.web.texts import with_codes
 
 Lead = Annotated[Visitor, Depends(allow(LEADS))]
+Finish = Literal["stop", "length"]
 DEFAULT_TOKENS, MOST_TOKENS = 128, 1024
 
 
@@ -68,6 +69,19 @@ async def side_by_side(site: Studio, calls: Sequence[ChatRequest]) -> AsyncGener
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def answers_of(site: Studio, calls: Sequence[ChatRequest]) -> list[tuple[str, Finish]]:
+    """The whole answers, written at the same time, and how each ended. InputError where a model cannot answer."""
+    texts, ends = [""] * len(calls), ["stop"] * len(calls)
+    async with contextlib.aclosing(side_by_side(site, calls)) as lines:
+        async for line in lines:
+            row = json.loads(line)
+            if "error" in row:
+                raise InputError(row["error"])
+            texts[row["i"]] += row.get("text", "")
+            ends[row["i"]] = row.get("finish", ends[row["i"]])
+    return list(zip(texts, cast("list[Finish]", ends), strict=True))
 
 
 async def answer(site: Studio, number: int, call: ChatRequest, lines: asyncio.Queue[dict[str, Any]]) -> None:

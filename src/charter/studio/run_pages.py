@@ -65,7 +65,8 @@ def runs_page(request: Request, visitor: Watcher) -> Response:
 
 def run_page(request: Request, visitor: Watcher, run: str) -> Response:
     site = studio_of(request)
-    return site.page("run.html", visitor, run_name=run, **view_of(open_run(site, run)))
+    started = site.jobs.state(run) == "running"
+    return site.page("run.html", visitor, run_name=run, started=started, **view_of(open_run(site, run)))
 
 
 def view_of(watch: RunWatch) -> dict[str, Any]:

@@ -134,6 +134,17 @@ def last_rows(path: Path, n: int) -> list[dict[str, Any]]:
     return list(deque(rows_of(whole if size <= SAMPLE_BYTES else whole[1:]), maxlen=n))[::-1]
 
 
+def last_line(path: Path) -> str:
+    """The last line of a text file that is not empty, at most 500 characters; "" where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
+
+
 @dataclass
 class Counter:
     """The lines of a file."""

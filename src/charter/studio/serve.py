@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from charter.errors import InputError
-from charter.studio import chat_pages, run_pages
+from charter.studio import arena_pages, chat_pages, constitution_pages, run_pages, start_pages, tester_pages
 from charter.studio.site import FOLDER, Studio
 from charter.web.label_app import site_app
 from charter.web.project import Items, LabelSettings, Project
@@ -19,7 +19,8 @@ from charter.web.serve import answer_requests, open_site
 
 def studio_app(site: Studio) -> FastAPI:
     """The studio as an ASGI application."""
-    app = site_app(site, (*run_pages.ROUTES, *chat_pages.ROUTES))
+    rooms = (run_pages, chat_pages, arena_pages, tester_pages, constitution_pages, start_pages)
+    app = site_app(site, [page for room in rooms for page in room.ROUTES])
     app.mount("/studio-static", StaticFiles(directory=Path(__file__).parent / "static"), name="studio-static")
     return app
 
@@ -28,7 +29,7 @@ def project_of(root: Path) -> Project:
     """The folder `studio` in which votes and sessions are kept. InputError where ``root`` is not a folder."""
     if not root.is_dir():
         raise InputError("no such folder; give the folder that has the runs", file=root)
-    return Project(root / FOLDER, LabelSettings(kind="redteam", title="Charter studio"), Items())
+    return Project(root.resolve() / FOLDER, LabelSettings(kind="redteam", title="Charter studio"), Items())
 
 
 def serve_studio(root: Path, *, port: int, say: Callable[[str], None]) -> None:
@@ -38,4 +39,4 @@ def serve_studio(root: Path, *, port: int, say: Callable[[str], None]) -> None:
         try:
             answer_requests(site, studio_app(site), port, say)
         finally:
-            site.loaded.close()
+            site.close()

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from fastapi import Request
 
+from charter.studio.jobs import Jobs
 from charter.studio.models import Loaded
 from charter.studio.runs import RunWatch, find_runs, locked_inodes
 from charter.web.site import Site
@@ -24,9 +25,14 @@ class Studio(Site):
 
     def __init__(self, *arguments: Any, root: Path, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.root, self.loaded = root, Loaded()
+        self.root, self.loaded, self.jobs = root, Loaded(), Jobs()
         self._watches: dict[str, RunWatch] = {}
-        self._looked, self._looking = 0.0, threading.Lock()
+        self._looked, self._looking, self.saving = 0.0, threading.Lock(), threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the models, and stop what is not to survive the studio."""
+        self.loaded.close()
+        self.jobs.close()
 
     def runs(self) -> dict[str, RunWatch]:
         """Every run by name, those at work first and then the newest; read at most once a second."""

@@ -123,6 +123,13 @@ def clipped_value_loss(
     return masked_mean(loss, mask, n_tokens)
 
 
+def expectile_loss(values: Tensor, targets: Tensor, mask: Tensor, tau: float, n_tokens: int | None = None) -> Tensor:
+    """|τ - 1(u < 0)| u² with u = target - value, averaged over response tokens (Kostrikov et al. 2021, eq. 5; Snell et al. 2022,
+    section 4.1). All inputs (B, T). At τ = ½ the best value is the mean of its targets, near 1 their maximum."""
+    u = targets - values
+    return masked_mean(torch.where(u < 0, 1 - tau, tau) * u**2, mask, n_tokens)
+
+
 def reinforce_loss(
     logprobs: Tensor, advantages: Tensor, mask: Tensor, n_responses: int | None = None, *, weights: Tensor | float = 1.0
 ) -> Tensor:

@@ -255,7 +255,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in filter(Path.is_file, temporary.rglob("*")):
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
         os.replace(temporary, path)

@@ -7,7 +7,7 @@ path, so that it is itself a function of the feedback.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 
 import charter
 from charter.errors import GateError, InputError
+from charter.reading.card import read_groups
 from charter.reading.pairs import number, read_pairs
 from charter.reading.rows import read_rows
 from charter.run.files import describe, read_json, write_json
 from charter.votes.containers import sha256_of, write_container
 from charter.votes.evidence import FILES, SETS, Evidence, RecordFile, find_judgments, new_folder
-from charter.votes.layouts import LAYOUTS, NO_TRANSCRIPT, Layout
+from charter.votes.layouts import LAYOUTS, NO_TRANSCRIPT, REASONS, Layout
 from charter.votes.training_rows import (
     Selection,
     Tally,
@@ -41,7 +42,14 @@ SCORE_COLUMNS = ("score", "rating")
 
 
 def export_feedback(
-    source: Path, out: Path, format: str, selection: Selection, *, ratings: Path | None = None, tips: list[str] | None = None
+    source: Path,
+    out: Path,
+    format: str,
+    selection: Selection,
+    *,
+    ratings: Path | None = None,
+    groups: Path | None = None,
+    tips: list[str] | None = None,
 ) -> dict[str, Any]:
     """Write judgments (a file, a folder of feedback, a run) or a file of pairs as a dataset with its manifest.
 
@@ -53,8 +61,9 @@ def export_feedback(
     sources = (source, *(place / folder / name for folder in ("", "feedback", "prompts") for name in FILES))
     if out.exists() and any(file.exists() and out.samefile(file) for file in sources):
         raise InputError("is a file of the source; name another --out", file=out)
-    if (selection.soft == "ratings") != (ratings is not None):
-        raise InputError("--soft-labels ratings and --ratings FILE belong together")
+    for name, table in (("ratings", ratings), ("groups", groups)):
+        if (selection.soft == name) != (table is not None):
+            raise InputError(f"--soft-labels {name} and --{name} FILE belong together")
     judgments = find_judgments(source)
     if judgments is None and source.is_dir():
         if not (pairs := source / "feedback/pairs.jsonl").exists():
@@ -66,12 +75,15 @@ def export_feedback(
         "filters": TypeAdapter(Selection).dump_python(selection, mode="json"),
     }
     manifest["filters"]["ratings"] = None if ratings is None else sha256_of(ratings)
+    if groups is not None:
+        manifest["filters"]["groups"] = sha256_of(groups)
     if judgments is None:
         described = _export_pairs(source, out, format, selection)
     else:
         with Evidence(judgments) as evidence:
             among = None if tips is None else evidence.judgments.up_to(tips)
-            described = _export_evidence(evidence, out, format, selection, among, read_scores(ratings) if ratings else None)
+            scores, of_groups = read_scores(ratings) if ratings else None, read_groups(groups) if groups else None
+            described = _export_evidence(evidence, out, format, selection, among, scores, of_groups)
             described["tips"] = sorted(tips) if tips is not None else evidence.judgments.tips()
     manifest |= described
     manifest["sha256"] = sha256_of(out)
@@ -79,7 +91,9 @@ def export_feedback(
     return manifest
 
 
-def export_again(source: Path, out: Path, manifest: Path, *, ratings: Path | None = None) -> dict[str, Any]:
+def export_again(
+    source: Path, out: Path, manifest: Path, *, ratings: Path | None = None, groups: Path | None = None
+) -> dict[str, Any]:
     """Make the dataset of a manifest anew, from feedback that may have grown since; the manifest.
 
     InputError where the manifest or the source is another's, GateError where the bytes differ.
@@ -87,16 +101,17 @@ def export_again(source: Path, out: Path, manifest: Path, *, ratings: Path | Non
     card = read_json(manifest)
     try:
         filters = dict(card["filters"])
-        rated = filters.pop("ratings")
+        tables = {"ratings": filters.pop("ratings"), "groups": filters.pop("groups", None)}
         format, digest, tips = str(card["format"]), str(card["sha256"]), card.get("tips")
         if tips is not None and not (isinstance(tips, list) and all(isinstance(tip, str) for tip in tips)):
             raise InputError("is not a list of hashes", file=manifest, field="tips")
     except (TypeError, KeyError, ValueError):
         raise InputError("no such file" if card is None else "not a manifest of charter export", file=manifest) from None
     selection = selection_of(filters, manifest)
-    if rated is not None and (ratings is None or sha256_of(ratings) != rated):
-        raise InputError(f"was made with a ratings file whose SHA-256 is {rated}; name it with --ratings", file=manifest)
-    made = export_feedback(source, out, format, selection, ratings=ratings, tips=tips)
+    for (name, known), table in zip(tables.items(), (ratings, groups), strict=True):
+        if known is not None and (table is None or sha256_of(table) != known):
+            raise InputError(f"was made with a {name} file whose SHA-256 is {known}; name it with --{name}", file=manifest)
+    made = export_feedback(source, out, format, selection, ratings=ratings, groups=groups, tips=tips)
     if made["sha256"] != digest:
         raise GateError(f"{out}: SHA-256 {made['sha256']} is not that of the manifest, {digest}: the source is another one, or "
                         f"charter {made['charter']} writes another form than {card.get('charter')}")  # fmt: skip
@@ -149,25 +164,29 @@ def read_scores(path: Path) -> dict[str, float]:
 
 
 def _export_evidence(
-    evidence: Evidence, out: Path, format: str, selection: Selection, among: set[str] | None, scores: dict[str, float] | None
-) -> dict[str, Any]:
+    evidence: Evidence, out: Path, format: str, selection: Selection, among: set[str] | None, scores: dict[str, float] | None,
+    groups: dict[str, str] | None,
+) -> dict[str, Any]:  # fmt: skip
     if not evidence.judgments:
         raise InputError("no judgment in it; label or import first", file=evidence.judgments.path)
     if format == RAW:
         return _write_raw(evidence, out, among)
     tally, layout = Tally(), LAYOUTS[format]
+    if selection.reasons and (selection.soft != "judgment" or "rater_id" not in layout.columns):
+        words = f"--soft-labels {selection.soft}" if selection.soft != "judgment" else format
+        raise InputError(f"--reasons are of one rater each, and a row of {words} is not; leave one of them out")
     if layout.kind == "pairs":
         rows: Iterator[Any] = (
             pair_rows(evidence, selection, tally, among)
             if selection.soft == "judgment"
-            else aggregated_rows(evidence, selection, tally, among, scores)
+            else aggregated_rows(evidence, selection, tally, among, scores, groups)
         )
     elif selection.soft != "judgment":
         raise InputError(f"--soft-labels {selection.soft} makes pairs, and {format} keeps the votes of each rater; leave it out")
     else:
         views = {"labels": label_rows, "groups": group_rows, "attempts": attempt_rows}
         rows = views[layout.kind](evidence, selection, tally, among)
-    count = _write(out, layout, rows, tally, str(evidence.judgments.path))
+    count = _write(out, layout, rows, tally, str(evidence.judgments.path), REASONS if selection.reasons else {})
     return {"source": {"kind": "judgments"}, "rows": count, **tally.summary()}
 
 
@@ -180,12 +199,14 @@ def _export_pairs(source: Path, out: Path, format: str, selection: Selection) ->
     tally, layout = Tally(), LAYOUTS[format]
     tally.left_out.update(loaded.excluded)
     pairs = rows_of_pairs(loaded.pairs)
-    count = _write(out, layout, pairs if layout.kind == "pairs" else labels_of_pairs(pairs), tally, str(source))
+    count = _write(out, layout, pairs if layout.kind == "pairs" else labels_of_pairs(pairs), tally, str(source), {})
     return {"source": {"kind": "pairs", "sha256": sha256_of(source)}, "rows": count,
             "left_out": tally.summary()["left_out"]}  # fmt: skip
 
 
-def _write(out: Path, layout: Layout, rows: Iterator[Any], tally: Tally, source: str) -> int:
+def _write(out: Path, layout: Layout, rows: Iterator[Any], tally: Tally, source: str, more: Mapping[str, str]) -> int:
+    """Write the rows that the layout can hold, with the columns ``more`` (name to type) of fields that rows have."""
+
     def cells() -> Iterator[dict[str, Any]]:
         empty = True
         for row in rows:
@@ -193,12 +214,12 @@ def _write(out: Path, layout: Layout, rows: Iterator[Any], tally: Tally, source:
                 tally.left_out[NO_TRANSCRIPT] += 1
             else:
                 empty = False
-                yield encoded
+                yield {**encoded, **{name: getattr(row, name) for name in more}}
         if empty:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted((+tally.left_out).items()))
             raise InputError("nothing to export" + (f" ({reasons})" if reasons else ""), file=source)
 
-    count = write_container(out, layout.columns, cells())
+    count = write_container(out, {**layout.columns, **more}, cells())
     tally.left_out = +tally.left_out
     return count
 

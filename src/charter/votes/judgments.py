@@ -47,8 +47,28 @@ def follow(judgment: Judgment, last: Judgment | None) -> Judgment:
     return seal(judgment, last.hash if last else "")
 
 
+FORGOTTEN = "forgotten"
+
+
+def forgotten(judgment: Judgment, reason: str, when: str) -> Judgment:
+    """What stays of a judgment whose rater is forgotten: its place in the chain, and when and why the rest was taken out."""
+    return Judgment(id=judgment.id, set_id="", prompt_id="", rater_id="", rater_kind="rule", order=("",),
+                    flags={"": [FORGOTTEN, reason, when]}, prev_hash=judgment.prev_hash, hash=judgment.hash)  # fmt: skip
+
+
+def why_forgotten(judgment: Judgment) -> tuple[str, str] | None:
+    """(reason, when) of a judgment that was taken out, None for any other."""
+    marks = judgment.flags.get("", [])
+    return (marks[1], marks[2]) if not judgment.set_id and len(marks) == 3 and marks[0] == FORGOTTEN else None
+
+
 def check_judgment(judgment: Judgment, path: Path, line: int) -> None:
-    """InputError where a judgment of a chained file was changed, names a response twice, or ranks one that was not shown."""
+    """InputError where a judgment of a chained file was changed, names a response twice, or ranks one that was not shown. Of one
+    that was forgotten nothing is left to check but that it says nothing."""
+    if (cut := why_forgotten(judgment)) is not None:
+        if judgment != forgotten(judgment, *cut):
+            raise InputError("was forgotten, and still has the fields of a vote", file=path, line=line, field="flags")
+        return
     if judgment.hash != judgment_hash(judgment):
         raise InputError(
             "was changed after it was written: its hash is not that of its fields", file=path, line=line, field="hash"
@@ -91,6 +111,15 @@ def current(judgments: Iterable[Judgment]) -> list[Judgment]:
     judgments = list(judgments)
     replaced = {judgment.supersedes for judgment in judgments if judgment.supersedes}
     return [judgment for judgment in judgments if judgment.id not in replaced]
+
+
+DECIDED = "decided="  # before the id of a principle, among the flags of a set
+
+
+def deciding(judgment: Judgment) -> tuple[str, ...]:
+    """Ids of the principles that the rater named as the ones that decided, in their order; empty where none was named."""
+    marks = judgment.flags.get(judgment.set_id, ())
+    return tuple(mark.removeprefix(DECIDED) for mark in marks if mark.startswith(DECIDED))
 
 
 NOT_CONTENT = {"id", "supersedes", "prev_hash", "hash"}

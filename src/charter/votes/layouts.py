@@ -22,6 +22,7 @@ NO_TRANSCRIPT = "cannot be told apart as text (a system message, or a turn insid
 
 PAIR_EXTRAS = {"weight": "float", "margin": "float", "strength": "int", "principle": "text", "group_id": "text",
                "judgment_id": "text", "rater_id": "text", "rater_kind": "text"}  # fmt: skip
+REASONS = {"reason": "text", "decided": "text"}  # columns that pairs and labels have where they are wanted
 ATTEMPT_NUMBERS = ("rating", "min_harmlessness_score_transcript", "task_description_harmlessness_score")
 ATTEMPT_MEMBER = "member-"  # what stands before a member's number in its rater id
 LABEL_EXTRAS = {name: PAIR_EXTRAS[name] for name in ("principle", "group_id", "judgment_id", "rater_id", "rater_kind")}

@@ -10,6 +10,7 @@ from charter.errors import InputError
 from charter.records import Judgment
 from charter.run.files import atomic_path
 from charter.votes.evidence import FILES, SETS, Evidence, JudgmentFile, R, RecordFile, find_judgments, new_folder, same
+from charter.votes.judgments import why_forgotten
 
 
 def merge_folders(sources: Sequence[Path], out: Path) -> dict[str, int]:
@@ -59,6 +60,8 @@ def count_repeats(path: Path) -> int:
 
 def held_by(judgment: Judgment, opened: Sequence[Evidence]) -> None:
     """InputError where a judgment names a prompt or a response that none of these folders holds."""
+    if is_forgotten(judgment):
+        return
     for evidence in opened:
         if judgment.prompt_id in evidence.prompts:
             break
@@ -69,11 +72,18 @@ def held_by(judgment: Judgment, opened: Sequence[Evidence]) -> None:
             opened[0].response(judgment, response)
 
 
+def is_forgotten(record: R) -> bool:
+    return isinstance(record, Judgment) and why_forgotten(record) is not None
+
+
 def _write_union(parts: Sequence[RecordFile[R]], path: Path, check: Callable[[R], None] | None = None) -> int:
     keys = sorted({key for part in parts for key in part})
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for key in keys:
             holders = [part for part in parts if key in part]
+            cut = [part for part in holders if is_forgotten(part[key])]
+            if cut:  # forgotten in one folder is forgotten in the union, on whatever day
+                holders = [min(cut, key=lambda part: part[key].model_dump_json())]
             first = holders[0][key]
             if check:
                 check(first)

@@ -17,15 +17,20 @@ from charter.errors import InputError
 from charter.reading.pairs import IDENTICAL
 from charter.records import Judgment, Pair, Prompt, RaterKind, clean_text
 from charter.votes.evidence import Evidence
+from charter.votes.judgments import deciding, why_forgotten
 from charter.votes.rankings import MARGINS, WEAKEST, contradicts_itself, labels, notches, oriented, soft_label, ties, wins
 from charter.votes.winners import NO_VERDICT
 
 SUPERSEDED = "superseded by a later judgment"
 REPEATED = "the same vote in another export"
+GONE = "a vote that was forgotten"
 WEAK = "preferred by the weakest notch only"
 CONTRADICTION = "strength and ranks name different responses"
 HARMFUL = "asked for the more harmful response"
 TIED = "a tie"
+NO_GROUP = "a vote of a rater without a group"
+NOT_ALL_GROUPS = "a pair that not every group voted on"
+NOT_SHARED = "a pair on which groups differ, or one is split"
 SPLIT = "raters split evenly"
 OPPOSED = "an edit under more_harmful"
 NO_ATTEMPT = "no attempt with a rating"
@@ -39,16 +44,19 @@ class Selection:
     ``rater_kinds``: these only, all when empty. ``without_raters``: not these. ``keep_weakest``: pairs preferred by the weakest
     notch too. ``more_harmful``: judgments under that direction are turned round, or left out; ``refuse`` turns them round where
     all are of that kind and is an error where some are. ``soft``: ``judgment`` gives one row per judgment, ``share`` one per
-    pair of a set, weighted by the share of raters, ``ratings`` the same weighted by P(chosen) of a ratings file.
-    ``calibration``: nats of a judge's margin per unit of the logistic function.
+    pair of a set, weighted by the share of raters, ``groups`` those that each group of raters prefers, weighted by the lowest
+    share of a group, ``ratings`` the same as ``share`` weighted by P(chosen) of a ratings file.
+    ``calibration``: nats of a judge's margin per unit of the logistic function. ``reasons``: each row has the
+    words of its rater and the principles that they named.
     """
 
     rater_kinds: tuple[RaterKind, ...] = ()
     without_raters: tuple[str, ...] = ()
     keep_weakest: bool = False
     more_harmful: Literal["refuse", "flip", "leave-out"] = "refuse"
-    soft: Literal["judgment", "share", "ratings"] = "judgment"
+    soft: Literal["judgment", "share", "groups", "ratings"] = "judgment"
     calibration: float = 1.0
+    reasons: bool = False
 
 
 @dataclass
@@ -74,12 +82,15 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
-    """Where a row comes from."""
+    """Where a row comes from. ``reason``: the words of the rater; ``decided``: ids of the principles that they named, with
+    commas."""
 
     principle: str = ""
     judgment_id: str = ""
     rater_id: str = ""
     rater_kind: str = ""
+    reason: str = ""
+    decided: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,9 @@ def _by_whom(evidence: Evidence, selection: Selection, tally: Tally, among: set[
     current = 0
     for judgment in evidence.judgments.in_order(among):
         current += 1
-        if judgment.id in repeats:
+        if why_forgotten(judgment):
+            tally.left_out[GONE] += 1
+        elif judgment.id in repeats:
             tally.left_out[REPEATED] += 1
         elif role := evidence.roles.get(judgment.set_id):
             tally.left_out[f"a set for {role}"] += 1
@@ -212,13 +225,15 @@ def aggregated_rows(
     tally: Tally,
     among: set[str] | None = None,
     scores: Mapping[str, float] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Iterator[PairRow]:
     """One row for each pair of responses of a set that its raters decide together; edits as they are.
 
     ``weight`` is the share of raters for chosen: a tie counts half for each, and several votes of one rater as their mean. With
-    ``scores`` (nats, by response id) it is sigma of their difference. ``margin`` is the mean of the raters' margins towards
-    chosen, those of the other side negative and those without a strength left out; it is never below 0. A pair with an even share
-    is left out.
+    ``scores`` (nats, by response id) it is sigma of their difference. With ``groups`` (rater to group) only pairs stay that
+    all groups decide in the same way, weighted by the lowest share of a group. ``margin`` is the mean of the raters' margins
+    towards chosen, those of the other side negative and those without a strength left out; it is never below 0. A pair with an
+    even share is left out.
     """
     for _, votes in groupby(
         selected(evidence, selection, tally, among), key=lambda judgment: (judgment.prompt_id, judgment.set_id)
@@ -237,6 +252,10 @@ def aggregated_rows(
                     margins[key].append(sign * MARGINS[notches(judgment)])
         for key, by_rater in shares.items():
             p = sum(sum(theirs) / len(theirs) for theirs in by_rater.values()) / len(by_rater)
+            if groups is not None:
+                p = _shared(by_rater, groups, tally)
+                if math.isnan(p):
+                    continue
             if scores is not None:
                 for response in key:
                     if response not in scores:
@@ -257,6 +276,25 @@ def aggregated_rows(
                 principle=judgment.principle or "",
             )
             yield from _unless_identical(row, tally)
+
+
+def _shared(by_rater: Mapping[tuple[str, str], list[float]], groups: Mapping[str, str], tally: Tally) -> float:
+    """The share for the first of two responses in the group where it is nearest to an even one, where each group prefers the same
+    response; NaN, and counted, where it does not or a group has no vote."""
+    shares: dict[str, list[float]] = {}
+    for (rater, _), theirs in by_rater.items():
+        if rater in groups:
+            shares.setdefault(groups[rater], []).append(sum(theirs) / len(theirs))
+        else:
+            tally.left_out[NO_GROUP] += len(theirs)
+    means = [sum(group) / len(group) for group in shares.values()]
+    if shares.keys() != set(groups.values()):
+        tally.left_out[NOT_ALL_GROUPS] += 1
+    elif min(means) > 0.5 or max(means) < 0.5:
+        return min(means, key=lambda mean: abs(mean - 0.5))
+    else:
+        tally.left_out[NOT_SHARED] += 1
+    return math.nan
 
 
 def label_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[LabelRow]:
@@ -360,6 +398,8 @@ def _provenance(judgment: Judgment) -> dict[str, Any]:
         "judgment_id": judgment.id,
         "rater_id": judgment.rater_id,
         "rater_kind": judgment.rater_kind,
+        "reason": judgment.comment,
+        "decided": ", ".join(deciding(judgment)),
     }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from charter.constitution.constitution import Principle
 from charter.records import Rank, clean_text
+from charter.votes.judgments import DECIDED
 from charter.web.project import LabelSettings
 from charter.web.store import Handout, RaterAnswer, pairs_and_ties
 from charter.web.texts import with_codes, without_codes
@@ -22,8 +25,18 @@ class BadAnswer(Exception):
         super().__init__(PROBLEMS[problem].format(**values))
 
 
-def read_answer(form: Mapping[str, str], handout: Handout, settings: LabelSettings) -> RaterAnswer:
-    """The answer of a form. BadAnswer where it is incomplete or says what the settings do not allow."""
+def read_answer(
+    form: Mapping[str, str], handout: Handout, settings: LabelSettings, principles: Iterable[Principle] = ()
+) -> RaterAnswer:
+    """The answer of a form, with those of ``principles`` that it names. BadAnswer where it is incomplete or not allowed by the
+    settings."""
+    answer = read_verdict(form, handout, settings)
+    marks = [DECIDED + principle.id for principle in principles if form.get(DECIDED + principle.id)]
+    return replace(answer, flags={handout.set.id: marks}) if marks else answer
+
+
+def read_verdict(form: Mapping[str, str], handout: Handout, settings: LabelSettings) -> RaterAnswer:
+    """Ranks, strength, rewrite, comment and times of a form. BadAnswer as in :func:`read_answer`."""
     label_set, order = handout.set, handout.order
     comment = text_of(form, "comment", MAX_COMMENT).strip()
     timings = timings_of(form)

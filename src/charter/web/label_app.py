@@ -275,7 +275,7 @@ async def vote(request: Request, visitor: Labeler) -> Response:
     site, form = site_of(request), request.state.form
     handout = handed(site, visitor, form)
     try:
-        answer = read_answer(form, handout, site.settings)
+        answer = read_answer(form, handout, site.settings, site.project.principles)
     except BadAnswer as error:
         return show_set(site, visitor, replace(handout, draft=form), "work", problem=str(error))
     stored = site.store.vote(visitor.rater_id, handout, answer, site.clock(), instructions_hash=visitor.read)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from charter.errors import InputError
 from charter.records import Judgment, LabelSet, Prompt, Record, Response
 from charter.run.files import read_jsonl
-from charter.votes.judgments import read_judgments
+from charter.votes.judgments import FORGOTTEN, read_judgments
 from charter.web import tables as t
 from charter.web.statements import add_records, add_slot
 from charter.web.store import Store, pairs_and_ties
@@ -146,7 +146,7 @@ def take_in_judgments(db: sa.Connection, judgments: list[Judgment], path: Path) 
         if judgment.id in known:
             continue
         marks = judgment.flags.get(judgment.set_id, [])
-        action = "withdrawn" if "withdrawn" in marks else "skip" if "skipped" in marks else "vote"
+        action = "withdrawn" if {"withdrawn", FORGOTTEN} & {*marks} else "skip" if "skipped" in marks else "vote"
         n_pairs, n_ties = pairs_and_ties(judgment.ranks)
         current = judgment.id not in replaced
         db.execute(t.judgments.insert().values(

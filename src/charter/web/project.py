@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from charter.constitution.constitution import Principle, load_constitution
 from charter.errors import InputError
 from charter.judging.people import FOLDER, TO_LABEL
 from charter.reading.forms import PROMPT_COLUMNS
@@ -31,6 +32,7 @@ from charter.run.files import read_jsonl
 from charter.run.hashes import derive_seed
 
 MAX_RANKED = 9  # a key for each rank
+PRINCIPLE_KEYS = "qwtyoghlzxcvbnm"  # those that no other action has
 
 
 class RedTeamSettings(Settings):
@@ -94,6 +96,8 @@ class LabelSettings(Settings):
     """Share of a person's sets that are gold, while there are some left."""
     repeat_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Share of a person's sets that they have answered before, to see whether they say the same."""
+    principles: str | None = None
+    """A constitution whose principles a person may name as the ones that decided a vote; each has a key."""
     warnings: dict[str, str] = Field(default_factory=dict)
     """Tag of a prompt to the words of its content warning; such texts are blurred until asked for, and can be opted out of."""
     database: str | None = None
@@ -150,6 +154,12 @@ class Project:
     folder: Path
     settings: LabelSettings
     items: Items
+    principles: tuple[Principle, ...] = ()
+
+    @property
+    def keyed_principles(self) -> list[tuple[str, Principle]]:
+        """The principles that a vote may name, each with its key."""
+        return list(zip(PRINCIPLE_KEYS, self.principles, strict=False))
 
     @property
     def database(self) -> str:
@@ -212,7 +222,8 @@ def open_project(place: Path, out: Path | None = None) -> Project:
     for role in ("practice", "quiz", "gold"):
         if (name := getattr(settings, role)) is not None:
             read_known(folder / name, role, settings, items_of_kind)
-    project = Project(folder, settings, items_of_kind)
+    principles = read_principles(folder / settings.principles) if settings.principles is not None else ()
+    project = Project(folder, settings, items_of_kind, principles)
     project.instructions()
     if settings.kind != "redteam" and not any(label_set.role == "work" for label_set in items_of_kind.sets.values()):
         where = responses if responses.is_file() else folder
@@ -237,6 +248,15 @@ def read_settings(path: Path) -> LabelSettings:
             "retrain": settings.retrain.model_copy(update={"model": locate(settings.retrain.model, base)}),
         }
     )
+
+
+def read_principles(path: Path) -> tuple[Principle, ...]:
+    """The principles of a constitution, in its order. InputError where there are more than keys."""
+    principles = load_constitution(path).principles
+    if len(principles) > len(PRINCIPLE_KEYS):
+        raise InputError(f"{len(principles)} principles, and {len(PRINCIPLE_KEYS)} have a key; name a file with those to choose "
+                         "from", file=path, field="principles")  # fmt: skip
+    return principles
 
 
 def read_responses(path: Path, items: Items) -> None:

@@ -133,7 +133,7 @@ async def choose(request: Request, visitor: Labeler) -> WebResponse:
     before = json.dumps(state)
     handout = waiting(state)
     try:
-        answer = read_answer(form, handout, site.settings)
+        answer = read_answer(form, handout, site.settings, site.project.principles)
     except BadAnswer as error:
         return show_dialogue(site, visitor, str(error), form=form)
     ranks = answer.ranks

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Scope, Send
 
 from charter.records import Direction, SetKind
+from charter.votes.judgments import DECIDED, deciding
 from charter.web import tables as t
 from charter.web import words
 from charter.web.access import (
@@ -81,9 +82,11 @@ class Site:
         )  # fmt: skip
         self.templates.filters |= {
             "shown": shown, "rendered": rendered, "with_codes": with_codes, "letter": letter, "duration": readable_time,
+            "deciding": deciding,
         }  # fmt: skip
         self.templates.globals |= {
             "settings": self.settings, "LONG": LONG, "HEAD": HEAD, "NOTCHES": NOTCHES, "words": words,
+            "principles": self.project.keyed_principles, "DECIDED": DECIDED,
             "WATCHES": WATCHES, "LEADS": LEADS, "LABELS": LABELS,
         }  # fmt: skip
 

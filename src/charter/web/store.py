@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from charter.records import Judgment, LabelSet, Prompt, Rank, Response
 from charter.run.hashes import derive_seed
-from charter.votes.judgments import seal, ulid
+from charter.votes.judgments import DECIDED, deciding, seal, ulid
 from charter.web import tables as t
 from charter.web.project import Items, LabelSettings, wanted_slots
 from charter.web.statements import (
@@ -466,5 +466,6 @@ def form_of(judgment: Judgment) -> dict[str, str]:
     form |= {f"edit:{key}": text for key, text in judgment.edit.items()}
     if judgment.strength is not None:  # 1 … 8 from the far left notch
         form["strength"] = str(5 - judgment.strength if judgment.strength > 0 else 4 - judgment.strength)
+    form |= {DECIDED + key: "1" for key in deciding(judgment)}
     form["comment"] = judgment.comment
     return form

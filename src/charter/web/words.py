@@ -94,6 +94,8 @@ SCRIPT = {  # said by label.js
     "away": "The server does not answer: nothing is being saved. This browser keeps what you write and tries again.",
     "back": "Connected again.",
     "restored": "Restored: this browser kept what had not been saved.",
+    "decided": "Decided by {principle}.",
+    "not-decided": "Not decided by {principle}.",
     "no-rank": "Answer {letter} has no rank.",
     "nonsense": "Answer {letter}: no answer at all.",
     "ranked": "Answer {letter}: rank {rank}.",
@@ -109,8 +111,9 @@ KEYS: dict[SetKind, list[tuple[str, str]]] = {
     "thumbs": [("1", "good"), ("F", "not good")],
     "edit": [("E", "write"), ("0 1 F", "rewritten, good as it is, " + NO_ANSWER)],
 }
+KEYS_OF_PRINCIPLES = [("Q W …", "a principle that decided; again: it did not")]
 KEYS_EVERYWHERE = [
     ("J ↓", "next answer"), ("K ↑", "previous answer"), ("Enter", "send"), ("U", "undo"), ("S", "skip"), ("I", "instructions"),
-    ("P", "plain text"), ("Esc", "leave a text field"), ("?", "these keys"),
+    ("P", "plain text"), ("R", "write why"), ("Esc", "leave a text field"), ("?", "these keys"),
 ]  # fmt: skip
 KEYS_BY_PLACE = "Other alphabets: press the key where a US keyboard has the letter. Digits need no Shift."

@@ -23,6 +23,7 @@ from charter.models.load import (
     quiet_transformers,
     raw_tokenizer,
     save_model,
+    untied_if_they_differ,
     whole_folder,
 )
 from charter.recipe.settings import LoRASettings
@@ -192,13 +193,14 @@ def resize_for(model: Any, folder: Path) -> None:
 def merge_onto(model: Any, folder: Path) -> Any:
     """The model with the adapter of a folder added to its weights. Embeddings that the adapter made differ are untied."""
     resize_for(model, folder)
+    return untied_if_they_differ(added(put_on(model, folder)))
+
+
+def added(adapted: Any, adapter: str | None = None) -> Any:
+    """The model with its adapter, or a named one, added to its weights."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # peft reports what the next lines do; older versions leave it
-        model = put_on(model, folder).merge_and_unload()
-    output, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if output is not embedding and not torch.equal(output, embedding):
-        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-    return model
+        warnings.simplefilter("ignore", UserWarning)  # on embeddings that differ, which are untied when the model is saved
+        return adapted.merge_and_unload(adapter_names=None if adapter is None else [adapter])
 
 
 def merge_folder(

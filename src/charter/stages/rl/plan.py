@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 
-from charter.models.shape import FLOAT
+from charter.models.shape import FLOAT, Shape
 from charter.stages.load import Counted, Load
-from charter.stages.rl.settings import AnyRLSettings, DPOSettings, GRPOSettings, PPOSettings, RolloutSettings
+from charter.stages.rl.settings import (
+    AnyRLSettings,
+    DPOSettings,
+    GRPOSettings,
+    ILQLSettings,
+    PairSettings,
+    PPOSettings,
+    RolloutSettings,
+)
 
 
 def load(counted: Counted, settings: AnyRLSettings) -> Load:
@@ -14,15 +22,19 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
     work.hold(shape, 1)
     if settings.gold is not None:
         ask_gold(counted, settings, work)
-    if isinstance(settings, DPOSettings):
+    if isinstance(settings, PairSettings):
         row, response = counted.pair_row
-        work.train(shape, settings.lora, roles=1, reference=True)
-        read = counted.n_pairs * 2 * row
+        reads_reference = isinstance(settings, DPOSettings)
+        work.train(shape, settings.lora, roles=1, reference=reads_reference)
+        read = counted.n_pairs * 2 * row * reads_reference  # once
         work.activate(
-            shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2
-        )
-        work.score(shape, counted.n_pairs * 2 * row)  # the reference, once
+            shape, settings, 2 * min(settings.pairs_per_step, counted.n_pairs), row, response, copies=3, read=read, siblings=2,
+            projections=1 if reads_reference else 3,
+        )  # fmt: skip
+        work.score(shape, read)
         work.learn(shape, settings.epochs * counted.n_pairs * 2 * row)
+        if isinstance(settings, ILQLSettings):
+            learn_q(work, shape, settings.epochs * counted.n_pairs * 2 * response)
         return work
     n_steps, n_rollouts = settings.steps, settings.prompts_per_step * settings.samples_per_prompt
     row = lengths.prompt + settings.max_new_tokens
@@ -53,6 +65,17 @@ def load(counted: Counted, settings: AnyRLSettings) -> Load:
             n = counted.questions(source) * (n_steps * n_rollouts + anew)
             work.ask(judge, n, row + lengths.question, counted.written(judge))
     return work
+
+
+def learn_q(work: Load, shape: Shape, tokens: float) -> None:
+    """Two Q heads that learn from so many tokens of responses, their slow copies, and the projection with Q in it."""
+    table = shape.vocabulary * shape.hidden * FLOAT
+    work.memory["q_heads"] = 5 * table
+    work.memory["gradients"] += 2 * table
+    work.memory["adam"] += 4 * table
+    work.checkpoint += (3 * 2 + 2) * table
+    work.left_behind += table  # beside the embedding, where the two were one matrix
+    work.operations += 2 * 6 * shape.vocabulary * shape.hidden * tokens
 
 
 def ask_gold(counted: Counted, settings: AnyRLSettings, work: Load) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
-from charter.records import Pair, Prompt, content_id
+from charter.reading.ratings import read_ratings
+from charter.records import Pair, Prompt, Rating, content_id
 from charter.run.files import json_rows, read_json, read_jsonl
 from charter.run.run import Run, Stage
 from charter.run.team import team
@@ -23,7 +25,7 @@ from charter.stages.models import Model, Models, within_memory
 from charter.stages.prompts.run import read_stage_prompts
 from charter.stages.reward_model.run import half_of, reward_trunk
 from charter.stages.rl.gold import gold_of
-from charter.stages.rl.settings import AnyRLSettings, DPOSettings, PPOSettings, RolloutSettings
+from charter.stages.rl.settings import AnyRLSettings, DPOSettings, PairSettings, PPOSettings, RolloutSettings
 from charter.stages.rl.sources import build_reward
 from charter.training.curve import best_row
 from charter.training.gold import CURVE, STOPPED
@@ -59,9 +61,8 @@ def train_policy(
     check_origin(run, settings)
     if reward is not None:
         inputs["reward"] = reward.output_hash
-    if isinstance(settings, DPOSettings):
-        assert feedback is not None
-        inputs["feedback"] = feedback.output_hash
+    if isinstance(settings, PairSettings):
+        inputs |= {"feedback": feedback.output_hash} if feedback is not None else {}
     else:
         assert prompts is not None
         inputs["prompts"] = prompts.output_hash
@@ -81,6 +82,7 @@ def train_policy(
         if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
             raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
         cut: dict[str, int] = {}
+        examples, excluded = examples_of(settings, feedback, None if second is None else 0, recipe.seed)
 
         def learn(settings: AnyRLSettings) -> Trunk:
             trunk = models.trunk(start.folder, settings.lora, trains=True)
@@ -88,14 +90,11 @@ def train_policy(
             gold = gold_of(recipe, settings, models, prompts, start, second)
             if settings.from_policy is not None:
                 start_from(trunk, "policy", Path(settings.from_policy))
-            if isinstance(settings, DPOSettings):
-                assert feedback is not None
-                # The other half is what gold learned from.
-                half = None if second is None else 0
-                pairs = half_of(list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), half, recipe.seed)
-                with naming_the_row([Path(file) for file in recipe.feedback.pairs] if recipe.feedback is not None else []):
+            if isinstance(settings, PairSettings):
+                files = recipe.feedback.pairs if recipe.feedback is not None else getattr(settings, "ratings", [])
+                with naming_the_row([Path(file) for file in files]):
                     limit = settings.max_tokens or trunk.room
-                    lost = trainer_of(settings.method)(trunk, pairs, settings, stage, limit=limit, gold=gold)
+                    lost = trainer_of(settings.method)(trunk, examples, settings, stage, limit=limit, gold=gold)
                 cut.update(lost.figures)
                 return trunk
             assert prompts is not None
@@ -126,8 +125,20 @@ def train_policy(
             team().on_main(lambda: mark_flipped(folder))
         share = trunk.trainable_share("policy")
         stage.finish({"method": settings.method, "gates": gates.of(stage), "trainable_share": share, "cut": cut,
-                      **outcome_of(stage, settings)})  # fmt: skip
+                      **outcome_of(stage, settings), **({"excluded": excluded} if excluded else {})})  # fmt: skip
     return stage
+
+
+def examples_of(
+    settings: AnyRLSettings, feedback: Stage | None, half: int | None, seed: int
+) -> tuple[list[Pair] | list[Rating], dict[str, int]]:
+    """What a method that samples nothing learns from: the pairs of the feedback, one ``half_of`` them where gold learned from the
+    other, or the ratings of files; and how many rows of the files were left out, by reason."""
+    if isinstance(settings, PairSettings) and feedback is not None:
+        return half_of(list(read_jsonl(feedback.path("pairs.jsonl"), Pair)), half, seed), {}
+    files = [read_ratings(Path(file)) for file in getattr(settings, "ratings", [])]
+    excluded = sum((Counter(file.excluded) for file in files), Counter[str]())
+    return [rating for file in files for rating in file.ratings], dict(excluded)
 
 
 def outcome_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
@@ -135,8 +146,9 @@ def outcome_of(stage: Stage, settings: AnyRLSettings) -> dict[str, Any]:
     metrics = stage.metrics()
     first, last = metrics[0], metrics[-1]
     result: dict[str, Any] = {"steps": len(metrics), "updates": sum(m["updates"] for m in metrics)}
-    if isinstance(settings, DPOSettings):
-        result |= {"loss": settings.loss, "first_loss": first["loss"], "last_loss": last["loss"]}
+    if isinstance(settings, PairSettings):
+        result |= {"loss": settings.loss} if isinstance(settings, DPOSettings) else {}
+        result |= {"first_loss": first["loss"], "last_loss": last["loss"]}
     else:
         result |= {"first_kl": first["kl"], "first_ratio": first["first_ratio"], "first_reward": first["reward"],
                    "last_reward": last["reward"], "warnings": list(warnings_of(metrics).values()), "completions":

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from charter.recipe.settings import EpochSettings, NonNegative, Positive, Settings, TrainingSettings
-from charter.recipe.source import REWARD, GoldSource, ModelName, RewardSource, Source
+from charter.recipe.settings import EpochSettings, NonNegative, Positive, Rate, Settings, Share, TrainingSettings
+from charter.recipe.source import REWARD, File, GoldSource, ModelName, RewardSource, Source
 from charter.records import Filters
 
 if TYPE_CHECKING:
@@ -286,25 +286,15 @@ class GRPOSettings(RLSettings):
         return self
 
 
-class DPOSettings(PolicySettings, EpochSettings):
-    method: Literal["dpo"] = "dpo"
-    """The algorithm: preferences straight into the policy, no reward model and no sampling."""
-    loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
-    """Which member of the family."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """Price of moving away from the reference, as kl_coef in RL."""
+class PairSettings(PolicySettings, EpochSettings):
+    """What every method shares that learns from the pairs themselves and samples nothing."""
+
     epochs: Positive = 1
     """Passes over the pairs."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Peak; falls to zero by a half cosine after the warm-up."""
     pairs_per_step: Positive = 32
     """Pairs behind one optimizer step."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels believed to be wrong: with `dpo` that is cDPO."""
-    gamma: NonNegative | None = None
-    """Target margin of `simpo`; 0.5 unless given."""
-    sft_coef: NonNegative = 0.0
-    """Weight of the negative log-likelihood of the chosen response, per token: holds up what DPO alone lets fall."""
 
     @property
     def reads_prompts(self) -> bool:
@@ -315,12 +305,33 @@ class DPOSettings(PolicySettings, EpochSettings):
         return self.gold_asks
 
     @model_validator(mode="after")
+    def check_that_rules_are_read(self) -> PairSettings:
+        """Without sampled responses there is no reward, and a KL only of the answers of gold."""
+        method = getattr(self, "method", "this method")
+        if self.stop is not None and self.stop.reward is not None:
+            raise ValueError(f"stop.reward: {method} samples no responses that a reward could score; leave it out")
+        if self.stop is not None and self.stop.kl is not None and self.gold is None:
+            raise ValueError(f"stop.kl: {method} knows its KL only from the answers of gold; name who is asked with gold.source")
+        return self
+
+
+class DPOSettings(PairSettings):
+    method: Literal["dpo"] = "dpo"
+    """The algorithm: preferences straight into the policy, no reward model and no sampling."""
+    loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
+    """Which member of the family."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Price of moving away from the reference, as kl_coef in RL."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels believed to be wrong: with `dpo` that is cDPO."""
+    gamma: NonNegative | None = None
+    """Target margin of `simpo`; 0.5 unless given."""
+    sft_coef: NonNegative = 0.0
+    """Weight of the negative log-likelihood of the chosen response, per token: holds up what DPO alone lets fall."""
+
+    @model_validator(mode="after")
     def check_that_options_are_read(self) -> DPOSettings:
         """An option that the chosen loss does not read is a mistake."""
-        if self.stop is not None and self.stop.reward is not None:
-            raise ValueError("stop.reward: dpo samples no responses that a reward could score; leave it out")
-        if self.stop is not None and self.stop.kl is not None and self.gold is None:
-            raise ValueError("stop.kl: dpo knows its KL only from the answers of gold; name who is asked with gold.source")
         if self.gamma is not None and self.loss != "simpo":
             raise ValueError(f"gamma is read by simpo alone, and loss is {self.loss}")
         if self.loss == "kto" and self.label_smoothing:
@@ -328,6 +339,43 @@ class DPOSettings(PolicySettings, EpochSettings):
         if self.loss == "robust" and not self.label_smoothing:
             raise ValueError("robust corrects for a known share of wrong labels; set label_smoothing")
         return self
+
+
+class ILQLSettings(PairSettings):
+    method: Literal["ilql"] = "ilql"
+    """The algorithm: Q-learning on the tokens of the pairs, offline; the learned Q shifts the choice of every token."""
+    ratings: list[File] = []
+    """Learn from the rated responses of these files in place of the pairs: prompt, response and score. `pairs_per_step` then
+    counts two of them."""
+    beta: Annotated[float, Field(gt=0)] = 4.0
+    """How much Q counts when a token is drawn: π ∝ π_ref · exp(β (Q - V)). It is part of the saved model."""
+    expectile: Rate = 0.7
+    """τ of the value: at ½ it is that of the responses as they are, near 1 that of the best ones."""
+    cql_coef: NonNegative = 0.1
+    """Weight of the term that keeps Q low for tokens that no response has."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """Discount a token; the reward, +1 for the chosen response and -1 for the rejected one, is paid at the last."""
+    td_lambda: Share = 0.95
+    """λ of the target of Q: at 0 reward and value of the next state, as published; at 1 the reward of the whole response."""
+    target_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """How much of the way the slow copy of Q follows at an update; targets and samples come from it."""
+    sft_coef: NonNegative = 1.0
+    """Weight of the negative log-likelihood of all responses, per token: the language model under Q stays that of the data."""
+    value_gradient: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """What the losses of Q and V weigh in the layers that they share with the language model; 0 cuts them off."""
+    value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of the heads of Q and V; peak, as learning_rate."""
+
+    def check_in(self, recipe: Recipe) -> None:
+        super().check_in(recipe)
+        if self.ratings and (recipe.feedback is not None or recipe.controls):
+            raise ValueError(
+                "rl.ratings takes the place of the feedback and its controls; set feedback: null, leave controls out"
+            )
+        if recipe.quantization is not None or recipe.parallel in ("fsdp", "deepspeed"):
+            raise ValueError(
+                "rl.method: ilql changes the whole vocabulary projection; leave out quantization, and use parallel: ddp"
+            )
 
 
 class OnlineDPOSettings(RolloutSettings):
@@ -346,8 +394,9 @@ METHODS: dict[str, type[TrainingSettings]] = {
     "rloo": RLOOSettings,
     "grpo": GRPOSettings,
     "dpo": DPOSettings,
+    "ilql": ILQLSettings,
     "online_dpo": OnlineDPOSettings,
 }
 
 
-AnyRLSettings = PPOSettings | RLOOSettings | GRPOSettings | DPOSettings | OnlineDPOSettings
+AnyRLSettings = PPOSettings | RLOOSettings | GRPOSettings | DPOSettings | ILQLSettings | OnlineDPOSettings

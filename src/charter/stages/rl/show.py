@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from charter.models.packing import Tokens
 from charter.reading.prompts import KINDS
+from charter.reading.ratings import read_ratings
 from charter.run.hashes import derive_seed
-from charter.stages.rl.settings import DPOSettings, RolloutSettings
+from charter.stages.rl.settings import ILQLSettings, PairSettings, RolloutSettings
 from charter.stages.rows import NO_PAIRS, ROWS, Preview, Row, Shown, response_rows, rows_of_pair
+from charter.training.methods.reward_model import rating_tokens
 from charter.training.rollouts import collect, prompt_batch
 
 
@@ -15,9 +19,20 @@ def show_rl(preview: Preview) -> Shown | None:
     settings = preview.recipe.rl
     if settings is None:
         return None
-    if isinstance(settings, DPOSettings):
-        rows = rows_of_pair(preview.trunk, preview.pairs, settings.max_tokens)
+    if isinstance(settings, PairSettings):
+        ilql = isinstance(settings, ILQLSettings)
+        if isinstance(settings, ILQLSettings) and settings.ratings:
+            rated = read_ratings(Path(settings.ratings[0])).ratings[:ROWS]
+            tokens = [rating_tokens(preview.trunk, rating, settings.max_tokens or preview.trunk.room) for rating in rated]
+            rows = response_rows(
+                preview.trunk, [f"rated {rating.score:g}" for rating in rated], tokens,
+                [rating.prompt.messages for rating in rated], rewarded=True,
+            )  # fmt: skip
+        else:
+            rows = rows_of_pair(preview.trunk, preview.pairs, settings.max_tokens, rewarded=ilql)
         about = "Compared: log-probabilities of the responses, chosen against rejected."
+        if ilql:
+            about = "Learned from: every token of a response is an action, and the reward is paid at the last one."
         return about if rows else NO_PAIRS, rows
     about = "Rolled out: the response is what is learned, its last token is where the score is paid."
     return about, rollout_rows(preview, settings)

@@ -20,9 +20,9 @@ UNLABELLED = "a completion without a label"
 
 
 def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
-    """A row with chosen and rejected (see :func:`charter.reading.pairs.read_pairs`). Our columns ``strength``, ``rater_id`` and
-    ``rater_kind`` are read where they are, and RewardBench's ``chosen_model`` and ``rejected_model``; a margin of a third, two
-    thirds or one is a strength. ``weight`` becomes a margin in nats."""
+    """A row with chosen and rejected (see :func:`charter.reading.pairs.read_pairs`). Our columns ``strength``, ``rater_id``,
+    ``rater_kind``, ``reason`` and ``decided`` are read where they are, and RewardBench's ``chosen_model`` and
+    ``rejected_model``; a margin of a third, two thirds or one is a strength. ``weight`` becomes a margin in nats."""
     row = part.row
     for field in ("chosen", "rejected"):
         if field in row.values and row.values[field] is None:
@@ -45,6 +45,7 @@ def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
             principle=pair.principle,
             strength=_strength(row, pair.margin),
             margin=margin_of(pair.weight),
+            **why_of(row),
         )
     )
 
@@ -72,6 +73,7 @@ def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
         kind="thumbs",
         set_id=row.optional("group_id") or "",
         principle=row.optional("principle"),
+        **why_of(row),
     )
 
 
@@ -139,6 +141,12 @@ def rater_of(row: Row, default: Rater) -> Rater:
     if kind is not None and kind not in get_args(RaterKind):
         raise row.bad(f"is {kind!r}; one of {', '.join(get_args(RaterKind))}", "rater_kind")
     return Rater(name or default.id, kind or default.kind)  # type: ignore[arg-type]  # checked above
+
+
+def why_of(row: Row) -> dict[str, Any]:
+    """Comment and principles of a vote, from the columns ``reason`` and ``decided`` where these are texts, as ours are."""
+    reason, decided = (value if isinstance(value := row.values.get(name), str) else "" for name in ("reason", "decided"))
+    return {"comment": reason, "decided": tuple(key.strip() for key in decided.split(",") if key.strip())}
 
 
 def _strength(row: Row, margin: float) -> int | None:

@@ -29,7 +29,7 @@ from charter.records import (
 from charter.run.files import describe
 from charter.run.hashes import derive_seed
 from charter.votes.imports.formats import Rater
-from charter.votes.judgments import seal
+from charter.votes.judgments import DECIDED, seal
 
 UNKNOWN = "unknown"
 PROMPT_NAMES = ("prompt", "instruction", "question", "text", "input")
@@ -49,7 +49,8 @@ class Answer:
 @dataclass(frozen=True)
 class Vote:
     """A judgment with its texts. ``ranks`` stand in the order of ``answers``, None where a response was not ranked. ``strength``
-    and ``margin`` are for the first of two answers. ``set_id`` "" is made from prompt and answers."""
+    and ``margin`` are for the first of two answers. ``set_id`` "" is made from prompt and answers. ``flags`` are of the first
+    answer; ``decided`` are the principles that the rater named."""
 
     row: Row
     prompt: Prompt
@@ -64,6 +65,7 @@ class Vote:
     margin: float | None = None
     flags: tuple[str, ...] = ()
     comment: str = ""
+    decided: tuple[str, ...] = ()
     seconds: float | None = None
 
 
@@ -96,11 +98,13 @@ def records_of(vote: Vote, *, number: int, file: str, prev_hash: str) -> tuple[l
         responses.append(Response(prompt_id=vote.prompt.id, model=answer.model, text=answer.text, finish_reason="stop",
                                   generation=generation))  # fmt: skip
     keys = [response.id for response in responses]
+    set_id = vote.set_id or LabelSet(prompt_id=vote.prompt.id, kind=vote.kind, response_ids=tuple(keys),
+                                     direction=vote.direction).id  # fmt: skip
+    flags = {keys[0]: list(vote.flags)} if vote.flags else {}
     try:
         judgment = Judgment(
             id=f"{number:010d}" + content_id(file, vote.rater.id, vote.rater.kind, number).upper(),
-            set_id=vote.set_id
-            or LabelSet(prompt_id=vote.prompt.id, kind=vote.kind, response_ids=tuple(keys), direction=vote.direction).id,
+            set_id=set_id,
             prompt_id=vote.prompt.id,
             rater_id=vote.rater.id,
             rater_kind=vote.rater.kind,
@@ -110,7 +114,7 @@ def records_of(vote: Vote, *, number: int, file: str, prev_hash: str) -> tuple[l
             ranks={key: rank for key, rank in zip(keys, vote.ranks, strict=True) if rank is not None},
             margin=vote.margin,
             strength=vote.strength,
-            flags={keys[0]: list(vote.flags)} if vote.flags else {},
+            flags=flags | ({set_id: [DECIDED + key for key in vote.decided]} if vote.decided else {}),
             comment=vote.comment,
             timings={} if vote.seconds is None else {"active_ms": 1000 * vote.seconds},
         )

@@ -8,7 +8,7 @@ are made.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,6 +20,7 @@ from charter.raters.comparisons import single_orders, votes_of
 from charter.raters.lines import RaterLine, rater_lines
 from charter.raters.reliability import fit_raters
 from charter.records import Judgment, LabelSet, Rank
+from charter.votes.judgments import deciding
 from charter.web.answers import agreement_with, relation
 
 
@@ -71,6 +72,8 @@ class Figures:
     skipped: list[tuple[LabelSet, list[Judgment]]] = field(default_factory=list)
     measured: list[Figure] = field(default_factory=list)
     """Agreement with intervals clustered by prompt; empty while nobody judged what another judged."""
+    decided: Counter[str] = field(default_factory=Counter)
+    """Votes that name each principle as one that decided, by its id."""
     lines: dict[str, RaterLine] = field(default_factory=dict)
     """Each rater's β and γ with intervals."""
 
@@ -96,6 +99,7 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
             skipped[judgment.set_id].append(judgment)
             continue
         row.votes += 1
+        figures.decided.update(deciding(judgment))
         for rank in judgment.ranks.values():
             row.nonsense.add(rank == "F")
         for a, b in combinations(sorted(judgment.ranks), 2):

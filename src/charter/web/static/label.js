@@ -40,6 +40,7 @@ function summary() {
   const parts = cards.map((card) => [card.dataset.letter, rankOf(card)]).filter(([, rank]) => rank).map(([who, rank]) => `${who} ${rank}`);
   const strength = form.querySelector("[name=strength]:checked");
   if (strength?.value) parts.push(strength.parentElement.querySelector(".vh").textContent);
+  form.querySelectorAll("[data-principle]:checked").forEach((box) => parts.push(box.parentElement.title));
   place.textContent = parts.join(" · ");
 }
 
@@ -118,6 +119,13 @@ document.addEventListener("keydown", (event) => {
     i: () => document.querySelector('nav [data-key="i"]')?.click(), p: () => document.getElementById("plain")?.click() };
   if (actions[key]) { event.preventDefault(); actions[key](); return; }
   if (!form || !cards.length) return;
+  const principle = form.querySelector(`[data-principle="${CSS.escape(key)}"]`);
+  if (principle) { event.preventDefault(); principle.click(); return; }
+  if (key === "r") {
+    const box = form.querySelector("details.comment");
+    if (box) { event.preventDefault(); box.open = true; box.querySelector("textarea").focus(); }
+    return;
+  }
   const radio = target.matches("input[type=radio]");
   if (key === "j" || (key === "ArrowDown" && !radio)) { event.preventDefault(); go(here + 1); }
   else if (key === "k" || (key === "ArrowUp" && !radio)) { event.preventDefault(); go(here - 1); }
@@ -258,6 +266,7 @@ if (form) {
     }
     touched();
     if (card && box.name.startsWith("rank:")) announce(spoken(card));
+    if (box.dataset.principle) announce(fill(box.checked ? "decided" : "not-decided", { principle: box.parentElement.title }));
   });
   if (form.dataset.mode === "work") {
     addEventListener("pagehide", () => { if (changed && !sending) navigator.sendBeacon("/draft", draft()); });

@@ -1,18 +1,19 @@
-"""The opinions of any scorer on labelled answers, for its card."""
+"""The opinions of any scorer on answers, and its card on answers that people labelled."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from charter.commands.own_files import TOKENS_PER_PASS
 from charter.errors import InputError
-from charter.evaluation.measures import as_number, measure_of
-from charter.evaluation.scorer_card import VERDICTS, Labelled, Opinion, card_of_scorer, read_labelled
+from charter.evaluation.measures import Measure, as_number, measure_of
+from charter.evaluation.scorer_card import VERDICTS, Opinion, card_of_scorer, read_labelled
 from charter.evaluation.scorers import Verdict, as_verdict, refusal_words
 from charter.judging.judge import QUESTIONS
+from charter.measuring.models import TOKENS_PER_PASS
 from charter.models.cut import answer_rows
 from charter.models.load import pick_device
 from charter.models.reward_trunk import load_reward_model, reward_folder
@@ -27,6 +28,19 @@ from charter.stages.evaluate.settings import MeasureSettings
 from charter.training.methods.reward_model import reward_scores
 
 SCORERS = Accepts("scorer", ("python", "judge", "classifier", "model"), words=("refusal-words",))
+Ask = Callable[[Sequence[Prompt], Sequence[str]], Mapping[str, list[Opinion]]]
+"""(prompts, answers) to an opinion of each answer, by measure."""
+
+
+def scorer_source(scorer: str) -> Source:
+    """The source that a scorer's words name. InputError if it is unknown or lives in a recipe."""
+    try:
+        source = SCORERS.parse(scorer).located(Path.cwd())
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if source.model.kind == "endpoint":
+        raise InputError(f"{scorer!r}: an endpoint is described in a recipe; give a folder")
+    return source
 
 
 def write_card(
@@ -34,15 +48,10 @@ def write_card(
 ) -> tuple[dict[str, Any], Path]:
     """The card of ``scorer`` on the labels of ``file`` and the path where it is written: FILE.card.json beside the file or in
     ``out``. InputError if the scorer or the file does not fit."""
-    try:
-        source = SCORERS.parse(scorer).located(Path.cwd())
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if source.model.kind == "endpoint":
-        raise InputError(f"{scorer!r}: an endpoint is described in a recipe, and a card has none; give a folder")
+    source = scorer_source(scorer)
     rows, left_out = read_labelled(file, [label] if label else [], by)
-    opinions = opinions_of(source, rows, threshold)
-    card = card_of_scorer(rows, opinions, left_out)
+    ask = asking(source, list(rows[0].labels), threshold)
+    card = card_of_scorer(rows, ask([row.prompt for row in rows], [row.response for row in rows]), left_out)
     card |= {"scorer": scorer, "hash": answers_hash(source), "labelled": file.name, "labelled_hash": file_hash(file)}
     if threshold is not None:
         card["threshold"] = threshold
@@ -52,39 +61,53 @@ def write_card(
     return card, path
 
 
-def opinions_of(source: Source, rows: Sequence[Labelled], threshold: float | None) -> Mapping[str, list[Opinion]]:
-    """What a scorer says of each row, by measure. InputError if the measure of its one number is not clear."""
-    prompts, texts = [row.prompt for row in rows], [row.response for row in rows]
-    labels = list(rows[0].labels)
+def asking(source: Source, labels: Sequence[str], threshold: float | None) -> Ask:
+    """A scorer as a function that gives its opinions of the measures ``labels``; a model is loaded at the first call and stays.
+    InputError if the scorer decides none of them, or where the measure of its one number is not clear."""
     if source.kind == "built-in":
         refuse_threshold(threshold)
         if "refusal" not in labels:
             raise InputError(
                 f"{source} decides what is a refusal, and the labels are of {', '.join(labels)}; give a column refusal"
             )
-        return verdicts_by_measure(refusal_words().score(prompts, texts), ["refusal"])
+        return lambda prompts, texts: verdicts_by_measure(refusal_words().score(prompts, texts), ["refusal"])
     if source.kind == "python":
-        function = source.load()
+        return asking_function(source, labels, threshold)
+    if source.kind == "model":
+        name = only(labels)
+        sign = -1 if name == "harmful" else 1  # a reward model pays for what is good
+        rewards = rewarder(source)
+        return lambda prompts, texts: {name: [decided(sign * s, sign * (threshold or 0.0)) for s in rewards(prompts, texts)]}
+    asked = [only(labels)] if source.kind == "classifier" else [name for name in labels if name in QUESTIONS]
+    if not asked and "refusal" not in labels:
+        raise InputError(f"the labels are of {', '.join(labels)}, and a judge decides {', '.join(QUESTIONS)}; name the column so")
+    measures = measures_of(source, asked)
+
+    def ask(prompts: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, list[Opinion]]:
+        cut = 0.5 if threshold is None else threshold
+        said = {m.name: [decided(value, cut, probability=True) for value in m.of(prompts, texts)] for m in measures}
+        if (
+            "refusal" in labels and "refusal" not in asked
+        ):  # as the scorer of a recipe, which leaves refusals to the rule on words
+            said |= verdicts_by_measure(refusal_words().score(prompts, texts), ["refusal"])
+        return said
+
+    return ask
+
+
+def asking_function(source: Source, labels: Sequence[str], threshold: float | None) -> Ask:
+    """The same of a user's function, which returns a scorer's keys or a number."""
+    function = source.load()
+
+    def ask(prompts: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, list[Opinion]]:
         results = [function(prompt.last_turn, text) for prompt, text in zip(prompts, texts, strict=True)]
         if any(isinstance(result, Mapping) for result in results):
             refuse_threshold(threshold)
             return verdicts_by_measure([as_verdict(result, str(source)) for result in results], labels)
         numbers = [as_number(result, str(source), "scorer") for result in results]
         return {only(labels): [decided(n, 0.5 if threshold is None else threshold) for n in numbers]}
-    if source.kind == "model":
-        name = only(labels)
-        sign = -1 if name == "harmful" else 1  # a reward model pays for what is good
-        return {name: [decided(sign * s, sign * (threshold or 0.0)) for s in rewards(source, prompts, texts)]}
-    cut = 0.5 if threshold is None else threshold
-    if source.kind == "classifier":
-        return {only(labels): measured(source, only(labels), prompts, texts, cut)}
-    asked = [name for name in labels if name in QUESTIONS]
-    if not asked and "refusal" not in labels:
-        raise InputError(f"the labels are of {', '.join(labels)}, and a judge decides {', '.join(QUESTIONS)}; name the column so")
-    judged = {name: measured(source, name, prompts, texts, cut) for name in asked}
-    if "refusal" in labels:  # as the scorer of a recipe, which leaves refusals to the rule on words
-        judged |= verdicts_by_measure(refusal_words().score(prompts, texts), ["refusal"])
-    return judged
+
+    return ask
 
 
 def refuse_threshold(threshold: float | None) -> None:
@@ -118,19 +141,23 @@ def decided(score: float | None, threshold: float, *, probability: bool = False)
     return Opinion(score > threshold, score if probability else None, score)
 
 
-def measured(source: Source, name: str, prompts: Sequence[Prompt], texts: Sequence[str], threshold: float) -> list[Opinion]:
-    """The probabilities of a judge or a classifier, as a measure of a recipe has them."""
+def measures_of(source: Source, names: Sequence[str]) -> list[Measure]:
+    """What a judge or a classifier measures, as a recipe has it."""
 
+    @cache
     def judge(model: Source) -> Sampler:
         return LocalSampler(load_trunk(model.name, device=pick_device("auto")), Path(model.name).name)
 
-    measure = measure_of(name, MeasureSettings(source=source, better="higher"), judge, pick_device("auto"))
-    return [decided(value, threshold, probability=True) for value in measure.of(prompts, texts)]
+    return [measure_of(name, MeasureSettings(source=source, better="higher"), judge, pick_device("auto")) for name in names]
 
 
-def rewards(source: Source, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+def rewarder(source: Source) -> Callable[[Sequence[Prompt], Sequence[str]], list[float]]:
     """Standardised scores of a trained reward model."""
     trunk, scorers = load_reward_model(reward_folder(Path(source.name)), device=pick_device("auto"))
-    rows = [row for prompt, text in zip(prompts, texts, strict=True)
-            for row in answer_rows(trunk.tokenizer, prompt.messages, [text], trunk.room)]  # fmt: skip
-    return [float(score) for score in reward_scores(trunk, scorers, rows, TOKENS_PER_PASS)]
+
+    def rewards(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        rows = [row for prompt, text in zip(prompts, texts, strict=True)
+                for row in answer_rows(trunk.tokenizer, prompt.messages, [text], trunk.room)]  # fmt: skip
+        return [float(score) for score in reward_scores(trunk, scorers, rows, TOKENS_PER_PASS)]
+
+    return rewards
