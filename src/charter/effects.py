@@ -17,16 +17,16 @@ from charter.statistics import Floats, Interval, cluster_sums, keep_scored, pair
 POWER = 0.8
 
 
-def minimum_detectable(ci: Interval | None, level: float = 0.95, power: float = POWER) -> float | None:
-    """The smallest true difference that a comparison of this size and spread finds with probability ``power``: its interval then
-    excludes 0. In the unit of ``ci``; None without an interval.
+def minimum_detectable(ci: Interval | None) -> float | None:
+    """The smallest true difference that a comparison of this size and spread finds with probability ``POWER``: its interval then
+    excludes 0. In the unit of ``ci``, a 95 % interval; None without an interval.
 
     (z of the level + z of the power) standard errors (Miller 2024, arXiv:2411.00640, section 5), the standard error read from the
     width of the interval, so that for shares it is above 0 where no row differs.
     """
     if ci is None:
         return None
-    of_level, of_power = float(special.ndtri((1 + level) / 2)), float(special.ndtri(power))
+    of_level, of_power = float(special.ndtri(0.975)), float(special.ndtri(POWER))
     return (of_level + of_power) / of_level * (ci[1] - ci[0]) / 2
 
 

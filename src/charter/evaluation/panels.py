@@ -163,7 +163,7 @@ def curve_panel(panels: Panels, title: str, rows: Sequence[Mapping[str, Any]], k
         sparse = len(x) <= 12
         axes.plot(x, y, color=stands_for(1), linewidth=1.6, marker="o" if sparse else None, markersize=4)
         axes.set_xlabel("step")
-        axes.locator_params(nbins=5)
+        axes.locator_params(nbins=6)
         if share:
             axes.yaxis.set_major_formatter("{x:.0f}%")
 

@@ -65,12 +65,11 @@ def log_odds(before: Floats, after: Floats, n_before: float, n_after: float) -> 
     return np.asarray(odds / np.sqrt(1 / a + 1 / b))
 
 
-def discoveries(z: Floats, m: int | None = None) -> Flags:
-    """The entries whose one-sided p survives the false discovery rate FALSE_DISCOVERIES among ``m`` tests (Benjamini and Hochberg
-    1995); ``m`` is the number of entries unless given."""
+def discoveries(z: Floats) -> Flags:
+    """The entries whose one-sided p survives the false discovery rate FALSE_DISCOVERIES (Benjamini and Hochberg 1995)."""
     p = special.ndtr(-z)
     order = np.argsort(p, kind="stable")
-    passes = p[order] <= FALSE_DISCOVERIES * np.arange(1, len(p) + 1) / (m or len(p))
+    passes = p[order] <= FALSE_DISCOVERIES * np.arange(1, len(p) + 1) / len(p)
     kept = np.zeros(len(p), dtype=bool)
     if passes.any():
         kept[order[: np.flatnonzero(passes)[-1] + 1]] = True

@@ -60,11 +60,11 @@ def cells_of(comparisons: Comparisons, effect: Ints | None = None) -> Cells:
                  (rest % 3 - 1).astype(np.float64), tally, of)  # fmt: skip
 
 
-def rater_effects(comparisons: Comparisons, minimum: int = MIN_VOTES) -> Ints | None:
-    """(raters,) the effect of each rater: an own one from ``minimum`` comparisons on, one for all the others together. None
+def rater_effects(comparisons: Comparisons) -> Ints | None:
+    """(raters,) the effect of each rater: an own one from ``MIN_VOTES`` comparisons on, one for all the others together. None
     where fewer than two raters would have an own one: with one rater there is nothing to compare them with."""
     votes = np.bincount(comparisons.rater, minlength=len(comparisons.raters))
-    frequent = votes >= minimum
+    frequent = votes >= MIN_VOTES
     if frequent.sum() < 2:
         return None
     return np.where(frequent, np.cumsum(frequent) - 1, frequent.sum())

@@ -37,6 +37,7 @@ def serve_studio(root: Path, *, port: int, say: Callable[[str], None]) -> None:
     folder is missing or in use, or the port is taken."""
     with open_site(project_of(root), kind=partial(Studio, root=root.resolve())) as site:
         try:
+            site.runs()  # reads the reports of all runs, so that the first page need not
             answer_requests(site, studio_app(site), port, say)
         finally:
             site.close()
