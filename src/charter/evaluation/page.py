@@ -52,11 +52,13 @@ from pathlib import Path
 from typing import Any
 
 from charter.evaluation.panels import (
+    ARM_COLOURS,
     Panels,
     arms_of,
     card_note,
     curves,
     directions,
+    dots_panel,
     first_metrics,
     gold_view,
     headline_panels,
@@ -66,7 +68,6 @@ from charter.evaluation.panels import (
     reward_model_view,
     scorers_view,
     unique,
-    win_rates_view,
 )
 from charter.evaluation.verdict import contrast_of, declared_primary, gate_state, verdict
 from charter.evaluation.words import (
@@ -82,6 +83,7 @@ from charter.evaluation.words import (
     number_of,
     number_text,
     p_text,
+    range_text,
     scored_by,
     seconds_text,
     sentence,
@@ -255,6 +257,25 @@ def constitution_view(report: Report) -> dict[str, Any] | None:
     rows = [{"id": p.get("id"), "title": p.get("title"), "tags": p.get("tags") or [],
              "texts": [(key, p[key]) for key in TEXTS if p.get(key)]} for p in principles]  # fmt: skip
     return {"title": constitution.get("title"), "description": constitution.get("description"), "principles": rows}
+
+
+def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
+    """How often the last model's answers win, against each arm: a panel and a row each; None if no judge was asked."""
+    rows = mappings_in(report, "win_rates")
+    if not rows:
+        return None
+    shown = [(f"against {row.get('a')}", ARM_COLOURS.get(str(row.get("a")), 3 + i), row) for i, row in enumerate(rows)]
+    raw = dots_panel(panels, f"Win rate of {rows[0].get('b')}", shown, share=True, limits=(0, 1), line=0.5, line_name="even")
+    cells = []
+    for row in rows:
+        rate, equal = row.get("value"), row.get("at_equal_length")
+        cells.append({
+            "arm": row.get("a"), "rate": number_text(rate, True), "ci": range_text(interval_of(row), True),
+            "equal": number_text(equal, True), "equal_ci": range_text(interval_of({"ci": row.get("ci_at_equal_length")}), True),
+            **{key: row.get(key) for key in ("wins", "ties", "losses", "n", "n_unscored")},
+        })  # fmt: skip
+    return {"last": rows[0].get("b"), "panel": raw, "rows": cells,
+            **{key: rows[0].get(key) for key in ("judge", "protocol", "independent")}}  # fmt: skip
 
 
 def steps_view(report: Report) -> list[dict[str, str]]:

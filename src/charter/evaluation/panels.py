@@ -349,25 +349,6 @@ def distance_panel(
     return panels.draw(title, f"{title}. {points}.", paint)
 
 
-def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
-    """How often the last model's answers win, against each arm: a panel and a row each; None if no judge was asked."""
-    rows = mappings_in(report, "win_rates")
-    if not rows:
-        return None
-    shown = [(f"against {row.get('a')}", ARM_COLOURS.get(str(row.get("a")), 3 + i), row) for i, row in enumerate(rows)]
-    raw = dots_panel(panels, f"Win rate of {rows[0].get('b')}", shown, share=True, limits=(0, 1), line=0.5, line_name="even")
-    cells = []
-    for row in rows:
-        rate, equal = row.get("value"), row.get("at_equal_length")
-        cells.append({
-            "arm": row.get("a"), "rate": number_text(rate, True), "ci": range_text(interval_of(row), True),
-            "equal": number_text(equal, True), "equal_ci": range_text(interval_of({"ci": row.get("ci_at_equal_length")}), True),
-            **{key: row.get(key) for key in ("wins", "ties", "losses", "n", "n_unscored")},
-        })  # fmt: skip
-    return {"last": rows[0].get("b"), "panel": raw, "rows": cells,
-            **{key: rows[0].get(key) for key in ("judge", "protocol", "independent")}}  # fmt: skip
-
-
 def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
     """One judge: accuracy by kind of pair, other checks, calibration."""
     groups = judge.get("groups") if isinstance(judge.get("groups"), Mapping) else {}
