@@ -83,7 +83,7 @@ SIZES = (SMALL, LARGE, replace(LARGE, name="70B, LoRA 16", gpus=16, lora=True))
 COUNTS = {"train red_team": 16_000, "train benign": 16_000, "test red_team": 2_000, "test benign": 2_000,
           "train task": 0, "test task": 0}  # fmt: skip
 LENGTHS = Lengths(prompt=200, longest_prompt=1000, few_shots=0, critique=60, revision=60, topic_question=300, topics=80,
-                  n_topics=8, comparison=300, question=60, context=0, applying=1)  # fmt: skip
+                  n_topics=8, comparison=300, question=60, context=0, applying=1, criteria=0, protocols=1)  # fmt: skip
 WORKLOAD = [
     "batch_size=4096", "revise.rounds=2", "revise.prompts=16000", "revise.max_new_tokens=300",
     "sft.epochs=3", "sft.helpful_fraction=0.5", "sft.responses_per_step=512",

@@ -242,9 +242,12 @@ def recorded(module):
         if isinstance(n, ast.Call)
     ]
     of = {name: [call for call in calls if getattr(call.func, "attr", "") == name] for name in ("record", "per_token")}
+    of_members = [call.args[6] for call in calls if getattr(call.func, "id", "") == "train_members"]
     return {keyword.arg for call in of["record"] for keyword in call.keywords if keyword.arg} | {
-        ast.literal_eval(name) for call in of["per_token"] for name in call.args
-    }
+        ast.literal_eval(name) for name in [name for call in of["per_token"] for name in call.args] + [
+            name for names in of_members for name in names.elts
+        ]
+    }  # fmt: skip
 
 
 MODULES = sorted(p.stem for p in (ROOT / "src/charter/training/methods").glob("[!_]*.py"))
@@ -252,7 +255,7 @@ MODULES = sorted(p.stem for p in (ROOT / "src/charter/training/methods").glob("[
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_logged_metric_is_explained(module):
-    page = module.replace("_", "-")
+    page = {"principle_reader": "reward-model"}.get(module, module.replace("_", "-"))
     keys = recorded(module)
     assert keys
     text = (ROOT / f"docs/{page}.md").read_text() + ((ROOT / "docs/ppo.md").read_text() if module in ROLLOUT else "")

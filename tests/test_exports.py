@@ -82,7 +82,7 @@ def test_numbers_come_back_exactly_and_nothing_is_an_empty_cell(tmp_path):
 def test_text_that_breaks_other_readers_is_refused_and_the_old_file_stays(tmp_path, bad):
     path = tmp_path / "t.csv"
     write_csv(path, ["a"], [["old"]])
-    with pytest.raises(InputError, match=r"t\.csv, row 2, field 'a': holds a"):
+    with pytest.raises(InputError, match=r"t\.csv, row 2, field 'a': contains a"):
         write_csv(path, ["a"], [["new"], [bad]])
     assert cells(path) == [["a"], ["old"]]
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.csv"]

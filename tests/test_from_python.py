@@ -100,6 +100,6 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     for cell in cells:
         exec("".join(cell["source"]), names)
     assert (tmp_path / "compare.html").is_file()
-    assert {"harmful_compliance", "over_refusal"} <= {contrast.name for contrast in names["comparison"].contrasts}
+    assert {"response_tokens", "over_refusal"} <= {contrast.name for contrast in names["comparison"].contrasts}
     assert names["evaluation"].page.is_file()
     shutil.rmtree(tmp_path / "run")

@@ -35,7 +35,9 @@ class Job:
     def stop(self) -> None:
         """Interrupt it, as Ctrl-C in its terminal does."""
         self.stopped = True
-        self.process.send_signal(signal.SIGINT)
+        # A process that ignores Ctrl-C, such as a job in the background of a script, passes that on to those it starts.
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        self.process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
 
     @property
     def words(self) -> str:
