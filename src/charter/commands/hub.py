@@ -35,7 +35,7 @@ class Upload:
 
 
 def gather(where: Path, *, with_data: bool = False, understood: bool = False) -> Upload:
-    """The files that :func:`push` sends of a run folder, or of one stage of it. InputError if there is no finished model."""
+    """The files that :func:`push` sends of a run folder, or of one stage of it. InputError without a finished model."""
     place = where.resolve()
     run, stage = (place, "rl") if (place / "rl").is_dir() else (place.parent, place.name)
     folder = run / stage / model_folder(stage)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from charter.comparing.compare import compare_results
 from charter.comparing.sources import read_run
 from charter.constitution.constitution import Constitution
@@ -21,7 +23,7 @@ LAST = ("policy", "sft", "base")
 
 def keep_before(run: Path, constitution_hash: str) -> None:
     """Copy the report and the verdicts of a finished evaluation under another constitution to RUN/before, in place of what is
-    there. Does nothing where the constitution is the same, or where the evaluation is not that of the report."""
+    there. Does nothing if the constitution is the same, or if the evaluation is not that of the report."""
     report = read_json(run / "report.json") or {}
     provenance, manifest = report.get("provenance", {}), read_json(run / "evaluate" / "manifest.json") or {}
     known = provenance.get("stages", {}).get("evaluate")
@@ -62,13 +64,15 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def changes_since(run: Path, constitution: Constitution, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What changed since the report in RUN/before: the principles (None if the report has no text of them), and the
-    names of the recipe's other settings. None without that report."""
+    """What changed since the report in RUN/before: the principles (None if their text cannot be read there), and the names of the
+    recipe's other settings. None without that report."""
     report = read_json(run / FOLDER / "report.json")
     if report is None:
         return None
-    was = report.get("constitution")
-    changes = None if was is None else differences(Constitution.model_validate(was), constitution)
+    try:
+        changes = differences(Constitution.model_validate(report.get("constitution")), constitution)
+    except ValidationError:  # of an older version, or without its text
+        changes = None
     old, new = (dict(leaves(settings)) for settings in (report.get("recipe", {}), recipe))
     names = {key for key in {*old, *new} if key not in ("constitution", "title") and old.get(key) != new.get(key)}
     return {

@@ -21,7 +21,7 @@ LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "no": 0.0}
 
 
 def read_eval(path: Path, cluster: str | None) -> Results:
-    """The log in a ``.eval`` archive. InputError if it is none."""
+    """The log in a ``.eval`` archive. InputError if the file is not such an archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())

@@ -42,7 +42,7 @@ class Tables(ABC):
         return next(iter(self.tables.values()))
 
     def rows_of(self, table: str | None) -> list[dict[str, Any]]:
-        """The rows of a table, of the main one where it is None. InputError if there is no such table."""
+        """The rows of a table; of the main one unless named. InputError for an unknown table."""
         if table is None:
             return self.rows
         if table not in self.tables:
@@ -50,7 +50,7 @@ class Tables(ABC):
         return self.tables[table]
 
     def to_pandas(self, table: str | None = None) -> Any:
-        """A table as a DataFrame, the main one unless named. InputError if there is no such table, and without pandas."""
+        """A table as a DataFrame; the main one unless named. InputError for an unknown table, and without pandas."""
         rows = self.rows_of(table)
         try:
             pandas = import_module("pandas")

@@ -292,7 +292,7 @@ def read_key(variable: str, field: str) -> str:
 
 
 def error_of(raw: bytes) -> Mapping[str, Any]:
-    """The error object of a response body, however the server wraps it; empty if there is none."""
+    """The error object of a response body, however the server wraps it; empty if the body has no error."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

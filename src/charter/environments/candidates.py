@@ -25,7 +25,7 @@ class Candidates:
 
 
 def prompts_of(prompts: str | Path | Iterable[str | Prompt]) -> list[Prompt]:
-    """The prompts of a file as ``charter prompts`` reads it, or a list of texts and Prompts. InputError if there is none."""
+    """The prompts of a file as ``charter prompts`` reads it, or a list of texts and Prompts. InputError without a prompt."""
     if isinstance(prompts, (str, Path)):
         return list(read_prompts(Path(prompts)))
     read = [prompt if isinstance(prompt, Prompt) else Prompt.ask(prompt) for prompt in prompts]
@@ -35,7 +35,7 @@ def prompts_of(prompts: str | Path | Iterable[str | Prompt]) -> list[Prompt]:
 
 
 def index_of(options: Mapping[str, Any] | None, n: int) -> int | None:
-    """The prompt that the options of a reset name, None if they leave it to chance. InputError if there is no such."""
+    """The prompt that the options of a reset name, None if they leave it to chance. InputError for an unknown prompt."""
     index = (options or {}).get("index")
     if index is None or index in range(n):
         return None if index is None else int(index)

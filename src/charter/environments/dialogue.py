@@ -63,7 +63,7 @@ class DialogueEnv(gymnasium.Env[str, Any]):
         return self.texts[index], info
 
     def step(self, action: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Give the chosen response. InputError if there is no such response."""
+        """Give the chosen response. InputError for an unknown response."""
         if not self.rewards:
             raise gymnasium.error.ResetNeeded("the episode is over; call reset")
         if not self.action_space.contains(action):
