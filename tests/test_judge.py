@@ -26,6 +26,7 @@ from charter.judging.judge import (
 )
 from charter.judging.protocols import PROTOCOLS, judges_of
 from charter.models.sampling.sampler import Sample
+from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.records import Generation, Judgment, Pair, Prompt, Response
