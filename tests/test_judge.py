@@ -292,6 +292,8 @@ def test_a_run_whose_judge_gives_reasons(tmp_path, before_rl, random_llama, caps
     assert generated["reasoned"] > generated["letters"]
     assert run_command(["plan", str(recipe), "--set", "feedback.calibration=2.0"]) == 2
     assert "protocol: reasoned clamps the labels to .4 to .6" in capsys.readouterr().err
+    assert run_command(["plan", str(recipe), "--set", "feedback.abstain_below=0.5"]) == 2
+    assert "so all would be ties; lower it" in capsys.readouterr().err
 
 
 def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():

@@ -281,16 +281,19 @@ def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
 
 
 def adherence_view(report: Report, arms: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of each principle with prompts a row of adherence and, where red-team prompts are among them, a row of harm: a cell of each
-    arm, and the paired difference from the base to the policy. None if no judge was asked."""
+    """Of each principle with prompts a row of adherence and, if it applies to red-team prompts and has some, a row of harm: a cell
+    of each arm, and the paired difference from the base to the policy. None if no judge was asked."""
     if not isinstance(about := report.get("adherence"), Mapping):
         return None
     changes = {(row.get("name"), row.get("group")): row for row in mappings_in(report, "contrasts")
                if (row.get("a"), row.get("b")) == ("base", "policy")}  # fmt: skip
     rows = []
     for principle in mappings_in(report.get("constitution"), "principles"):
-        for name in (ADHERENCE, HARM):
+        kinds = {"red_team", "benign"}.intersection(principle.get("tags") or ())
+        for name in (ADHERENCE,) if kinds == {"benign"} else (ADHERENCE, HARM):
             results = {arm: result for arm, _, result in by_arm(report, name, principle.get("id"), arms)}
+            if name == ADHERENCE and not results:
+                break
             change = changes.get((name, principle.get("id")))
             words = [] if change is None else [
                 difference_text(change.get("difference"), name, report),

@@ -81,6 +81,8 @@ class FeedbackSettings(SamplingSettings):
             raise ValueError("priorities needs labelled_pairs, on which the noise of the judge's margins is measured")
         if self.protocol == "reasoned":
             self.refuse_unread({"calibration"}, "protocol: reasoned clamps the labels to .4 to .6")
+            if self.abstain_below >= 0.4:  # nats; log(.6 / .4) is .405
+                raise ValueError("abstain_below: no margin of protocol: reasoned exceeds .4 nats, so all would be ties; lower it")
         if self.raters == "human":
             self.refuse_unread(judging, "with raters: human no judge is asked")
         return self
