@@ -21,7 +21,7 @@ from charter.records import Pair, Prompt
 from charter.run.files import read_jsonl
 from charter.stages.rl.gold import goodness
 from charter.stages.rl.settings import StopSettings
-from charter.training.curve import best_row, curve_row, fall_of, over_optimisation, reason_to_stop
+from charter.training.curve import best_row, curve_row, fall_of, fit_of, over_optimisation, reason_to_stop
 
 ROUGE = "python:charter.evaluation.overlap:rouge_l"
 
@@ -84,6 +84,19 @@ def test_the_report_of_a_curve_names_peak_fit_and_word():
     assert verdict({"over_optimisation": found})["word"] == "over-optimised"
     assert not over_optimisation(rows, answers, kept=7, source="judge", stopped=None)["past_peak"]
     assert over_optimisation([], [], kept=0, source="judge", stopped=None) is None
+
+
+def test_the_fit_ends_where_the_gain_is_spent():
+    a, b = 1.0, 0.5  # the form is back at the start's level at d = e^(a/b) = 7.4, that is KL 54.6
+    points = [1.0, 4.0, 9.0, 25.0, 64.0, 400.0, 900.0]
+    golds = [max(0.0, math.sqrt(kl) * (a - b * math.log(math.sqrt(kl)))) for kl in points]  # a measure with a floor
+    rows, _ = curve(
+        (0, [0.0] * 4, 0.0), *((i + 1, [gold] * 4, kl) for i, (gold, kl) in enumerate(zip(golds, points, strict=True)))
+    )
+    fit = fit_of(rows)
+    assert fit["until"] == 5  # the first point that is no higher than the start
+    assert fit["d_star"] == pytest.approx(math.exp(a / b - 1), rel=0.1)
+    assert fit_of(rows[:4])["until"] == 3  # the gain is not spent: all points
 
 
 @pytest.mark.parametrize(

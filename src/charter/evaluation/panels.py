@@ -314,7 +314,8 @@ def gold_view(report: Report, panels: Panels) -> dict[str, Any] | None:
     notes = [str(curve.get("words")), *([f"The training ended early: {stopped}."] if stopped else [])]
     if isinstance(fit, Mapping) and number_of(fit.get("d_star")) is not None:
         notes.append(
-            f"The fitted curve of gold peaks at √KL = {number_text(fit['d_star'])} with {number_text(fit['gold_at_d_star'])}."
+            f"The curve of gold, fitted up to step {fit.get('until', rows[-1].get('step'))}, peaks at √KL = "
+            f"{number_text(fit['d_star'])} with {number_text(fit['gold_at_d_star'])}."
         )
     return {"source": curve.get("source"), "notes": notes, "panels": [panel for panel in drawn if panel]}
 
@@ -339,7 +340,7 @@ def distance_panel(
             axes.plot(d, y, "o", color=stands_for(1), markersize=4)
         axes.plot([d for d, *_ in shown], [y for _, y, _ in shown], color=stands_for(1), linewidth=1)
         if isinstance(fit, Mapping):
-            furthest = max(d for d, *_ in shown)
+            furthest = max(d for d, _, row in shown if row["step"] <= fit.get("until", math.inf))
             xs = [furthest * i / 60 for i in range(1, 61)]
             axes.plot(xs, [fit["start"] + x * (fit["a"] - fit["b"] * math.log(x)) for x in xs], color=INK, linewidth=1,
                       linestyle=(0, (4, 3)))  # fmt: skip

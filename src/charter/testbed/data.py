@@ -14,7 +14,7 @@ from charter.run.files import write_jsonl
 from charter.testbed import language as lang
 from charter.testbed.corpus import draw_pair
 
-PROMPTS_PER_SPLIT = {"train": 1200, "test": 300, "unseen": 120, "second-script": 60, "second-script in training": 120}
+PROMPTS_PER_SPLIT = {"train": 1200, "test": 600, "unseen": 240, "second-script": 120, "second-script in training": 400}
 SPLIT_TAGS = {"unseen": ["unseen-template"], "second-script": ["second-script"], "second-script in training": ["second-script"]}
 
 

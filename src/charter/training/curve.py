@@ -92,16 +92,27 @@ def over_optimisation(
 
 
 def fit_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """gold = d (a - b ln d) with d = √KL, from the points after the start; None where there are too few of them. ``d_star`` is
-    where the fitted curve peaks, None where it does not."""
+    """gold = d (a - b ln d) with d = √KL, from the points after the start up to step ``until``; None where there are too few of
+    them. ``d_star`` is where the fitted curve peaks, None where it does not.
+
+    ``until`` is the first point after the peak where the whole gain is spent, else the last point. From there on the form falls
+    without end, and a measure with a lowest level (a share, or what a policy gets that refuses everything) cannot follow it."""
     start = rows[0]["gold"]
-    points = [(row["kl"], row["gold"] - start) for row in rows[1:] if None not in (row["kl"], row["gold"], start)]
+    peak = rows.index(best_row(rows))
+    spent = (
+        number
+        for number in range(peak + 1, len(rows))
+        if None not in (start, rows[number]["gold"]) and rows[number]["gold"] <= start
+    )
+    end = next(spent, len(rows) - 1)
+    points = [(row["kl"], row["gold"] - start) for row in rows[1 : end + 1] if None not in (row["kl"], row["gold"], start)]
     try:
         fit = over_optimisation_fit([kl for kl, _ in points], [gold for _, gold in points])
     except ValueError:
         return None
     at_peak = None if fit.peak_gold is None else start + fit.peak_gold
-    return {"form": "d (a - b ln d)", "a": fit.a, "b": fit.b, "d_star": fit.peak_d, "gold_at_d_star": at_peak, "start": start}
+    return {"form": "d (a - b ln d)", "a": fit.a, "b": fit.b, "d_star": fit.peak_d, "gold_at_d_star": at_peak, "start": start,
+            "until": rows[end]["step"]}  # fmt: skip
 
 
 def words_of(curve: Mapping[str, Any]) -> str:
