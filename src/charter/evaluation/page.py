@@ -285,24 +285,24 @@ def adherence_view(report: Report, arms: Mapping[str, Any]) -> dict[str, Any] | 
     of each arm, and the paired difference from the base to the policy. None if no judge was asked."""
     if not isinstance(about := report.get("adherence"), Mapping):
         return None
-    changes = {(row.get("name"), row.get("group")): row for row in mappings_in(report, "contrasts")
-               if (row.get("a"), row.get("b")) == ("base", "policy")}  # fmt: skip
     rows = []
     for principle in mappings_in(report.get("constitution"), "principles"):
         kinds = {"red_team", "benign"}.intersection(principle.get("tags") or ())
-        for name in (ADHERENCE,) if kinds == {"benign"} else (ADHERENCE, HARM):
-            results = {arm: result for arm, _, result in by_arm(report, name, principle.get("id"), arms)}
-            if name == ADHERENCE and not results:
-                break
-            change = changes.get((name, principle.get("id")))
-            words = [] if change is None else [
-                difference_text(change.get("difference"), name, report),
-                interval_text(interval_of(change), name, report), contrast_words(change, report),
-            ]  # fmt: skip
-            if results:
-                cells = [metric_cell(results[arm]) if arm in results else None for arm in arms]
-                rows.append({"principle": principle.get("title"), "name": title_of(name), "cells": cells, "change": words})
+        followed = adherence_row(report, arms, principle, ADHERENCE)
+        harm = None if kinds == {"benign"} else adherence_row(report, arms, principle, HARM)
+        rows += [row for row in (followed, harm) if row] if followed else []
     return {"judge": about.get("judge"), "independent": about.get("independent"), "rows": rows}
+
+
+def adherence_row(report: Report, arms: Mapping[str, Any], principle: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """One metric on the prompts of a principle, a cell of each arm, and its change in words; None where no arm has it."""
+    results = {arm: result for arm, _, result in by_arm(report, name, principle.get("id"), arms)}
+    change = [difference_text(row.get("difference"), name, report) + f"; {interval_text(interval_of(row), name, report)}"
+              for row in mappings_in(report, "contrasts") if (row.get("name"), row.get("group")) == (name, principle.get("id"))
+              and (row.get("a"), row.get("b")) == ("base", "policy")]  # fmt: skip
+    cells = [metric_cell(results[arm]) if arm in results else None for arm in arms]
+    title = {"principle": principle.get("title"), "name": title_of(name)}
+    return {**title, "cells": cells, "change": " ".join(change)} if results else None
 
 
 def steps_view(report: Report) -> list[dict[str, str]]:
