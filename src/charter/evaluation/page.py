@@ -281,8 +281,8 @@ def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
 
 
 def adherence_view(report: Report, arms: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of each principle with prompts a row of adherence and, if it applies to red-team prompts, a row of harm: a cell of each arm,
-    and the paired difference from the base to the policy. None if no judge was asked."""
+    """Of each principle with prompts a row of adherence and, if it applies to red-team prompts, a row of harm: a cell of each
+    arm, and the paired difference from the base to the policy. None if no judge was asked."""
     if not isinstance(about := report.get("adherence"), Mapping):
         return None
     rows = []
