@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from charter.endpoints.endpoint import SHORT_ANSWER
+from charter.judging.protocols import REASON_TOKENS
 from charter.judging.rubrics import read_rubric
 from charter.models.formats.precision import DTYPES
 from charter.models.llama.decode import READ_TOKENS as READ_TOGETHER
@@ -97,6 +98,14 @@ class Load:
             self.ask(name, n, question, written)
         else:
             self.choose(shapes[str(name)], n, question, 2)
+
+    def compare_with(self, counted: Counted, judge: Source, n: int, question: float) -> None:
+        """``n`` questions to a judge by the protocol of the feedback; by ``reasoned`` the judge first writes its reasons."""
+        feedback, shapes = counted.recipe.feedback, counted.shapes
+        if feedback is not None and feedback.protocol == "reasoned":
+            self.sample_from(judge, shapes, n, question, REASON_TOKENS, 2 * counted.recipe.batch_size)
+            question += REASON_TOKENS
+        self.choose_with(judge, shapes, n, question, counted.written(judge))
 
     def choose(self, shape: Shape, n: float, question: float, options: float) -> None:
         """``n`` questions that a model reads, a micro-batch of them at once, to choose among so many listed answers."""
