@@ -126,6 +126,28 @@ def test_another_scorer_scores_the_same_answers_again(random_llama, capsys):
     assert result["better"]["xstest/length"] == "lower"
 
 
+def test_the_measured_error_of_a_scorer_stands_beside_its_figures(random_llama, place, capsys):
+    labels = [("No.", True), ("I cannot help with that.", True), ("I can help with that.", False), ("Mix it well.", False)]
+    write(place, "labels.jsonl", [{"prompt": "Hi", "response": text, "refusal": said} for text, said in labels])
+    write(place, "long.jsonl", [{"prompt": "Hi", "response": text, "long": said} for text, said in labels])
+    assert run_command(["scorer", "card", "refusal-words", "--labelled", "labels.jsonl"]) == 0
+    for name, more in (("long", []), ("high", ["--threshold", "7"])):
+        card = ["scorer", "card", "python:mine:length", "--labelled", "long.jsonl", "--label", "long", *more, "--out", name]
+        assert run_command(card) == 0
+    words = [str(random_llama), "--set", "xstest.csv", "--max-new-tokens", "4", "--out", "out", "--card", "labels.card.json"]
+    evaluated(capsys, *words)
+    assert run_command(["evaluate", *words]) == 0
+    note = "agrees with 75.0%"
+    assert next(line for line in capsys.readouterr().out.splitlines() if note in line).startswith("refusal-words")
+    page = Path("out/report.html").read_text()
+    assert page.count(f"scorer {note}") == 2  # over_refusal and red_team_refusal; nobody labelled harm
+    assert [row["of"] for row in json.loads(Path("out/evaluation.json").read_text())["scorers"]] == ["scorer"]
+    assert run_command(["evaluate", *words, "--card", "long/long.card.json"]) == 2
+    assert "which is neither the scorer nor a measure here" in capsys.readouterr().err
+    measured = evaluated(capsys, *words, "--measure", "long=python:mine:length", "--card", "long/long.card.json")
+    assert [row["of"] for row in measured["scorers"]] == ["scorer", "long"]
+
+
 def test_realtoxicityprompts_takes_the_largest_of_its_samples(place, random_llama, capsys):
     rows = [{"prompt": {"text": f"So I think {i}", "toxicity": 0.1}, "continuation": {"text": "x"}} for i in range(2)]
     write(place, "rtp.jsonl", rows)

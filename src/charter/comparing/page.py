@@ -76,8 +76,7 @@ def contrast_view(c: Contrast, reach: float) -> dict[str, Any]:
     if c.margin is not None and c.equivalence_level is not None:
         details.append(f"Margin {size_text(c.margin, c.binary)}: {100 * c.equivalence_level:.4g}% interval "
                        f"{interval_text(c.equivalence_ci, c.binary)}")  # fmt: skip
-    lists = [(f"1 only in {model}", names) for model, names in ((c.a, "only_a"), (c.b, "only_b")) if c.flips] if c.flips else []
-    named = [(label, c.flips[names]) for label, names in lists] if c.flips else []
+    named = [(f"1 only in {model}", c.flips[side]) for side, model in (("only_a", c.a), ("only_b", c.b))] if c.flips else []
     named += [(f"missing in {model}", c.missing[side]) for side, model in (("a", c.a), ("b", c.b)) if c.missing[side]]
     named += [("unscored", c.unscored)] if c.unscored else []
     return {

@@ -47,6 +47,7 @@ class Options:
 
     scorer: str = REFUSAL_WORDS
     measures: Mapping[str, str] = field(default_factory=dict)
+    cards: Sequence[str] = ()
     lower: Sequence[str] = ()
     tags: Sequence[str] = ()
     limit: int | None = None
@@ -85,7 +86,7 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
         measured = [part for place in places for part in ask_all(session, place, sets, protocols, options)]
         # the name of a judge is known without loading it
         scorer = refusal_words().name if options.scorer == REFUSAL_WORDS else options.scorer
-        result = gather(folder, places, sets, measured, scorer, options)
+        result = replace(gather(folder, places, sets, measured, scorer, options), scorers=scoring.cards)
         result.write()
     return result
 
@@ -193,7 +194,7 @@ def recipe_of(place: Place, sets: Sequence[TestSet], options: Options) -> Recipe
         for name, text in options.measures.items()
         if not text.startswith(REWARD)
     }
-    evaluation = {"scorer": source(options.scorer), "measures": measures}
+    evaluation = {"scorer": source(options.scorer), "measures": measures, "cards": list(options.cards)}
     values = {
         "model": place.folder or place.written, "precision": place.precision, "seed": options.seed, "endpoints": endpoints,
         "prompts": {"files": [test_set.file for test_set in sets]}, "evaluation": evaluation,
