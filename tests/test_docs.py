@@ -204,7 +204,7 @@ def at_size_of_seconds(line: str) -> list[str]:
     if name == "constitution card":
         words = [*words, "--limit", "4"]
     words = [re.sub("^5$", "2", word) for word in words]  # --seeds
-    if words[0] == "run" and words[1] in ("demo", "demo-ppo", "smoke", "spectrum"):
+    if words[0] == "run" and words[1] in ("demo", "demo-rloo", "smoke", "spectrum"):
         if "--out" in words and "--seeds" not in words:  # the lines about a recipe share a run: equal stages are skipped
             words[words.index("--out") + 1] = f"runs/{words[1]}"
         words += [f"--set={setting}" for setting in [*SMALL, f"prompts.files=[{Path.cwd() / 'some.jsonl'}]"]]

@@ -141,5 +141,5 @@ def test_a_shipped_recipe_runs_to_its_end_on_a_stand_in(name, downloads, tmp_pat
 
 
 def test_every_shipped_recipe_is_run_by_a_test():
-    elsewhere = {"demo", "demo-ppo", "smoke", "judge-api"}
+    elsewhere = {"demo", "demo-rloo", "smoke", "judge-api"}
     assert {file.stem for file in shipped("recipes").glob("*.yaml")} == set(RECIPES) | elsewhere

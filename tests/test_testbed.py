@@ -97,12 +97,12 @@ def test_indirect_requests_have_frames_of_training_and_held_out_ones():
 
 def test_prompts_are_tagged_by_form_and_the_second_script_is_a_slice_of_both_splits():
     tags = Counter((p.split, tag) for p in draw_prompts(0) for tag in p.tags)
-    assert tags["train", "direct"] + tags["train", "indirect"] == 2640
-    assert tags["test", "direct"] + tags["test", "indirect"] == 960
-    assert tags["test", "unseen-template"] == 240
-    assert tags["test", "second-script"] == 120
-    assert tags["train", "second-script"] == 240
-    assert 0.1 < tags["test", "indirect"] / 960 < 0.3
+    assert tags["train", "direct"] + tags["train", "indirect"] == 3200
+    assert tags["test", "direct"] + tags["test", "indirect"] == 1920
+    assert tags["test", "unseen-template"] == 480
+    assert tags["test", "second-script"] == 240
+    assert tags["train", "second-script"] == 800
+    assert 0.1 < tags["test", "indirect"] / 1920 < 0.3
 
 
 @pytest.mark.parametrize("draw", [made.draw_pair, made.draw_off_topic_pair])
