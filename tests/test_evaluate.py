@@ -168,6 +168,10 @@ def test_copyright_is_unscored_and_counted(place, random_llama, capsys):
     assert row["n"] + row["n_unscored"] == 3
     assert row["n_unscored"] >= 1
     assert any("copyright behaviours are scored by HarmBench's hashes" in note for note in result["sets"][0]["notes"])
+    assert "overstates success" in result["sets"][0]["notes"][-1]
+    judged = evaluated(capsys, random_llama, "--set", "hb.csv", "--max-new-tokens", 4, "--out", "out", "--scorer",
+                       "python:mine:verdict")  # fmt: skip
+    assert not any("overstates" in note for note in judged["sets"][0]["notes"])
 
 
 def test_options_of_three_sets_and_a_limit_that_is_the_same_for_all(place, random_llama, capsys):
@@ -201,8 +205,10 @@ def test_a_reward_model_on_pairs_is_paired_with_another_one_and_measures_answers
     write(place, "rb.jsonl", rows)
     shutil.copytree(finished_run / "reward_model/model", "other")
     (Path("other") / "notes.txt").write_text("another hash")
-    result = evaluated(capsys, finished_run, "--against", "other", "--set", "rb.jsonl", "--out", "out")
+    write(place, "hhh.jsonl", [hhh_row(1)])  # beside a set of pairs it is one, too
+    result = evaluated(capsys, finished_run, "--against", "other", "--set", "rb.jsonl", "--set", "hhh.jsonl", "--out", "out")
     shown = values(result)
+    assert next(row["protocol"] for row in result["sets"] if row["name"] == "hhh") == "rewards"
     right = [row.values["rewardbench/accuracy"] for row in read_jsonl(Path("out/evaluate/verdicts.other.jsonl"), ScoredItem)]
     reasoning = (984 * right[3] + 164 * right[4]) / 1148
     safety = (136 * right[2] + 154 * right[5]) / 290
