@@ -131,9 +131,8 @@ def test_the_measured_error_of_a_scorer_stands_beside_its_figures(random_llama, 
     write(place, "labels.jsonl", [{"prompt": "Hi", "response": text, "refusal": said} for text, said in labels])
     write(place, "long.jsonl", [{"prompt": "Hi", "response": text, "long": said} for text, said in labels])
     assert run_command(["scorer", "card", "refusal-words", "--labelled", "labels.jsonl"]) == 0
-    for name, more in (("long", []), ("high", ["--threshold", "7"])):
-        card = ["scorer", "card", "python:mine:length", "--labelled", "long.jsonl", "--label", "long", *more, "--out", name]
-        assert run_command(card) == 0
+    assert run_command(["scorer", "card", "python:mine:length", "--labelled", "long.jsonl", "--label", "long"]) == 0
+    capsys.readouterr()
     words = [str(random_llama), "--set", "xstest.csv", "--max-new-tokens", "4", "--out", "out", "--card", "labels.card.json"]
     evaluated(capsys, *words)
     assert run_command(["evaluate", *words]) == 0
@@ -142,9 +141,9 @@ def test_the_measured_error_of_a_scorer_stands_beside_its_figures(random_llama, 
     page = Path("out/report.html").read_text()
     assert page.count(f"scorer {note}") == 2  # over_refusal and red_team_refusal; nobody labelled harm
     assert [row["of"] for row in json.loads(Path("out/evaluation.json").read_text())["scorers"]] == ["scorer"]
-    assert run_command(["evaluate", *words, "--card", "long/long.card.json"]) == 2
+    assert run_command(["evaluate", *words, "--card", "long.card.json"]) == 2
     assert "which is neither the scorer nor a measure here" in capsys.readouterr().err
-    measured = evaluated(capsys, *words, "--measure", "long=python:mine:length", "--card", "long/long.card.json")
+    measured = evaluated(capsys, *words, "--measure", "long=python:mine:length", "--card", "long.card.json")
     assert [row["of"] for row in measured["scorers"]] == ["scorer", "long"]
 
 
