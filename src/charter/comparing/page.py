@@ -85,7 +85,7 @@ def contrast_view(c: Contrast, reach: float) -> dict[str, Any]:
         "difference": points_text(c.difference, c.binary) + (" points" if c.binary and c.difference is not None else ""),
         "ci": interval_text(c.ci, c.binary), "p": p_text(c.p), "corrected": p_text(c.p_corrected), "verdict": c.verdict,
         "discordant": "–" if c.discordant is None else f"{c.discordant[0]} / {c.discordant[1]}", "method": c.method,
-        "details": details, "bar": bar_of(c, reach), "counts": f"{c.n_missing} missing, {c.n_unscored} unscored",
+        "details": details, "bar": bar_of(c, reach), "n_missing": c.n_missing, "n_unscored": c.n_unscored,
         "differs": any(names for _, names in named),
         "lists": [{"label": label, "n": len(names), "names": names[:MOST_FLIPS]} for label, names in named],
     }  # fmt: skip
