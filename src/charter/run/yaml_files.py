@@ -66,7 +66,8 @@ def read_nodes(path: Path, kind: type[UniqueKeys], remedy: str) -> tuple[yaml.No
         content = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        words = error.problem or "not valid YAML"
+        syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        words = f"{'not valid YAML: ' if syntax else ''}{error.problem or error.context}"
         raise InputError(words, file=path, line=mark.line + 1 if mark else None) from None
     except RecursionError:
         raise InputError("not valid YAML: nested too deeply", file=path) from None
