@@ -30,7 +30,7 @@ from charter.recipe.source import locate
 from charter.records import Direction, Generation, LabelSet, Prompt, Response, SetKind
 from charter.run.files import read_jsonl
 from charter.run.hashes import derive_seed
-from charter.run.yaml_files import decode_utf8, read_bytes, read_yaml
+from charter.run.yaml_files import read_yaml
 
 MAX_RANKED = 9  # a key for each rank
 PRINCIPLE_KEYS = "qwtyoghlzxcvbnm"  # those that no other action has
@@ -173,10 +173,15 @@ class Project:
 
     def instructions(self) -> str:
         """The Markdown as it stands now. InputError where a file that the settings name is missing."""
-        file = self.instructions_file
-        if self.settings.instructions is None and not file.exists():
+        try:
+            return self.instructions_file.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            if self.settings.instructions is not None:
+                raise InputError("no such file", file=self.instructions_file, field="instructions") from None
             return importlib.resources.files("charter.web").joinpath("instructions.md").read_text(encoding="utf-8")
-        return decode_utf8(read_bytes(file), file)
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8 (byte {error.start}); convert it with iconv", file=self.instructions_file
+                             ) from None  # fmt: skip
 
 
 def text_hash(text: str) -> str:
