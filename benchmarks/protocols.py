@@ -22,6 +22,7 @@ from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.recipe.source import locate
+from charter.records import Pair
 from charter.run.files import write_json
 from charter.run.hashes import derive_seed
 
@@ -63,21 +64,32 @@ def with_criteria(rules: Constitution) -> Constitution:
     return rules.model_copy(update={"principles": tuple(principles)})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Of the judge and its pairs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--constitution", type=Path)
     parser.add_argument("--pairs")
     parser.add_argument("--most", type=int, default=300)
+    return parser
+
+
+def drawn_pairs(given: argparse.Namespace) -> tuple[Constitution, list[Pair]]:
+    """The constitution, and the pairs in an order by hash, the most that were asked for."""
+    file = given.constitution
+    rules = load_constitution(file) if file else with_criteria(load_constitution(ROOT / "constitutions/demo.yaml"))
+    pairs = read_pairs(Path(locate(given.pairs, Path.cwd()))).pairs if given.pairs else labelled_pairs(rules).rows
+    return rules, sorted(pairs, key=lambda pair: derive_seed("protocols", pair.prompt.id, pair.chosen))[: given.most]
+
+
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/protocols"), help="answers are kept there")
     given = parser.parse_args()
     out = given.out / f"{Path(given.model).name}-{given.constitution.stem if given.constitution else 'demo'}"
     out.mkdir(parents=True, exist_ok=True)
-    file = given.constitution
-    rules = load_constitution(file) if file else with_criteria(load_constitution(ROOT / "constitutions/demo.yaml"))
-    pairs = read_pairs(Path(locate(given.pairs, Path.cwd()))).pairs if given.pairs else labelled_pairs(rules).rows
-    drawn = sorted(pairs, key=lambda pair: derive_seed("protocols", pair.prompt.id, pair.chosen))[: given.most]
+    rules, drawn = drawn_pairs(given)
     sampler = LocalSampler(load_trunk(locate(given.model, Path.cwd())), "judge")
     judges = {name: Remembered(judge, out / f"{name}.json") for name, judge in judges_of("auto", sampler, rules).items()}
     print(f"| seed, {len(drawn)} pairs | {' | '.join(judges)} | auto | best of the others less its interval |")

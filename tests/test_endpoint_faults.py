@@ -22,6 +22,7 @@ from charter.endpoints.settings import EndpointSettings
 from charter.errors import GateError, InputError
 from charter.evaluation.scorers import judge_scorer
 from charter.judging.judge import LettersJudge, comparisons_of, judgment, pairs_of
+from charter.judging.protocols import PROTOCOLS
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
@@ -67,6 +68,14 @@ def comparisons(n):
     harm = Principle(id="harm", title="harm", preference="Which of the two replies does less harm?")
     rules = Constitution(title="one", principles=[harm])
     return comparisons_of(prompts, groups, rules, seed=0)
+
+
+def test_reasons_of_a_judge_behind_a_server_are_those_of_the_model_itself(tmp_path, testbed_server):
+    asked = comparisons(2)
+    here, there = (PROTOCOLS["reasoned"](judge)(asked) for judge in (
+        LocalSampler(load_trunk(str(MODEL)), "here"), sampler(testbed_server.url, tmp_path)))  # fmt: skip
+    assert [a.margin for a in there] == pytest.approx([h.margin for h in here], abs=1e-3)
+    assert all(a.margin is not None for a in there)
 
 
 def test_margins_read_through_faults_are_those_of_the_model_itself(tmp_path, testbed_server):

@@ -177,8 +177,8 @@ def test_contrasts_are_paired_and_name_the_primary_one():
     assert found["harmful_compliance", "sft", "policy"]["difference"] == 0
     assert {name for name, a, b in found if (a, b) == ("base", "policy")} == {
         "charm",
-        *(metric.name for metric in METRICS.values() if metric.compared and not metric.optional),
-    }  # the oracle gives no level here, and does not say whether an answer is honest
+        *(m.name for m in METRICS.values() if m.compared and not m.optional and m.over != "principle"),
+    }  # the oracle gives no level here, and does not say whether an answer is honest; no judge was asked about principles
     assert found["response_tokens", "base", "policy"]["difference"] == 0
     assert samples_of(arms, {"name": "harmful_compliance", "a": "base", "b": "policy"}, {})[0]["harmful"] == {
         "base": True,

@@ -1,11 +1,14 @@
 """Planted pairs go the whole way from a judge to a stored label and a training pair."""
 
+import json
 import math
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charter.commands.app import run_command
 from charter.constitution.constitution import Constitution, Principle
 from charter.evaluation.measures import measure_of
 from charter.judging.gate import better_judge, judge_gate
@@ -21,12 +24,16 @@ from charter.judging.judge import (
     labelled_comparisons,
     pairs_of,
 )
-from charter.judging.protocols import judges_of
+from charter.judging.protocols import PROTOCOLS, judges_of
+from charter.models.sampling.sampler import Sample
+from charter.models.trunk import load_trunk
+from charter.pipeline import run_recipe
+from charter.recipe.files import load_recipe
 from charter.records import Generation, Judgment, Pair, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.run.run import RecordLog
 from charter.stages.evaluate.settings import MeasureSettings
-from conftest import CONSTITUTION
+from conftest import CONSTITUTION, write_tiny_recipe
 
 RULES = Constitution.model_validate(CONSTITUTION)
 SCALE = 3.0
@@ -162,7 +169,6 @@ def test_the_question_shows_the_principle_then_both_responses_as_they_are():
 
 def test_a_language_model_as_judge_is_free_of_position(random_llama):
     from charter.models.sampling.sampler import LocalSampler
-    from charter.models.trunk import load_trunk
 
     judge = LettersJudge(LocalSampler(load_trunk(str(random_llama)), "random"))
     prompts, groups = planted(6)
@@ -224,6 +230,70 @@ def test_the_better_protocol_is_chosen_on_one_half_and_measured_on_the_other():
     assert isinstance(single, LettersJudge)
     assert whole["n"] == 80
     assert better_judge(judges, [], RULES, seed=0, batch_size=32)[1] is None
+
+
+class Reasoner:
+    """A judge that copies what it is shown under (A) as its reason, and then chooses by the odds of a table of reasons."""
+
+    name = "reasoner"
+
+    def __init__(self, odds):
+        self.odds = odds
+
+    def generate(self, conversations, _seeds, *, temperature, **_limits):
+        assert temperature == 0
+        shown = [turns[-1].content.partition("(A) ")[2].partition("\n")[0] for turns in conversations]
+        return [[Sample(text, "stop")] for text in shown]
+
+    def option_logprobs(self, conversations, options):
+        assert set(options) == {("A", "B")}
+        return [[self.odds[turns[-2].content], 0.0] for turns in conversations]
+
+
+@given(first=st.floats(-30, 30), second=st.floats(-30, 30))
+def test_labels_after_reasons_are_clamped_and_do_not_depend_on_the_order(first, second):
+    prompts, groups = planted(2)
+    comparisons = comparisons_of(prompts, groups, RULES, seed=0)
+    judge = PROTOCOLS["reasoned"](Reasoner({"good {x}": first, "bad": second}))
+    preferences = judge(comparisons)
+    for comparison, preference in zip(comparisons, preferences, strict=True):
+        assert 0.4 - 1e-9 <= 1 / (1 + math.exp(-preference.margin)) <= 0.6 + 1e-9
+        (swapped,) = judge([comparison.swap()])
+        assert swapped == Preference(-preference.first_as_b, -preference.first_as_a)
+    labels = [judgment(c, p, rater_id="r", abstain_below=0.0, template=judge.template)
+              for c, p in zip(comparisons, preferences, strict=True)]  # fmt: skip
+    by_id = {r.id: r for group in groups for r in group}
+    assert all(0.5 <= pair.weight <= 0.6 + 1e-9 for pair in pairs_of(labels, {p.id: p for p in prompts}, by_id))
+
+
+def test_reasons_keep_the_sign_in_each_order_and_an_unread_choice_is_no_verdict():
+    prompts, groups = planted(1)  # "bad" first
+    comparisons = comparisons_of(prompts, groups, RULES, seed=0)
+    (sure,) = PROTOCOLS["reasoned"](Reasoner({"bad": -9.0, "good {x}": 9.0}))(comparisons)
+    assert sure == Preference(pytest.approx(-math.log(1.5)), pytest.approx(-math.log(1.5)))  # nats: .4 in both orders
+    (biased,) = PROTOCOLS["reasoned"](Reasoner({"bad": 9.0, "good {x}": 9.0}))(comparisons)
+    assert biased.margin == 0
+    (unread,) = PROTOCOLS["reasoned"](Reasoner({"bad": math.nan, "good {x}": 9.0}))(comparisons)
+    assert unread.margin is None
+
+
+def test_a_run_whose_judge_gives_reasons(tmp_path, before_rl, random_llama, capsys):
+    shutil.copytree(before_rl, tmp_path / "run")
+    recipe = write_tiny_recipe(tmp_path, random_llama, feedback={"protocol": "reasoned", "abstain_below": 0.0, "gate_pairs": 4})
+    run_recipe(load_recipe(recipe), tmp_path / "run", until="feedback", quiet=True)
+    stored = list(read_jsonl(tmp_path / "run/feedback/judgments.jsonl", Judgment))
+    assert all(abs(margin) <= math.log(1.5) + 1e-9 for label in stored for margin in label.margins_by_order)
+    assert max(pair.weight for pair in read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair)) <= 0.6 + 1e-9
+    generated = {}
+    for protocol in ("reasoned", "letters"):
+        assert run_command(["plan", str(recipe), "--json", "--set", f"feedback.protocol={protocol}"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        generated[protocol] = next(row["generated"] for row in plan["stages"] if row["stage"] == "feedback")
+    assert generated["reasoned"] > generated["letters"]
+    assert run_command(["plan", str(recipe), "--set", "feedback.calibration=2.0"]) == 2
+    assert "protocol: reasoned clamps the labels to .4 to .6" in capsys.readouterr().err
+    assert run_command(["plan", str(recipe), "--set", "feedback.abstain_below=0.5"]) == 2
+    assert "so all would be ties; lower it" in capsys.readouterr().err
 
 
 def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from charter.training.rewards import (
     last_token,
     response_length,
 )
+from charter.training.rollouts import describe_rollout
 
 
 def test_score_lands_on_the_last_response_token_wherever_the_padding_is():
@@ -57,6 +59,16 @@ def rollout_of(*texts: str) -> Rollout:
         finished=torch.ones(len(texts), dtype=torch.bool), texts=texts,
         prompts=tuple(Prompt.ask("Say something.") for _ in texts), n_tokens=int(mask.sum()),
     )  # fmt: skip
+
+
+def test_the_log_has_the_mean_reward_of_the_scored_responses_by_principle():
+    rollout = rollout_of("one", "two", "three", "four")
+    kl, kept = torch.zeros(rollout.mask.shape), torch.tensor([True, False, True, True])
+    scores = torch.tensor([1.0, 5.0, 2.0, 9.0])
+    assert not [key for key in describe_rollout(rollout, scores, kept, kl) if "principle" in key]
+    prompts = tuple(Prompt.ask("Say something.", principle=name) for name in ("peace", "peace", "peace", None))
+    row = describe_rollout(replace(rollout, prompts=prompts), scores, kept, kl)
+    assert {key: value for key, value in row.items() if "principle" in key} == {"reward_by_principle/peace": 1.5}
 
 
 def constant(*values: float):

@@ -141,9 +141,11 @@ def test_a_run_is_live_while_a_process_holds_its_lock_and_nothing_is_locked_to_f
         assert watch.at_work.time_left.endswith(" left")
         assert [panel["name"] for panel in watch.panels()] == ["reward", "kl", "entropy", "response_tokens"]
         write_rows(folder / "new", [step(i) for i in range(2)])  # a resumed run rewinds its log
+        write_rows(folder / "new", [step(2) | {"reward_by_principle/peace": 0.5}], "a")
         (folder / "new").replace(folder / "rl/metrics.jsonl")
         watch.look(locked_inodes())
-        assert (watch.at_work.done, watch.panels()[0]["last"]) == (2, 1)
+        assert (watch.at_work.done, watch.panels()[0]["last"]) == (3, 2)
+        assert [panel["title"] for panel in watch.panels()][-1] == "Reward, peace"
     watch.look(locked_inodes())
     assert watch.state == "interrupted"
 

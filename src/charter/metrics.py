@@ -11,6 +11,10 @@ from typing import Literal, get_args
 
 SCORER, COUNT, LOGPROBS = "scorer", "count", "log-probabilities"
 BOUND = "log n - (n - 1)/n, which it cannot exceed"
+HARM, ADHERENCE = "harmful_compliance", "principle_adherence"
+JUDGE = "judge of the adherence"
+BY_PRINCIPLE = "reward_by_principle/"
+"""Before the name of a principle, in the step log of a training: the mean reward of the responses to its prompts."""
 SHARE = "share"
 Control = Literal["flipped", "random", "length", "shuffled"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
@@ -19,13 +23,14 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of every response. ``over``: the tag of the prompts it is about; ``source``: what measures it, in the report's
-    words (``SCORER`` stands for the recipe's scorer); ``margin``: the largest loss, in ``unit``, that counts as no worse."""
+    """One number of every response. ``source``: what measures it, in the report's words (``SCORER`` stands for the recipe's
+    scorer); ``margin``: the largest loss, in ``unit``, that counts as no worse."""
 
     name: str
     kind: Literal["rate", "mean", "whole"]
     """A share or a mean of the values of single responses, or a number of all of an arm's responses together."""
-    over: Literal["red_team", "benign", "all"]
+    over: Literal["red_team", "benign", "principle", "all"]
+    """The kind of prompts: those with a tag, those sorted under a principle, or all."""
     unit: str
     source: str
     meaning: str
@@ -41,13 +46,13 @@ class Metric:
     @property
     def by_principle(self) -> bool:
         """Whether the report shows it by principle and by tag as well."""
-        return self.kind == "rate" and self.source == SCORER
+        return self.over == "principle" or (self.kind == "rate" and self.source == SCORER)
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("harmful_compliance", "rate", "red_team", SHARE, SCORER,
+        Metric(HARM, "rate", "red_team", SHARE, SCORER,
                "Share of red-team prompts answered harmfully. Lower is better.", better="lower", headline=True),
         Metric("over_refusal", "rate", "benign", SHARE, SCORER,
                "Share of harmless prompts that the model refuses. Lower is better; a model that refuses everything is harmless "
@@ -59,6 +64,9 @@ METRICS = {
         Metric("honesty", "rate", "benign", SHARE, SCORER,
                "Share of harmless prompts answered without a false or misleading claim. Higher is better.", better="higher",
                optional=True),
+        Metric(ADHERENCE, "mean", "principle", SHARE, JUDGE,
+               "Mean probability, by the judge of evaluation.adherence, that a response follows the principle of its prompt. "
+               "Higher is better.", better="higher"),
         Metric("kl", "mean", "all", "nats per response", LOGPROBS,
                "How far an arm moved from the base model, in nats per response. 0 means no change.", headline=True,
                compared=False),

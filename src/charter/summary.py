@@ -150,6 +150,7 @@ def stored_figures(
         "contrasts": evaluation.get("contrasts", []),
         "samples": evaluation.get("samples", []),
         "win_rates": win_rates(run, results),
+        "adherence": evaluation.get("adherence"),
         "contrasts_with_before": contrasts_with_before(run) if evaluation else [],
         "judges": [feedback["judge"]] if feedback.get("judge") else [],
         "reward_model": reward_model or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import Field
 from charter.evaluation.contrasts import effects_of
 from charter.evaluation.measures import Measure
 from charter.evaluation.scorers import Scorer, Verdict
-from charter.metrics import BOUND, CONTROLS, COUNT, LOGPROBS, METRICS, SCORER, Metric
+from charter.metrics import ADHERENCE, BOUND, CONTROLS, HARM, LOGPROBS, METRICS, SCORER, Metric
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.logprobs import BLOCK_ELEMENTS, blocks, exact_logprobs
 from charter.models.packing import Tokens
@@ -30,7 +30,6 @@ from charter.run.team import team
 from charter.statistics import average, holm, is_scored, paired_difference, rate
 from charter.training.batches import by_tokens
 
-HARM = "harmful_compliance"
 BEST_OF = "best_of_n"
 BENIGN, RED_TEAM = "benign", "red_team"
 
@@ -67,13 +66,17 @@ class Arm:
     tokens: Sequence[int]
     measures: Mapping[str, Sequence[float | None]]
     units: Mapping[str, str]
+    adherence: Mapping[int, float | None] = field(default_factory=dict)
+    """By row, of the prompts with a principle that a judge was asked about: P(the response follows it); None if unscored."""
 
     @cached_property
     def measured(self) -> list[Metric]:
         """The built-in metrics that this arm has; an optional one only where its scorer says it of some response."""
 
         def has(metric: Metric) -> bool:
-            if metric.source != COUNT and (self.scorer is None if metric.source == SCORER else metric.name not in self.kl):
+            if metric.source == SCORER and self.scorer is None:
+                return False
+            if metric.source in (LOGPROBS, BOUND) and metric.name not in self.kl:
                 return False
             rows, values = self.values(metric)
             return any(map(is_scored, values)) if metric.optional else bool(rows)
@@ -82,15 +85,21 @@ class Arm:
 
     def values(self, metric: Metric) -> tuple[list[int], list[float | None]]:
         """The rows that a metric is about and its value on each, None if the scorer could not say."""
-        rows = [i for i, prompt in enumerate(self.prompts) if metric.over == "all" or metric.over in prompt.tags]
+        rows = [i for i in range(len(self.prompts)) if self.is_about(metric, i)]
         return rows, [VALUES[metric.name](self, i) for i in rows]
+
+    def is_about(self, metric: Metric, i: int) -> bool:
+        """Whether a metric is about the prompt of row i."""
+        if metric.over == "principle":
+            return i in self.adherence
+        return metric.over == "all" or metric.over in self.prompts[i].tags
 
     def source(self, metric: Metric) -> str:
         """The name of the scorer or count behind a metric, for the report."""
         return self.scorer if metric.source == SCORER and self.scorer is not None else metric.source
 
     def metrics(self) -> list[EvalResult]:
-        """Every number of this arm, overall and, for the scorer's rates, by principle and by tag."""
+        """Every number of this arm, overall and, for the scorer's rates and the adherence, by principle and by tag."""
         everyone = [prompt.id for prompt in self.prompts]
         results = [result for metric in self.measured if metric.by_principle for result in self.results(metric)]
         for name, numbers in self.measures.items():
@@ -101,15 +110,18 @@ class Arm:
     def results(self, metric: Metric) -> list[EvalResult]:
         """One built-in metric, with its groups where it has them."""
         rows, values = self.values(metric)
-        ids, scorer = [self.prompts[i].id for i in rows], self.source(metric)
-        if metric.kind == "mean":
-            return [average(metric.name, self.name, values, scorer=scorer, unit=metric.unit, clusters=ids)]
+        ids = [self.prompts[i].id for i in rows]
         groups = [groups_of(self.prompts[i]) if metric.by_principle else [] for i in rows]
         results = []
         for group in (None, *sorted({name for names in groups for name in names})):
             part = [j for j, names in enumerate(groups) if group is None or group in names]
-            outcomes = [None if values[j] is None else bool(values[j]) for j in part]
-            results.append(rate(metric.name, self.name, outcomes, scorer=scorer, clusters=[ids[j] for j in part], group=group))
+            labels: dict[str, Any] = {"scorer": self.source(metric), "clusters": [ids[j] for j in part], "group": group}
+            if metric.kind == "mean":
+                numbers = [values[j] for j in part]
+                results.append(average(metric.name, self.name, numbers, unit=metric.unit, **labels))
+            else:
+                outcomes = [None if values[j] is None else bool(values[j]) for j in part]
+                results.append(rate(metric.name, self.name, outcomes, **labels))
         return results
 
 
@@ -133,6 +145,7 @@ VALUES: dict[str, Callable[[Arm, int], float | None]] = {
     "response_tokens": lambda arm, i: arm.tokens[i],
     "missing_eos": lambda arm, i: arm.responses[i].finish_reason == "length",
     "honesty": lambda arm, i: arm.verdicts[i].honest,
+    ADHERENCE: lambda arm, i: arm.adherence[i],
     "helpfulness_level": lambda arm, i: arm.verdicts[i].helpfulness_level,
     "distinct_2": lambda arm, i: share_of_pairs(arm.responses[i].text),
 }

@@ -16,7 +16,7 @@ from charter.evaluation.arms import VALUES, Arm, ScoredResponse, contrasts_of
 from charter.evaluation.contrasts import margins_of
 from charter.evaluation.samples import samples_of
 from charter.evaluation.scorers import Verdict
-from charter.metrics import BOUND, LOGPROBS, METRICS, SCORER
+from charter.metrics import ADHERENCE, BOUND, LOGPROBS, METRICS, SCORER
 from charter.records import EvalResult, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.stages.evaluate.settings import EvaluationSettings
@@ -90,6 +90,7 @@ def stored_arm(name: str, stage: Path, prompts: Mapping[str, Prompt], settings: 
         tokens=[int(stored(row, "response_tokens", file, line)) for line, row in enumerate(rows, start=1)],
         measures={key: [row.values.get(key) for row in rows] for key in settings.measures},
         units={key: measure.unit for key, measure in settings.measures.items()},
+        adherence={i: row.values[ADHERENCE] for i, row in enumerate(rows) if ADHERENCE in row.values},
     )
 
 
@@ -113,7 +114,7 @@ def changed_rows(arm: Arm, stage: Path) -> Iterator[tuple[int, str, str]]:
         for field, value in copied.items():
             if getattr(row, field) != value:
                 yield i + 1, field, f"{getattr(row, field)!r} is stored, its prompt or response has {value!r}"
-        values = {m.name: VALUES[m.name](arm, i) for m in arm.measured if m.over == "all" or m.over in prompt.tags}
+        values = {m.name: VALUES[m.name](arm, i) for m in arm.measured if arm.is_about(m, i)}
         values |= {key: numbers[i] for key, numbers in arm.measures.items()}
         for key in {**values, **row.values}:
             if key not in row.values or key not in values or not is_same(row.values[key], values[key]):

@@ -32,6 +32,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     detectors: [{detector, state: "alarm" | "no alarm" | "did not run", value, threshold, unit, n, message}]
                                                                     the detectors of reward hacking, all of them
     endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
+    adherence: {judge, independent}                                 of the metric principle_adherence
     constitution: {title, description, principles: [{id, title, preference, critique, revision, question, ...}]}
     since: {constitution_hash, changes: [{change, principle, words}], settings: [name]}
     contrasts_with_before: [{arm, name, n, n_missing, value_a, value_b, difference, ci, verdict}]
@@ -55,6 +56,7 @@ from charter.evaluation.panels import (
     ARM_COLOURS,
     Panels,
     arms_of,
+    by_arm,
     card_note,
     curves,
     directions,
@@ -89,7 +91,7 @@ from charter.evaluation.words import (
     sentence,
     title_of,
 )
-from charter.metrics import CONTROLS, METRICS
+from charter.metrics import ADHERENCE, CONTROLS, HARM, METRICS
 from charter.records import Record
 from charter.run.files import write_json, write_text
 from charter.statistics import holm
@@ -278,6 +280,31 @@ def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
             **{key: rows[0].get(key) for key in ("judge", "protocol", "independent")}}  # fmt: skip
 
 
+def adherence_view(report: Report, arms: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of each principle with prompts a row of adherence and, if it applies to red-team prompts, a row of harm: a cell of each
+    arm, and the paired difference from the base to the policy. None if no judge was asked."""
+    if not isinstance(about := report.get("adherence"), Mapping):
+        return None
+    rows = []
+    for principle in mappings_in(report.get("constitution"), "principles"):
+        kinds = {"red_team", "benign"}.intersection(principle.get("tags") or ())
+        followed = adherence_row(report, arms, principle, ADHERENCE)
+        harm = None if kinds == {"benign"} else adherence_row(report, arms, principle, HARM)
+        rows += [row for row in (followed, harm) if row] if followed else []
+    return {"judge": about.get("judge"), "independent": about.get("independent"), "rows": rows}
+
+
+def adherence_row(report: Report, arms: Mapping[str, Any], principle: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """One metric on the prompts of a principle, a cell of each arm, and its change in words; None where no arm has it."""
+    results = {arm: result for arm, _, result in by_arm(report, name, principle.get("id"), arms)}
+    change = [difference_text(row.get("difference"), name, report) + f"; {interval_text(interval_of(row), name, report)}"
+              for row in mappings_in(report, "contrasts") if (row.get("name"), row.get("group")) == (name, principle.get("id"))
+              and (row.get("a"), row.get("b")) == ("base", "policy")]  # fmt: skip
+    cells = [metric_cell(results[arm]) if arm in results else None for arm in arms]
+    title = {"principle": principle.get("title"), "name": title_of(name)}
+    return {**title, "cells": cells, "change": " ".join(change)} if results else None
+
+
 def steps_view(report: Report) -> list[dict[str, str]]:
     """The verdict of each training and of each control arm, a row each."""
     rows = [{"of": f"{step['a']} → {step['b']}", **step} for step in report["verdict"].get("steps", ())]
@@ -399,6 +426,7 @@ def page_html(report: Report) -> str:
         steps=steps_view(report),
         contrasts=contrast_tables(report),
         win_rates=win_rates_view(report, panels),
+        adherence=adherence_view(report, arms),
         principles=principles(report, arms, panels),
         group_tables=[(group, metric_table(report, arms, group)) for group in groups],
         curves=curves(report, panels),

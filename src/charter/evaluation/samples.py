@@ -48,7 +48,7 @@ def value_of(arm: Arm, name: str, i: int) -> float | None:
     if name in arm.measures:
         return arm.measures[name][i]
     metric = METRICS.get(name)
-    if metric not in arm.measured or (metric.over != "all" and metric.over not in arm.prompts[i].tags):
+    if metric not in arm.measured or not arm.is_about(metric, i):
         return None
     return VALUES[name](arm, i)
 

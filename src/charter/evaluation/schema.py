@@ -116,6 +116,14 @@ class WinRate(Part):
     method: str
 
 
+class AdherenceJudge(Part):
+    """Who was asked whether an answer follows its principle; the figures are among metrics and contrasts, by group."""
+
+    judge: str
+    independent: bool
+    """False where the same judge gave the feedback or the reward that the last model was trained on."""
+
+
 class Found(Part):
     word: Word
     rule: str
@@ -205,6 +213,7 @@ class ReportFile(Part):
     """Title, description and principles, as the constitution's file has them."""
     samples: list[dict[str, Any]] = []
     win_rates: list[WinRate] = []
+    adherence: AdherenceJudge | None = None
     judges: list[dict[str, Any]] = []
     scorers: list[dict[str, Any]] = []
     """Cards of scorers and measures, as `charter scorer card` writes them; `of` is `scorer` or the measure."""

@@ -81,10 +81,10 @@ Judge = Callable[[Sequence[Comparison]], list[Preference]]
 """Anything that compares: the judge below, or a planted judge that knows the answer."""
 
 
-def ask(comparison: Comparison) -> tuple[Message, ...]:
+def ask(comparison: Comparison, template: str = COMPARE) -> tuple[Message, ...]:
     """The question to the judge, the principle before the options."""
     text = fill(
-        COMPARE,
+        template,
         principle=comparison.instruction,
         conversation=conversation_text(comparison.prompt.messages),
         first=comparison.first.text,

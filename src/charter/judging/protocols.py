@@ -10,6 +10,10 @@ says nothing. The margin is the log odds of it.
 
 ``likelihood``: log P(response | principle, prompt) − log P(response | prompt), of the first less the second. Nothing is asked;
 the likelihood without the principle takes away what makes a text likely in itself.
+
+``reasoned``: the judge writes a few sentences about both responses, the likeliest ones, and then chooses A or B; both orders are
+asked. Its reasons make it too sure, so the probability of a choice is clamped to .4 to .6 in each order (Bai et al. 2022,
+section 4.1).
 """
 
 from __future__ import annotations
@@ -21,12 +25,14 @@ from charter.constitution.constitution import Constitution
 from charter.constitution.revise import asked_for
 from charter.errors import InputError
 from charter.judging.judge import (
+    LETTERS,
     YES_NO,
     Comparison,
     LanguageModelJudge,
     LettersJudge,
     Preference,
     YesNoJudge,
+    ask,
     prompt_file,
     question_about,
 )
@@ -34,6 +40,9 @@ from charter.judging.rubrics import probability, questions_of, totals
 from charter.models.sampling.sampler import Sampler, fill
 from charter.records import Message, Response
 
+REASON_TOKENS = 96  # a few sentences
+REASONED_MARGIN = math.log(0.6 / 0.4)  # nats
+NO_REASON = "…"  # of a judge that wrote nothing: some servers refuse an empty turn
 SUREST = 1 - 1e-9  # |p_first − p_second|: beyond it a margin would be infinite
 
 
@@ -104,8 +113,31 @@ class LikelihoodJudge(LanguageModelJudge):
         return [Preference(margin, margin) for margin in margins]
 
 
+class ReasonedJudge(LanguageModelJudge):
+    """A language model that gives its reasons before it compares two responses: A or B?"""
+
+    protocol, template = "reasoned", prompt_file("reasoned")
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
+        compare, choose = self.template.split("\n---\n")
+        asked = [ask(shown, compare) for comparison in comparisons for shown in (comparison, comparison.swap())]
+        reasons = self.sampler.generate(asked, [[0]] * len(asked), temperature=0.0, max_new_tokens=REASON_TOKENS)
+        last = Message(role="user", content=choose.strip())
+        dialogues = [
+            (*question, Message(role="assistant", content=group[0].text or NO_REASON), last)
+            for question, group in zip(asked, reasons, strict=True)
+        ]
+        margins = [clamped(a - b) for a, b in self.sampler.option_logprobs(dialogues, [LETTERS] * len(dialogues))]
+        return [Preference(a, -b) for a, b in zip(margins[0::2], margins[1::2], strict=True)]
+
+
+def clamped(log_odds: float) -> float:
+    """Log odds whose probability lies between .4 and .6; NaN without odds."""
+    return log_odds if math.isnan(log_odds) else max(min(log_odds, REASONED_MARGIN), -REASONED_MARGIN)
+
+
 PROTOCOLS: dict[str, type[LanguageModelJudge]] = {
-    judge.protocol: judge for judge in (LettersJudge, YesNoJudge, DialogueJudge, RubricJudge, LikelihoodJudge)
+    judge.protocol: judge for judge in (LettersJudge, YesNoJudge, DialogueJudge, RubricJudge, LikelihoodJudge, ReasonedJudge)
 }
 """Every protocol by which principles can be asked about two responses."""
 
@@ -117,11 +149,11 @@ def reads_tokens_alone(sampler: Sampler) -> bool:
 
 def protocols_of(protocol: str, tokens_alone: bool, constitution: Constitution) -> list[str]:
     """The protocol itself; of `auto` all that fit: ``rubric`` needs criteria, ``likelihood`` a model with more than
-    ``tokens_alone``."""
+    ``tokens_alone``. ``reasoned`` is not among them: it writes texts, which costs many times what reading does."""
     if protocol != "auto":
         return [protocol]
     criteria = any(principle.criteria for principle in constitution.principles)
-    unfit = {"likelihood": tokens_alone, "rubric": not criteria}
+    unfit = {"likelihood": tokens_alone, "rubric": not criteria, "reasoned": True}
     return [name for name in PROTOCOLS if not unfit.get(name)]
 
 

@@ -22,6 +22,7 @@ from charter.records import content_id
 from charter.run.hashes import model_hash
 from charter.run.run import Run, Stage
 from charter.run.team import asked_of_launcher, launched, team
+from charter.stages.rl.settings import RolloutSettings
 from charter.training.zero import settings_of_launcher
 
 if TYPE_CHECKING:
@@ -112,6 +113,13 @@ class Models:
         if model.kind == "classifier":
             return model_hash(model.name)
         return str(model) if model.kind in ("python", "built-in") else self.hash_of(model, start)
+
+    def is_independent(self, judge: Source, start: Model | None, last: str) -> bool:
+        """Whether a judge gave neither the feedback nor the reward of the training that made the model named ``last``."""
+        feedback, rl = self.recipe.feedback, self.recipe.rl
+        teachers = [feedback.judge] if feedback is not None and feedback.asks_judge else []
+        teachers += rl.sources.values() if last == "policy" and isinstance(rl, RolloutSettings) else []
+        return self.identity_of(judge, start) not in {self.identity_of(source, start) for source in teachers}
 
     def forget(self, path: str) -> None:
         """Let go of the model of a folder."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from charter.errors import InputError
 from charter.hacking.stored import TRAINING
+from charter.metrics import BY_PRINCIPLE
 from charter.pipeline import STAGES
 from charter.run.files import read_json
 from charter.run.progress import Pace
@@ -160,7 +161,8 @@ class Counter:
 
 @dataclass
 class Log:
-    """The step log of a training (metrics.jsonl, or gold.jsonl beside it) as curves."""
+    """The step log of a training (metrics.jsonl, or gold.jsonl beside it) as curves: the columns ``names``, and the reward by
+    principle where it is logged."""
 
     tail: Tail
     names: tuple[str, ...]
@@ -175,7 +177,7 @@ class Log:
             self.curves, self.signs, self.step = {}, [], -1
         for row in rows_of(lines):
             self.step = int(row.get("step", self.step))
-            for name in self.names:
+            for name in (*self.names, *(key for key in row if key.startswith(BY_PRINCIPLE))):
                 value = row.get(name)
                 if isinstance(value, int | float):
                     self.curves.setdefault(name, Curve()).add(self.step, float(value))
@@ -315,10 +317,10 @@ class RunWatch:
         for path, log in sorted(
             self._logs.items(), key=lambda item: order.index(item[0].parent.name) if item[0].parent.name in order else 99
         ):
-            for name in log.names:
+            for name in (*log.names, *sorted(log.curves.keys() - set(log.names))):
                 if name in log.curves:
-                    stage = path.parent.name
-                    rows.append({"stage": stage, "name": name, "title": TITLES[name], **log.curves[name].picture()})
+                    stage, title = path.parent.name, TITLES.get(name) or f"Reward, {name.removeprefix(BY_PRINCIPLE)}"
+                    rows.append({"stage": stage, "name": name, "title": title, **log.curves[name].picture()})
         return rows
 
     def samples(self) -> list[dict[str, Any]]:

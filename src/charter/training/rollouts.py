@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from charter.errors import GateError
+from charter.metrics import BY_PRINCIPLE
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.heads import Scorers
 from charter.models.packing import Packed, Tokens, clip
@@ -247,9 +249,13 @@ def value_pass(trunk: Trunk, rollout: Rollout, cuts: Sequence[MicroBatch]) -> Fi
 
 def describe_rollout(rollout: Rollout, scores: Tensor, kept: Tensor, kl: Tensor) -> dict[str, float]:
     """The figures that every RL method logs of a step. scores: (B,), of which ``kept`` count; kl: (B, T), nats. Standard errors
-    are over responses."""
+    are over responses. A principle without a scored response in the step has no mean."""
     response_kl = kl.sum(dim=1)
     n, rewards = len(scores), scores[kept]
+    by_principle: dict[str, list[float]] = {}
+    for prompt, score, is_kept in zip(rollout.prompts, scores.tolist(), kept.tolist(), strict=True):
+        if prompt.principle is not None and is_kept:
+            by_principle.setdefault(prompt.principle, []).append(score)
     return {
         "reward": float(rewards.mean()),
         "reward_sem": float(rewards.std() / len(rewards) ** 0.5) if len(rewards) > 1 else 0.0,
@@ -258,6 +264,7 @@ def describe_rollout(rollout: Rollout, scores: Tensor, kept: Tensor, kl: Tensor)
         "kl_sem": float(response_kl.std() / n**0.5) if n > 1 else 0.0,
         "response_tokens": float(rollout.mask.sum() / n),
         "missing_eos": float((~rollout.finished).float().mean()),
+        **{f"{BY_PRINCIPLE}{name}": math.fsum(part) / len(part) for name, part in sorted(by_principle.items())},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from charter.judging.protocols import REASON_TOKENS
 from charter.stages.evaluate.settings import EvaluationSettings
 from charter.stages.load import Counted, Load
 
@@ -23,7 +24,14 @@ def load(counted: Counted, settings: EvaluationSettings) -> Load:
     work.score(shape, (2 * n_arms + (n_arms == 3)) * n_test * row)
     if settings.judge is not None:  # in both orders
         n_judged = 2 * (n_arms - 1 + (settings.best_of is not None)) * n_test
-        work.choose_with(settings.judge, counted.shapes, n_judged, row + settings.max_new_tokens + lengths.question,
-                         counted.written(settings.judge))  # fmt: skip
+        question = row + settings.max_new_tokens + lengths.question
+        if counted.recipe.feedback is not None and counted.recipe.feedback.protocol == "reasoned":
+            work.sample_from(settings.judge, counted.shapes, n_judged, question, REASON_TOKENS, 2 * counted.recipe.batch_size)
+            question += REASON_TOKENS
+        work.choose_with(settings.judge, counted.shapes, n_judged, question, counted.written(settings.judge))
+    if settings.adherence is not None:  # about each prompt that is sorted under a principle, so about all at most
+        n_asked = (n_arms + (settings.best_of is not None)) * n_test
+        work.choose_with(settings.adherence, counted.shapes, n_asked, row + lengths.question,
+                         counted.written(settings.adherence))  # fmt: skip
     work.ask_scorer(counted, (n_arms + (settings.best_of is not None)) * n_test, row)
     return work

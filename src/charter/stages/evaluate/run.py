@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from charter.constitution.constitution import load_constitution
 from charter.errors import InputError
 from charter.evaluation.arms import BEST_OF, Arm, measure_arm, primary_of, scored_arm, write_verdicts
 from charter.evaluation.figures import figures_of
+from charter.judging.adherence import adherence, adherence_hash, askable, principle_of
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.packing import Tokens, clip
 from charter.models.reward_trunk import load_reward_trunk
@@ -46,6 +50,11 @@ def evaluate(
         if reward is None:
             raise InputError("needs a reward model, and this recipe trains none", field="evaluation.best_of")
         inputs["reward"] = reward.output_hash
+    start, last = arms[-2] if arms[-1].name == "policy" else arms[-1], arms[-1].name
+    asked_by, principles = settings.adherence, {}
+    if asked_by is not None:
+        principles = askable(load_constitution(Path(str(recipe.constitution))))
+        inputs["adherence"] = content_id([models.hash_of(asked_by, start), adherence_hash(principles)])
     # Another judge of the win rates measures nothing again.
     with run.stage("evaluate", settings.model_copy(update={"judge": None}), inputs, [__name__]) as stage:
         if stage.done:
@@ -56,7 +65,6 @@ def evaluate(
             raise InputError("no held-out prompts; raise prompts.test_fraction or give a file with split: test")
         k = settings.samples_per_prompt
         repeated = [p for p in test for _ in range(k)]
-        start = arms[-2] if arms[-1].name == "policy" else arms[-1]
         in_micro_batch = TrainingSettings() if recipe.rl is None else recipe.rl
         measured = {}
         for model in (*arms, *controls):
@@ -75,10 +83,18 @@ def evaluate(
                 models.forget(model.folder)
         if reward is not None and settings.best_of is not None:
             measured[BEST_OF] = best_of_n(recipe, settings, models, scoring, stage, start, reward, test)
+        excluded, asked = {"kept for the gold curve": len(kept)}, {}
+        if asked_by is not None:
+            judge = models.answering(asked_by, start)
+            for name, arm in measured.items():
+                texts = [response.text for response in arm.responses]
+                measured[name] = replace(arm, adherence=adherence(judge, principles, arm.prompts, texts))
+            excluded["prompt without a principle: no adherence"] = sum(principle_of(p, principles) is None for p in test)
+            asked["adherence"] = {"judge": judge.name, "independent": models.is_independent(asked_by, start, last)}
         for name, arm in measured.items():
             write_verdicts(stage.path(f"verdicts.{name}.jsonl"), arm)
         figures = figures_of(measured, primary_of(recipe, [model.name for model in arms]), settings)
-        stage.finish({**figures, "excluded": {"kept for the gold curve": len(kept)}})
+        stage.finish({**figures, **asked, "excluded": excluded})
     return stage
 
 

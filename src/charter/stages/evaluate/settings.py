@@ -13,8 +13,7 @@ from charter.recipe.source import File, MeasureSource, Responder, ScorerSource, 
 from charter.run.hashes import CONTENTS
 
 if TYPE_CHECKING:
-    pass
-
+    from charter.recipe.recipe import Recipe
 
 MEASURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -41,6 +40,9 @@ class EvaluationSettings(SamplingSettings):
     judge: Responder | None = None
     """Who compares the last model's answers with those of every other arm, in both orders: `base`, `sft`, a folder or
     `endpoint:NAME`. The report then has win rates, raw and at equal length."""
+    adherence: Responder | None = None
+    """Who is asked whether each answer follows the principle under which its prompt is sorted: the forms of `judge`. The report
+    then has the adherence of every arm by principle, beside harm."""
     samples_per_prompt: Positive = 1
     """Answers of each arm to each prompt."""
     best_of: Annotated[int, Field(ge=2, strict=True)] | None = None
@@ -72,8 +74,12 @@ class EvaluationSettings(SamplingSettings):
     def reads_prompts(self) -> bool:
         return True
 
+    def check_in(self, recipe: Recipe) -> None:
+        if self.adherence is not None and recipe.constitution is None:
+            raise ValueError("evaluation.adherence asks about principles; give constitution, or leave adherence out")
+
     @property
     def asks(self) -> dict[str, Source]:
-        sources = {name: source for name in ("scorer", "judge") if (source := getattr(self, name)) is not None}
+        sources = {name: source for name in ("scorer", "judge", "adherence") if (source := getattr(self, name)) is not None}
         sources |= {f"measures.{name}.source": measure.source for name, measure in self.measures.items()}
-        return {key: source.model for key, source in sources.items() if source.asks_model or key == "judge"}
+        return {key: source.model for key, source in sources.items() if source.asks_model or key in ("judge", "adherence")}

@@ -16,7 +16,6 @@ from charter.records import Judgment, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.run.run import Run, Stage
 from charter.stages.models import Model, Models
-from charter.stages.rl.settings import RolloutSettings
 from charter.votes.judgments import follow
 
 if TYPE_CHECKING:
@@ -62,12 +61,8 @@ def compare_arms(
                 ),
                 follow=follow, by_all=isinstance(judge.sampler, LocalSampler), label=f"{STAGE}: {arm}", quiet=run.quiet,
             )  # fmt: skip
-        asked = recipe.feedback is not None and feedback is not None and recipe.feedback.asks_judge
-        teachers = [recipe.feedback.judge] if asked and recipe.feedback is not None else []
-        teachers += recipe.rl.sources.values() if last == "policy" and isinstance(recipe.rl, RolloutSettings) else []
-        independent = models.identity_of(judged_by, start) not in {models.identity_of(source, start) for source in teachers}
-        stage.finish({"judge": judge.name, "protocol": protocol, "independent": independent, "arms": list(arms),
-                      "last": last})  # fmt: skip
+        stage.finish({"judge": judge.name, "protocol": protocol, "arms": list(arms), "last": last,
+                      "independent": models.is_independent(judged_by, start, last)})  # fmt: skip
     return stage
 
 

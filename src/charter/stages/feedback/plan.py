@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from charter.judging.protocols import REASON_TOKENS
 from charter.stages.feedback.settings import FeedbackSettings
 from charter.stages.load import Counted, Load
 
@@ -45,5 +46,8 @@ def judging(work: Load, counted: Counted, settings: FeedbackSettings, labelled: 
     question = counted.lengths.comparison + 2 * settings.max_new_tokens
     each = counted.lengths.criteria if settings.protocol == "rubric" else 1
     n = round(2 * (round(counted.n_pairs * asked) + labelled) * each)
+    if settings.protocol == "reasoned":
+        work.sample_from(settings.judge, counted.shapes, n, question, REASON_TOKENS, 2 * counted.recipe.batch_size)
+        question += REASON_TOKENS
     work.choose_with(settings.judge, counted.shapes, n, question, counted.written(settings.judge))
     return n

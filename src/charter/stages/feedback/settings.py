@@ -35,10 +35,10 @@ class FeedbackSettings(SamplingSettings):
     """Of the responses."""
     judge: Responder = Source("run", "base")
     """Who compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
-    protocol: Literal["auto", "letters", "yes_no", "dialogue", "rubric", "likelihood"] = "auto"
+    protocol: Literal["auto", "letters", "yes_no", "dialogue", "rubric", "likelihood", "reasoned"] = "auto"
     """How the judge is read: two responses as A and B; each response alone, Yes or No; the same question in the conversation; the
-    criteria of the principle; the likelihood of the responses under the principle; or the one that is right most often on half of
-    the labelled pairs (`letters` without any)."""
+    criteria of the principle; the likelihood of the responses under the principle; A and B after reasons that the judge writes;
+    or, of all but the last, the one that is right most often on half of the labelled pairs (`letters` without any)."""
     priorities: bool = False
     """Ask the principles that apply one after the other, the highest `priority` or `authority` first: the first whose margin
     exceeds the noise measured on the labelled pairs decides, and the judgment names it. Otherwise one drawn principle decides."""
@@ -79,6 +79,10 @@ class FeedbackSettings(SamplingSettings):
             raise ValueError("human_share is about raters: mixed; leave it out")
         if self.priorities and self.labelled_pairs is None:
             raise ValueError("priorities needs labelled_pairs, on which the noise of the judge's margins is measured")
+        if self.protocol == "reasoned":
+            self.refuse_unread({"calibration"}, "protocol: reasoned clamps the labels to .4 to .6")
+            if self.abstain_below >= 0.4:  # nats; log(.6 / .4) is .405
+                raise ValueError("abstain_below: no margin of protocol: reasoned exceeds .4 nats, so all would be ties; lower it")
         if self.raters == "human":
             self.refuse_unread(judging, "with raters: human no judge is asked")
         return self

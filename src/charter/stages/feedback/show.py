@@ -21,7 +21,7 @@ from charter.stages.rows import ROWS, Preview, Recorder, Row, Shown, pieces_of, 
 
 NAMES = {
     "letters": ("question", "question, swapped"), "rubric": ("question",),
-    "likelihood": ("under the principle", "without it"),
+    "likelihood": ("under the principle", "without it"), "reasoned": ("question", "question, swapped"),
 }  # fmt: skip
 """What the rows of a protocol are, in turn."""
 
