@@ -86,17 +86,16 @@ def test_the_report_of_a_curve_names_peak_fit_and_word():
     assert over_optimisation([], [], kept=0, source="judge", stopped=None) is None
 
 
-def test_the_fit_ends_where_the_gain_is_spent():
+def test_the_fit_ends_where_the_gain_is_spent_or_gold_falls_no_further():
     a, b = 1.0, 0.5  # the form is back at the start's level at d = e^(a/b) = 7.4, that is KL 54.6
     points = [1.0, 4.0, 9.0, 25.0, 64.0, 400.0, 900.0]
-    golds = [max(0.0, math.sqrt(kl) * (a - b * math.log(math.sqrt(kl)))) for kl in points]  # a measure with a floor
-    rows, _ = curve(
-        (0, [0.0] * 4, 0.0), *((i + 1, [gold] * 4, kl) for i, (gold, kl) in enumerate(zip(golds, points, strict=True)))
-    )
-    fit = fit_of(rows)
-    assert fit["until"] == 5  # the first point that is no higher than the start
-    assert fit["d_star"] == pytest.approx(math.exp(a / b - 1), rel=0.1)
-    assert fit_of(rows[:4])["until"] == 3  # the gain is not spent: all points
+    for floor, until in ((0.0, 5), (1.0, 4)):  # measures with a lowest level
+        golds = [max(floor, math.sqrt(kl) * (a - b * math.log(math.sqrt(kl)))) for kl in points]
+        rows, _ = curve((0, [0.0] * 4, 0.0), *((i + 1, [golds[i]] * 4, kl) for i, kl in enumerate(points)))
+        fit = fit_of(rows)
+        assert fit["until"] == until
+        assert fit["d_star"] == pytest.approx(math.exp(a / b - 1), rel=0.1)
+    assert fit_of(rows[:4])["until"] == 3  # gold does not fall: all points
 
 
 @pytest.mark.parametrize(

@@ -95,16 +95,15 @@ def fit_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """gold = d (a - b ln d) with d = √KL, from the points after the start up to step ``until``; None where there are too few of
     them. ``d_star`` is where the fitted curve peaks, None where it does not.
 
-    ``until`` is the first point after the peak where the whole gain is spent, else the last point. From there on the form falls
-    without end, and a measure with a lowest level (a share, or what a policy gets that refuses everything) cannot follow it."""
-    start = rows[0]["gold"]
-    peak = rows.index(best_row(rows))
-    spent = (
-        number
-        for number in range(peak + 1, len(rows))
-        if None not in (start, rows[number]["gold"]) and rows[number]["gold"] <= start
+    ``until`` is the first point after the peak that is no higher than the start or the end, else the last one: the gain is spent
+    there, or gold falls no further. The form falls without end, and a measure with a lowest level (a share, or what a policy gets
+    that refuses everything) cannot follow it."""
+    start, last = rows[0]["gold"], rows[-1]["gold"]
+    level = max((gold for gold in (start, last) if gold is not None), default=math.inf)
+    fallen = (
+        i for i in range(rows.index(best_row(rows)) + 1, len(rows)) if (gold := rows[i]["gold"]) is not None and gold <= level
     )
-    end = next(spent, len(rows) - 1)
+    end = next(fallen, len(rows) - 1)
     points = [(row["kl"], row["gold"] - start) for row in rows[1 : end + 1] if None not in (row["kl"], row["gold"], start)]
     try:
         fit = over_optimisation_fit([kl for kl, _ in points], [gold for _, gold in points])
