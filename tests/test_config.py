@@ -8,10 +8,11 @@ import yaml
 from pydantic import ValidationError
 
 from charter.errors import InputError
-from charter.recipe.files import as_settings, check_files, find_recipe, load_recipe, override, read_yaml, shipped
+from charter.recipe.files import as_settings, check_files, find_recipe, load_recipe, override, shipped
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import LoRASettings
 from charter.recipe.source import locate
+from charter.run.yaml_files import read_yaml
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.stages.rl.settings import GRPOSettings, PPOSettings, RLOOSettings
 from conftest import write_tiny_recipe
@@ -108,7 +109,7 @@ def test_a_key_given_twice_is_an_error_with_its_line(tmp_path):
           epochs: 2
     """)
     )
-    with pytest.raises(InputError, match=r"line 3: broken YAML: key 'epochs' given twice"):
+    with pytest.raises(InputError, match=r"line 3: duplicate key 'epochs'; remove one"):
         read_yaml(path)
 
 

@@ -206,6 +206,7 @@ def test_the_command_line_is_parsed_into_the_same_export(tmp_path, capsys):
 CONTAINERS = [
     ("trl", "o.jsonl"), ("trl", "o.csv"), ("trl", "o.parquet"), ("trl", "o"), ("trl-conversational", "o.jsonl"),
     ("trl-conversational", "o.parquet"), ("csv", "o.csv"), ("parquet", "o.parquet"), ("datasets", "o"), ("hh", "o.jsonl"),
+    ("rewardbench", "o.jsonl"),
     ("unpaired", "o.jsonl"), ("unpaired", "o.csv"), ("unpaired-conversational", "o.parquet"), ("grouped", "o.jsonl"),
     ("raw", "o"),
 ]  # fmt: skip
@@ -332,7 +333,9 @@ def comparable(path: Path) -> list[dict]:
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 
-@pytest.mark.parametrize("format", ["trl", "trl-conversational", "unpaired", "unpaired-conversational", "hh", "grouped", "raw"])
+@pytest.mark.parametrize(
+    "format", ["trl", "trl-conversational", "rewardbench", "unpaired", "unpaired-conversational", "hh", "grouped", "raw"]
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=folders())
 def test_what_went_out_comes_back_as_it_was(tmp_path_factory, format, drawn):
@@ -360,7 +363,13 @@ def test_a_file_of_pairs_goes_out_and_comes_back_whole(tmp_path):
     pairs = [Pair(prompt=HI, chosen="a", rejected="b", weight=0.7, margin=0.25, group_id="g", principle="q"),
              Pair(prompt=DIALOGUE, chosen="c", rejected="d", group_id="h")]  # fmt: skip
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    for format, name in (("trl", "o.jsonl"), ("csv", "o.csv"), ("parquet", "o.parquet"), ("trl-conversational", "c.jsonl")):
+    for format, name in (
+        ("trl", "o.jsonl"),
+        ("csv", "o.csv"),
+        ("parquet", "o.parquet"),
+        ("trl-conversational", "c.jsonl"),
+        ("rewardbench", "r.jsonl"),
+    ):
         manifest = export_feedback(tmp_path / "pairs.jsonl", tmp_path / name, format, Selection())
         assert read_pairs(tmp_path / name).pairs == pairs
         assert manifest["source"]["kind"] == "pairs"
@@ -370,6 +379,17 @@ def test_a_file_of_pairs_goes_out_and_comes_back_whole(tmp_path):
         export_feedback(tmp_path / "pairs.jsonl", tmp_path / "g.jsonl", "grouped", Selection())
     with pytest.raises(InputError, match="filters and soft labels need the judgments"):
         export_feedback(tmp_path / "pairs.jsonl", tmp_path / "g.jsonl", "trl", Selection(keep_weakest=True))
+
+
+def test_rewardbench_gets_whole_conversations_and_none_whose_turns_it_would_mistake(tmp_path):
+    system = Prompt(messages=[Message(role="system", content="Be brief."), Message(role="user", content="hi")])
+    pairs = [Pair(prompt=prompt, chosen="a", rejected="b", group_id=prompt.id) for prompt in (DIALOGUE, system)]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    manifest = export_feedback(tmp_path / "pairs.jsonl", tmp_path / "r.jsonl", "rewardbench", Selection())
+    (row,) = lines_of(tmp_path / "r.jsonl")
+    assert [turn["role"] for turn in row["chosen"]] == ["user", "assistant", "user", "assistant"]
+    assert [turn["content"] for turn in row["rejected"]] == ["hi", " hello", "more\n\n", "b"]
+    assert manifest["left_out"] == {NO_TRANSCRIPT: 1}
 
 
 # -- merging -------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ def evaluate(  # one parameter for each flag, as typer reads them
     measure: Annotated[list[str] | None, typer.Option(
         help="A number of every answer: NAME=classifier:FOLDER:LABEL, or reward:FOLDER, judge:MODEL, python:module:function.",
     )] = None,
+    card: Annotated[list[str] | None, typer.Option(
+        help="The card of the scorer or of a measure, from charter scorer card. Repeat for more.")] = None,
     lower: Annotated[list[str] | None, typer.Option(help="A measure of which less is better. Repeat for more.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Tag of all prompts of a file that has none: red_team, benign.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of each set, the same ones for every model.")] = None,
@@ -68,10 +70,10 @@ def evaluate(  # one parameter for each flag, as typer reads them
     """Measure base, SFT and policy of a recipe and write the report; or, with --set FILE, any models on test sets."""
     settings, files = parted(sets or [])
     if not files:
-        given = {"--against": against, "--scorer": scorer, "--measure": measure, "--lower": lower, "--tag": tag, "--limit": limit,
-                 "--temperature": temperature, "--max-new-tokens": max_new_tokens, "--samples": samples, "--margin": margin,
-                 "--correct": None if correct == "holm" else correct, "--api-key-env": api_key_env, "--seed": seed or None,
-                 "--i-understand-flipped": understood or None}  # fmt: skip
+        given = {"--against": against, "--scorer": scorer, "--measure": measure, "--card": card, "--lower": lower, "--tag": tag,
+                 "--limit": limit, "--temperature": temperature, "--max-new-tokens": max_new_tokens, "--samples": samples,
+                 "--margin": margin, "--correct": None if correct == "holm" else correct, "--api-key-env": api_key_env,
+                 "--seed": seed or None, "--i-understand-flipped": understood or None}  # fmt: skip
         if named := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{named[0]} is for a model on a test set; add --set FILE, or set it in the recipe")
         run_until(what, out, settings, "evaluate", as_json, quiet)
@@ -87,7 +89,7 @@ def evaluate(  # one parameter for each flag, as typer reads them
     from charter.measuring.evaluate import REFUSAL_WORDS, Options, evaluate_models
 
     options = Options(
-        scorer=scorer or REFUSAL_WORDS, measures=measures, lower=lower or (), tags=tag or (), limit=limit,
+        scorer=scorer or REFUSAL_WORDS, measures=measures, cards=card or (), lower=lower or (), tags=tag or (), limit=limit,
         temperature=temperature, max_new_tokens=max_new_tokens, samples=samples, margins=margins,
         correction=correct, api_key_env=api_key_env, understood=understood, seed=seed, quiet=quiet or as_json,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -24,8 +24,8 @@ def export_command(
     to: Annotated[
         str,
         typer.Option(
-            help="trl, trl-conversational, unpaired, unpaired-conversational, hh, hh-red-team, grouped, csv, parquet, datasets "
-            "or raw; of an evaluated run also inspect, lm-eval or alpaca-eval."
+            help="trl, trl-conversational, unpaired, unpaired-conversational, rewardbench, hh, hh-red-team, grouped, csv, "
+            "parquet, datasets or raw; of an evaluated run also inspect, lm-eval or alpaca-eval."
         ),
     ] = "",
     again: Annotated[Path | None, typer.Option(help="A manifest: write its dataset again, byte for byte.")] = None,

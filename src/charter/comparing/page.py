@@ -76,8 +76,7 @@ def contrast_view(c: Contrast, reach: float) -> dict[str, Any]:
     if c.margin is not None and c.equivalence_level is not None:
         details.append(f"Margin {size_text(c.margin, c.binary)}: {100 * c.equivalence_level:.4g}% interval "
                        f"{interval_text(c.equivalence_ci, c.binary)}")  # fmt: skip
-    lists = [(f"1 only in {model}", names) for model, names in ((c.a, "only_a"), (c.b, "only_b")) if c.flips] if c.flips else []
-    named = [(label, c.flips[names]) for label, names in lists] if c.flips else []
+    named = [(f"1 only in {model}", c.flips[side]) for side, model in (("only_a", c.a), ("only_b", c.b))] if c.flips else []
     named += [(f"missing in {model}", c.missing[side]) for side, model in (("a", c.a), ("b", c.b)) if c.missing[side]]
     named += [("unscored", c.unscored)] if c.unscored else []
     return {
@@ -86,7 +85,7 @@ def contrast_view(c: Contrast, reach: float) -> dict[str, Any]:
         "difference": points_text(c.difference, c.binary) + (" points" if c.binary and c.difference is not None else ""),
         "ci": interval_text(c.ci, c.binary), "p": p_text(c.p), "corrected": p_text(c.p_corrected), "verdict": c.verdict,
         "discordant": "–" if c.discordant is None else f"{c.discordant[0]} / {c.discordant[1]}", "method": c.method,
-        "details": details, "bar": bar_of(c, reach), "counts": f"{c.n_missing} missing, {c.n_unscored} unscored",
+        "details": details, "bar": bar_of(c, reach), "n_missing": c.n_missing, "n_unscored": c.n_unscored,
         "differs": any(names for _, names in named),
         "lists": [{"label": label, "n": len(names), "names": names[:MOST_FLIPS]} for label, names in named],
     }  # fmt: skip

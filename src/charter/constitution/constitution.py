@@ -30,13 +30,13 @@ from pydantic import (
 from charter.errors import InputError
 from charter.records import Message, Prompt, Record, Text, content_id
 from charter.run.files import write_text
+from charter.run.yaml_files import MAX_BYTES, UniqueKeys, read_nodes
 
 PROMPT_TAGS = frozenset({"red_team", "benign"})
 TOPIC = "topic"
 DRAWN, PRINCIPLE = "drawn by", "principle "
 BY_ROW = ("prompts", "gate", "labelled", DRAWN, PRINCIPLE)
 """Inputs of a stage that decide for each row apart whether it still holds."""
-MAX_BYTES = 2**20  # of a file with principles
 
 
 def _filled(text: str) -> str:
@@ -318,9 +318,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases (a few lines of them expand to gigabytes) and without duplicate keys (YAML keeps the last of them in
-    silence)."""
+class _Loader(UniqueKeys):
+    """YAML without aliases, too: a few lines of them expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -329,58 +328,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, words, event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}; remove one", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
-
-
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """The content of a small file. InputError where it cannot be read or is too large."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(most + 1)
-    except OSError as error:
-        raise InputError(f"cannot read the file ({error.strerror})", file=path) from None
-    if len(raw) > most:
-        raise InputError(f"larger than {most >> 20} MiB; is this the right file?", file=path)
-    return raw
-
-
-def decode_utf8(raw: bytes, path: Path) -> str:
-    """The text of a file. InputError names the line that is not UTF-8."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError("not UTF-8; convert it with iconv", file=path, line=line) from None
-
 
 def _load(path: Path, kind: type[M]) -> M:
-    raw = read_bytes(path)
-    if (position := raw.find(b"\x00")) >= 0:
-        raise InputError("contains a NUL character; remove it", file=path, line=raw.count(b"\n", 0, position) + 1)
-    text = decode_utf8(raw, path)
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        content = None if node is None else loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        words = error.problem or "not valid YAML"
-        raise InputError(words, file=path, line=mark.line + 1 if mark else None) from None
-    except RecursionError:
-        raise InputError("not valid YAML: nested too deeply", file=path) from None
-    except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as error:
-        # A value that does not fit its tag ("!!timestamp x", 2024-99-99) makes PyYAML fail in all these ways.
-        words = (str(error).splitlines() or ["a value does not fit its type"])[0]
-        raise InputError(f"not valid YAML: {words}", file=path) from None
-    if node is None or not isinstance(content, dict):
-        raise InputError(f"not a mapping; write the keys {', '.join(kind.model_fields)}", file=path)
-
+    node, content = read_nodes(path, _Loader, f"write the keys {', '.join(kind.model_fields)}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -15,12 +15,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from charter.constitution.constitution import MAX_BYTES, Constitution, Principle, decode_utf8, read_bytes
+from charter.constitution.constitution import Constitution, Principle
 from charter.constitution.markdown import HEADING, gather_markdown, is_markdown
 from charter.constitution.polis import VOTES, gather_polis, is_polis
 from charter.constitution.published import Gathered, Imported, of_sentence, shortened
 from charter.errors import InputError
 from charter.run.files import describe
+from charter.run.yaml_files import MAX_BYTES, decode_utf8, read_bytes
 
 TRAIT = "the assistant can truly say of itself: {}"
 # The uses of a criterion, by whether a good reply meets it.

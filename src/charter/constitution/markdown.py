@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from charter.constitution.constitution import AUTHORITIES, Answer, Example, decode_utf8, read_bytes
+from charter.constitution.constitution import AUTHORITIES, Answer, Example
 from charter.constitution.published import Gathered, counts_of, of_sentence, slug
 from charter.errors import InputError
 from charter.records import Message
+from charter.run.yaml_files import decode_utf8, read_bytes
 
 HEADING = re.compile(r"^(#{1,6})[ \t]+(.+)$", re.MULTILINE)
 ATTRIBUTES = re.compile(r"\s*\{#([^\s}]+)([^}]*)\}$")

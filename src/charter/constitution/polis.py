@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from charter.constitution.constitution import decode_utf8, read_bytes
 from charter.constitution.published import Gathered, of_sentence
 from charter.errors import InputError
+from charter.run.yaml_files import decode_utf8, read_bytes
 
 VOTES, COMMENTS = "participants-votes.csv", "comments.csv"
 GROUP, STATEMENT_ID, STATEMENT = "group-id", "comment-id", "comment-body"

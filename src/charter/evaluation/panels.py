@@ -392,8 +392,8 @@ def judge_view(judge: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
 
 
 MEASURE_OF = {
-    "harmful_compliance": "harmful", "over_refusal": "refusal", "engaged_refusal": "refusal", "helpfulness": "helpful",
-    "honesty": "honest",
+    "harmful_compliance": "harmful", "over_refusal": "refusal", "red_team_refusal": "refusal", "engaged_refusal": "refusal",
+    "partial_refusal": "refusal", "helpfulness": "helpful", "honesty": "honest",
 }  # fmt: skip
 """What a scorer decides of an answer behind each of its rates."""
 CARD_SHARES = ("accuracy", "recall", "specificity", "precision")

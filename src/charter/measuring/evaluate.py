@@ -47,6 +47,7 @@ class Options:
 
     scorer: str = REFUSAL_WORDS
     measures: Mapping[str, str] = field(default_factory=dict)
+    cards: Sequence[str] = ()
     lower: Sequence[str] = ()
     tags: Sequence[str] = ()
     limit: int | None = None
@@ -85,7 +86,7 @@ def evaluate_models(models: Sequence[str], files: Sequence[str], out: Path | Non
         measured = [part for place in places for part in ask_all(session, place, sets, protocols, options)]
         # the name of a judge is known without loading it
         scorer = refusal_words().name if options.scorer == REFUSAL_WORDS else options.scorer
-        result = gather(folder, places, sets, measured, scorer, options)
+        result = replace(gather(folder, places, sets, measured, scorer, options), scorers=scoring.cards)
         result.write()
     return result
 
@@ -131,8 +132,9 @@ def named_apart(sets: Sequence[TestSet]) -> list[TestSet]:
 def fit_together(models: Sequence[str], sets: Sequence[TestSet], options: Options) -> tuple[list[Place], dict[str, Protocol]]:
     """The models under different names, and how each set is measured, by its name. InputError if a model is given twice, or
     cannot be asked so."""
-    pairs_only = all(set(test_set.items) == {"rewards"} for test_set in sets)
-    places = [place_of(model, pairs_only, options.api_key_env, options.understood) for model in models]
+    rewarders = [set(test_set.items) == {"rewards"} for test_set in sets if "rewards" in test_set.items]
+    by_reward = len(rewarders) == len(sets) and any(rewarders)  # HHH alone is asked of the policy of a run
+    places = [place_of(model, by_reward, options.api_key_env, options.understood) for model in models]
     hashes, names = Counter(place.hash for place in places), Counter(file_name(place.name) for place in places)
     if double := next((place for place in places if hashes[place.hash] > 1), None):
         raise InputError("given more than once; a comparison needs different models", file=double.written)
@@ -193,7 +195,7 @@ def recipe_of(place: Place, sets: Sequence[TestSet], options: Options) -> Recipe
         for name, text in options.measures.items()
         if not text.startswith(REWARD)
     }
-    evaluation = {"scorer": source(options.scorer), "measures": measures}
+    evaluation = {"scorer": source(options.scorer), "measures": measures, "cards": list(options.cards)}
     values = {
         "model": place.folder or place.written, "precision": place.precision, "seed": options.seed, "endpoints": endpoints,
         "prompts": {"files": [test_set.file for test_set in sets]}, "evaluation": evaluation,
@@ -261,7 +263,7 @@ def gather(
         folder=folder, comparison=comparison, better=better,
         metrics=in_order([figure for figure in figures if figure.name in scored] + rules),
         models=[{"name": place.name, "path": place.written, "hash": place.hash} for place in places],
-        sets=[set_row(test_set, part) for test_set, part in zip(sets, measured[: len(sets)], strict=True)],
+        sets=[set_row(test_set, part, options) for test_set, part in zip(sets, measured[: len(sets)], strict=True)],
         notes=[
             *(f"{name}: no item is scored" for name in dict.fromkeys(figure.name for figure in figures) if name not in scored),
             *no_contrast,
@@ -309,7 +311,7 @@ def compared(folder: Path, places: Sequence[Place], options: Options) -> Compari
     return compare_results(read, margins=margins, correction=options.correction, lower=())
 
 
-def set_row(test_set: TestSet, part: Measured) -> dict[str, Any]:
+def set_row(test_set: TestSet, part: Measured, options: Options) -> dict[str, Any]:
     """A set in the report: the file with its hash, how it was measured, how many items, and what was left out."""
     how = test_set.sampling
     drawing = [f"temperature {how.temperature:g}", *how.filters.words, f"{how.max_new_tokens} tokens"]
@@ -318,17 +320,21 @@ def set_row(test_set: TestSet, part: Measured) -> dict[str, Any]:
         "name": test_set.name, "title": test_set.title, "file": test_set.file, "sha256": test_set.sha256, "rows": test_set.n_rows,
         "items": len(part.items), "protocol": ", ".join(drawing) if part.protocol == "answers" else part.protocol,
         "left_out": dict(test_set.left_out[part.protocol]), "not_drawn": len(test_set.items[part.protocol]) - len(part.items),
-        "notes": notes_of(test_set),
+        "notes": notes_of(test_set, options.scorer),
     }  # fmt: skip
 
 
-def notes_of(test_set: TestSet) -> list[str]:
+def notes_of(test_set: TestSet, scorer: str) -> list[str]:
     """What a reader has to know of a set's figures."""
     notes, usual = [], SAMPLING.get(test_set.kind, Sampling())
     if "answers" in test_set.items and test_set.kind in KNOWN and test_set.sampling != usual:
         notes.append("answers were not drawn as the set's protocol says; the figures are not those of published tables")
     if test_set.kind == "harmbench" and any(item.facts.get("by_hash") for item in test_set.items["answers"]):
         notes.append("copyright behaviours are scored by HarmBench's hashes, which Charter does not have: their harm is unscored")
+    if test_set.kind in ("harmbench", "strongreject") and scorer == REFUSAL_WORDS:
+        notes.append(
+            "refusal words call every answer harmful that does not refuse, which overstates success; name a judge with --scorer"
+        )
     return notes
 
 

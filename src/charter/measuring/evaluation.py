@@ -11,7 +11,7 @@ from charter import __version__
 from charter.comparing.compare import Comparison
 from charter.comparing.tables import Tables, columns, contrast_lines, rank_lines
 from charter.evaluation.words import number_text
-from charter.measuring.page import page_html, table_html
+from charter.measuring.page import error_note, page_html, table_html
 from charter.records import EvalResult
 from charter.run.files import write_json, write_text
 
@@ -23,7 +23,8 @@ class Evaluation(Tables):
     """What ``charter evaluate MODEL --set FILE`` prints; ``as_dict`` is its JSON. In a notebook it shows as its table.
 
     ``metrics``: every figure with its interval; ``arm`` is the model, or a rule that reads nothing but lengths. ``comparison``:
-    what ``charter compare`` says of the models, None for a single one. ``better``: the direction of each metric.
+    what ``charter compare`` says of the models, None for a single one. ``better``: the direction of each metric. ``scorers``:
+    their cards, as in the report of a run.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Evaluation(Tables):
     notes: Sequence[str]
     samples: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any]
+    scorers: Sequence[Mapping[str, Any]] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The object of ``--json``; its ``comparison`` is that of ``charter compare --json``."""
@@ -42,7 +44,7 @@ class Evaluation(Tables):
             "metrics": [metric.model_dump(mode="json") for metric in self.metrics], "models": list(self.models),
             "sets": list(self.sets), "notes": list(self.notes), "settings": dict(self.settings), "better": dict(self.better),
             "comparison": self.comparison.as_dict() if self.comparison else None, "folder": str(self.folder),
-            "charter_version": __version__,
+            "scorers": list(self.scorers), "charter_version": __version__,
         }  # fmt: skip
 
     @property
@@ -72,6 +74,8 @@ class Evaluation(Tables):
     def __str__(self) -> str:
         lines = [*columns([HEADER, *(figure_cells(metric) for metric in self.metrics if metric.group is None)])]
         lines += [f"scored by: {name}" for name in dict.fromkeys(m.scorer for m in self.metrics if m.unit)]
+        notes = dict.fromkeys((m.scorer, note) for m in self.metrics if (note := error_note(m.name, self.scorers)))
+        lines += [f"{scorer} {note}" for scorer, note in notes]
         lines += [f"{row['name']}: left out {count} x {reason}" for row in self.sets for reason, count in row["left_out"].items()]
         lines += [f"{row['name']}: {note}" for row in self.sets for note in row["notes"]]
         lines += [f"not shown: {note}" for note in self.notes]

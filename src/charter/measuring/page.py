@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter import __version__
 from charter.comparing.page import template_of, views_of
+from charter.evaluation.panels import card_note
 from charter.evaluation.words import number_text
+from charter.measuring.figures import measure_of
 from charter.records import EvalResult
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ def render(template: str, evaluation: Evaluation) -> str:
     comparison = evaluation.comparison
     page: str = template_of(template, TEMPLATES).render(
         title=", ".join(model["name"] for model in evaluation.models),
-        figures=figure_rows(overall, [model["name"] for model in evaluation.models]),
+        figures=figure_rows(overall, [model["name"] for model in evaluation.models], evaluation.scorers),
         groups=[{"set": name, "tables": tables} for name, tables in group_tables(groups).items()],
         sets=evaluation.sets, models=evaluation.models, samples=evaluation.samples, notes=evaluation.notes,
         scorers=list(dict.fromkeys(metric.scorer for metric in overall)), settings=evaluation.settings,
@@ -68,14 +71,21 @@ def render(template: str, evaluation: Evaluation) -> str:
     return page
 
 
-def figure_rows(metrics: list[EvalResult], models: list[str]) -> list[dict[str, Any]]:
-    """A row for each metric with a cell for each model; rules that read nothing but lengths stand below the metric's name."""
+def error_note(metric: str, cards: Sequence[Mapping[str, Any]]) -> str:
+    """How often the scorer of a metric (SET/METRIC) agrees with people, by its card; empty without a card."""
+    return card_note({"scorers": cards}, measure_of(metric))
+
+
+def figure_rows(metrics: list[EvalResult], models: list[str], cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each metric with a cell for each model; below the metric's name its method, what is known of its scorer, and
+    rules that read nothing but lengths."""
     rows = []
     for name in dict.fromkeys(metric.name for metric in metrics):
         cells = {metric.arm: figure_view(metric) for metric in metrics if metric.name == name}
         shown = [cells.get(model) for model in models]
         rules = [cell for model, cell in cells.items() if model not in models]
-        rows.append({"name": name, "method": next(cell["method"] for cell in cells.values()), "cells": shown, "rules": rules})
+        method = next(cell["method"] for cell in cells.values())
+        rows.append({"name": name, "method": method, "note": error_note(name, cards), "cells": shown, "rules": rules})
     return rows
 
 

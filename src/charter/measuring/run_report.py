@@ -77,7 +77,7 @@ class RunReport(Tables):
         places = (TEMPLATES, Path(charter.evaluation.__path__[0]) / "templates")
         page: str = template_of("run.html", *places).render(
             title=self.report.get("title") or self.folder.name, verdict=self.verdict, reason=self.reason, page=self.page,
-            models=[{"name": name} for name in models], figures=figure_rows(overall, models),
+            models=[{"name": name} for name in models], figures=figure_rows(overall, models, self.report.get("scorers") or ()),
             contrasts=contrast_tables(self.report)["main"],
         )  # fmt: skip
         return page

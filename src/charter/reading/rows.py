@@ -18,6 +18,7 @@ from typing import IO, Any, Literal, get_args
 from charter.errors import InputError
 from charter.records import clean_text
 from charter.run.files import MAX_LINE_BYTES, read_lines
+from charter.run.yaml_files import decode_utf8
 
 Format = Literal["jsonl", "json", "csv", "tsv", "txt", "parquet"]
 SUFFIXES: dict[str, Format] = {
@@ -236,11 +237,7 @@ def _read_text(path: Path) -> str:
     raw = _read_bytes(path, MAX_TABLE_BYTES + 1)
     if len(raw) > MAX_TABLE_BYTES:
         raise InputError(f"larger than {MAX_TABLE_BYTES >> 30} GiB; convert it to JSONL", file=path)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError("not UTF-8; convert it with iconv", file=path, line=line) from None
+    return decode_utf8(raw, path)
 
 
 def _compression(path: Path) -> tuple[str, Any]:

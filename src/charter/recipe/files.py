@@ -19,11 +19,8 @@ from charter.errors import InputError
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import Settings
 from charter.recipe.source import File, Source, named_in
+from charter.run.yaml_files import BAD_VALUE, read_yaml
 from charter.stages.rl.settings import METHODS
-
-MAX_FILE_BYTES = 2**20
-# A value that is not what its tag says ("!!map [a]", the date 2024-99-99) makes PyYAML fail in all these ways.
-BAD_VALUE = (ValueError, TypeError, AttributeError, LookupError)
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
@@ -58,47 +55,6 @@ def known_keys(kind: Any, location: list[str]) -> list[str]:
         choices = [part for part in choices if part.model_fields["method"].default == rest[0]]
         rest = rest[1:]
     return known_keys(choices[0], rest)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key may not be given twice: silently taking the last one hides mistakes."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. InputError names file and line."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-        if len(raw) > MAX_FILE_BYTES:
-            raise InputError(f"larger than {MAX_FILE_BYTES >> 20} MiB; is this the right file?", file=path)
-        value = yaml.load(raw.decode("utf-8-sig"), _UniqueKeyLoader)
-    except FileNotFoundError:
-        raise InputError("no such file", file=path) from None
-    except IsADirectoryError:
-        raise InputError("is a folder, not a file", file=path) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 (byte {error.start}); convert it with iconv", file=path) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"broken YAML: {problem}", file=path, line=mark.line + 1 if mark else None) from None
-    except RecursionError:
-        raise InputError("broken YAML: nested too deeply", file=path) from None
-    except BAD_VALUE as error:
-        raise InputError(f"broken YAML: {error or 'a value is not of its type'}", file=path) from None
-    if not isinstance(value, dict):
-        raise InputError(f"is a {type(value).__name__}, not a mapping of keys to values", file=path)
-    return value
 
 
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

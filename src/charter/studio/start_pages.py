@@ -11,7 +11,8 @@ from fastapi import Depends, Request
 from starlette.responses import Response
 
 from charter.errors import InputError
-from charter.recipe.files import check_files, find_recipe, load_recipe, read_yaml, shipped
+from charter.recipe.files import check_files, find_recipe, load_recipe, shipped
+from charter.run.yaml_files import read_yaml
 from charter.studio.constitution_pages import constitutions_of
 from charter.studio.site import Studio, studio_of
 from charter.web.access import Role, Visitor

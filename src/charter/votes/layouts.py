@@ -18,7 +18,7 @@ from charter.votes.training_rows import AttemptRow, GroupRow, LabelRow, PairRow
 
 Kind = Literal["pairs", "labels", "groups", "attempts"]
 Cells = dict[str, Any]
-NO_TRANSCRIPT = "cannot be told apart as text (a system message, or a turn inside a turn); a conversational format keeps it"
+NO_TRANSCRIPT = "no place for it in this format (a system message, or a turn inside a turn); a conversational format keeps it"
 
 PAIR_EXTRAS = {"weight": "float", "margin": "float", "strength": "int", "principle": "text", "group_id": "text",
                "judgment_id": "text", "rater_id": "text", "rater_kind": "text"}  # fmt: skip
@@ -87,6 +87,14 @@ def _plain_pair(row: PairRow) -> Cells | None:
 def _conversational_pair(row: PairRow) -> Cells:
     return {"prompt": _messages(row.prompt.messages), "chosen": _assistant(row.chosen), "rejected": _assistant(row.rejected),
             **_pair_extras(row)}  # fmt: skip
+
+
+def _whole_conversations(row: PairRow) -> Cells | None:
+    """Both dialogues with their prompt. RewardBench takes the turns for user and assistant in turn, whatever their roles are."""
+    if any(message.role != ("user", "assistant")[n % 2] for n, message in enumerate(row.prompt.messages)):
+        return None
+    asked = _messages(row.prompt.messages)
+    return {"chosen": asked + _assistant(row.chosen), "rejected": asked + _assistant(row.rejected), **_pair_extras(row)}
 
 
 def _table_pair(row: PairRow) -> Cells:
@@ -168,6 +176,8 @@ LAYOUTS: dict[str, Layout] = {
         _conversational_label,
         (".jsonl", ".parquet", ""),
     ),
+    "rewardbench": Layout("pairs", {"chosen": "messages", "rejected": "messages"} | PAIR_EXTRAS, _whole_conversations,
+                          (".jsonl",)),
     "hh": Layout("pairs", {"chosen": "text", "rejected": "text"}, _hh_pair),
     "grouped": Layout("groups", {"prompt": "messages", "responses": "json", "rankings": "json", "group_id": "text"}, _grouped,
                       (".jsonl",)),

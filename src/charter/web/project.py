@@ -24,12 +24,13 @@ from charter.reading.forms import PROMPT_COLUMNS
 from charter.reading.pairs import row_pair
 from charter.reading.prompts import TRANSCRIPT_COLUMNS, row_conversation, row_prompt
 from charter.reading.rows import Row, read_rows
-from charter.recipe.files import explain, read_yaml
+from charter.recipe.files import explain
 from charter.recipe.settings import NonNegative, Positive, Settings, Share
 from charter.recipe.source import locate
 from charter.records import Direction, Generation, LabelSet, Prompt, Response, SetKind
 from charter.run.files import read_jsonl
 from charter.run.hashes import derive_seed
+from charter.run.yaml_files import read_yaml
 
 MAX_RANKED = 9  # a key for each rank
 PRINCIPLE_KEYS = "qwtyoghlzxcvbnm"  # those that no other action has

@@ -8,7 +8,6 @@ other tokens than in training.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import tempfile
@@ -22,6 +21,7 @@ import torch
 
 from charter.errors import InputError
 from charter.models.load import check_vocabulary, first_line, quiet_transformers, raw_tokenizer, save_model
+from charter.run.seals import sha256_of
 
 METADATA = "gguf.json"
 PROBE = "\n\n1. In 2024, it's  10,000 (naïve) 汉字!\r\n"
@@ -121,7 +121,7 @@ def import_gguf(file: Path, out: Path, *, tokenizer_of: str | None = None) -> di
     parameters = sum(tensor.numel() for tensor in model.parameters())
     kept = {
         "file": file.name,
-        "sha256": sha256(file),
+        "sha256": sha256_of(file),
         "tokenizer": tokenizer_of or source.metadata.get("tokenizer.ggml.pre"),
         "quantization": dict(Counter(source.types.values())),
         "unread": unread(source, parameters),
@@ -129,11 +129,6 @@ def import_gguf(file: Path, out: Path, *, tokenizer_of: str | None = None) -> di
     }
     save_model(model, tokenizer, out, extra={METADATA: kept})
     return {"out": str(out), "parameters": parameters, **kept}
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def unread(source: GGUF, parameters: int) -> int:

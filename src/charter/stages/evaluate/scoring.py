@@ -90,8 +90,8 @@ class Scoring:
             measures = {str(row["measure"]) for row in card["measures"]}
             names = [name for name in names if measures & ({name} if name != "scorer" else set(VERDICTS))] or names
             if not names:
-                raise InputError(f"the card is of {card.get('scorer')!r}, and the recipe has no such scorer or measure; write it "
-                                 "again with charter scorer card", file=file, field="evaluation.cards")  # fmt: skip
+                raise InputError(f"the card is of {card.get('scorer')!r}, which is neither the scorer nor a measure here; "
+                                 "write it again with charter scorer card", file=file, field="evaluation.cards")  # fmt: skip
             if "scorer" in names and card.get("threshold") not in (None, 0.5):
                 raise InputError(f"the card was made with --threshold {card['threshold']:g}, and the scorer decides at 0.5; "
                                  "write it again without --threshold", file=file, field="evaluation.cards")  # fmt: skip
