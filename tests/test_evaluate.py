@@ -208,7 +208,8 @@ def test_a_reward_model_on_pairs_is_paired_with_another_one_and_measures_answers
     result = evaluated(capsys, finished_run, "--against", "other", "--set", "rb.jsonl", "--set", "hhh.jsonl", "--out", "out")
     shown = values(result)
     assert next(row["protocol"] for row in result["sets"] if row["name"] == "hhh") == "rewards"
-    right = [row.values["rewardbench/accuracy"] for row in read_jsonl(Path("out/evaluate/verdicts.other.jsonl"), ScoredItem)]
+    scored = [row.values for row in read_jsonl(Path("out/evaluate/verdicts.other.jsonl"), ScoredItem)]
+    right = [row["rewardbench/accuracy"] for row in scored if "rewardbench/accuracy" in row]
     reasoning = (984 * right[3] + 164 * right[4]) / 1148
     safety = (136 * right[2] + 154 * right[5]) / 290
     assert shown["rewardbench/score", "other"] == pytest.approx((right[0] + right[1] + safety + reasoning) / 4)
