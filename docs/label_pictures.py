@@ -46,6 +46,12 @@ RANKED = {
     ],
 }
 
+PRINCIPLES = {"title": "garden", "principles": [
+    {"id": "practical", "title": "Says what to do", "preference": "Which reply says what to do?"},
+    {"id": "true", "title": "Is correct", "preference": "Which reply is correct?"},
+    {"id": "short", "title": "Wastes no words", "preference": "Which reply wastes no words?"},
+]}  # fmt: skip
+
 
 def vote(site: Site, known: dict[frozenset[str], str]) -> None:
     """The three people label everything, each at their own pace; their clocks run faster than ours."""
@@ -86,6 +92,7 @@ def enter(page: Page, site: Site, home: str, role: str, who: str) -> None:
     if role != "viewer":
         page.goto(f"{home}/instructions")
         page.click("button.main")
+        page.wait_for_url("**/label")
 
 
 def serve(site: Site) -> tuple[uvicorn.Server, threading.Thread, str]:
@@ -105,13 +112,16 @@ def main() -> None:
 
         (folder / "a.jsonl").write_text(json.dumps(RANKED) + "\n" + json.dumps(RANKED | {"prompt": "Second"}) + "\n")
         (folder / "a").mkdir()
-        (folder / "a/label.yaml").write_text(yaml.safe_dump({"title": "Garden answers", "repeat_share": 0.0}))
+        (folder / "a/garden.yaml").write_text(yaml.safe_dump(PRINCIPLES))
+        settings = {"title": "Garden answers", "repeat_share": 0.0, "principles": "garden.yaml"}
+        (folder / "a/label.yaml").write_text(yaml.safe_dump(settings))
         with open_site(open_project(folder / "a.jsonl", folder / "a")) as site:
             server, thread, home = serve(site)
             page = browser.new_page(viewport={"width": 1280, "height": 720})
             enter(page, site, home, "labeler", "amber-heron-4f1c")
             page.keyboard.press("1")
             page.keyboard.press("j")
+            page.keyboard.press("q")
             shoot(page, "label-rank.png")
             page.goto(f"{home}/instructions")
             shoot(page, "label-instructions.png")

@@ -45,14 +45,14 @@ def tester(page: Page) -> None:
     page.select_option("[name=reward]", "first")
     page.fill("[name=tokens]", "48")
     page.click("#tester button.main")
-    page.wait_for_selector("text=Download as CSV", timeout=120_000)
+    page.wait_for_selector("text=Download as CSV")
 
 
 def constitution(page: Page) -> None:
     page.click("summary:has-text('Edit') >> nth=0")
     page.fill("[name=preference] >> nth=0", "Which of the two replies of the assistant is longer?")
     page.click("text=Show what would change >> nth=0")
-    page.wait_for_selector("#change", timeout=120_000)
+    page.wait_for_selector("#change")
     page.evaluate("document.querySelector('#change').scrollIntoView()")
 
 
@@ -62,6 +62,7 @@ PICTURES: tuple[tuple[str, str, int, int, str, Callable[[Page], None] | None], .
     ("studio-phone.png", "/run?run=first", 390, 760, "dark", None),
     ("studio-chat.png", "/chat", 900, 640, "light", chat),
     ("studio-arena.png", "/arena", 900, 420, "light", arena),
+    ("studio-ratings.png", "/ratings", 900, 420, "light", None),
     ("studio-tester.png", "/tester", 900, 640, "light", tester),
     ("studio-change.png", "/constitution?run=first", 390, 760, "dark", constitution),
 )
@@ -83,6 +84,7 @@ def main() -> None:
             browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for name, path, width, height, scheme, before in PICTURES:
                 context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+                context.set_default_timeout(120_000)
                 page = context.new_page()
                 page.goto(f"{home}/join/{site.access.invite('owner', site.clock(), rater_id='owner-1a2b')[0]}")
                 page.keyboard.press("Enter")

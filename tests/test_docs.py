@@ -108,6 +108,7 @@ FILES = {
     "agreement FILE": "votes",
     "raters FILE": "votes",
     "export FILE": "votes",
+    "person RUN": "votes",
     "scorer card": "refusals.jsonl",
 }
 WORDS = {"RECIPE": "recipe.yaml", "RUN": "runs/recipe", "C": "constitution.yaml", "FAMILY": "llama",
@@ -199,6 +200,8 @@ def at_size_of_seconds(line: str) -> list[str]:
         words = [*words, "--n", "10"]
     if name == "forget RUN":
         words = [word.replace("runs/recipe", "votes-to-forget") for word in words]
+    if name == "person RUN":
+        words = [*words, "--steps", "1", "--max-new-tokens", "8"]
     if name == "testbed votes":
         words = [word.replace("people", "out/people") for word in words]
     if name == "constitution card":
@@ -227,6 +230,8 @@ def test_commands_that_are_shown_run(line, workplace, monkeypatch):
         pytest.skip("serves until it is interrupted; tests/test_label_browser.py and test_studio_browser.py start it")
     if line.startswith("charter lab hacking"):
         pytest.skip("is dozens of runs; tests/test_hacking.py makes a tiny lab")
+    if "chat RUN --person" in line:
+        pytest.skip("needs the model of a person first; tests/test_person.py makes one and talks to it")
     if "--drop-one" in line:
         pytest.skip("a run for each principle; tests/test_values.py goes all the way")
     if "--feedback" in line:

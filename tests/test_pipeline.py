@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 import yaml
 
+from charter.constitution.revise import under_stances
 from charter.errors import GateError, InputError
+from charter.models.sampling.sampler import LocalSampler
+from charter.models.trunk import load_trunk
 from charter.pipeline import STAGES, run_recipe
 from charter.reading.pairs import read_pairs
 from charter.recipe.files import load_recipe
-from charter.records import Pair, Response
+from charter.records import Message, Pair, Prompt, Response
 from charter.run.files import read_jsonl
+from charter.stages.feedback.run import check_system_turn, stances_of
+from charter.statistics import distinct_pairs
 from charter.votes.exchange import export_feedback
 from charter.votes.judgments import read_judgments
 from charter.votes.training_rows import Selection
@@ -90,6 +96,57 @@ def test_pairs_by_contrast_need_no_judge(tmp_path, write_recipe, random_llama):
     path.write_text(yaml.safe_dump(recipe))
     with pytest.raises(InputError, match="judge would not be read"):
         load_recipe(path)
+
+
+def test_diverse_candidates_are_asked_for_under_stances_and_belong_to_the_plain_prompt(tmp_path, write_recipe, random_llama):
+    stances = tmp_path / "stances.txt"
+    stances.write_text("Answer kindly.\n\nAnswer rudely.\nAnswer kindly.\n")
+    diverse = {"prompts": 8, "sampling": "diverse", "stances": str(stances)}
+    recipe = load_recipe(write_recipe(random_llama, feedback=diverse))
+    report = run_recipe(recipe, tmp_path / "run", until="feedback", quiet=True)
+    responses = list(read_jsonl(tmp_path / "run/feedback/responses.jsonl", Response))
+    prompts = {prompt.id: prompt for prompt in read_jsonl(tmp_path / "run/prompts/prompts.jsonl", Prompt)}
+    assert len(responses) == 16
+    assert {response.prompt_id for response in responses} <= prompts.keys()
+    assert not [message for pair in read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair)
+                for message in pair.prompt.messages if message.role == "system"]  # fmt: skip
+    by_prompt = [distinct_pairs([first.text, second.text]) for first, second in zip(responses[::2], responses[1::2], strict=True)]
+    values = [value for value in by_prompt if value is not None]  # the random model now and then writes no two words
+    card = report["candidates"]
+    assert (card["sampling"], card["k"], card["n"], card["n_unmeasured"]) == ("diverse", 2, len(values), 8 - len(values))
+    assert card["distinct_2"] == pytest.approx(sum(values) / len(values))
+    assert "each asked for under another stance" in (tmp_path / "run/report.html").read_text()
+    with pytest.raises(InputError, match=r"2 stances, and feedback.responses_per_prompt is 3; write more lines"):
+        stances_of(recipe.feedback.model_copy(update={"responses_per_prompt": 3}))
+    with pytest.raises(InputError, match="stances is about sampling: diverse"):
+        load_recipe(write_recipe(random_llama, feedback={"stances": str(stances)}))
+
+
+def test_a_stance_stands_before_the_prompt_or_ends_its_system_turn():
+    plain = Prompt.ask("Hi?")
+    told = Prompt(messages=(Message(role="system", content="You are Ann."), *plain.messages))
+    stances = ["Be brief.", "Be kind.", "Be formal."]
+    drawn = [under_stances(Prompt.ask(f"q{i}"), stances, 0, 2) for i in range(30)]
+    assert {tuple(dialogue[0].content for dialogue in dialogues) for dialogues in drawn} == set(permutations(stances, 2))
+    (system, user), _ = under_stances(plain, stances, 0, 2)
+    assert (system.role, user) == ("system", plain.messages[0])
+    (system, user), _ = under_stances(told, stances, 0, 2)
+    assert system.content.startswith("You are Ann.\n\nBe ")
+    assert user == plain.messages[0]
+
+
+def test_a_template_without_a_system_turn_cannot_give_diverse_candidates(tmp_path):
+    model = save_random_model(tmp_path / "model", "llama")
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    template = (
+        "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": template}))
+    trunk = load_trunk(str(model))
+    check_system_turn(LocalSampler(trunk, "m"), [])
+    with pytest.raises(InputError, match=r"diverse needs a system turn, and the model's chat template leaves out the system"):
+        check_system_turn(LocalSampler(trunk, "m"), ["Be kind."])
 
 
 def test_what_the_judge_says_is_a_chain_of_judgments_that_gives_the_pairs_of_the_run(tmp_path, write_recipe, random_llama):

@@ -69,6 +69,13 @@ def test_tokens_of_reinforcement_learning_are_steps_times_rollouts_times_length(
     assert stages(plain)["rl"]["trained"] == pytest.approx(5 * 6 * 3 * row, rel=0.01)
 
 
+def test_responses_under_another_system_turn_are_planned_with_it(tmp_path, random_llama, write_recipe):
+    (tmp_path / "stances.txt").write_text("Answer kindly.\nAnswer in verse, please.\n")
+    plain, diverse = (stages(plan_recipe(load_recipe(write_recipe(random_llama, feedback=more))))["feedback"]["scored"]
+                      for more in ({}, {"sampling": "diverse", "stances": "stances.txt"}))  # fmt: skip
+    assert diverse > plain
+
+
 def test_a_run_takes_no_more_tokens_than_planned(tmp_path, random_llama, write_recipe):
     recipe = load_recipe(write_recipe(random_llama))
     figures = plan_recipe(recipe)

@@ -29,6 +29,7 @@ from charter.stages.rl.sources import rubric_reward
 from charter.training.advantages import among_kept, rloo_advantages
 from charter.training.rewards import RewardSum
 from conftest import write_tiny_recipe
+from feedback_folder import respond, vote, write_folder
 from test_judge import response
 from test_rewards import rollout_of
 
@@ -260,6 +261,34 @@ def test_a_reader_learns_principles_and_serves_one_that_it_has_not_seen(tmp_path
     judge = LocalSampler(load_trunk(metrics["model"], precision="float32"), "reader")
     red, blue = rubric_scores(judge, Rubric(load_constitution(rules).principles[:1], {}), [Prompt.ask("q")] * 2, ["red", "blue"])
     assert red > blue
+
+
+def test_a_reader_learns_from_the_principles_that_voters_named(tmp_path, random_llama):
+    """The export of votes with reasons: a vote that two principles decided is a question about each, and held out with either."""
+    prompts = [Prompt.ask(f"q{i}") for i in range(12)]
+    pairs = [(respond(prompt, "red"), respond(prompt, "blue")) for prompt in prompts]
+    named = ["kind", "kind,true", "", "other"] * 3
+    votes = [
+        vote(f"{i:02}", pair, (1, 2), flags={f"set-{prompt.id}": [f"decided={name}" for name in names.split(",") if name]})
+        for i, (prompt, pair, names) in enumerate(zip(prompts, pairs, named, strict=True))
+    ]
+    write_folder(tmp_path / "votes", prompts, [response for pair in pairs for response in pair], votes)
+    rules, file, out = tmp_path / "c.yaml", tmp_path / "pairs.jsonl", tmp_path / "reader"
+    put = [
+        {"id": name, "title": name, "preference": "p", "question": f"Is it {name}?", "good_answer": "yes"}
+        for name in ("kind", "true")
+    ]
+    rules.write_text(yaml.safe_dump({"title": "t", "principles": put}))
+    assert run_command(["export", str(tmp_path / "votes"), "--to", "trl", "--out", str(file), "--reasons"]) == 0
+    command = ["reward", "train", str(file), "--constitution", str(rules), "--model", str(random_llama), "--epochs", "1"]
+    assert run_command([*command, "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["rows"], metrics["train_pairs"] + metrics["n"]) == (12, 9)
+    assert metrics["excluded"] == {"pair without a principle of the constitution": 6}
+    assert run_command([*command, "--out", str(tmp_path / "apart"), "--hold-out", "true"]) == 0
+    apart = json.loads((tmp_path / "apart/metrics.json").read_text())
+    assert (apart["held_out"]["n"], apart["train_pairs"] + apart["n"]) == (3, 3)
+    assert apart["excluded"]["principle beside the held-out one on a pair"] == 3
 
 
 def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path, capsys):

@@ -27,7 +27,7 @@ from charter.errors import InputError
 from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes
 from charter.reading.prompts import parse_transcript
 from charter.records import Judgment, Pair, Response, content_id
-from charter.run.files import atomic_path, read_json, read_jsonl, write_json, write_jsonl
+from charter.run.files import HEAD_CARD, atomic_path, read_json, read_jsonl, write_json, write_jsonl
 from charter.run.seals import MANIFEST, manifest_of, sha256_of
 from charter.votes.exports import export_preferences
 from charter.votes.judgments import forgotten
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RECORDS = ("prompts.jsonl", "responses.jsonl", "sets.jsonl")
 WRITTEN_BY_RATERS = ("red team", "hh-red-team", "prism", "community-alignment")  # sources of prompts that raters wrote
 SHORTEST = 12  # characters of a text that is searched for: a shorter one stands in many files by chance
-HEAD_CARD, DATABASE, RETRAIN = "head.json", "labels.db", "retrain"
+DATABASE, RETRAIN = "labels.db", "retrain"
 OF_A_MODEL = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
                         "vocab.txt", "merges.txt", "config.json", "generation_config.json"})  # fmt: skip
 """Files of a model, whose words are nobody's: they are neither edited nor searched."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -381,6 +382,13 @@ def spearman(x: Sequence[float | None], y: Sequence[float | None]) -> float | No
     from scipy import stats
 
     return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
+
+
+def distinct_pairs(texts: Sequence[str]) -> float | None:
+    """distinct-2 of a set of texts: different pairs of neighbouring words over all of them (Li et al. 2016, arXiv:1510.03055,
+    section 5); None below one pair. It falls as the set grows, so it compares sets of one size only."""
+    pairs = [pair for text in texts for pair in pairwise(text.split())]
+    return len(set(pairs)) / len(pairs) if pairs else None
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

@@ -152,6 +152,7 @@ def stored_figures(
         "win_rates": win_rates(run, results),
         "adherence": evaluation.get("adherence"),
         "contrasts_with_before": contrasts_with_before(run) if evaluation else [],
+        "candidates": feedback.get("candidates"),
         "judges": [feedback["judge"]] if feedback.get("judge") else [],
         "reward_model": reward_model or None,
         "reward_model_on_labelled_pairs": results.get("reward_model", {}).get("labelled"),

@@ -9,13 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from charter.errors import InputError
+from charter.measuring.models import load_writer
 from charter.models.chat_template import encode_prompt
-from charter.models.load import pick_device
 from charter.models.marks import refuse_flipped
 from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import context_length
 from charter.models.sampling.sampler import LocalSampler
-from charter.models.trunk import load_trunk
 from charter.records import Filters, Message
 from charter.run.hashes import derive_seed
 from charter.serving.serve import model_place
@@ -33,7 +32,7 @@ def chat_with(
     """
     folder, name = model_place(where, model)
     refuse_flipped(folder, understood)
-    trunk = load_trunk(folder, device=pick_device("auto"))
+    trunk = load_writer(folder, "float32")
     limit = context_length(trunk.model)
     room = None if limit is None else limit - max_new_tokens
     if room is not None and room < 1:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from charter.commands.options import Json, Seed, Understood, show
+from charter.commands.options import Json, Quiet, Seed, Understood, interval_words, show
 from charter.errors import InputError
 
 app = typer.Typer()
 model_app = typer.Typer(help="Models for other programs.", no_args_is_help=True)
+Person = Annotated[str | None, typer.Option(help="Of a run: the model of this person (charter person).")]
+
+
+def model_name(model: str | None, person: str | None) -> str | None:
+    """The model of a run that the options name. InputError where both are there."""
+    if model is not None and person is not None:
+        raise InputError("--person names the model; leave --model out")
+    return model if person is None else f"person {person}"
 
 
 @app.command()
@@ -27,6 +36,7 @@ def chat(
     min_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Draw among the tokens at least this times as likely as the likeliest.")
     ] = None,
+    person: Person = None,
     seed: Seed = 0,
     understood: Understood = False,
 ) -> None:
@@ -41,14 +51,15 @@ def chat(
     if min_p is not None and not 0 <= min_p <= 1:
         raise InputError(f"--min-p {min_p}: give a number from 0 to 1")
     filters = Filters(top_p=top_p, top_k=top_k, min_p=min_p)
-    chat_with(where, model, temperature=temperature, filters=filters, max_new_tokens=max_new_tokens, seed=seed,
-              understood=understood)  # fmt: skip
+    chat_with(where, model_name(model, person), temperature=temperature, filters=filters, max_new_tokens=max_new_tokens,
+              seed=seed, understood=understood)  # fmt: skip
 
 
 @app.command("serve")
 def model_serve(
     where: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model, or a run folder.")],
     model: Annotated[str | None, typer.Option(help="Model of a run: base, sft or policy (default).")] = None,
+    person: Person = None,
     name: Annotated[str | None, typer.Option(help="Name for clients; by default the folder's name.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     public: Annotated[bool, typer.Option("--public", help="Answer other machines too.")] = False,
@@ -59,7 +70,7 @@ def model_serve(
     """Serve a model under OpenAI's protocol until interrupted: chat, completions, streams, log-probabilities."""
     from charter.serving.serve import serve_model
 
-    serve_model(where, model, name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows,
+    serve_model(where, model_name(model, person), name=name, port=port, public=public, api_key_env=api_key_env, max_rows=max_rows,
                 understood=understood)  # fmt: skip
 
 
@@ -124,6 +135,48 @@ def model_push(
         return
     result = push(upload, name, public=public)
     show(result, as_json, f"{len(sizes)} files, {'private' if result['private'] else 'public'}: {result['url']}")
+
+
+@app.command("person")
+def person_command(
+    run: Annotated[Path, typer.Argument(help="A run folder with reward model and policy.")],
+    name: Annotated[str, typer.Option(help="The rater, as the votes have the name.")],
+    votes: Annotated[Path, typer.Option(help="Folder of feedback, label project or judgments.jsonl.")],
+    prompts: Annotated[Path | None, typer.Option(help="prompts.jsonl; by default beside the votes or in the run.")] = None,
+    responses: Annotated[Path | None, typer.Option(help="responses.jsonl; by default beside the votes or in the run.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the policy.")] = 30,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of the adapter.")] = 1e-3,
+    kl_coef: Annotated[float, typer.Option(min=0.0, help="Price of moving away from the common policy, a nat.")] = 0.05,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that it trains on, in tokens.")] = 64,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train or update one person's model from their votes: a head on the run's reward model, an adapter on its policy."""
+    from charter.commands.person_model import update_person
+    from charter.recipe.files import as_settings
+    from charter.stages.rl.settings import RLOOSettings
+
+    values = {"method": "rloo", "steps": steps, "learning_rate": learning_rate, "kl_coef": kl_coef, "lora": {},
+              "max_new_tokens": max_new_tokens, "prompts_per_step": 16}  # fmt: skip
+    settings = as_settings(values, RLOOSettings, "person")
+    assert isinstance(settings, RLOOSettings)
+    result = update_person(run, name, votes, settings, prompts=prompts, responses=responses, seed=seed, quiet=quiet or as_json)
+    words = (
+        "nothing is new, nothing is trained"
+        if not result["trained"]
+        else f"update {result['update']}"
+        + (f" resumes from update {result['update'] - 1}" if result["resumed"] else " starts from the policy of the run")
+    )
+    lines = [f"{name}: {result['votes']} votes, {result['new']} of them new, {result['held_out']} held out; {words}"]
+    lines += [f"left out: {count} x {reason}" for reason, count in result["left_out"].items()]
+    for key, verb in (("head", "predicts"), ("policy", "makes the chosen answer likelier in")):
+        if (figures := result[key])["n"]:
+            lines.append(f"{key}: {verb} {figures['person']:.3f} of {figures['n']} held-out votes, the common one "
+                         f"{figures['common']:.3f}: {figures['difference']:+.3f}{interval_words(figures['ci'])}")  # fmt: skip
+        else:
+            lines.append(f"{key}: not measured, because no vote is held out yet")
+    show(result, as_json, *lines, shlex.join(["charter", "chat", str(run), "--person", name]))
 
 
 app.add_typer(model_app, name="model")

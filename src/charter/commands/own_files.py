@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
 from charter.recipe.settings import LoRASettings
 from charter.recipe.source import locate
-from charter.records import Prompt, Rating, Response, content_id
-from charter.run.files import read_json, read_jsonl, write_json
+from charter.records import Prompt, Rating, Response
+from charter.run.files import HEAD_CARD, folder_name, read_json, read_jsonl, write_json
 from charter.run.hashes import file_hash, model_hash
 from charter.run.run import Run, Stage
 from charter.stages.reward_model.run import reward_accuracy
@@ -48,7 +47,6 @@ from charter.training.methods.reward_model import (
 )
 from charter.votes.evidence import new_folder
 
-HEAD_CARD = "head.json"
 TOKENS_PER_PASS = 4096  # in one forward pass, where nothing is trained
 Measured = Callable[[], dict[str, Any]]
 Learned = tuple[Callable[[Path], None], Measured]
@@ -189,16 +187,21 @@ def response_features(
     trunk = load_reward_trunk(model, device=pick_device("auto"), lora=lora)
     scorers = trunk.load_scorers(folder)
     room = min(limit, trunk.room or limit)
+    return features_of(trunk, scorers.roles[0], [(prompts[r.prompt_id], r.text) for r in responses], room)
+
+
+def features_of(trunk: Trunk, role: str, answers: Sequence[tuple[Prompt, str]], room: int) -> NDArray[np.float64]:
+    """The last hidden state (N, H) of a role at the end of each answer to a prompt, cut to ``room`` tokens."""
     encoded = [
-        Tokens(encode_prompt(trunk.tokenizer, prompts[r.prompt_id].messages), encode_response(trunk.tokenizer, r.text))
-        for r in responses
+        Tokens(encode_prompt(trunk.tokenizer, prompt.messages), encode_response(trunk.tokenizer, text))
+        for prompt, text in answers
     ]
     rows = [clip(row, room) for row in encoded]
     features = np.zeros((len(rows), trunk.model.config.get_text_config().hidden_size))
-    with torch.no_grad(), trunk.as_role(scorers.roles[0]) as role:
+    with torch.no_grad(), trunk.as_role(role) as model:
         for group in by_tokens([len(row) for row in rows], TOKENS_PER_PASS, [tuple(row.prompt) for row in rows]):
             packed = trunk.pack([rows[i] for i in group])
-            features[group] = trunk.hidden(role, packed, packed.last).double().cpu().numpy()
+            features[group] = trunk.hidden(model, packed, packed.last).double().cpu().numpy()
     return features
 
 
@@ -247,12 +250,6 @@ def write_heads(predicted: HeldOut, features: NDArray[np.float64], reward: Path,
             write_json(place / REWARD_CARD, {**card, "members": [scale]})
             votes = int((predicted.votes.rater == predicted.votes.raters.index(name)).sum())
             write_json(place / HEAD_CARD, {whose: name, "votes": votes, "trunk": str(source)})
-
-
-def folder_name(name: str) -> str:
-    """A name from a file as the name of a folder: itself where that is safe, else made safe and told apart by a hash."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:60]
-    return safe if safe == name else f"{safe}-{content_id(name)[:8]}"
 
 
 def check_sides(file: Path, rows: str, n: int, train: int, test: int) -> None:

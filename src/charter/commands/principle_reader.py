@@ -31,8 +31,8 @@ def reader_from_file(
     rules, loaded = load_constitution(constitution), read_pairs(file)
 
     def learn(trunk: Trunk, stage: Stage, room: int) -> Learned:
-        pairs, left_out = readable_pairs(trunk, loaded.pairs, rules, room)
-        excluded = loaded.excluded | dict(left_out)
+        pairs, left_out = readable_pairs(trunk, loaded.pairs, rules, room, held_out)
+        excluded = loaded.excluded | dict(+left_out)
         seen = [pair for pair in pairs if pair.pair.principle != held_out]
         sides = split_pairs([pair.pair for pair in seen], test_fraction=settings.test_fraction, seed=start.seed)
         train, test = (readable_pairs(trunk, side, rules, room)[0] for side in sides)
@@ -61,13 +61,21 @@ def reader_from_file(
 
 
 def readable_pairs(
-    trunk: Trunk, pairs: Sequence[Pair], rules: Constitution, room: int
+    trunk: Trunk, pairs: Sequence[Pair], rules: Constitution, room: int, held_out: str | None = None
 ) -> tuple[list[ReadPair], Counter[str]]:  # fmt: skip
-    """The pairs with a principle of the constitution as questions, and the others by reason. A question is never cut."""
+    """The pairs with a principle of the constitution as questions, and the others by reason. A pair that several principles
+    decided, ids with commas, is a question about each, or about ``held_out`` alone if it is one. A question is never cut."""
     by_id = {p.id: p for p in rules.principles if p.preference is not None or p.question is not None}
     usable: list[ReadPair] = []
     left_out: Counter[str] = Counter()
+    questions: list[Pair] = []
     for pair in pairs:
+        names = dict.fromkeys(name.strip() for name in (pair.principle or "").split(","))
+        if held_out is not None and held_out in names:
+            left_out["principle beside the held-out one on a pair"] += len(names) - 1
+            names = {held_out: None}
+        questions += [pair.model_copy(update={"principle": name}) for name in names]
+    for pair in questions:
         if (principle := by_id.get(pair.principle or "")) is None:
             left_out["pair without a principle of the constitution"] += 1
             continue

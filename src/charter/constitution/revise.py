@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from random import Random
 
 from charter.constitution.constitution import Constitution, Principle, draw
 from charter.errors import InputError
@@ -29,11 +30,28 @@ IN_CONTEXT = "context"
 
 
 def respond(
-    sampler: Sampler, prompts: Sequence[Prompt], settings: SamplingSettings, *, seed: int, what: str, k: int
-) -> list[list[Response]]:
-    """K responses to each prompt. Seeds are derived from (run seed, ``what``, prompt, number)."""
+    sampler: Sampler, prompts: Sequence[Prompt], settings: SamplingSettings, *, seed: int, what: str, k: int,
+    stances: Sequence[str] = (),
+) -> list[list[Response]]:  # fmt: skip
+    """K responses to each prompt. Seeds are derived from (run seed, ``what``, prompt, number). With ``stances`` (at least K) each
+    is asked for under another of them, drawn for the prompt, and belongs to the prompt as it was."""
     seeds = [[derive_seed(seed, what, prompt.id, j) for j in range(k)] for prompt in prompts]
-    return responses_to(sampler, prompts, [prompt.messages for prompt in prompts], seeds, settings.temperature, settings)
+    if not stances:
+        return responses_to(sampler, prompts, [prompt.messages for prompt in prompts], seeds, settings.temperature, settings)
+    dialogues = [dialogue for prompt in prompts for dialogue in under_stances(prompt, stances, seed, k)]
+    alone = [[number] for row in seeds for number in row]
+    asked = [prompt for prompt in prompts for _ in range(k)]
+    groups = responses_to(sampler, asked, dialogues, alone, settings.temperature, settings)
+    return [[group[0] for group in groups[i : i + k]] for i in range(0, len(groups), k)]
+
+
+def under_stances(prompt: Prompt, stances: Sequence[str], seed: int, k: int) -> list[tuple[Message, ...]]:
+    """The prompt under K stances drawn for it: each is the system turn, or its last paragraph where the prompt has one."""
+    first, turns = prompt.messages[0], prompt.messages
+    before = f"{first.content}\n\n" if first.role == "system" else ""
+    turns = turns[1:] if before else turns
+    drawn = Random(derive_seed(seed, "stances", prompt.id)).sample(list(stances), k)
+    return [(Message(role="system", content=before + stance), *turns) for stance in drawn]
 
 
 def responses_to(

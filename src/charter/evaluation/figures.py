@@ -7,7 +7,6 @@ check with arms that :func:`stored_arm` reads from the run folder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from charter.metrics import ADHERENCE, BOUND, LOGPROBS, METRICS, SCORER
 from charter.records import EvalResult, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.stages.evaluate.settings import EvaluationSettings
-from charter.statistics import is_scored, quantile
+from charter.statistics import distinct_pairs, is_scored, quantile
 
 LENGTH_QUANTILES = {"response_tokens_p50": 0.5, "response_tokens_p95": 0.95}
 DIVERSITY = "diversity"
@@ -52,13 +51,6 @@ def whole_arm_metrics(arm: Arm) -> list[EvalResult]:
         method="over all responses of the arm", scorer=METRICS[DIVERSITY].source, unit=METRICS[DIVERSITY].unit,
     ))  # fmt: skip
     return results
-
-
-def distinct_pairs(texts: list[str]) -> float | None:
-    """distinct-2 of a set of texts: different pairs of neighbouring words over all of them (Li et al. 2016, arXiv:1510.03055,
-    section 5); None below one pair. It falls as the set grows, so it compares arms on the same prompts only."""
-    pairs = [pair for text in texts for words in (text.split(),) for pair in pairwise(words)]
-    return len(set(pairs)) / len(pairs) if pairs else None
 
 
 def stored_arms(stage: Path, prompts: Path, settings: EvaluationSettings, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Arm]:

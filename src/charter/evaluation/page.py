@@ -15,6 +15,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     metrics: [EvalResult]                                           group: None overall, a principle, "unseen-template"
     contrasts: [{name, a, b, n, difference, ci, p, discordant, method, scorer, includes_zero}]
     sorting: a sentence on how prompts were sorted by principle
+    candidates: {sampling: "plain" | "diverse", k, distinct_2, ci, n, n_unmeasured}
     judges: [{id, role, protocol, protocols: [{protocol, chosen, accuracy, ci, n}], n, accuracy, ci, swap_consistency, ece,
               position_bias_nats, same_position_share, verdict_rate, reliability: [{p, observed, n}],
               groups: {kind: {accuracy, ci, n}}, priorities: {noise_nats, accuracy, ci, n, undecided, decided: {id: n}}}]
@@ -105,6 +106,16 @@ CUT_WORDS = {
     "equal_pairs": "pair left out: chosen and rejected are the same tokens once they are cut",
 }
 PROMPT_WORDS = {"duplicates": "prompt left out: a duplicate", "too_long": "prompt left out: too long for the model"}
+
+
+def candidates_view(report: Report) -> dict[str, Any] | None:
+    """How much the responses to one prompt differ, with words for the value; None where none were sampled."""
+    candidates = report.get("candidates")
+    if not isinstance(candidates, Mapping) or number_of(candidates.get("distinct_2")) is None:
+        return None
+    ci = candidates.get("ci")
+    span = f" [{range_text((ci[0], ci[1]), share=True)}]" if isinstance(ci, Sequence) and len(ci) == 2 else ""
+    return {**candidates, "text": number_text(candidates["distinct_2"], share=True) + span}
 
 
 def rows_left_out(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -432,6 +443,7 @@ def page_html(report: Report) -> str:
         curves=curves(report, panels),
         gold=gold_view(report, panels),
         revisions=revisions_view(report.get("revisions") or {}, panels),
+        candidates=candidates_view(report),
         judges=[judge_view(judge, panels) for judge in mappings_in(report, "judges")],
         scorers=scorers_view(report, panels),
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),

@@ -213,6 +213,8 @@ class ReportFile(Part):
     """Title, description and principles, as the constitution's file has them."""
     samples: list[dict[str, Any]] = []
     win_rates: list[WinRate] = []
+    candidates: dict[str, Any] | None = None
+    """How much the `k` responses to one prompt of the feedback differ: `distinct_2`, its interval, over `n` prompts."""
     adherence: AdherenceJudge | None = None
     judges: list[dict[str, Any]] = []
     scorers: list[dict[str, Any]] = []

@@ -30,6 +30,7 @@ from charter.models.load import (
     model_of_run,
     pick_device,
     raw_tokenizer,
+    run_and_model,
 )
 from charter.models.marks import refuse_flipped
 from charter.models.reward_trunk import load_reward_model, reward_folder, single_scorer
@@ -97,10 +98,10 @@ def place_of(written: str, rewards: bool, api_key_env: str | None, understood: b
 
 
 def folder_of(written: str, rewards: bool) -> tuple[str, str]:
-    """Folder (or hub name) and name of a model: of a run its policy, or ``RUN:base``, ``RUN:sft``, ``RUN:policy``; where only
-    ``rewards`` are wanted, its reward model."""
+    """Folder (or hub name) and name of a model: of a run its policy, or ``RUN:base``, ``RUN:sft``, ``RUN:policy``, ``RUN:person
+    NAME``; where only ``rewards`` are wanted, its reward model."""
     located = locate(written, Path.cwd())
-    run, _, arm = written.rpartition(":")
+    run, arm = run_and_model(written)
     if not Path(located).exists() and run and Path(run).is_dir():
         return model_of_run(Path(run), arm), f"{Path(run).resolve().name}-{arm}"
     path = Path(located)

@@ -18,7 +18,8 @@ from charter.models.attention import use_fast_attention
 from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, begins_with_bos, prepare_tokenizer
 from charter.models.formats.quantize import is_quantized, keep_exact, loading_in_4_bits
 from charter.models.memory import keep_freed_memory
-from charter.run.files import read_json, write_json
+from charter.run.files import HEAD_CARD, folder_name, read_json, write_json
+from charter.run.hashes import model_hash
 
 
 @contextlib.contextmanager
@@ -296,8 +297,41 @@ STAGE_OF = {"sft": "sft", "policy": "rl"}
 """The stage of a run that trains a model, by the name of the model."""
 
 
+PEOPLE, OF_PERSON = "people", "person "
+"""In a run: the folder with a folder for each person; and how the names of their models begin."""
+
+
+def run_and_model(name: str) -> tuple[str, str]:
+    """The parts of RUN:MODEL; no run where there is no colon. The name of a person may have colons."""
+    run, mark, person = name.partition(f":{OF_PERSON}")
+    if mark:
+        return run, OF_PERSON + person
+    run, _, model = name.rpartition(":")
+    return run, model
+
+
+def people_of(run: Path) -> list[str]:
+    """The people of a run who have a model."""
+    cards = (read_json(file) for file in sorted((run / PEOPLE).glob(f"*/{HEAD_CARD}")))
+    return [card["rater"] for card in cards if "adapter" in card]
+
+
+def model_of_person(run: Path, person: str) -> str:
+    """Folder of the adapter of a person. InputError if it is missing, or the policy under it was trained again since."""
+    folder = run / PEOPLE / folder_name(person)
+    card = read_json(folder / HEAD_CARD)
+    if not isinstance(card, dict) or "adapter" not in card:
+        raise InputError(f"no model of {person!r} here; make one with charter person {run} --name NAME --votes FILE", file=run)
+    if card["policy"] != model_hash(model_of_run(run, "policy")):
+        raise InputError("the policy of the run changed since; run charter person again", file=folder)
+    return str(folder / card["adapter"])
+
+
 def model_of_run(run: Path, model: str) -> str:
-    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``. InputError if it is missing."""
+    """Folder (or hub name) of the run's ``base``, ``sft`` or ``policy``, or of the adapter of a ``person NAME``. InputError if
+    it is missing."""
+    if model.startswith(OF_PERSON):
+        return model_of_person(run, model.removeprefix(OF_PERSON))
     if model not in ("base", *STAGE_OF):
         raise InputError(f"--model: unknown model {model!r}; use base, sft or policy")
     if not run.is_dir():

@@ -21,6 +21,7 @@ from charter.reading.ratings import read_ratings
 from charter.reading.spool import taken_prompts
 from charter.recipe.recipe import Recipe
 from charter.records import Generation, Message, Prompt, Response
+from charter.stages.feedback.run import stances_of
 from charter.stages.load import Given, Lengths
 from charter.stages.prompts.run import check_red_team, prompts_of
 from charter.stages.rl.settings import ILQLSettings, PairSettings
@@ -68,6 +69,7 @@ def measure_lengths(recipe: Recipe, constitution: Constitution, prompts: Sequenc
         protocols=len(protocols_of(feedback.protocol, feedback.judge.kind == "endpoint", constitution)) if feedback else 0,
         criteria=mean([len(questions_of(p)) for p in constitution.principles if p.preference is not None]),
         applying=mean([len(constitution.for_comparison(prompt)) for prompt in sample]),
+        stance=mean([turn(text) for text in stances_of(feedback)]) if feedback is not None else 0.0,
         context=turn(recipe.revise.context) if recipe.revise is not None and recipe.revise.context else 0.0,
     )
 

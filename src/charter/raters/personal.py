@@ -72,9 +72,10 @@ class HeldOut:
         return paired_difference(right[1], right[0], self.votes.prompt.tolist())
 
 
-def held_out(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> HeldOut:
-    """Predictions of every vote. ``features``: (n, d), a row an item of ``comparisons``. Ties are left out. InputError if
-    features are not finite, ValueError if rows are missing."""
+def held_out(comparisons: Comparisons, features: Floats, *, seed: int = 0, common: Floats | None = None) -> HeldOut:
+    """Predictions of every vote. ``features``: (n, d), a row an item of ``comparisons``. ``common``: weights (d,) of a head that
+    stands in place of the pooled one and is not fitted. Ties are left out. InputError if features are not finite, ValueError
+    if rows are missing."""
     if features.shape[0] != len(comparisons.items):
         raise ValueError(f"{features.shape[0]} rows of features for {len(comparisons.items)} items")
     if not np.isfinite(features).all():
@@ -83,6 +84,7 @@ def held_out(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> He
     if len(c) == 0:
         raise InputError("every vote is a tie, so no taste can be learned; give votes that decide")
     z, _ = _directions(features, c)
+    known = None if common is None else (features @ common)[c.x] - (features @ common)[c.y]
     win = (c.outcome == 1).astype(float)
     fold = _folds(c.prompt, seed)
     ridges = []
@@ -90,9 +92,9 @@ def held_out(comparisons: Comparisons, features: Floats, *, seed: int = 0) -> He
     for k in range(FOLDS):
         test, check = fold == k, fold == (k + 1) % FOLDS
         fit = ~(test | check)
-        ridge = min(RIDGES, key=lambda value: _loss(_heads(z, win, c.rater, fit, check, value)[0], win[check]))
+        ridge = min(RIDGES, key=lambda value: _loss(_heads(z, win, c.rater, fit, check, value, known)[0], win[check]))
         ridges.append(ridge)
-        own_logits[test], scaled[test], pooled[test] = _heads(z, win, c.rater, ~test, test, ridge)
+        own_logits[test], scaled[test], pooled[test] = _heads(z, win, c.rater, ~test, test, ridge, known)
     return HeldOut(c, own_logits, scaled, pooled, tuple(ridges))
 
 
@@ -109,19 +111,20 @@ def tastes(predicted: HeldOut) -> list[Taste]:
     return [_with_word(taste, strict, middle) for taste, strict in by_rater]
 
 
-def final_heads(predicted: HeldOut, features: Floats) -> dict[str, Floats]:
+def final_heads(predicted: HeldOut, features: Floats, common: Floats | None = None) -> dict[str, Floats]:
     """Rater to the weights (d,) of its own head on ``features``, fitted on all its votes: a difference of two scores is the log
-    odds of its preference. A rater with fewer than ``MIN_VOTES`` votes gets none."""
+    odds of its preference. A rater with fewer than ``MIN_VOTES`` votes gets none. ``common`` as in :func:`held_out`."""
     c = predicted.votes
     z, onto = _directions(features, c)
     ridge = float(np.median(predicted.ridges))
-    pooled = _logistic(z, predicted.win, np.zeros(len(c)), RIDGE)
+    pooled = onto @ _logistic(z, predicted.win, np.zeros(len(c)), RIDGE) if common is None else common
+    logits = (features @ pooled)[c.x] - (features @ pooled)[c.y]
     heads = {}
     for i, rater in enumerate(c.raters):
         mine = c.rater == i
         if mine.sum() >= MIN_VOTES:
-            scaled = _scale(z[mine] @ pooled, predicted.win[mine]) * pooled
-            heads[rater] = onto @ (scaled + _logistic(z[mine], predicted.win[mine], z[mine] @ scaled, ridge))
+            scale = _scale(logits[mine], predicted.win[mine])
+            heads[rater] = scale * pooled + onto @ _logistic(z[mine], predicted.win[mine], scale * logits[mine], ridge)
     return heads
 
 
@@ -165,11 +168,13 @@ def _logistic(z: Floats, win: Floats, offset: Floats, ridge: float) -> Floats:
     return w
 
 
-def _heads(z: Floats, win: Floats, rater: Ints, fit: Ints, test: Ints, ridge: float) -> tuple[Floats, Floats, Floats]:
+def _heads(
+    z: Floats, win: Floats, rater: Ints, fit: Ints, test: Ints, ridge: float, known: Floats | None
+) -> tuple[Floats, Floats, Floats]:
     """Logits for the rows ``test`` of the own heads, of the pooled head at the scale of each rater (or else a rater who is
     only more decided than others would look like one of another taste), and of the pooled head itself; fitted on the rows
-    ``fit`` (masks)."""
-    pooled = z @ _logistic(z[fit], win[fit], np.zeros(int(fit.sum())), RIDGE)
+    ``fit`` (masks). ``known``: logits (N,) of a pooled head that needs no fit."""
+    pooled = z @ _logistic(z[fit], win[fit], np.zeros(int(fit.sum())), RIDGE) if known is None else known
     scaled, own_logits = pooled.copy(), pooled.copy()
     for i in np.unique(rater[test]):
         mine, all_of = fit & (rater == i), rater == i

@@ -45,8 +45,9 @@ def read_pairs(path: Path) -> PairFile:
     Rows with an empty answer, or with a part that Charter does not render (tools, reasoning, media), are left out and counted.
 
     Optional columns: ``weight``, P(chosen is better) in [0.5, 1]; or ``p``, the same in [0, 1], where less than 0.5
-    swaps the two; ``margin``; ``principle``; ``group_id``, by default the prompt id of the first user turn, so that
-    dialogues with the same opening stay together. InputError names file, line and field.
+    swaps the two; ``margin``; ``principle``, else ``decided``, ids with commas; ``group_id``, by default the
+    prompt id of the first user turn, so that dialogues with the same opening stay together. InputError names file, line and
+    field.
     """
     return PairFile(*read_usable(path, _pair_with_words, "pair"))
 
@@ -119,6 +120,7 @@ def _row_pair(row: Row) -> Pair | str:
         answers = answers if p >= 0.5 else answers[::-1]
     opening = next(message for message in prompt.messages if message.role != "assistant")
     opening = next((message for message in prompt.messages if message.role == "user"), opening)
+    decided = value if isinstance(value := row.values.get("decided"), str) else ""  # a column of Charter's own exports
     try:
         return Pair(
             prompt=prompt,
@@ -127,7 +129,7 @@ def _row_pair(row: Row) -> Pair | str:
             weight=1.0 if weight is None else weight,
             margin=margin or 0.0,
             group_id=row.optional("group_id") or Prompt.ask(opening.content).id,
-            principle=row.optional("principle"),
+            principle=row.optional("principle") or decided or None,
         )
     except ValidationError as error:
         field, words = describe(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +12,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from charter.errors import InputError
-from charter.records import Record
+from charter.records import Record, content_id
 from charter.run.team import team
 
 R = TypeVar("R", bound=Record)
+HEAD_CARD = "head.json"  # beside a reward head that was fitted for one rater or one group: whose it is
 MAX_LINE_BYTES = 4 * 2**20  # a longer line is not a dialogue; a stray binary would fill the memory
 
 
@@ -142,3 +144,9 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, RecursionError):
         raise InputError("not valid JSON; remove it to have it made again", file=path) from None
+
+
+def folder_name(name: str) -> str:
+    """A name from a file as the name of a folder: itself where that is safe, else made safe and told apart by a hash."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:60]
+    return safe if safe == name else f"{safe}-{content_id(name)[:8]}"

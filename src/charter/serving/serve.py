@@ -9,9 +9,9 @@ from pathlib import Path
 
 from charter.endpoints.client import read_key
 from charter.errors import InputError
-from charter.models.load import STAGE_OF, model_of_run, pick_device
+from charter.measuring.models import load_writer
+from charter.models.load import STAGE_OF, model_of_run
 from charter.models.marks import refuse_flipped
-from charter.models.trunk import load_trunk
 from charter.recipe.source import locate
 from charter.run.hashes import file_hash
 
@@ -53,7 +53,7 @@ def serve_model(
     folder, default_name = model_place(where, model)
     refuse_flipped(folder, understood)
     with open_port("0.0.0.0" if public else LOOPBACK[0], port) as listening:
-        trunk = load_trunk(folder, device=pick_device("auto"))
+        trunk = load_writer(folder, "float32")
         fingerprint = file_hash(Path(folder)) if Path(folder).exists() else ""
         serving = Serving(Engine(trunk, max_rows=max_rows), name or default_name, fingerprint)
         app = make_app(serving, key=key, hosts=None if public or key else LOOPBACK)

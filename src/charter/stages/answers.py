@@ -14,11 +14,11 @@ from charter.run.run import Stage
 
 def answer(
     stage: Stage, name: str, sampler: Sampler, prompts: Sequence[Prompt], *, k: int = 1, batch_size: int, seed: int,
-    settings: SamplingSettings, what: str | None = None, label: str | None = None,
+    settings: SamplingSettings, what: str | None = None, label: str | None = None, stances: Sequence[str] = (),
 ) -> list[Response]:  # fmt: skip
     """K responses to each prompt, in the file ``name``, prompt by prompt, ``batch_size`` responses at once, sampled as
     ``settings`` say. The seeds of the draws derive from ``seed``, ``what`` (the stage unless given) and the prompt, so responses
-    of an earlier run of the stage hold, whatever else was sampled."""
+    of an earlier run of the stage hold, whatever else was sampled. ``stances`` as in ``respond``."""
     earlier: defaultdict[str, list[Response]] = defaultdict(list)
     for response in stage.earlier(name, Response):
         earlier[response.prompt_id].append(response)
@@ -26,7 +26,9 @@ def answer(
         list(prompts),
         max(1, batch_size // k),
         lambda batch: [
-            response for group in respond(sampler, batch, settings, seed=seed, what=what or stage.name, k=k) for response in group
+            response
+            for group in respond(sampler, batch, settings, seed=seed, what=what or stage.name, k=k, stances=stances)
+            for response in group
         ],
         rows_per_item=k,
         known=lambda prompt: earlier[prompt.id] if len(earlier[prompt.id]) == k else None,

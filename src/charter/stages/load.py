@@ -265,6 +265,7 @@ class Lengths:
     comparison: float
     question: float
     context: float
+    stance: float
     applying: float
     """Not tokens: principles with a preference that apply to a prompt."""
     criteria: float

@@ -49,9 +49,11 @@ class Preview:
     pairs: list[Pair] = field(default_factory=list)
     """From feedback, for the stages that learn from pairs."""
 
-    def respond(self, sampler: Sampler, prompts: Sequence[Prompt], stage: str, k: int = 1) -> list[list[Response]]:
+    def respond(
+        self, sampler: Sampler, prompts: Sequence[Prompt], stage: str, k: int = 1, stances: Sequence[str] = ()
+    ) -> list[list[Response]]:
         """K responses to each prompt, with the seeds and settings of a stage."""
-        return respond(sampler, prompts, getattr(self.recipe, stage), seed=self.recipe.seed, what=stage, k=k)
+        return respond(sampler, prompts, getattr(self.recipe, stage), seed=self.recipe.seed, what=stage, k=k, stances=stances)
 
 
 class Recorder(LocalSampler):

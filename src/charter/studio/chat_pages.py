@@ -27,7 +27,7 @@ DEFAULT_TOKENS, MOST_TOKENS = 128, 1024
 
 def chat_page(request: Request, visitor: Lead) -> Response:
     site = studio_of(request)
-    return site.page("chat.html", visitor, models=names_of(site.runs()), columns=MOST_LOADED, tokens=DEFAULT_TOKENS,
+    return site.page("chat.html", visitor, models=names_of(site.runs(), people=True), columns=MOST_LOADED, tokens=DEFAULT_TOKENS,
                      most_tokens=MOST_TOKENS)  # fmt: skip
 
 

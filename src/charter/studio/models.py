@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from charter.errors import InputError
-from charter.models.load import STAGE_OF, model_of_run, pick_device
+from charter.measuring.models import load_writer
+from charter.models.load import OF_PERSON, STAGE_OF, model_of_run, people_of, run_and_model
 from charter.models.marks import refuse_flipped
-from charter.models.trunk import load_trunk
 from charter.serving.app import Serving
 from charter.serving.engine import Engine
 from charter.studio.runs import RunWatch, mtime
@@ -18,12 +18,14 @@ from charter.studio.runs import RunWatch, mtime
 MOST_LOADED = 4
 
 
-def names_of(runs: Mapping[str, RunWatch]) -> list[str]:
-    """RUN:base, RUN:sft and RUN:policy of the runs that have them."""
+def names_of(runs: Mapping[str, RunWatch], *, people: bool = False) -> list[str]:
+    """RUN:base, RUN:sft and RUN:policy of the runs that have them; with ``people`` also RUN:person NAME, for pages that write no
+    name of a model into a file: what is private of a person stays in the folder of that person."""
     names = []
     for run, watch in runs.items():
         names += [f"{run}:{model}" for model, stage in STAGE_OF.items() if (watch.folder / stage / "model").is_dir()]
         names += [f"{run}:base"] if watch.has_report else []
+        names += [f"{run}:{OF_PERSON}{name}" for name in (people_of(watch.folder) if people else ())]
     return names
 
 
@@ -38,14 +40,14 @@ class Loaded:
         """The model RUN:MODEL of the run in ``folder``, an engine of its own around it. InputError where it is missing, or is a
         control arm that prefers what the constitution forbids, or where all models in memory are at work."""
         with self.lock:
-            place = model_of_run(folder, name.rpartition(":")[2])
+            place = model_of_run(folder, run_and_model(name)[1])
             stamp = str(mtime(Path(place)))  # a training that ran again made the folder anew
             if name in self.models and self.models[name].fingerprint != stamp:
                 self.models.pop(name).engine.close()
             if name not in self.models:
                 refuse_flipped(place, understood=False)
                 self._make_room()
-                self.models[name] = Serving(Engine(load_trunk(place, device=pick_device("auto"))), name, stamp)
+                self.models[name] = Serving(Engine(load_writer(place, "float32")), name, stamp)
             self.models.move_to_end(name)
             return self.models[name]
 
@@ -66,6 +68,6 @@ class Loaded:
 
 def folder_of(name: str, runs: Mapping[str, RunWatch]) -> Path:
     """The run of a model's name. InputError where it is not among :func:`names_of`."""
-    if name not in names_of(runs):
+    if name not in names_of(runs, people=True):
         raise InputError(f"unknown model {name[:100]!r}; load the page again")
-    return runs[name.rpartition(":")[0]].folder
+    return runs[run_and_model(name)[0]].folder

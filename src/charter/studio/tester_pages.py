@@ -14,7 +14,7 @@ from starlette.responses import Response
 from charter.errors import InputError
 from charter.measuring.asking import ScoredItem, file_name
 from charter.measuring.evaluation import SUMMARY
-from charter.models.load import model_of_run
+from charter.models.load import model_of_run, run_and_model
 from charter.reading.sets.read import read_set
 from charter.run.files import read_json, read_jsonl, write_json, write_text
 from charter.studio.models import folder_of, names_of
@@ -86,8 +86,8 @@ def write_test(site: Studio, form: dict[str, str], text: str) -> tuple[Path, lis
     if way == "lines":
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         text = "".join(json.dumps({"prompt": line}, ensure_ascii=False) + "\n" for line in lines)
-    first, *others = (f"{folder_of(name, site.runs())}:{name.rpartition(':')[2]}" for name in models)
-    judge = WORDS if scorer == WORDS else f"judge:{model_of_run(folder_of(scorer, site.runs()), scorer.rpartition(':')[2])}"
+    first, *others = (f"{folder_of(name, site.runs())}:{run_and_model(name)[1]}" for name in models)
+    judge = WORDS if scorer == WORDS else f"judge:{model_of_run(folder_of(scorer, site.runs()), run_and_model(scorer)[1])}"
     numbers = [int(place.name) for place in tests_of(site).glob("[0-9]*") if place.name.isdigit()]
     place = tests_of(site) / f"{max(numbers, default=0) + 1:03}"
     place.mkdir(parents=True)

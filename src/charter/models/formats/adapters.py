@@ -107,8 +107,10 @@ def base_of(folder: Path) -> str:
 
 def moved_along(folder: Path, base: str) -> str:
     """The base of an adapter in ``folder``: in a run folder that was moved, the fine-tuned model moved along."""
-    beside = folder.parent.parent / Path(base).parent.name / Path(base).name
-    return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
+    if Path(base).exists():
+        return base
+    beside = (above / Path(base).parent.name / Path(base).name for above in list(folder.parents)[1:4])
+    return str(next((place for place in beside if (place / "config.json").is_file()), base))
 
 
 def stack_of(path: str) -> tuple[str, list[Path]]:

@@ -13,7 +13,7 @@ def load(counted: Counted, settings: FeedbackSettings) -> Load:
     n_asked, k = counted.n_asked, settings.responses_per_prompt
     together = max(1, counted.recipe.batch_size // k) * k
     work.hold_named(counted, settings.generator, *((settings.judge,) if settings.asks_judge else ()))
-    work.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt, settings.max_new_tokens, together)
+    work.sample_from(settings.generator, shapes, n_asked * k, lengths.prompt + lengths.stance, settings.max_new_tokens, together)
     if settings.asks_judge:
         judging(work, counted, settings)
     return work

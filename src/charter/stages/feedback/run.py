@@ -19,14 +19,16 @@ from charter.judging.judge import (
     judgment,
     labelled_comparisons,
     pairs_of,
+    prompt_file,
 )
 from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
 from charter.judging.priorities import Case, cases_of, earlier_ruling, measure_rule, rule, ruled
 from charter.judging.protocols import judges_of
-from charter.models.sampling.sampler import LocalSampler
+from charter.models.chat_template import TemplateRefusal, encode_prompt
+from charter.models.sampling.sampler import LocalSampler, Sampler
 from charter.reading.pairs import read_pairs
-from charter.records import Judgment, Pair, Prompt, Response, Revision, content_id
-from charter.run.files import read_jsonl, write_jsonl
+from charter.records import Judgment, Message, Pair, Prompt, Response, Revision, content_id
+from charter.run.files import read_jsonl, read_lines, write_jsonl
 from charter.run.hashes import derive_seed, file_hash
 from charter.run.run import Run, Stage
 from charter.run.team import team
@@ -36,6 +38,7 @@ from charter.stages.gates import Gates, percent
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import prompts_to_compare
 from charter.stages.revise.left import usable_revisions
+from charter.statistics import distinct_pairs, mean_interval
 from charter.votes.exports import export_preferences
 from charter.votes.judgments import follow
 
@@ -63,6 +66,7 @@ def gather_feedback(
         return pair_by_contrast(run, recipe, settings, settings.contrast, models, prompts, start, name)
     labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
     ranks = ("priority", "authority") if settings.priorities else ()
+    stances = stances_of(settings)
     inputs = {
         "prompts": prompts.output_hash,
         "sft": start.hash,
@@ -72,6 +76,7 @@ def gather_feedback(
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
+        "stances": content_id(stances),
     }  # fmt: skip
     with run.stage(name, settings, inputs, [__name__], BY_ROW) as stage:
         if stage.done:
@@ -87,9 +92,11 @@ def gather_feedback(
             )
         chosen = prompts_to_compare(prompts, settings.prompts)
         k = settings.responses_per_prompt
+        generator = models.answering(settings.generator, start)
+        check_system_turn(generator, stances)
         responses = answer(
-            stage, "responses.jsonl", models.answering(settings.generator, start), chosen, k=k, batch_size=recipe.batch_size,
-            seed=recipe.seed, settings=settings,
+            stage, "responses.jsonl", generator, chosen, k=k, batch_size=recipe.batch_size, seed=recipe.seed, settings=settings,
+            stances=stances,
         )  # fmt: skip
         groups = [responses[i : i + k] for i in range(0, len(responses), k)]
         pairs: list[Pair] = []
@@ -111,8 +118,41 @@ def gather_feedback(
             pairs = team().on_main(lambda: with_people(pairs, votes))
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
-        finish_with_pairs(stage, pairs, {**result, "pairs": len(pairs), "gates": gates.of(stage)})
+        result |= {"candidates": spread(groups, settings), "pairs": len(pairs), "gates": gates.of(stage)}
+        finish_with_pairs(stage, pairs, result)
     return stage
+
+
+def stances_of(settings: FeedbackSettings) -> list[str]:
+    """The system turns of diverse candidates; none where candidates differ by chance. InputError for fewer than responses."""
+    if settings.sampling == "plain":
+        return []
+    file = Path(settings.stances) if settings.stances else None
+    text = prompt_file("stances") if file is None else "\n".join(line for _, line in read_lines(file))
+    stances = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if len(stances) < settings.responses_per_prompt:
+        words = f"{len(stances)} stances, and feedback.responses_per_prompt is {settings.responses_per_prompt}; write more lines"
+        raise InputError(words, file=file, field=None if file else "feedback.stances")
+    return stances
+
+
+def check_system_turn(sampler: Sampler, stances: Sequence[str]) -> None:
+    """InputError where there are stances and the chat template of a local model takes no system turn."""
+    if not stances or not isinstance(sampler, LocalSampler):
+        return
+    probe = [Message(role="system", content=stances[0]), Message(role="user", content="Hi.")]
+    try:
+        encode_prompt(sampler.trunk.tokenizer, probe)
+    except TemplateRefusal as refusal:
+        words = f"feedback.sampling: diverse needs a system turn, and {refusal.words}; name another feedback.generator"
+        raise InputError(words, file=sampler.trunk.path) from None
+
+
+def spread(groups: Sequence[Sequence[Response]], settings: FeedbackSettings) -> dict[str, Any]:
+    """How much the responses to one prompt differ: distinct-2 of each K texts, the mean over the prompts with its interval."""
+    measured = mean_interval([distinct_pairs([response.text for response in group]) for group in groups])
+    return {"sampling": settings.sampling, "k": settings.responses_per_prompt, "distinct_2": measured.value, "ci": measured.ci,
+            "n": measured.n, "n_unmeasured": measured.n_unscored}  # fmt: skip
 
 
 def finish_with_pairs(stage: Stage, pairs: list[Pair], result: dict[str, Any]) -> None:

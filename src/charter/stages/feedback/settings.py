@@ -31,6 +31,11 @@ class FeedbackSettings(SamplingSettings):
     """Prompts, red-team and benign together, to which responses are sampled and compared."""
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
     """K: every pair of the K is compared."""
+    sampling: Literal["plain", "diverse"] = "plain"
+    """How the K responses come to differ: by chance, or `diverse`: each is asked for with another line of `stances` as the system
+    turn, drawn for the prompt. Pairs and votes have the prompt without it. The model needs a chat template with a system turn."""
+    stances: File | None = None
+    """Text file of stances and styles, a system turn a line, at least K; Charter's own unless set."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the responses."""
     judge: Responder = Source("run", "base")
@@ -73,8 +78,10 @@ class FeedbackSettings(SamplingSettings):
         if self.max_pairs is not None and not self.pairs:
             raise ValueError("max_pairs is about the files in pairs; leave it out")
         if self.contrast is not None:
-            unread = {"responses_per_prompt", "raters", "human_share"} | judging | known
+            unread = {"responses_per_prompt", "sampling", "stances", "raters", "human_share"} | judging | known
             self.refuse_unread(unread, "contrast makes pairs without a judge")
+        if self.stances is not None and self.sampling == "plain":
+            raise ValueError("stances is about sampling: diverse; leave it out")
         if self.raters != "mixed" and "human_share" in self.model_fields_set:
             raise ValueError("human_share is about raters: mixed; leave it out")
         if self.priorities and self.labelled_pairs is None:

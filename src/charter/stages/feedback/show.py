@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from charter.constitution.categorise import categorise
-from charter.constitution.revise import asked_for
+from charter.constitution.revise import asked_for, under_stances
 from charter.judging.judge import judgment, pairs_of
 from charter.judging.protocols import PROTOCOLS
 from charter.models.chat_template import encode_response
@@ -14,7 +14,7 @@ from charter.models.trunk import load_trunk
 from charter.reading.pairs import read_pairs
 from charter.reading.prompts import KINDS
 from charter.records import Pair, Prompt, Response
-from charter.stages.feedback.run import drawn_comparisons, pair_of, ranked_cases
+from charter.stages.feedback.run import check_system_turn, drawn_comparisons, pair_of, ranked_cases, stances_of
 from charter.stages.feedback.settings import ContrastSettings, FeedbackSettings
 from charter.stages.prompts.run import last_of_each_kind
 from charter.stages.rows import ROWS, Preview, Recorder, Row, Shown, pieces_of, question_rows
@@ -48,7 +48,7 @@ def show_feedback(preview: Preview) -> Shown | None:
         rows, pairs = judge_rows(preview, settings, compared_prompts(preview, settings))
     else:
         about = "Sampled from: people compare the responses. No loss."
-        rows, pairs = people_rows(preview, compared_prompts(preview, settings))
+        rows, pairs = people_rows(preview, settings, compared_prompts(preview, settings))
     preview.pairs = pairs[:ROWS]
     return about, rows
 
@@ -59,11 +59,21 @@ def compared_prompts(preview: Preview, settings: FeedbackSettings) -> list[Promp
     return categorise(prompts[:ROWS], preview.constitution, LocalSampler(preview.trunk, "base"))
 
 
-def people_rows(preview: Preview, prompts: list[Prompt]) -> tuple[list[Row], list[Pair]]:
+def candidates(preview: Preview, settings: FeedbackSettings, prompts: list[Prompt]) -> list[list[Response]]:
+    """Two responses to each prompt, as the stage samples them."""
+    sampler, stances = LocalSampler(preview.trunk, "sft"), stances_of(settings)
+    check_system_turn(sampler, stances)
+    return preview.respond(sampler, prompts, "feedback", 2, stances)
+
+
+def people_rows(preview: Preview, settings: FeedbackSettings, prompts: list[Prompt]) -> tuple[list[Row], list[Pair]]:
     """The prompts that are answered, and two answers to each as a pair in the order in which they were drawn: the place of
     people's verdicts, which nobody has given yet."""
-    groups = preview.respond(LocalSampler(preview.trunk, "sft"), prompts, "feedback", 2)
-    rows = question_rows(preview.trunk, "prompt", [prompt.messages for prompt in prompts])
+    groups = candidates(preview, settings, prompts)
+    stances = stances_of(settings)
+    asked = [dialogue for prompt in prompts for dialogue in
+             (under_stances(prompt, stances, preview.recipe.seed, 2) if stances else [prompt.messages])]  # fmt: skip
+    rows = question_rows(preview.trunk, "prompt", asked)
     return rows, [pair for p, (a, b) in zip(prompts, groups, strict=True) for pair in pair_of(p, a.text, b.text)]
 
 
@@ -71,7 +81,7 @@ def judge_rows(preview: Preview, settings: FeedbackSettings, prompts: list[Promp
     """The judge's questions about two responses to each prompt, and the pairs that its answers make."""
     trunk, judge = preview.trunk, settings.judge
     recorder = Recorder(load_trunk(judge.name, device=str(trunk.device)) if judge.kind == "model" else trunk, str(judge))
-    groups = preview.respond(LocalSampler(trunk, "sft"), prompts, "feedback", 2)
+    groups = candidates(preview, settings, prompts)
     if settings.priorities:
         comparisons = [case[0] for case in ranked_cases(preview.recipe, preview.constitution, prompts, groups)]
     else:

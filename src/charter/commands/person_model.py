@@ -1,0 +1,214 @@
+"""A model of one person: from their votes a head on the run's reward model, and from that reward an adapter on its policy.
+
+What is shared stays where the run has it: policy and reward model. What is private is in RUN/people/NAME: votes, head, and an
+adapter for each update (the personal heads of Poddar et al. 2024 and Bose et al. 2025, as ``raters.personal`` fits them; RLOO
+against the person's head, the KL being that to the common policy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from charter.commands.own_files import features_of
+from charter.errors import InputError
+from charter.models.continued import start_adapter
+from charter.models.formats.adapters import save_adapter
+from charter.models.heads import Scorers, ScoreScale
+from charter.models.load import PEOPLE, model_of_run, pick_device
+from charter.models.packing import Tokens
+from charter.models.reward_trunk import load_reward_model, reward_folder
+from charter.models.trunk import REFERENCE, Trunk, load_trunk
+from charter.raters.comparisons import Comparisons, Floats, Numbers, as_comparisons
+from charter.raters.personal import MIN_VOTES, final_heads, held_out
+from charter.raters.vote_files import find, read_votes, text_files
+from charter.records import Pair, Prompt, Response, content_id
+from charter.run.files import HEAD_CARD, folder_name, read_json, read_jsonl, write_json, write_jsonl
+from charter.run.hashes import derive_seed, file_hash, model_hash
+from charter.run.run import Run, Stage
+from charter.run.seals import MANIFEST
+from charter.stages.rl.settings import RLOOSettings
+from charter.statistics import paired_difference
+from charter.training.methods.dpo import sequence_logprobs
+from charter.training.methods.reward_model import pairs_that_differ
+from charter.training.methods.rloo import train_rloo
+from charter.training.rewards import RewardSum
+from charter.training.rollouts import RewardModelReward
+
+VOTES, UPDATE, ADAPTER = "votes.jsonl", "update-", "adapter"
+REPEATED = "repeated; the last vote on the two answers counts"
+HELD_OUT = 0.25
+"""Share of the prompts whose votes only measure. A hash of the prompt decides, so that no update learns from a vote that an
+earlier or later one is measured on."""
+ROOM = 512  # tokens of prompt and answer that the reward model reads at most
+
+
+def update_person(
+    run: Path, name: str, file: Path, settings: RLOOSettings, *, prompts: Path | None = None, responses: Path | None = None,
+    seed: int = 0, quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Take a person's votes from a file or folder of judgments into RUN/people/NAME, fit the head and train the adapter on from
+    where it is; the figures on held-out votes. ``settings`` need lora; their reward is the person's head.
+
+    InputError where the run lacks its policy or a single reward model, or the person has too few votes.
+    """
+    policy, reward = model_of_run(run, "policy"), reward_folder(run)
+    folder = run / PEOPLE / folder_name(name)
+    stored = list(read_jsonl(folder / VOTES, Pair)) if (folder / VOTES).is_file() else []
+    pairs, left_out = votes_of_person(file, name, run, prompts, responses)
+    pairs = list({votes_key(pair): pair for pair in (*stored, *pairs)}.values())
+    sides = tuple([pair for pair in pairs if is_held_out(pair) == side] for side in (False, True))
+    if len(sides[0]) < MIN_VOTES:
+        raise InputError(f"{name} has {len(pairs)} votes that decide, {len(sides[1])} of them held out; at least {MIN_VOTES} are "
+                         "needed to learn from", file=file)  # fmt: skip
+    counts = {"votes": len(pairs), "new": sum(pair not in stored for pair in pairs), "learned_from": len(sides[0]),
+              "held_out": len(sides[1]), "left_out": left_out, "folder": str(folder)}  # fmt: skip
+    with Run(folder, seed=seed, quiet=quiet) as person:
+        card = read_json(folder / HEAD_CARD) or {"rater": name}
+        write_json(folder / HEAD_CARD, card)  # from here on `charter forget` knows the folder
+        write_jsonl(folder / VOTES, pairs)
+        inputs = {"votes": content_id([pair.model_dump(mode="json") for pair in pairs]), "policy": model_hash(policy),
+                  "reward": model_hash(str(reward))}  # fmt: skip
+        number, last = last_update(folder)
+        before = folder / f"{UPDATE}{number}" / ADAPTER
+        resumes = number > 0 and last["inputs"]["policy"] == inputs["policy"]
+        start = {"start": file_hash(before)} if resumes else {}
+        stage = person.stage(f"{UPDATE}{number + 1}", settings, inputs | start, [__name__])
+        described = {**last, "inputs": {key: value for key, value in last.get("inputs", {}).items() if key != "start"}}
+        changed = (
+            any(described.get(key) != stage.description[key] for key in ("seed", "settings")) or described["inputs"] != inputs
+        )
+        if changed:
+            person.say(
+                f"{name}: {len(pairs)} votes, {counts['new']} of them new; "
+                + (f"resumes from update {number}" if resumes else "starts from the policy of the run")
+            )
+            with stage:
+                if not stage.done:
+                    stage.finish(train_update(stage, settings, sides, policy, reward, before if resumes else None))
+            number, last = number + 1, {"result": stage.result}
+        result = dict(last["result"])
+        write_json(folder / HEAD_CARD, card | result.pop("card") | {
+            "policy": inputs["policy"], "votes": len(pairs), "adapter": f"{UPDATE}{number}/{ADAPTER}"})  # fmt: skip
+    return {**result, **counts, "update": number, "trained": changed, "resumed": changed and resumes}
+
+
+def last_update(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Number and manifest of the last finished update in a person's folder; 0 and nothing before the first."""
+    number, last = 0, dict[str, Any]()
+    while "result" in (manifest := read_json(folder / f"{UPDATE}{number + 1}" / MANIFEST) or {}):
+        number, last = number + 1, manifest
+    return number, last
+
+
+def votes_of_person(
+    file: Path, name: str, run: Path, prompts: Path | None, responses: Path | None
+) -> tuple[list[Pair], dict[str, int]]:
+    """The votes of a person in a file or folder of judgments that decide, the last one on two answers; the others by reason.
+    InputError if the file has no vote of the person, or a text is missing."""
+    prompt_file, response_file = text_files(file, prompts, responses, run)
+    comparisons = as_comparisons(read_votes(find(file, "judgments.jsonl"), response_file, models=True))
+    if name not in comparisons.raters:
+        raise InputError(f"no vote of {name!r}, but of {len(comparisons.raters)} other raters; give the name as the file has it",
+                         file=file)  # fmt: skip
+    mine = comparisons.take(comparisons.rater == comparisons.raters.index(name))
+    texts = {response.id: response for response in read_jsonl(response_file, Response)}
+    asked = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
+    pairs: dict[object, Pair] = {}
+    for x, y, outcome in zip(mine.x, mine.y, mine.outcome, strict=True):
+        better, worse = (texts[mine.items[i]] for i in ((x, y) if outcome > 0 else (y, x)))
+        prompt = asked.get(better.prompt_id)
+        if prompt is None:
+            raise InputError(f"the prompt {better.prompt_id!r} is missing; name the file with all prompts with --prompts",
+                             file=prompt_file)  # fmt: skip
+        if outcome and better.text != worse.text:
+            opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])
+            pair = Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=Prompt.ask(opening.content).id)
+            pairs[votes_key(pair)] = pair
+    ties = int((mine.outcome == 0).sum())
+    reasons = {"tie": ties, REPEATED: len(mine) - ties - len(pairs)}
+    return list(pairs.values()), {reason: count for reason, count in reasons.items() if count}
+
+
+def votes_key(pair: Pair) -> object:
+    """What a later vote replaces: prompt and the two answers, whichever was chosen."""
+    return pair.prompt.id, frozenset((pair.chosen, pair.rejected))
+
+
+def is_held_out(pair: Pair) -> bool:
+    return derive_seed("held out", pair.group_id) < HELD_OUT * 2**63
+
+
+def train_update(
+    stage: Stage, settings: RLOOSettings, sides: Sequence[Sequence[Pair]], policy: str, reward: Path, start: Path | None
+) -> dict[str, Any]:
+    """Fit the head on the first side of the votes, train the adapter against it, measure both on the second; leaves adapter/."""
+    train, test = sides
+    scorer, scorers = load_reward_model(reward, device=pick_device("auto"))
+    if len(scorers.roles) != 1:
+        raise InputError("a personal head needs a single reward model; this is an ensemble", file=reward)
+    weight = scorer.heads[scorers.roles[0]].weight
+    common = weight.detach()[0].double().cpu().numpy()
+    features = [answer_features(scorer, scorers.roles[0], side) for side in sides]
+    head = personal_head(train, features[0], common)
+    scores = features[0] @ head
+    scale = ScoreScale(float(scores.mean()), float(scores.std()) or 1.0)
+    with torch.no_grad():
+        weight.copy_(torch.tensor(head, dtype=weight.dtype)[None])
+
+    trunk = load_trunk(policy, device=pick_device("auto"), lora=settings.lora, seed=stage.run.seed, say=stage.run.say)
+    trunk.add_role("policy")
+    if start is not None:
+        start_adapter(trunk, "policy", start)
+        settings = settings.model_copy(update={"from_policy": str(start)})  # the first KL is then not 0
+    source = RewardModelReward(scorer, Scorers(scorers.roles, (scale,)), settings.tokens_per_micro_batch)
+    prompts = list({pair.prompt.id: pair.prompt for pair in train}.values())
+    train_rloo(trunk, prompts, RewardSum({"person": (1.0, source)}), settings, stage)
+    save_adapter(trunk.adapters, "policy", trunk.tokenizer, stage.path(ADAPTER), trunk.path)
+
+    by_head = [[bool(a > b) for a, b in (features[1] @ weights).reshape(-1, 2)] for weights in (common, head)]
+    differ, rows, _ = pairs_that_differ(trunk, test, trunk.room)
+    by_policy = [prefers(trunk, role, [row for both in rows for row in both], settings) for role in (REFERENCE, "policy")]
+    return {
+        "head": shares(by_head, test), "policy": shares(by_policy, differ), "kl": stage.metrics()[-1]["kl"],
+        "cut_to_equal": len(test) - len(differ),
+        "card": {"weights": head.tolist(), "mean": scale.mean, "std": scale.std, "reward": str(reward)},
+    }  # fmt: skip
+
+
+def answer_features(scorer: Trunk, role: str, pairs: Sequence[Pair]) -> Floats:
+    """(2 N, H): features of chosen and rejected in turn."""
+    answers = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    return features_of(scorer, role, answers, min(ROOM, scorer.room or ROOM))
+
+
+def personal_head(pairs: Sequence[Pair], features: Floats, common: Floats) -> Floats:
+    """Weights (H,): the common ones at the person's scale, and what the votes add. ``features`` as of :func:`answer_features`."""
+    n, prompts = len(pairs), Numbers()
+    items = tuple(map(str, range(2 * n)))
+    nobody = np.zeros(n, dtype=np.int64)
+    chosen = np.arange(0, 2 * n, 2)
+    by_prompt = np.array([prompts(pair.group_id) for pair in pairs])
+    votes = Comparisons(items, ("",), chosen, chosen + 1, np.ones(n, dtype=np.int64), nobody, nobody, by_prompt, chosen // 2,
+                        np.ones(n))  # fmt: skip
+    return final_heads(held_out(votes, features, common=common), features, common)[""]
+
+
+def prefers(trunk: Trunk, role: str, rows: Sequence[Tokens], settings: RLOOSettings) -> list[bool]:
+    """Whether a role gives the chosen answer more probability than the rejected one, of rows in turn."""
+    sums = sequence_logprobs(trunk, role, rows, settings.tokens_per_micro_batch).view(-1, 2)
+    return [bool(chosen > rejected) for chosen, rejected in sums]
+
+
+def shares(right: Sequence[Sequence[bool]], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Shares of held-out votes that the common and the personal model are right about, and the difference, paired and clustered
+    by prompt; None without votes."""
+    if not pairs:
+        return {"common": None, "person": None, "difference": None, "ci": None, "n": 0}
+    gain = paired_difference(right[0], right[1], [pair.group_id for pair in pairs])
+    common, person = (sum(side) / len(side) for side in right)
+    return {"common": common, "person": person, "difference": gain.difference, "ci": gain.ci, "n": len(pairs)}
