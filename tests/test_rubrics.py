@@ -265,9 +265,9 @@ def test_a_reader_learns_principles_and_serves_one_that_it_has_not_seen(tmp_path
 
 def test_a_reader_learns_from_the_principles_that_voters_named(tmp_path, random_llama):
     """The export of votes with reasons: a vote that two principles decided is a question about each, and held out with either."""
-    prompts = [Prompt.ask(f"q{i}") for i in range(12)]
+    prompts = [Prompt.ask(f"q{i}") for i in range(24)]
     pairs = [(respond(prompt, "red"), respond(prompt, "blue")) for prompt in prompts]
-    named = ["kind", "kind,true", "", "other"] * 3
+    named = ["kind", "kind,true", "", "other"] * 6
     votes = [
         vote(f"{i:02}", pair, (1, 2), flags={f"set-{prompt.id}": [f"decided={name}" for name in names.split(",") if name]})
         for i, (prompt, pair, names) in enumerate(zip(prompts, pairs, named, strict=True))
@@ -283,12 +283,12 @@ def test_a_reader_learns_from_the_principles_that_voters_named(tmp_path, random_
     command = ["reward", "train", str(file), "--constitution", str(rules), "--model", str(random_llama), "--epochs", "1"]
     assert run_command([*command, "--out", str(out)]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
-    assert (metrics["rows"], metrics["train_pairs"] + metrics["n"]) == (12, 9)
-    assert metrics["excluded"] == {"pair without a principle of the constitution": 6}
+    assert (metrics["rows"], metrics["train_pairs"] + metrics["n"]) == (24, 18)
+    assert metrics["excluded"] == {"pair without a principle of the constitution": 12}
     assert run_command([*command, "--out", str(tmp_path / "apart"), "--hold-out", "true"]) == 0
     apart = json.loads((tmp_path / "apart/metrics.json").read_text())
-    assert (apart["held_out"]["n"], apart["train_pairs"] + apart["n"]) == (3, 3)
-    assert apart["excluded"]["principle beside the held-out one on a pair"] == 3
+    assert (apart["held_out"]["n"], apart["train_pairs"] + apart["n"]) == (6, 6)
+    assert apart["excluded"]["principle beside the held-out one on a pair"] == 6
 
 
 def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path, capsys):
