@@ -82,7 +82,7 @@ SIZES = (SMALL, LARGE, replace(LARGE, name="70B, LoRA 16", gpus=16, lora=True))
 
 COUNTS = {"train red_team": 16_000, "train benign": 16_000, "test red_team": 2_000, "test benign": 2_000,
           "train task": 0, "test task": 0}  # fmt: skip
-LENGTHS = Lengths(prompt=200, longest_prompt=1000, few_shots=0, critique=60, revision=60, topic_question=300, topics=80,
+LENGTHS = Lengths(prompt=200, longest_prompt=1000, few_shots=0, stance=0, critique=60, revision=60, topic_question=300, topics=80,
                   n_topics=8, comparison=300, question=60, context=0, applying=1, criteria=0, protocols=1)  # fmt: skip
 WORKLOAD = [
     "batch_size=4096", "revise.rounds=2", "revise.prompts=16000", "revise.max_new_tokens=300",
@@ -99,7 +99,7 @@ TOGETHER = {"sft": 512, "reward_model": 1024, "rl": 512}
 def loads(size: Size, *more: str) -> list[Load]:
     """The work of each stage, as `charter plan` counts it."""
     lora = [f"{stage}.lora={{rank: 16}}" for stage in ("sft", "reward_model", "rl")] if size.lora else []
-    recipe = load_recipe(find_recipe("demo"), [*WORKLOAD, *lora, *more])
+    recipe = load_recipe(find_recipe("demo-rloo"), [*WORKLOAD, *lora, *more])
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"scorer": Source("judge", "base")})})
     shapes = dict.fromkeys(("base", "sft"), size.shape())
     return loads_of(Counted(recipe, shapes, LENGTHS, COUNTS, 36_000, 300, Given(), Given(), "cuda"))
@@ -171,7 +171,7 @@ def cost(load: Load, size: Size, machine: Machine) -> Cost:
 
 
 def load_lora(size: Size):
-    return load_recipe(find_recipe("demo"), ["rl.lora={rank: 16}"]).rl.lora if size.lora else None
+    return load_recipe(find_recipe("demo-rloo"), ["rl.lora={rank: 16}"]).rl.lora if size.lora else None
 
 
 def states(size: Size) -> tuple[float, float]:

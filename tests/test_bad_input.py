@@ -259,7 +259,7 @@ CASES = [
          {"recipe.yaml": recipe()}),
     # -- constitution check
     Case("no constitution", "constitution check none.yaml", ("none.yaml",)),
-    Case("a constitution that is a folder", "constitution check d", ("d:", "directory"), {"d/x": ""}),
+    Case("a constitution that is a folder", "constitution check d", ("d:", "is a folder"), {"d/x": ""}),
     constitution_case("an empty constitution", "", "mapping"),
     constitution_case("broken YAML in a constitution", "title: x\nprinciples: [\n", "line"),
     constitution_case("no principle", "title: x\nprinciples: []\n", "line 2", "principles"),

@@ -236,7 +236,7 @@ def test_what_is_no_constitution_is_refused(tmp_path, content, place):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         load_constitution(tmp_path / "none.yaml")
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(InputError, match="is a folder"):
         load_constitution(tmp_path)
 
 

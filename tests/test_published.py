@@ -287,7 +287,7 @@ def test_a_faulty_file_is_refused_with_its_place(tmp_path, name, content, words)
 @pytest.mark.parametrize(
     ("table", "comments", "words"),
     [
-        (VOTES, None, r"comments\.csv: cannot read"),
+        (VOTES, None, r"comments\.csv: no such file"),
         (VOTES, "id,body\n1,a\n", r"comments\.csv, line 1, field 'comment-id': the column is missing"),
         ("participant,0\n1,1\n", COMMENTS, r"votes\.csv, line 1, field 'group-id': the column is missing"),
         ("group-id,0\n0,2\n", COMMENTS, r"line 2, field '0': '2' is not a vote"),

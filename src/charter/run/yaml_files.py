@@ -33,6 +33,8 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
             raw = file.read(most + 1)
     except FileNotFoundError:
         raise InputError("no such file", file=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", file=path) from None
     except OSError as error:
         raise InputError(f"cannot read the file ({error.strerror})", file=path) from None
     if len(raw) > most:
@@ -75,5 +77,6 @@ def read_nodes(path: Path, kind: type[UniqueKeys], remedy: str) -> tuple[yaml.No
         words = (str(error).splitlines() or ["a value does not fit its type"])[0]
         raise InputError(f"not valid YAML: {words}", file=path) from None
     if node is None or not isinstance(content, dict):
-        raise InputError(f"not a mapping; {remedy}", file=path)
+        given = "" if content is None else f"is a {type(content).__name__}, "
+        raise InputError(f"{given}not a mapping; {remedy}", file=path)
     return node, content
