@@ -346,11 +346,13 @@ def test_the_command_serves_a_run_until_it_is_interrupted(tmp_path, random_llama
     code = "import sys; from charter.commands.app import run_command; sys.exit(run_command(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "serve", str(run), "--model", "sft", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
-        name, _, url = process.stdout.readline().strip().partition(": ")
-        assert name == "myrun-sft"
-        with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as asking:
-            assert asking.models.list().data[0].id == name
-        process.send_signal(signal.SIGINT)
+        try:
+            name, _, url = process.stdout.readline().strip().partition(": ")
+            assert name == "myrun-sft"
+            with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as asking:
+                assert asking.models.list().data[0].id == name
+        finally:
+            process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert (process.returncode, err) == (0, "")
 
