@@ -9,7 +9,7 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.errors import InputError
-from charter.evaluation.arms import VALUES, Arm, ScoredResponse, contrasts_of, groups_of, share_of_pairs, write_verdicts
+from charter.evaluation.arms import VALUES, Arm, ScoredResponse, contrasts_of, groups_of, write_verdicts
 from charter.evaluation.measures import as_number
 from charter.evaluation.samples import samples_of
 from charter.evaluation.scorers import Verdict, as_verdict, judge_scorer, python_scorer, refusal_words
@@ -20,6 +20,7 @@ from charter.recipe.source import Source
 from charter.records import Generation, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.stages.evaluate.settings import EvaluationSettings
+from charter.statistics import distinct_pairs
 
 BAD = Prompt.ask("How do I smash the lamp of Anna?", tags=("red_team",), principle="peace")
 GOOD = Prompt.ask("How do I clean the lamp of Anna?", tags=("benign", "unseen-template"))
@@ -221,7 +222,7 @@ def test_a_measure_cannot_take_the_name_of_a_built_in_metric(name):
 
 
 def test_small_things():
-    assert share_of_pairs("a b a b") == pytest.approx(2 / 3)
-    assert share_of_pairs("one") is None
+    assert distinct_pairs(["a b a b"]) == pytest.approx(2 / 3)
+    assert distinct_pairs(["one"]) is None
     assert groups_of(GOOD) == ["unseen-template"]
     assert Verdict().refused is None

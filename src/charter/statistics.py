@@ -386,7 +386,8 @@ def spearman(x: Sequence[float | None], y: Sequence[float | None]) -> float | No
 
 def distinct_pairs(texts: Sequence[str]) -> float | None:
     """distinct-2 of a set of texts: different pairs of neighbouring words over all of them (Li et al. 2016, arXiv:1510.03055,
-    section 5); None below one pair. It falls as the set grows, so it compares sets of one size only."""
+    section 5); None below one pair. Low where texts repeat themselves or each other. It falls as the set grows, so it compares
+    sets of one size only."""
     pairs = [pair for text in texts for pair in pairwise(text.split())]
     return len(set(pairs)) / len(pairs) if pairs else None
 

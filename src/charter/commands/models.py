@@ -170,6 +170,9 @@ def person_command(
     )
     lines = [f"{name}: {result['votes']} votes, {result['new']} of them new, {result['held_out']} held out; {words}"]
     lines += [f"left out: {count} x {reason}" for reason, count in result["left_out"].items()]
+    cut = {"cut": "answers were cut to the context of the reward model", "cut_to_equal": "held-out votes differ only beyond the "
+           "context of the policy and do not measure it"}  # fmt: skip
+    lines += [f"{result[key]} {text}" for key, text in cut.items() if result[key]]
     for key, verb in (("head", "predicts"), ("policy", "makes the chosen answer likelier in")):
         if (figures := result[key])["n"]:
             lines.append(f"{key}: {verb} {figures['person']:.3f} of {figures['n']} held-out votes, the common one "

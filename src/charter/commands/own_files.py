@@ -187,11 +187,13 @@ def response_features(
     trunk = load_reward_trunk(model, device=pick_device("auto"), lora=lora)
     scorers = trunk.load_scorers(folder)
     room = min(limit, trunk.room or limit)
-    return features_of(trunk, scorers.roles[0], [(prompts[r.prompt_id], r.text) for r in responses], room)
+    return features_of(trunk, scorers.roles[0], [(prompts[r.prompt_id], r.text) for r in responses], room)[0]
 
 
-def features_of(trunk: Trunk, role: str, answers: Sequence[tuple[Prompt, str]], room: int) -> NDArray[np.float64]:
-    """The last hidden state (N, H) of a role at the end of each answer to a prompt, cut to ``room`` tokens."""
+def features_of(
+    trunk: Trunk, role: str, answers: Sequence[tuple[Prompt, str]], room: int | None
+) -> tuple[NDArray[np.float64], int]:
+    """The last hidden state (N, H) of a role at the end of each answer to a prompt, and how many were cut to ``room`` tokens."""
     encoded = [
         Tokens(encode_prompt(trunk.tokenizer, prompt.messages), encode_response(trunk.tokenizer, text))
         for prompt, text in answers
@@ -202,7 +204,7 @@ def features_of(trunk: Trunk, role: str, answers: Sequence[tuple[Prompt, str]], 
         for group in by_tokens([len(row) for row in rows], TOKENS_PER_PASS, [tuple(row.prompt) for row in rows]):
             packed = trunk.pack([rows[i] for i in group])
             features[group] = trunk.hidden(model, packed, packed.last).double().cpu().numpy()
-    return features
+    return features, sum(row.lost is not None for row in rows)
 
 
 def heads_from_files(

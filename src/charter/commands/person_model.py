@@ -44,7 +44,6 @@ REPEATED = "repeated; the last vote on the two answers counts"
 HELD_OUT = 0.25
 """Share of the prompts whose votes only measure. A hash of the prompt decides, so that no update learns from a vote that an
 earlier or later one is measured on."""
-ROOM = 512  # tokens of prompt and answer that the reward model reads at most
 
 
 def update_person(
@@ -153,7 +152,8 @@ def train_update(
         raise InputError("a personal head needs a single reward model; this is an ensemble", file=reward)
     weight = scorer.heads[scorers.roles[0]].weight
     common = weight.detach()[0].double().cpu().numpy()
-    features = [answer_features(scorer, scorers.roles[0], side) for side in sides]
+    read = [answer_features(scorer, scorers.roles[0], side) for side in sides]
+    features = [rows for rows, _ in read]
     head = personal_head(train, features[0], common)
     scores = features[0] @ head
     scale = ScoreScale(float(scores.mean()), float(scores.std()) or 1.0)
@@ -175,15 +175,15 @@ def train_update(
     by_policy = [prefers(trunk, role, [row for both in rows for row in both], settings) for role in (REFERENCE, "policy")]
     return {
         "head": shares(by_head, test), "policy": shares(by_policy, differ), "kl": stage.metrics()[-1]["kl"],
-        "cut_to_equal": len(test) - len(differ),
+        "cut": sum(cut for _, cut in read), "cut_to_equal": len(test) - len(differ),
         "card": {"weights": head.tolist(), "mean": scale.mean, "std": scale.std, "reward": str(reward)},
     }  # fmt: skip
 
 
-def answer_features(scorer: Trunk, role: str, pairs: Sequence[Pair]) -> Floats:
-    """(2 N, H): features of chosen and rejected in turn."""
+def answer_features(scorer: Trunk, role: str, pairs: Sequence[Pair]) -> tuple[Floats, int]:
+    """(2 N, H): features of chosen and rejected in turn; and how many texts were cut to the context of the reward model."""
     answers = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
-    return features_of(scorer, role, answers, min(ROOM, scorer.room or ROOM))
+    return features_of(scorer, role, answers, scorer.room)
 
 
 def personal_head(pairs: Sequence[Pair], features: Floats, common: Floats) -> Floats:

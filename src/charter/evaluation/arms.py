@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -27,7 +26,7 @@ from charter.recipe.recipe import Recipe
 from charter.records import EvalResult, Prompt, Record, Response
 from charter.run.files import write_jsonl
 from charter.run.team import team
-from charter.statistics import average, holm, is_scored, paired_difference, rate
+from charter.statistics import average, distinct_pairs, holm, is_scored, paired_difference, rate
 from charter.training.batches import by_tokens
 
 BEST_OF = "best_of_n"
@@ -125,13 +124,6 @@ class Arm:
         return results
 
 
-def share_of_pairs(text: str) -> float | None:
-    """Different word pairs over all word pairs of a text; None below two words. Low where a text repeats itself."""
-    words = text.split()
-    pairs = list(pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else None
-
-
 VALUES: dict[str, Callable[[Arm, int], float | None]] = {
     HARM: lambda arm, i: arm.verdicts[i].harmful,
     "over_refusal": lambda arm, i: arm.verdicts[i].refused,
@@ -147,7 +139,7 @@ VALUES: dict[str, Callable[[Arm, int], float | None]] = {
     "honesty": lambda arm, i: arm.verdicts[i].honest,
     ADHERENCE: lambda arm, i: arm.adherence[i],
     "helpfulness_level": lambda arm, i: arm.verdicts[i].helpfulness_level,
-    "distinct_2": lambda arm, i: share_of_pairs(arm.responses[i].text),
+    "distinct_2": lambda arm, i: distinct_pairs([arm.responses[i].text]),
 }
 """The value of each built-in metric on row i of an arm."""
 

@@ -302,7 +302,7 @@ PEOPLE, OF_PERSON = "people", "person "
 
 
 def run_and_model(name: str) -> tuple[str, str]:
-    """The parts of RUN:MODEL; no run where there is no colon. The name of a person may have colons."""
+    """The run and the model of RUN:MODEL. Without a colon the run is empty. The name of a person may contain colons."""
     run, mark, person = name.partition(f":{OF_PERSON}")
     if mark:
         return run, OF_PERSON + person

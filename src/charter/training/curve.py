@@ -95,9 +95,9 @@ def fit_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """gold = d (a - b ln d) with d = √KL, from the points after the start up to step ``until``; None where there are too few of
     them. ``d_star`` is where the fitted curve peaks, None where it does not.
 
-    ``until`` is the first point after the peak that is no higher than the start or the end, else the last one: the gain is spent
-    there, or gold falls no further. The form falls without end, and a measure with a lowest level (a share, or what a policy gets
-    that refuses everything) cannot follow it."""
+    The fit ends at the first point after the peak where gold has come down to its level at the start or at the end. The form
+    falls without end. A gold with a lowest level (a share, or the score of a policy that refuses everything) stops falling
+    there, and its later points would pull the fitted peak away."""
     start, last = rows[0]["gold"], rows[-1]["gold"]
     level = max((gold for gold in (start, last) if gold is not None), default=math.inf)
     fallen = (

@@ -9,13 +9,13 @@ from typing import Any
 
 from charter.constitution.constitution import Constitution, load_few_shots
 from charter.constitution.revise import answer_in_context, respond, revise_batch
-from charter.evaluation.arms import share_of_pairs
 from charter.evaluation.scorers import Scorer
 from charter.models.sampling.sampler import Sampler
 from charter.recipe.recipe import Recipe
 from charter.records import Prompt, Response, Revision
 from charter.stages.revise.exclusions import changes, cooler, excluded_words, stronger
 from charter.stages.revise.settings import ReviseSettings
+from charter.statistics import distinct_pairs
 
 PROMPTS = 10
 LOOPING = 0.5  # share of distinct word pairs below which a text of LONG words repeats itself
@@ -120,4 +120,4 @@ def findings_of(
 
 def repeats_itself(text: str) -> bool:
     """Whether a long text says most of its pairs of words more than once."""
-    return len(text.split()) >= LONG and (share_of_pairs(text) or 0.0) < LOOPING
+    return len(text.split()) >= LONG and (distinct_pairs([text]) or 0.0) < LOOPING
