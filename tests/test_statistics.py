@@ -292,6 +292,13 @@ def test_rate_refuses_graded_scores():
         rate("harmful_compliance", "base", [0.5], scorer="oracle")
 
 
+def test_an_interval_of_a_mean_share_ends_at_0_and_1():
+    high = average("adherence", "policy", [1.0, 1.0, 0.6], scorer="judge", unit="share")
+    assert high.ci[0] < high.value < high.ci[1] == 1.0
+    beyond = average("mine", "policy", [2.0, 1.0, 0.6], scorer="mine", unit="share")  # a user's unit by the same name
+    assert beyond.ci[1] > 2
+
+
 def test_average_carries_its_unit():
     result = average("kl", "policy", [1.0, None, 3.0], scorer="k1", unit="nats per response", group="honesty")
     assert (result.value, result.unit, result.group, result.n_unscored) == (2.0, "nats per response", "honesty", 1)

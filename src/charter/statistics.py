@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -484,5 +484,10 @@ def rate(
 def average(
     name: str, arm: str, values: Sequence[float | None], *, unit: str, clusters: Sequence[Hashable] | None = None, **labels: Any
 ) -> EvalResult:
-    """Mean of the scored values in ``unit``, with the cluster-robust t interval. ``labels`` as in :func:`rate`."""
-    return _result(mean_interval(values, clusters), name=name, arm=arm, unit=unit, **labels)
+    """Mean of the scored values in ``unit``, with the cluster-robust t interval; where all are shares from 0 to 1, no further
+    than these. ``labels`` as in :func:`rate`."""
+    mean = mean_interval(values, clusters)
+    scored = [value for value in values if value is not None and is_scored(value)]
+    if unit == "share" and mean.ci is not None and 0 <= min(scored) <= max(scored) <= 1:
+        mean = replace(mean, ci=(max(mean.ci[0], 0.0), min(mean.ci[1], 1.0)))
+    return _result(mean, name=name, arm=arm, unit=unit, **labels)
