@@ -4,8 +4,7 @@ Reward model and policy are those of a finished run. Each person votes on pairs 
 tenth of the votes. The head is measured on the votes that `charter person` holds out; the policies answer other held-out
 requests, and the taste itself, without errors, compares their answers.
 
-    for seed in 0 1 2; do charter run demo-rloo --set seed=$seed --out out/demo/$seed; done
-    for seed in 3 4; do charter run demo --set seed=$seed --out out/demo/$seed; done
+    for seed in 0 1 2 3 4; do charter run demo --set seed=$seed --out out/demo/$seed; done
     python benchmarks/people.py out/demo/* --out out/people
 """
 
