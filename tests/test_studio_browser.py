@@ -104,7 +104,8 @@ def walk_from_principles_to_a_run(page, home, look, site):
     page.keyboard.press("Enter")
     page.wait_for_selector("li:has-text('mine: running')")
     look()
-    page.click("text=Stop mine")
+    with page.expect_navigation():  # else the next page may come in the way of the one that answers the click
+        page.click("text=Stop mine")
     site.jobs.by_name["mine"].process.wait(60)
     page.goto(f"{home}/start")
     page.wait_for_selector("li:has-text('mine: stopped')")
