@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from charter.commands.app import run_command
-from charter.commands.person_model import is_held_out, personal_head, votes_of_person
 from charter.errors import InputError
 from charter.forgetting import forget
 from charter.models.formats.adapters import ADAPTER_WEIGHTS, is_adapter
@@ -21,6 +20,7 @@ from charter.run.files import read_json, read_jsonl
 from charter.run.hashes import file_hash, model_hash
 from charter.studio.models import Loaded, folder_of, names_of
 from charter.studio.runs import RunWatch
+from charter.tasks.person_model import is_held_out, personal_head, votes_of_person
 from feedback_folder import respond, vote, write_folder
 
 NAME = "amber:heron 4f1c"  # a colon and a space: neither a safe folder name nor the last part of RUN:MODEL
