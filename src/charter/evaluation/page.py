@@ -293,16 +293,19 @@ def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
 
 def adherence_view(report: Report, arms: Mapping[str, Any]) -> dict[str, Any] | None:
     """Of each principle with prompts a row of adherence and, if it applies to red-team prompts, a row of harm: a cell of each
-    arm, and the paired difference from the base to the policy. None if no judge was asked."""
+    arm, and the paired difference from the base to the policy. ``by_preference``: the principles among them that have no question
+    about a single answer. None if no judge was asked."""
     if not isinstance(about := report.get("adherence"), Mapping):
         return None
-    rows = []
+    rows, by_preference = [], []
     for principle in mappings_in(report.get("constitution"), "principles"):
         kinds = {"red_team", "benign"}.intersection(principle.get("tags") or ())
         followed = adherence_row(report, arms, principle, ADHERENCE)
         harm = None if kinds == {"benign"} else adherence_row(report, arms, principle, HARM)
         rows += [row for row in (followed, harm) if row] if followed else []
-    return {"judge": about.get("judge"), "independent": about.get("independent"), "rows": rows}
+        if followed and not (principle.get("question") or principle.get("criteria")):
+            by_preference.append(principle.get("title"))
+    return {"judge": about.get("judge"), "independent": about.get("independent"), "rows": rows, "by_preference": by_preference}
 
 
 def adherence_row(report: Report, arms: Mapping[str, Any], principle: Mapping[str, Any], name: str) -> dict[str, Any] | None:
