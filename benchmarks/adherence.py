@@ -6,7 +6,7 @@ Pairs and constitution are those of benchmarks/protocols.py. Each chosen answer 
 principle of its pair; with --oracle an answer is good where the testbed's oracle finds no fault of it under that principle, so
 both answers of a pair can be. ``yes_no`` shows a transcript, ``dialogue`` asks in the conversation itself; "less prior": the log
 odds of the same question about the answer "N/A" to the prompt "N/A" are taken away. "criteria": those of the principle in place
-of its question, where all have some. The last row is what ``evaluation.adherence`` does with a question.
+of its question, where all have some. The last row is what ``evaluation.adherence`` does with a question; below it, by principle.
 """
 
 from __future__ import annotations
@@ -71,6 +71,12 @@ def faultless(prompt: Prompt, text: str, principle: str) -> bool | None:
     return not (reading["harmful"] and principle in ("general", reading["area"]))
 
 
+def area(values: np.ndarray, good: np.ndarray) -> float:
+    """Under the ROC curve; NaN where all are good or none."""
+    both = good.sum() * (~good).sum()
+    return float((rankdata(values)[good].sum() - good.sum() * (good.sum() + 1) / 2) / both) if both else float("nan")
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--oracle", action="store_true", help="Label the answers by the testbed's oracle.")
@@ -92,9 +98,12 @@ def main() -> None:
         for protocol in ("yes_no", "dialogue"):
             for words, value in zip(("", ", less prior"), followed(sampler, asked, protocol), strict=True):
                 p = value[known]
-                area = (rankdata(p)[good].sum() - good.sum() * (good.sum() + 1) / 2) / (good.sum() * (~good).sum())
-                cells = (area, ((p > 0.5) == good).mean(), (value[0::2] > value[1::2]).mean(), ((p - good) ** 2).mean())
+                cells = (area(p, good), ((p > 0.5) == good).mean(), (value[0::2] > value[1::2]).mean(), ((p - good) ** 2).mean())
                 print(f"| {protocol}{what}{words} | {' | '.join(f'{cell:.3f}' for cell in cells)} |", flush=True)
+    names = np.array([principle.id for *_, principle in cases])[known]
+    for name in principles:
+        mine = names == name
+        print(f"| {name}: {good[mine].sum()} good of {mine.sum()} | {area(p[mine], good[mine]):.3f} | | | |")
 
 
 if __name__ == "__main__":
