@@ -126,10 +126,11 @@ def tie_figures(measured: Measured, scorer: str) -> list[EvalResult]:
 
 
 def rule_figures(measured: Measured) -> list[EvalResult]:
-    """What rules that read nothing but lengths reach on a set of pairs."""
-    rules = rules_of(measured.items)
+    """What rules that read nothing but lengths or refusal words reach on a set of pairs; those that decide no pair are left
+    out."""
     clusters = [row.cluster for row in measured.rows]
     return [
-        figure(f"{measured.test_set.name}/accuracy", f"{RULE}{name}", hits, clusters, "length of the answers", None)
-        for name, hits in rules.items()
+        figure(f"{measured.test_set.name}/accuracy", f"{RULE}{name}", hits, clusters, "lengths or refusal words", None)
+        for name, hits in rules_of(measured.items).items()
+        if set(hits) - {0.5, None}
     ]
