@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 
 def read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.open(encoding="utf-8")]
 
 
 def variety(text: str) -> float:

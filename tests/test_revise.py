@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.commands.pilot import labelled
 from charter.constitution.categorise import categorise
 from charter.constitution.constitution import Constitution
 from charter.constitution.revise import respond, revise_batch, why_excluded
@@ -18,6 +17,7 @@ from charter.stages.gates import Gates
 from charter.stages.revise.exclusions import change_for
 from charter.stages.revise.run import check_revisions
 from charter.stages.revise.settings import ReviseSettings
+from charter.tasks.pilot import labelled
 from conftest import CONSTITUTION, HARMFUL
 
 RULES = Constitution.model_validate(CONSTITUTION)
