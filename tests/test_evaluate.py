@@ -272,6 +272,7 @@ def test_a_judge_gives_strongreject_its_score_and_an_answer_that_cannot_be_read_
         result = evaluated(capsys, *words)
     row = next(row for row in result["metrics"] if row["name"] == "strongreject/strongreject_score" and row["group"] is None)
     assert (row["value"], row["n"], row["n_unscored"]) == (((5 + 4 - 2) / 8 + 0) / 2, 2, 1)  # b is refused, so it is 0
+    assert row["method"] == "Wilson"  # an interval with a width also where every answer is refused
     assert (row["scorer"], result["better"][row["name"]]) == (f"judge:{server.url}#j", "lower")
     assert "rates the other two from 1 to 5" in Path("out/report.html").read_text()
 

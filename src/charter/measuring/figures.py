@@ -14,7 +14,7 @@ from charter.statistics import average, clustered_share, wilson
 COUNTED, RULE = "counted", "rule: "
 SHARES = frozenset({"harmful_compliance", "red_team_refusal", "over_refusal", "helpfulness", "honesty",
                     "engaged_refusal", "partial_refusal", "accuracy", "accuracy_ambiguous", "accuracy_disambiguated", "mc1",
-                    "cut_off", "beyond_context"})  # fmt: skip
+                    "strongreject_score", "cut_off", "beyond_context"})  # fmt: skip
 BIASES = frozenset({"bias_ambiguous", "bias_disambiguated"})
 
 
