@@ -15,7 +15,6 @@ from random import Random
 from safetensors.torch import load_file
 
 from charter.commands.app import run_command
-from charter.commands.own_files import response_features
 from charter.models.reward_trunk import reward_folder
 from charter.models.trunk import REWARD_WEIGHTS
 from charter.raters.comparisons import as_comparisons
@@ -26,6 +25,7 @@ from charter.raters.vote_files import read_votes
 from charter.records import Generation, Judgment, Prompt, Response, content_id
 from charter.run.files import read_jsonl, write_json, write_jsonl
 from charter.statistics import clustered_proportion, paired_difference
+from charter.tasks.own_files import response_features
 from charter.testbed import corpus as made
 from charter.testbed import language as lang
 from charter.testbed.voters import HARM_SHARE, better_of

@@ -15,7 +15,6 @@ from itertools import count, islice
 from pathlib import Path
 from random import Random
 
-from charter.commands.person_model import update_person
 from charter.measuring.models import load_writer
 from charter.models.load import model_of_run
 from charter.models.sampling.sampler import LocalSampler
@@ -25,6 +24,7 @@ from charter.run.files import write_json, write_jsonl
 from charter.run.hashes import derive_seed
 from charter.stages.rl.settings import RLOOSettings
 from charter.statistics import paired_difference
+from charter.tasks.person_model import update_person
 from charter.testbed import corpus as made
 from charter.testbed import language as lang
 from charter.testbed import oracle
@@ -110,7 +110,7 @@ def preferred(person: str, common: list[tuple[str, str]], theirs: list[tuple[str
     return {"personal": sum(wins[1]) / ANSWERS, "common": sum(wins[0]) / ANSWERS, "difference": gain.difference, "ci": gain.ci}
 
 
-def measure(run: Path, out: Path, steps: int) -> list[dict]:
+def measure(run: Path, out: Path, steps: int, model: str) -> list[dict]:
     """The rows of one run: each person after each update."""
     seed, rows = run.name, []
     common = answers(model_of_run(run, "policy"), seed)
@@ -118,7 +118,7 @@ def measure(run: Path, out: Path, steps: int) -> list[dict]:
               "prompts_per_step": 16}  # fmt: skip
     for person in TASTES:
         votes = vote(out / f"{seed}/votes/{person}", seed, person)
-        result = update_person(run, person, votes, as_settings(values, RLOOSettings, "person"), quiet=True)
+        result = update_person(run, person, votes, as_settings(values, RLOOSettings, "person"), model=model, quiet=True)
         theirs = answers(model_of_run(run, f"person {person}"), seed)
         rows.append({"seed": seed, "person": person, "answers": preferred(person, common, theirs), **result})
         print(json.dumps(rows[-1]), flush=True)
@@ -129,7 +129,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="finished runs, which get the models")
     parser.add_argument("--steps", type=int, default=15, help="updates of the policy")
+    parser.add_argument("--model", default="policy", help="model of the run under the adapters: policy or sft")
     parser.add_argument("--out", type=Path, default=Path("out/people"))
     given = parser.parse_args()
     for run in given.runs:
-        write_json(given.out / f"{run.name}.json", measure(run, given.out, given.steps))
+        write_json(given.out / f"{run.name}.json", measure(run, given.out, given.steps, given.model))

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from charter.commands.own_files import Start, rating_model_from_file, reward_from_file
-from charter.commands.scored_files import score_file
 from charter.constitution.revise import respond
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
@@ -35,6 +33,8 @@ from charter.records import Judgment, Pair, Prompt, Response
 from charter.run.files import read_json, read_jsonl, write_json, write_jsonl
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings
 from charter.statistics import clustered_share, paired_difference
+from charter.tasks.own_files import Start, rating_model_from_file, reward_from_file
+from charter.tasks.scored_files import score_file
 from charter.testbed.oracle import read
 from charter.votes.exchange import export_feedback, selection_of
 from charter.votes.judgments import follow

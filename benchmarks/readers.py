@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from charter.commands.principle_reader import readable_pairs, right_of
 from charter.constitution.constitution import load_constitution
 from charter.models.reward_trunk import load_reward_trunk
 from charter.models.sampling.sampler import LocalSampler
@@ -22,6 +21,7 @@ from charter.recipe.source import locate
 from charter.run.run import Run
 from charter.stages.reward_model.settings import RewardModelSettings
 from charter.statistics import clustered_share, paired_difference
+from charter.tasks.principle_reader import readable_pairs, right_of
 from charter.training.methods.principle_reader import ReadPair, train_principle_reader
 from charter.training.methods.reward_model import score_pairs, train_reward_model
 

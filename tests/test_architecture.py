@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("__main__",),
     ("commands",),
+    ("tasks",),
     ("studio",),
     ("serving", "environments", "forgetting"),
     ("pipeline", "plan", "web", "verification", "measuring"),
@@ -56,6 +57,7 @@ LIGHT = "charter.votes.imports.formats"  # names and columns; what reads them is
 DOWN_FROM_TESTBED = {"errors", "records", "statistics", "models", "run"}  # of run: files and seeds only
 TORCH = {
     "commands",
+    "tasks",
     "serving",
     "stages",
     "pipeline",
@@ -113,8 +115,8 @@ def complaint(who: str, whom: str) -> str | None:
         return f"{who} stands in no layer; add it to LAYERS, where its imports are fewest"
     if (who, whom) in SIDEWAYS or (a == b and not who.endswith(".settings")) or (a == "recipe" and whom.endswith(".settings")):
         return None
-    if b == "testbed" and a != "commands":
-        return f"{who} imports {whom}, but the testbed is a client of Charter like any other; only commands may know it"
+    if b == "testbed" and a not in ("commands", "tasks"):
+        return f"{who} imports {whom}, but the testbed is a client of Charter like any other; only commands and tasks may know it"
     if a == "testbed":
         known = b in DOWN_FROM_TESTBED
         return None if known else f"{who} imports {whom}; the testbed knows records, models and seeds only"

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from charter.commands.app import run_command
-from charter.commands.conversation import chat_with, escape_controls, fitting
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt
 from charter.models.load import load_tokenizer, model_of_run
 from charter.records import Filters, Message
+from charter.tasks.conversation import chat_with, escape_controls, fitting
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from itertools import permutations
@@ -26,8 +27,9 @@ from charter.votes.merging import merge_folders
 from charter.votes.training_rows import GONE, Selection, Tally, aggregated_rows
 from charter.web.project import open_project
 from charter.web.serve import open_site
+from charter.web.tables import metadata, open_database
 from feedback_folder import respond, vote, write_folder
-from label_project import Parrot, World, make_project, responses, send
+from label_project import Parrot, World, database, make_project, responses, send
 
 WHY, WHEN = "she asked for it", "2026-11-28"
 REASON = "The first one is far kinder to the reader."
@@ -131,8 +133,23 @@ def test_bad_calls_change_nothing(tmp_path, person, reason, words):
     assert (folder / "judgments.jsonl").read_bytes() == before
 
 
-def test_a_label_project_forgets_in_its_database_and_goes_on(tmp_path):
-    project = make_project(tmp_path, n=2, k=2, kind="pair")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    with database(request.param, tmp_path) as url:
+        yield url
+
+
+def rows_of(url: str) -> str:
+    """All that the tables of a database hold, as text."""
+    engine = open_database(url)
+    with engine.connect() as db:
+        rows = [str(tuple(row)) for table in metadata.sorted_tables for row in db.execute(table.select())]
+    engine.dispose()
+    return "\n".join(rows)
+
+
+def test_a_label_project_forgets_in_its_database_and_goes_on(tmp_path, database_url):
+    project = make_project(tmp_path, n=2, k=2, kind="pair", database=database_url)
     with open_site(project) as site:
         world = World(site)
         ann, bob = world.person(), world.person()
@@ -145,6 +162,9 @@ def test_a_label_project_forgets_in_its_database_and_goes_on(tmp_path):
     result = forget(project.folder, ann.who, WHY, WHEN)
     assert (result["judgments"], result["left"]) == (1, [])
     assert not has(project.folder, ann.who, REASON)
+    held = rows_of(database_url)
+    assert bob.who in held
+    assert (ann.who in held, REASON in held) == (False, False)
     with open_site(open_project(project.folder)) as site:
         world = World(site)
         cy = world.person()
@@ -153,7 +173,8 @@ def test_a_label_project_forgets_in_its_database_and_goes_on(tmp_path):
         send(cy, "/vote", page, strength="2")
         votes = [(one.rater_id, bool(why_forgotten(one))) for one in world.judgments()]
     assert votes == [("", True), (bob.who, False), (cy.who, False)]
-    (project.folder / "labels.db").unlink()
+    if database_url.endswith("labels.db"):
+        Path(database_url).unlink()
     with open_site(open_project(project.folder)) as site:  # the database is made anew from the files
         assert site.progress()["done"] == 2
     assert len(read_judgments(project.folder / "judgments.jsonl")) == 3
@@ -228,9 +249,11 @@ def test_a_run_trains_on_the_votes_that_are_left_and_its_seals_hold(tmp_path):
 
 
 def test_a_person_known_by_name_alone_is_found(tmp_path):
+    limit = csv.field_size_limit()
     (tmp_path / "camps.csv").write_text("rater,group\nann,left\nanna,right\n")
     assert forget(tmp_path, "ann", WHY)["left"] == []
     assert (tmp_path / "camps.csv").read_text() == "rater,group\nanna,right\n"
+    assert csv.field_size_limit() == limit  # the whole process shares it
 
 
 def test_a_text_of_two_people_stays_with_the_other(tmp_path):

@@ -13,7 +13,6 @@ from scipy import stats
 
 import charter
 from charter.commands.app import run_command
-from charter.commands.hacking_lab import Lab, run_lab
 from charter.evaluation.page import hacking_words, write_report
 from charter.hacking.answers import (
     Answer,
@@ -35,6 +34,7 @@ from charter.models.heads import Scorers, ScoreScale
 from charter.records import Generation, Prompt, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.statistics import paired_difference
+from charter.tasks.hacking_lab import Lab, run_lab
 from charter.testbed import faults
 from charter.testbed.faults import FAULTS, WEIGHTS, habits
 

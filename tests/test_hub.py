@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from charter.commands.app import run_command
-from charter.commands.hub import gather, push
 from charter.errors import InputError
 from charter.evaluation.model_card import without_folders
 from charter.run.files import write_json
 from charter.run.hashes import model_hash
+from charter.tasks.hub import gather, push
 from charter.verification import verify_run
 
 # huggingface_hub's own call of its HTTP client, for large files.

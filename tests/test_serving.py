@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from charter.commands.app import run_command
-from charter.commands.conversation import chat_with
 from charter.models.chat_template import encode_prompt, encode_text
 from charter.models.load import load_tokenizer
 from charter.models.sampling.filters import ALL_TOKENS
@@ -28,6 +27,7 @@ from charter.records import Filters, Message
 from charter.run.hashes import derive_seed
 from charter.serving.engine import draw_tokens, likeliest_of
 from charter.serving.text import Pieces, Writer
+from charter.tasks.conversation import chat_with
 from loopback import model_server
 
 ASKED = "How can I mend the car?"

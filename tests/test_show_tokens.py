@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from charter.commands.app import run_command
-from charter.commands.show_tokens import LEGEND, first_batches, print_batches, styled_row
 from charter.models.chat_template import decode_response, encode_prompt, encode_response
 from charter.models.load import load_tokenizer
 from charter.models.trunk import load_trunk
@@ -16,6 +15,7 @@ from charter.records import Message, Prompt
 from charter.run.files import read_jsonl
 from charter.stages.prompts.show import training_prompts
 from charter.stages.rows import pieces_of, template_tokens
+from charter.tasks.show_tokens import LEGEND, first_batches, print_batches, styled_row
 from conftest import BENIGN, HARMFUL, save_random_model
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 RECORDS = ("prompts.jsonl", "responses.jsonl", "sets.jsonl")
 WRITTEN_BY_RATERS = ("red team", "hh-red-team", "prism", "community-alignment")  # sources of prompts that raters wrote
 SHORTEST = 12  # characters of a text that is searched for: a shorter one stands in many files by chance
-DATABASE, RETRAIN = "labels.db", "retrain"
+DATABASE, SETTINGS, RETRAIN = "labels.db", "label.yaml", "retrain"
 OF_A_MODEL = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
                         "vocab.txt", "merges.txt", "config.json", "generation_config.json"})  # fmt: skip
 """Files of a model, whose words are nobody's: they are neither edited nor searched."""
@@ -104,7 +104,7 @@ def check_call(place: Path, person: str, reason: str) -> None:
     if not person.strip() or person in reason:
         raise InputError("--person is empty" if not person.strip() else
                          "the reason names the person, and it stays in the files; word it without the name")  # fmt: skip
-    if place.is_file() and (place.parent / DATABASE).exists():
+    if place.is_file() and any((place.parent / name).exists() for name in (SETTINGS, DATABASE)):
         raise InputError(f"belongs to the label project {place.parent}; name that folder", file=place)
     if place.resolve().name == FOLDER and (place.resolve().parent / "feedback").is_dir():
         raise InputError(f"is the label page of a run; name the run, {place.resolve().parent}", file=place)
@@ -128,7 +128,7 @@ def files_of(place: Path) -> list[Path]:
 
 def databases_of(place: Path) -> Iterator[Database]:
     """The databases of the label projects in a folder, each as a context."""
-    folders = sorted({file.parent for name in ("label.yaml", DATABASE) for file in place.rglob(name)}) if place.is_dir() else []
+    folders = sorted({file.parent for name in (SETTINGS, DATABASE) for file in place.rglob(name)}) if place.is_dir() else []
     if not folders:
         return
     try:
@@ -139,7 +139,7 @@ def databases_of(place: Path) -> Iterator[Database]:
     from charter.web.project import read_settings
 
     for folder in folders:
-        url = read_settings(folder / "label.yaml").database or str(folder / DATABASE)
+        url = read_settings(folder / SETTINGS).database or str(folder / DATABASE)
         if "://" in url or Path(url).is_file():
             yield Database(url)
 
@@ -284,11 +284,14 @@ def raw_csv(file: Path) -> Iterator[tuple[str, list[str]]]:
             read.append(line)
             yield line
 
-    csv.field_size_limit(2**31 - 1)
-    with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        for cells in csv.reader(noting(lines)):
-            yield "".join(read), cells
-            read.clear()
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            for cells in csv.reader(noting(lines)):
+                yield "".join(read), cells
+                read.clear()
+    finally:
+        csv.field_size_limit(limit)  # it is the whole process's
 
 
 def redo_pairs(place: Path, traces: Traces) -> list[Path]:

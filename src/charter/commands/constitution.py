@@ -33,9 +33,9 @@ def constitution_check(
 ) -> None:
     """Check a constitution and list errors and warnings: duplicates, contradictions, leaks; errors give exit code 1. With a model
     and labelled pairs also measure each principle: accuracy, how often it decides, and what it contradicts."""
-    from charter.commands.constitution_check import measured_check, measured_lines
     from charter.constitution.check import check
     from charter.constitution.constitution import load_constitution
+    from charter.tasks.constitution_check import measured_check, measured_lines
 
     constitution = load_constitution(file)
     findings = check(constitution)
@@ -145,6 +145,6 @@ def constitution_export(
 
 def left_out_lines(left_out: dict[str, int]) -> list[str]:
     """What was left out, a line for each reason. The reasons quote the file: control characters are spelled out."""
-    from charter.commands.conversation import escape_controls
+    from charter.tasks.conversation import escape_controls
 
     return [f"{count:6} left out: {escape_controls(reason)}" for reason, count in left_out.items()]

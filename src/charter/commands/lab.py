@@ -30,7 +30,7 @@ def hacking(
     quiet: Quiet = False,
 ) -> None:
     """Train on rewards with planted faults, and on sound ones; measure which detectors see it, and when. Resumes."""
-    from charter.commands.hacking_lab import Lab, run_lab
+    from charter.tasks.hacking_lab import Lab, run_lab
     from charter.testbed.faults import FAULTS
 
     names = [list(filter(None, text.split(","))) for text in (methods, faults)]

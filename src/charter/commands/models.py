@@ -41,8 +41,8 @@ def chat(
     understood: Understood = False,
 ) -> None:
     """Talk to a model, or to a model of a run; an empty line or Ctrl-D ends."""
-    from charter.commands.conversation import chat_with
     from charter.records import Filters
+    from charter.tasks.conversation import chat_with
 
     if not 0 <= temperature < float("inf"):
         raise InputError(f"--temperature {temperature}: give a finite number of at least 0")
@@ -85,7 +85,7 @@ def model_merge(
     as_json: Json = False,
 ) -> None:
     """Write a plain Hugging Face folder: a run's policy, or a LoRA adapter merged into its base."""
-    from charter.commands.merge_model import write_merged
+    from charter.tasks.merge_model import write_merged
 
     done = write_merged(where, out, base=base, dtype=dtype, shard_size=shard_size, understood=understood)
     words = f"{done['parameters'] / 1e6:.1f} M parameters in {done['dtype']}, {len(done['files'])} file(s) of weights"
@@ -122,7 +122,7 @@ def model_push(
     as_json: Json = False,
 ) -> None:
     """Send the model of a run to the Hugging Face hub, with a model card, without its prompts and responses."""
-    from charter.commands.hub import gather, push
+    from charter.tasks.hub import gather, push
 
     upload = gather(where, with_data=with_data, understood=understood)
     sizes = upload.sizes()
@@ -144,29 +144,31 @@ def person_command(
     votes: Annotated[Path, typer.Option(help="Folder of feedback, label project or judgments.jsonl.")],
     prompts: Annotated[Path | None, typer.Option(help="prompts.jsonl; by default beside the votes or in the run.")] = None,
     responses: Annotated[Path | None, typer.Option(help="responses.jsonl; by default beside the votes or in the run.")] = None,
+    model: Annotated[str, typer.Option(help="Model of the run under the adapter: policy, or sft, which varies more.")] = "policy",
     steps: Annotated[int, typer.Option(min=1, help="Updates of the policy.")] = 30,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Of the adapter.")] = 1e-3,
-    kl_coef: Annotated[float, typer.Option(min=0.0, help="Price of moving away from the common policy, a nat.")] = 0.05,
+    kl_coef: Annotated[float, typer.Option(min=0.0, help="Price of moving away from the model under the adapter, a nat.")] = 0.05,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that it trains on, in tokens.")] = 64,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train or update one person's model from their votes: a head on the run's reward model, an adapter on its policy."""
-    from charter.commands.person_model import update_person
     from charter.recipe.files import as_settings
     from charter.stages.rl.settings import RLOOSettings
+    from charter.tasks.person_model import update_person
 
     values = {"method": "rloo", "steps": steps, "learning_rate": learning_rate, "kl_coef": kl_coef, "lora": {},
               "max_new_tokens": max_new_tokens, "prompts_per_step": 16}  # fmt: skip
     settings = as_settings(values, RLOOSettings, "person")
     assert isinstance(settings, RLOOSettings)
-    result = update_person(run, name, votes, settings, prompts=prompts, responses=responses, seed=seed, quiet=quiet or as_json)
+    result = update_person(run, name, votes, settings, model=model, prompts=prompts, responses=responses, seed=seed,
+                           quiet=quiet or as_json)  # fmt: skip
     words = (
         "nothing is new, nothing is trained"
         if not result["trained"]
         else f"update {result['update']}"
-        + (f" resumes from update {result['update'] - 1}" if result["resumed"] else " starts from the policy of the run")
+        + (f" resumes from update {result['update'] - 1}" if result["resumed"] else f" starts from the {model} of the run")
     )
     lines = [f"{name}: {result['votes']} votes, {result['new']} of them new, {result['held_out']} held out; {words}"]
     lines += [f"left out: {count} x {reason}" for reason, count in result["left_out"].items()]

@@ -51,7 +51,7 @@ def constitution_infer(
     quiet: Quiet = False,
 ) -> None:
     """Find the principles that predict votes: candidates are judged on every pair, and held-out votes confirm what is kept."""
-    from charter.commands.principle_files import Request, infer_from_files
+    from charter.tasks.principle_files import Request, infer_from_files
 
     request = Request(
         judgments, tuple(rater_kind or ("human",)), by, groups, model, endpoint, api_key_env, answers, protocol, quiet or as_json
@@ -77,7 +77,7 @@ def constitution_card(
     quiet: Quiet = False,
 ) -> None:
     """Measure how far a constitution gives the same verdicts to different judges, and which principle causes disagreement."""
-    from charter.commands.principle_files import card_from_files
+    from charter.tasks.principle_files import card_from_files
 
     if len(models := model or [TESTBED]) > 2:
         raise InputError("--model: give one model or two")
@@ -103,7 +103,7 @@ def explain(
     quiet: Quiet = False,
 ) -> None:
     """Show which principles of a constitution people follow, and where they part from the judge."""
-    from charter.commands.principle_files import Request, explain_files
+    from charter.tasks.principle_files import Request, explain_files
 
     request = Request(
         judgments, tuple(rater_kind or ("human",)), by, groups, model, endpoint, api_key_env, answers, protocol, quiet or as_json

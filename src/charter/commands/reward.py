@@ -44,10 +44,10 @@ def reward_train(  # one parameter for each flag, as typer reads them
     quiet: Quiet = False,
 ) -> None:
     """Train a reward model on pairs (or, with --loss squared or absolute, on ratings) and measure it on held-out dialogues."""
-    from charter.commands.own_files import Start, rating_model_from_file, reward_from_file
     from charter.recipe.files import as_settings
     from charter.recipe.source import locate
     from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings
+    from charter.tasks.own_files import Start, rating_model_from_file, reward_from_file
 
     values: dict[str, Any] = {
         "epochs": epochs, "learning_rate": learning_rate, "test_fraction": test_fraction,
@@ -75,7 +75,7 @@ def reward_train(  # one parameter for each flag, as typer reads them
         if constitution is None:
             metrics = reward_from_file(file, out, pair_settings, start)
         else:
-            from charter.commands.principle_reader import reader_from_file
+            from charter.tasks.principle_reader import reader_from_file
 
             metrics = reader_from_file(file, constitution, hold_out, out, pair_settings, start)
         accuracy = f"{metrics['accuracy']:.3f}{interval_words(metrics['ci'])}"
@@ -103,7 +103,7 @@ def reward_score(
     as_json: Json = False,
 ) -> None:
     """Score pairs or responses with a reward model and write the rows again with their scores."""
-    from charter.commands.scored_files import score_file
+    from charter.tasks.scored_files import score_file
 
     check_precision(precision)
     result = score_file(file, model, out, limit=max_tokens, precision=precision)

@@ -123,9 +123,9 @@ def run(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_)
     check_files(loaded)
-    from charter.commands.drop_one import drop_one_table, run_without_each
-    from charter.commands.seeds import run_seeds, seeds_table
     from charter.plan.fit import check_machine
+    from charter.tasks.drop_one import drop_one_table, run_without_each
+    from charter.tasks.seeds import run_seeds, seeds_table
 
     folder = out or Path("runs") / path.stem
     check_machine(loaded)
@@ -172,8 +172,8 @@ def revise(
         return
     if out is not None:
         raise InputError("--pilot keeps nothing; leave out --out")
-    from charter.commands.pilot import pilot_lines, pilot_of
     from charter.recipe.files import find_recipe, load_recipe
+    from charter.tasks.pilot import pilot_lines, pilot_of
 
     result = pilot_of(load_recipe(find_recipe(recipe), set_ or ()))
     show(result, as_json, *pilot_lines(result))
@@ -242,8 +242,8 @@ def plan(
 @app.command("show-tokens")
 def show_tokens(recipe: RecipeName, set_: Sets = None, as_json: Json = False) -> None:
     """The first batch of each stage in colour: prompt, template tokens, response tokens that carry loss, the reward's place."""
-    from charter.commands.show_tokens import first_batches, print_batches
     from charter.recipe.files import find_recipe, load_recipe
+    from charter.tasks.show_tokens import first_batches, print_batches
 
     batches = first_batches(load_recipe(find_recipe(recipe), set_ or ()))
     if as_json:

@@ -227,11 +227,11 @@ def raters(
 ) -> None:
     """Tell noise from taste: whether a head of a rater's own, on a reward model's features, predicts votes it has not seen; or,
     with groups, a head of each group."""
-    from charter.commands.own_files import heads_from_files
     from charter.raters.personal import MIN_VOTES
     from charter.raters.report_files import write_tastes
     from charter.raters.reports import taste_report
     from charter.recipe.source import locate
+    from charter.tasks.own_files import heads_from_files
 
     base, table = locate(model, Path.cwd()) if model else None, read_group_table(groups)
     predicted, votes = heads_from_files(

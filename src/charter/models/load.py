@@ -317,13 +317,14 @@ def people_of(run: Path) -> list[str]:
 
 
 def model_of_person(run: Path, person: str) -> str:
-    """Folder of the adapter of a person. InputError if it is missing, or the policy under it was trained again since."""
+    """Folder of the adapter of a person. InputError if it is missing, or the model under it was trained again since."""
     folder = run / PEOPLE / folder_name(person)
     card = read_json(folder / HEAD_CARD)
     if not isinstance(card, dict) or "adapter" not in card:
         raise InputError(f"no model of {person!r} here; make one with charter person {run} --name NAME --votes FILE", file=run)
-    if card["policy"] != model_hash(model_of_run(run, "policy")):
-        raise InputError("the policy of the run changed since; run charter person again", file=folder)
+    under = card.get("model", "policy")
+    if card["policy"] != model_hash(model_of_run(run, under)):
+        raise InputError(f"the {under} of the run changed since; run charter person again", file=folder)
     return str(folder / card["adapter"])
 
 

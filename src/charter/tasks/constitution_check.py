@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from charter.commands.conversation import escape_controls
 from charter.constitution.constitution import Constitution
 from charter.constitution.export import labelled_pairs
 from charter.errors import InputError
@@ -15,6 +14,7 @@ from charter.recipe.source import locate
 from charter.records import Pair
 from charter.stages.feedback.settings import FeedbackSettings
 from charter.stages.gates import percent
+from charter.tasks.conversation import escape_controls
 
 BATCH = 64
 

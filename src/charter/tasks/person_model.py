@@ -2,7 +2,7 @@
 
 What is shared stays where the run has it: policy and reward model. What is private is in RUN/people/NAME: votes, head, and an
 adapter for each update (the personal heads of Poddar et al. 2024 and Bose et al. 2025, as ``raters.personal`` fits them; RLOO
-against the person's head, the KL being that to the common policy).
+against the person's head, the KL being that to the model under the adapter).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from charter.commands.own_files import features_of
 from charter.errors import InputError
+from charter.models.chat_template import encode_response
 from charter.models.continued import start_adapter
 from charter.models.formats.adapters import save_adapter
 from charter.models.heads import Scorers, ScoreScale
@@ -33,10 +33,11 @@ from charter.run.run import Run, Stage
 from charter.run.seals import MANIFEST
 from charter.stages.rl.settings import RLOOSettings
 from charter.statistics import paired_difference
+from charter.tasks.own_files import features_of
 from charter.training.methods.dpo import sequence_logprobs
 from charter.training.methods.reward_model import pairs_that_differ
 from charter.training.methods.rloo import train_rloo
-from charter.training.rewards import RewardSum
+from charter.training.rewards import RewardSum, response_length
 from charter.training.rollouts import RewardModelReward
 
 VOTES, UPDATE, ADAPTER = "votes.jsonl", "update-", "adapter"
@@ -47,15 +48,16 @@ earlier or later one is measured on."""
 
 
 def update_person(
-    run: Path, name: str, file: Path, settings: RLOOSettings, *, prompts: Path | None = None, responses: Path | None = None,
-    seed: int = 0, quiet: bool = False,
+    run: Path, name: str, file: Path, settings: RLOOSettings, *, model: str = "policy", prompts: Path | None = None,
+    responses: Path | None = None, seed: int = 0, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Take a person's votes from a file or folder of judgments into RUN/people/NAME, fit the head and train the adapter on from
-    where it is; the figures on held-out votes. ``settings`` need lora; their reward is the person's head.
+    where it is; the figures on held-out votes, beside the run's policy. ``settings`` need lora; their reward is the person's
+    head. ``model``: the model of the run under the adapter, "policy" or "sft".
 
-    InputError where the run lacks its policy or a single reward model, or the person has too few votes.
+    InputError where the run lacks that model, its policy or a single reward model, or the person has too few votes.
     """
-    policy, reward = model_of_run(run, "policy"), reward_folder(run)
+    policy, under, reward = model_of_run(run, "policy"), model_of_run(run, model), reward_folder(run)
     folder = run / PEOPLE / folder_name(name)
     stored = list(read_jsonl(folder / VOTES, Pair)) if (folder / VOTES).is_file() else []
     pairs, left_out = votes_of_person(file, name, run, prompts, responses)
@@ -70,7 +72,7 @@ def update_person(
         card = read_json(folder / HEAD_CARD) or {"rater": name}
         write_json(folder / HEAD_CARD, card)  # from here on `charter forget` knows the folder
         write_jsonl(folder / VOTES, pairs)
-        inputs = {"votes": content_id([pair.model_dump(mode="json") for pair in pairs]), "policy": model_hash(policy),
+        inputs = {"votes": content_id([pair.model_dump(mode="json") for pair in pairs]), "policy": model_hash(under),
                   "reward": model_hash(str(reward))}  # fmt: skip
         number, last = last_update(folder)
         before = folder / f"{UPDATE}{number}" / ADAPTER
@@ -84,16 +86,17 @@ def update_person(
         if changed:
             person.say(
                 f"{name}: {len(pairs)} votes, {counts['new']} of them new; "
-                + (f"resumes from update {number}" if resumes else "starts from the policy of the run")
+                + (f"resumes from update {number}" if resumes else f"starts from the {model} of the run")
             )
             with stage:
                 if not stage.done:
-                    stage.finish(train_update(stage, settings, sides, policy, reward, before if resumes else None))
+                    stage.finish(train_update(stage, settings, sides, policy, under, reward, before if resumes else None))
             number, last = number + 1, {"result": stage.result}
         result = dict(last["result"])
         write_json(folder / HEAD_CARD, card | result.pop("card") | {
-            "policy": inputs["policy"], "votes": len(pairs), "adapter": f"{UPDATE}{number}/{ADAPTER}"})  # fmt: skip
-    return {**result, **counts, "update": number, "trained": changed, "resumed": changed and resumes}
+            "model": model, "policy": inputs["policy"], "votes": len(pairs),
+            "adapter": f"{UPDATE}{number}/{ADAPTER}"})  # fmt: skip
+    return {**result, **counts, "update": number, "trained": changed, "resumed": changed and resumes, "model": model}
 
 
 def last_update(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -143,51 +146,68 @@ def is_held_out(pair: Pair) -> bool:
 
 
 def train_update(
-    stage: Stage, settings: RLOOSettings, sides: Sequence[Sequence[Pair]], policy: str, reward: Path, start: Path | None
-) -> dict[str, Any]:
-    """Fit the head on the first side of the votes, train the adapter against it, measure both on the second; leaves adapter/."""
+    stage: Stage, settings: RLOOSettings, sides: Sequence[Sequence[Pair]], policy: str, under: str, reward: Path,
+    start: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Fit the head on the first side of the votes, train the adapter on the model ``under`` it against that, measure both on the
+    second side, beside the run's ``policy``; leaves adapter/."""
     train, test = sides
     scorer, scorers = load_reward_model(reward, device=pick_device("auto"))
     if len(scorers.roles) != 1:
         raise InputError("a personal head needs a single reward model; this is an ensemble", file=reward)
     weight = scorer.heads[scorers.roles[0]].weight
-    common = weight.detach()[0].double().cpu().numpy()
+    common = np.append(weight.detach()[0].double().cpu().numpy(), 0.0)
     read = [answer_features(scorer, scorers.roles[0], side) for side in sides]
-    features = [rows for rows, _ in read]
+    unit = length_unit(read[0][0])
+    features = [rows * unit for rows, _ in read]
     head = personal_head(train, features[0], common)
     scores = features[0] @ head
     scale = ScoreScale(float(scores.mean()), float(scores.std()) or 1.0)
     with torch.no_grad():
-        weight.copy_(torch.tensor(head, dtype=weight.dtype)[None])
+        weight.copy_(torch.tensor(head[:-1], dtype=weight.dtype)[None])
 
-    trunk = load_trunk(policy, device=pick_device("auto"), lora=settings.lora, seed=stage.run.seed, say=stage.run.say)
+    trunk = load_trunk(under, device=pick_device("auto"), lora=settings.lora, seed=stage.run.seed, say=stage.run.say)
     trunk.add_role("policy")
     if start is not None:
         start_adapter(trunk, "policy", start)
         settings = settings.model_copy(update={"from_policy": str(start)})  # the first KL is then not 0
     source = RewardModelReward(scorer, Scorers(scorers.roles, (scale,)), settings.tokens_per_micro_batch)
     prompts = list({pair.prompt.id: pair.prompt for pair in train}.values())
-    train_rloo(trunk, prompts, RewardSum({"person": (1.0, source)}), settings, stage)
+    by_token = float(head[-1] * unit[-1] / scale.std)
+    train_rloo(trunk, prompts, RewardSum({"person": (1.0, source), "length": (by_token, response_length)}), settings, stage)
     save_adapter(trunk.adapters, "policy", trunk.tokenizer, stage.path(ADAPTER), trunk.path)
 
     by_head = [[bool(a > b) for a, b in (features[1] @ weights).reshape(-1, 2)] for weights in (common, head)]
     differ, rows, _ = pairs_that_differ(trunk, test, trunk.room)
-    by_policy = [prefers(trunk, role, [row for both in rows for row in both], settings) for role in (REFERENCE, "policy")]
+    in_turn = [row for both in rows for row in both]
+    shared = trunk if under == policy else load_trunk(policy, device=pick_device("auto"))
+    by_policy = [prefers(on, role, in_turn, settings) for on, role in ((shared, REFERENCE), (trunk, "policy"))]
     return {
         "head": shares(by_head, test), "policy": shares(by_policy, differ), "kl": stage.metrics()[-1]["kl"],
         "cut": sum(cut for _, cut in read), "cut_to_equal": len(test) - len(differ),
-        "card": {"weights": head.tolist(), "mean": scale.mean, "std": scale.std, "reward": str(reward)},
+        "card": {"weights": (head * unit).tolist(), "mean": scale.mean, "std": scale.std, "reward": str(reward)},
     }  # fmt: skip
 
 
 def answer_features(scorer: Trunk, role: str, pairs: Sequence[Pair]) -> tuple[Floats, int]:
-    """(2 N, H): features of chosen and rejected in turn; and how many texts were cut to the context of the reward model."""
+    """(2 N, H + 1): of chosen and rejected in turn the last hidden state and the length in tokens; and how many texts were cut
+    to the context of the reward model. A taste for length is common, and the state may say little about length."""
     answers = [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
-    return features_of(scorer, role, answers, scorer.room)
+    states, cut = features_of(scorer, role, answers, scorer.room)
+    lengths = [len(encode_response(scorer.tokenizer, text)) for _, text in answers]
+    return np.column_stack([states, lengths]), cut
+
+
+def length_unit(features: Floats) -> Floats:
+    """(H + 1,) factors of features that give the length the spread of the states' widest direction; the states' are 1."""
+    centred = features - features.mean(axis=0)
+    widest = np.linalg.svd(centred[:, :-1], compute_uv=False)[0] / np.sqrt(len(features))
+    return np.append(np.ones(features.shape[1] - 1), widest / max(float(centred[:, -1].std()), 1e-12))
 
 
 def personal_head(pairs: Sequence[Pair], features: Floats, common: Floats) -> Floats:
-    """Weights (H,): the common ones at the person's scale, and what the votes add. ``features`` as of :func:`answer_features`."""
+    """Weights (H + 1,): the common ones at the person's scale, and what the votes add. ``features``: as of
+    :func:`answer_features`, times :func:`length_unit`."""
     n, prompts = len(pairs), Numbers()
     items = tuple(map(str, range(2 * n)))
     nobody = np.zeros(n, dtype=np.int64)

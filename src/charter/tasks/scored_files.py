@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from charter.commands.own_files import TOKENS_PER_PASS
 from charter.errors import InputError
 from charter.models.cut import Cut, answer_rows
 from charter.models.load import pick_device
@@ -22,6 +21,7 @@ from charter.reading.rows import Row, read_rows
 from charter.records import Pair, Prompt
 from charter.run.files import write_text
 from charter.statistics import clustered_share, spearman
+from charter.tasks.own_files import TOKENS_PER_PASS
 from charter.training.methods.reward_model import reward_scores
 from charter.votes.exports import write_csv
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from charter.commands.own_files import Learned, Start, check_sides, train_and_measure
 from charter.constitution.constitution import Constitution, load_constitution
 from charter.errors import InputError
 from charter.judging.judge import YES_NO, response_question, yes_over_no
@@ -19,6 +18,7 @@ from charter.run.hashes import file_hash
 from charter.run.run import Stage
 from charter.stages.reward_model.run import share_with_interval
 from charter.stages.reward_model.settings import RewardModelSettings
+from charter.tasks.own_files import Learned, Start, check_sides, train_and_measure
 from charter.training.methods.principle_reader import ReadPair, answers_to, train_principle_reader
 
 

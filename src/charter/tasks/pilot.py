@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from charter.commands.conversation import escape_controls
 from charter.errors import InputError
 from charter.pipeline import parts_of
 from charter.recipe.files import check_files
@@ -17,6 +16,7 @@ from charter.recipe.recipe import Recipe
 from charter.run.run import Run
 from charter.stages.prompts.show import training_prompts
 from charter.stages.revise.pilot import pilot
+from charter.tasks.conversation import escape_controls
 
 LABEL = 10  # characters of the column that names a text
 VERDICTS = {True: "harmful", False: "not harmful", None: "unscored"}
