@@ -48,6 +48,26 @@ def tester(page: Page) -> None:
     page.wait_for_selector("text=Download as CSV")
 
 
+def report(page: Page) -> None:
+    page.frame_locator("iframe").locator("h1").wait_for()
+
+
+def compare(page: Page) -> None:
+    page.click("button.main")
+    page.wait_for_selector("iframe")
+    report(page)
+
+
+def cards(page: Page) -> None:
+    page.evaluate("document.querySelector('article').scrollIntoView()")
+
+
+def start(page: Page) -> None:
+    page.select_option("[name=recipe]", "demo")
+    page.select_option("[name=constitution]", "constitution.yaml")
+    page.fill("[name=name]", "third")
+
+
 def constitution(page: Page) -> None:
     page.click("summary:has-text('Edit') >> nth=0")
     page.fill("[name=preference] >> nth=0", "Which of the two replies of the assistant is longer?")
@@ -59,12 +79,16 @@ def constitution(page: Page) -> None:
 PICTURES: tuple[tuple[str, str, int, int, str, Callable[[Page], None] | None], ...] = (
     ("studio-runs.png", "/runs", 900, 420, "light", None),
     ("studio-run.png", "/run?run=first", 900, 640, "light", None),
+    ("studio-report.png", "/run/report?run=first", 900, 640, "dark", report),
+    ("studio-compare.png", "/compare", 900, 640, "light", compare),
     ("studio-phone.png", "/run?run=first", 390, 760, "dark", None),
     ("studio-chat.png", "/chat", 900, 640, "light", chat),
     ("studio-arena.png", "/arena", 900, 420, "light", arena),
     ("studio-ratings.png", "/ratings", 900, 420, "light", None),
     ("studio-tester.png", "/tester", 900, 640, "light", tester),
-    ("studio-change.png", "/constitution?run=first", 390, 760, "dark", constitution),
+    ("studio-constitution.png", "/constitution?run=first&file=constitution.yaml", 900, 760, "light", cards),
+    ("studio-start.png", "/start", 900, 420, "dark", start),
+    ("studio-change.png", "/constitution?run=first&file=constitution.yaml", 390, 760, "dark", constitution),
 )
 
 
@@ -72,7 +96,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         root = Path(folder).resolve()
         for name, run in zip(("first", "second"), sys.argv[1:3], strict=True):
-            shutil.copytree(run, root / name)
+            shutil.copytree(run, root / name, ignore=shutil.ignore_patterns("people"))
+        shutil.copy(HERE.parent / "constitutions/demo.yaml", root / "constitution.yaml")
         with open_site(project_of(root), kind=partial(Studio, root=root)) as site:
             config = uvicorn.Config(studio_app(site), port=0, log_config=None, access_log=False, lifespan="off")
             server = uvicorn.Server(config)

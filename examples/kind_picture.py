@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 
 def read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.open(encoding="utf-8")]
 
 
 def variety(text: str) -> float:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--samples", type=int, default=3, help="answers of each run")
     args = parser.parse_args()
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), height_ratios=(2, 3))
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.4), height_ratios=(3, 2.6))
     for run, color, name in zip(args.runs, ("tab:blue", "tab:red"), ("with KL", "without KL"), strict=True):
         rollouts = read(run / "rl/rollouts.jsonl")
         axes[0][0].plot(*curve(rollouts, lambda row: row["reward"]), color=color, label=name)

@@ -13,7 +13,7 @@ import pytest
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.forgetting import forget
-from charter.models.formats.adapters import ADAPTER_WEIGHTS, is_adapter
+from charter.models.formats.adapters import ADAPTER_WEIGHTS, base_of, is_adapter
 from charter.models.load import model_of_run, people_of, run_and_model
 from charter.records import Pair, Prompt, Response
 from charter.run.files import read_json, read_jsonl
@@ -114,6 +114,29 @@ def test_new_votes_resume_and_old_ones_train_nothing(run, tmp_path, capsys):
         model_of_run(folder, f"person {NAME}")
     assert person(folder, tmp_path / "all") == 0
     assert "update 3 starts from the policy of the run" in capsys.readouterr().out
+
+
+def test_an_adapter_on_the_model_before_rl(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    assert person(folder, run.parent / "few", "--model", "sft") == 0
+    assert "update 2 starts from the sft of the run" in capsys.readouterr().out
+    adapter = model_of_run(folder, f"person {NAME}")
+    assert base_of(Path(adapter)) == model_of_run(folder, "sft")
+    assert person(folder, run.parent / "few", "--model", "ftt") == 2
+    assert "unknown model 'ftt'" in capsys.readouterr().err
+    shutil.rmtree(folder / "rl")
+    assert person(folder, run.parent / "few", "--model", "sft") == 2  # its answers are compared with the policy's
+    (folder / "sft/model/generation_config.json").write_text("{}")
+    with pytest.raises(InputError, match="the sft of the run changed since"):
+        model_of_run(folder, f"person {NAME}")
+
+
+def test_a_taste_for_length_is_in_the_head(run):
+    (home,) = (run / "people").iterdir()
+    assert read_json(home / "head.json")["weights"][-1] < 0  # they vote for the shorter response
+    logged = json.loads((home / "update-1/metrics.jsonl").read_text().splitlines()[0])
+    assert {"reward/person", "reward/length"} <= logged.keys()
 
 
 def test_forgetting_takes_votes_head_and_adapter(run, tmp_path):

@@ -66,3 +66,11 @@ def test_the_bar_shows_the_same_numbers(monkeypatch, capsys):
 def test_a_stage_gives_the_rest_of_its_steps(tmp_path, quiet):
     with Run(tmp_path / "run", quiet=quiet) as run, run.stage("rl", {}, {}, []) as stage:
         assert list(stage.progress(range(5), done=2)) == [2, 3, 4]
+
+
+def test_a_step_that_lasts_is_said_to_be_at_work(capsys, monkeypatch):
+    monkeypatch.setattr("charter.run.progress.MINUTE", 0.001)
+    for step in track(["first", "second"], "revise", unit=64, total=100):
+        words = f"revise: {0 if step == 'first' else 64} of 100, 0 s so far, still at work on the next"
+        while words not in capsys.readouterr().err:
+            pass  # the thread that writes them has its own time

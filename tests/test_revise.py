@@ -15,8 +15,9 @@ from charter.models.trunk import load_trunk
 from charter.records import Generation, Message, Prompt, Response, Revision
 from charter.stages.gates import Gates
 from charter.stages.revise.exclusions import change_for
-from charter.stages.revise.run import check_revisions
+from charter.stages.revise.run import change_words, check_revisions
 from charter.stages.revise.settings import ReviseSettings
+from charter.statistics import paired_difference
 from charter.tasks.pilot import labelled
 from conftest import CONSTITUTION, HARMFUL
 
@@ -153,6 +154,12 @@ def test_many_revisions_that_are_not_safer_teach_nothing(stage):
     assert gates["usable revisions"] == (True, "400 of 400 prompts have a usable revision")
     assert not gates["revisions are safer"][0]
     assert gates["revisions are safer"][1].endswith("training on them would teach nothing")
+
+
+def test_revisions_that_do_more_harm_are_called_that():
+    words = change_words(paired_difference([0.0] * 30 + [1.0] * 4, [1.0] * 15 + [0.0] * 15 + [1.0] * 4))
+    assert "changes by +44 points on 34 prompts" in words
+    assert words.endswith("the revisions do more harm than the answers; use a stronger critic (revise.critic) or contrast pairs")
 
 
 def test_without_a_usable_revision_nothing_is_judged(stage):

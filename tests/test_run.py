@@ -1,5 +1,6 @@
 """A stage finishes once, a killed one leaves the same bytes, and two processes never share a run."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from charter.errors import InputError
 from charter.records import EvalResult, Judgment
-from charter.run.files import read_json
+from charter.run.files import json_rows, read_json
 from charter.run.hashes import derive_seed, file_hash
 from charter.run.run import RecordLog, Run
+from charter.stages.rl.run import export_rollouts
 from charter.votes.judgments import follow, read_judgments
 from feedback_folder import tips
 
@@ -145,6 +147,19 @@ def test_metrics_come_back_as_recorded_and_are_cut_at_the_checkpoint(tmp_path):
         assert stage.metrics() == [{"step": step, "loss": 0.5 * step} for step in range(3)]
         stage.record(3, loss=9.0)
         assert stage.metrics()[-1] == {"step": 3, "loss": 9.0}
+
+
+def test_a_text_with_the_line_ends_of_unicode_stays_in_one_row(tmp_path):
+    rows = [{"step": step, "prompt": "?", "response": f"one\u2028two\x85three\x0b{step}", "reward": 0.5, "kl": 0.0}
+            for step in range(4)]  # fmt: skip
+    with Run(tmp_path / "run", seed=0, quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+        log = stage.path("rollouts.jsonl")
+        log.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode() + b'{"step": 1, "\xe2\x80')
+        stage.rewind("rollouts.jsonl", 3)
+        assert json_rows(log) == rows[:3]
+        export_rollouts(stage, tmp_path / "rl_log.csv")
+    with open(tmp_path / "rl_log.csv", encoding="utf-8", newline="") as file:
+        assert [row[2] for row in csv.reader(file)] == ["response", *(row["response"] for row in rows[:3])]
 
 
 def test_a_second_process_is_told_to_wait(tmp_path):

@@ -71,8 +71,9 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
 
 
 def json_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a step log as they are, without a record's kind; none where the file is missing."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The lines of a step log as they are, without a record's kind; none where the file is missing. Texts of models may have
+    separators such as U+2028, which end a line for ``str.splitlines`` and not in JSON Lines."""
+    return [json.loads(line) for _, line in read_lines(path)] if path.exists() else []
 
 
 def parse_record(line: str | bytes, kind: type[R], path: Path, number: int | None = None) -> R:

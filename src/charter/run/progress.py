@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,14 +73,26 @@ def track(
 def lines(
     console: Any, steps: Sequence[T], label: str, done: int, unit: int, total: int, clock: Callable[[], float]
 ) -> Iterator[T]:
-    """The steps, and a line a minute."""
+    """The steps, and a line a minute, also while one step lasts."""
     started = last = clock()
-    for number, step in enumerate(steps[done:], start=1):
-        yield step
-        now = clock()
-        if now - last >= MINUTE:
-            console.print(pace_of(number, done, unit, total, now - started).line(label))
-            last = now
+    ended, finished = 0, threading.Event()
+
+    def wait_for_a_step() -> None:
+        while not finished.wait(MINUTE):
+            if clock() - last >= MINUTE:
+                pace = pace_of(ended, done, unit, total, clock() - started)
+                console.print(f"  {label}: {pace.done} of {total}, {duration(pace.seconds)} so far, still at work on the next")
+
+    threading.Thread(target=wait_for_a_step, daemon=True).start()
+    try:
+        for step in steps[done:]:
+            yield step
+            ended, now = ended + 1, clock()
+            if now - last >= MINUTE:
+                console.print(pace_of(ended, done, unit, total, now - started).line(label))
+                last = now
+    finally:
+        finished.set()
 
 
 def bar(

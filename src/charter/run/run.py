@@ -25,7 +25,7 @@ from typing import IO, Any, Generic, TypeVar
 from charter.errors import InputError
 from charter.records import Record, content_id
 from charter.run.code import code_hash
-from charter.run.files import atomic_path, read_json, read_jsonl, write_json
+from charter.run.files import atomic_path, json_rows, read_json, read_jsonl, write_json
 from charter.run.hashes import CONTENTS
 from charter.run.progress import track
 from charter.run.seals import LINES, MANIFEST, manifest_of
@@ -259,19 +259,21 @@ class Stage:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         path = self.path("metrics.jsonl")
-        return team().on_main(lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [])
+        return team().on_main(lambda: json_rows(path))
 
     def rewind(self, name: str, step: int) -> None:
         """Drop the lines of a step log that lie beyond the checkpoint at ``step``, a half-written last one included."""
         path = self.path(name)
         if team().is_main and path.exists():
             kept = []
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                try:
-                    if json.loads(line)["step"] < step:
-                        kept.append(line)
-                except ValueError:
-                    break
+            # A text may have U+2028, which ends no line here; the last line may end within a character.
+            with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
+                for line in lines:
+                    try:
+                        if json.loads(line)["step"] < step:
+                            kept.append(line)
+                    except ValueError:
+                        break
             with atomic_path(path) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
 

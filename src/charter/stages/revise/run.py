@@ -198,6 +198,8 @@ def change_words(change: PairedDifference) -> str:
     )
     if change.ci is not None and change.ci[1] < 0:
         return words
+    if change.ci is not None and change.ci[0] > 0:
+        return f"{words}: the revisions do more harm than the answers; use a stronger critic (revise.critic) or contrast pairs"
     if cannot_tell(change):
         return f"{words}: too few prompts to tell; raise revise.prompts"
     return f"{words}: training on them would teach nothing"

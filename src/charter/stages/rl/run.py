@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,6 +186,5 @@ def reward_model_reward(trunk: Trunk, reward: Stage | None, tokens_per_micro_bat
 
 def export_rollouts(stage: Stage, path: Path) -> None:
     """rl_log.csv: every response of the run with its reward and KL."""
-    rows = (json.loads(line) for line in stage.path("rollouts.jsonl").read_text(encoding="utf-8").splitlines())
     columns = ("step", "prompt", "response", "reward", "kl")
-    write_csv(path, columns, ([row[c] for c in columns] for row in rows))
+    write_csv(path, columns, ([row[c] for c in columns] for row in json_rows(stage.path("rollouts.jsonl"))))
