@@ -144,7 +144,8 @@ class Line:
         whole = like.new_empty(self.slots, heads * self.head_dim)
         sizes = [chunk.slots.numel() for chunk in self.chunks]
         parts = [
-            part.view(*chunk.shape, heads, self.head_dim) for part, chunk in zip(whole.split(sizes), self.chunks, strict=True)
+            part.view(*chunk.shape, heads, self.head_dim)
+            for part, chunk in zip(torch.split(whole, sizes), self.chunks, strict=True)
         ]
         return whole, parts
 
@@ -169,7 +170,7 @@ class Line:
         rows, t, _, d = part.shape
         group = self.heads // self.kv_heads
         by_group = x.view(self.kv_heads, rows, group, t, d).permute(1, 3, 0, 2, 4)
-        part.unflatten(2, (self.kv_heads, group)).copy_(by_group)
+        part.view(rows, t, self.kv_heads, group, d).copy_(by_group)
 
     def attend(self, mixed: Tensor, *, last: bool) -> tuple[Tensor, list[Tensor]]:
         """Attention of queries, keys and values (N, (Hq + 2 Hk) D): (N, Hq D), and tensors for the derivative. In the ``last``
@@ -213,7 +214,7 @@ class Line:
             heads = flat.view(rows * t, self.heads, self.head_dim).transpose(0, 1).contiguous()
             heads = heads.view(self.heads, rows, t, self.head_dim)
             pieces = chunk.last_pieces if last else chunk.pieces
-            of_query, of_key, of_value = part.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+            of_query, of_key, of_value = torch.split(part, [self.heads, self.kv_heads, self.kv_heads], dim=2)
             of_query[:, : pieces[0][0] if pieces else t] = 0
             totals = [torch.zeros_like(key), torch.zeros_like(value)] if len(pieces) != 1 else []
             for start, stop in pieces:
