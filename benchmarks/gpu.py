@@ -62,9 +62,7 @@ def median(runs: list[dict[str, Any] | str], key: str) -> float | None:
 
 
 def mfu(work: str, shape: str, rate: float, products: float) -> str:
-    """Share of the product rate that the products with weights come to; a dash for PPO, which is not counted."""
-    if work in PPO:
-        return "–"
+    """Share of the product rate that the products with weights come to."""
     kind, group = KINDS.get(work, (work, 1))
     return f"{rate * workload.operations(kind, shape, NEW_TOKENS, group) / products:.0%}"
 

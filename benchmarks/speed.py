@@ -58,9 +58,7 @@ def product_rate() -> float:
 
 
 def share(work: str, shape: str, rate: float, products: float) -> str:
-    """The part of the core's product rate that the weights' products of a work come to; a dash for PPO, which is not counted."""
-    if work in PPO:
-        return "–"
+    """The part of the core's product rate that the weights' products of a work come to."""
     kind, group = KINDS.get(work, (work, 1))
     return f"{rate * workload.operations(kind, shape, 64, group) / products:.0%}"
 

@@ -115,7 +115,10 @@ def operations(work: str, shape: str, new_tokens: int, group: int) -> float:
         "dpo": 8 * (read * layers + answered * head),  # the reference forward, the policy forward and backward
         "sample": sampled / new_tokens,
         "rl": sampled + 8 * ((prompt + new_tokens) * layers + new_tokens * head),
+        # the reward model and the reference forward, four epochs of the policy, and of a critic of its own
+        "ppo-head": sampled + 26 * ((prompt + new_tokens) * layers + new_tokens * head) + 2 * (prompt + new_tokens) * layers,
     }
+    by_work["ppo"] = by_work["ppo-head"] + 24 * (prompt + new_tokens) * layers
     return 1e-9 * float(by_work[work])
 
 

@@ -29,7 +29,7 @@ def hidden_states(model: Any, packed: Packed, rows: Tensor, dtype: torch.dtype, 
     """Last hidden states, float32, at the places ``rows`` (n,) of the line: (n, H). The last block computes no other row. With
     ``again`` a block keeps only its input and is computed again for its gradient."""
     weights = weights_of(model, dtype)
-    line = Line(weights, packed)
+    line = Line(weights, packed, rows)
     ids = F.pad(packed.ids, (0, line.length - len(packed.ids)))
     x = F.embedding(ids, weights.embedding, padding_idx=weights.padding)
     for number, block in enumerate(weights.blocks):
@@ -65,6 +65,18 @@ class Chunk:
         cuts = [round(i * t / max(t // QUERIES_TOGETHER, 1)) for i in range(max(t // QUERIES_TOGETHER, 1) + 1)]
         self.pieces = list(itertools.pairwise(cuts))
         """Ranges of queries: a piece needs only the keys up to its end."""
+        self.last_pieces = self.pieces
+        """Of the last block, from the first query on that a row of the chunk is read at."""
+
+    def read_at(self, read: Tensor) -> None:
+        """Leave the queries out of the last block that lie before all places of the line where ``read`` (N,) is true."""
+        needed = read[self.slots]
+        if self.pads is not None:
+            needed = needed & ~self.pads.view(self.shape)
+        columns = needed.any(dim=0).nonzero()
+        # Products in bfloat16 add in pairs: from an even column on their sums are those of all columns, bit for bit.
+        first = int(columns[0]) // 2 * 2 if len(columns) else self.shape[1]
+        self.last_pieces = [(max(start, first), stop) for start, stop in self.pieces if stop > first]
 
     def stand_behind(self, prompts: View, owner: Tensor) -> None:
         """Let each row see the tokens of its prompt too."""
@@ -92,9 +104,10 @@ def chunks_of(view: View, dtype: torch.dtype) -> list[Chunk]:
 
 
 class Line:
-    """The places of a line's tokens in attention, and the rotation of each position. ``length``: with the filling."""
+    """The places of a line's tokens in attention, and the rotation of each position. ``length``: with the filling; ``rows``:
+    the places that the last block returns."""
 
-    def __init__(self, weights: LlamaWeights, packed: Packed) -> None:
+    def __init__(self, weights: LlamaWeights, packed: Packed, rows: Tensor) -> None:
         layout = packed.layout
         self.heads, self.kv_heads, self.head_dim = weights.heads, weights.kv_heads, weights.head_dim
         self.dtype, self.eps = weights.dtype, weights.eps
@@ -110,28 +123,37 @@ class Line:
             self.chunks = chunks_of(layout.prompts, self.dtype) + self.chunks
             self.of_prompts = layout.prompts.slots[layout.prompts.real]
         self.back = torch.empty(len(packed.ids), dtype=torch.long, device=packed.ids.device)
-        start = 0
+        read = torch.zeros(len(packed.ids), dtype=torch.bool, device=packed.ids.device)
+        read[rows] = True
+        self.slots = 0  # of all chunks, pads included
         for chunk in self.chunks:
+            chunk.read_at(read)
             n = chunk.slots.numel()
-            places, slots = torch.arange(start, start + n, device=self.back.device), chunk.slots.reshape(-1)
+            places, slots = torch.arange(self.slots, self.slots + n, device=self.back.device), chunk.slots.reshape(-1)
             kept = slice(None) if chunk.pads is None else ~chunk.pads.squeeze(1)
             self.back[slots[kept]] = places[kept]
-            start += n
+            self.slots += n
 
     def heads_first(self, line: Tensor, slots: Tensor) -> Tensor:
         """Tokens of the line (N, h D) at ``slots`` (r, T) as (h, r, T, D)."""
         taken = line.index_select(0, slots.reshape(-1)).view(slots.numel(), -1, self.head_dim)
         return taken.transpose(0, 1).contiguous().view(-1, *slots.shape, self.head_dim)
 
-    def tokens_first(self, x: Tensor) -> Tensor:
-        """(h, r, T, D) as (r T, h D)."""
-        return x.reshape(len(x), -1, self.head_dim).transpose(0, 1).reshape(-1, len(x) * self.head_dim)
+    def parts(self, like: Tensor, heads: int) -> tuple[Tensor, list[Tensor]]:
+        """Room for ``heads`` of all chunks, tokens first: whole, (slots, h D), and of each chunk, (r, T, h, D)."""
+        whole = like.new_empty(self.slots, heads * self.head_dim)
+        sizes = [chunk.slots.numel() for chunk in self.chunks]
+        parts = [
+            part.view(*chunk.shape, heads, self.head_dim)
+            for part, chunk in zip(torch.split(whole, sizes), self.chunks, strict=True)
+        ]
+        return whole, parts
 
-    def in_line(self, parts: list[Tensor]) -> Tensor:
-        """The outputs of the chunks, tokens first, as the line; 0 for the filling."""
+    def in_line(self, whole: Tensor) -> Tensor:
+        """The slots of all chunks (slots, F) as the line; 0 for the filling."""
         n = len(self.back)
-        line = parts[0].new_empty(self.length, parts[0].shape[1])
-        torch.index_select(parts[0] if len(parts) == 1 else torch.cat(parts), 0, self.back, out=line[:n])
+        line = whole.new_empty(self.length, whole.shape[1])
+        torch.index_select(whole, 0, self.back, out=line[:n])
         line[n:] = 0
         return line
 
@@ -143,18 +165,19 @@ class Line:
             x = x.view(self.kv_heads, group, rows, t, d).transpose(1, 2)
         return x.reshape(self.kv_heads * rows, group * t, d)
 
-    def by_head(self, x: Tensor, rows: int) -> Tensor:
-        """The inverse of ``by_query``."""
-        group, d = self.heads // self.kv_heads, x.shape[2]
-        t = x.shape[1] // group
-        if group > 1:
-            x = x.view(self.kv_heads, rows, group, t, d).transpose(1, 2)
-        return x.reshape(self.heads, rows, t, d)
+    def put_queries(self, part: Tensor, x: Tensor) -> None:
+        """Write the inverse of ``by_query`` into the queries (r, T, Hq, D) of a chunk."""
+        rows, t, _, d = part.shape
+        group = self.heads // self.kv_heads
+        by_group = x.view(self.kv_heads, rows, group, t, d).permute(1, 3, 0, 2, 4)
+        part.view(rows, t, self.kv_heads, group, d).copy_(by_group)
 
-    def attend(self, mixed: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Attention of queries, keys and values (N, (Hq + 2 Hk) D): (N, Hq D), and tensors for the derivative."""
-        out, saved = [], []
-        for chunk in self.chunks:
+    def attend(self, mixed: Tensor, *, last: bool) -> tuple[Tensor, list[Tensor]]:
+        """Attention of queries, keys and values (N, (Hq + 2 Hk) D): (N, Hq D), and tensors for the derivative. In the ``last``
+        block only the rows that it returns are computed, the others are undefined."""
+        saved = []
+        whole, parts = self.parts(mixed, self.heads)
+        for chunk, part in zip(self.chunks, parts, strict=True):
             rows, t = chunk.shape
             query, key, value = torch.split(self.heads_first(mixed, chunk.slots), [self.heads, self.kv_heads, self.kv_heads])
             if chunk.prompts is not None:
@@ -163,27 +186,25 @@ class Line:
             key, value = key.flatten(0, 1), value.flatten(0, 1)
             saved += [key, value]
             width = key.shape[1] - t
-            parts = []
-            for start, stop in chunk.pieces:
+            for start, stop in chunk.last_pieces if last else chunk.pieces:
                 seen = width + stop
                 q = self.by_query(query[:, :, start:stop])
                 scores = torch.bmm(q, key[:, :seen].transpose(1, 2))
                 scores.view(self.kv_heads, rows, -1, stop - start, seen).add_(chunk.bias[..., start:stop, :seen])
                 weights = torch.softmax(scores, dim=-1)
-                parts.append(self.by_head(torch.bmm(weights, value[:, :seen]), rows))
+                self.put_queries(part[:, start:stop], torch.bmm(weights, value[:, :seen]))
                 saved += [q, weights]
-            out.append(self.tokens_first(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)))
-        return self.in_line(out), saved
+        return self.in_line(whole), saved
 
-    def attend_backward(self, gradient: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+    def attend_backward(self, gradient: Tensor, saved: tuple[Tensor, ...], *, last: bool) -> Tensor:
         """From the gradient of ``attend``'s output (N, Hq D) to that of its input (N, (Hq + 2 Hk) D)."""
-        parts = []
         kept = iter(saved)
         of_prompts = None
         if self.prompts is not None:  # the responses' gradients of their prompts are added up, in float32
             width = 2 * self.kv_heads * self.head_dim
             of_prompts = torch.zeros(*self.prompts.shape, width, dtype=torch.float32, device=gradient.device)
-        for chunk in self.chunks:
+        whole, parts = self.parts(gradient, self.heads + 2 * self.kv_heads)
+        for chunk, part in zip(self.chunks, parts, strict=True):
             rows, t = chunk.shape
             key, value = next(kept), next(kept)
             width = key.shape[1] - t
@@ -192,25 +213,30 @@ class Line:
                 flat.masked_fill_(chunk.pads, 0.0)
             heads = flat.view(rows * t, self.heads, self.head_dim).transpose(0, 1).contiguous()
             heads = heads.view(self.heads, rows, t, self.head_dim)
-            of_query, of_key, of_value = [], torch.zeros_like(key), torch.zeros_like(value)
-            for start, stop in chunk.pieces:
+            pieces = chunk.last_pieces if last else chunk.pieces
+            of_query, of_key, of_value = torch.split(part, [self.heads, self.kv_heads, self.kv_heads], dim=2)
+            of_query[:, : pieces[0][0] if pieces else t] = 0
+            totals = [torch.zeros_like(key), torch.zeros_like(value)] if len(pieces) != 1 else []
+            for start, stop in pieces:
                 query, weights = next(kept), next(kept)
                 seen = width + stop
                 g = self.by_query(heads[:, :, start:stop])
                 of_weights = torch.bmm(g, value[:, :seen].transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                of_query.append(self.by_head(torch.bmm(of_scores, key[:, :seen]), rows))
-                of_key[:, :seen] += torch.bmm(of_scores.transpose(1, 2), query)
-                of_value[:, :seen] += torch.bmm(weights.transpose(1, 2), g)
-            of_both = torch.cat((of_key, of_value)).view(2 * self.kv_heads, rows, -1, self.head_dim)
+                self.put_queries(of_query[:, start:stop], torch.bmm(of_scores, key[:, :seen]))
+                products = [torch.bmm(of_scores.transpose(1, 2), query), torch.bmm(weights.transpose(1, 2), g)]
+                for total, product in zip(totals, products, strict=bool(totals)):
+                    total[:, :seen] += product
+                totals = totals or products
+            both = [total.view(self.kv_heads, rows, -1, self.head_dim).permute(1, 2, 0, 3) for total in totals]  # (r, S, Hk, D)
+            of_key.copy_(both[0][:, width:])
+            of_value.copy_(both[1][:, width:])
             if chunk.prompts is not None:
                 assert of_prompts is not None
                 assert chunk.owner is not None
-                before, of_both = torch.split(of_both, [chunk.prompts.shape[1], t], dim=2)
-                before = self.tokens_first(before).view(rows, -1, of_prompts.shape[2]).float()
-                of_prompts[:, : before.shape[1]].index_add_(0, chunk.owner, before)
-            parts.append(self.tokens_first(torch.cat((torch.cat(of_query, dim=2), of_both))))
-        line = self.in_line(parts)
+                before = torch.cat([x[:, :width] for x in both], dim=2).flatten(2).float()
+                of_prompts[:, :width].index_add_(0, chunk.owner, before)
+        line = self.in_line(whole)
         if of_prompts is not None:
             assert self.prompts is not None
             keys = line[:, self.heads * self.head_dim :]
@@ -227,10 +253,10 @@ class _Block(torch.autograd.Function):
         normed = (x * scale).to(line.dtype)
         mixed = block.qkv(normed)
         rotate_(mixed.view(len(mixed), -1, line.head_dim)[:, : line.heads + line.kv_heads], line.cos, line.sin)
-        attended, saved = line.attend(mixed)
+        attended, saved = line.attend(mixed, last=rows is not None)
         if rows is not None:
             x, attended = x.index_select(0, rows), attended.index_select(0, rows)
-        middle = block.out(attended) + x
+        middle = block.out(attended).float().add_(x)
         mlp_scale = inverse_rms(middle, line.eps)
         mlp_normed = (middle * mlp_scale).to(line.dtype)
         gate_up = block.gate_up(mlp_normed)
@@ -264,7 +290,7 @@ class _Block(torch.autograd.Function):
         if rows is not None:
             of_attended = of_attended.new_zeros(len(normed), of_attended.shape[1]).index_add_(0, rows, of_attended)
             of_x = of_middle.new_zeros(normed.shape).index_add_(0, rows, of_middle)
-        of_mixed = line.attend_backward(of_attended, tuple(saved))
+        of_mixed = line.attend_backward(of_attended, tuple(saved), last=rows is not None)
         rotate_(of_mixed.view(len(normed), -1, line.head_dim)[:, : line.heads + line.kv_heads], line.cos, line.sin, back=True)
         of_qkv = block.qkv.gradients(of_mixed, normed)
         of_x = norm_backward(of_mixed @ block.qkv.weight, normed, scale).add_(of_x)
@@ -274,5 +300,5 @@ class _Block(torch.autograd.Function):
 def norm_backward(gradient: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
     """From the gradient g of x · scale, which is ``normed``, to that of x (N, H), float32: scale (g - normed mean(g normed))."""
     along = torch.linalg.vecdot(gradient, normed).float().div_(normed.shape[1]).unsqueeze(1)
-    of_x: Tensor = (gradient - normed * along).mul_(scale)
-    return of_x
+    along_x = normed.to(torch.float32, copy=True).mul_(along)  # in float32 ``normed`` is kept for others
+    return (gradient.float() - along_x).mul_(scale)
