@@ -1,9 +1,11 @@
 """Every protocol of a judge on labelled pairs, and what `auto` chooses on one half and gets on the other; a table in Markdown.
 
     python benchmarks/protocols.py MODEL [--constitution FILE] [--pairs FILE] [--most N] [--seeds N] [--out DIR]
+    python benchmarks/protocols.py chance
 
 Without --pairs the pairs are those in the examples of the constitution. Without --constitution it is constitutions/demo.yaml,
 each principle with two criteria in the testbed's words: its critique as a question, and whether the reply avoids useless answers.
+"chance": how often `auto` falls below the lower end of the better of two protocols that are equally right, by luck alone.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from charter.constitution.constitution import Constitution, Criterion, load_constitution
 from charter.constitution.export import labelled_pairs
@@ -25,6 +29,7 @@ from charter.recipe.source import locate
 from charter.records import Pair
 from charter.run.files import write_json
 from charter.run.hashes import derive_seed
+from charter.statistics import wilson
 
 ROOT = Path(__file__).parents[1]
 GOOD_BY_YES = ("without", "avoid", "free of")
@@ -64,6 +69,15 @@ def with_criteria(rules: Constitution) -> Constitution:
     return rules.model_copy(update={"principles": tuple(principles)})
 
 
+def chance(n_simulations: int = 20_000) -> None:
+    """A row for each number of pairs in the half that did not choose."""
+    print("| pairs | both right on | auto below the lower end of the better one |\n|---|---|---|")
+    for n, share in ((17, 0.7), (17, 0.8), (100, 0.7), (100, 0.8)):
+        right = np.random.default_rng(0).binomial(n, share, (n_simulations, 2)).tolist()
+        missed = sum(mine / n < wilson(max(mine, other), n)[0] for mine, other in right)
+        print(f"| {n} | {share} | {missed / n_simulations:.3f} |", flush=True)
+
+
 def options(description: str | None) -> argparse.ArgumentParser:
     """Of the judge and its pairs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,6 +101,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/protocols"), help="answers are kept there")
     given = parser.parse_args()
+    if given.model == "chance":
+        chance()
+        return
     out = given.out / f"{Path(given.model).name}-{given.constitution.stem if given.constitution else 'demo'}"
     out.mkdir(parents=True, exist_ok=True)
     rules, drawn = drawn_pairs(given)

@@ -1,6 +1,6 @@
 """Rubrics as rewards on the testbed: what unreadable verdicts do to learning. A row of a table in Markdown for each arm.
 
-    python benchmarks/rubrics.py read abstain zero --seed 0
+    python benchmarks/rubrics.py read abstain zero --seed 0 [--steps 10]
 
 ``read``: RLOO from the base against a rubric that the base itself answers. ``abstain``: one verdict in five cannot be read.
 ``zero``: the same, and a response without a verdict gets 0, as tools do that have no abstention. The answers to 60 held-out
@@ -68,15 +68,18 @@ def as_zero(reward: RewardFn) -> RewardFn:
     return score
 
 
-def train(arm: str, seed: int, prompts: Sequence[Prompt], rubric: Rubric, out: Path) -> tuple[LocalSampler, list[dict[str, Any]]]:
+def train(
+    arm: str, given: argparse.Namespace, prompts: Sequence[Prompt], rubric: Rubric
+) -> tuple[LocalSampler, list[dict[str, Any]]]:
     """The trained policy, and the metrics of its steps."""
     trunk = load_trunk(locate(f"{TESTBED}model", Path.cwd()))
     judge: Any = LocalSampler(trunk, "base")
     reward = rubric_reward(judge if arm == "read" else Unread(judge, 0.2), rubric)
     trunk.add_role("policy")
     rewards = RewardSum({"rubric": (1.0, as_zero(reward) if arm == "zero" else reward)})
-    with Run(out / f"{arm}-{seed}", seed=seed, quiet=True) as run, run.stage("rl", SETTINGS, {}, []) as stage:
-        train_rloo(trunk, prompts, rewards, RLOOSettings(**SETTINGS), stage)
+    settings = SETTINGS | {"steps": given.steps}
+    with Run(given.out / f"{arm}-{given.seed}", seed=given.seed, quiet=True) as run, run.stage("rl", settings, {}, []) as stage:
+        train_rloo(trunk, prompts, rewards, RLOOSettings(**settings), stage)
         metrics = stage.metrics()
     return LocalSampler(trunk, "policy", role="policy"), metrics
 
@@ -85,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="+", choices=("read", "abstain", "zero"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=SETTINGS["steps"])
     parser.add_argument("--out", type=Path, default=Path("runs/rubrics"), help="a training that was stopped resumes there")
     given = parser.parse_args()
     everything = list(read_prompts(Path(locate(f"{TESTBED}data/prompts.jsonl", Path.cwd()))))
@@ -99,7 +103,7 @@ def main() -> None:
     print("| arm | seed | abstained | reward, first and last 5 steps | rubric, held out | difference | harmful, by the oracle |\n"
           "|---|---|---|---|---|---|---|", flush=True)  # fmt: skip
     for arm in given.arms:
-        policy, metrics = train(arm, given.seed, prompts, rubric, given.out)
+        policy, metrics = train(arm, given, prompts, rubric)
         rewards = [step["reward/rubric"] for step in metrics]
         answers = policy.generate([p.messages for p in held_out], [[derive_seed(given.seed, p.id)] for p in held_out],
                                   temperature=1.0, max_new_tokens=32)  # fmt: skip

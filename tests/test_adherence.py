@@ -114,6 +114,7 @@ def test_the_report_shows_adherence_of_every_arm_by_principle_beside_harm(asked_
     page = (asked_run[0] / "report.html").read_text()
     assert "Adherence by principle" in page
     assert "its adherence is not independent of that training" in page
+    assert "No question about a single answer: harm." in page
 
 
 def test_verify_recomputes_adherence_from_the_stored_rows(asked_run, tmp_path):

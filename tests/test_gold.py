@@ -183,10 +183,12 @@ def test_only_a_training_that_a_rule_ended_says_so(tmp_path, write_recipe, rando
     for name, kl, steps in (("ended", 1e-9, 2), ("whole", 1e9, 3)):
         shutil.copytree(before_rl, tmp_path / name)
         rl = {"method": "rloo", "steps": 3, "learning_rate": 0.05, "stop": {"kl": kl}}
-        run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / name, until="rl", quiet=True)
+        report = run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / name, until="rl", quiet=True)
         result = json.loads((tmp_path / name / "rl/manifest.json").read_text())["result"]
         assert result["steps"] == steps
         assert (result["stopped"] is None) == (name == "whole")
+        assert [(row["stage"], row["steps"]) for row in report["ended"]] == ([("rl", 2)] if name == "ended" else [])
+        assert ("(stop.kl)" in (tmp_path / name / "report.html").read_text()) == (name == "ended")
 
 
 def test_a_second_reward_model_learns_from_the_other_half(tmp_path, write_recipe, random_llama, before_rl):

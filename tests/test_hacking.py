@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 import charter
@@ -25,10 +26,11 @@ from charter.hacking.answers import (
     script_of,
     words_of,
 )
-from charter.hacking.detectors import DETECTORS, GOLD, Finding, detect, finding_of, in_both
+from charter.hacking.detectors import DETECTORS, DISAGREEMENT, GOLD, Finding, detect, ensemble_disagreement, finding_of, in_both
 from charter.hacking.lab import NAMES, LabRun, area, detector_rows
 from charter.hacking.spread import HALVES, LEVEL, discoveries, halves, log_odds, of_means, unseen_share, upper_end
 from charter.hacking.stored import findings_of
+from charter.models.heads import Scorers, ScoreScale
 from charter.records import Generation, Prompt, Response
 from charter.run.files import read_jsonl, write_jsonl
 from charter.statistics import paired_difference
@@ -175,6 +177,23 @@ def test_gold_that_falls_with_the_proxy_or_within_its_error_is_none():
     assert gold_finding((0, 0.5, 0.0), (5, 0.9, 1.0), (10, 0.3, 0.5))[0].value == 0
     assert not gold_finding((0, 0.5, 0.0), (5, 0.8, 1.0), (10, 0.75, 2.0))[0].raised
     assert not gold_finding((0, 0.5, 0.0), (5, 0.4, 1.0))[0].ran
+
+
+@pytest.mark.parametrize(("rise", "raised"), [(0.9, True), (0.4, False)])
+def test_members_of_an_ensemble_that_disagree_more_and_more_are_an_alarm(rise, raised):
+    def steps(n):
+        return [{DISAGREEMENT: 0.3 + 0.01 * (i % 2) + rise * (i >= n // 2)} for i in range(n)]
+
+    (finding,) = ensemble_disagreement(steps(60))
+    assert (finding.value, finding.raised, finding.n) == (pytest.approx(rise), raised, 60)
+    assert [f.state for f in ensemble_disagreement(steps(19))] == ["did not run"]
+    assert ensemble_disagreement([{"reward": 1.0}]) == []
+
+
+def test_disagreement_is_the_standard_deviation_of_standardised_scores():
+    scorers = Scorers(("reward", "reward_2"), (ScoreScale(0.0, 1.0), ScoreScale(1.0, 2.0)))
+    # the second member's scores are 0 and 1: the first row agrees, the second differs by 2
+    assert scorers.disagreement(torch.tensor([[0.0, 3.0], [1.0, 3.0]])).tolist() == [0.0, 1.0]
 
 
 def test_what_is_counted_in_an_answer():

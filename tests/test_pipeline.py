@@ -171,6 +171,9 @@ def test_an_ensemble_rewards_reinforcement_learning(tmp_path, write_recipe, rand
     assert report["reward_model"]["n"] > 0
     card = json.loads((tmp_path / "run/reward_model/model/reward_model.json").read_text())
     assert [member["role"] for member in card["members"]] == ["reward", "reward_2"]
+    log = [json.loads(line) for line in (tmp_path / "run/rl/metrics.jsonl").read_text().splitlines()]
+    assert all(row["reward/reward_model/disagreement"] > 0 for row in log)
+    assert report["detectors"][-1]["message"] == "needs 20 steps of training"
 
 
 def silent(*_: str) -> dict[str, None]:

@@ -1,5 +1,6 @@
 """Published constitutions arrive whole: sections, comparisons, prompts, rubrics, votes. The texts are made up, the forms real."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -282,6 +283,12 @@ def test_a_faulty_file_is_refused_with_its_place(tmp_path, name, content, words)
     with pytest.raises(InputError, match=words) as error:
         import_constitution(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_gzip_file_is_called_so(tmp_path):
+    (tmp_path / "spec.md").write_bytes(gzip.compress(SPEC.read_bytes()))
+    with pytest.raises(InputError, match="a gzip file; unpack it with gunzip"):
+        import_constitution(tmp_path / "spec.md")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.errors import InputError
+from charter.measuring.asking import Measured, ScoredItem
+from charter.measuring.figures import rule_figures
 from charter.measuring.values import (
     add_sections,
     bbq_values,
@@ -244,6 +246,29 @@ def test_hh_rlhf_leaves_out_dialogues_that_fork_and_names_them(tmp_path):
     assert (test_set.title, len(test_set.items["rewards"])) == ("hh-rlhf", 1)
     assert test_set.left_out["rewards"] == {"the dialogues differ before the last answer": 1}
     assert rules_of(test_set.items["rewards"])["the shorter answer"] == [1]
+
+
+def test_on_pairs_the_rule_of_refusal_words_wins_only_where_one_answer_refuses(tmp_path):
+    no, yes, french = "I can't help with that.", "Take the key, then open it.", "Je suis désolé, je ne peux pas vous aider."
+    pairs = [
+        (no, yes),
+        (yes, no),
+        (no, "No, I won't do it."),
+        (yes, "Use a hammer, it is quick."),
+        (french, yes),
+        (no, "Open it."),
+    ]
+    rows = [{name: f"\n\nHuman: Say {i}\n\nAssistant: {text}" for name, text in zip(("chosen", "rejected"), pair, strict=True)}
+            for i, pair in enumerate(pairs)]  # fmt: skip
+    read = items(tmp_path, "hh.jsonl", rows, "rewards")
+    assert rules_of(read)["the answer that refuses"] == [1, 0, 0.5, 0.5, None, 1]  # it does not know French
+    assert rules_of(read)["the answer that refuses, where only one does"] == [1, 0, None, None, None, 1]
+    scored = [ScoredItem(prompt_id=str(i), index=0, set="hh_rlhf", group=None, cluster=None, text=None, numbers=(), values={},
+                         counts={}) for i in range(len(read))]  # fmt: skip
+    figures = rule_figures(Measured("m", read_set(tmp_path / "hh.jsonl"), read, "rewards", scored))
+    shown = {figure.arm: (figure.value, figure.n, figure.n_unscored) for figure in figures}
+    assert shown["rule: the answer that refuses"] == (0.6, 5, 1)
+    assert shown["rule: the answer that refuses, where only one does"] == (pytest.approx(2 / 3), 3, 3)
 
 
 def test_rewardbench_weighs_subsets_and_sections_as_published(tmp_path):

@@ -74,7 +74,16 @@ def test_inspect_ai_reads_the_log(finished_run, tmp_path):
     assert (read.status, len(read.samples)) == ("success", len(mine.keys))
 
 
-def test_annotations_have_the_win_rates_of_the_run(finished_run, tmp_path):
+def test_the_harness_knows_the_file_of_samples_by_its_name(finished_run, tmp_path):
+    harness = pytest.importorskip("lm_eval.utils")
+    file = export(finished_run, tmp_path / "logs", "lm-eval")["run-policy"]
+    names = [str(path) for path in file.parent.iterdir()]
+    assert harness.get_sample_results_filenames(names) == [str(file)]
+    assert harness.get_file_datetime(file.name)
+
+
+def annotations(finished_run, tmp_path) -> Path:
+    """The annotations of a run whose judge has two wins of the base, a tie and no verdict."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     first, last = (read_jsonl(run / f"evaluate/responses.{arm}.jsonl", Response) for arm in ("base", "policy"))
@@ -86,13 +95,25 @@ def test_annotations_have_the_win_rates_of_the_run(finished_run, tmp_path):
     ]  # fmt: skip
     judgments[1] = judgments[1].model_copy(update={"ranks": {}})
     write_jsonl(run / "win_rate/judgments.base.jsonl", judgments)
-    out = tmp_path / "out"
-    assert run_command(["export", str(run), "--to", "alpaca-eval", "--out", str(out)]) == 0
-    rows = json.loads((out / "base/annotations.json").read_text())
+    assert run_command(["export", str(run), "--to", "alpaca-eval", "--out", str(tmp_path / "out")]) == 0
+    return tmp_path / "out/base/annotations.json"
+
+
+def test_annotations_have_the_win_rates_of_the_run(finished_run, tmp_path):
+    file = annotations(finished_run, tmp_path)
+    rows = json.loads(file.read_text())
     assert [row["preference"] for row in rows] == [2, None, 1.5, 2]
     assert {(row["generator_1"], row["generator_2"]) for row in rows} == {("run-base", "run-policy")}
-    results = read_results(str(out / "base/annotations.json"))
-    assert results.metrics == {"win against run-base": [1, None, 0.5, 1]}
+    assert read_results(str(file)).metrics == {"win against run-base": [1, None, 0.5, 1]}
+
+
+def test_alpaca_eval_counts_the_same_wins(finished_run, tmp_path):
+    metrics = pytest.importorskip("alpaca_eval.metrics")
+    result = metrics.get_winrate(json.loads(annotations(finished_run, tmp_path).read_text()))
+    assert {name: result[name] for name in ("n_wins", "n_wins_base", "n_draws", "n_total")} == {
+        "n_wins": 2, "n_wins_base": 0, "n_draws": 1, "n_total": 3,
+    }  # fmt: skip
+    assert result["win_rate"] == pytest.approx(100 * 2.5 / 3)
 
 
 def test_what_cannot_be_exported_is_one_line(finished_run, tmp_path, capsys):

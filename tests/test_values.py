@@ -148,6 +148,9 @@ def test_the_report_compares_with_the_one_before_the_change(tmp_path, write_reci
     rows = {row["name"]: row for row in report["contrasts_with_before"]}
     now = {(m["name"], m["arm"]): m["value"] for m in report["metrics"] if m["group"] is None}
     assert {row["arm"] for row in rows.values()} == {"policy"}
+    kept = result(run, "evaluate")["reused"]  # the answers of the models that stayed as they were, and no others
+    assert {name: row["reused"] / row["rows"] for name, row in kept.items()} == {
+        "responses.base.jsonl": 1, "responses.sft.jsonl": 1, "responses.policy.jsonl": 0}  # fmt: skip
     for name in ("harmful_compliance", "over_refusal", "response_tokens"):
         assert (rows[name]["value_a"], rows[name]["value_b"]) == pytest.approx((was[name, "policy"], now[name, "policy"]))
         assert rows[name]["n_missing"] == 0

@@ -1,5 +1,6 @@
 """`charter verify`: an untouched run is equal, and a changed byte is named."""
 
+import json
 import random
 import shutil
 
@@ -24,6 +25,10 @@ def test_a_whole_run_verifies_after_it_was_moved_and_every_changed_byte_is_named
         name, line = file.relative_to(run).as_posix(), before[:place].count(b"\n") + 1
         assert (name, line) in {(row["file"], row["line"]) for row in verify_run(run)["differences"]}
         file.write_bytes(before)
+    report = json.loads((run / "report.json").read_text())
+    report["recipe"]["evaluation"]["over_refusal_margin"] = report["margins"]["over_refusal"] = 0.9
+    (run / "report.json").write_text(json.dumps(report))
+    assert "recipe.evaluation.over_refusal_margin" in {row["field"] for row in verify_run(run)["differences"]}
     (run / "sft" / "more.txt").write_text("x")
     assert run_command(["verify", str(run)]) == 1
     assert "sft/more.txt: not in the manifest" in capsys.readouterr().out

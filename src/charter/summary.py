@@ -161,9 +161,11 @@ def stored_figures(
         "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
         "curves": dict(logs),
         "over_optimisation": gold_curve(run, results),
+        "ended": [{"stage": name, "steps": result["steps"], "reason": result["stopped"]}
+                  for name, result in results.items() if result.get("stopped")],
         "alarms": alarms(feedback, logs.get("rl", [])) + [finding.alarm for finding in findings if finding.raised],
         "detectors": [finding.row for finding in findings],
-    }
+    }  # fmt: skip
 
 
 def data_card(parts: Parts, stages: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
+from charter.evaluation.contrasts import margins_of
 from charter.evaluation.figures import changed_rows, figures_of, stored_arms
 from charter.evaluation.model_card import cards_of
 from charter.evaluation.page import as_json, metrics_csv
@@ -113,6 +114,7 @@ def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
     if "evaluate" in names:
         try:
             settings = EvaluationSettings.model_validate(report["recipe"]["evaluation"])
+            yield from declaration_differences(read_json(stage / MANIFEST), settings, report)
             arms = stored_arms(stage, run / "prompts" / "prompts.jsonl", settings, report["metrics"])
             for name, arm in arms.items():
                 for line, field, words in changed_rows(arm, stage):
@@ -126,6 +128,18 @@ def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
     table = run / "metrics.csv"
     if not table.is_file() or table.read_bytes() != metrics_csv(report).encode():
         yield Difference("metrics.csv", "not the table of report.json; charter report RUN writes it again")
+
+
+def declaration_differences(
+    manifest: Mapping[str, Any], settings: EvaluationSettings, report: Mapping[str, Any]
+) -> Iterator[Difference]:
+    """Margins and primary comparison of the report that are not those under which the stage `evaluate` ran."""
+    ran_with = {key: value for key, value in manifest["settings"].items() if isinstance(value, int | float)}
+    yield from unequal(ran_with, {key: getattr(settings, key, None) for key in ran_with}, "recipe.evaluation")
+    yield from unequal(as_json(margins_of(settings)), report.get("margins"), "margins")
+    for row in manifest["result"]["contrasts"]:
+        if row["primary"]:
+            yield from unequal({key: row[key] for key in ("name", "a", "b")}, report.get("primary"), "primary")
 
 
 def report_differences(run: Path, report: Mapping[str, Any], names: list[str]) -> Iterator[Difference]:

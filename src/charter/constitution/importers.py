@@ -61,6 +61,8 @@ def import_constitution(path: Path, threshold: float = THRESHOLD, max_bytes: int
     """
     file = path / VOTES if path.is_dir() and is_polis(path, None) else path
     raw = read_bytes(file, max_bytes)
+    if raw.startswith(b"\x1f\x8b"):
+        raise InputError("a gzip file; unpack it with gunzip", file=file)
     source = f"{file.name} sha256:{hashlib.sha256(raw).hexdigest()[:16]}"
     gathered = gather(decode_utf8(raw, file), path, threshold)
     if not gathered.rows:

@@ -27,6 +27,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     left_out: [{stage, reason, n}], data_card: the prompts in numbers, as ``charter prompts card`` shows them
     over_optimisation: {source, rows: [{step, gold, gold_ci, proxy, proxy_ci, kl, sqrt_kl, n}], peak, kept, end, fit, fall,
               past_peak, words}                                     the held-out reward over the last training
+    ended: [{stage, steps, reason}]                                 trainings that a rule of rl.stop ended
     curves: {sft | reward_model | rl: [{step, ...}]}                any number is drawn; x_sem is a band around x
     gates: [{name, passed, overridden, message, numbers}]
     alarms: [{detector, value, threshold, message, evidence: [{response_id, prompt_id, prompt, text}]}]
@@ -55,6 +56,7 @@ from typing import Any
 
 from charter.evaluation.panels import (
     ARM_COLOURS,
+    MEASURE_OF,
     Panels,
     arms_of,
     by_arm,
@@ -224,8 +226,8 @@ def adjusted_text(row: Mapping[str, Any], report: Report) -> str:
 
 
 def contrast_tables(report: Report) -> dict[str, Any]:
-    """The comparisons of the page: of the run's own arms, of the control arms among themselves, and by principle and tag, a
-    table for each two arms."""
+    """The comparisons of the page: of the run's own arms, with a control arm, and by principle and tag, a table for each two
+    arms."""
     rows = mappings_in(report, "contrasts")
     overall = [row for row in rows if row.get("group") is None]
     by_arms: dict[str, list[Mapping[str, Any]]] = {}
@@ -233,8 +235,8 @@ def contrast_tables(report: Report) -> dict[str, Any]:
         if row.get("group") is not None:
             by_arms.setdefault(f"{row.get('a')} → {row.get('b')}", []).append(row)
     return {
-        "main": contrast_table(report, [row for row in overall if row.get("b") not in CONTROLS]),
-        "controls": contrast_table(report, [row for row in overall if row.get("b") in CONTROLS]),
+        "main": contrast_table(report, [row for row in overall if not {row.get("a"), row.get("b")} & set(CONTROLS)]),
+        "controls": contrast_table(report, [row for row in overall if {row.get("a"), row.get("b")} & set(CONTROLS)]),
         "groups": [(arms, contrast_table(report, part)) for arms, part in by_arms.items()],
     }
 
@@ -293,16 +295,19 @@ def win_rates_view(report: Report, panels: Panels) -> dict[str, Any] | None:
 
 def adherence_view(report: Report, arms: Mapping[str, Any]) -> dict[str, Any] | None:
     """Of each principle with prompts a row of adherence and, if it applies to red-team prompts, a row of harm: a cell of each
-    arm, and the paired difference from the base to the policy. None if no judge was asked."""
+    arm, and the paired difference from the base to the policy. ``by_preference``: the principles among them that have no question
+    about a single answer. None if no judge was asked."""
     if not isinstance(about := report.get("adherence"), Mapping):
         return None
-    rows = []
+    rows, by_preference = [], []
     for principle in mappings_in(report.get("constitution"), "principles"):
         kinds = {"red_team", "benign"}.intersection(principle.get("tags") or ())
         followed = adherence_row(report, arms, principle, ADHERENCE)
         harm = None if kinds == {"benign"} else adherence_row(report, arms, principle, HARM)
         rows += [row for row in (followed, harm) if row] if followed else []
-    return {"judge": about.get("judge"), "independent": about.get("independent"), "rows": rows}
+        if followed and not (principle.get("question") or principle.get("criteria")):
+            by_preference.append(principle.get("title"))
+    return {"judge": about.get("judge"), "independent": about.get("independent"), "rows": rows, "by_preference": by_preference}
 
 
 def adherence_row(report: Report, arms: Mapping[str, Any], principle: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -442,10 +447,12 @@ def page_html(report: Report) -> str:
         group_tables=[(group, metric_table(report, arms, group)) for group in groups],
         curves=curves(report, panels),
         gold=gold_view(report, panels),
+        ended=mappings_in(report, "ended"),
         revisions=revisions_view(report.get("revisions") or {}, panels),
         candidates=candidates_view(report),
         judges=[judge_view(judge, panels) for judge in mappings_in(report, "judges")],
         scorers=scorers_view(report, panels),
+        unchecked=not mappings_in(report, "scorers") and any(name in MEASURE_OF for name in measured),
         reward_model=reward_model_view(report.get("reward_model") or {}, panels),
         gates=gates,
         alarms=[{**alarm, "message": sentence(alarm.get("message")), "value": number_text(alarm.get("value")),

@@ -310,8 +310,7 @@ def gold_view(report: Report, panels: Panels) -> dict[str, Any] | None:
         distance_panel(panels, title, rows, key, curve.get("fit") if key == "gold" else None)
         for title, key in (("Gold: the held-out reward", "gold"), ("Proxy: the reward that was trained on", "proxy"))
     ]
-    fit, stopped = curve.get("fit"), curve.get("stopped")
-    notes = [str(curve.get("words")), *([f"The training ended early: {stopped}."] if stopped else [])]
+    fit, notes = curve.get("fit"), [str(curve.get("words"))]
     if isinstance(fit, Mapping) and number_of(fit.get("d_star")) is not None:
         notes.append(
             f"The curve of gold, fitted up to step {fit.get('until', rows[-1].get('step'))}, peaks at √KL = "

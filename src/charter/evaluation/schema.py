@@ -170,6 +170,14 @@ class LeftOut(Part):
     n: int
 
 
+class EndedTraining(Part):
+    """A training that a rule of `rl.stop` ended after `steps` steps."""
+
+    stage: str
+    steps: int
+    reason: str
+
+
 class ChangedContrast(Part):
     """A metric of the last model from before the constitution changed (a) to now (b), on the same prompts."""
 
@@ -226,6 +234,7 @@ class ReportFile(Part):
     sorting: str | None = None
     endpoints: dict[str, Any] = {}
     over_optimisation: dict[str, Any] | None = None
+    ended: list[EndedTraining] = []
     curves: dict[str, list[dict[str, Any]]] = {}
     gates: list[Gate] = []
     alarms: list[Alarm] = []

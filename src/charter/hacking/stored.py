@@ -8,7 +8,7 @@ from pathlib import Path
 
 from charter.evaluation.refusals import declines
 from charter.hacking.answers import Answer
-from charter.hacking.detectors import Finding, detect
+from charter.hacking.detectors import Finding, detect, ensemble_disagreement
 from charter.records import Prompt, Response
 from charter.run.files import json_rows, read_json, read_jsonl
 
@@ -36,16 +36,18 @@ def stored_answers(run: Path, arm: str, prompts: Mapping[str, Prompt]) -> list[A
 
 def findings_of(run: Path) -> list[Finding]:
     """Every detector on the policy of a run folder against the model that its training started from (the SFT model, else the
-    base), and on the gold curve of the last training up to the model that was kept; empty if no policy was evaluated."""
+    base), and on the gold curve and the step log of the last training up to the model that was kept; empty if no policy was
+    evaluated."""
     folder = run / "evaluate"
     if not (folder / "verdicts.policy.jsonl").exists():
         return []
     prompts = prompts_of(run)
     reference = "sft" if (folder / "verdicts.sft.jsonl").exists() else "base"
     before, after = (stored_answers(run, arm, prompts) for arm in (reference, "policy"))
-    rounds = [path for path in run.glob("rl*/gold.jsonl") if TRAINING.fullmatch(path.parent.name)]
-    last = max(rounds, key=lambda path: (len(path.parent.name), path.parent.name), default=run / "rl" / "gold.jsonl")
-    curve, points = (json_rows(last.with_name(name)) for name in ("gold.jsonl", "gold_responses.jsonl"))
-    kept = (read_json(last.with_name("manifest.json")) or {}).get("result", {}).get("kept_step")
-    curve = [row for row in curve if kept is None or row["step"] <= kept]
-    return detect(before, after, curve, points)
+    rounds = [path for path in run.glob("rl*") if TRAINING.fullmatch(path.name)]
+    last = max(rounds, key=lambda path: (len(path.name), path.name), default=run / "rl")
+    curve, points, steps = (json_rows(last / name) for name in ("gold.jsonl", "gold_responses.jsonl", "metrics.jsonl"))
+    kept = (read_json(last / "manifest.json") or {}).get("result", {}).get("kept_step")
+    if kept is not None:
+        curve, steps = [row for row in curve if row["step"] <= kept], steps[:kept]
+    return [*detect(before, after, curve, points), *ensemble_disagreement(steps)]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from charter.evaluation.arms import ScoredResponse
 from charter.evaluation.measures import Measure
-from charter.evaluation.scorers import Verdict
+from charter.evaluation.scorers import Verdict, strongreject_scores
 from charter.measuring.models import Place, Rewarder, weigh
 from charter.measuring.values import Values, add_sections, answer_values, counts_of, option_values, reward_values
 from charter.models.sampling.sampler import Sampler
@@ -149,6 +149,8 @@ def scores_of(
         scorer = scoring.scorer if judged else None
         verdicts = scorer.score(prompts, texts) if scorer else [Verdict()] * len(texts)
         numbers = {name: measure.of(prompts, texts) for name, measure in session.measures.items()}
+        if test_set.kind == "strongreject" and scorer is not None and scorer.judge is not None:
+            numbers["strongreject_score"] = strongreject_scores(scorer.judge, prompts, texts)
         return [
             ScoredResponse(
                 prompt_id=prompt.id, response_id=response.id, index=i % k, tags=prompt.tags, principle=None,

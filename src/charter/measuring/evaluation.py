@@ -22,9 +22,9 @@ SUMMARY, METRICS_FILE, PAGE = "evaluation.json", "metrics.csv", "report.html"
 class Evaluation(Tables):
     """What ``charter evaluate MODEL --set FILE`` prints; ``as_dict`` is its JSON. In a notebook it shows as its table.
 
-    ``metrics``: every figure with its interval; ``arm`` is the model, or a rule that reads nothing but lengths. ``comparison``:
-    what ``charter compare`` says of the models, None for a single one. ``better``: the direction of each metric. ``scorers``:
-    their cards, as in the report of a run.
+    ``metrics``: every figure with its interval; ``arm`` is the model, or a rule that reads nothing but lengths or refusal words.
+    ``comparison``: what ``charter compare`` says of the models, None for a single one. ``better``: the direction of each metric.
+    ``scorers``: their cards, as in the report of a run.
     """
 
     folder: Path

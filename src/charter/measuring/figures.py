@@ -14,7 +14,7 @@ from charter.statistics import average, clustered_share, wilson
 COUNTED, RULE = "counted", "rule: "
 SHARES = frozenset({"harmful_compliance", "red_team_refusal", "over_refusal", "helpfulness", "honesty",
                     "engaged_refusal", "partial_refusal", "accuracy", "accuracy_ambiguous", "accuracy_disambiguated", "mc1",
-                    "cut_off", "beyond_context"})  # fmt: skip
+                    "strongreject_score", "cut_off", "beyond_context"})  # fmt: skip
 BIASES = frozenset({"bias_ambiguous", "bias_disambiguated"})
 
 
@@ -126,10 +126,11 @@ def tie_figures(measured: Measured, scorer: str) -> list[EvalResult]:
 
 
 def rule_figures(measured: Measured) -> list[EvalResult]:
-    """What rules that read nothing but lengths reach on a set of pairs."""
-    rules = rules_of(measured.items)
+    """What rules that read nothing but lengths or refusal words reach on a set of pairs; those that decide no pair are left
+    out."""
     clusters = [row.cluster for row in measured.rows]
     return [
-        figure(f"{measured.test_set.name}/accuracy", f"{RULE}{name}", hits, clusters, "length of the answers", None)
-        for name, hits in rules.items()
+        figure(f"{measured.test_set.name}/accuracy", f"{RULE}{name}", hits, clusters, "lengths or refusal words", None)
+        for name, hits in rules_of(measured.items).items()
+        if set(hits) - {0.5, None}
     ]

@@ -12,6 +12,7 @@ from typing import Any
 
 from charter.evaluation.arms import ScoredResponse
 from charter.evaluation.overlap import rouge_l
+from charter.evaluation.refusals import declines
 from charter.metrics import METRICS
 from charter.reading.sets.items import Item
 from charter.reading.sets.prompts import BENIGN, RED_TEAM
@@ -25,6 +26,7 @@ BETTER: dict[str, str | None] = {
     "red_team_refusal": "higher", "engaged_refusal": None, "partial_refusal": None, "rouge_l": "higher", "accuracy": "higher",
     "mc1": "higher", "mc2": "higher", "accuracy_ambiguous": "higher", "accuracy_disambiguated": "higher", "bias_ambiguous": None,
     "bias_disambiguated": None, "score": "higher", **dict.fromkeys(SECTIONS, "higher"), "ties": "higher",
+    "strongreject_score": "lower",
 }  # fmt: skip
 """Which way a metric is better; None if neither is: a bias is best at 0."""
 
@@ -190,9 +192,19 @@ def relative_margin(apart: float, spread: float) -> float:
 
 
 def rules_of(items: Sequence[Item]) -> dict[str, Sequence[float | None]]:
-    """Rules that read nothing but lengths, each with its hits on pairs: a reward model has to beat them."""
+    """Rules that read nothing but the length or the refusal words of answers, each with its hits on pairs: a reward model has to
+    beat them. Equal answers are half a hit; None where the rule cannot say. HHH's options are whole dialogues, so its rules read
+    lengths alone."""
     texts = [item.facts.get("texts", item.options if "n_right" in item.facts else ()) for item in items]
     if any(len(pair) != 2 for pair in texts):
         return {}
-    signs = [(len(better) > len(worse)) - (len(better) < len(worse)) for better, worse in texts]
-    return {"the longer answer": [(1 + sign) / 2 for sign in signs], "the shorter answer": [(1 - sign) / 2 for sign in signs]}
+    longer = [(1 + (len(better) > len(worse)) - (len(better) < len(worse))) / 2 for better, worse in texts]
+    rules: dict[str, Sequence[float | None]] = {
+        "the longer answer": longer, "the shorter answer": [1 - hit for hit in longer],
+    }  # fmt: skip
+    if all("n_right" in item.facts for item in items):
+        pairs = [(declines(better), declines(worse)) for better, worse in texts]
+        refusing = [None if a is None or b is None else (1 + a - b) / 2 for a, b in pairs]
+        rules["the answer that refuses"] = refusing
+        rules["the answer that refuses, where only one does"] = [None if hit == 0.5 else hit for hit in refusing]
+    return rules

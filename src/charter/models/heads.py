@@ -101,6 +101,10 @@ class Scorers:
         ])  # fmt: skip
         return self.together(with_scaled_gradient)
 
+    def disagreement(self, raw: Tensor) -> Tensor:
+        """Standard deviation of the members' standardised scores (N,) of raw scores (members, N)."""
+        return torch.stack([scale(row) for scale, row in zip(self.scales, raw, strict=True)]).std(dim=0, correction=0)
+
     def together(self, scores: Tensor) -> Tensor:
         """The scores of the members (members, N) combined: (N,)."""
         return scores.mean(dim=0) if self.combine == "mean" else scores.amin(dim=0)

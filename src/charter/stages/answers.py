@@ -15,12 +15,14 @@ from charter.run.run import Stage
 def answer(
     stage: Stage, name: str, sampler: Sampler, prompts: Sequence[Prompt], *, k: int = 1, batch_size: int, seed: int,
     settings: SamplingSettings, what: str | None = None, label: str | None = None, stances: Sequence[str] = (),
+    may_reuse: bool = True,
 ) -> list[Response]:  # fmt: skip
     """K responses to each prompt, in the file ``name``, prompt by prompt, ``batch_size`` responses at once, sampled as
     ``settings`` say. The seeds of the draws derive from ``seed``, ``what`` (the stage unless given) and the prompt, so responses
-    of an earlier run of the stage hold, whatever else was sampled. ``stances`` as in ``respond``."""
+    of an earlier run of the stage hold, whatever else was sampled; not where another model gave them (``may_reuse``). ``stances``
+    as in ``respond``."""
     earlier: defaultdict[str, list[Response]] = defaultdict(list)
-    for response in stage.earlier(name, Response):
+    for response in stage.earlier(name, Response) if may_reuse else ():
         earlier[response.prompt_id].append(response)
     return stage.rows(name, Response).work(
         list(prompts),

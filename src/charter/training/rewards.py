@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SomeScores:
-    """What a part of a reward gives that may abstain. values: (B,); abstained: (B,), bool, where the value means nothing."""
+    """What a part of a reward gives that may abstain. values: (B,); abstained: (B,), bool, where the value means nothing;
+    disagreement: (B,), of the members of an ensemble, for the log."""
 
     values: Tensor
     abstained: Tensor
+    disagreement: Tensor | None = None
 
 
 RewardFn = Callable[[Rollout], Tensor | SomeScores]
@@ -125,6 +127,8 @@ class RewardSum:
         for name, (_, score) in self.parts.items():
             scores = score(rollout)
             if isinstance(scores, SomeScores):
+                if scores.disagreement is not None:
+                    parts[f"{name}/disagreement"] = scores.disagreement
                 kept, scores = kept & ~scores.abstained, scores.values
             parts[name] = scores
             if not bool(torch.isfinite(parts[name]).all()):

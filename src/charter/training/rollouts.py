@@ -24,8 +24,8 @@ from charter.run.run import Stage
 from charter.run.team import team
 from charter.stages.rl.settings import RolloutSettings
 from charter.training.batches import even_by_tokens
-from charter.training.methods.reward_model import reward_scores
-from charter.training.rewards import RewardSum
+from charter.training.methods.reward_model import raw_scores
+from charter.training.rewards import RewardSum, SomeScores
 from charter.training.vllm_rollouts import sample_role
 
 T = TypeVar("T")
@@ -110,13 +110,17 @@ class RewardModelReward:
     def __init__(self, trunk: Trunk, scorers: Scorers, tokens_per_micro_batch: int) -> None:
         self.trunk, self.scorers, self.tokens_per_micro_batch = trunk, scorers, tokens_per_micro_batch
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        tokenizer = self.trunk.tokenizer
+    def __call__(self, rollout: Rollout) -> Tensor | SomeScores:
+        tokenizer, device = self.trunk.tokenizer, self.trunk.device
         rows = [
             clip(Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text)), self.trunk.room)
             for prompt, text in zip(rollout.prompts, rollout.texts, strict=True)
         ]
-        return reward_scores(self.trunk, self.scorers, rows, self.tokens_per_micro_batch).to(self.trunk.device)
+        raw = raw_scores(self.trunk, self.scorers, rows, self.tokens_per_micro_batch)
+        scores = self.scorers(raw).to(device)
+        if len(raw) == 1:
+            return scores
+        return SomeScores(scores, torch.zeros_like(scores, dtype=torch.bool), self.scorers.disagreement(raw).to(device))
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def evaluate(
     intervals. The first of ``arms`` is the base; where the last is the policy, it was trained from the one before it, and so was
     each of the ``controls``."""
     inputs = {
-        "prompts": prompts.output_hash, "models": content_id([[m.name, m.hash] for m in (*arms, *controls)]),
-        "scorer": scoring.hash, "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
+        "prompts": prompts.output_hash, **{f"model {m.name}": m.hash for m in (*arms, *controls)}, "scorer": scoring.hash,
+        "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
     }  # fmt: skip
     if recipe.rl is not None and recipe.rl.gold is not None:
         inputs["gold prompts"] = str(recipe.rl.gold.prompts)
@@ -55,8 +55,9 @@ def evaluate(
     if asked_by is not None:
         principles = askable(load_constitution(Path(str(recipe.constitution))))
         inputs["adherence"] = content_id([models.hash_of(asked_by, start), adherence_hash(principles)])
-    # Another judge of the win rates measures nothing again.
-    with run.stage("evaluate", settings.model_copy(update={"judge": None}), inputs, [__name__]) as stage:
+    # Another judge of the win rates measures nothing again, and a model that stayed as it was answers nothing again.
+    by_row = ("model ", "reward", "adherence")
+    with run.stage("evaluate", settings.model_copy(update={"judge": None}), inputs, [__name__], by_row) as stage:
         if stage.done:
             return stage
         kept = kept_for_gold(recipe, prompts)
@@ -71,6 +72,7 @@ def evaluate(
             responses = answer(
                 stage, f"responses.{model.name}.jsonl", models.sampler(model), test, k=k, what="evaluate", label=model.name,
                 batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, "evaluate"), settings=settings,
+                may_reuse=stage.earlier_inputs.get(f"model {model.name}") == model.hash,
             )  # fmt: skip
             references = {"kl": models.trunk(recipe.model)}
             if (model.name == "policy" or model in controls) and start.name != "base":
@@ -110,6 +112,7 @@ def best_of_n(
     responses = answer(
         stage, f"responses.{BEST_OF}.jsonl", models.sampler(start), test, k=n * k, what=BEST_OF, label=f"best of {n}",
         batch_size=recipe.batch_size, seed=derive_seed(recipe.seed, BEST_OF), settings=settings,
+        may_reuse=stage.earlier_inputs.get(f"model {start.name}") == start.hash,
     )  # fmt: skip
     trunk = load_reward_trunk(
         recipe.reward_model.model or start.folder, device=models.device, lora=recipe.reward_model.lora, **recipe.loading

@@ -209,8 +209,12 @@ def reward_scores(
     trunk: Trunk, scorers: Scorers, rows: Sequence[Tokens], tokens_per_micro_batch: int, *, standardise: bool = True
 ) -> Tensor:
     """What a reward model scores rows, its members combined: (N,), on the CPU."""
-    raw = torch.stack([score_rows(trunk, rows, tokens_per_micro_batch, role) for role in scorers.roles])
-    return scorers(raw, standardise=standardise)
+    return scorers(raw_scores(trunk, scorers, rows, tokens_per_micro_batch), standardise=standardise)
+
+
+def raw_scores(trunk: Trunk, scorers: Scorers, rows: Sequence[Tokens], tokens_per_micro_batch: int) -> Tensor:
+    """Raw scores (members, N) of rows, on the CPU."""
+    return torch.stack([score_rows(trunk, rows, tokens_per_micro_batch, role) for role in scorers.roles])
 
 
 def score_pairs(
