@@ -8,8 +8,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
 [0, 1], ``ci`` is [low, high] or None.
 
     title, recipe, seed, charter_version
-    primary: {name, a, b}, margins: {name: number}, better: {name: "lower" | "higher"}
-                                                                    the rule of ``verdict``; declared before the run
+    primary: {name, a, b}, margins: {name: number}, better: {name: "lower" | "higher"}; the rule of ``verdict``
     arms: [{name, description, sampling: {temperature, top_p, top_k, min_p, max_new_tokens, best_of}}]
                                                                     how its answers were sampled; a filter that is off is left out
     metrics: [EvalResult]                                           group: None overall, a principle, "unseen-template"
@@ -32,7 +31,6 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     gates: [{name, passed, overridden, message, numbers}]
     alarms: [{detector, value, threshold, message, evidence: [{response_id, prompt_id, prompt, text}]}]
     detectors: [{detector, state: "alarm" | "no alarm" | "did not run", value, threshold, unit, n, message}]
-                                                                    the detectors of reward hacking, all of them
     endpoints: {name: {model, url, requests, cached, repeated, input_tokens, output_tokens, unanswered_tokens, money}}
     adherence: {judge, independent}                                 of the metric principle_adherence
     constitution: {title, description, principles: [{id, title, preference, critique, revision, question, ...}]}
