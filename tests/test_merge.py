@@ -58,6 +58,31 @@ def test_an_adapter_is_merged_into_a_folder_that_loads_by_itself(tmp_path, archi
     assert [file.name for file in out.parent.iterdir()] == ["merged"]  # nothing half-written is left
 
 
+@pytest.mark.parametrize("architecture", ["llama", "llama3"])
+def test_a_merged_folder_has_the_names_of_transformers_4_too(tmp_path, architecture):
+    base = save_random_model(tmp_path / "base", architecture)
+    settings = json.loads((base / "config.json").read_text())
+    settings["rope_parameters"]["rope_theta"] = 123456.0
+    (base / "config.json").write_text(json.dumps(settings))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokenizer.save_pretrained(base)
+    save_adapter(tmp_path / "adapter", base, architecture)
+    out = tmp_path / "merged"
+    assert run_command(["model", "merge", str(tmp_path / "adapter"), "--out", str(out)]) == 0
+    config, named = (json.loads((out / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert config["rope_theta"] == 123456.0
+    other = {key: value for key, value in settings["rope_parameters"].items() if key != "rope_theta"}
+    assert config.get("rope_scaling", {"rope_type": "default"}) == other
+    assert (named["tokenizer_class"], named["additional_special_tokens"]) == ("PreTrainedTokenizerFast", ["<|user|>"])
+    assert "extra_special_tokens" not in named
+    assert named["model_input_names"] == tokenizer.model_input_names
+    again = AutoTokenizer.from_pretrained(out)  # transformers 5 reads the same from both names
+    assert again("<|user|>Hello.")["input_ids"] == tokenizer("<|user|>Hello.")["input_ids"]
+    assert again.extra_special_tokens == tokenizer.extra_special_tokens
+    assert AutoModelForCausalLM.from_pretrained(out).config.rope_parameters == settings["rope_parameters"]
+
+
 @pytest.mark.parametrize(("dtype", "near"), [("bfloat16", 0.05), ("float16", 0.005), ("float32", 1e-4)])
 def test_a_dtype_changes_the_numbers_by_its_rounding(tmp_path, dtype, near):
     base = save_random_model(tmp_path / "base", "llama")
@@ -176,7 +201,7 @@ def test_a_model_that_once_came_with_code_is_written_without(tmp_path):
     assert all("auto_map" not in file.read_text() for file in (tmp_path / "out").glob("*.json"))
 
 
-ADDED = ["<|tool|>", "<|plan|>", "<|note|>"]
+ADDED = ["<|user|>", "<|plan|>", "<|note|>"]
 
 
 def with_added_tokens(folder, base, **settings):

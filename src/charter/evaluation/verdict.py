@@ -52,6 +52,7 @@ def verdict(report: Report) -> dict[str, Any]:
     if b == "policy":
         word, sentences = with_gold(report, word, sentences)
         word, sentences = with_controls(report, name, b, word, sentences)
+        sentences = with_detectors(report, word, sentences)
     arms = [arm for arm in ("base", "sft", "policy") if arm == a or any(arm in ab for ab in compared(report, name))]
     steps = []
     for before, after in pairwise(arms):
@@ -76,6 +77,16 @@ def with_gold(report: Report, word: str, sentences: list[str]) -> tuple[str, lis
     if not isinstance(curve, Mapping) or not curve.get("past_peak"):
         return word, sentences
     return "over-optimised", [f"{curve.get('words')}", *sentences]
+
+
+def with_detectors(report: Report, word: str, sentences: list[str]) -> list[str]:
+    """The sentences of a run that "worked", with the detectors of reward hacking that raised an alarm behind the first one: a reward
+    that was cheated can move the primary number too, and no declared cost need see it."""
+    raised = [str(row.get("detector")) for row in mappings_in(report, "detectors") if row.get("state") == "alarm"]
+    if word != "worked" or not raised:
+        return sentences
+    warning = f"Detectors of reward hacking raised an alarm ({', '.join(raised)}): read the answers before you rely on this."
+    return [*sentences[:1], warning, *sentences[1:]]
 
 
 def with_controls(report: Report, name: str, arm: str, word: str, sentences: list[str]) -> tuple[str, list[str]]:

@@ -17,6 +17,7 @@ from charter.models.architectures import ENCODERS, POOLED
 from charter.models.attention import use_fast_attention
 from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, begins_with_bos, prepare_tokenizer
 from charter.models.formats.quantize import is_quantized, keep_exact, loading_in_4_bits
+from charter.models.formats.transformers_4 import add_names_of_transformers_4
 from charter.models.memory import keep_freed_memory
 from charter.run.files import HEAD_CARD, folder_name, read_json, write_json
 from charter.run.hashes import model_hash
@@ -271,13 +272,14 @@ def untied_if_they_differ(model: Any) -> Any:
 def save_model(
     model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB", extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a plain Hugging Face folder, which loads without remote code, even if the model once came with some. ``extra``: small
-    JSON files by name."""
+    """Write a plain Hugging Face folder, which loads without remote code, even if the model once came with some, and in transformers 4.
+    ``extra``: small JSON files by name."""
     for settings in (vars(model.config), tokenizer.init_kwargs):
         settings.pop("auto_map", None)
     with whole_folder(folder) as temporary:
         untied_if_they_differ(model).save_pretrained(temporary, max_shard_size=shard_size)
         tokenizer.save_pretrained(temporary)
+        add_names_of_transformers_4(temporary)
         for name, value in (extra or {}).items():
             write_json(temporary / name, value)
 
