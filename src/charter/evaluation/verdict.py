@@ -80,8 +80,8 @@ def with_gold(report: Report, word: str, sentences: list[str]) -> tuple[str, lis
 
 
 def with_detectors(report: Report, word: str, sentences: list[str]) -> list[str]:
-    """The sentences of a run that "worked", with the detectors of reward hacking that raised an alarm behind the first one: a reward
-    that was cheated can move the primary number too, and no declared cost need see it."""
+    """The sentences of a run that "worked", with the detectors of reward hacking that raised an alarm behind the first one: a
+    reward that was cheated can move the primary number too, and no declared cost need see it."""
     raised = [str(row.get("detector")) for row in mappings_in(report, "detectors") if row.get("state") == "alarm"]
     if word != "worked" or not raised:
         return sentences

@@ -272,8 +272,8 @@ def untied_if_they_differ(model: Any) -> Any:
 def save_model(
     model: Any, tokenizer: Any, folder: Path, *, shard_size: str = "50GB", extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a plain Hugging Face folder, which loads without remote code, even if the model once came with some, and in transformers 4.
-    ``extra``: small JSON files by name."""
+    """Write a plain Hugging Face folder, which loads without remote code, even if the model once came with some, and in
+    transformers 4. ``extra``: small JSON files by name."""
     for settings in (vars(model.config), tokenizer.init_kwargs):
         settings.pop("auto_map", None)
     with whole_folder(folder) as temporary:

@@ -1,7 +1,7 @@
-"""Folders that transformers 4 reads as well as transformers 5, which wrote them: tools such as RewardBench 0.1.4 pin transformers 4.
+"""Folders that transformers 4 reads as well as transformers 5, which wrote them: tools such as RewardBench 0.1.4 pin the older.
 
-Transformers 5 renamed a class of tokenizers, a key with special tokens and the settings of rotary positions. Transformers 4 stops at the
-first two and silently takes its default for the third. Transformers 5 still reads the old names.
+Transformers 5 renamed a class of tokenizers, a key with special tokens and the settings of rotary positions. Transformers 4 stops
+at the first two and silently takes its default for the third. Transformers 5 still reads the old names.
 """
 
 from __future__ import annotations
