@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from charter.models.memory import Trim
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
@@ -92,6 +93,7 @@ def steps(
         return or_none(score(parts, rollout), parts.kept)
 
     curve = GoldCurve(trunk, settings, stage, reward.gold, first, proxy)
+    trim = Trim()
     for number in stage.progress(range(settings.steps), done=first):
         if curve.before(number, watch.history):
             break
@@ -133,6 +135,7 @@ def steps(
             kl_controller.update(described["kl"], len(scores))
         reward.update(parts)
         checkpoints.after(number + 1, state())
+        trim.after_step()
     curve.finish(len(watch.history))
 
 
