@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 class SFTSettings(EpochSettings):
     data: list[File] = []
-    """Files of examples to learn beside the revisions, or alone where `revise: null`: prompts with answers, whole
-    dialogues, or the chosen side of preference pairs, as JSONL, JSON, CSV or Parquet; hh-rlhf as it is."""
+    """Files of examples to learn with the revisions, or alone with `revise: null`: prompts with answers, whole dialogues, or
+    the chosen side of preference pairs, as JSONL, JSON, CSV or Parquet; hh-rlhf is read as published."""
     max_examples: Positive | None = None
-    """At most this many examples of `data`, by a draw."""
+    """At most this many examples of `data`, drawn at random."""
     epochs: Positive = 3
     """Passes over the data."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
