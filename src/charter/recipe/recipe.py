@@ -71,7 +71,7 @@ class Recipe(Settings):
     constitution: File | None = None
     """YAML file of principles; needed by critique and revision and by a judge that compares."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Every draw of the run comes from it."""
+    """Seed of every draw of the run."""
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Precision of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
     quantization: Literal["nf4"] | None = None
@@ -84,7 +84,7 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes an NVIDIA or AMD GPU if the machine has one; mps is the GPU of a Mac."""
     batch_size: Positive = 128
-    """Responses generated at once."""
+    """Number of responses generated at once."""
     parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     """How several processes hold a model in training: each process holds the whole model, a part of it (FSDP2, full weights
     only), or the whole model and a part of the moments (DeepSpeed's ZeRO; the extra is `[deepspeed]`)."""

@@ -22,7 +22,7 @@ class ReviseSettings(SamplingSettings):
     """Instead of critique and revision, the model answers the prompt once more with these words before its last turn, and
     learns the answer without the words (context distillation, Askell et al. 2021)."""
     prompts: Positive = 400
-    """Red-team prompts whose answers are revised."""
+    """Number of red-team prompts whose answers are revised."""
     temperature: NonNegative = 1.0
     """Temperature of the first answers and the critiques."""
     revision_temperature: NonNegative = 0.7

@@ -16,7 +16,7 @@ class ScorerSettings(EpochSettings):
     epochs: Positive = 2
     """Passes over the pairs or ratings."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """Peak; falls to zero by a half cosine after the warm-up."""
+    """Peak learning rate; it falls to zero by a half cosine after the warm-up."""
     test_fraction: Rate = 0.15
     """Share of the prompts to hold out: their pairs or ratings measure the reward model."""
     ensemble: Positive = 1
@@ -39,7 +39,7 @@ class RewardModelSettings(ScorerSettings):
     """Folder of the model to start from: any family, an encoder, or a reward model to continue; by default the fine-tuned
     model."""
     pairs_per_step: Positive = 32
-    """Pairs behind one optimizer step; pairs of one prompt stay together."""
+    """Number of pairs in one optimizer step; pairs of one prompt stay together."""
     average: Literal["pairs", "rankings"] = "pairs"
     """Unit of equal weight in a step: every pair, or every ranking, whatever its number of pairs."""
     centering: NonNegative = 0.01
@@ -50,6 +50,6 @@ class RatingModelSettings(ScorerSettings):
     """A reward model from ratings of single responses."""
 
     ratings_per_step: Positive = 32
-    """Ratings behind one optimizer step."""
+    """Number of ratings in one optimizer step."""
     loss: Literal["squared", "absolute"] = "squared"
     """Distance between score and rating."""

@@ -297,9 +297,9 @@ class PairSettings(PolicySettings, EpochSettings):
     epochs: Positive = 1
     """Passes over the pairs."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Peak; falls to zero by a half cosine after the warm-up."""
+    """Peak learning rate; it falls to zero by a half cosine after the warm-up."""
     pairs_per_step: Positive = 32
-    """Pairs behind one optimizer step."""
+    """Number of pairs in one optimizer step."""
 
     @property
     def reads_prompts(self) -> bool:
@@ -360,7 +360,8 @@ class ILQLSettings(PairSettings):
     cql_coef: NonNegative = 0.1
     """Weight of the term that keeps Q low for tokens that no response has."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
-    """Discount a token; the reward, +1 for the chosen response and -1 for the rejected one, is paid at the last."""
+    """Discount per token; the reward, +1 for the chosen response and -1 for the rejected response, is paid at the last
+    token."""
     td_lambda: Share = 0.95
     """λ of the target of Q: at 0 reward and value of the next state, as published; at 1 the reward of the whole response."""
     target_share: Annotated[float, Field(gt=0, le=1)] = 0.05

@@ -22,9 +22,9 @@ class SFTSettings(EpochSettings):
     epochs: Positive = 3
     """Passes over the data."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """Peak; falls to zero by a half cosine after the warm-up."""
+    """Peak learning rate; it falls to zero by a half cosine after the warm-up."""
     responses_per_step: Positive = 32
-    """Responses behind one optimizer step."""
+    """Number of responses in one optimizer step."""
     helpful_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Share of the data that is the model's own answers to benign prompts; 0 risks a model that only refuses."""
     use_revisions: Literal["last", "all"] = "last"
