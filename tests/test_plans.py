@@ -151,6 +151,18 @@ def test_reward_without_trend_is_said_of_a_flat_curve_and_not_of_a_rising_one(st
     assert found == (["reward without trend"] if raised else [])
 
 
+@pytest.mark.parametrize(
+    ("last", "raised"), [(46, []), (31, []), (29, ["length fall"]), (16, ["length fall"]), (70, ["length growth"])]
+)
+def test_answers_that_end_far_longer_or_far_shorter_raise_an_alarm(stage, last, raised):
+    for step in range(20):
+        tokens = 46 if step < 16 else last
+        stage.record(step, reward=0.1 * step, reward_sem=0.05, kl=0.1, missing_eos=0.0, response_tokens=tokens)
+    found = alarms({}, stage.metrics())
+    assert [one["detector"] for one in found] == raised
+    assert all(one["value"] == last for one in found)
+
+
 def logged(rewards, sem):
     return [
         {"step": i, "reward": r, "reward_sem": sem, "kl": 0.1, "entropy": 1.0, "missing_eos": 0.0, "response_tokens": 20}

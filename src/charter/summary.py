@@ -208,6 +208,9 @@ def alarms(feedback: Mapping[str, Any], rl: Sequence[dict[str, Any]]) -> list[di
         if late > 1.5 * early:
             alarm("length growth", late, 1.5 * early,
                   "responses grew by more than half; check whether the reward pays for length")  # fmt: skip
+        if late < early / 1.5:
+            alarm("length fall", late, early / 1.5,
+                  "responses shrank by more than a third; check whether the reward pays for short ones")  # fmt: skip
     return rows
 
 
