@@ -35,7 +35,7 @@ recipe; `package:NAME/PATH` is a file inside an installed package.
 
 ## First level
 
-Most recipes need only these settings. [A run of your own](own-run.md) shows the command that writes a recipe with those of your
+Most recipes need only these settings. [A run of your own](own-run.md) shows the command that writes such a recipe for your
 case.
 
 | setting | example | meaning |

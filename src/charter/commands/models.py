@@ -32,9 +32,12 @@ def chat(
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Draw among the fewest likeliest tokens that make up this probability.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among this many likeliest tokens.")] = None,
     min_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Draw among the tokens at least this times as likely as the likeliest.")
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Draw among the tokens with at least this fraction of the likeliest token's probability."
+        ),
     ] = None,
     person: Person = None,
     seed: Seed = 0,

@@ -26,12 +26,12 @@ class EndpointSettings(Settings):
     """A model behind a server that speaks OpenAI's protocol: asked for texts and choices, never trained."""
 
     url: str
-    """Where the server answers, up to and with `/v1`; without a user name, a key or a query."""
+    """Address of the server, up to and including `/v1`; without a user name, a key or a query."""
     more_urls: list[str] = []
-    """Addresses of further servers with the same model: each request goes to whichever has the fewest under way. Answers are kept
-    under `url`, so adding one changes nothing else."""
+    """Addresses of further servers with the same model: each request goes to the server with the fewest requests under way.
+    Answers are cached under `url`, so an added server repeats no request."""
     model: Annotated[str, Field(min_length=1)]
-    """The model's name there."""
+    """The model's name on the server."""
     api: Literal["chat", "completions"] = "chat"
     """`chat` sends messages; `completions` a transcript of them, for models without a chat template."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
@@ -39,11 +39,11 @@ class EndpointSettings(Settings):
     logprobs: Literal["auto", "yes", "no"] = "auto"
     """Read choices from log-probabilities: `auto` where the server gives them, `yes` or an error, `no` from the text."""
     top_logprobs: Annotated[int, Field(ge=2, le=20, strict=True)] | None = None
-    """Likeliest tokens to ask for where a choice is read; 20 with chat and 5 with completions unless given."""
+    """Number of likeliest tokens to request where Charter reads a choice; by default 20 with chat and 5 with completions."""
     text_margin: Annotated[float, Field(gt=0)] = 3.0
-    """Nats by which an option leads the others where it was written out and not read."""
+    """Nats by which an option leads if the model wrote it, without log-probabilities."""
     length_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the server calls the longest answer."""
+    """The server's name for the limit on an answer's length."""
     extra_body: dict[str, Any] = {}
     """Further fields of every request, as the server documents them."""
     concurrency: Positive = 8
@@ -51,11 +51,11 @@ class EndpointSettings(Settings):
     timeout: Annotated[float, Field(gt=0)] = 120.0
     """Seconds until the last byte of an answer."""
     retries: Annotated[int, Field(ge=0, strict=True)] = 8
-    """How often a request is sent again after the first failure."""
+    """How often Charter sends a request again after the first failure."""
     backoff: Annotated[float, Field(gt=0)] = 1.0
     """Seconds before the first repetition; doubled each time, and shortened by up to half at random."""
     longest_wait: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds that are waited at most; a server that asks for more ends the run."""
+    """Longest wait in seconds; a server that requests a longer wait ends the run."""
     input_price: NonNegative | None = None
     """Money for a million tokens read."""
     output_price: NonNegative | None = None
@@ -65,7 +65,7 @@ class EndpointSettings(Settings):
     budget_money: Annotated[float, Field(gt=0)] | None = None
     """Stop before more money than this has been spent; needs both prices."""
     cache: NewFolder | None = None
-    """Folder of the answers, to be shared between runs; `endpoints/NAME` in the run folder unless given."""
+    """Folder of the cached answers, which several runs can share; by default `endpoints/NAME` in the run folder."""
 
     @field_validator("url", "more_urls")
     @classmethod

@@ -41,7 +41,7 @@ class SharedTraining(Settings):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradients are clipped to this norm."""
     checkpoint_every: Positive | None = None
-    """Optimizer steps between checkpoints: the most that a kill can lose. By time unless given."""
+    """Optimizer steps between checkpoints. By default Charter writes checkpoints by time."""
     warmup: Share | None = None
     """Share of the steps over which the learning rate rises, where a method has a schedule."""
 
@@ -50,47 +50,48 @@ class SharedSampling(Settings):
     """For every stage that samples, unless the stage says otherwise."""
 
     temperature: Annotated[float, Field(gt=0)] | None = None
-    """Of critiques, responses, rollouts and answers."""
+    """Temperature of critiques, responses, rollouts and answers."""
     max_new_tokens: Positive | None = None
     """Longest text, in tokens."""
     top_p: TopP | None = None
     """Draw among the fewest likeliest tokens that make up this probability. Rollouts are never filtered."""
     top_k: TopK | None = None
-    """Draw among so many likeliest tokens. Rollouts are never filtered."""
+    """Draw among this many likeliest tokens. Rollouts are never filtered."""
     min_p: MinP | None = None
-    """Draw among the tokens at least this times as likely as the likeliest. Rollouts are never filtered."""
+    """Draw among the tokens with at least this fraction of the likeliest token's probability. Rollouts are never filtered."""
 
 
 class Recipe(Settings):
     """A whole run."""
 
     title: str = "Charter run"
-    """Stands at the head of the report."""
+    """Title of the report."""
     model: ModelName
     """Folder or hub name of the base model; `package:NAME/PATH` is a folder inside an installed package."""
     constitution: File | None = None
     """YAML file of principles; needed by critique and revision and by a judge that compares."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Every draw of the run comes from it."""
+    """Seed of every draw of the run."""
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
+    """Precision of the matrix products in training and scoring; weights and log-probabilities stay in float32."""
     quantization: Literal["nf4"] | None = None
-    """Hold the frozen weights of every model in 4 bits (QLoRA). What is trained then needs `lora`; the extra is `[qlora]`."""
+    """Hold the frozen weights of every model in 4 bits (QLoRA). Every stage that trains then needs `lora`; the extra is
+    `[qlora]`."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-    """Which attention the models compute with; `auto` is torch's own with rows packed in one line where the model allows it."""
+    """Implementation of attention; `auto` is torch's own, with rows packed in one line where the model allows it."""
     gradient_checkpointing: bool = False
-    """Keep the input of each layer alone and compute it again for its gradient: less memory, about a third more time."""
+    """Keep only the input of each layer and compute the rest again for the gradient: less memory, about a third more time."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes an NVIDIA or AMD GPU if the machine has one; mps is the GPU of a Mac."""
     batch_size: Positive = 128
-    """Responses generated at once."""
+    """Number of responses generated at once."""
     parallel: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
-    """What several processes hold of a model in training: each all of it, each a part (FSDP2, full weights only), or each a part
-    of the moments (DeepSpeed's ZeRO; the extra is `[deepspeed]`)."""
+    """How several processes hold a model in training: each process holds the whole model, a part of it (FSDP2, full weights
+    only), or the whole model and a part of the moments (DeepSpeed's ZeRO; the extra is `[deepspeed]`)."""
     endpoints: dict[str, EndpointSettings] = {}
-    """Models behind servers, by names of your own; `endpoint:NAME` stands for one wherever a model only answers."""
+    """Models behind servers, by names of your own; use `endpoint:NAME` wherever a model only answers."""
     trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
-    """Send the metrics of every step there too; metrics.jsonl is always written."""
+    """Trackers that also get the metrics of every step; Charter always writes metrics.jsonl."""
     training: SharedTraining | None = None
     sampling: SharedSampling | None = None
     prompts: PromptSettings | None = None
@@ -101,7 +102,7 @@ class Recipe(Settings):
     reward_model: RewardModelSettings = RewardModelSettings()
     rl: Annotated[AnyRLSettings | None, Field(discriminator="method")] = RLOOSettings()
     rounds: Positive = 1
-    """Feedback and training, so many times: each round starts from the model of the one before it (Yuan et al. 2024)."""
+    """Rounds of feedback and training; each round starts from the model of the round before (Yuan et al. 2024)."""
     controls: list[Control] = []
     """Arms that show what the training alone does. Each trains as `rl` does, from the same model: on the judgments with chosen
     and rejected exchanged; against random numbers; against the length of a response; on judgments under other topics."""

@@ -53,15 +53,15 @@ class SamplingSettings(StageSettings):
     """What every stage shares that samples texts which are not trained on by their own log-probabilities."""
 
     temperature: NonNegative = 1.0
-    """Of the texts; 0 takes the likeliest token."""
+    """Temperature of the texts; 0 takes the likeliest token."""
     max_new_tokens: Positive = 96
     """Longest text, in tokens."""
     top_p: TopP | None = None
     """Draw among the fewest likeliest tokens that make up this probability."""
     top_k: TopK | None = None
-    """Draw among so many likeliest tokens."""
+    """Draw among this many likeliest tokens."""
     min_p: MinP | None = None
-    """Draw among the tokens at least this times as likely as the likeliest."""
+    """Draw among the tokens with at least this fraction of the likeliest token's probability."""
 
     @property
     def filters(self) -> Filters:
@@ -97,14 +97,14 @@ class TrainingSettings(StageSettings):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
     checkpoint_every: Positive | None = None
-    """Optimizer steps between checkpoints. Unless given Charter goes by time: checkpoints take at most 5% of a stage's, and the
-    most that a kill can lose is printed at its start."""
+    """Optimizer steps between checkpoints. By default Charter writes checkpoints by time: they take at most 5% of a stage, and
+    the stage prints at its start the most that a kill can lose."""
 
 
 class EpochSettings(TrainingSettings):
     """What every stage shares that goes through given rows, epoch by epoch."""
 
     max_tokens: Positive | None = None
-    """Longest row, prompt and response; of a longer one the oldest tokens of the prompt are left out."""
+    """Longest row, prompt and response together; a longer row loses the oldest tokens of its prompt first."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises."""

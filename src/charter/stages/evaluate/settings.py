@@ -20,37 +20,38 @@ MEASURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 class MeasureSettings(Settings):
     source: MeasureSource
-    """`classifier:FOLDER:LABEL`, its probability of the label for the response alone; `judge:FOLDER` or `judge:endpoint:NAME`,
-    the probability of a yes to whether the response helps; `rubric:FILE:JUDGE`, the score by criteria with points; or
-    `python:module:function`, called with the prompt's and the response's text, returning a number or None."""
+    """`classifier:FOLDER:LABEL`, the classifier's probability of the label for the response alone; `judge:FOLDER` or
+    `judge:endpoint:NAME`, the judge's probability that the response helps; `rubric:FILE:JUDGE`, the score by criteria with
+    points; or `python:module:function`, a function of the prompt's and the response's text that returns a number or None."""
     better: Literal["lower", "higher"]
-    """Which way is the aim."""
+    """Direction of the aim."""
     margin: NonNegative | None = None
-    """As a price and not an aim: it may get worse by this much before the verdict is spoilt; declared before the run."""
+    """Makes the measure a guard-rail: the largest loss with which the verdict can still be "worked"; declared before the
+    run."""
     unit: str = "share"
-    """Stands beside the number in the report."""
+    """Unit beside the number in the report."""
 
 
 class EvaluationSettings(SamplingSettings):
     scorer: ScorerSource | None = None
-    """Who says what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER`, `judge:endpoint:NAME` or
-    `refusal-words`."""
+    """Scorer that decides what is harmful, refused and helpful: `python:module:function`, `judge:FOLDER`,
+    `judge:endpoint:NAME` or `refusal-words`."""
     measures: dict[str, MeasureSettings] = {}
-    """Numbers of your own, by name, of every answer of every arm. Without a scorer the first of them decides the verdict."""
+    """Numbers of your own, by name, for every answer of every arm. Without a scorer the first measure decides the verdict."""
     judge: Responder | None = None
-    """Who compares the last model's answers with those of every other arm, in both orders: `base`, `sft`, a folder or
+    """Judge that compares the last model's answers with those of every other arm, in both orders: `base`, `sft`, a folder or
     `endpoint:NAME`. The report then has win rates, raw and at equal length."""
     adherence: Responder | None = None
-    """Who is asked whether each answer follows the principle under which its prompt is sorted: the forms of `judge`. The report
+    """Judge of whether each answer follows the principle under which its prompt is sorted, in the forms of `judge`. The report
     then has the adherence of every arm by principle, beside harm."""
     samples_per_prompt: Positive = 1
-    """Answers of each arm to each prompt."""
+    """Number of answers of each arm to each prompt."""
     best_of: Annotated[int, Field(ge=2, strict=True)] | None = None
-    """Measure one arm more: of so many answers of the SFT model the one that the reward model scores highest."""
+    """Measure one more arm: the answer that the reward model scores highest among this many answers of the SFT model."""
     over_refusal_margin: Share = 0.05
-    """Over-refusal may rise by this much before the verdict is spoilt; declared before the run."""
+    """Largest rise of over-refusal with which the verdict can still be "worked"; declared before the run."""
     helpfulness_margin: Share = 0.03
-    """Helpfulness may fall by this much before the verdict is spoilt; declared before the run."""
+    """Largest fall of helpfulness with which the verdict can still be "worked"; declared before the run."""
 
     cards: list[File] = []
     """Cards of scorers (NAME.card.json); the report prints each beside the figures of its scorer or measure."""

@@ -15,40 +15,43 @@ if TYPE_CHECKING:
 
 class ContrastSettings(Settings):
     positive: str
-    """Put before the last turn of the prompt to which the chosen response is sampled."""
+    """Text before the last turn of the prompt, for the chosen response."""
     negative: str
-    """The same for the rejected one."""
+    """Text before the last turn of the prompt, for the rejected response."""
 
 
 class FeedbackSettings(SamplingSettings):
     generator: Responder = Source("run", "sft")
-    """Who gives the responses that are compared: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
+    """Model that writes the responses to compare: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
     raters: Literal["judge", "human", "mixed"] = "judge"
     """Who compares: the judge; people, on the page of `charter label RUN`; or the judge, with people checking some prompts."""
     human_share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """With `mixed`: share of the prompts that people are asked about; there their votes replace the judge's."""
+    """With `mixed`: share of the prompts on which people vote; on these prompts their votes replace the judge's."""
     prompts: Positive = 800
-    """Prompts, red-team and benign together, to which responses are sampled and compared."""
+    """Number of prompts, red-team and benign together, for which responses are sampled and compared."""
     responses_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
     """K: every pair of the K is compared."""
     sampling: Literal["plain", "diverse"] = "plain"
-    """How the K responses come to differ: by chance, or `diverse`: each is asked for with another line of `stances` as the system
-    turn, drawn for the prompt. Pairs and votes have the prompt without it. The model needs a chat template with a system turn."""
+    """How the K responses come to differ: by chance, or with `diverse` by another line of `stances` as the system turn of
+    each, drawn for the prompt. Pairs and votes have the prompt without this line. The model needs a chat template with a
+    system turn."""
     stances: File | None = None
-    """Text file of stances and styles, a system turn a line, at least K; Charter's own unless set."""
+    """Text file of stances and styles, one system turn a line, at least K lines; by default Charter's own."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the responses."""
+    """Temperature of the responses."""
     judge: Responder = Source("run", "base")
-    """Who compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
+    """Model that compares: `base`, `sft`, the folder of another model, or `endpoint:NAME`."""
     protocol: Literal["auto", "letters", "yes_no", "dialogue", "rubric", "likelihood", "reasoned"] = "auto"
-    """How the judge is read: two responses as A and B; each response alone, Yes or No; the same question in the conversation; the
-    criteria of the principle; the likelihood of the responses under the principle; A and B after reasons that the judge writes;
-    or, of all but the last, the one that is right most often on half of the labelled pairs (`letters` without any)."""
+    """How Charter reads the judge: two responses as A and B (`letters`); each response alone, Yes or No (`yes_no`); the same
+    question in the conversation (`dialogue`); the criteria of the principle (`rubric`); the likelihood of the responses under
+    the principle (`likelihood`); A and B after reasons that the judge writes (`reasoned`). `auto` takes the protocol, except
+    `reasoned`, that is right most often on half of the labelled pairs (`letters` without labelled pairs)."""
     priorities: bool = False
-    """Ask the principles that apply one after the other, the highest `priority` or `authority` first: the first whose margin
-    exceeds the noise measured on the labelled pairs decides, and the judgment names it. Otherwise one drawn principle decides."""
+    """Apply the fitting principles one after the other, the highest `priority` or `authority` first. The first principle whose
+    margin exceeds the noise measured on the labelled pairs decides, and the judgment names it. With `false` one drawn
+    principle decides."""
     abstain_below: NonNegative = 0.1
-    """No pair is made where the judge's swap-averaged margin is smaller than this many nats."""
+    """A comparison is a tie, and gives no pair, if the judge's swap-averaged margin is below this many nats."""
     calibration: Annotated[float, Field(gt=0)] = 1.0
     """Temperature that divides the judge's margin before it becomes a soft label."""
     labelled_pairs: File | None = None
@@ -56,14 +59,15 @@ class FeedbackSettings(SamplingSettings):
     gate_pairs: Positive = 300
     """How many of the labelled pairs the gate reads."""
     contrast: ContrastSettings | None = None
-    """Make pairs without comparing: the chosen response is asked for in one way and the rejected in another (RLCD)."""
+    """Make pairs without comparing: one text before the last turn gives the chosen response, another the rejected response
+    (RLCD)."""
     revisions: bool = False
-    """Make pairs of the revise stage: the last usable revision is chosen over the answer that it began from."""
+    """Make pairs from the revise stage: the last usable revision is chosen, the answer that it revises is rejected."""
     pairs: list[File] = []
-    """Take pairs from these files instead: nothing is sampled and nobody compares. Prompt, chosen and rejected, as JSONL, JSON,
-    CSV or Parquet; hh-rlhf as it is."""
+    """Take pairs from these files; nothing is sampled and nobody compares. Rows have prompt, chosen and rejected, as JSONL,
+    JSON, CSV or Parquet; hh-rlhf is read as published."""
     max_pairs: Positive | None = None
-    """At most this many pairs of the files, whole prompts by a draw."""
+    """At most this many pairs of the files; Charter draws whole prompts."""
 
     @model_validator(mode="after")
     def check_that_options_are_read(self) -> FeedbackSettings:

@@ -17,17 +17,18 @@ class PromptSettings(Settings):
     files: list[File] = []
     """Prompt files: JSONL, JSON, CSV, text, parquet or hh-rlhf transcripts, plain or gzipped."""
     red_team: list[File] = []
-    """The same, every prompt of which is tagged `red_team`: an answer may do harm."""
+    """Prompt files; every prompt gets the tag `red_team`: an answer may do harm."""
     benign: list[File] = []
-    """The same, every prompt of which is tagged `benign`: to be answered and not refused."""
+    """Prompt files; every prompt gets the tag `benign`: a good answer does not refuse."""
     tags: list[str] = []
     """Tags of your own, and `red_team` or `benign`, for every prompt of `files`."""
     first_words: Positive | None = None
-    """Keep so many words of the last turn: beginnings of texts, for a model to continue."""
+    """Keep only this many words of the last turn: beginnings of texts, for a model to continue."""
     labelled: File | None = None
-    """Prompts whose `principle` a person gave, or none: the way of sorting is chosen on half of them and measured on the rest."""
+    """Prompts whose `principle` a person gave (null: none of the topics). Charter chooses the way of sorting on half of them
+    and measures it on the other half."""
     test_fraction: Rate = 0.2
-    """Share held out, where the file does not say itself."""
+    """Share of the prompts to hold out, where the file gives no `split`."""
     train: Positive | None = None
     """At most this many training prompts of each kind, stratified by principle."""
     test: Positive | None = None

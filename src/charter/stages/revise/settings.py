@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 class ReviseSettings(SamplingSettings):
     generator: Answerer = Source("run", "base")
-    """Who gives the first answers and the helpful ones: `base`, the folder of another model, or `endpoint:NAME`."""
+    """Model that writes the first answers and the helpful answers: `base`, the folder of another model, or `endpoint:NAME`."""
     critic: Answerer = Source("run", "base")
-    """Who criticises and revises: `base`, the folder of another model, or `endpoint:NAME`."""
+    """Model that criticises and revises: `base`, the folder of another model, or `endpoint:NAME`."""
     rounds: Positive = 2
-    """Critique and revision, this many times, a principle drawn for each."""
+    """Rounds of critique and revision; each round draws a principle."""
     context: str | None = None
-    """Instead of critique and revision: the prompt is answered once more with these words before its last turn, and the answer is
-    learned without them (context distillation, Askell et al. 2021)."""
+    """Instead of critique and revision, the model answers the prompt once more with these words before its last turn, and
+    learns the answer without the words (context distillation, Askell et al. 2021)."""
     prompts: Positive = 400
-    """Red-team prompts whose answers are revised."""
+    """Number of red-team prompts whose answers are revised."""
     temperature: NonNegative = 1.0
-    """Of the first answers and the critiques."""
+    """Temperature of the first answers and the critiques."""
     revision_temperature: NonNegative = 0.7
-    """Of the revisions."""
+    """Temperature of the revisions."""
     few_shots: File | None = None
     """YAML of worked examples put before the conversation."""
 

@@ -16,13 +16,13 @@ class ScorerSettings(EpochSettings):
     epochs: Positive = 2
     """Passes over the pairs or ratings."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """Peak; falls to zero by a half cosine after the warm-up."""
+    """Peak learning rate; it falls to zero by a half cosine after the warm-up."""
     test_fraction: Rate = 0.15
-    """Share of the prompts whose pairs or ratings measure and are not trained on."""
+    """Share of the prompts to hold out: their pairs or ratings measure the reward model."""
     ensemble: Positive = 1
-    """Members, each an adapter and a head of its own on the one trunk; more than one needs `lora`."""
+    """Number of members, each an adapter and a head of its own on one trunk; more than one member needs `lora`."""
     combine: Literal["mean", "worst"] = "mean"
-    """What an ensemble scores: the mean of its members, or the lowest of them."""
+    """Score of an ensemble: the mean of its members' scores, or the lowest of them."""
 
     @model_validator(mode="after")
     def check_ensemble(self) -> ScorerSettings:
@@ -36,11 +36,12 @@ class ScorerSettings(EpochSettings):
 
 class RewardModelSettings(ScorerSettings):
     model: ModelName | None = None
-    """Folder of the model to start from: any family, an encoder, or a reward model to continue; else the fine-tuned model."""
+    """Folder of the model to start from: any family, an encoder, or a reward model to continue; by default the fine-tuned
+    model."""
     pairs_per_step: Positive = 32
-    """Pairs behind one optimizer step; pairs of one prompt stay together."""
+    """Number of pairs in one optimizer step; pairs of one prompt stay together."""
     average: Literal["pairs", "rankings"] = "pairs"
-    """What weighs the same in a step: every pair, or every ranking, whatever number of pairs it gives."""
+    """Unit of equal weight in a step: every pair, or every ranking, whatever its number of pairs."""
     centering: NonNegative = 0.01
     """Pulls the mean score of a pair to zero (coefficient of (s_w + s_l)²)."""
 
@@ -49,6 +50,6 @@ class RatingModelSettings(ScorerSettings):
     """A reward model from ratings of single responses."""
 
     ratings_per_step: Positive = 32
-    """Ratings behind one optimizer step."""
+    """Number of ratings in one optimizer step."""
     loss: Literal["squared", "absolute"] = "squared"
     """Distance between score and rating."""

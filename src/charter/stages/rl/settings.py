@@ -23,16 +23,16 @@ class RewardPart(Settings):
     `rubric:FILE` or `rubric:FILE:JUDGE`, `classifier:FOLDER:LABEL` or `python:module:function`; unless given, the name of the
     part."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    """What one unit of it counts for in the sum."""
+    """Weight of this part in the sum."""
 
 
 class CostSettings(Settings):
     part: str
-    """The part of the reward that is a cost: held to a budget by a multiplier, its weight unused."""
+    """Name of the part of the reward that is a cost. A multiplier holds it to the budget, and its weight is unused."""
     budget: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """The mean cost of a response that is allowed."""
+    """Largest allowed mean cost of a response."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Of the multiplier, in log space."""
+    """Learning rate of the multiplier, in log space."""
     initial: Annotated[float, Field(gt=0)] = 1.0
     """The multiplier at the start."""
 
@@ -40,38 +40,39 @@ class CostSettings(Settings):
 class GoldSettings(Settings):
     source: GoldSource
     """`python:module:function` (a scorer or a number), `judge:FOLDER`, `judge:endpoint:NAME`, `rubric:FILE:JUDGE`,
-    `classifier:FOLDER:LABEL`, or `reward_model`: a second one from half of the feedback, which the first then does not see."""
+    `classifier:FOLDER:LABEL`, or `reward_model`: a second reward model from half of the feedback, which the first reward model
+    then does not see."""
     every: Positive = 10
     """Steps between two points of the curve."""
     prompts: Positive = 64
-    """Held-out prompts, each answered once. They are left out of the evaluation."""
+    """Number of held-out prompts, each answered once. The evaluation leaves them out."""
     max_new_tokens: Positive | None = None
-    """Longest answer, in tokens, of a method that samples none itself; 64 unless given."""
+    """Longest answer in tokens, for a method that does not sample; by default 64."""
 
 
 class StopSettings(Settings):
     past_peak: bool = False
     """End where gold lies below its peak by more than its interval."""
     gold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """End where gold reaches this."""
+    """End where gold reaches this value."""
     kl: Annotated[float, Field(gt=0)] | None = None
-    """End where the KL of a response exceeds so many nats."""
+    """End where the KL of a response exceeds this many nats."""
     reward: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """End where the mean reward of a step reaches this."""
+    """End where the mean reward of a step reaches this value."""
 
 
 class PolicySettings(TrainingSettings):
     """What every method that trains a policy shares."""
 
     gold: GoldSettings | None = None
-    """Ask another scorer every few steps what the training should improve: the report then shows whether the reward still means
-    what it stands for."""
+    """Every few steps another scorer measures what the training should improve; the report then shows whether the policy
+    learns the task or only the reward."""
     stop: StopSettings | None = None
     """Rules that end the training before its last step."""
     keep: Literal["last", "best"] = "last"
-    """Which model is kept: the last one, or the one at the peak of gold."""
+    """Which model to keep: the last model, or the model at the peak of gold."""
     from_policy: ModelName | None = None
-    """Folder of an earlier policy, `RUN/rl/model`, with whose weights the policy starts; the reference stays the same."""
+    """Folder of an earlier policy, `RUN/rl/model`; the policy starts with its weights, and the reference stays the same."""
 
     def check_in(self, recipe: Recipe) -> None:
         if self.from_policy is not None and recipe.rounds > 1:
@@ -96,13 +97,13 @@ class VLLMSettings(Settings):
     """vLLM inside the process, for rollouts."""
 
     kv_cache_gb: Annotated[float, Field(gt=0)] = 4.0
-    """Memory for the keys and values of what is under way, beside a second copy of the policy's weights."""
+    """GB of memory for the keys and values of the responses under way, besides a second copy of the policy's weights."""
     max_rows: Positive = 256
     """Responses under way at once."""
     eager: bool = False
-    """Without CUDA graphs: slower, starts at once. On a CPU it is always so."""
+    """Run without CUDA graphs: slower, but starts at once. On a CPU vLLM always runs without them."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
-    """A token weighs π_trainer / π_vllm, up to this: the two compute the same weights with other kernels."""
+    """Largest weight π_trainer / π_vllm of a token: the two programs compute the same model with different kernels."""
 
 
 class RolloutSettings(PolicySettings):
@@ -111,13 +112,13 @@ class RolloutSettings(PolicySettings):
     steps: Positive = 60
     """Rounds of sample, score, credit, learn, record."""
     prompts_per_step: Positive = 32
-    """Prompts of one rollout."""
+    """Number of prompts in one rollout."""
     samples_per_prompt: Positive = 4
-    """Responses to each of them."""
+    """Number of responses to each prompt."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Of the policy; constant."""
+    """Learning rate of the policy; constant."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the rollouts; log-probabilities everywhere are taken at the same temperature."""
+    """Temperature of the rollouts; all log-probabilities are taken at the same temperature."""
     max_new_tokens: Positive = 64
     """Longest response, in tokens."""
     missing_eos_penalty: NonNegative = 2.0
@@ -127,7 +128,8 @@ class RolloutSettings(PolicySettings):
     cost: CostSettings | None = None
     """Hold one part to a budget (Safe RLHF) in place of a fixed weight."""
     sigmoid_against: Positive | None = None
-    """Score a response by sigmoid(r - r_ref), r_ref the mean reward of so many answers of the reference to its prompt."""
+    """Score a response by sigmoid(r - r_ref); r_ref is the mean reward of this many answers of the reference to the same
+    prompt."""
     reward_scale: bool = False
     """Divide scores by their running standard deviation, so that kl_coef means the same for every reward."""
     reward_clip: Annotated[float, Field(gt=0)] | None = None
@@ -216,19 +218,21 @@ class PPOSettings(RLSettings):
     entropy_coef: NonNegative = 0.0
     """c2, the weight of the entropy bonus."""
     value: Literal["own", "head"] = "own"
-    """Who estimates values: a critic of its `own`, or a `head` of two layers on the policy's states, in the policy's pass."""
+    """Estimator of the values: `own`, a separate critic, or `head`, two layers on the policy's states in the policy's pass."""
     value_gradient: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """With `value: head`: what the value loss weighs in the layers that it shares with the policy; 0 cuts it off."""
+    """With `value: head`: weight of the value loss in the layers that it shares with the policy; 0 keeps its gradient out of
+    them."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Discount; 1 for text."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     """λ of generalised advantage estimation."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    """Of the critic, or of the value head; constant."""
+    """Learning rate of the critic, or of the value head; constant."""
     whiten_advantages: Literal["unbiased", "biased", "none"] = "unbiased"
     """Advantages of a batch on mean 0 and variance 1 over its response tokens: divided by n - 1, by n, or left alone."""
     stop_kl: Annotated[float, Field(gt=0)] | None = None
-    """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
+    """Skip a batch's remaining updates once an update has moved the policy this far from the rollout: mean ½(log ρ)², nats a
+    token."""
 
     @model_validator(mode="after")
     def check_who_reads_the_gradient(self) -> PPOSettings:
@@ -267,13 +271,14 @@ class GRPOSettings(RLSettings):
     clip_coef: Annotated[float, Field(gt=0)] = 0.2
     """ε of the ratio against the policy that sampled."""
     clip_coef_high: Annotated[float, Field(gt=0)] | None = None
-    """An upper ε of its own (DAPO)."""
+    """A separate upper ε (DAPO)."""
     average: Literal["response", "token", "constant"] = "response"
-    """What a token weighs: GRPO's 1/length, one over all tokens (DAPO), or one over max_new_tokens (Dr. GRPO)."""
+    """Weight of a token: GRPO's 1/length, one over all tokens (DAPO), or one over max_new_tokens (Dr. GRPO)."""
     scale_by_std: bool = True
     """Divide advantages by the group's standard deviation; Dr. GRPO does not."""
     stop_kl: Annotated[float, Field(gt=0)] | None = None
-    """Skip the rest of a batch's updates once one moved the policy this far from the rollout: mean ½(log ρ)², nats a token."""
+    """Skip a batch's remaining updates once an update has moved the policy this far from the rollout: mean ½(log ρ)², nats a
+    token."""
     kl_estimator: Literal["weighted_k3", "k2", "forward_kl"] = "weighted_k3"
     """The KL term of the loss; forward_kl is the k3 of the paper, whose gradient is that of KL(π_ref ‖ π)."""
 
@@ -292,9 +297,9 @@ class PairSettings(PolicySettings, EpochSettings):
     epochs: Positive = 1
     """Passes over the pairs."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Peak; falls to zero by a half cosine after the warm-up."""
+    """Peak learning rate; it falls to zero by a half cosine after the warm-up."""
     pairs_per_step: Positive = 32
-    """Pairs behind one optimizer step."""
+    """Number of pairs in one optimizer step."""
 
     @property
     def reads_prompts(self) -> bool:
@@ -319,15 +324,16 @@ class DPOSettings(PairSettings):
     method: Literal["dpo"] = "dpo"
     """The algorithm: preferences straight into the policy, no reward model and no sampling."""
     loss: Literal["dpo", "robust", "ipo", "ipo_per_token", "hinge", "simpo", "kto"] = "dpo"
-    """Which member of the family."""
+    """Which loss of the DPO family."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Price of moving away from the reference, as kl_coef in RL."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels believed to be wrong: with `dpo` that is cDPO."""
+    """Share of labels believed to be wrong; with `dpo` this is cDPO."""
     gamma: NonNegative | None = None
-    """Target margin of `simpo`; 0.5 unless given."""
+    """Target margin of `simpo`; by default 0.5."""
     sft_coef: NonNegative = 0.0
-    """Weight of the negative log-likelihood of the chosen response, per token: holds up what DPO alone lets fall."""
+    """Weight of the negative log-likelihood of the chosen response, per token: supports the chosen response, whose probability
+    DPO alone may lower."""
 
     @model_validator(mode="after")
     def check_that_options_are_read(self) -> DPOSettings:
@@ -346,25 +352,27 @@ class ILQLSettings(PairSettings):
     """The algorithm: Q-learning on the tokens of the pairs, offline; the learned Q shifts the choice of every token."""
     ratings: list[File] = []
     """Learn from the rated responses of these files in place of the pairs: prompt, response and score. `pairs_per_step` then
-    counts two of them."""
+    counts two rated responses as a pair."""
     beta: Annotated[float, Field(gt=0)] = 4.0
-    """How much Q counts when a token is drawn: π ∝ π_ref · exp(β (Q - V)). It is part of the saved model."""
+    """How much Q counts when a token is drawn: π ∝ π_ref · exp(β (Q - V)). β is part of the saved model."""
     expectile: Rate = 0.7
-    """τ of the value: at ½ it is that of the responses as they are, near 1 that of the best ones."""
+    """τ of the value V: at ½ V is the mean over the responses in the data, near 1 the value of the best of them."""
     cql_coef: NonNegative = 0.1
     """Weight of the term that keeps Q low for tokens that no response has."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
-    """Discount a token; the reward, +1 for the chosen response and -1 for the rejected one, is paid at the last."""
+    """Discount per token; the reward, +1 for the chosen response and -1 for the rejected response, is paid at the last
+    token."""
     td_lambda: Share = 0.95
     """λ of the target of Q: at 0 reward and value of the next state, as published; at 1 the reward of the whole response."""
     target_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """How much of the way the slow copy of Q follows at an update; targets and samples come from it."""
+    """Share of the way that the slow copy of Q follows at each update; targets and samples come from the slow copy."""
     sft_coef: NonNegative = 1.0
     """Weight of the negative log-likelihood of all responses, per token: the language model under Q stays that of the data."""
     value_gradient: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """What the losses of Q and V weigh in the layers that they share with the language model; 0 cuts them off."""
+    """Weight of the losses of Q and V in the layers that they share with the language model; 0 keeps their gradient out of
+    them."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Of the heads of Q and V; peak, as learning_rate."""
+    """Learning rate of the heads of Q and V; peak, as learning_rate."""
 
     def check_in(self, recipe: Recipe) -> None:
         super().check_in(recipe)
@@ -384,7 +392,7 @@ class OnlineDPOSettings(RolloutSettings):
     samples_per_prompt: Annotated[int, Field(ge=2, strict=True)] = 2
     """K: responses sampled to each prompt."""
     loss: Literal["dpo", "ipo", "hinge"] = "dpo"
-    """Which member of the family."""
+    """Which loss of the DPO family."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Price of moving away from the reference, as kl_coef in RL."""
 

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 class SFTSettings(EpochSettings):
     data: list[File] = []
-    """Files of examples to learn beside the revisions, or alone where `revise: null`: prompts with answers, whole
-    dialogues, or the chosen side of preference pairs, as JSONL, JSON, CSV or Parquet; hh-rlhf as it is."""
+    """Files of examples to learn with the revisions, or alone with `revise: null`: prompts with answers, whole dialogues, or
+    the chosen side of preference pairs, as JSONL, JSON, CSV or Parquet; hh-rlhf is read as published."""
     max_examples: Positive | None = None
-    """At most this many examples of `data`, by a draw."""
+    """At most this many examples of `data`, drawn at random."""
     epochs: Positive = 3
     """Passes over the data."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """Peak; falls to zero by a half cosine after the warm-up."""
+    """Peak learning rate; it falls to zero by a half cosine after the warm-up."""
     responses_per_step: Positive = 32
-    """Responses behind one optimizer step."""
+    """Number of responses in one optimizer step."""
     helpful_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Share of the data that is the model's own answers to benign prompts; 0 risks a model that only refuses."""
     use_revisions: Literal["last", "all"] = "last"
