@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from charter.errors import MemoryFull
-from charter.models.memory import Trim, is_out_of_memory, keep_freed_memory
+from charter.models.memory import is_out_of_memory
 from charter.pipeline import run_recipe
 from charter.plan.fit import smaller
 from charter.plan.plan import plan_recipe
@@ -111,19 +109,3 @@ def test_only_failed_allocations_are_out_of_memory():
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed blocks")
-def test_freed_blocks_are_given_back_once_the_time_has_come():
-    keep_freed_memory()
-    blocks = [torch.ones(2**20) for _ in range(64)]  # 256 MB
-    del blocks
-    kept = resident_mb()
-    Trim(every=1e9).after_step()
-    assert resident_mb() > kept - 50
-    Trim(every=0).after_step()
-    assert resident_mb() < kept - 200
-
-
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

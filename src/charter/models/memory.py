@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import platform
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -51,31 +50,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def let_go() -> None:
     """Give back all memory that nothing refers to any more, also the blocks that glibc keeps (``keep_freed_memory``)."""
     gc.collect()
-    give_back_blocks()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def give_back_blocks() -> None:
-    """Give back the freed blocks that glibc keeps."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-class Trim:
-    """Gives freed blocks back after a step, at most once in ``every`` seconds.
-
-    Each step of RL asks for blocks of other sizes, so the holes between blocks add up and the process grows. The next step faults
-    its pages in again, about a second at 135 million parameters, so it is not done after every step.
-    """
-
-    def __init__(self, every: float = 120.0) -> None:
-        self.every, self.last = every, time.monotonic()
-
-    def after_step(self) -> None:
-        if time.monotonic() - self.last >= self.every:
-            give_back_blocks()
-            self.last = time.monotonic()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 # -- gradient checkpointing (Chen et al. 2016) -----------------------------------------------------------------------------

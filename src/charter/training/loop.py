@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from charter.models.memory import Trim
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
@@ -93,7 +92,6 @@ def steps(
         return or_none(score(parts, rollout), parts.kept)
 
     curve = GoldCurve(trunk, settings, stage, reward.gold, first, proxy)
-    trim = Trim()
     for number in stage.progress(range(settings.steps), done=first):
         if curve.before(number, watch.history):
             break
@@ -135,7 +133,6 @@ def steps(
             kl_controller.update(described["kl"], len(scores))
         reward.update(parts)
         checkpoints.after(number + 1, state())
-        trim.after_step()
     curve.finish(len(watch.history))
 
 
