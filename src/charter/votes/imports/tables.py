@@ -22,7 +22,8 @@ UNLABELLED = "a completion without a label"
 def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     """A row with chosen and rejected (see :func:`charter.reading.pairs.read_pairs`). Our columns ``strength``, ``rater_id``,
     ``rater_kind``, ``reason`` and ``decided`` are read where they are, and RewardBench's ``chosen_model`` and
-    ``rejected_model``; a margin of a third, two thirds or one is a strength. ``weight`` becomes a margin in nats."""
+    ``rejected_model``; a margin of a third, two thirds or one is a strength. ``weight`` becomes a margin in nats; a weight of one
+    half prefers neither and is a tie."""
     row = part.row
     for field in ("chosen", "rejected"):
         if field in row.values and row.values[field] is None:
@@ -33,18 +34,19 @@ def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     models = [row.optional(f"{side}_model") or UNKNOWN for side in ("chosen", "rejected")]
     if (number(row, "p") or 0.5) < 0.5 and number(row, "weight") is None:
         models.reverse()  # as the answers were
+    is_tie = pair.weight == 0.5
     yield shown_by_coin(
         Vote(
             row=row,
             prompt=pair.prompt,
             answers=(Answer(pair.chosen, models[0]), Answer(pair.rejected, models[1])),
-            ranks=(1, 2),
+            ranks=(1, 1) if is_tie else (1, 2),
             rater=rater_of(row, rater),
             kind="pair",
             set_id=pair.group_id,
             principle=pair.principle,
-            strength=_strength(row, pair.margin),
-            margin=margin_of(pair.weight),
+            strength=None if is_tie else _strength(row, pair.margin),
+            margin=None if is_tie else margin_of(pair.weight),
             **why_of(row),
         )
     )
