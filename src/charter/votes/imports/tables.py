@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from charter.reading.forms import LeftOut
+from charter.reading.forms import LeftOut, good_by_label
 from charter.reading.pairs import SPOKEN, answer_text, number, prompt_column, row_pair
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
@@ -14,7 +14,6 @@ from charter.votes.imports.formats import Rater
 from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, Part, Unique, Vote, shown_by_coin
 from charter.votes.rankings import MARGINS, margin_of
 
-LABELS: dict[Any, Rank] = {True: 1, "1": 1, "1.0": 1, "true": 1, False: "F", "0": "F", "0.0": "F", "false": "F"}  # True == 1.0
 NOTCHES = {round(margin, 6): strength for strength, margin in MARGINS.items() if margin}
 UNLABELLED = "a completion without a label"
 
@@ -58,10 +57,8 @@ def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     for field, reason in (("prompt", NO_PROMPT), ("completion", NO_TEXT), ("label", UNLABELLED)):
         if row.values.get(field) is None or (field != "completion" and row.values[field] == ""):
             raise part[field].left_out(reason)
-    rank = (
-        LABELS.get(label.casefold() if isinstance(label, str) else label) if isinstance(label, (bool, int, float, str)) else None
-    )
-    if rank is None:
+    is_good = good_by_label(label)
+    if is_good is None:
         raise part["label"].bad(f"is {label!r}; a label is true or false")
     prompt = prompt_column(row)
     if prompt is None:
@@ -70,7 +67,7 @@ def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
         row=row,
         prompt=prompt,
         answers=(Answer(answer_text(row, "completion", prompt)),),
-        ranks=(rank,),
+        ranks=(1 if is_good else "F",),
         rater=rater_of(row, rater),
         kind="thumbs",
         set_id=row.optional("group_id") or "",
