@@ -243,7 +243,7 @@ def test_flags_are_kept_with_the_responses_they_are_for():
 def test_a_negative_number_is_never_the_first_model(tmp_path):
     """Files that write 1 and -1 mean the first and the second; read as the word 1 it would turn the vote round."""
     for winner in (-1, "-1", "-2", "\u22121"):
-        with pytest.raises(InputError, match="field 'winner': is .*write a, b, tie"):
+        with pytest.raises(InputError, match=r"field 'winner': is .*write a, b, tie"):
             read_votes(table(tmp_path, [{"model_a": "gpt", "model_b": "llama", "winner": winner}]))
 
 

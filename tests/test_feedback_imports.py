@@ -515,12 +515,12 @@ def test_mt_bench_votes_on_the_first_turn_are_votes_on_it(tmp_path):
 
 @pytest.mark.parametrize("turn", ["1", 1.0])
 def test_the_turn_may_be_a_text_or_a_float(tmp_path, turn):
-    result, evidence = imported(tmp_path, "m.jsonl", mt_bench("model_a", turn))
+    _, evidence = imported(tmp_path, "m.jsonl", mt_bench("model_a", turn))
     assert said(evidence) == [("ann", [("rhyme a", 1), ("rhyme b", 2)])]
 
 
 def test_a_judge_that_is_nan_is_nobody(tmp_path):
-    result, evidence = imported(tmp_path, "m.jsonl", mt_bench("model_a", 1, judge=math.nan))
+    _, evidence = imported(tmp_path, "m.jsonl", mt_bench("model_a", 1, judge=math.nan))
     assert said(evidence) == [("arena-users", [("rhyme a", 1), ("rhyme b", 2)])]
 
 
@@ -534,7 +534,7 @@ def test_a_pair_that_prefers_neither_is_a_tie(tmp_path):
     """P(chosen is better) of one half, as TRL's files and ours write it, is no win for the response named first."""
     row = {"prompt": "q", "chosen": "x", "rejected": "y", "strength": 2}
     rows = [row | {"p": 0.5}, row | {"weight": 0.5}, row | {"weight": "0.5"}, row | {"p": 0.6}]
-    result, evidence = imported(tmp_path, "p.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _, evidence = imported(tmp_path, "p.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     judgments = list(evidence.judgments.values())
     assert [sorted(judgment.ranks.values()) for judgment in judgments] == [[1, 1], [1, 1], [1, 1], [1, 2]]
     assert [(judgment.margin, judgment.strength) for judgment in judgments[:3]] == [(None, None)] * 3
@@ -567,7 +567,8 @@ def test_a_rank_beyond_all_sets_is_refused(tmp_path):
 ])  # fmt: skip
 def test_the_words_of_a_choice(tmp_path, choice, ranks):
     task = {"id": 1, "data": {"prompt": "q", "answer1": "x", "answer2": "y"},
-            "annotations": [{"id": 3, "completed_by": 1, "result": [{"type": "choices", "value": {"choices": [choice]}}]}]}  # fmt: skip
+            "annotations": [{"id": 3, "completed_by": 1,
+                             "result": [{"type": "choices", "value": {"choices": [choice]}}]}]}  # fmt: skip
     _, evidence = imported(tmp_path, "c.json", json.dumps([task]))
     assert [[rank for _, rank in vote] for _, vote in said(evidence)] == [ranks]
 

@@ -111,7 +111,8 @@ def peoples_pairs(rows: Iterator[PairRow], responses: Mapping[str, Response] | N
             ids = dict(zip((row.chosen, row.rejected), row.responses, strict=True))
             first, second = (known.get(ids[text]) or as_response(row.prompt, text) for text in texts)
             pairs[key] = ResponsePair(row.prompt, first, second)
-        votes.append((key, raters.setdefault((row.rater_id, row.rater_kind), len(raters)), 1.0 if texts[0] == row.chosen else -1.0))
+        rater = raters.setdefault((row.rater_id, row.rater_kind), len(raters))
+        votes.append((key, rater, 1.0 if texts[0] == row.chosen else -1.0))
     number = {key: i for i, key in enumerate(pairs)}
     return PeoplesPairs(
         tuple(pairs.values()), rater_names(tuple(raters)),

@@ -55,7 +55,7 @@ def read_prism(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]
             yield from [asked.left_out(NOT_SCORED)] * (len(answers) - len(scored))
             votes.append(Vote(
                 row=row.row, prompt=asked.prompt_of(dialogue, "prism"), ranks=ranks_of_scores([score for _, score in scored]),
-                answers=tuple(Answer(message["content"].text(), message["model_name"].name() or UNKNOWN) for message, _ in scored),
+                answers=tuple(Answer(one["content"].text(), one["model_name"].name() or UNKNOWN) for one, _ in scored),
                 rater=Rater(user, rater.kind) if user else rater,
             ))  # fmt: skip
         chosen = next((message for message in answers if message["if_chosen"].value is True), None)
