@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charter.errors import InputError
+from charter.raters.agreement import PAIR_AGREEMENT, agreement_figures
 from charter.raters.comparisons import as_comparisons, pair_outcomes, seconds_of_votes, single_orders, votes_of
+from charter.raters.lines import rater_lines
 from charter.raters.reports import counted, ratings_report
 from charter.raters.vote_files import read_votes
 from charter.records import Generation, Judgment, Response
@@ -236,3 +238,57 @@ def test_flags_are_kept_with_the_responses_they_are_for():
     votes = votes_of([vote("1", {"a": 1, "b": "F"}, flags={"b": ["spam"]})])
     assert votes.flags["spam"].tolist() == [False, True]
     assert np.array_equal(votes.rank, [1, 0])
+
+
+def test_a_negative_number_is_never_the_first_model(tmp_path):
+    """Files that write 1 and -1 mean the first and the second; read as the word 1 it would turn the vote round."""
+    for winner in (-1, "-1", "-2", "\u22121"):
+        with pytest.raises(InputError, match=r"field 'winner': is .*write a, b, tie"):
+            read_votes(table(tmp_path, [{"model_a": "gpt", "model_b": "llama", "winner": winner}]))
+
+
+def test_the_number_of_a_model_is_its_name(tmp_path):
+    with pytest.raises(InputError, match="the name of one model and the word for the other"):
+        read_votes(table(tmp_path, [{"model_a": 2, "model_b": 1, "winner": 1}]))
+    votes = read_votes(table(tmp_path, [{"model_a": 7, "model_b": 5, "winner": 5}, {"model_a": 5, "model_b": 7, "winner": "b"}]))
+    assert (votes.models, votes.outcome.tolist()) == (("5", "7"), [1, -1])
+
+
+@pytest.mark.parametrize(("column", "value"), [("rater", "ann"), ("judge", "ann"), ("question_id", 7), ("prompt", "why?")])
+def test_a_column_that_the_first_row_lacks_is_not_overlooked(tmp_path, column, value):
+    row = {"model_a": "a", "model_b": "b", "winner": "a"}
+    with pytest.raises(InputError, match=f"line 2, field '{column}': the first row has no such column"):
+        read_votes(table(tmp_path, [row, row | {column: value}]))
+
+
+def test_a_prompt_that_is_nan_is_missing(tmp_path):
+    with pytest.raises(InputError, match="line 1, field 'question_id': is empty"):
+        read_votes(table(tmp_path, [{"model_a": "a", "model_b": "b", "winner": "a", "question_id": math.nan}]))
+
+
+def test_one_name_of_a_person_and_of_a_judge_is_two_raters(tmp_path):
+    row = {"model_a": "a", "model_b": "b", "prompt": "p", "rater": "x"}
+    rows = [row | {"winner": "a", "rater_kind": "human"}, row | {"winner": "b", "rater_kind": "judge"},
+            row | {"winner": "a", "rater": "y"}, row | {"winner": "b", "rater": "y", "rater_kind": ""}]  # fmt: skip
+    votes = read_votes(table(tmp_path, rows))
+    assert list(zip(votes.raters, votes.kinds, strict=True)) == [("x (human)", "human"), ("x (judge)", "judge"), ("y", "human")]
+    assert votes.rater.tolist() == [0, 1, 2, 2]
+    judged = votes_of([vote("1", {"a": 1, "b": 2}), vote("2", {"a": 2, "b": 1}, rater_kind="judge"),
+                       vote("3", {"a": 1, "b": 2}, rater_id="bob")])  # fmt: skip
+    assert list(zip(judged.raters, judged.kinds, strict=True)) == [
+        ("ann (human)", "human"), ("ann (judge)", "judge"), ("bob", "human")
+    ]  # fmt: skip
+
+
+def test_votes_on_two_turns_of_a_prompt_are_on_different_answers(tmp_path):
+    """MT-bench: the same rater judges the first turn and then the second; neither repeats the other, nor do they disagree."""
+    row = {"question_id": "81", "model_a": "m1", "model_b": "m2"}
+    rows = [row | {"judge": judge, "turn": turn, "winner": winner}
+            for judge in ("ann", "bob") for turn, winner in ((1, "model_a"), (2, "model_b"))]  # fmt: skip
+    votes = read_votes(table(tmp_path, rows))
+    assert votes.responses == ("81, turn 1: m1", "81, turn 1: m2", "81, turn 2: m1", "81, turn 2: m2")
+    assert (len(votes.prompts), len(votes.models)) == (1, 2)
+    (agreeing,) = [figure for figure in agreement_figures(votes) if figure.name == PAIR_AGREEMENT]
+    assert (agreeing.value, agreeing.n) == (1, 2)
+    assert [line.n_repeats for line in rater_lines(votes)] == [0, 0]
+    assert as_comparisons(votes, "models").outcome.tolist() == [1, -1, 1, -1]

@@ -19,7 +19,7 @@ from charter.reading.pairs import FORKED, IDENTICAL
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_feedback
 from charter.votes.imports.files import import_feedback
-from charter.votes.imports.people import ASPECTS, ATTRIBUTES, FEW_SCORES, GAP, NOT_MARKED
+from charter.votes.imports.people import ASPECTS, ATTRIBUTES, FEW_SCORES, GAP, NOT_MARKED, NOT_SCORED
 from charter.votes.imports.people import REPEATED as REPEATED_ID
 from charter.votes.judgments import read_judgments
 from charter.votes.merging import merge_folders
@@ -171,19 +171,19 @@ def test_argilla_of_both_versions(tmp_path):
 def test_prism_ranks_each_turn_by_its_scores(tmp_path):
     result, evidence = imported(tmp_path, "p.jsonl", 2 * (json.dumps(PRISM) + "\n"))
     assert (result["format"], result["judgments"]) == ("prism", 2)
-    assert result["left_out"] == {FEW_SCORES: 1, ATTRIBUTES: 1, REPEATED_ID: 1}
+    assert result["left_out"] == {FEW_SCORES: 1, ATTRIBUTES: 1, REPEATED_ID: 1, NOT_SCORED: 1}
     first, second = evidence.judgments.values()
     assert (first.comment, second.comment) == ("", "Short is better.")
     assert [m.content for m in evidence.prompt(second).messages] == ["Is tea good?", "Yes.", "Why?"]
     assert said(evidence) == [
-        ("user7", [("Yes.", 1), ("No.", 2), ("Tea.", 2), ("…", None)]), ("user7", [("Warm.", 2), ("Calm.", 1)]),
+        ("user7", [("Yes.", 1), ("No.", 2), ("Tea.", 2)]), ("user7", [("Warm.", 2), ("Calm.", 1)]),
     ]  # fmt: skip
 
 
 def test_prism_ends_where_no_answer_is_marked_as_chosen(tmp_path):
     history = [{**turn, "if_chosen": False} for turn in PRISM["conversation_history"]]
     result, evidence = imported(tmp_path, "p.jsonl", json.dumps({**PRISM, "conversation_history": history}))
-    assert (len(said(evidence)), result["left_out"]) == (1, {NOT_MARKED: 1, ATTRIBUTES: 1})
+    assert (len(said(evidence)), result["left_out"]) == (1, {NOT_MARKED: 1, ATTRIBUTES: 1, NOT_SCORED: 1})
 
 
 def test_community_alignment_prefers_one_of_four(tmp_path):
@@ -513,10 +513,64 @@ def test_mt_bench_votes_on_the_first_turn_are_votes_on_it(tmp_path):
     assert result["left_out"] == {FORKED: 1, "the same vote as an earlier row": 1}
 
 
+@pytest.mark.parametrize("turn", ["1", 1.0])
+def test_the_turn_may_be_a_text_or_a_float(tmp_path, turn):
+    _, evidence = imported(tmp_path, "m.jsonl", mt_bench("model_a", turn))
+    assert said(evidence) == [("ann", [("rhyme a", 1), ("rhyme b", 2)])]
+
+
+def test_a_judge_that_is_nan_is_nobody(tmp_path):
+    _, evidence = imported(tmp_path, "m.jsonl", mt_bench("model_a", 1, judge=math.nan))
+    assert said(evidence) == [("arena-users", [("rhyme a", 1), ("rhyme b", 2)])]
+
+
 def test_votes_that_the_publisher_does_not_count_are_left_out(tmp_path):
     rows = [mt_bench("model_a", 1), mt_bench("model_a", 1, anony=False), mt_bench("model_a", 1, dedup_tag={"sampled": False})]
     result, evidence = imported(tmp_path, "m.jsonl", "".join(rows))
     assert (len(said(evidence)), result["left_out"]) == (1, {NOT_BLIND: 1, SAMPLED_OUT: 1})
+
+
+def test_a_pair_that_prefers_neither_is_a_tie(tmp_path):
+    """P(chosen is better) of one half, as TRL's files and ours write it, is no win for the response named first."""
+    row = {"prompt": "q", "chosen": "x", "rejected": "y", "strength": 2}
+    rows = [row | {"p": 0.5}, row | {"weight": 0.5}, row | {"weight": "0.5"}, row | {"p": 0.6}]
+    _, evidence = imported(tmp_path, "p.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    judgments = list(evidence.judgments.values())
+    assert [sorted(judgment.ranks.values()) for judgment in judgments] == [[1, 1], [1, 1], [1, 1], [1, 2]]
+    assert [(judgment.margin, judgment.strength) for judgment in judgments[:3]] == [(None, None)] * 3
+    evidence.__exit__()
+    assert read_votes(tmp_path / "from-p.jsonl").outcome.tolist()[:3] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("rank", "left_out"), [(math.nan, {}), (math.inf, None), (10**30, None)])
+def test_a_rank_of_a_tree_that_is_no_number_that_counts(tmp_path, rank, left_out):
+    tree = json.loads(json.dumps(TREE))
+    tree["prompt"]["replies"][2]["rank"] = rank
+    if left_out is None:
+        with pytest.raises(InputError, match="whole numbers from 0"):
+            imported(tmp_path, "t.jsonl", json.dumps(tree))
+    else:
+        _, evidence = imported(tmp_path, "t.jsonl", json.dumps(tree))
+        assert said(evidence)[0][1] == [("Rivers bring salt.", 2), ("Fish.", 1)]
+
+
+def test_a_rank_beyond_all_sets_is_refused(tmp_path):
+    record = json.loads(json.dumps(ARGILLA[1]))
+    record["responses"][0]["values"]["rank"]["value"][0]["rank"] = 10**30
+    with pytest.raises(InputError, match="less than or equal to 1000000"):
+        imported(tmp_path, "a.json", json.dumps([record]))
+
+
+@pytest.mark.parametrize(("choice", "ranks"), [
+    ("Both good", [1, 1]), ("Both are good", [1, 1]), ("Equally good", [1, 1]), ("Both are bad", ["F", "F"]),
+    ("Answer 2 is better", [2, 1]),
+])  # fmt: skip
+def test_the_words_of_a_choice(tmp_path, choice, ranks):
+    task = {"id": 1, "data": {"prompt": "q", "answer1": "x", "answer2": "y"},
+            "annotations": [{"id": 3, "completed_by": 1,
+                             "result": [{"type": "choices", "value": {"choices": [choice]}}]}]}  # fmt: skip
+    _, evidence = imported(tmp_path, "c.json", json.dumps([task]))
+    assert [[rank for _, rank in vote] for _, vote in said(evidence)] == [ranks]
 
 
 def test_one_row_that_cannot_be_used_does_not_stop_the_others(tmp_path):

@@ -1,6 +1,7 @@
 """The forms in which people publish training data: each is read as its author meant it; what is dropped is counted."""
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -72,6 +73,53 @@ def test_csv_cells_with_messages_are_messages(tmp_path):
     (tmp_path / "p.csv").write_text(f'prompt,completion\nName a tree.,"{cell}"\n')
     ((prompt, answer),) = read_demonstrations(tmp_path / "p.csv")
     assert (prompt.last_turn, answer) == ("Name a tree.", "Oak, or elm.")
+
+
+def table(path, *rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_csv_cells_with_turns_of_sharegpt_are_turns(tmp_path):
+    said = [{"from": "human", "value": "Name a tree."}, {"from": "gpt", "value": "Oak."}]
+    file = table(tmp_path / "s.csv", ["conversations"], [json.dumps(said)])
+    assert [turns(prompt) for prompt in read_prompts(file)] == [[("user", "Name a tree.")]]
+    ((prompt, answer),) = read_demonstrations(file)
+    assert (turns(prompt), answer) == ([("user", "Name a tree.")], "Oak.")
+    file = table(tmp_path / "p.csv", ["conversations", "chosen", "rejected"],
+                 [json.dumps(said[:1]), json.dumps(said[1]), json.dumps({"from": "gpt", "value": "Ox."})])  # fmt: skip
+    (pair,) = read_pairs(file).pairs
+    assert (turns(pair.prompt), pair.chosen, pair.rejected) == ([("user", "Name a tree.")], "Oak.", "Ox.")
+
+
+def test_csv_cells_with_arrays_of_messages_are_turns(tmp_path):
+    """As pandas writes a column of a Parquet file: the messages stand on lines of their own, without commas between them."""
+    cells = [f"[{user('Name a tree.')}\n {assistant(text)}]" for text in ("It's }\n {oak}.", 'An "ox".')]
+    file = table(tmp_path / "p.csv", ["prompt", "chosen", "rejected"], ["Name a tree.", *cells])
+    (pair,) = read_pairs(file).pairs
+    assert (turns(pair.prompt), pair.chosen, pair.rejected) == ([("user", "Name a tree.")], "It's }\n {oak}.", 'An "ox".')
+    file = table(tmp_path / "m.csv", ["messages"], [cells[0]])
+    assert [turns(prompt) for prompt in read_prompts(file)] == [[("user", "Name a tree.")]]
+
+
+def test_a_cell_of_messages_that_was_cut_is_an_error(tmp_path):
+    file = table(tmp_path / "m.csv", ["messages"], [json.dumps([user("Name a tree.")])[:30]])
+    with pytest.raises(InputError, match="line 2, field 'messages': looks like a list of messages and cannot be read as one"):
+        list(read_prompts(file))
+
+
+def test_a_prompt_of_data_is_a_text(tmp_path):
+    text = '[{"from": "2024", "value": "12"}]'
+    assert [turns(prompt) for prompt in read_prompts(lines(tmp_path / "d.jsonl", {"prompt": text}))] == [[("user", text)]]
+
+
+@pytest.mark.parametrize("label", ["FALSE", "False", "false", " false ", "0", "0.0", 0, 0.0, False])
+def test_an_answer_labelled_as_bad_is_not_learned(tmp_path, label):
+    """A spreadsheet writes FALSE, and pandas 0.0 beside missing values."""
+    row = {"prompt": "Name a tree.", "completion": "Ox."}
+    file = lines(tmp_path / "k.jsonl", row | {"label": label}, row | {"label": "TRUE"}, row | {"label": "toxic"})
+    assert read_demonstrations(file).excluded == {"the label is false: a bad answer": 1}
 
 
 def test_alpacas_input_and_history_are_part_of_the_prompt(tmp_path):

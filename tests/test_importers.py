@@ -78,6 +78,12 @@ def test_a_text_file_holds_one_principle_per_line(tmp_path):
     assert titles == ["Be kind.", "Tell the truth.", "Nice!", "好", "3.5 is no bullet"]
 
 
+def test_a_break_inside_a_paragraph_does_not_end_a_principle(tmp_path):
+    path = write(tmp_path / "p.txt", "Be kind\u2028and honest.\r\nBe brief\x0bif you can.\rDo not lie.\n")
+    titles = [p.title for p in import_constitution(path).constitution.principles]
+    assert titles == ["Be kind and honest.", "Be brief if you can.", "Do not lie."]
+
+
 def test_a_long_sentence_has_a_short_title(tmp_path):
     sentence = "The assistant " + "never " * 30 + "lies."
     (principle,) = import_constitution(write(tmp_path / "p.txt", sentence)).constitution.principles

@@ -325,3 +325,11 @@ def test_a_judgment_keeps_the_hash_of_the_question_that_was_asked():
 
     assert len(hashes(YesNoJudge.template)) == 2
     assert len(hashes(LettersJudge.template)) == 1  # the letters are asked with the preference text alone
+
+
+def test_a_margin_of_exactly_zero_is_a_tie():
+    """The win rates ask with nothing to abstain below; a judge that cannot tell must not make the second answer win."""
+    prompts, groups = planted()
+    for comparison in comparisons_of(prompts, groups, RULES, seed=0)[:4]:
+        stored = judgment(comparison, Preference(0.5, -0.5), rater_id="x", abstain_below=0.0)
+        assert set(stored.ranks.values()) == {1}

@@ -164,6 +164,17 @@ def test_a_dialogue_that_was_ended_before_a_kill_is_in_the_file_after_the_next_s
         assert [row["task_description"] for row in lines(tmp_path)] == ["first"]
 
 
+def test_a_dialogue_with_other_line_separators_is_in_the_file_once(tmp_path, open_world):
+    world = open_world(red_team_project(tmp_path, "redteam: {turns: 2, dialogues: 3}"), [Parrot("one")])
+    ann = world.person()
+    for about in ("first\u2028try", "second\x85try", "third"):
+        page = send(ann, "/redteam/say", ann.get("/label").text, text="attack").text
+        page = send(ann, "/redteam/choose", page, strength="1").text
+        send(ann, "/redteam/end", page, rating="0", about=about)
+    rows = (tmp_path / "p/dialogues.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    assert [json.loads(row)["task_description"] for row in rows] == ["first\u2028try", "second\x85try", "third"]
+
+
 def test_the_dialogue_is_covered_by_its_warning_and_closed_to_who_opted_out(tmp_path, open_world):
     settings = "warnings: {red_team: insults and threats}\nredteam: {turns: 2, dialogues: 1}"
     world = open_world(red_team_project(tmp_path, settings), [Parrot("one")])

@@ -299,6 +299,7 @@ def test_a_gzip_file_is_called_so(tmp_path):
         ("participant,0\n1,1\n", COMMENTS, r"votes\.csv, line 1, field 'group-id': the column is missing"),
         ("group-id,0\n0,2\n", COMMENTS, r"line 2, field '0': '2' is not a vote"),
         ("group-id,0\n,1\n", COMMENTS, "no participant has an opinion group"),
+        (VOTES, COMMENTS.replace("\n0,", "\n0.0,"), r"comments\.csv, line 3, field 'comment-id': '0\.0' is not a number"),
     ],
 )
 def test_a_faulty_vote_export_is_refused(tmp_path, table, comments, words):

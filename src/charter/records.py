@@ -159,7 +159,9 @@ class Revision(Record):
 RaterKind = Literal["human", "judge", "reward_model", "rule"]
 SetKind = Literal["rank", "pair", "redteam", "edit", "thumbs"]
 Direction = Literal["better", "more_harmless", "more_harmful"]
-Rank = Annotated[int, Field(ge=1)] | Literal["F"]
+MOST_RANK = 10**6
+"""No set has so many responses; numbers beyond it do not fit the arrays of ratings."""
+Rank = Annotated[int, Field(ge=1, le=MOST_RANK)] | Literal["F"]
 
 
 class LabelSet(Record):

@@ -96,10 +96,12 @@ def gather(text: str, path: Path, threshold: float) -> Gathered:
         return gather_markdown(text, path)
     if suffix not in (".txt", ".md", ".markdown", ""):
         raise InputError(UNKNOWN, file=path)
-    lines = [line for line in text.splitlines() if not HEADING.match(line)]
+    # A break inside a paragraph, as word processors write it (U+2028, U+000B), does not end a principle.
+    written = re.split(r"\r\n|[\r\n]", text)
+    lines = [line for line in written if not HEADING.match(line)]
     sentences = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", line.strip()) for line in lines]
     gathered = _plain_list("lines of text", [sentence for sentence in sentences if sentence])
-    gathered.left_out["comment, a line that begins with #"] = len(text.splitlines()) - len(lines)
+    gathered.left_out["comment, a line that begins with #"] = len(written) - len(lines)
     return gathered
 
 

@@ -39,7 +39,9 @@ def gather_polis(path: Path, threshold: float) -> Gathered:
     if not votes:
         raise InputError("no participant has an opinion group; export a conversation with groups", file=folder / VOTES)
     for line, row in table(folder / COMMENTS, (STATEMENT_ID, STATEMENT)):
-        number, statement = row[STATEMENT_ID], " ".join(row[STATEMENT].split())
+        number, statement = row[STATEMENT_ID].strip(), " ".join(row[STATEMENT].split())
+        if not number.isdecimal():  # no vote has such a column, so the statement would look unsupported
+            raise InputError(f"{number!r} is not a number", file=folder / COMMENTS, line=line, field=STATEMENT_ID)
         support = {
             group: (counts[f"agree {number}"] + 1) / (counts[f"vote {number}"] + 2) for group, counts in sorted(votes.items())
         }
@@ -50,8 +52,6 @@ def gather_polis(path: Path, threshold: float) -> Gathered:
             gathered.left_out["empty statement"] += 1
         elif min(support.values()) < threshold:
             gathered.left_out[f"statement that some group supports by less than {threshold:.0%}"] += 1
-        elif not number.isdecimal():
-            raise InputError(f"{number!r} is not a number", file=folder / COMMENTS, line=line, field=STATEMENT_ID)
         else:
             rounded = {f"group {group}": round(share, 3) for group, share in support.items()}
             gathered.rows.append(of_sentence(f"statement-{number}", statement) | {"support": rounded, "wording": statement})

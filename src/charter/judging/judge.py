@@ -212,15 +212,15 @@ def earlier_judgment(judgments: Iterable[Judgment], template: str) -> Callable[[
 def judgment(
     comparison: Comparison, preference: Preference, *, rater_id: str, abstain_below: float, template: str = COMPARE
 ) -> Judgment:
-    """The stored label; ``template`` is the question that was asked. Equal texts and margins below ``abstain_below`` (nats) are
-    ties; a missing margin gives no verdict."""
+    """The stored label; ``template`` is the question that was asked. Equal texts, a margin of 0 and margins below
+    ``abstain_below`` (nats) are ties; a missing margin gives no verdict."""
     first, second = comparison.first.id, comparison.second.id
     key = content_id(comparison.prompt.id, first, second, comparison.principle.id, rater_id)
     margin = preference.margin
     ranks: dict[str, int | str]
     if margin is None:
         ranks = {}
-    elif abs(margin) < abstain_below or comparison.first.text == comparison.second.text:
+    elif margin == 0 or abs(margin) < abstain_below or comparison.first.text == comparison.second.text:
         ranks = {first: 1, second: 1}
     else:
         ranks = {first: 1 if margin > 0 else 2, second: 2 if margin > 0 else 1}

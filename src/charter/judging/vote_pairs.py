@@ -15,6 +15,7 @@ from charter.constitution.constitution import Constitution, Principle
 from charter.errors import InputError
 from charter.judging.judge import Comparison, Judge, Preference
 from charter.judging.people import FOLDER
+from charter.raters.comparisons import rater_names
 from charter.records import Generation, Prompt, RaterKind, Response, content_id
 from charter.run.progress import track
 from charter.votes.evidence import Evidence, find_judgments
@@ -101,7 +102,7 @@ def peoples_pairs(rows: Iterator[PairRow], responses: Mapping[str, Response] | N
     """Rows of votes, chosen response first, as pairs that several raters may share; ``responses`` by id."""
     known = responses or {}
     pairs: dict[tuple[str, str, str], ResponsePair] = {}
-    raters: dict[str, int] = {}
+    raters: dict[tuple[str, str], int] = {}
     votes = []
     for row in rows:
         texts = sides(row.chosen, row.rejected)
@@ -110,10 +111,11 @@ def peoples_pairs(rows: Iterator[PairRow], responses: Mapping[str, Response] | N
             ids = dict(zip((row.chosen, row.rejected), row.responses, strict=True))
             first, second = (known.get(ids[text]) or as_response(row.prompt, text) for text in texts)
             pairs[key] = ResponsePair(row.prompt, first, second)
-        votes.append((key, raters.setdefault(row.rater_id, len(raters)), 1.0 if texts[0] == row.chosen else -1.0))
+        rater = raters.setdefault((row.rater_id, row.rater_kind), len(raters))
+        votes.append((key, rater, 1.0 if texts[0] == row.chosen else -1.0))
     number = {key: i for i, key in enumerate(pairs)}
     return PeoplesPairs(
-        tuple(pairs.values()), tuple(raters),
+        tuple(pairs.values()), rater_names(tuple(raters)),
         np.array([number[key] for key, _, _ in votes], dtype=np.int64), np.array([who for _, who, _ in votes], dtype=np.int64),
         np.array([sign for _, _, sign in votes], dtype=np.float64), {},
     )  # fmt: skip

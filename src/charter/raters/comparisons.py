@@ -115,6 +115,12 @@ class Numbers:
         return tuple(self.of)
 
 
+def rater_names(raters: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """The names of raters (id, kind): their ids. A person and a judge with one id are two raters, told apart by their kinds."""
+    shared = Counter(name for name, _ in raters)
+    return tuple(f"{name} ({kind})" if shared[name] > 1 else name for name, kind in raters)
+
+
 def pair_outcomes(ranks: Mapping[str, int | str], shown: Iterable[str]) -> list[tuple[str, str, int]]:
     """(first, second, outcome) of every pair that ranks decide: 1 the first is better, −1 the second, 0 a tie.
 
@@ -150,7 +156,6 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
     raters, prompts = Numbers(), Numbers()
     names = sorted({response for judgment in judgments for response in judgment.order})
     number = {name: i for i, name in enumerate(names)}
-    kinds: dict[int, str] = {}
     ballots: list[tuple[int, int, int, int, int]] = []
     times: list[float] = []
     entries: list[tuple[int, int, int]] = []
@@ -173,8 +178,7 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
             continue
         if unknown := set(judgment.ranks) - set(judgment.order):
             raise InputError(f"ranks {min(unknown)!r}, which is not in order", file=f"judgment {judgment.id}", field="ranks")
-        ballot, who = len(ballots), raters(judgment.rater_id)
-        kinds[who] = judgment.rater_kind
+        ballot, who = len(ballots), raters((judgment.rater_id, judgment.rater_kind))
         place = {response: i for i, response in enumerate(judgment.order)}
         shown = sorted(place, key=number.__getitem__)
         strength = judgment.strength or 0
@@ -212,7 +216,7 @@ def votes_of(judgments: Sequence[Judgment], models: Mapping[str, str] | None = N
         for name in sorted({name for _, _, name in flagged})
     }
     return Votes(
-        raters.names, tuple(kinds[i] for i in range(len(raters.names))), prompts.names, tuple(names), written.names, model_of,
+        rater_names(raters.names), tuple(kind for _, kind in raters.names), prompts.names, tuple(names), written.names, model_of,
         who, prompt, question, seconds, strengths, size, inside, ranked, rank, x, y, outcome, side, ballot_of,
         dict(counts), flags, _rows(single, 5) if single else None,
     )  # fmt: skip

@@ -11,8 +11,8 @@ from typing import get_args
 import numpy as np
 
 from charter.errors import InputError
-from charter.raters.comparisons import Floats, Ints, Numbers, Votes, votes_of
-from charter.reading.rows import Row, read_rows
+from charter.raters.comparisons import Floats, Ints, Numbers, Votes, rater_names, votes_of
+from charter.reading.rows import Row, is_nan, read_rows
 from charter.records import Judgment, Prompt, RaterKind, Response, content_id
 from charter.run.files import read_jsonl
 from charter.votes.judgments import check_chain
@@ -117,21 +117,24 @@ def read_table(path: Path) -> Votes:
     ``winner`` is a, b, tie or both bad, in the words of Chatbot Arena too, or the name of the model; an empty one gives no
     verdict. Instead the file may have the columns of :func:`charter.votes.winners.outcome_of`, or counts ``wins_a``, ``wins_b``,
     ``ties``, which are as many votes. Optional: a prompt (``prompt_id``, ``question_id``, ``prompt`` or ``instruction``) and a
-    rater (``rater_id``, ``rater``, ``labeler``, ``annotator`` or ``judge``), with ``rater_kind`` and ``seconds``. Model a is
-    taken to have stood first. "Both bad" is an F for both and no pair. InputError names file, line and field.
+    rater (``rater_id``, ``rater``, ``labeler``, ``annotator`` or ``judge``), with ``rater_kind`` and ``seconds``; and ``turn``: a
+    model's answers to two turns of a prompt are two responses. Model a is taken to have stood first. "Both bad" is an F for both
+    and no pair. InputError names file, line and field.
     """
     return votes_of_rows(read_rows(path), path)
 
 
 @dataclass
 class _Table:
-    """The names in a table, and of each row (a, b, outcome, prompt, rater, seconds, count), names as numbers."""
+    """The names in a table, and of each row (a, b, outcome, prompt, rater, place, seconds, count), names as numbers. ``raters``:
+    (name, kind). ``places``: (prompt, turn), what the two models answered. ``kinds``: of each name, for rows that give none."""
 
     models: Numbers = field(default_factory=Numbers)
     prompts: Numbers = field(default_factory=Numbers)
     raters: Numbers = field(default_factory=Numbers)
-    kinds: dict[int, str] = field(default_factory=dict)
-    rows: list[tuple[int, int, int, int, int, float, float]] = field(default_factory=list)
+    places: Numbers = field(default_factory=Numbers)
+    kinds: dict[str, str] = field(default_factory=dict)
+    rows: list[tuple[int, int, int, int, int, int, float, float]] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
     by_prompt: bool = False
     counts: bool = False
@@ -149,13 +152,13 @@ def votes_of_rows(rows: Iterable[Row], path: Path) -> Votes:
     if not table.rows:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in table.totals.items())
         raise InputError("no comparison" + (f" ({reasons})" if reasons else "; give at least one row"), file=path)
-    if sum(row[6] for row in table.rows) > MOST_VOTES:
+    if sum(row[7] for row in table.rows) > MOST_VOTES:
         raise InputError(f"more than {MOST_VOTES:,} votes; give a sample of them", file=path)
     columns_of = np.array(table.rows, dtype=np.float64).T
-    columns_of = np.repeat(columns_of, columns_of[6].astype(np.int64), axis=1)
-    a, b, outcome, prompt, rater = columns_of[:5].astype(np.int64)
+    columns_of = np.repeat(columns_of, columns_of[7].astype(np.int64), axis=1)
+    a, b, outcome, prompt, rater, place = columns_of[:6].astype(np.int64)
     table.totals["judgments"] = len(a)
-    return _as_votes(table, a, b, outcome, prompt, rater, columns_of[5])
+    return _as_votes(table, a, b, outcome, prompt, rater, place, columns_of[6])
 
 
 def _add_row(table: _Table, row: Row, number: int, columns: tuple[str | None, ...]) -> None:
@@ -163,6 +166,10 @@ def _add_row(table: _Table, row: Row, number: int, columns: tuple[str | None, ..
     if a_field is None or b_field is None:
         names = ", ".join(map(str, row.values)) or "none"
         raise row.bad(f"no models; give columns model_a, model_b and winner, or our judgments (columns here: {names})")
+    for field_of_first, names_of_field in ((prompt_field, PROMPT), (rater_field, RATER)):
+        late = next((name for name in names_of_field if row.values.get(name) not in (None, "")), None)
+        if field_of_first is None and late is not None:
+            raise row.bad("the first row has no such column; give it to every row, or leave it out", late)
     a, b = _name(row, a_field), _name(row, b_field)
     counted = _counts(row)
     table.by_prompt = prompt_field is not None
@@ -171,16 +178,20 @@ def _add_row(table: _Table, row: Row, number: int, columns: tuple[str | None, ..
         table.totals[reason] += 1
         return
     prompt = table.prompts(_prompt_name(row, prompt_field)) if prompt_field else number
-    rater = table.raters(_name(row, rater_field) if rater_field else NOBODY)
-    if rater not in table.kinds:
-        table.kinds[rater] = _kind(row)
+    name = _name(row, rater_field) if rater_field else NOBODY
+    kind = _kind(row, table.kinds.get(name))
+    table.kinds.setdefault(name, kind)
+    rater, place = table.raters((name, kind)), table.places((prompt, _turn(row)))
     seconds = _number(row, "seconds")
     models = table.models(a), table.models(b)
-    table.rows += [(*models, outcome, prompt, rater, seconds, count) for outcome, count in counted]
+    table.rows += [(*models, outcome, prompt, rater, place, seconds, count) for outcome, count in counted]
 
 
-def _as_votes(table: _Table, a: Ints, b: Ints, outcome: Ints, prompt: Ints, rater: Ints, seconds: Floats) -> Votes:
-    """The arrays of a table as votes. The response of a model to a prompt is one response; without prompts, the model is."""
+def _as_votes(
+    table: _Table, a: Ints, b: Ints, outcome: Ints, prompt: Ints, rater: Ints, asked: Ints, seconds: Floats
+) -> Votes:  # fmt: skip
+    """The arrays of a table as votes. The response of a model to a prompt, or to a turn of it, is one response; without prompts,
+    the model is."""
     prompts = table.prompts.names
     if not table.by_prompt:  # every vote is on a prompt of its own
         prompts, prompt = tuple(f"row {row + 1}" for row in prompt.tolist()), np.arange(len(prompt))
@@ -192,10 +203,11 @@ def _as_votes(table: _Table, a: Ints, b: Ints, outcome: Ints, prompt: Ints, rate
     a, b = place[a], place[b]
     responses, model_of = models, np.arange(n)
     if table.by_prompt:
-        keys, index = np.unique(np.concatenate([prompt * n + a, prompt * n + b]), return_inverse=True)
+        keys, index = np.unique(np.concatenate([asked * n + a, asked * n + b]), return_inverse=True)
         a, b = index[: len(a)], index[len(a) :]
         model_of = keys % n
-        responses = tuple(f"{prompts[key // n]}: {models[key % n]}" for key in keys.tolist())
+        names = [f"{prompts[number]}{turn and ', turn '}{turn}" for number, turn in table.places.names]
+        responses = tuple(f"{names[key // n]}: {models[key % n]}" for key in keys.tolist())
     ballots = np.arange(len(a))
     bad = outcome == BOTH_BAD
     turned = a > b
@@ -205,7 +217,7 @@ def _as_votes(table: _Table, a: Ints, b: Ints, outcome: Ints, prompt: Ints, rate
                      axis=1)  # fmt: skip
     pairs = np.flatnonzero(~bad)
     return Votes(
-        raters=table.raters.names, kinds=tuple(table.kinds[i] for i in range(len(table.raters.names))), prompts=prompts,
+        raters=rater_names(table.raters.names), kinds=tuple(kind for _, kind in table.raters.names), prompts=prompts,
         responses=responses, models=models, model_of=model_of, rater=rater, prompt=prompt,
         question=np.zeros(len(a), dtype=np.int64), seconds=seconds, strength=np.zeros(len(a), dtype=np.int64),
         size=np.full(len(a), 2), ranked_in=np.repeat(ballots, 2), ranked=np.stack([a, b], axis=1).ravel(), rank=ranks.ravel(),
@@ -228,13 +240,20 @@ def _name(row: Row, field: str) -> str:
 
 def _prompt_name(row: Row, field: str) -> str:
     value = row.values.get(field)
-    if value is None or value == "":
+    if value is None or value == "" or is_nan(value):
         raise row.bad("is empty; give every row its prompt, or leave the column out", field)
     return value if isinstance(value, str) else content_id(value)
 
 
-def _kind(row: Row) -> str:
-    kind = row.optional("rater_kind") or ("judge" if {GAMES[0], "preference"} & row.values.keys() else "human")
+def _turn(row: Row) -> str:
+    """The turn of a dialogue that was judged; "" where there is none."""
+    value = row.values.get("turn")
+    return "" if value is None or is_nan(value) else str(value).removesuffix(".0")
+
+
+def _kind(row: Row, known: str | None) -> str:
+    """The kind of a row's rater; where the row gives none, the one that is ``known`` of the name."""
+    kind = row.optional("rater_kind") or known or ("judge" if {GAMES[0], "preference"} & row.values.keys() else "human")
     if kind not in get_args(RaterKind):
         raise row.bad(f"is {kind!r}; write human, judge, reward_model or rule", "rater_kind")
     return kind

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from charter.reading.forms import DIALOGUE_COLUMNS, check_tool_export, read_usable, usual_columns
+from charter.reading.forms import DIALOGUE_COLUMNS, check_tool_export, good_by_label, read_usable, usual_columns
 from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, ending_with_answer, prompt_column
 from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
 from charter.reading.rows import Row
@@ -53,8 +53,7 @@ def row_demonstration(row: Row) -> Demonstration | str:
     example = _from_columns(row) if row.values.get("prompt") is not None else _from_dialogue(row)
     if example is None:
         return SPOKEN
-    label = row.values.get("label")
-    if row.values.get("completion") is not None and (label is False or label in (0, "0", "false", "False")):
+    if row.values.get("completion") is not None and good_by_label(row.values.get("label")) is False:
         return BAD_ANSWER
     return example if example[1].strip() else EMPTY_ANSWER
 

@@ -29,6 +29,8 @@ TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipy
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call")
 MEDIA = ("image", "images", "videos", "audios")
+LABELS: dict[Any, bool] = {True: True, "1": True, "1.0": True, "true": True,
+                           False: False, "0": False, "0.0": False, "false": False}  # fmt: skip  # True == 1 == 1.0
 
 
 class LeftOut(InputError):
@@ -84,6 +86,13 @@ def usual_columns(row: Row) -> Row:
     row = replace(row, values={**values, **changed})
     changed = _alpaca_input(row)
     return replace(row, values={**row.values, **changed}) if changed else row
+
+
+def good_by_label(label: Any) -> bool | None:
+    """Whether KTO's label says that an answer is good, in the ways in which tables write true and false (a spreadsheet: FALSE);
+    None where it is no such label."""
+    word = label.strip().casefold() if isinstance(label, str) else label
+    return LABELS.get(word) if isinstance(word, (bool, int, float, str)) else None
 
 
 def check_tool_export(row: Row) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from charter.reading.forms import LeftOut, check_tool_export, preferred_output, read_usable, usual_columns
+from charter.reading.forms import ROLE_NAMES, LeftOut, check_tool_export, preferred_output, read_usable, usual_columns
 from charter.reading.prompts import is_transcript, messages_in_json, row_conversation, row_messages, row_prompt
 from charter.reading.rows import Row
 from charter.records import Message, Pair, Prompt, content_id
@@ -189,7 +189,8 @@ def _answer_messages(row: Row, field: str) -> tuple[Message, ...] | None:
     value = row.values.get(field)
     if isinstance(value, str):
         last = (messages_in_json(value) or [{}])[-1]
-        return row_messages(row, field) if last.get("role") == "assistant" and isinstance(last.get("content"), str) else None
+        role, content = last.get("role", ROLE_NAMES.get(str(last.get("from")))), last.get("content", last.get("value"))
+        return row_messages(row, field) if role == "assistant" and isinstance(content, str) else None
     return row_messages(row, field) if isinstance(value, (list, dict)) else None
 
 

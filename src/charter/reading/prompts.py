@@ -17,7 +17,17 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from charter.errors import InputError
-from charter.reading.forms import PROMPT_COLUMNS, SYSTEM_COLUMNS, check_tool_export, usual_columns, usual_turn, without_answer
+from charter.reading.forms import (
+    DIALOGUE_COLUMNS,
+    PROMPT_COLUMNS,
+    ROLE_NAMES,
+    SYSTEM_COLUMNS,
+    TOOL_ROLES,
+    check_tool_export,
+    usual_columns,
+    usual_turn,
+    without_answer,
+)
 from charter.reading.rows import Format, Row, kind_of_value, read_rows
 from charter.reading.sets.prompts import known_set
 from charter.records import Message, Prompt
@@ -26,6 +36,7 @@ from charter.run.files import atomic_path, describe, write_jsonl, write_text
 SPEAKERS: dict[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 LINE_TURN = re.compile(r"(?:\A\s*|\n)(Human|Assistant):")  # of transcripts that part their turns by single line breaks
+SHAREGPT_SPEAKERS = ("system", "user", "assistant", *ROLE_NAMES, *TOOL_ROLES)
 TRANSCRIPT_COLUMNS = ("transcript", "chosen")  # never plain text: an answer alone is not a prompt
 CSV_COLUMNS = ("prompt", "source", "principle", "tags", "split")
 
@@ -98,6 +109,9 @@ def row_messages(row: Row, field: str, *, as_transcript: bool = False) -> tuple[
             except ValueError as error:
                 raise row.bad(str(error), field) from None
         value = messages_in_json(text)
+        if value is None and field in DIALOGUE_COLUMNS and re.match(r"\s*\[\s*\{", text):
+            raise row.bad("looks like a list of messages and cannot be read as one; give it as JSON, whole (a spreadsheet cuts "
+                          "cells at 32,767 characters)", field)  # fmt: skip
         if value is None:
             return (Message(role="user", content=text),)
     if isinstance(value, dict):
@@ -186,20 +200,27 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def messages_in_json(text: str) -> list[Any] | None:
-    """The messages that a text is the JSON of, or the Python of (pandas writes lists into CSV cells so); None if it is plain
-    text."""
+    """The messages that a text is the JSON of, or the Python of (pandas writes lists into CSV cells so, and arrays without commas
+    between the messages), ShareGPT's names included; None if it is plain text."""
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            value = ast.literal_eval(text.strip()) if re.match(r"\s*\[?\s*\{\s*'", text) else None
+            # A line break inside a text is written as \\n there, so one between two braces parts messages.
+            python = re.sub(r"\}\r?\n\s*\{", "},{", text.strip())
+            value = ast.literal_eval(python) if re.match(r"\s*\[?\s*\{\s*'", text) else None
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
-    turns = [value] if isinstance(value, dict) and "content" in value else value
-    is_messages = isinstance(turns, list) and turns and all(isinstance(turn, dict) and "role" in turn for turn in turns)
+    turns = [value] if isinstance(value, dict) and {"content", "value"} & value.keys() else value
+    is_messages = isinstance(turns, list) and turns and all(isinstance(turn, dict) and is_turn(turn) for turn in turns)
     return turns if is_messages else None
+
+
+def is_turn(item: dict[str, Any]) -> bool:
+    """Whether an object in a text is a turn of a dialogue: with a role, or with ShareGPT's from, a speaker, and value, a text."""
+    return "role" in item or (item.get("from") in SHAREGPT_SPEAKERS and isinstance(item.get("value"), str))
 
 
 def _tags(row: Row) -> list[str]:

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -68,6 +69,11 @@ class Row:
     def optional(self, field: str) -> str | None:
         """A text, or None if it is missing or empty."""
         return None if self.values.get(field) in (None, "") else self.text(field)
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value is NaN, which pandas writes for a missing one."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def kind_of_value(value: Any) -> str:

@@ -16,6 +16,7 @@ WORDS = {
     "a": FIRST, "modela": FIRST, "left": FIRST, "leftvote": FIRST, "first": FIRST, "1": FIRST, "model1": FIRST,
     "b": SECOND, "modelb": SECOND, "right": SECOND, "rightvote": SECOND, "second": SECOND, "2": SECOND, "model2": SECOND,
     "tie": TIE, "tievote": TIE, "draw": TIE, "equal": TIE, "same": TIE, "bothgood": TIE,
+    "equallygood": TIE, "bothequallygood": TIE,
     "bothbad": BOTH_BAD, "tiebothbad": BOTH_BAD, "bothbadvote": BOTH_BAD, "neither": BOTH_BAD,
 }  # fmt: skip
 FLAGS = {"winner_model_a": FIRST, "winner_model_b": SECOND, "winner_tie": TIE}
@@ -66,8 +67,8 @@ def first_share(row: Row) -> float | None:
 
 def worded(text: str, first: Collection[Any], second: Collection[Any]) -> int | None:
     """The outcome that a text names by a word or by the name of one of the two, None where it is neither. ValueError where name
-    and word disagree."""
-    word = WORDS.get(re.sub(r"[^a-z0-9]", "", text.casefold()))
+    and word disagree. A number with a minus is no word: files that write -1 mean the second or nobody, and never the first."""
+    word = None if re.match(r"\s*[-\u2212]\s*\d", text) else WORDS.get(re.sub(r"[^a-z0-9]", "", text.casefold()))
     name = FIRST if text in first else SECOND if text in second else None
     if word in (FIRST, SECOND) and name is not None and word != name:
         raise ValueError(f"is {text!r}, which is the name of one model and the word for the other; write model_a or model_b")
@@ -85,7 +86,8 @@ def _named(row: Row, field: str) -> int | None:
     value = row.values.get(field)
     if value is None or value == "":
         return None
-    first, second = ([row.values.get(name) for name in names] for names in (MODELS_A, MODELS_B))
+    # A model may be a number; its name is the text of that number.
+    first, second = ([str(row.values[name]) for name in names if name in row.values] for names in (MODELS_A, MODELS_B))
     try:
         outcome = worded(str(value), first, second)
     except ValueError as error:

@@ -185,10 +185,11 @@ def write_dialogues(site: Site) -> None:
                   "red_team_member_id": row.rater_id, "tags": state["tags"]}  # fmt: skip
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     file = site.project.folder / "dialogues.jsonl"
-    kept = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    known = set(kept)
-    if new := [line for line in lines if line not in known]:
-        write_text(file, "".join([*kept, *new]))
+    kept = file.read_text(encoding="utf-8") if file.exists() else ""
+    # A dialogue may have U+2028 and the like, at which str.splitlines would cut its line in two.
+    known = set(kept.split("\n"))
+    if new := [line for line in lines if line.removesuffix("\n") not in known]:
+        write_text(file, "".join([kept, "" if kept.endswith("\n") or not kept else "\n", *new]))
 
 
 ROUTES = (

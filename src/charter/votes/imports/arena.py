@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 
 from charter.reading.forms import LeftOut
-from charter.reading.pairs import FORKED
+from charter.reading.pairs import FORKED, number
+from charter.reading.rows import is_nan
 from charter.records import Message
 from charter.votes.imports.formats import Rater
 from charter.votes.imports.votes import Answer, Part, Unique, Vote
@@ -74,10 +75,10 @@ def _conversation(row: Part, field: str) -> list[Message]:
             raise content.left_out(NO_WORDS)
         text = "".join(part["text"].text() for part in parts) if isinstance(content.value, list) else content.text()
         dialogue.append(Message(role=role, content=text))
-    turn = row["turn"].value
-    if isinstance(turn, int) and not isinstance(turn, bool) and turn > 0:
+    turn = None if is_nan(row["turn"].value) else number(row.row, "turn")  # a text in a CSV, a float beside missing ones
+    if turn is not None and turn >= 1:
         answers = [place for place, message in enumerate(dialogue, start=1) if message.role == "assistant"]
-        dialogue = dialogue[: answers[turn - 1]] if turn < len(answers) else dialogue
+        dialogue = dialogue[: answers[int(turn) - 1]] if turn < len(answers) else dialogue
     if len(dialogue) < 2 or dialogue[-1].role != "assistant":
         raise row[field].bad("does not end with an answer of the assistant")
     return _with_question(dialogue, row[field])

@@ -9,8 +9,8 @@ from typing import Any
 from charter.reading.forms import LeftOut
 from charter.reading.pairs import number
 from charter.reading.prompts import parse_transcript
-from charter.reading.rows import Row
-from charter.records import Message, Rank
+from charter.reading.rows import Row, is_nan
+from charter.records import MOST_RANK, Message, Rank
 from charter.votes.imports.formats import Rater
 from charter.votes.imports.votes import Answer, Part, Unique, Vote
 from charter.votes.layouts import ATTEMPT_MEMBER, ATTEMPT_NUMBERS
@@ -127,9 +127,9 @@ def _siblings(message: Part, dialogue: tuple[Message, ...] | None, replies: list
     ranked = []
     for reply in replies:
         rank = reply["rank"].value
-        if rank is None or reply["role"].value != "assistant":
+        if rank is None or is_nan(rank) or reply["role"].value != "assistant":
             continue
-        if isinstance(rank, bool) or not isinstance(rank, (int, float)) or rank < 0 or rank != int(rank):
+        if isinstance(rank, bool) or not isinstance(rank, (int, float)) or not 0 <= rank < MOST_RANK or rank != int(rank):
             raise reply["rank"].bad(f"is {rank!r}; OpenAssistant's ranks are whole numbers from 0, the best, up")
         if _deleted(reply):
             yield reply["deleted"].left_out(DELETED)

@@ -22,6 +22,7 @@ UNKNOWN_CHOICE = "a choice that names neither answer, nor a tie, nor both bad"
 PAIR_NAMES = (("answer1", "answer2"), ("response1", "response2"), ("response_a", "response_b"), ("text1", "text2"),
               ("answer_a", "answer_b"), ("left", "right"))  # fmt: skip
 ITEM_TEXTS = ("body", "text", "html", "title")
+LINKS = re.compile(r"\b(the|is|are|answers|responses)\b")
 FILLERS = re.compile(r"\b(the|is|are|better|best|wins|good|answer|response|output|option|model|about)\b")
 
 FLAT = {"annotator", "annotation_id"}
@@ -93,8 +94,16 @@ def _results(value: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
         ]  # fmt: skip
     if not isinstance(value, str) or len(value) > LONGEST_CHOICE:
         return []
-    choice = value in names or worded(FILLERS.sub("", value.casefold()), (), ()) is not None
+    choice = value in names or plainly_worded(value) is not None
     return [{"type": "choices", "value": {"choices": [value]}}] if choice else []
+
+
+def plainly_worded(choice: str) -> int | None:
+    """The outcome that a choice names in words, as it stands or without words such as "answer" and "is better"."""
+    for words in (LINKS, FILLERS):
+        if (outcome := worded(words.sub("", choice.casefold()), (), ())) is not None:
+            return outcome
+    return None
 
 
 def _vote(data: Part, annotation: Part, result: Part, rater: Rater) -> Vote:
@@ -140,7 +149,8 @@ def _chosen(data: Part, result: Part) -> Compared:
         raise choices.left_out(NO_ANSWER)
     choice = next(iter(choices)).text()
     try:
-        outcome = worded(choice if choice in names else FILLERS.sub("", choice.casefold()), names[:1], names[1:])
+        outcome = worded(choice, names[:1], names[1:])
+        outcome = plainly_worded(choice) if outcome is None else outcome
     except ValueError as error:
         raise choices.bad(str(error)) from None
     if outcome is None:

@@ -13,6 +13,7 @@ from charter.votes.imports.votes import NO_TEXT, UNKNOWN, Answer, Part, Unique, 
 from charter.votes.winners import NO_VERDICT, RANKS
 
 FEW_SCORES = "a turn with fewer than two scored answers"
+NOT_SCORED = "an answer without a score"
 NOT_MARKED = "turns after one whose chosen answer is not marked"
 REPEATED = "the id of an earlier row"
 GAP = "turns after one that is missing"
@@ -29,8 +30,8 @@ NOTCHES = {1: 2, 2: 3, 3: 4}
 
 def read_prism(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
     """A row of ``conversations.jsonl`` (Kirk et al. 2024): the answers to each turn of ``conversation_history`` are ranked by
-    their ``score`` (1 to 100), equal scores are a tie, and the dialogue continues from the answer with ``if_chosen``. The comment
-    of the last vote is ``open_feedback``, which was written at the end."""
+    their ``score`` (1 to 100), equal scores are a tie, and the dialogue continues from the answer with ``if_chosen``. An answer
+    without a score was not compared and is left out. The comment of the last vote is ``open_feedback``, written at the end."""
     _check_new(row["conversation_id"], ids)
     turns: dict[Any, list[Part]] = {}
     for message in row["conversation_history"]:
@@ -47,13 +48,14 @@ def read_prism(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]
         if not question.strip():
             raise asked["content"].left_out(NO_TEXT)
         dialogue = (*dialogue, Message(role="user", content=question))
-        scores = [_score(message["score"]) for message in answers]
-        if sum(score is not None for score in scores) < 2:
+        scored = [(message, score) for message in answers if (score := _score(message["score"])) is not None]
+        if len(scored) < 2:
             yield asked.left_out(FEW_SCORES)
         else:
+            yield from [asked.left_out(NOT_SCORED)] * (len(answers) - len(scored))
             votes.append(Vote(
-                row=row.row, prompt=asked.prompt_of(dialogue, "prism"), ranks=ranks_of_scores(scores),
-                answers=tuple(Answer(message["content"].text(), message["model_name"].name() or UNKNOWN) for message in answers),
+                row=row.row, prompt=asked.prompt_of(dialogue, "prism"), ranks=ranks_of_scores([score for _, score in scored]),
+                answers=tuple(Answer(one["content"].text(), one["model_name"].name() or UNKNOWN) for one, _ in scored),
                 rater=Rater(user, rater.kind) if user else rater,
             ))  # fmt: skip
         chosen = next((message for message in answers if message["if_chosen"].value is True), None)

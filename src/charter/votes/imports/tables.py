@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from charter.reading.forms import LeftOut
+from charter.reading.forms import LeftOut, good_by_label
 from charter.reading.pairs import SPOKEN, answer_text, number, prompt_column, row_pair
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
@@ -14,7 +14,6 @@ from charter.votes.imports.formats import Rater
 from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, Part, Unique, Vote, shown_by_coin
 from charter.votes.rankings import MARGINS, margin_of
 
-LABELS: dict[Any, Rank] = {True: 1, "1": 1, "1.0": 1, "true": 1, False: "F", "0": "F", "0.0": "F", "false": "F"}  # True == 1.0
 NOTCHES = {round(margin, 6): strength for strength, margin in MARGINS.items() if margin}
 UNLABELLED = "a completion without a label"
 
@@ -22,7 +21,8 @@ UNLABELLED = "a completion without a label"
 def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     """A row with chosen and rejected (see :func:`charter.reading.pairs.read_pairs`). Our columns ``strength``, ``rater_id``,
     ``rater_kind``, ``reason`` and ``decided`` are read where they are, and RewardBench's ``chosen_model`` and
-    ``rejected_model``; a margin of a third, two thirds or one is a strength. ``weight`` becomes a margin in nats."""
+    ``rejected_model``; a margin of a third, two thirds or one is a strength. ``weight`` becomes a margin in nats; a weight of one
+    half prefers neither and is a tie."""
     row = part.row
     for field in ("chosen", "rejected"):
         if field in row.values and row.values[field] is None:
@@ -33,18 +33,19 @@ def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     models = [row.optional(f"{side}_model") or UNKNOWN for side in ("chosen", "rejected")]
     if (number(row, "p") or 0.5) < 0.5 and number(row, "weight") is None:
         models.reverse()  # as the answers were
+    is_tie = pair.weight == 0.5
     yield shown_by_coin(
         Vote(
             row=row,
             prompt=pair.prompt,
             answers=(Answer(pair.chosen, models[0]), Answer(pair.rejected, models[1])),
-            ranks=(1, 2),
+            ranks=(1, 1) if is_tie else (1, 2),
             rater=rater_of(row, rater),
             kind="pair",
             set_id=pair.group_id,
             principle=pair.principle,
-            strength=_strength(row, pair.margin),
-            margin=margin_of(pair.weight),
+            strength=None if is_tie else _strength(row, pair.margin),
+            margin=None if is_tie else margin_of(pair.weight),
             **why_of(row),
         )
     )
@@ -56,10 +57,8 @@ def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     for field, reason in (("prompt", NO_PROMPT), ("completion", NO_TEXT), ("label", UNLABELLED)):
         if row.values.get(field) is None or (field != "completion" and row.values[field] == ""):
             raise part[field].left_out(reason)
-    rank = (
-        LABELS.get(label.casefold() if isinstance(label, str) else label) if isinstance(label, (bool, int, float, str)) else None
-    )
-    if rank is None:
+    is_good = good_by_label(label)
+    if is_good is None:
         raise part["label"].bad(f"is {label!r}; a label is true or false")
     prompt = prompt_column(row)
     if prompt is None:
@@ -68,7 +67,7 @@ def read_label(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
         row=row,
         prompt=prompt,
         answers=(Answer(answer_text(row, "completion", prompt)),),
-        ranks=(rank,),
+        ranks=(1 if is_good else "F",),
         rater=rater_of(row, rater),
         kind="thumbs",
         set_id=row.optional("group_id") or "",

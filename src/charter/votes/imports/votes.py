@@ -12,7 +12,7 @@ from charter.errors import InputError
 from charter.reading.forms import LeftOut
 from charter.reading.pairs import SPOKEN, prompt_column
 from charter.reading.prompts import row_prompt
-from charter.reading.rows import Row
+from charter.reading.rows import Row, is_nan
 from charter.records import (
     Direction,
     Generation,
@@ -170,8 +170,8 @@ class Part:
             raise self.left_out(UNCLEAN) from None
 
     def name(self) -> str:
-        """A text, or a number as text; "" where there is nothing."""
-        if self.value is None:
+        """A text, or a number as text; "" where there is nothing: None, or the NaN that pandas writes for it."""
+        if self.value is None or is_nan(self.value):
             return ""
         return str(self.value) if isinstance(self.value, (int, float)) else self.text()
 
