@@ -76,6 +76,16 @@ def test_logs_of_inspect_ai_have_the_figures_of_inspect_ai(form):
     assert [key for key, value in zip(new.keys, new.metrics["match"], strict=True) if value is None] == [("q8", 2)]
 
 
+def test_less_of_an_error_rate_is_better_in_a_log_of_inspect_ai_too(tmp_path):
+    for number, name in enumerate("ab"):
+        scores = [{"wer": {"value": number / 10 + (i % 3) / 100}, "speech": {"value": {"cer": 0.2, "m": 1}}} for i in range(20)]
+        samples = [{"id": i, "epoch": 1, "scores": values} for i, values in enumerate(scores)]
+        (tmp_path / f"{name}.json").write_text(inspect_json(samples=samples, eval={"task": "t", "model": name}))
+    comparison = compare_files([tmp_path / "a.json", tmp_path / "b.json"])
+    assert {c.name: c.better for c in comparison.contrasts} == {"speech.cer": "lower", "speech.m": "higher", "wer": "lower"}
+    assert next(c.verdict for c in comparison.contrasts if c.name == "wer") == "worse"
+
+
 def test_both_forms_of_a_log_compare_alike():
     results = []
     for form in ("eval", "json"):
@@ -133,6 +143,14 @@ def test_a_folder_of_lm_eval_is_all_its_tasks(tmp_path):
     assert (comparison.contrasts[0].a, comparison.contrasts[0].b) == ("x", "y")
 
 
+def test_a_folder_of_lm_eval_keeps_the_dots_of_its_models_name(tmp_path):
+    for name in ("Llama-3.1-8B", "Qwen2.5-7B"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "samples_arc_2026-01-01T00-00-00.000000.jsonl").write_text(LM)
+    contrast = only(compare_files([tmp_path / "Llama-3.1-8B", tmp_path / "Qwen2.5-7B"]))
+    assert (contrast.a, contrast.b) == ("Llama-3.1-8B", "Qwen2.5-7B")
+
+
 def test_both_versions_of_rewardbench(tmp_path):
     for name, results in (("a", [1, 0, 1, 0.5]), ("b", [1, 1, 1, 1])):
         columns = {"id": [7, 8, 7, 9], "subset": ["chat", "chat", "math", "math"], "results": results, "model": f"rm-{name}",
@@ -172,7 +190,8 @@ def test_arms_of_a_run(tmp_path):
         rows = [
             ScoredResponse(prompt_id=f"p{i // 2}", response_id=f"{arm}{i}", index=i % 2, tags=("red_team",), principle=None,
                            harmful=h, refusal=None, helpful=None, helpfulness_level=None,
-                           values={"harmful_compliance": h, "kl": 1.0, "response_tokens": 10 + i, "warmth": 0.1 * i})
+                           values={"harmful_compliance": h, "kl": 1.0, "entropy": 2.0,
+                                   "response_tokens": 10 + i, "warmth": 0.1 * i})
             for i, h in enumerate(harmful)
         ]  # fmt: skip
         write_jsonl(tmp_path / "demo/evaluate" / f"verdicts.{arm}.jsonl", rows)
@@ -183,6 +202,7 @@ def test_arms_of_a_run(tmp_path):
     harm = comparison.contrasts[0]
     assert (harm.a, harm.b, harm.n, harm.n_clusters, harm.difference) == ("demo:base", "demo:policy", 4, 2, -0.5)
     assert {"file": "demo:base", "what": "kl: already a comparison with a model of its run"} in comparison.left_out
+    assert {"file": "demo:base", "what": "entropy: reported for each arm, not compared"} in comparison.left_out
     with pytest.raises(InputError, match=r"unknown arm 'sft'; use one of base, policy"):
         read_results(f"{tmp_path}/demo:sft")
 
@@ -573,6 +593,7 @@ def test_a_torn_member_of_a_log_is_named(tmp_path, capsys):
     ("a", "b", "words"),
     [
         (GOOD, LM, "is plain results and"),
+        (inspect_json(samples=[{"id": 1, "scores": {"m": 1}}]), LM, "a.jsonl is an inspect-ai log and"),
         (GOOD, '{"id": 9, "score": 1}\n', "share no item (ids such as '1' and '9')"),
         (GOOD, '{"id": 1, "other": 1}\n', "share no metric"),
         (LM, LM.replace("{}", '{"q": 2}'), "ask different questions under the same id (1 of 1 shared items, such as '0')"),

@@ -32,8 +32,9 @@ def cluster_of(row: Row, cluster: str | None) -> str | None:
 
 
 def known_direction(name: str) -> str:
-    """ "lower" for the metrics of which everybody knows it, else "higher"."""
-    return "lower" if re.split(r"[,/. ]", name.lower().rpartition("/")[2])[0] in LOWER_IS_BETTER else "higher"
+    """ "lower" for the metrics of which everybody knows it, also as one part of a scorer's value, else "higher"."""
+    words = re.split(r"[, ]", name.lower().rpartition("/")[2])[0]
+    return "lower" if LOWER_IS_BETTER & set(words.split(".")) else "higher"
 
 
 def with_directions(results: Results) -> Results:
@@ -179,7 +180,9 @@ def read_verdicts(source: str, rows: Sequence[Row], folder: Path | None) -> Resu
     results = gather(Results(source, RUN, None), (verdict_item(row, names) for row in rows))
     for name in [name for name in results.metrics if name in METRICS and not METRICS[name].compared]:
         del results.metrics[name]
-        results.notes.append(f"{name}: already a comparison with a model of its run")
+        is_distance = name.startswith("kl")
+        reason = "already a comparison with a model of its run" if is_distance else "reported for each arm, not compared"
+        results.notes.append(f"{name}: {reason}")
     if not results.metrics:
         raise InputError("no value that can be compared; set evaluation.scorer or evaluation.measures", file=source)
     report = (read_json(folder / "report.json") or read_json(folder / "evaluation.json")) if folder else None
