@@ -143,6 +143,32 @@ def test_a_folder_of_lm_eval_is_all_its_tasks(tmp_path):
     assert (comparison.contrasts[0].a, comparison.contrasts[0].b) == ("x", "y")
 
 
+def test_a_file_of_an_older_lm_eval_without_hashes_has_the_same_questions(tmp_path):
+    rows = [json.loads(line) for line in (LOGS / "lm-eval-old.jsonl").read_text().splitlines()]
+    (tmp_path / "older.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != "doc_hash"}) + "\n"
+                                                  for row in rows))  # fmt: skip
+    contrasts = compare_files([tmp_path / "older.jsonl", LOGS / "lm-eval-new.jsonl"]).contrasts
+    assert [c.n_missing for c in contrasts] == [0] * len(contrasts)
+
+
+def test_a_metric_of_charter_keeps_its_direction_in_a_file_of_another_form(tmp_path):
+    files = two_files(tmp_path, [1] * 20, [0] * 20, harmful_compliance=[1] * 20, response_tokens=range(20))
+    write_rows(files[1], [0] * 20, harmful_compliance=[0] * 20, response_tokens=range(20))
+    contrasts = {c.name: (c.better, c.verdict) for c in compare_files(files).contrasts}
+    assert contrasts == {"score": ("higher", "worse"), "harmful_compliance": ("lower", "better"),
+                         "response_tokens": (None, "no evidence")}  # fmt: skip
+
+
+def test_a_direction_that_is_no_direction_is_refused(tmp_path):
+    row = ScoredResponse(prompt_id="p", response_id="r", index=0, tags=(), principle=None, harmful=None, refusal=None,
+                         helpful=None, helpfulness_level=None, values={"warmth": 1.0})  # fmt: skip
+    write_jsonl(tmp_path / "evaluate" / "verdicts.base.jsonl", [row])
+    for better in (5, {"warmth": "up"}):
+        write_json(tmp_path / "report.json", {"better": better})
+        with pytest.raises(InputError, match="field 'better': must be lower or higher"):
+            read_results(str(tmp_path))
+
+
 def test_a_folder_of_lm_eval_keeps_the_dots_of_its_models_name(tmp_path):
     for name in ("Llama-3.1-8B", "Qwen2.5-7B"):
         (tmp_path / name).mkdir()
@@ -524,6 +550,7 @@ BAD = {
     "textual.jsonl": ('{"id": 1, "answer": "x"}\n', "no column has a number"),
     "unknown.jsonl": ('{"question": 1, "answer": "x"}\n', "unknown result file (columns: question, answer)"),
     "no-cluster.jsonl": (GOOD + '{"id": 3, "score": 1, "cluster": "x"}\n', "line 1, field 'cluster': missing"),
+    "underscore.csv": ("id,score\na,1_2\n", "line 2, field 'score': must be a number"),
     "ragged.csv": ("id,score\n1,1\n2\n", "line 3: has 1 cells where the header has 2"),
     "twice.csv": ("id,score,score\n1,1,1\n", "two columns have the same name"),
     "cell.csv": ("id,score\n1,yes!\n", "line 2, field 'score': must be a number"),
