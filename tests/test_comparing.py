@@ -76,6 +76,16 @@ def test_logs_of_inspect_ai_have_the_figures_of_inspect_ai(form):
     assert [key for key, value in zip(new.keys, new.metrics["match"], strict=True) if value is None] == [("q8", 2)]
 
 
+def test_less_of_an_error_rate_is_better_in_a_log_of_inspect_ai_too(tmp_path):
+    for number, name in enumerate("ab"):
+        scores = [{"wer": {"value": number / 10 + (i % 3) / 100}, "speech": {"value": {"cer": 0.2, "m": 1}}} for i in range(20)]
+        samples = [{"id": i, "epoch": 1, "scores": values} for i, values in enumerate(scores)]
+        (tmp_path / f"{name}.json").write_text(inspect_json(samples=samples, eval={"task": "t", "model": name}))
+    comparison = compare_files([tmp_path / "a.json", tmp_path / "b.json"])
+    assert {c.name: c.better for c in comparison.contrasts} == {"speech.cer": "lower", "speech.m": "higher", "wer": "lower"}
+    assert next(c.verdict for c in comparison.contrasts if c.name == "wer") == "worse"
+
+
 def test_both_forms_of_a_log_compare_alike():
     results = []
     for form in ("eval", "json"):
@@ -133,6 +143,40 @@ def test_a_folder_of_lm_eval_is_all_its_tasks(tmp_path):
     assert (comparison.contrasts[0].a, comparison.contrasts[0].b) == ("x", "y")
 
 
+def test_a_file_of_an_older_lm_eval_without_hashes_has_the_same_questions(tmp_path):
+    rows = [json.loads(line) for line in (LOGS / "lm-eval-old.jsonl").read_text().splitlines()]
+    (tmp_path / "older.jsonl").write_text("".join(json.dumps({k: v for k, v in row.items() if k != "doc_hash"}) + "\n"
+                                                  for row in rows))  # fmt: skip
+    contrasts = compare_files([tmp_path / "older.jsonl", LOGS / "lm-eval-new.jsonl"]).contrasts
+    assert [c.n_missing for c in contrasts] == [0] * len(contrasts)
+
+
+def test_a_metric_of_charter_keeps_its_direction_in_a_file_of_another_form(tmp_path):
+    files = two_files(tmp_path, [1] * 20, [0] * 20, harmful_compliance=[1] * 20, response_tokens=range(20))
+    write_rows(files[1], [0] * 20, harmful_compliance=[0] * 20, response_tokens=range(20))
+    contrasts = {c.name: (c.better, c.verdict) for c in compare_files(files).contrasts}
+    assert contrasts == {"score": ("higher", "worse"), "harmful_compliance": ("lower", "better"),
+                         "response_tokens": (None, "no evidence")}  # fmt: skip
+
+
+def test_a_direction_that_is_no_direction_is_refused(tmp_path):
+    row = ScoredResponse(prompt_id="p", response_id="r", index=0, tags=(), principle=None, harmful=None, refusal=None,
+                         helpful=None, helpfulness_level=None, values={"warmth": 1.0})  # fmt: skip
+    write_jsonl(tmp_path / "evaluate" / "verdicts.base.jsonl", [row])
+    for better in (5, {"warmth": "up"}):
+        write_json(tmp_path / "report.json", {"better": better})
+        with pytest.raises(InputError, match="field 'better': must be lower or higher"):
+            read_results(str(tmp_path))
+
+
+def test_a_folder_of_lm_eval_keeps_the_dots_of_its_models_name(tmp_path):
+    for name in ("Llama-3.1-8B", "Qwen2.5-7B"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "samples_arc_2026-01-01T00-00-00.000000.jsonl").write_text(LM)
+    contrast = only(compare_files([tmp_path / "Llama-3.1-8B", tmp_path / "Qwen2.5-7B"]))
+    assert (contrast.a, contrast.b) == ("Llama-3.1-8B", "Qwen2.5-7B")
+
+
 def test_both_versions_of_rewardbench(tmp_path):
     for name, results in (("a", [1, 0, 1, 0.5]), ("b", [1, 1, 1, 1])):
         columns = {"id": [7, 8, 7, 9], "subset": ["chat", "chat", "math", "math"], "results": results, "model": f"rm-{name}",
@@ -172,7 +216,8 @@ def test_arms_of_a_run(tmp_path):
         rows = [
             ScoredResponse(prompt_id=f"p{i // 2}", response_id=f"{arm}{i}", index=i % 2, tags=("red_team",), principle=None,
                            harmful=h, refusal=None, helpful=None, helpfulness_level=None,
-                           values={"harmful_compliance": h, "kl": 1.0, "response_tokens": 10 + i, "warmth": 0.1 * i})
+                           values={"harmful_compliance": h, "kl": 1.0, "entropy": 2.0,
+                                   "response_tokens": 10 + i, "warmth": 0.1 * i})
             for i, h in enumerate(harmful)
         ]  # fmt: skip
         write_jsonl(tmp_path / "demo/evaluate" / f"verdicts.{arm}.jsonl", rows)
@@ -183,6 +228,7 @@ def test_arms_of_a_run(tmp_path):
     harm = comparison.contrasts[0]
     assert (harm.a, harm.b, harm.n, harm.n_clusters, harm.difference) == ("demo:base", "demo:policy", 4, 2, -0.5)
     assert {"file": "demo:base", "what": "kl: already a comparison with a model of its run"} in comparison.left_out
+    assert {"file": "demo:base", "what": "entropy: reported for each arm, not compared"} in comparison.left_out
     with pytest.raises(InputError, match=r"unknown arm 'sft'; use one of base, policy"):
         read_results(f"{tmp_path}/demo:sft")
 
@@ -504,6 +550,7 @@ BAD = {
     "textual.jsonl": ('{"id": 1, "answer": "x"}\n', "no column has a number"),
     "unknown.jsonl": ('{"question": 1, "answer": "x"}\n', "unknown result file (columns: question, answer)"),
     "no-cluster.jsonl": (GOOD + '{"id": 3, "score": 1, "cluster": "x"}\n', "line 1, field 'cluster': missing"),
+    "underscore.csv": ("id,score\na,1_2\n", "line 2, field 'score': must be a number"),
     "ragged.csv": ("id,score\n1,1\n2\n", "line 3: has 1 cells where the header has 2"),
     "twice.csv": ("id,score,score\n1,1,1\n", "two columns have the same name"),
     "cell.csv": ("id,score\n1,yes!\n", "line 2, field 'score': must be a number"),
@@ -573,6 +620,7 @@ def test_a_torn_member_of_a_log_is_named(tmp_path, capsys):
     ("a", "b", "words"),
     [
         (GOOD, LM, "is plain results and"),
+        (inspect_json(samples=[{"id": 1, "scores": {"m": 1}}]), LM, "a.jsonl is an inspect-ai log and"),
         (GOOD, '{"id": 9, "score": 1}\n', "share no item (ids such as '1' and '9')"),
         (GOOD, '{"id": 1, "other": 1}\n', "share no metric"),
         (LM, LM.replace("{}", '{"q": 2}'), "ask different questions under the same id (1 of 1 shared items, such as '0')"),

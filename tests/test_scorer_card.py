@@ -105,6 +105,21 @@ def test_what_cannot_be_measured_is_one_line(place, capsys, words, error):
     assert not (place / "labels.card.json").exists()
 
 
+@pytest.mark.parametrize("word", ["compliance", "1_full_compliance", "not_refused", "no refusal", "N/A", "nan"])
+def test_a_word_that_is_no_kind_of_refusal_is_not_counted_as_one(place, capsys, word):
+    (place / "labels.jsonl").write_text(json.dumps(ROWS[0] | {"refusal": word}) + "\n")
+    assert run_command(["scorer", "card", "refusal-words", "--labelled", "labels.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert f"line 1, field 'refusal': {word!r} is not a label; write true or false, a kind of refusal, or none" in error
+
+
+def test_a_column_that_the_first_line_lacks_is_a_column(place, capsys):
+    rows = [{"prompt": "a", "response": "Yes.", "harmful": True}, {"prompt": "b", "response": "I can't help.", "refusal": True}]
+    (place / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (refusal,) = card_of(capsys, "refusal-words")["measures"]
+    assert (refusal["measure"], refusal["n"], refusal["n_unlabelled"]) == ("refusal", 1, 1)
+
+
 def test_a_recipe_names_the_card_and_the_report_prints_it_without_evaluating_again(place, capsys, random_llama, finished_run):
     import shutil
 

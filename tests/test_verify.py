@@ -29,6 +29,13 @@ def test_a_whole_run_verifies_after_it_was_moved_and_every_changed_byte_is_named
     report["recipe"]["evaluation"]["over_refusal_margin"] = report["margins"]["over_refusal"] = 0.9
     (run / "report.json").write_text(json.dumps(report))
     assert "recipe.evaluation.over_refusal_margin" in {row["field"] for row in verify_run(run)["differences"]}
+    report = json.loads((finished_run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps(report | {"better": {"harmful_compliance": "higher"}}))
+    assert "better.harmful_compliance" in {row["field"] for row in verify_run(run)["differences"]}
+    for key in ("better", "contrasts", "gates", "margins", "metrics", "primary", "provenance", "recipe", "verdict"):
+        (run / "report.json").write_text(json.dumps(report | {key: 5}))
+        assert [row["words"] for row in verify_run(run)["differences"]] == ["not a valid report; charter run writes it again"]
+    (run / "report.json").write_text(json.dumps(report))
     (run / "sft" / "more.txt").write_text("x")
     assert run_command(["verify", str(run)]) == 1
     assert "sft/more.txt: not in the manifest" in capsys.readouterr().out

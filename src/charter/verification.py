@@ -26,6 +26,8 @@ from charter.votes.judgments import read_judgments, why_forgotten
 
 DESCRIPTION = ("stage", "seed", "settings", "inputs", "code")
 FIGURES = ("metrics", "contrasts", "samples")
+OBJECTS = ("better", "margins", "primary", "provenance", "recipe", "verdict")
+ROWS = ("alarms", "contrasts", "detectors", "gates", "metrics")
 
 
 def verify_run(run: Path) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def verify_run(run: Path) -> dict[str, Any]:
     try:
         report = read_json(run / "report.json")
         names = [row["name"] for row in report["stages"] if row["done"]]
+        check_shapes(report)
     except (InputError, KeyError, TypeError):
         broken = Difference("report.json", "not a valid report; charter run writes it again")
         return result_of(run, [], [broken], notes)
@@ -47,6 +50,16 @@ def verify_run(run: Path) -> dict[str, Any]:
     differences += figure_differences(run, report, names)
     differences += report_differences(run, report, names)
     return result_of(run, names, differences, notes)
+
+
+def check_shapes(report: Mapping[str, Any]) -> None:
+    """TypeError if a part of a report from which the verdict, the table or a model card is made has another form."""
+    for key in OBJECTS:
+        if not isinstance(report.get(key, {}), dict):
+            raise TypeError(key)
+    for key in ROWS:
+        if not isinstance(rows := report.get(key, []), list) or not all(isinstance(row, dict) for row in rows):
+            raise TypeError(key)
 
 
 def result_of(run: Path, names: list[str], differences: list[Difference], notes: list[str]) -> dict[str, Any]:
@@ -133,10 +146,15 @@ def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
 def declaration_differences(
     manifest: Mapping[str, Any], settings: EvaluationSettings, report: Mapping[str, Any]
 ) -> Iterator[Difference]:
-    """Margins and primary comparison of the report that are not those under which the stage `evaluate` ran."""
+    """Margins, directions and primary comparison of the report that are not those under which the stage `evaluate` ran."""
     ran_with = {key: value for key, value in manifest["settings"].items() if isinstance(value, int | float)}
     yield from unequal(ran_with, {key: getattr(settings, key, None) for key in ran_with}, "recipe.evaluation")
+    for name, measure in (manifest["settings"].get("measures") or {}).items():
+        for key in ("better", "margin"):
+            shown = getattr(settings.measures.get(name), key, None)
+            yield from unequal(measure.get(key), shown, f"recipe.evaluation.measures.{name}.{key}")
     yield from unequal(as_json(margins_of(settings)), report.get("margins"), "margins")
+    yield from unequal({name: measure.better for name, measure in settings.measures.items()}, report.get("better"), "better")
     for row in manifest["result"]["contrasts"]:
         if row["primary"]:
             yield from unequal({key: row[key] for key in ("name", "a", "b")}, report.get("primary"), "primary")
@@ -159,7 +177,12 @@ def report_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
         for gate in result.get("gates", []):
             if gate not in report.get("gates", []):
                 yield Difference("report.json", f"the gate {gate.get('name')!r} of {name} is missing or changed", field="gates")
-    for path, text in cards_of(run, report):
+    try:
+        cards = list(cards_of(run, report))
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        yield Difference("report.json", f"the model cards cannot be made from it ({type(error).__name__}: {error})")
+        return
+    for path, text in cards:
         if path.exists() and path.read_text(encoding="utf-8") != text:
             yield Difference(path.relative_to(run).as_posix(), "not the card that the report gives")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from charter.comparing.findings import Contrast, Findings, Rank
+from charter.comparing.formats import RUN
+from charter.comparing.inspect_logs import KIND as INSPECT
 from charter.comparing.page import page_html, table_html
 from charter.comparing.paired import ALPHA, CORRECTIONS, Correction, Paired, corrected, equivalence_level, pair
 from charter.comparing.results import ABSENT, Results, scored_or_none
@@ -18,6 +20,9 @@ from charter.comparing.tables import Tables, contrast_rows, rank_rows, terminal_
 from charter.effects import equivalent, minimum_detectable
 from charter.errors import InputError
 from charter.run.files import write_text
+
+ARTICLES = {INSPECT: "an ", RUN: "a "}
+"""Before the kinds that are one thing; the others are plural."""
 
 
 class Comparison(Findings, Tables):
@@ -100,7 +105,7 @@ def check_kinds(read: Sequence[Results]) -> None:
     """InputError if the files are of several kinds, or one file is there twice."""
     for other in read[1:]:
         if other.kind != read[0].kind:
-            kinds = f"{read[0].source} is {read[0].kind} and {other.source} is {other.kind}"
+            kinds = " and ".join(f"{r.source} is {ARTICLES.get(r.kind, '')}{r.kind}" for r in (read[0], other))
             raise InputError(f"{kinds}; compare files of one kind, or write both as rows with id and score")
     sources = [results.source for results in read]
     for source in sources:
@@ -109,10 +114,11 @@ def check_kinds(read: Sequence[Results]) -> None:
 
 
 def labels_of(read: Sequence[Results]) -> list[str]:
-    """A short name for each: the model's where every file names another one, else the file's or folder's name without its
-    suffix, else the path as given."""
+    """A short name for each: the model's where every file names another one, else the file's name without its suffix or the
+    folder's, whose dots are no suffix (Llama-3.1-8B), else the path as given."""
     names = [Path(results.source).name for results in read]
-    stems = [name if ":" in name else name.removesuffix(".gz").rpartition(".")[0] or name for name in names]
+    stems = [name if results.kind == RUN or Path(results.source).is_dir() else name.removesuffix(".gz").rpartition(".")[0] or name
+             for name, results in zip(names, read, strict=True)]  # fmt: skip
     models = [results.model or "" for results in read]
     for labels in (models, stems, names):
         if all(labels) and len(set(labels)) == len(labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,9 +32,13 @@ def cluster_of(row: Row, cluster: str | None) -> str | None:
     return look_up(row.values, cluster, place_of(row)) if cluster else None
 
 
-def known_direction(name: str) -> str:
-    """ "lower" for the metrics of which everybody knows it, else "higher"."""
-    return "lower" if re.split(r"[,/. ]", name.lower().rpartition("/")[2])[0] in LOWER_IS_BETTER else "higher"
+def known_direction(name: str) -> str | None:
+    """The direction of a metric of Charter, which its exports have too; "lower" for the metrics of which everybody knows it, also
+    as one part of a scorer's value; else "higher"."""
+    if name in METRICS:
+        return METRICS[name].better
+    words = re.split(r"[, ]", name.lower().rpartition("/")[2])[0]
+    return "lower" if LOWER_IS_BETTER & set(words.split(".")) else "higher"
 
 
 def with_directions(results: Results) -> Results:
@@ -85,8 +90,15 @@ def lm_eval_item(row: Row, prefix: str, filters: set[str], cluster: str | None, 
             continue
         scores[f"{prefix}{name}{suffix}"] = as_score(values[name], place_of(row, name))
     id = prefix + id_of(values.get("doc_id"), place_of(row, "doc_id"))
-    content = values.get("doc_hash") or json.dumps(values.get("doc"), sort_keys=True)
-    return Item(id, scores, None, str(content), cluster_of(row, cluster))
+    content = values.get("doc_hash") or doc_hash(values.get("doc"))
+    return Item(id, scores, None, None if content is None else str(content), cluster_of(row, cluster))
+
+
+def doc_hash(doc: Any) -> str | None:
+    """The hash of a document as lm-evaluation-harness writes it, for the files of versions that did not; None without one."""
+    if doc is None:
+        return None
+    return hashlib.sha256(json.dumps(doc, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def task_of(path: Path) -> str:
@@ -179,12 +191,18 @@ def read_verdicts(source: str, rows: Sequence[Row], folder: Path | None) -> Resu
     results = gather(Results(source, RUN, None), (verdict_item(row, names) for row in rows))
     for name in [name for name in results.metrics if name in METRICS and not METRICS[name].compared]:
         del results.metrics[name]
-        results.notes.append(f"{name}: already a comparison with a model of its run")
+        is_distance = name.startswith("kl")
+        reason = "already a comparison with a model of its run" if is_distance else "reported for each arm, not compared"
+        results.notes.append(f"{name}: {reason}")
     if not results.metrics:
         raise InputError("no value that can be compared; set evaluation.scorer or evaluation.measures", file=source)
     report = (read_json(folder / "report.json") or read_json(folder / "evaluation.json")) if folder else None
     declared = report.get("better") if isinstance(report, Mapping) else None
     results.better = {name: METRICS[name].better if name in METRICS else None for name in results.metrics}
+    if not isinstance(declared, Mapping | None) or any(v not in ("lower", "higher", None) for v in (declared or {}).values()):
+        raise InputError(
+            "must be lower or higher by metric; charter run RECIPE writes the report again", file=folder, field="better"
+        )
     results.better |= {name: word for name, word in (declared or {}).items() if name in results.metrics}
     return results
 

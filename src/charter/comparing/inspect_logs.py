@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from charter.comparing.formats import with_directions
 from charter.comparing.results import Item, Results, as_score, cell_value, gather, id_of, look_up
 from charter.errors import InputError
 
@@ -91,7 +92,8 @@ def log_results(path: Path, log: Any, samples: Any, cluster: str | None) -> Resu
     if log.get("status") not in (None, "success"):
         results.notes.append(f"the log's status is {log['status']}, with {len(samples)} samples")
     task = str(run.get("task") or "")
-    return gather(results, (sample_item(sample, number, path, task, cluster) for number, sample in enumerate(samples, start=1)))
+    items = (sample_item(sample, number, path, task, cluster) for number, sample in enumerate(samples, start=1))
+    return with_directions(gather(results, items))
 
 
 def sample_item(sample: Any, number: int, path: Path, task: str, cluster: str | None) -> Item:

@@ -116,7 +116,7 @@ def cell_value(cell: str) -> Any:
     if word in ("true", "false"):
         return word == "true"
     try:
-        return float(cell)
+        return cell if "_" in cell else float(cell)  # Python reads 1_2 as 12
     except ValueError:
         return cell
 

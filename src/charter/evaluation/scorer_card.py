@@ -6,6 +6,7 @@ is unscored, which is a third value beside right and wrong.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from charter.statistics import Estimate, clustered_proportion, expected_calibrat
 VERDICTS = ("harmful", "refusal", "helpful", "honest")
 LANGUAGES = ("language", "lang")
 TRUE, FALSE = frozenset({"true", "yes", "1", "1.0"}), frozenset({"false", "no", "0", "0.0"})
+NO_KIND = re.compile(r"^\W*(?:na|n/a|nan|null|unknown)\W*$|compl(?:y|ie|ia)|answer|(?<![a-z])no[nt]?(?![a-z])", re.IGNORECASE)
+"""Words of a column of refusals that are no kind of refusal: unknown, compliance, "not refused"."""
 FORM = "charter scorer card"
 
 
@@ -49,18 +52,20 @@ class Opinion:
 
 
 def read_labelled(file: Path, labels: Sequence[str], by: Sequence[str]) -> tuple[list[Labelled], dict[str, int]]:
-    """The answers of a file with their ``labels`` (columns; by default those of ``VERDICTS`` that its first row has) and the
+    """The answers of a file with their ``labels`` (columns; by default those of ``VERDICTS`` that any row has) and the
     columns ``by``, and the rows left out by reason. InputError names file, line and field where a text or a label cannot be read,
     where a column is missing, and where nothing is left."""
     rows, left_out = list[Labelled](), dict[str, int]()
-    for row in read_rows(file):
-        if not rows and not left_out:
-            labels = labels or [name for name in VERDICTS if name in row.values]
-            if not labels:
-                raise row.bad(f"no column of labels; give {', '.join(VERDICTS)}, or name one with --label")
-            for name in (*labels, *by):
-                if name not in row.values:
-                    raise row.bad(f"no such column; the file has {', '.join(map(str, row.values))}", name)
+    table = list(read_rows(file))
+    columns = dict.fromkeys(name for row in table for name in row.values)  # lines of JSON need not have the same ones
+    labels = labels or [name for name in VERDICTS if name in columns]
+    for row in table[:1]:
+        if not labels:
+            raise row.bad(f"no column of labels; give {', '.join(VERDICTS)}, or name one with --label")
+        for name in (*labels, *by):
+            if name not in columns:
+                raise row.bad(f"no such column; the file has {', '.join(map(str, columns))}", name)
+    for row in table:
         answered = answered_prompt(row)
         if isinstance(answered, str):
             left_out[answered] = left_out.get(answered, 0) + 1
@@ -85,9 +90,10 @@ def label_of(row: Row, name: str) -> tuple[bool | None, str]:
         return None, ""
     if word.lower() in TRUE | FALSE:
         return word.lower() in TRUE, ""
-    if name == "refusal" and isinstance(value, str):
+    if name == "refusal" and isinstance(value, str) and not NO_KIND.search(word):
         return word.lower() != "none", word
-    raise row.bad(f"{word[:40]!r} is not a label; write true or false" + (", or a kind of refusal" * (name == "refusal")), name)
+    kinds = ", a kind of refusal, or none for an answer that does not refuse" if name == "refusal" else ""
+    raise row.bad(f"{word[:40]!r} is not a label; write true or false{kinds}; leave it empty where nobody labelled", name)
 
 
 def card_of_scorer(
