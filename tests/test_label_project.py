@@ -83,7 +83,7 @@ def test_known_answers_make_no_work_at_the_next_start(tmp_path):
         ("", [{"prompt": "Q", "responses": [1, 2]}], "responses.0"),
         ("", [{"prompt": "Q", "responses": ["a", " "]}], "line 1, field 'responses.1'"),
         ("", [{"prompt": "Q", "responses": ["a", "b\x00"]}], "NUL"),
-        ("", [{"question": "Q", "responses": ["a", "b"]}], "the prompt is missing"),
+        ("", [{"topic": "Q", "responses": ["a", "b"]}], "the prompt is missing"),
         ("", [{"prompt": "Q", "responses": list("abcdefghij")}], "at most 9"),
         ("", [{"prompt_id": "x", "text": "a", "generation": {}}], "its prompts are missing"),
     ],
@@ -154,3 +154,26 @@ def test_a_corrected_known_answer_counts_and_a_quiz_that_is_taken_out_asks_nobod
             assert [site.store.parts(one.id)[0].gold[key] for key in one.response_ids] == ranks
     with open_site(make_project(tmp_path)) as site:
         assert site.lessons["quiz"] == []
+
+
+def test_people_see_the_prompt_and_the_answers_that_training_reads(tmp_path):
+    """Alpaca's input is part of the prompt, a CSV cell of messages is an answer, and tags (of warnings) stay with dialogues."""
+    rows = [
+        {"prompt": "Add.", "input": "2 and 3", "responses": ["5", "6"]},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b", "tags": ["red_team"]},
+        {"prompt": "Q", "chosen": json.dumps([{"role": "assistant", "content": "c"}]), "rejected": "d", "tags": "grim"},
+    ]
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = open_project(file, tmp_path / "p").items
+    sets = [([m.content for m in items.prompts[one.prompt_id].messages], {items.responses[key].text for key in one.response_ids},
+             one.tags) for one in items.sets.values()]  # fmt: skip
+    assert sets == [
+        (["Add.\n\n2 and 3"], {"5", "6"}, ()), (["Hi"], {"a", "b"}, ("red_team",)), (["Q"], {"c", "d"}, ("grim",)),
+    ]  # fmt: skip
+
+
+def test_an_answer_in_messages_ends_with_the_assistant(tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "Q", "responses": [[{"role": "user", "content": "Q"}], "b"]}))
+    with pytest.raises(InputError, match=r"field 'responses.0': does not end with an answer of the assistant"):
+        open_project(tmp_path / "t.jsonl", tmp_path / "p")

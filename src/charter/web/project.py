@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from charter.constitution.constitution import Principle, load_constitution
 from charter.errors import InputError
 from charter.judging.people import FOLDER, TO_LABEL
-from charter.reading.forms import PROMPT_COLUMNS
+from charter.reading.forms import PROMPT_COLUMNS, usual_columns
 from charter.reading.pairs import row_pair
 from charter.reading.prompts import TRANSCRIPT_COLUMNS, row_conversation, row_prompt
 from charter.reading.rows import Row, read_rows
@@ -275,13 +275,16 @@ def read_responses(path: Path, items: Items) -> None:
         read_records(path, items)
         return
     for row in (r for part in ([first], rows) for r in part):
-        if row.values.get("chosen") is None or any(row.values.get(name) for name in ("responses", *PROMPT_COLUMNS[:-1])):
+        is_pair = row.values.get("chosen") is not None and not row.values.get("responses")
+        if not is_pair or (row.values.get("rejected") is None and any(row.values.get(name) for name in PROMPT_COLUMNS[:-1])):
             prompt = prompt_of(row)
         elif isinstance(pair := row_pair(row), str):
             items.left_out += 1
             continue
         else:
-            prompt = pair.prompt
+            # A pair is read as training reads it; the tags of the row, by which people are warned, belong to the prompt.
+            of_row = not isinstance(row.values.get("prompt"), dict)
+            prompt = row_prompt(row, "prompt", pair.prompt.messages) if of_row else pair.prompt
             row = replace(row, values={**row.values, "responses": [pair.chosen, pair.rejected]})
         items.add(prompt, responses_of(row, prompt))
 
@@ -301,6 +304,7 @@ def read_records(path: Path, items: Items) -> None:
 
 
 def prompt_of(row: Row) -> Prompt:
+    row = usual_columns(row)
     present = [name for name in PROMPT_COLUMNS if row.values.get(name) not in (None, "") and name != "chosen"]
     if not present:
         columns = ", ".join(map(str, row.values)) or "none"
@@ -334,8 +338,11 @@ def responses_of(row: Row, prompt: Prompt) -> list[Response]:
     responses = []
     for number, (name, item) in enumerate(cells):
         fields = item if isinstance(item, dict) else {"text": item}
-        if isinstance(item, list):  # TRL's conversational form: one message of the assistant
-            fields = {"text": item[-1].get("content")} if item and isinstance(item[-1], dict) else {}
+        if isinstance(item, list):  # TRL's conversational form: the last message is the assistant's
+            last = item[-1] if item and isinstance(item[-1], dict) else {}
+            if last.get("role") != "assistant":
+                raise row.bad("does not end with an answer of the assistant", name)
+            fields = {"text": last.get("content")}
         place = Row({name: fields.get("text"), "model": fields.get("model")}, row.file, row.line)
         text = place.text(name)
         if not text.strip():
