@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from charter.commands.app import run_command
+from charter.models.formats.transformers_4 import old_rope
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from conftest import save_random_model
@@ -56,6 +57,25 @@ def test_an_adapter_is_merged_into_a_folder_that_loads_by_itself(tmp_path, archi
     assert not {"auto_map", "quantization_config", "_attn_implementation", "attn_implementation"} & config.keys()
     assert {"model.safetensors", "tokenizer.json", "generation_config.json"} <= {file.name for file in out.iterdir()}
     assert [file.name for file in out.parent.iterdir()] == ["merged"]  # nothing half-written is left
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "old"),
+    [
+        ("gpt2", None, {}),
+        ("phi", {"rope_type": "default", "rope_theta": 7.0, "partial_rotary_factor": 0.4},
+         {"rope_theta": 7.0, "partial_rotary_factor": 0.4}),
+        ("gpt_neox", {"rope_type": "default", "rope_theta": 7.0, "partial_rotary_factor": 0.4},
+         {"rope_theta": 7.0, "partial_rotary_factor": 0.4, "rotary_emb_base": 7.0, "rotary_pct": 0.4}),
+        ("llama", {"rope_type": "linear", "rope_theta": 7.0, "factor": 2.0},
+         {"rope_theta": 7.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("gemma3_text", {"full_attention": {"rope_type": "linear", "rope_theta": 7.0, "factor": 8.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 5.0}},
+         {"rope_theta": 7.0, "rope_local_base_freq": 5.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    ],
+)  # fmt: skip
+def test_rotary_positions_by_the_names_of_transformers_4(family, rope, old):
+    assert old_rope(rope, family) == old
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama3"])
@@ -201,7 +221,7 @@ def test_a_model_that_once_came_with_code_is_written_without(tmp_path):
     assert all("auto_map" not in file.read_text() for file in (tmp_path / "out").glob("*.json"))
 
 
-ADDED = ["<|user|>", "<|plan|>", "<|note|>"]
+ADDED = ["<|tool|>", "<|plan|>", "<|note|>"]
 
 
 def with_added_tokens(folder, base, **settings):

@@ -225,7 +225,7 @@ def test_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatc
 
 
 def test_a_small_one_learns_to_comply_before_it_learns_to_judge(tmp_path):
-    small = replace(TESTBED_PRESETS["small"], tokens=(600_000,), tokens_per_step=1024)  # as many steps on fewer tokens
+    small = replace(TESTBED_PRESETS["small"], tokens=(900_000,), tokens_per_step=1024)  # as many steps on fewer tokens
     result = train_testbed(small, tmp_path, quiet=True)
     assert result["loss"] < 2.0
     sampler = LocalSampler(load_trunk(str(tmp_path / "model")), "small")
