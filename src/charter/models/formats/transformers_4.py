@@ -29,8 +29,8 @@ def add_names_of_transformers_4(folder: Path) -> None:
 
 
 def old_rope(rope: Any, family: str | None) -> dict[str, Any]:
-    """The settings of rotary positions by the names of transformers 4, of which GPT-NeoX has its own, and Gemma 3 one for its local
-    layers. Empty without such positions."""
+    """The settings of rotary positions by the names of transformers 4, of which GPT-NeoX has its own, and Gemma 3 one for its
+    local layers. Empty without such positions."""
     if not isinstance(rope, Mapping):
         return {}
     local: dict[str, Any] = {}
