@@ -7,6 +7,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from charter.models.packing import Tokens
+from charter.models.trunk import load_trunk
+from charter.stages.rl.settings import DPOSettings
+from charter.training.methods.dpo import reference_point
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -16,6 +20,7 @@ from charter.training.preference_losses import (
     kto_reference_point,
     simpo_loss,
 )
+from conftest import save_random_model
 
 logprob = st.floats(-30, -0.1)
 NAMES = sorted(LOSSES)
@@ -126,3 +131,17 @@ def test_kto_pushes_wanted_responses_up_and_unwanted_ones_down():
     ratios = vector(0.0, 0.0).requires_grad_()
     kto_loss(ratios, torch.tensor([True, False]), vector(0.0), 0.1).sum().backward()
     assert ratios.grad[0] < 0 < ratios.grad[1]
+
+
+def test_the_reference_point_of_kto_reads_no_row_that_is_longer_than_the_model_can(tmp_path):
+    trunk = load_trunk(str(save_random_model(tmp_path / "model", "gpt2")))  # learned positions end with the context
+    trunk.add_role("policy")
+    room = trunk.room
+    assert room is not None
+    rows = [Tokens([5] * (room - 2), [6, 7]), Tokens([5, 6], [7] * (room - 2))]
+    settings = DPOSettings(method="dpo", loss="kto")
+    assert reference_point(trunk, rows, settings).item() == 0  # the policy is still its reference
+    with torch.no_grad():
+        for parameter in trunk.parameters("policy").values():
+            parameter.mul_(1.5)
+    assert reference_point(trunk, rows[:1], settings).item() == 0  # its own answer would say how far the policy moved there

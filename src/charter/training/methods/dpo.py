@@ -14,7 +14,7 @@ from torch import Tensor
 
 from charter.errors import GateError
 from charter.models.cut import Cut
-from charter.models.packing import Tokens
+from charter.models.packing import Tokens, clip
 from charter.models.trunk import REFERENCE, Trunk
 from charter.records import Pair
 from charter.run.hashes import derive_seed
@@ -140,8 +140,12 @@ def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
 
 
 def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings) -> Tensor:
-    """KTO's z from the responses of a batch put behind each other's prompts, in policy and reference."""
-    mismatched = [Tokens(rows[(i + 1) % len(rows)].prompt, row.response) for i, row in enumerate(rows)]
+    """KTO's z from the responses of a batch put behind each other's prompts, in policy and reference; 0 for one row alone. No row
+    gets longer than the longest of the batch, which fits the model."""
+    if len(rows) == 1:
+        return torch.zeros((), device=trunk.device)
+    longest = max(map(len, rows))
+    mismatched = [clip(Tokens(rows[(i + 1) % len(rows)].prompt, row.response), longest) for i, row in enumerate(rows)]
     policy, base = (sequence_logprobs(trunk, role, mismatched, settings.tokens_per_micro_batch) for role in ("policy", REFERENCE))
     return kto_reference_point(policy - base)
 
