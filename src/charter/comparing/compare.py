@@ -114,8 +114,8 @@ def check_kinds(read: Sequence[Results]) -> None:
 
 
 def labels_of(read: Sequence[Results]) -> list[str]:
-    """A short name for each: the model's where every file names another one, else the file's name without its suffix or the
-    folder's, whose dots are no suffix (Llama-3.1-8B), else the path as given."""
+    """A short name for each: the model's name where every file names another model, else the name of the file without its
+    suffix or of the folder with its dots (Llama-3.1-8B), else the path as given."""
     names = [Path(results.source).name for results in read]
     stems = [name if results.kind == RUN or Path(results.source).is_dir() else name.removesuffix(".gz").rpartition(".")[0] or name
              for name, results in zip(names, read, strict=True)]  # fmt: skip

@@ -26,7 +26,7 @@ VERDICTS = ("harmful", "refusal", "helpful", "honest")
 LANGUAGES = ("language", "lang")
 TRUE, FALSE = frozenset({"true", "yes", "1", "1.0"}), frozenset({"false", "no", "0", "0.0"})
 NO_KIND = re.compile(r"^\W*(?:na|n/a|nan|null|unknown)\W*$|compl(?:y|ie|ia)|answer|(?<![a-z])no[nt]?(?![a-z])", re.IGNORECASE)
-"""Words of a column of refusals that are no kind of refusal: unknown, compliance, "not refused"."""
+"""Words in a column of refusals that name something else than a kind of refusal: unknown, compliance, "not refused"."""
 FORM = "charter scorer card"
 
 

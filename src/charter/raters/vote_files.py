@@ -246,7 +246,7 @@ def _prompt_name(row: Row, field: str) -> str:
 
 
 def _turn(row: Row) -> str:
-    """The turn of a dialogue that was judged; "" where there is none."""
+    """The turn of a dialogue that was judged; "" for a row without one."""
     value = row.values.get("turn")
     return "" if value is None or is_nan(value) else str(value).removesuffix(".0")
 

@@ -90,7 +90,7 @@ def usual_columns(row: Row) -> Row:
 
 def good_by_label(label: Any) -> bool | None:
     """Whether KTO's label says that an answer is good, in the ways in which tables write true and false (a spreadsheet: FALSE);
-    None where it is no such label."""
+    None for any other value."""
     word = label.strip().casefold() if isinstance(label, str) else label
     return LABELS.get(word) if isinstance(word, (bool, int, float, str)) else None
 

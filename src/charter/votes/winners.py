@@ -67,7 +67,7 @@ def first_share(row: Row) -> float | None:
 
 def worded(text: str, first: Collection[Any], second: Collection[Any]) -> int | None:
     """The outcome that a text names by a word or by the name of one of the two, None where it is neither. ValueError where name
-    and word disagree. A number with a minus is no word: files that write -1 mean the second or nobody, and never the first."""
+    and word disagree. A negative number is unknown: files that write -1 mean the second or nobody, and never the first."""
     word = None if re.match(r"\s*[-\u2212]\s*\d", text) else WORDS.get(re.sub(r"[^a-z0-9]", "", text.casefold()))
     name = FIRST if text in first else SECOND if text in second else None
     if word in (FIRST, SECOND) and name is not None and word != name:
