@@ -25,6 +25,7 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch, block, kept, te
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(module, "KEPT_ELEMENTS", kept)
     monkeypatch.setattr(module, "CACHE_ELEMENTS", 2**19 if block > 26 else 13)
+    monkeypatch.setattr(module, "WEIGHT_ROWS", 4096 if block > 26 else 5)
     h, w, targets, pull, push = case()
     found, entropies = chosen_logprobs(h, w, w.detach(), targets, temperature=temperature, entropy=entropy)
     plain = torch.log_softmax(h @ w.t() / temperature, dim=1)
@@ -45,6 +46,13 @@ def test_a_second_backward_pass_gives_the_gradients_of_the_first():
     first, second = (torch.autograd.grad((values * pull).sum(), (h, w), retain_graph=True) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_no_rows_give_the_weight_a_gradient_of_zero():
+    h, w, targets, _, _ = case(n=0)
+    values, _ = chosen_logprobs(h, w, w.detach(), targets, temperature=1.0, entropy=False)
+    (gradient,) = torch.autograd.grad(values.sum(), w)
+    assert torch.equal(gradient, torch.zeros_like(w))
 
 
 def test_blocks_are_as_large_as_memory_allows_and_end_where_kept_logits_do():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 BLOCK_ELEMENTS = 2**25  # logits of one product: 682 rows of a vocabulary of 49,152, 220 of 151,936; 64 MB in bfloat16
 CACHE_ELEMENTS = 2**19  # logits that are normalised together: 2 MB in float32, within the caches of a core
+WEIGHT_ROWS = 4096  # of the matrix, whose gradient a CPU adds up in parts, while a product is still in its caches
 KEPT_ELEMENTS = 2**27  # most logits kept for the backward pass: 256 MB in bfloat16; further rows are computed again
 
 
@@ -93,7 +94,9 @@ class _ChosenLogprobs(torch.autograd.Function):
         of_chosen, of_entropies = gradients
         entropy = ctx.entropy and bool(of_entropies.any())
         of_hidden = torch.empty(low.shape, dtype=torch.float32, device=low.device)
-        of_weight = torch.zeros(cast.shape, dtype=torch.float32, device=low.device) if ctx.needs_input_grad[1] else None
+        make = torch.empty if len(low) else torch.zeros
+        part_rows = WEIGHT_ROWS if low.device.type == "cpu" else len(cast)
+        of_weight = make(cast.shape, dtype=torch.float32, device=low.device) if ctx.needs_input_grad[1] else None
         # d log p(y) = [v = y] - p(v). The term of the target is computed in float32: 1 - p is small where p is near 1.
         of_target = (of_chosen * -torch.expm1(chosen)).to(low.dtype)
         pull = -of_chosen.to(low.dtype).unsqueeze(1)
@@ -109,7 +112,9 @@ class _ChosenLogprobs(torch.autograd.Function):
                     of_logits -= (spread * of_entropies[here].unsqueeze(1)).to(low.dtype)
             of_hidden[rows] = logits @ cast
             if of_weight is not None:
-                of_weight += logits.t() @ low[rows]
+                for sums, part in zip(of_weight.split(part_rows), logits.split(part_rows, dim=1), strict=True):
+                    product = part.t() @ low[rows]
+                    sums.copy_(product) if rows.start == 0 else sums.add_(product)
         if ctx.temperature != 1:
             of_hidden /= ctx.temperature
         return of_hidden, of_weight, None, None, None, None, None
