@@ -638,11 +638,12 @@ def test_labels_of_one_and_zero_as_tables_write_them(tmp_path):
 
 def test_the_models_of_chosen_and_rejected_are_kept(tmp_path):
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_model": "m1", "rejected_model": "m2"}
-    content = json.dumps(row) + "\n" + json.dumps(row | {"p": 0.25, "chosen": "d"})
-    _, evidence = imported(tmp_path, "r.jsonl", content)
+    rows = [row, row | {"p": 0.25, "chosen": "d"}, row | {"p": 0, "chosen": "e"}]
+    _, evidence = imported(tmp_path, "r.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with evidence:
-        assert {response.text: response.model for response in evidence.responses.values()} == {"b": "m1", "c": "m2", "d": "m1"}
-        assert [evidence.response(one, wins(one)[0][0]).model for one in evidence.judgments.values()] == ["m1", "m2"]
+        models = {response.text: response.model for response in evidence.responses.values()}
+        assert models == {"b": "m1", "c": "m2", "d": "m1", "e": "m1"}
+        assert [evidence.response(one, wins(one)[0][0]).model for one in evidence.judgments.values()] == ["m1", "m2", "m2"]
 
 
 def test_the_same_file_gives_the_same_bytes(tmp_path):
