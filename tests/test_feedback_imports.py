@@ -413,6 +413,17 @@ def test_choices_of_label_studio_are_votes(tmp_path):
     assert result["left_out"] == {"a choice that names neither answer, nor a tie, nor both bad": 1}
 
 
+def test_choices_about_each_answer_by_itself_compare_nothing(tmp_path):
+    """A grade from 1 to 5 of either answer: "2" is not the second answer. A choice about both stays a vote beside them."""
+    grades = [{"type": "choices", "to_name": f"answer{n}", "value": {"choices": [grade]}} for n, grade in ((1, "2"), (2, "1"))]
+    both = {"type": "choices", "to_name": "prompt", "value": {"choices": ["A"]}}
+    (whole,) = json.loads(task([both]))
+    whole["annotations"][0]["result"] += grades
+    result, evidence = imported(tmp_path, "g.json", json.dumps([whole]))
+    assert [[rank for _, rank in vote] for _, vote in said(evidence)] == [[1, 2]]
+    assert result["left_out"] == {"a choice about one answer by itself": 2}
+
+
 FLAT_TEXTS = {"prompt": "Which bread?", "answer1": "Rye", "answer2": "Bun"}
 FLAT_ROW = FLAT_TEXTS | {"id": 1, "annotator": 4, "annotation_id": 7, "created_at": "x", "updated_at": "y", "lead_time": 3.0}
 
