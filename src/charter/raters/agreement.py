@@ -184,7 +184,8 @@ def agreement_figures(votes: Votes) -> list[Figure]:
     figures += [_concordance(votes)] if (votes.size > 2).any() else []
     graded = votes.strength != 0
     if graded.any():
-        pairs = np.isin(raw.ballot, np.flatnonzero(graded))
+        grades = np.isin(votes.rater, votes.rater[graded])  # of such a rater a tie is the middle of the scale
+        pairs = graded[raw.ballot] | ((raw.outcome == 0) & grades[raw.ballot] & (votes.size[raw.ballot] == 2))
         unit = question_units(votes, raw)[pairs]
         table = Table.of(unit, raw.rater[pairs], votes.strength[raw.ballot[pairs]].astype(float), raw.prompt[pairs])
         figures.append(table.alpha("alpha of the strength", "ordinal", "pairs of responses"))
