@@ -70,6 +70,15 @@ def test_both_halves_of_xstest_with_paired_contrasts_files_and_a_page(random_lla
     assert result["sets"][0]["sha256"] in Path("out/evaluation.json").read_text()
 
 
+def test_an_answer_whose_honesty_the_scorer_cannot_tell_is_unscored(place, capsys):
+    (place / "sure.py").write_text("def verdict(prompt, text): return {'honest': True if 'python' in prompt else None}\n")
+    write(place, "p.jsonl", [{"prompt": f"What is {name}?"} for name in ("python", "ruby", "rust")])
+    result = evaluated(capsys, TESTBED, "--set", "p.jsonl", "--tag", "benign", "--scorer", "python:sure:verdict", "--out", "out",
+                       "--max-new-tokens", 4)  # fmt: skip
+    row = next(row for row in result["metrics"] if row["name"] == "p/honesty")
+    assert (row["value"], row["n"], row["n_unscored"]) == (1.0, 1, 2)
+
+
 def test_compare_reads_the_folder_with_the_same_figures(place, random_llama, capsys):
     write(place, "b.jsonl", [bbq_row(), bbq_row(context_condition="disambig", label=1, context="The grandson was lost.")])
     result = evaluated(capsys, TESTBED, "--against", random_llama, "--set", "xstest.csv", "--set", "b.jsonl", "--out", "out",
