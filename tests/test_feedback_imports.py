@@ -669,6 +669,14 @@ def test_the_same_file_gives_the_same_bytes(tmp_path):
     assert tips(judgments) == [judgments[-1].hash]
 
 
+def test_pairs_are_not_the_crowds_of_hh_rlhf_because_their_prompt_has_another_name(tmp_path):
+    row = {"chosen": "a", "rejected": "b"}
+    for column in ("question", "instruction"):
+        _, evidence = imported(tmp_path, f"{column}.jsonl", json.dumps(row | {column: "q", "system": ""}))
+        with evidence:
+            assert [judgment.rater_id for judgment in evidence.judgments.values()] == ["unknown"]
+
+
 def test_chosen_is_not_always_shown_first(tmp_path):
     content = "".join(json.dumps({"prompt": f"q{n}", "chosen": "a", "rejected": "b"}) + "\n" for n in range(200))
     _, evidence = imported(tmp_path, "p.jsonl", content)
