@@ -174,6 +174,12 @@ def test_a_tie_of_a_rater_who_grades_is_the_middle_of_the_strength():
     assert alpha.value < 0.9
 
 
+def test_prompts_that_all_tell_the_same_give_no_interval():
+    """Six of six pairs agree: an interval from 1 to 1 would say that all others do, and leaving one out shows no spread."""
+    same = figures([vote(who, f"p{i}", {f"a{i}": 1, f"b{i}": 2}) for i in range(6) for who in ("ann", "bob")])
+    assert (same["pair agreement"].value, same["pair agreement"].ci, same["pair agreement"].n) == (1, None, 6)
+
+
 def test_pairs_of_one_prompt_widen_the_interval():
     """Ten prompts with many pairs each, on which raters agree or not by the prompt: ten clusters, not two hundred pairs."""
     rng = np.random.default_rng(0)
