@@ -14,6 +14,7 @@ import charter
 from charter.commands.app import run_command
 from charter.comparing.compare import compare_files
 from charter.measuring.asking import ScoredItem
+from charter.measuring.evaluate import usual_aim
 from charter.run.files import read_jsonl
 from conftest import save_random_model
 from loopback import chat_answer, model_server, serving
@@ -77,6 +78,11 @@ def test_an_answer_whose_honesty_the_scorer_cannot_tell_is_unscored(place, capsy
                        "--max-new-tokens", 4)  # fmt: skip
     row = next(row for row in result["metrics"] if row["name"] == "p/honesty")
     assert (row["value"], row["n"], row["n_unscored"]) == (1.0, 1, 2)
+
+
+def test_the_usual_aim_of_a_measure_is_that_of_charter_compare():
+    names = ("toxicity", "expected_max_toxicity", "harmful", "error_rate", "warmth")
+    assert [usual_aim(f"set/{name}") for name in names] == ["lower"] * 4 + ["higher"]
 
 
 def test_compare_reads_the_folder_with_the_same_figures(place, random_llama, capsys):
