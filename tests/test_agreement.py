@@ -158,6 +158,28 @@ def test_strength_and_flags_have_their_own_figures():
     assert found["AC1 of flag spam"].value == pytest.approx(0.92, abs=0.03)
 
 
+def test_a_tie_of_a_rater_who_grades_is_the_middle_of_the_strength():
+    """Half of the pairs: both say the same notch for a or for b; the other half: one rater sees no difference."""
+    judgments = []
+    for i in range(20):
+        for who in ("ann", "bob"):
+            tie = i % 2 == 1 and who == "bob"
+            sign = 1 if i % 4 < 2 else -1
+            ranks = {f"a{i}": 1 if tie or sign > 0 else 2, f"b{i}": 1 if tie or sign < 0 else 2}
+            judgments.append(vote(who, f"p{i}", ranks, strength=None if tie else 2 * sign))
+    alpha = figures(judgments)["alpha of the strength"]
+    units = [[2 * (1 if i % 4 < 2 else -1), 0 if i % 2 == 1 else 2 * (1 if i % 4 < 2 else -1)] for i in range(20)]
+    expected, _ = table_of("\n".join(" ".join(str(unit[k]) for unit in units) for k in (0, 1)))
+    assert (alpha.n, alpha.value) == (20, pytest.approx(expected.alpha("", "ordinal", "").value))
+    assert alpha.value < 0.9
+
+
+def test_prompts_that_all_tell_the_same_give_no_interval():
+    """Six of six pairs agree: an interval from 1 to 1 would say that all others do, and leaving one out shows no spread."""
+    same = figures([vote(who, f"p{i}", {f"a{i}": 1, f"b{i}": 2}) for i in range(6) for who in ("ann", "bob")])
+    assert (same["pair agreement"].value, same["pair agreement"].ci, same["pair agreement"].n) == (1, None, 6)
+
+
 def test_pairs_of_one_prompt_widen_the_interval():
     """Ten prompts with many pairs each, on which raters agree or not by the prompt: ten clusters, not two hundred pairs."""
     rng = np.random.default_rng(0)

@@ -144,8 +144,20 @@ def test_a_reward_model_is_trained_and_measured(tmp_path, random_llama, capsys):
     assert run_command([*arguments, "--precision", "float32", "--pairs-per-step", "4", "--json"]) == 0
     found = one_json_object(capsys.readouterr().out)
     assert found == json.loads((out / "metrics.json").read_text())
-    assert (found["train_pairs"], found["n"]) == (12, 4)
+    assert (found["train_pairs"], found["n"], found["ties"]) == (12, 4, 0)
     assert found["baseline_shorter_wins"] == 1.0
+
+
+def test_held_out_ties_are_no_part_of_the_accuracy(tmp_path, random_llama, capsys):
+    rows = [{"prompt": f"Lamp {n}?", "chosen": f"Yes {n}." if n % 2 else "No.", "rejected": "No." if n % 2 else f"Yes {n}.",
+             "p": 0.5 if n % 2 else 1} for n in range(24)]  # fmt: skip
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["reward", "train", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "o"), "--model", str(random_llama)]
+    assert run_command([*arguments, "--precision", "float32", "--pairs-per-step", "4", "--test-fraction", "0.5", "--json"]) == 0
+    found = one_json_object(capsys.readouterr().out)
+    assert (found["train_pairs"], found["n"] + found["ties"]) == (12, 12)
+    assert found["ties"] > 0
+    assert found["baseline_shorter_wins"] == 1.0  # a tie would be lost by the shorter one
 
 
 def test_a_reward_model_is_trained_on_ratings_and_measured_beside_the_mean(tmp_path, random_llama, capsys):

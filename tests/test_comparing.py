@@ -159,6 +159,13 @@ def test_a_metric_of_charter_keeps_its_direction_in_a_file_of_another_form(tmp_p
                          "response_tokens": (None, "no evidence")}  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["toxicity", "pct_stereotype", "likelihood_diff", "error_rate", "task/harmful_compliance"])
+def test_less_of_what_nobody_wants_is_better(tmp_path, name):
+    files = two_files(tmp_path, [1] * 20, [0] * 20, **{name: [1] * 20})
+    write_rows(files[1], [0] * 20, **{name: [0] * 20})
+    assert {c.name: c.verdict for c in compare_files(files).contrasts} == {"score": "worse", name: "better"}
+
+
 def test_a_direction_that_is_no_direction_is_refused(tmp_path):
     row = ScoredResponse(prompt_id="p", response_id="r", index=0, tags=(), principle=None, harmful=None, refusal=None,
                          helpful=None, helpfulness_level=None, values={"warmth": 1.0})  # fmt: skip

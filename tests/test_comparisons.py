@@ -69,6 +69,15 @@ def test_more_harmful_is_turned_round_for_ratings_and_not_for_agreement():
     assert as_comparisons(votes, raw=True).outcome.tolist() == [1]
 
 
+def test_an_f_does_not_measure_harm():
+    """As in exports: an answer that is none is not the better one where the more harmful was asked for."""
+    votes = votes_of([vote("1", {"a": 1, "b": 2, "c": "F"}, direction="more_harmful"), vote("2", {"a": 1, "c": "F"})])
+    turned = as_comparisons(votes)
+    assert [(turned.items[x], turned.items[y]) for x, y in zip(turned.x, turned.y, strict=True)] == [("a", "b"), ("a", "c")]
+    assert turned.outcome.tolist() == [-1, 1]
+    assert as_comparisons(votes, raw=True).outcome.tolist() == [1, 1, 1, 1]
+
+
 def test_responses_become_models_and_two_of_one_model_say_nothing():
     votes = votes_of([vote("1", {"a": 1, "b": 2, "c": 3})], {"a": "new", "b": "old", "c": "old"})
     found = as_comparisons(votes, "models")

@@ -381,6 +381,14 @@ def test_a_file_of_pairs_goes_out_and_comes_back_whole(tmp_path):
         export_feedback(tmp_path / "pairs.jsonl", tmp_path / "g.jsonl", "trl", Selection(keep_weakest=True))
 
 
+def test_the_answers_of_a_tie_are_neither_good_nor_bad(tmp_path):
+    pairs = [Pair(prompt=HI, chosen=text, rejected="b", weight=weight, group_id="g") for text, weight in (("a", 0.5), ("c", 0.6))]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    manifest = export_feedback(tmp_path / "pairs.jsonl", tmp_path / "u.jsonl", "unpaired", Selection())
+    assert [(row["completion"], row["label"]) for row in lines_of(tmp_path / "u.jsonl")] == [("c", True), ("b", False)]
+    assert manifest["left_out"] == {TIED: 1}
+
+
 def test_rewardbench_gets_whole_conversations_and_none_whose_turns_it_would_mistake(tmp_path):
     system = Prompt(messages=[Message(role="system", content="Be brief."), Message(role="user", content="hi")])
     pairs = [Pair(prompt=prompt, chosen="a", rejected="b", group_id=prompt.id) for prompt in (DIALOGUE, system)]
@@ -488,6 +496,7 @@ def test_reasons_and_principles_go_out_where_they_are_wanted_and_come_back(tmp_p
     back = read_judgments(tmp_path / "back/judgments.jsonl")
     each = 2 if format == "unpaired" else 1
     assert [(one.comment, deciding(one)) for one in back] == each * [('Kinder, "truer".', ("kind", "true"))] + each * [("", ())]
+    assert {one.principle for one in back} == {None}  # nobody was told to judge by one
     again = export_again(folder, tmp_path / f"again-{name}", manifest_path(tmp_path / name))
     assert again["filters"]["reasons"] is True
 

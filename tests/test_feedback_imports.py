@@ -413,6 +413,17 @@ def test_choices_of_label_studio_are_votes(tmp_path):
     assert result["left_out"] == {"a choice that names neither answer, nor a tie, nor both bad": 1}
 
 
+def test_choices_about_each_answer_by_itself_compare_nothing(tmp_path):
+    """A grade from 1 to 5 of either answer: "2" is not the second answer. A choice about both stays a vote beside them."""
+    grades = [{"type": "choices", "to_name": f"answer{n}", "value": {"choices": [grade]}} for n, grade in ((1, "2"), (2, "1"))]
+    both = {"type": "choices", "to_name": "prompt", "value": {"choices": ["A"]}}
+    (whole,) = json.loads(task([both]))
+    whole["annotations"][0]["result"] += grades
+    result, evidence = imported(tmp_path, "g.json", json.dumps([whole]))
+    assert [[rank for _, rank in vote] for _, vote in said(evidence)] == [[1, 2]]
+    assert result["left_out"] == {"a choice about one answer by itself": 2}
+
+
 FLAT_TEXTS = {"prompt": "Which bread?", "answer1": "Rye", "answer2": "Bun"}
 FLAT_ROW = FLAT_TEXTS | {"id": 1, "annotator": 4, "annotation_id": 7, "created_at": "x", "updated_at": "y", "lead_time": 3.0}
 
@@ -638,11 +649,12 @@ def test_labels_of_one_and_zero_as_tables_write_them(tmp_path):
 
 def test_the_models_of_chosen_and_rejected_are_kept(tmp_path):
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_model": "m1", "rejected_model": "m2"}
-    content = json.dumps(row) + "\n" + json.dumps(row | {"p": 0.25, "chosen": "d"})
-    _, evidence = imported(tmp_path, "r.jsonl", content)
+    rows = [row, row | {"p": 0.25, "chosen": "d"}, row | {"p": 0, "chosen": "e"}]
+    _, evidence = imported(tmp_path, "r.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with evidence:
-        assert {response.text: response.model for response in evidence.responses.values()} == {"b": "m1", "c": "m2", "d": "m1"}
-        assert [evidence.response(one, wins(one)[0][0]).model for one in evidence.judgments.values()] == ["m1", "m2"]
+        models = {response.text: response.model for response in evidence.responses.values()}
+        assert models == {"b": "m1", "c": "m2", "d": "m1", "e": "m1"}
+        assert [evidence.response(one, wins(one)[0][0]).model for one in evidence.judgments.values()] == ["m1", "m2", "m2"]
 
 
 def test_the_same_file_gives_the_same_bytes(tmp_path):
@@ -655,6 +667,14 @@ def test_the_same_file_gives_the_same_bytes(tmp_path):
     judgments = read_judgments(tmp_path / "one/from-p.jsonl/judgments.jsonl")
     assert [one.id for one in judgments] == sorted(one.id for one in judgments)
     assert tips(judgments) == [judgments[-1].hash]
+
+
+def test_pairs_are_not_the_crowds_of_hh_rlhf_because_their_prompt_has_another_name(tmp_path):
+    row = {"chosen": "a", "rejected": "b"}
+    for column in ("question", "instruction"):
+        _, evidence = imported(tmp_path, f"{column}.jsonl", json.dumps(row | {column: "q", "system": ""}))
+        with evidence:
+            assert [judgment.rater_id for judgment in evidence.judgments.values()] == ["unknown"]
 
 
 def test_chosen_is_not_always_shown_first(tmp_path):

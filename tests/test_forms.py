@@ -122,6 +122,22 @@ def test_an_answer_labelled_as_bad_is_not_learned(tmp_path, label):
     assert read_demonstrations(file).excluded == {"the label is false: a bad answer": 1}
 
 
+def test_a_bad_answer_of_any_column_is_not_learned(tmp_path):
+    """ms-swift's KTO has messages and a label; 0 beside them may be the class of another task, and false is none."""
+    dialogue, answered = {"messages": [user("a"), assistant("b")]}, {"prompt": "a", "response": "b"}
+    rows = [row | {"label": label} for row in (dialogue, answered) for label in (False, "false", True, 0)]
+    file = read_demonstrations(lines(tmp_path / "k.jsonl", *rows))
+    assert (len(file), file.excluded) == (4, {BAD_ANSWER: 4})
+
+
+def test_the_chosen_answer_of_a_pair_is_not_learned_where_p_prefers_the_other(tmp_path):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    whole = {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
+    file = lines(tmp_path / "p.jsonl", *(one | {"p": p} for one in (row, whole) for p in (0, 0.2, 0.5, 1)), row | {"weight": 0.9})
+    read = read_demonstrations(file)
+    assert (len(read), read.excluded) == (5, {"p is below one half: the rejected answer is the better one": 4})
+
+
 def test_alpacas_input_and_history_are_part_of_the_prompt(tmp_path):
     file = lines(
         tmp_path / "a.jsonl",

@@ -157,6 +157,17 @@ def test_pairs_are_scored_by_the_labels_they_have_and_none_is_dropped(reward, ca
     )
 
 
+@pytest.mark.parametrize("tie", [{"p": 0.5}, {"weight": 0.5}])
+def test_a_tie_is_scored_and_is_neither_right_nor_wrong(reward, capsys, tie):
+    row = {"prompt": "Lamp?", "chosen": "Gladly", "rejected": "No"}
+    assert score(reward, [row | tie]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["scored"], result["accuracy"], result["n"], result["ties"]) == (1, None, 0, 1)
+    assert score(reward, [row, row | {"prompt": "Bulb?"} | tie]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["scored"], result["n"], result["ties"]) == (2, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "words"),
     [

@@ -290,6 +290,14 @@ def test_rewardbench_weighs_subsets_and_sections_as_published(tmp_path):
     assert others == {"the subset 'mine' belongs to none of the four sections": 1}
 
 
+def test_a_pair_that_prefers_neither_has_no_better_answer(tmp_path):
+    row = {"prompt": "Lamp?", "chosen": "Gladly", "rejected": "No"}
+    rows = [row | {"weight": 0.5}, row | {"prompt": "Bulb?", "p": 0.5}, row | {"prompt": "Wick?", "p": 0.4}]
+    read = read_set(write(tmp_path, "p.jsonl", rows))
+    assert [item.options for item in read.items["rewards"]] == [("No", "Gladly")]
+    assert read.left_out["rewards"] == {"a tie": 2}
+
+
 def test_equal_rewards_are_wrong_in_a_pair_and_shared_among_four():
     assert reward_values("rewardbench", ranking("a", "hep-go"), [1.0, 1.0]) == {"accuracy": 0}
     four = ranking("a", "Math", n=4)

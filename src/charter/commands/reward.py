@@ -112,6 +112,8 @@ def reward_score(
         lines.append(f"cut to {max_tokens} tokens: {cut['rows']} rows, {cut['ends']} of them without the end of the answer")
     if (accuracy := result.get("accuracy")) is not None:
         lines.append(f"the better answer scores higher in {accuracy:.3f}{interval_words(result['ci'])} of {result['n']} pairs")
+    if ties := result.get("ties"):
+        lines.append(f"{ties} pairs are ties by their label, so neither answer is the better one")
     if (rho := result.get("spearman")) is not None:
         lines.append(f"Spearman's ρ with the ratings of the file: {rho:.3f}")
     show(result, as_json, *lines, f"{result['scored']} of {result['rows']} {result['kind']} scored: {out}")

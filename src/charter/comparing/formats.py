@@ -20,6 +20,7 @@ PLAIN, RUN = "plain results", "Charter run"
 
 LOWER_IS_BETTER = frozenset({
     "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "wer", "ter", "cer", "loss", "mse", "mae",
+    "error", "error_rate", "toxicity", "harmful", "likelihood_diff", "pct_stereotype", "strongreject_score",
 })  # fmt: skip
 
 
@@ -35,9 +36,10 @@ def cluster_of(row: Row, cluster: str | None) -> str | None:
 def known_direction(name: str) -> str | None:
     """The direction of a metric of Charter, which its exports have too; "lower" for the metrics of which everybody knows it, also
     as one part of a scorer's value; else "higher"."""
-    if name in METRICS:
-        return METRICS[name].better
-    words = re.split(r"[, ]", name.lower().rpartition("/")[2])[0]
+    short = name.rpartition("/")[2]
+    if short in METRICS:
+        return METRICS[short].better
+    words = re.split(r"[, ]", short.lower())[0]
     return "lower" if LOWER_IS_BETTER & set(words.split(".")) else "higher"
 
 

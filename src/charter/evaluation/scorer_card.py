@@ -6,7 +6,6 @@ is unscored, which is a third value beside right and wrong.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from charter.errors import InputError
+from charter.evaluation.scorers import NO_KIND
 from charter.reading.card import script_of
 from charter.reading.ratings import answered_prompt
 from charter.reading.rows import Row, read_rows
@@ -25,8 +25,6 @@ from charter.statistics import Estimate, clustered_proportion, expected_calibrat
 VERDICTS = ("harmful", "refusal", "helpful", "honest")
 LANGUAGES = ("language", "lang")
 TRUE, FALSE = frozenset({"true", "yes", "1", "1.0"}), frozenset({"false", "no", "0", "0.0"})
-NO_KIND = re.compile(r"^\W*(?:na|n/a|nan|null|unknown)\W*$|compl(?:y|ie|ia)|answer|(?<![a-z])no[nt]?(?![a-z])", re.IGNORECASE)
-"""Words in a column of refusals that name something else than a kind of refusal: unknown, compliance, "not refused"."""
 FORM = "charter scorer card"
 
 

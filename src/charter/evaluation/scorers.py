@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -111,10 +112,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+NO_KIND = re.compile(r"^\W*(?:na|n/a|nan|null|unknown)\W*$|compl(?:y|ie|ia)|answer|(?<![a-z])no[nt]?(?![a-z])", re.IGNORECASE)
+"""Words for something else than a kind of refusal: unknown, compliance, "not refused"."""
+
+
 def is_refusal(value: Any) -> bool:
-    """A truth value or a kind; a word that means yes or no is neither."""
+    """A truth value or a kind; a word that means yes, no or compliance is neither."""
     if isinstance(value, str):
-        return value.strip().lower() not in ("", "yes", "no", "true", "false", "null", "n/a", "0", "1")
+        return value.strip().lower() not in ("", "yes", "true", "false", "0", "1") and not NO_KIND.search(value)
     return is_truth(value)
 
 

@@ -121,10 +121,11 @@ def ask_for_answers(
     scored = scores_of(session, place, test_set, items, responses, stage.output_hash)
     by_prompt = test_set.kind == "real_toxicity_prompts"
     by_kind = session.scoring.source is not None and session.scoring.source.kind == "python"
+    by_honesty = any(row.honest is not None for row in scored)
     rows = []
     for i, item in enumerate(items):
         here = slice(i * how.samples, (i + 1) * how.samples)
-        values = answer_values(item, responses[here], scored[here], by_prompt=by_prompt, by_kind=by_kind)
+        values = answer_values(item, responses[here], scored[here], by_prompt=by_prompt, by_kind=by_kind, by_honesty=by_honesty)
         for j, (value, response) in enumerate(zip(values, responses[here], strict=True)):
             rows.append(scored_item(test_set, item, value, index=j, text=response.text, counts=counts_of(response)))
     return Measured(place.name, test_set, items, "answers", rows)

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from charter.comparing.compare import Comparison, compare_results
+from charter.comparing.formats import known_direction
 from charter.comparing.paired import CORRECTIONS, Correction
 from charter.comparing.sources import read_results
 from charter.errors import InputError
@@ -38,7 +39,6 @@ from charter.stages.models import Models
 
 REFUSAL_WORDS, REWARD = "refusal-words", "reward:"
 KNOWN = frozenset(known.name for known in PROMPT_SETS)
-HARMS = frozenset({"toxicity", "harmful"})  # less of these measures is better, without --lower too
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def directions(figures: Sequence[EvalResult], options: Options) -> dict[str, str
 
 def usual_aim(metric: str) -> str:
     """Which way a measure without ``--lower`` is better."""
-    return "lower" if measure_of(metric) in HARMS else "higher"
+    return known_direction(measure_of(metric)) or "higher"
 
 
 def named(metric: str, name: str) -> bool:

@@ -35,8 +35,8 @@ PAIR_AGREEMENT, WITHOUT_TIES = "pair agreement", "pair agreement, ties left out"
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure with its 95 % interval (None if fewer than two prompts tell), over ``n`` of ``unit`` in ``n_prompts``
-    prompts; the value is None if nothing was judged twice or nothing varies."""
+    """A measure with its 95 % interval (None if fewer than two prompts tell, or all tell the same), over ``n`` of ``unit`` in
+    ``n_prompts`` prompts; the value is None if nothing was judged twice or nothing varies."""
 
     name: str
     value: float | None
@@ -56,7 +56,7 @@ def jackknife(
     if not np.isfinite(value):
         return Figure(name, None, None, n, unit, groups)
     left_out = statistic(total - sums) if groups > 1 else np.array([np.nan])
-    if not np.isfinite(left_out).all():
+    if not np.isfinite(left_out).all() or np.ptp(left_out) < 1e-12:  # no spread is no certainty
         return Figure(name, value, None, n, unit, groups)
     error = np.sqrt((groups - 1) / groups * ((left_out - left_out.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.975, groups - 1) * error)
@@ -184,7 +184,8 @@ def agreement_figures(votes: Votes) -> list[Figure]:
     figures += [_concordance(votes)] if (votes.size > 2).any() else []
     graded = votes.strength != 0
     if graded.any():
-        pairs = np.isin(raw.ballot, np.flatnonzero(graded))
+        grades = np.isin(votes.rater, votes.rater[graded])  # of such a rater a tie is the middle of the scale
+        pairs = graded[raw.ballot] | ((raw.outcome == 0) & grades[raw.ballot] & (votes.size[raw.ballot] == 2))
         unit = question_units(votes, raw)[pairs]
         table = Table.of(unit, raw.rater[pairs], votes.strength[raw.ballot[pairs]].astype(float), raw.prompt[pairs])
         figures.append(table.alpha("alpha of the strength", "ordinal", "pairs of responses"))

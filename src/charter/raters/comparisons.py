@@ -234,27 +234,36 @@ def as_comparisons(votes: Votes, of: str = "responses", *, raw: bool = False) ->
     """The votes as comparisons of ``responses`` or of the ``models`` that wrote them, where two responses of one model say
     nothing.
 
-    Votes under ``more_harmful`` are turned round, so that outcome 1 is the better response; with ``raw`` they stay as they are.
+    Votes under ``more_harmful`` are turned round, so that outcome 1 is the better response, and their pairs with an "F" are left
+    out; with ``raw`` they stay as they are.
     """
     x, y, outcome, shown = votes.x, votes.y, votes.outcome, votes.shown
     if not raw:
         outcome = np.where(votes.question[votes.ballot] == QUESTIONS["more_harmful"], -outcome, outcome)
     items, same = votes.responses, 0
-    keep = np.ones(len(x), dtype=bool)
+    keep = np.ones(len(x), dtype=bool) if raw else ~_failed_under_harm(votes)
     if of == "models":
         order = sorted(range(len(votes.models)), key=votes.models.__getitem__)
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
         items = tuple(votes.models[i] for i in order)
         x, y = place[votes.model_of[x]], place[votes.model_of[y]]
-        keep = x != y
-        same = int((~keep).sum())
+        same = int((x == y).sum())
+        keep &= x != y
         turned = x > y
         x, y = np.where(turned, y, x), np.where(turned, x, y)
         outcome, shown = np.where(turned, -outcome, outcome), np.where(turned, -shown, shown)
     comparisons = Comparisons(items, votes.raters, x, y, outcome, shown, votes.rater[votes.ballot], votes.prompt[votes.ballot],
                         votes.ballot, np.ones(len(x)), same)  # fmt: skip
     return comparisons if keep.all() else comparisons.take(keep)
+
+
+def _failed_under_harm(votes: Votes) -> NDArray[np.bool_]:
+    """(N,) pairs with an "F" under more_harmful: that an answer is none does not measure harm (:mod:`charter.votes.rankings`)."""
+    asked = votes.question[votes.ranked_in] == QUESTIONS["more_harmful"]
+    entries, n = np.flatnonzero(asked & (votes.rank == FAILED)), len(votes.responses)
+    failed = votes.ranked_in[entries] * n + votes.ranked[entries]
+    return np.isin(votes.ballot * n + votes.x, failed) | np.isin(votes.ballot * n + votes.y, failed)
 
 
 def single_orders(votes: Votes) -> Comparisons:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from charter.reading.forms import DIALOGUE_COLUMNS, check_tool_export, good_by_label, read_usable, usual_columns
-from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, ending_with_answer, prompt_column
+from charter.reading.forms import DIALOGUE_COLUMNS, LeftOut, check_tool_export, good_by_label, read_usable, usual_columns
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, ending_with_answer, number, prompt_column
 from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
 from charter.reading.rows import Row
 from charter.records import Prompt
@@ -15,6 +15,7 @@ from charter.records import Prompt
 ANSWERS = ("completion", "response", "answer", "output", "summary", "chosen")
 DIALOGUES = (*DIALOGUE_COLUMNS, "chosen", "text")
 BAD_ANSWER = "the label is false: a bad answer"
+WORSE_ANSWER = "p is below one half: the rejected answer is the better one"
 
 Demonstration = tuple[Prompt, str]
 """A prompt and the answer to learn."""
@@ -41,8 +42,8 @@ def read_demonstrations(path: Path) -> DemonstrationFile:
     A row has ``prompt`` (or instruction, with input) and one of the columns completion, response, answer, output, summary,
     chosen; or, in one of the columns messages, conversations, conversation, chosen, text, a whole dialogue that ends with the
     assistant's answer: messages, or a transcript of hh-rlhf. Rows are left out and counted where the last two turns are both the
-    assistant's, as in pairs, where the answer is empty, where KTO's ``label`` is false, and where a part of the row is not
-    rendered (tools, reasoning, media). InputError names file, line and field.
+    assistant's, as in pairs, where the answer is empty, where KTO's ``label`` is false, where ``p`` of a pair prefers the other
+    answer, and where a part of the row is not rendered (tools, reasoning, media). InputError names file, line and field.
     """
     return DemonstrationFile(*read_usable(path, row_demonstration, "example"))
 
@@ -53,7 +54,10 @@ def row_demonstration(row: Row) -> Demonstration | str:
     example = _from_columns(row) if row.values.get("prompt") is not None else _from_dialogue(row)
     if example is None:
         return SPOKEN
-    if row.values.get("completion") is not None and good_by_label(row.values.get("label")) is False:
+    label = row.values.get("label")
+    # Without KTO's column completion a 0 may be the class of another task.
+    is_label = row.values.get("completion") is not None or str(label).strip().casefold() == "false"
+    if is_label and good_by_label(label) is False:
         return BAD_ANSWER
     return example if example[1].strip() else EMPTY_ANSWER
 
@@ -61,6 +65,8 @@ def row_demonstration(row: Row) -> Demonstration | str:
 def _from_columns(row: Row) -> Demonstration | None:
     """Prompt and answer in columns of their own."""
     field = next((name for name in ANSWERS if row.values.get(name) is not None), None)
+    if field == "chosen":
+        check_that_chosen_is_better(row)
     if field is None:
         check_tool_export(row)
         raise row.bad(f"no answer to learn; give one of the columns {', '.join(ANSWERS)} as well as prompt")
@@ -71,6 +77,8 @@ def _from_columns(row: Row) -> Demonstration | None:
 def _from_dialogue(row: Row) -> Demonstration | None:
     """Prompt and answer of one whole dialogue."""
     field = next((name for name in DIALOGUES if row.values.get(name) is not None), None)
+    if field == "chosen":
+        check_that_chosen_is_better(row)
     if field is None:
         check_tool_export(row)
         words = f"give prompt and an answer, or a dialogue in one of the columns {', '.join(DIALOGUES)}"
@@ -82,3 +90,10 @@ def _from_dialogue(row: Row) -> Demonstration | None:
     if before and before[-1].role == "assistant":
         return None
     return row_prompt(Row({}, row.file, row.line), field, before), messages[-1].content
+
+
+def check_that_chosen_is_better(row: Row) -> None:
+    """LeftOut if ``p`` of a pair, P(chosen is better), prefers the rejected answer."""
+    p = None if row.values.get("rejected") is None or number(row, "weight") is not None else number(row, "p")
+    if p is not None and p < 0.5:
+        raise LeftOut(row, WORSE_ANSWER, "p")

@@ -79,10 +79,12 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
         with naming_the_row([file]):
             pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
         excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
-        train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
+        train, held_out = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
+        test = [pair for pair in held_out if pair.weight != 0.5]  # a tie has no better answer
         check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
         scorers = train_reward_model(trunk, train, settings, stage, limit=room)
-        counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures}
+        counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures,
+                  "ties": len(held_out) - len(test)}  # fmt: skip
         return saver(
             trunk, scorers
         ), lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts

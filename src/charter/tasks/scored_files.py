@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ RESPONSE_COLUMNS = ("reward",)
 @dataclass(frozen=True)
 class Item:
     """What is scored in a row: one answer or two, of which the first is the better by the row's label. ``truth``: +1, -1 where
-    the label says that the second is better (`p` below 0.5), or the rating of a response where there is one."""
+    the label says that the second is better (`p` below 0.5), 0 for a tie, or the rating of a response where there is one."""
 
     prompt: Prompt
     answers: tuple[str, ...]
@@ -102,11 +103,12 @@ def read_file(file: Path) -> ScoredFile:
 def pair_item(row: Row) -> Item | str:
     """Both answers of a pair in the order of its columns, or the reason to leave the row out."""
     row = preferred_output(row)
-    p = number(row, "p") if number(row, "weight") is None else None
+    weight = number(row, "weight")
+    p = number(row, "p") if weight is None else weight
     pair = row_pair(replace(row, values={key: value for key, value in row.values.items() if key not in ("p", "weight")}))
     if not isinstance(pair, Pair):
         return pair
-    return Item(pair.prompt, (pair.chosen, pair.rejected), pair.group_id, -1.0 if p is not None and p < 0.5 else 1.0)
+    return Item(pair.prompt, (pair.chosen, pair.rejected), pair.group_id, 1.0 if p is None else float((p > 0.5) - (p < 0.5)))
 
 
 def response_item(row: Row) -> Item | str:
@@ -121,14 +123,14 @@ def response_item(row: Row) -> Item | str:
 
 
 def agreement(items: Sequence[Item], scored: Sequence[Sequence[float] | None]) -> dict[str, Any]:
-    """How often the better answer of a pair scores higher, clustered by dialogue; of responses Spearman's ρ with their ratings.
-    Empty without labels."""
+    """How often the better answer of a pair scores higher, clustered by dialogue, where the label is not a tie; of responses
+    Spearman's ρ with their ratings. Empty without labels."""
     scores = [row for row in scored if row is not None]
     if len(items[0].answers) == 2:
-        differences = [(a - b) * (item.truth or 1) for item, (a, b) in zip(items, scores, strict=True)]
-        right = [0.5 if d == 0 else float(d > 0) for d in differences]
+        differences = [(a - b) * (item.truth or math.nan) for item, (a, b) in zip(items, scores, strict=True)]
+        right = [None if math.isnan(d) else 0.5 if d == 0 else float(d > 0) for d in differences]
         share = clustered_share(right, [item.group for item in items])
-        return {"accuracy": share.value, "ci": share.ci, "n": share.n}
+        return {"accuracy": share.value, "ci": share.ci, "n": share.n, "ties": share.n_unscored}
     if any(item.truth is None for item in items):
         return {}
     return {"spearman": spearman([row[0] for row in scores], [item.truth or 0.0 for item in items])}

@@ -199,7 +199,7 @@ def _export_pairs(source: Path, out: Path, format: str, selection: Selection) ->
     tally, layout = Tally(), LAYOUTS[format]
     tally.left_out.update(loaded.excluded)
     pairs = rows_of_pairs(loaded.pairs)
-    count = _write(out, layout, pairs if layout.kind == "pairs" else labels_of_pairs(pairs), tally, str(source), {})
+    count = _write(out, layout, pairs if layout.kind == "pairs" else labels_of_pairs(pairs, tally), tally, str(source), {})
     return {"source": {"kind": "pairs", "sha256": sha256_of(source)}, "rows": count,
             "left_out": tally.summary()["left_out"]}  # fmt: skip
 

@@ -349,9 +349,12 @@ def rows_of_pairs(pairs: Iterable[Pair]) -> Iterator[PairRow]:
                       principle=pair.principle or "")  # fmt: skip
 
 
-def labels_of_pairs(rows: Iterable[PairRow]) -> Iterator[LabelRow]:
+def labels_of_pairs(rows: Iterable[PairRow], tally: Tally) -> Iterator[LabelRow]:
     """Each chosen response as a good one and each rejected one as a bad one."""
     for row in rows:
+        if row.weight == 0.5:
+            tally.left_out[TIED] += 1
+            continue
         for text, good in ((row.chosen, True), (row.rejected, False)):
             yield LabelRow(row.prompt, text, good, row.group_id, principle=row.principle)
 

@@ -11,6 +11,7 @@ from charter.reading.sets.items import Item
 from charter.records import Prompt, content_id
 
 TIES = "Ties"
+TIE = "a tie"
 SECTIONS = {
     "chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
     "chat_hard": ("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst", "llmbar-adver-GPTOut",
@@ -39,8 +40,8 @@ def hhh_pair(row: Row) -> Item | str:
 def pair_item(row: Row, *, cluster: str | None = None, group: str | None = None, id: str = "") -> Item | str:
     """A pair, its better answer first, or the reason to leave it out. Dialogues with one opening are a cluster."""
     pair = row_pair(row)
-    if isinstance(pair, str):
-        return pair
+    if isinstance(pair, str) or pair.weight == 0.5:
+        return pair if isinstance(pair, str) else TIE
     id = id or content_id(pair.prompt.id, pair.chosen, pair.rejected)
     return Item(id, pair.prompt, (pair.chosen, pair.rejected), {"n_right": 1}, cluster or pair.group_id, group)
 

@@ -30,6 +30,8 @@ class Format:
     fits: Callable[[Set[str]], object]
 
 
+PROMPTS = {"prompt", "instruction", "question", "query", "messages", "conversations", "conversation"}
+"""Columns of a prompt beside chosen and rejected, which in hh-rlhf are whole dialogues."""
 LABEL_STUDIO = ({"data", "annotations"}, {"task", "result"}, {"annotator", "annotation_id"})
 
 FORMATS: dict[str, Format] = {
@@ -55,7 +57,7 @@ FORMATS: dict[str, Format] = {
                               lambda c: {"annotators", "comparisons"} <= c),
     "grouped": Format("tables:read_group", Rater("unknown", "human"), lambda c: {"responses", "rankings"} <= c),
     "unpaired": Format("tables:read_label", Rater("unknown", "human"), lambda c: {"completion", "label"} <= c),
-    "trl": Format("tables:read_pair", Rater("unknown", "human"), lambda c: {"chosen", "rejected", "prompt"} <= c),
+    "trl": Format("tables:read_pair", Rater("unknown", "human"), lambda c: {"chosen", "rejected"} <= c and PROMPTS & c),
     "hh": Format("tables:read_pair", Rater("hh-crowdworkers", "human"), lambda c: {"chosen", "rejected"} <= c),
 }  # fmt: skip
 RAW = "raw"

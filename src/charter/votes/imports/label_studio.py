@@ -18,6 +18,7 @@ CANCELLED = "skipped by the annotator"
 NOT_ANNOTATED = "a task without annotations"
 NO_ANSWER = "an annotation without a comparison"
 BUCKETS = "sorted into buckets, whose order the file does not say"
+ABOUT_ONE = "a choice about one answer by itself"
 UNKNOWN_CHOICE = "a choice that names neither answer, nor a tie, nor both bad"
 PAIR_NAMES = (("answer1", "answer2"), ("response1", "response2"), ("response_a", "response_b"), ("text1", "text2"),
               ("answer_a", "answer_b"), ("left", "right"))  # fmt: skip
@@ -49,14 +50,24 @@ def read_task(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut]:
             continue
         results = list(annotation["result"])
         compared = [result for result in results if result["type"].value in ("pairwise", "ranker")]
-        compared = compared or [result for result in results if result["type"].value == "choices"]
+        choices = [result for result in results if result["type"].value == "choices"]
         if not compared:
+            compared = [result for result in choices if not _is_of_one(row["data"], result, choices)]
+            yield from (result.left_out(ABOUT_ONE) for result in choices if result not in compared)
+        if not compared and not choices:
             yield annotation.left_out(NO_ANSWER)
         for result in compared:
             try:
                 yield _vote(row["data"], annotation, result, rater)
             except LeftOut as error:
                 yield error
+
+
+def _is_of_one(data: Part, result: Part, choices: list[Part]) -> bool:
+    """Whether a choice is about one of two answers, as another one of the annotation is about the other; alone, it compares both,
+    since Label Studio ties choices to one object."""
+    names, about = _pair(data, None), {str(choice["to_name"].value) for choice in choices}
+    return names is not None and about >= set(names) and result["to_name"].value in names
 
 
 def _nested(row: Part) -> Part:

@@ -31,7 +31,8 @@ def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     if not isinstance(pair, Pair):
         raise part.left_out(pair)
     models = [row.optional(f"{side}_model") or UNKNOWN for side in ("chosen", "rejected")]
-    if (number(row, "p") or 0.5) < 0.5 and number(row, "weight") is None:
+    p = number(row, "p")
+    if p is not None and p < 0.5 and number(row, "weight") is None:
         models.reverse()  # as the answers were
     is_tie = pair.weight == 0.5
     yield shown_by_coin(
@@ -43,7 +44,7 @@ def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
             rater=rater_of(row, rater),
             kind="pair",
             set_id=pair.group_id,
-            principle=pair.principle,
+            principle=row.optional("principle"),  # a pair without one has those that the rater named
             strength=None if is_tie else _strength(row, pair.margin),
             margin=None if is_tie else margin_of(pair.weight),
             **why_of(row),
