@@ -35,6 +35,7 @@ from charter.training.preference_losses import (
     PreferenceLoss,
     kto_loss,
     kto_reference_point,
+    robust_loss,
     simpo_loss,
 )
 
@@ -53,7 +54,6 @@ def train_dpo(
     rows = [row for sides in both for row in sides]  # chosen and rejected in turn
     tokens = torch.tensor([float(len(row.response)) for row in rows], device=trunk.device).view(-1, 2)
     weights = torch.tensor([pair.weight for pair in pairs], device=trunk.device)
-    weights = weights * (1 - settings.label_smoothing) + (1 - weights) * settings.label_smoothing
     reference = torch.zeros(len(pairs), 2, device=trunk.device)
     if settings.loss not in REFERENCE_FREE:
         reference = sequence_logprobs(trunk, REFERENCE, rows, settings.tokens_per_micro_batch).view(-1, 2)
@@ -120,17 +120,19 @@ def margin_of(history: Sequence[Mapping[str, float]]) -> float:
 
 
 def pair_losses(pairs: PairLogprobs, weight: Tensor, point: Tensor | None, settings: DPOSettings) -> Tensor:
-    """The loss of each pair (B,) under the member of the family that the settings name. KTO takes the two responses of a
-    pair as one good and one bad response; their losses are averaged."""
+    """The loss of each pair (B,) under the member of the family that the settings name; ``weight`` (B,) is the soft label. KTO
+    takes the two responses of a pair as one good and one bad response; their losses are averaged."""
     if settings.loss == "kto":
         assert point is not None
         ratios = torch.cat([pairs.chosen - pairs.reference_chosen, pairs.rejected - pairs.reference_rejected])
-        desirable = torch.arange(len(ratios), device=ratios.device) < len(pairs.chosen)
-        return kto_loss(ratios, desirable, point, settings.beta).view(2, -1).mean(dim=0)
+        return kto_loss(ratios, torch.cat([weight, 1 - weight]), point, settings.beta).view(2, -1).mean(dim=0)
+    share = settings.label_smoothing
+    if settings.loss == "robust":
+        return robust_loss(pairs, weight, settings.beta, share)
     loss: PreferenceLoss = LOSSES[settings.loss]
     if settings.loss == "simpo" and settings.gamma is not None:
         loss = partial(simpo_loss, gamma=settings.gamma)
-    return loss(pairs, weight, settings.beta)
+    return loss(pairs, weight * (1 - share) + (1 - weight) * share, settings.beta)
 
 
 def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
