@@ -141,6 +141,25 @@ def test_a_reward_model_scores_the_same_after_a_round_trip(folder, tmp_path, lor
     assert torch.allclose(scorers(again.unsqueeze(0), standardise=False), scores - 0.5)
 
 
+@pytest.mark.parametrize("of_policy", [LoRASettings(rank=2, alpha=4), LoRASettings(rank=4)])
+def test_a_reward_model_keeps_its_scale_on_a_trunk_whose_policy_has_another(folder, tmp_path, of_policy):
+    trunk = load_trunk(str(folder), lora=LoRASettings(rank=2))
+    trunk.add_role("reward", head=True)
+    torch.manual_seed(0)
+    for parameter in trunk.parameters("reward").values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    packed = trunk.pack([Tokens([5, 6], [7, 8, 0]), Tokens([5], [0])])
+    scores = trunk.scores("reward", packed).detach()
+    trunk.save_scorers(Scorers(("reward",), (ScoreScale(0.0, 1.0),)), tmp_path / "reward")
+    other = load_trunk(str(folder), lora=of_policy)
+    other.add_role("policy")
+    other.load_scorers(tmp_path / "reward")
+    other.add_role("value", head=True, start_from="reward")
+    assert torch.allclose(other.scores("reward", packed), scores)
+    assert torch.allclose(other.scores("value", packed), scores)
+    assert other.adapters.peft_config["policy"].r == of_policy.rank
+
+
 def test_a_reward_model_without_its_head_is_refused(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
