@@ -30,7 +30,7 @@ from charter.models.heads import VALUE_HEAD, Scorers, ScoreScale, ValueHead, wri
 from charter.models.llama.train import hidden_states
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
-from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
+from charter.models.logprobs import check_logits, chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.memory import checkpoint_layers
 from charter.models.packing import LAYOUT, LineLayout, Packed, Tokens, pack
 from charter.models.sampling.generate import context_length
@@ -112,9 +112,7 @@ class Trunk:
 
     # -- roles ---------------------------------------------------------------------------------------------------------
 
-    def add_role(
-        self, name: str, *, head: bool = False, start_from: str | None = None, lora: LoRASettings | None = None
-    ) -> None:
+    def add_role(self, name: str, *, head: bool = False, start_from: str | None = None, lora: LoRASettings | None = None) -> None:
         """Add a trainable role that starts as the base (or as another role). A head starts as ``stored_head``, or at zero, where
         every score and value is 0 before the first update. ``lora``: of an adapter that was trained with other settings."""
         torch.manual_seed(derive_seed(self.seed, "role", name))
@@ -495,5 +493,6 @@ def load_trunk(
         raise InputError("an encoder cannot write; use it as a reward model (reward_model.model) or a classifier", file=path)
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
+    check_logits(model, path)
     return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, under=under, parallel=parallel,
                  gradient_checkpointing=gradient_checkpointing, say=say)  # fmt: skip
