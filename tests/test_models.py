@@ -1,6 +1,7 @@
 """Sampling and scoring agree, and neither depends on what else is in the batch."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -186,6 +187,18 @@ def test_a_saved_policy_is_a_plain_model_with_the_same_log_probabilities(folder,
     loaded = Trunk(load_model(str(tmp_path / "policy")), load_tokenizer(str(tmp_path / "policy")))
     found, _ = loaded.logprobs(REFERENCE, packed)
     assert torch.allclose(expected, found, atol=1e-6)
+
+
+def test_a_question_longer_than_the_model_reads_gets_no_verdict_and_moves_no_other(folder):
+    sampler = LocalSampler(load_trunk(str(folder)), "judge")
+    short, long = ((Message(role="user", content="How are you? " * n),) for n in (1, 400))
+    options = ("Yes", "No")
+    alone = sampler.option_logprobs([short], [options])[0]
+    first, second, third = sampler.option_logprobs([long, short, short], [options, options, ("Yes", "No " * 600)])
+    assert all(map(math.isnan, first))
+    assert second == pytest.approx(alone, abs=1e-5)
+    assert math.isfinite(third[0])
+    assert math.isnan(third[1])
 
 
 def test_options_are_compared_as_whole_strings(trunk):

@@ -61,7 +61,7 @@ def judge_gate(
     # A coin decides whether the chosen response is shown first, so the outcome is not always "yes".
     probability = [1 / (1 + math.exp(-max(min(p.margin or 0.0, 500.0), -500.0))) for _, p in with_verdict]
     outcome = [float(c.first.model == "chosen") for c, _ in with_verdict]
-    calibration = expected_calibration_error(probability, outcome)
+    calibration = expected_calibration_error(probability, outcome) if with_verdict else None
     consistent = [float((p.first_as_a > 0) == (p.first_as_b > 0)) for _, p in with_verdict]
     single = [float(p.first_as_a > 0) == y for (_, p), y in zip(with_verdict, outcome, strict=True)]
     n = len(with_verdict)
@@ -79,8 +79,8 @@ def judge_gate(
         "swap_consistency": mean_or_none(consistent),
         "position_bias_nats": mean_or_none([p.position_bias for _, p in with_verdict]),
         "same_position_share": 1 - sum(consistent) / n if n else None,
-        "ece": calibration.ece,
-        "reliability": [dict(row) for row in calibration.rows],
+        "ece": calibration and calibration.ece,
+        "reliability": [dict(row) for row in calibration.rows] if calibration else [],
         "fitted_temperature": margin_noise(comparisons, preferences),
         "groups": accuracy_by_principle(comparisons, right),
     }
