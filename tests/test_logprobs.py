@@ -96,6 +96,17 @@ def test_caps_and_scales_of_the_logits_are_those_of_the_model(family, changes):
     check_logits(model, "")
 
 
+@pytest.mark.parametrize("family", ["T5", "UMT5", "SwitchTransformers"])
+def test_states_of_tied_encoder_decoders_are_scaled_as_in_the_model(family):
+    shape = {"vocab_size": 40, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(getattr(transformers, f"{family}Config")(**shape)).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_(std=3.0)
+    check_logits(model, "")
+    assert not is_plain_projection(model)
+
+
 def test_a_decoder_whose_logits_are_made_in_another_way_is_refused():
     with pytest.raises(InputError, match="BigBirdForCausalLM shapes its logits in a way that Charter does not know"):
         check_logits(small_decoder("BigBird", is_decoder=True, attention_type="original_full"), "")

@@ -26,7 +26,7 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
     """Vocabulary logits (N, V) of hidden states (N, H), with the caps and scales of some architectures."""
     config = model.config.get_text_config()
-    if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+    if scales_states(config):
         hidden = hidden * config.d_model**-0.5
     logits: Tensor = model.get_output_embeddings()(hidden)
     if (bias := getattr(model, "final_logits_bias", None)) is not None:  # BART
@@ -41,19 +41,30 @@ def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def scales_states(config: Any) -> bool:
+    """Whether the states are scaled before the product, as in T5 with tied embeddings."""
+    tied = config.model_type in ("umt5", "switch_transformers") and config.tie_word_embeddings
+    return bool(getattr(config, "scale_decoder_outputs", tied))
+
+
 @torch.no_grad()
 def check_logits(model: Any, path: str) -> None:
-    """InputError where a decoder makes its logits in a way that ``logits_from_hidden`` does not know: all that is read from it
-    or trained would be of another model. Decided by a trial."""
-    if is_encoder(model) or is_encoder_decoder(model):
+    """InputError where a model makes its logits in a way that ``logits_from_hidden`` does not know: all that is read from it or
+    trained would be of another model. Decided by a trial."""
+    if is_encoder(model):
         return
     output = model.get_output_embeddings().weight
     ids = torch.tensor([[3, 5, 7]], device=output.device)
     flash = model.config._attn_implementation == "flash_attention_2"  # which knows 16 bits only
     with torch.autocast(output.device.type, dtype=torch.bfloat16 if flash else None, enabled=flash):
-        logits = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        known = logits_from_hidden(model, hidden.to(output.dtype)).float()
+        if is_encoder_decoder(model):
+            logits = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
+            read = model.get_encoder()(input_ids=ids).last_hidden_state
+            states = model.get_decoder()(input_ids=ids, encoder_hidden_states=read, use_cache=False)
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits
+            states = model.base_model(input_ids=ids, use_cache=False)
+        logits, known = logits.float(), logits_from_hidden(model, states.last_hidden_state.to(output.dtype)).float()
     if not torch.allclose(logits, known, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
         raise InputError(f"{type(model).__name__} shapes its logits in a way that Charter does not know; use another model",
                          file=path or None)  # fmt: skip
@@ -71,7 +82,7 @@ def is_plain_projection(model: Any) -> bool:
     """Whether logits are one product with one matrix: no bias, adapter, cap or scale."""
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
-    if getattr(config, "scale_decoder_outputs", False) or hasattr(model, "final_logits_bias"):
+    if scales_states(config) or hasattr(model, "final_logits_bias"):
         return False
     shaped = any(getattr(config, name, None) is not None for name in (*SCALES, *CAPS))
     return type(output) is nn.Linear and output.bias is None and not shaped
