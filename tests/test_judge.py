@@ -234,6 +234,25 @@ def test_the_better_protocol_is_chosen_on_one_half_and_measured_on_the_other():
     assert better_judge(judges, [], RULES, seed=0, batch_size=32)[1] is None
 
 
+def test_a_protocol_that_reads_few_pairs_is_not_the_better_one():
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}", tags=("red_team",)), chosen=f"good {i}", rejected="bad", group_id=str(i),
+                  principle="harmless") for i in range(60)]  # fmt: skip
+
+    def number(comparison):
+        return int(comparison.prompt.last_turn[1:])
+
+    def silent(batch):
+        return [
+            p if number(c) % 12 == 0 else Preference(math.nan, math.nan) for c, p in zip(batch, knowing(1)(batch), strict=True)
+        ]
+
+    def mostly_right(batch):
+        return [knowing(-1 if number(c) % 10 == 1 else 1)([c])[0] for c in batch]
+
+    judge, card = better_judge({"silent": silent, "mostly": mostly_right}, pairs, RULES, seed=0, batch_size=8)
+    assert (judge, card["verdict_rate"]) == (mostly_right, 1.0)
+
+
 class Reasoner:
     """A judge that copies what it is shown under (A) as its reason, and then chooses by the odds of a table of reasons."""
 
