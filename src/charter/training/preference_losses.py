@@ -81,6 +81,8 @@ LOSSES: dict[str, PreferenceLoss] = {
     "simpo": simpo_loss,
 }
 REFERENCE_FREE = frozenset({"simpo"})
+PER_TOKEN = frozenset({"ipo_per_token", "simpo"})
+"""Losses that compare means over tokens: a longer response is not the worse one for its length."""
 
 
 def kto_loss(log_ratios: Tensor, desirable: Tensor, kl: Tensor, beta: float) -> Tensor:

@@ -30,6 +30,7 @@ from charter.training.methods.reward_model import pairs_that_differ
 from charter.training.optimizer import scaling_of
 from charter.training.preference_losses import (
     LOSSES,
+    PER_TOKEN,
     REFERENCE_FREE,
     PairLogprobs,
     PreferenceLoss,
@@ -85,6 +86,8 @@ def train_dpo(
             torch.autograd.backward(loss)
             with torch.no_grad():
                 ratios = chosen - pair.reference_chosen, rejected - pair.reference_rejected
+                if settings.loss in PER_TOKEN:
+                    ratios = ratios[0] / pair.chosen_tokens, ratios[1] / pair.rejected_tokens
                 totals["loss"] += loss.item()
                 totals["accuracy"] += float((ratios[0] > ratios[1]).sum()) / len(batch)
                 totals["chosen"] += settings.beta * float(ratios[0].sum()) / len(batch)
