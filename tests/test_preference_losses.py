@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from charter.models.packing import Tokens
-from charter.models.trunk import load_trunk
+from charter.models.trunk import REFERENCE, load_trunk
 from charter.stages.rl.settings import DPOSettings
-from charter.training.methods.dpo import pair_losses, reference_point
+from charter.training.methods.dpo import pair_losses, reference_point, sequence_logprobs
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -160,3 +160,10 @@ def test_the_reference_point_of_kto_reads_no_row_that_is_longer_than_the_model_c
         for parameter in trunk.parameters("policy").values():
             parameter.mul_(1.5)
     assert reference_point(trunk, rows[:1], settings).item() == 0  # its own answer would say how far the policy moved there
+    same = [Tokens([5, 6], [7, 8]), Tokens([5, 6], [9])]
+    assert reference_point(trunk, same, settings).item() == 0  # and so would an answer to the same prompt
+    other = Tokens([8], [7])
+    moved = reference_point(trunk, [*same, other], settings)
+    crossed = [Tokens([8], [7, 8]), Tokens([8], [9]), Tokens([5, 6], [7])]
+    ratios = sequence_logprobs(trunk, "policy", crossed, 4096) - sequence_logprobs(trunk, REFERENCE, crossed, 4096)
+    assert moved.item() == pytest.approx(max(ratios.mean().item(), 0.0))

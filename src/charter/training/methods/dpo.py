@@ -145,12 +145,16 @@ def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
 
 
 def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings) -> Tensor:
-    """KTO's z from the responses of a batch put behind each other's prompts, in policy and reference; 0 for one row alone. No row
-    gets longer than the longest of the batch, which fits the model."""
-    if len(rows) == 1:
+    """KTO's z from the responses of a batch put behind the next other prompt, in policy and reference; 0 where there is no other.
+    No row gets longer than the longest of the batch, which fits the model."""
+    longest, n = max(map(len, rows)), len(rows)
+    mismatched = []
+    for i, row in enumerate(rows):
+        others = (rows[(i + step) % n].prompt for step in range(1, n))
+        prompt = next((other for other in others if list(other) != list(row.prompt)), None)
+        mismatched += [clip(Tokens(prompt, row.response), longest)] if prompt is not None else []
+    if not mismatched:
         return torch.zeros((), device=trunk.device)
-    longest = max(map(len, rows))
-    mismatched = [clip(Tokens(rows[(i + 1) % len(rows)].prompt, row.response), longest) for i, row in enumerate(rows)]
     policy, base = (sequence_logprobs(trunk, role, mismatched, settings.tokens_per_micro_batch) for role in ("policy", REFERENCE))
     return kto_reference_point(policy - base)
 
