@@ -19,7 +19,7 @@ from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.records import Pair, Prompt
 from charter.run.files import read_jsonl
-from charter.stages.rl.gold import goodness
+from charter.stages.rl.gold import goodness, judge_gold
 from charter.stages.rl.settings import StopSettings
 from charter.training.curve import best_row, curve_row, fall_of, fit_of, over_optimisation, reason_to_stop
 
@@ -207,3 +207,17 @@ def test_a_second_reward_model_learns_from_the_other_half(tmp_path, write_recipe
     second = manifests["reward_model-gold"]
     assert 0 < second["train_pairs"] + second["n"] < len(pairs)
     assert report["over_optimisation"]["source"] == "reward_model"
+
+
+class Doubtful:
+    """A judge that could not be read where the reply has a question mark."""
+
+    name = "doubtful"
+
+    def option_logprobs(self, conversations, options):
+        replies = [turns[0].content.split("assistant: ")[1].split("\n")[0] for turns in conversations]
+        return [[math.nan if "?" in reply else 0.0 for _ in choices] for reply, choices in zip(replies, options, strict=True)]
+
+
+def test_gold_of_a_judge_is_none_where_there_is_no_verdict():
+    assert judge_gold(Doubtful())([Prompt.ask("a"), Prompt.ask("b")], ["fine", "what?"]) == [0.0, None]
