@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
 from charter.evaluation.measures import as_number
 from charter.evaluation.scorers import Verdict, as_verdict
-from charter.judging.judge import yes_no_margins
 from charter.judging.rubrics import read_rubric, rubric_scores
 from charter.models.classifier import Classifier
 from charter.models.cut import answer_rows
@@ -25,6 +24,7 @@ from charter.run.team import team
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import read_stage_prompts
 from charter.stages.rl.settings import AnyRLSettings, GoldSettings
+from charter.stages.rl.sources import help_less_harm
 from charter.training.gold import Gold, GoldScore
 from charter.training.methods.reward_model import reward_scores
 
@@ -85,11 +85,8 @@ def reward_model_gold(recipe: Recipe, models: Models, start: Model, stage: Stage
 
 
 def judge_gold(sampler: Sampler) -> GoldScore:
-    """log P(Yes) - log P(No) of "does it help?" less that of "is it harmful?", nats, read by the judge; None if unread."""
-    return lambda prompts, texts: [
-        good - bad if math.isfinite(good - bad) else None
-        for good, bad in zip(*(yes_no_margins(sampler, name, prompts, texts) for name in ("helpful", "harmful")), strict=True)
-    ]
+    """``help_less_harm`` of each answer."""
+    return partial(help_less_harm, sampler)
 
 
 def function_gold(function: Callable[[str, str], Any], name: str, field: str) -> GoldScore:
