@@ -184,6 +184,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, texts, weight, tags):
         ("weight: 2", "weight: -1", "line 9, field 'principles.0.weight': Input should be greater than 0"),
         ("weight: 2", "weight: .nan", "line 9, field 'principles.0.weight'"),
         ("weight: 2", "weight: 2\n    weight: 3", "line 10: duplicate key 'weight'"),
+        ("tags: [benign]", "good_answer: yes", "line 13, field 'principles.1.good_answer': YAML reads a bare yes or no as true"),
         ("title: Helpful", "title: no", "line 11, field 'principles.1.title': False is not a text; put it in quotes"),
         ("id: helpful", "id: peace", "two principles have the id 'peace'; rename one"),
         ("id: helpful", "id: ../x", "line 10, field 'principles.1.id'"),

@@ -8,12 +8,14 @@ import torch
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.heads import Scorers, ScoreScale
 from charter.models.packing import Tokens, clip
 from charter.models.trunk import load_trunk
 from charter.recipe.settings import LoRASettings
-from charter.records import Pair, Prompt
+from charter.records import Message, Pair, Prompt, Rollout
 from charter.stages.reward_model.settings import RewardModelSettings
-from charter.training.methods.reward_model import reward_scores, train_reward_model
+from charter.training.methods.reward_model import pair_tokens, reward_scores, score_rows, train_reward_model
+from charter.training.rollouts import RewardModelReward
 from conftest import ENCODER_FAMILIES, HARMFUL, save_random_classifier, save_random_encoder
 
 PROMPTS = [Prompt.ask(text) for text in HARMFUL[:4]]
@@ -96,3 +98,20 @@ def test_reward_train_takes_an_encoder(folder, tmp_path):
     words = ["reward", "train", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out"), "--model", str(folder), "--quiet"]
     assert run_command(words) == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 3
+
+
+def test_a_reward_reads_a_long_conversation_as_the_training_of_its_model_did(tmp_path):
+    trunk = load_trunk(str(save_random_encoder(tmp_path / "model", "bert")), writes=False)
+    trunk.add_role("reward", head=True)
+    torch.manual_seed(0)
+    trunk.heads["reward"].weight.data.normal_()
+    turns = [Message(role=("user", "assistant")[i % 2], content=f"{HARMFUL[i]} {i} " * 4) for i in range(7)]
+    pair = Pair(prompt=Prompt(messages=turns), chosen="I mend the door.", rejected="No.", group_id="g")
+    rows = list(pair_tokens(trunk, pair, trunk.room))
+    assert rows[0].lost == "prompt"
+    rollout = Rollout(
+        prompt_ids=(), ids=torch.zeros(2, 1), mask=torch.ones(2, 1), logprobs=torch.zeros(2, 1), finished=torch.ones(2),
+        n_tokens=0, texts=(pair.chosen, pair.rejected), prompts=(pair.prompt, pair.prompt),
+    )  # fmt: skip
+    reward = RewardModelReward(trunk, Scorers(("reward",), (ScoreScale(0.0, 1.0),)), 4096)(rollout)
+    assert torch.allclose(reward, score_rows(trunk, rows, 4096), atol=1e-5)

@@ -8,6 +8,7 @@ import math
 import operator
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +18,11 @@ from charter.evaluation.verdict import verdict
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
-from charter.records import Pair, Prompt
+from charter.records import Pair, Prompt, Rollout
 from charter.run.files import read_jsonl
-from charter.stages.rl.gold import goodness
+from charter.stages.rl.gold import goodness, judge_gold
 from charter.stages.rl.settings import StopSettings
+from charter.stages.rl.sources import judge_reward
 from charter.training.curve import best_row, curve_row, fall_of, fit_of, over_optimisation, reason_to_stop
 
 ROUGE = "python:charter.evaluation.overlap:rouge_l"
@@ -207,3 +209,26 @@ def test_a_second_reward_model_learns_from_the_other_half(tmp_path, write_recipe
     second = manifests["reward_model-gold"]
     assert 0 < second["train_pairs"] + second["n"] < len(pairs)
     assert report["over_optimisation"]["source"] == "reward_model"
+
+
+class Doubtful:
+    """A judge that could not be read where the reply has a question mark."""
+
+    name = "doubtful"
+
+    def option_logprobs(self, conversations, options):
+        replies = [turns[0].content.split("assistant: ")[1].split("\n")[0] for turns in conversations]
+        return [[math.nan if "?" in reply else 0.0 for _ in choices] for reply, choices in zip(replies, options, strict=True)]
+
+
+def test_gold_of_a_judge_is_none_where_there_is_no_verdict():
+    assert judge_gold(Doubtful())([Prompt.ask("a"), Prompt.ask("b")], ["fine", "what?"]) == [0.0, None]
+
+
+def test_a_reward_of_a_judge_abstains_where_there_is_no_verdict():
+    ids = torch.zeros(2, 1)
+    rollout = Rollout(prompt_ids=(), ids=ids, mask=ids, logprobs=ids, finished=ids, texts=("fine", "what?"), n_tokens=0,
+                      prompts=(Prompt.ask("a"), Prompt.ask("b")))  # fmt: skip
+    scores = judge_reward(Doubtful())(rollout)
+    assert scores.abstained.tolist() == [False, True]
+    assert scores.values.tolist() == [0.0, 0.0]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 from hypothesis import given
@@ -33,6 +32,7 @@ from charter.records import Generation, Judgment, Pair, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.run.run import RecordLog
 from charter.stages.evaluate.settings import MeasureSettings
+from charter.testbed.standins import save_stand_in
 from conftest import CONSTITUTION, write_tiny_recipe
 
 RULES = Constitution.model_validate(CONSTITUTION)
@@ -150,6 +150,8 @@ def test_the_gate_measures_what_was_planted():
     assert one_sided["swap_consistency"] == 0.0
     assert one_sided["accuracy"] == 0.5
     assert judge_gate(knowing(1), [], RULES, seed=0, batch_size=32) is None
+    silent = judge_gate(lambda cs: [Preference(math.nan, math.nan) for _ in cs], pairs, RULES, seed=0, batch_size=32)
+    assert (silent["accuracy"], silent["verdict_rate"], silent["ece"], silent["n_unscored"]) == (None, 0.0, None, len(pairs))
 
 
 def test_labelled_comparisons_do_not_give_the_answer_away():
@@ -232,6 +234,25 @@ def test_the_better_protocol_is_chosen_on_one_half_and_measured_on_the_other():
     assert better_judge(judges, [], RULES, seed=0, batch_size=32)[1] is None
 
 
+def test_a_protocol_that_reads_few_pairs_is_not_the_better_one():
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}", tags=("red_team",)), chosen=f"good {i}", rejected="bad", group_id=str(i),
+                  principle="harmless") for i in range(60)]  # fmt: skip
+
+    def number(comparison):
+        return int(comparison.prompt.last_turn[1:])
+
+    def silent(batch):
+        return [
+            p if number(c) % 12 == 0 else Preference(math.nan, math.nan) for c, p in zip(batch, knowing(1)(batch), strict=True)
+        ]
+
+    def mostly_right(batch):
+        return [knowing(-1 if number(c) % 10 == 1 else 1)([c])[0] for c in batch]
+
+    judge, card = better_judge({"silent": silent, "mostly": mostly_right}, pairs, RULES, seed=0, batch_size=8)
+    assert (judge, card["verdict_rate"]) == (mostly_right, 1.0)
+
+
 class Reasoner:
     """A judge that copies what it is shown under (A) as its reason, and then chooses by the odds of a table of reasons."""
 
@@ -277,9 +298,10 @@ def test_reasons_keep_the_sign_in_each_order_and_an_unread_choice_is_no_verdict(
     assert unread.margin is None
 
 
-def test_a_run_whose_judge_gives_reasons(tmp_path, before_rl, random_llama, capsys):
-    shutil.copytree(before_rl, tmp_path / "run")
-    recipe = write_tiny_recipe(tmp_path, random_llama, feedback={"protocol": "reasoned", "abstain_below": 0.0, "gate_pairs": 4})
+def test_a_run_whose_judge_gives_reasons(tmp_path, capsys):
+    # What a random model writes is some ten tokens for each of its own when it is read again.
+    model = save_stand_in(tmp_path / "model", "llama", context=4096)
+    recipe = write_tiny_recipe(tmp_path, model, feedback={"protocol": "reasoned", "abstain_below": 0.0, "gate_pairs": 4})
     run_recipe(load_recipe(recipe), tmp_path / "run", until="feedback", quiet=True)
     stored = list(read_jsonl(tmp_path / "run/feedback/judgments.jsonl", Judgment))
     assert all(abs(margin) <= math.log(1.5) + 1e-9 for label in stored for margin in label.margins_by_order)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charter.errors import InputError
 from charter.models import logprobs as module
-from charter.models.logprobs import blocks, chosen_logprobs
+from charter.models.logprobs import blocks, check_logits, chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.sampling.generate import pick, side
 
 
@@ -82,3 +84,48 @@ def test_a_token_is_drawn_where_the_running_sum_passes_the_number(logits, unifor
     upper = probabilities.cumsum(0)[choice.item()].item()
     assert upper - probabilities[choice.item()].item() - 1e-6 <= uniform <= upper + 1e-6
     assert logprob.item() == pytest.approx(probabilities[choice.item()].log().item(), abs=1e-4)
+
+
+SHAPED = [
+    ("HyperCLOVAX", {"logits_scaling": 4.0}), ("Granite", {"logits_scaling": 4.0}), ("FalconH1", {"lm_head_multiplier": 0.1}),
+    ("RecurrentGemma", {"logits_soft_cap": 5.0}), ("Gemma2", {"final_logit_softcapping": 5.0}), ("Cohere", {"logit_scale": 0.1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "changes"), SHAPED)
+def test_caps_and_scales_of_the_logits_are_those_of_the_model(family, changes):
+    model = small_decoder(family, **changes)
+    ids = torch.tensor([[3, 5, 7, 2]])
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits[0]
+        logits = logits_from_hidden(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    assert torch.allclose(logits, expected, atol=1e-4)
+    assert not is_plain_projection(model)
+    check_logits(model, "")
+
+
+@pytest.mark.parametrize("family", ["T5", "UMT5", "SwitchTransformers"])
+def test_states_of_tied_encoder_decoders_are_scaled_as_in_the_model(family):
+    shape = {"vocab_size": 40, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(getattr(transformers, f"{family}Config")(**shape)).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_(std=3.0)
+    check_logits(model, "")
+    assert not is_plain_projection(model)
+
+
+def test_a_decoder_whose_logits_are_made_in_another_way_is_refused():
+    with pytest.raises(InputError, match="BigBirdForCausalLM shapes its logits in a way that Charter does not know"):
+        check_logits(small_decoder("BigBird", is_decoder=True, attention_type="original_full"), "")
+
+
+def small_decoder(family, **changes):
+    shape = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    kv = {} if family == "BigBird" else {"num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**shape, **kv, **changes))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_(std=3.0)
+    return model.eval()

@@ -1,6 +1,7 @@
 """Sampling and scoring agree, and neither depends on what else is in the batch."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -141,6 +142,25 @@ def test_a_reward_model_scores_the_same_after_a_round_trip(folder, tmp_path, lor
     assert torch.allclose(scorers(again.unsqueeze(0), standardise=False), scores - 0.5)
 
 
+@pytest.mark.parametrize("of_policy", [LoRASettings(rank=2, alpha=4), LoRASettings(rank=4)])
+def test_a_reward_model_keeps_its_scale_on_a_trunk_whose_policy_has_another(folder, tmp_path, of_policy):
+    trunk = load_trunk(str(folder), lora=LoRASettings(rank=2))
+    trunk.add_role("reward", head=True)
+    torch.manual_seed(0)
+    for parameter in trunk.parameters("reward").values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    packed = trunk.pack([Tokens([5, 6], [7, 8, 0]), Tokens([5], [0])])
+    scores = trunk.scores("reward", packed).detach()
+    trunk.save_scorers(Scorers(("reward",), (ScoreScale(0.0, 1.0),)), tmp_path / "reward")
+    other = load_trunk(str(folder), lora=of_policy)
+    other.add_role("policy")
+    other.load_scorers(tmp_path / "reward")
+    other.add_role("value", head=True, start_from="reward")
+    assert torch.allclose(other.scores("reward", packed), scores)
+    assert torch.allclose(other.scores("value", packed), scores)
+    assert other.adapters.peft_config["policy"].r == of_policy.rank
+
+
 def test_a_reward_model_without_its_head_is_refused(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -167,6 +187,18 @@ def test_a_saved_policy_is_a_plain_model_with_the_same_log_probabilities(folder,
     loaded = Trunk(load_model(str(tmp_path / "policy")), load_tokenizer(str(tmp_path / "policy")))
     found, _ = loaded.logprobs(REFERENCE, packed)
     assert torch.allclose(expected, found, atol=1e-6)
+
+
+def test_a_question_longer_than_the_model_reads_gets_no_verdict_and_moves_no_other(folder):
+    sampler = LocalSampler(load_trunk(str(folder)), "judge")
+    short, long = ((Message(role="user", content="How are you? " * n),) for n in (1, 400))
+    options = ("Yes", "No")
+    alone = sampler.option_logprobs([short], [options])[0]
+    first, second, third = sampler.option_logprobs([long, short, short], [options, options, ("Yes", "No " * 600)])
+    assert all(map(math.isnan, first))
+    assert second == pytest.approx(alone, abs=1e-5)
+    assert math.isfinite(third[0])
+    assert math.isnan(third[1])
 
 
 def test_options_are_compared_as_whole_strings(trunk):

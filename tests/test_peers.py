@@ -163,8 +163,7 @@ def test_dpo_family(scene, loss, theirs, smoothing):
         base = trunk.logprobs(REFERENCE, packed)[0].sum(dim=1).chunk(2)
     tokens = packed.mask.sum(dim=1).float().chunk(2)
     settings = DPOSettings(loss=loss, beta=0.1, label_smoothing=smoothing)
-    weight = torch.full((3,), 1 - smoothing)
-    ours = pair_losses(PairLogprobs(*policy, *base, *tokens), weight, None, settings).mean()
+    ours = pair_losses(PairLogprobs(*policy, *base, *tokens), torch.ones(3), None, settings).mean()
     agree(trunk, ours, trainer.model, other)
 
 

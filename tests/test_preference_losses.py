@@ -1,6 +1,7 @@
 """The DPO family: values computed by hand, symmetries, gradients, limits."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from charter.models.packing import Tokens
-from charter.models.trunk import load_trunk
+from charter.models.trunk import REFERENCE, load_trunk
 from charter.stages.rl.settings import DPOSettings
-from charter.training.methods.dpo import reference_point
+from charter.training.methods.dpo import pair_losses, reference_point, sequence_logprobs
 from charter.training.preference_losses import (
     LOSSES,
     REFERENCE_FREE,
@@ -43,7 +44,7 @@ def golden(**changes: torch.Tensor) -> PairLogprobs:
     [
         ("dpo", 1.0, 0.1, 0.554355244469),
         ("dpo", 0.9, 0.1, 0.584355244469),
-        ("robust", 0.9, 0.1, 0.516855244469),
+        ("robust", 1.0, 0.1, 0.516855244469),
         ("ipo", 1.0, 0.1, 4.0),
         ("hinge", 1.0, 0.1, 0.7),
         ("ipo_per_token", 1.0, 0.1, 20.7025),
@@ -100,6 +101,20 @@ def test_a_constant_added_to_policy_and_reference_changes_nothing(name, constant
     assert same == (name not in REFERENCE_FREE)
 
 
+@pytest.mark.parametrize("name", get_args(DPOSettings.model_fields["loss"].annotation))
+def test_a_pair_pulls_in_proportion_to_how_sure_its_label_is(name):
+    settings = DPOSettings(loss=name, gamma=0.0 if name == "simpo" else None, label_smoothing=0.1 if name == "robust" else 0.0)
+
+    def pull(weight):
+        chosen, rejected = (vector(-11.0).requires_grad_() for _ in range(2))
+        same = {"reference_chosen": vector(-11.0), "reference_rejected": vector(-11.0), "rejected_tokens": vector(5.0)}
+        pair_losses(golden(chosen=chosen, rejected=rejected, **same), vector(weight), vector(0.0), settings).sum().backward()
+        return rejected.grad.item()
+
+    sure = pull(1.0)
+    assert [pull(p) / sure for p in (0.5, 0.55, 0.75)] == pytest.approx([0.0, 0.1, 0.5], abs=1e-9)
+
+
 def test_the_reference_matters_exactly_where_it_is_said_to():
     for name, loss in LOSSES.items():
         reference = vector(-11.0).requires_grad_()
@@ -113,11 +128,11 @@ def test_the_margin_of_simpo_is_read():
 
 
 def test_kto_by_hand_and_at_its_reference_point():
-    ratios, wanted = vector(1.0, 1.0, -2.0), torch.tensor([True, False, False])
+    ratios, wanted = vector(1.0, 1.0, -2.0), vector(1.0, 0.0, 0.0)
     loss = kto_loss(ratios, wanted, vector(0.5), 0.1)
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
     assert loss.tolist() == pytest.approx([1 - sigmoid(0.05), 1 - sigmoid(-0.05), 1 - sigmoid(0.25)])
-    assert kto_loss(vector(0.0), torch.tensor([True]), vector(0.0), 0.1).item() == 0.5
+    assert kto_loss(vector(0.0), vector(1.0), vector(0.0), 0.1).item() == 0.5
 
 
 def test_the_reference_point_of_kto_is_never_negative_and_carries_no_gradient():
@@ -129,7 +144,7 @@ def test_the_reference_point_of_kto_is_never_negative_and_carries_no_gradient():
 
 def test_kto_pushes_wanted_responses_up_and_unwanted_ones_down():
     ratios = vector(0.0, 0.0).requires_grad_()
-    kto_loss(ratios, torch.tensor([True, False]), vector(0.0), 0.1).sum().backward()
+    kto_loss(ratios, vector(1.0, 0.0), vector(0.0), 0.1).sum().backward()
     assert ratios.grad[0] < 0 < ratios.grad[1]
 
 
@@ -145,3 +160,10 @@ def test_the_reference_point_of_kto_reads_no_row_that_is_longer_than_the_model_c
         for parameter in trunk.parameters("policy").values():
             parameter.mul_(1.5)
     assert reference_point(trunk, rows[:1], settings).item() == 0  # its own answer would say how far the policy moved there
+    same = [Tokens([5, 6], [7, 8]), Tokens([5, 6], [9])]
+    assert reference_point(trunk, same, settings).item() == 0  # and so would an answer to the same prompt
+    other = Tokens([8], [7])
+    moved = reference_point(trunk, [*same, other], settings)
+    crossed = [Tokens([8], [7, 8]), Tokens([8], [9]), Tokens([5, 6], [7])]
+    ratios = sequence_logprobs(trunk, "policy", crossed, 4096) - sequence_logprobs(trunk, REFERENCE, crossed, 4096)
+    assert moved.item() == pytest.approx(max(ratios.mean().item(), 0.0))

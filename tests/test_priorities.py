@@ -198,6 +198,8 @@ def test_a_judge_at_chance_judges_no_principle():
     assert "no principle is judged" in words
     few = measured(coin, most=10)
     assert (few["pairs"], few["pairs_in_file"]) == (10, 120)
+    (words,) = said(measured(lambda batch: [Preference(math.nan, math.nan) for _ in batch]))
+    assert words.startswith("None: the judge gave no verdict on these pairs, so no principle is judged")
 
 
 def test_a_principle_that_is_read_backwards_is_named():

@@ -141,6 +141,17 @@ def test_every_member_of_the_dpo_family_learns_what_is_preferred(random_llama, s
         assert metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["simpo", "ipo_per_token"])
+def test_a_long_response_that_is_preferred_counts_as_preferred_where_the_loss_is_per_token(random_llama, stage, loss):
+    trunk = load_trunk(str(random_llama))
+    trunk.add_role("policy")
+    long = [Pair(prompt=PROMPTS[i % 8], chosen=f"I mend the door {i}. " * 6, rejected="No.", group_id=str(i)) for i in range(32)]
+    train_dpo(trunk, long, DPOSettings(loss=loss, epochs=3, learning_rate=3e-3, pairs_per_step=16), stage)
+    last = stage.metrics()[-1]
+    assert last["accuracy"] == 1.0
+    assert 0 < last["reward_margin"] < 2.0  # β times nats a token; those of whole responses lie far apart
+
+
 def test_an_sft_term_holds_up_the_chosen_response(random_llama, tmp_path):
     found = {}
     for coef in (0.0, 1.0):

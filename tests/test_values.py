@@ -254,10 +254,11 @@ def test_an_adapter_goes_on_from_an_adapter_on_the_same_base(tmp_path, random_ll
     start_from(second, "policy", tmp_path / "rl/model")
     expected = first.parameters("policy")
     assert all(torch.equal(value, expected[name]) for name, value in second.parameters("policy").items())
-    other = load_trunk(str(random_llama), lora=LoRASettings(rank=4))
-    other.add_role("policy")
-    with pytest.raises(InputError, match="use the rank that it was trained with"):
-        start_from(other, "policy", tmp_path / "rl/model")
+    for settings in (LoRASettings(rank=4), LoRASettings(rank=2, alpha=8)):  # at another scale it would be another policy
+        other = load_trunk(str(random_llama), lora=settings)
+        other.add_role("policy")
+        with pytest.raises(InputError, match="set rank 2 and alpha 32, with which it was trained"):
+            start_from(other, "policy", tmp_path / "rl/model")
     whole = load_trunk(str(random_llama))
     whole.add_role("policy")
     with pytest.raises(InputError, match=r"set rl\.lora as it was"):

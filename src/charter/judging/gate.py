@@ -20,7 +20,8 @@ def better_judge(
     judges: Mapping[str, J], pairs: Sequence[Pair], constitution: Constitution, *, seed: int, batch_size: int
 ) -> tuple[J, dict[str, Any] | None]:
     """The judge that is right more often on one half of the pairs, the first of equals, and its card on the other half, which
-    also has the accuracy of every judge by ``protocols``. The halves share no prompt. With one judge its card on all pairs."""
+    also has the accuracy of every judge by ``protocols``. A missing verdict counts one half here: a judge that is right on the
+    few pairs that it reads is not the better one. The halves share no prompt. With one judge its card on all pairs."""
     first, *others = judges.values()
     if not others:
         return first, judge_gate(first, pairs, constitution, seed=seed, batch_size=batch_size)
@@ -34,13 +35,18 @@ def better_judge(
     tried, measured = ({name: card for name, card in by_name.items() if card is not None} for by_name in cards)
     if not tried or not measured:
         return first, judge_gate(first, pairs, constitution, seed=seed, batch_size=batch_size)
-    best = max(tried, key=lambda name: tried[name]["accuracy"] or 0.0)
+    best = max(tried, key=lambda name: above_chance(tried[name]))
     protocols = [
         {"protocol": name, "chosen": name == best, "accuracy_where_chosen": tried[name]["accuracy"],
          **{key: measured[name][key] for key in ("accuracy", "ci", "n")}}
         for name in tried
     ]  # fmt: skip
     return judges[best], {**measured[best], "protocols": protocols}
+
+
+def above_chance(card: Mapping[str, Any]) -> float:
+    """How far a judge is above one half, a missing verdict being one half."""
+    return 0.0 if card["accuracy"] is None else (card["accuracy"] - 0.5) * card["verdict_rate"]
 
 
 def judge_gate(
@@ -61,7 +67,7 @@ def judge_gate(
     # A coin decides whether the chosen response is shown first, so the outcome is not always "yes".
     probability = [1 / (1 + math.exp(-max(min(p.margin or 0.0, 500.0), -500.0))) for _, p in with_verdict]
     outcome = [float(c.first.model == "chosen") for c, _ in with_verdict]
-    calibration = expected_calibration_error(probability, outcome)
+    calibration = expected_calibration_error(probability, outcome) if with_verdict else None
     consistent = [float((p.first_as_a > 0) == (p.first_as_b > 0)) for _, p in with_verdict]
     single = [float(p.first_as_a > 0) == y for (_, p), y in zip(with_verdict, outcome, strict=True)]
     n = len(with_verdict)
@@ -79,8 +85,8 @@ def judge_gate(
         "swap_consistency": mean_or_none(consistent),
         "position_bias_nats": mean_or_none([p.position_bias for _, p in with_verdict]),
         "same_position_share": 1 - sum(consistent) / n if n else None,
-        "ece": calibration.ece,
-        "reliability": [dict(row) for row in calibration.rows],
+        "ece": calibration and calibration.ece,
+        "reliability": [dict(row) for row in calibration.rows] if calibration else [],
         "fitted_temperature": margin_noise(comparisons, preferences),
         "groups": accuracy_by_principle(comparisons, right),
     }

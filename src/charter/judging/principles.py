@@ -95,7 +95,9 @@ def measure_principles(
     labels = {(c.first.id, c.second.id): c.principle.id for c in comparisons}
     measured = [measured_of(name, rows, labels, noise, rules) for name, rows in by_principle.items()]
     findings = [*opposites(by_principle), *alikes(by_principle)]
-    if card is not None and card["ci"] is not None and card["ci"][0] <= 0.5:
+    if card is not None and card["ci"] is None:
+        findings = [Finding("warning", None, "the judge gave no verdict on these pairs, so no principle is judged; name another")]
+    elif card is not None and card["ci"][0] <= 0.5:
         low, high = card["ci"]
         words = (
             f"the judge is right on {card['accuracy']:.0%} of the pairs (95% interval {low:.0%} to {high:.0%}), not shown to be "

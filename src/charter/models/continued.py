@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from charter.errors import InputError
-from charter.models.formats.adapters import ADAPTER_WEIGHTS, base_of, is_adapter
+from charter.models.formats.adapters import ADAPTER_WEIGHTS, base_of, check_adapter, is_adapter
 from charter.models.formats.quantize import import_peft
 from charter.models.load import check_folder, load_model
 from charter.models.marks import is_flipped
@@ -48,9 +48,14 @@ def start_adapter(trunk: Trunk, role: str, adapter: Path) -> None:
     if model_hash(base_of(adapter)) != model_hash(trunk.path):
         raise InputError(f"the adapter was trained on another model than {trunk.path}, so it means nothing here; train with all "
                          "weights, or start RL anew", file=adapter)  # fmt: skip
+    assert trunk.lora is not None
+    rank, alpha = (check_adapter(adapter).get(name) for name in ("r", "lora_alpha"))
+    if (rank, alpha) != (trunk.lora.rank, trunk.lora.alpha):
+        raise InputError(f"the adapter does not fit rl.lora; set rank {rank} and alpha {alpha}, with which it was trained",
+                         file=adapter)  # fmt: skip
     peft = import_peft()
     needed = peft.get_peft_model_state_dict(trunk.adapters, adapter_name=role, save_embedding_layers=False)
     stored = load_file(adapter / ADAPTER_WEIGHTS)
     if {name: value.shape for name, value in stored.items()} != {name: value.shape for name, value in needed.items()}:
-        raise InputError("the adapter does not fit rl.lora; use the rank that it was trained with", file=adapter)
+        raise InputError("the adapter has other weights than rl.lora makes; name a policy that Charter trained", file=adapter)
     peft.set_peft_model_state_dict(trunk.adapters, stored, adapter_name=role)

@@ -12,27 +12,63 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from charter.errors import InputError
+from charter.models.architectures import is_encoder, is_encoder_decoder
+
 BLOCK_ELEMENTS = 2**25  # logits of one product: 682 rows of a vocabulary of 49,152, 220 of 151,936; 64 MB in bfloat16
 CACHE_ELEMENTS = 2**19  # logits that are normalised together: 2 MB in float32, within the caches of a core
 WEIGHT_ROWS = 4096  # of the matrix, whose gradient a CPU adds up in parts, while a product is still in its caches
 KEPT_ELEMENTS = 2**27  # most logits kept for the backward pass: 256 MB in bfloat16; further rows are computed again
+SCALES = ("logit_scale", "lm_head_multiplier", "logits_scaling")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Settings of config.json that change the logits after the product with the vocabulary projection."""
 
 
 def logits_from_hidden(model: Any, hidden: Tensor) -> Tensor:
     """Vocabulary logits (N, V) of hidden states (N, H), with the caps and scales of some architectures."""
     config = model.config.get_text_config()
-    if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+    if scales_states(config):
         hidden = hidden * config.d_model**-0.5
     logits: Tensor = model.get_output_embeddings()(hidden)
     if (bias := getattr(model, "final_logits_bias", None)) is not None:  # BART
         logits = logits + bias
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scaling
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
+    for name in SCALES:
+        if (scale := getattr(config, name, None)) is not None:
+            divides = name == "logits_scaling" and config.model_type != "hyperclovax"
+            logits = logits / scale if divides else logits * scale
+    for name in CAPS:
+        if (cap := getattr(config, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def scales_states(config: Any) -> bool:
+    """Whether the states are scaled before the product, as in T5 with tied embeddings."""
+    tied = config.model_type in ("umt5", "switch_transformers") and config.tie_word_embeddings
+    return bool(getattr(config, "scale_decoder_outputs", tied))
+
+
+@torch.no_grad()
+def check_logits(model: Any, path: str) -> None:
+    """InputError where a model makes its logits in a way that ``logits_from_hidden`` does not know: all that is read from it or
+    trained would be of another model. Decided by a trial."""
+    if is_encoder(model):
+        return
+    output = model.get_output_embeddings().weight
+    ids = torch.tensor([[3, 5, 7]], device=output.device)
+    flash = model.config._attn_implementation == "flash_attention_2"  # which knows 16 bits only
+    with torch.autocast(output.device.type, dtype=torch.bfloat16 if flash else None, enabled=flash):
+        if is_encoder_decoder(model):
+            logits = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
+            read = model.get_encoder()(input_ids=ids).last_hidden_state
+            states = model.get_decoder()(input_ids=ids, encoder_hidden_states=read, use_cache=False)
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits
+            states = model.base_model(input_ids=ids, use_cache=False)
+        logits, known = logits.float(), logits_from_hidden(model, states.last_hidden_state.to(output.dtype)).float()
+    if not torch.allclose(logits, known, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+        raise InputError(f"{type(model).__name__} shapes its logits in a way that Charter does not know; use another model",
+                         file=path or None)  # fmt: skip
 
 
 def exact_logprobs(model: Any, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
@@ -47,9 +83,9 @@ def is_plain_projection(model: Any) -> bool:
     """Whether logits are one product with one matrix: no bias, adapter, cap or scale."""
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
-    if getattr(config, "scale_decoder_outputs", False) or hasattr(model, "final_logits_bias"):
+    if scales_states(config) or hasattr(model, "final_logits_bias"):
         return False
-    shaped = any(getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+    shaped = any(getattr(config, name, None) is not None for name in (*SCALES, *CAPS))
     return type(output) is nn.Linear and output.bias is None and not shaped
 
 

@@ -13,10 +13,10 @@ from charter.errors import InputError
 from charter.models.formats.quantize import BYTES as QUANTIZED_BYTES
 from charter.models.llama.weights import LLAMA_LIKE
 from charter.models.load import check_folder, first_line
+from charter.models.logprobs import CAPS, SCALES
 from charter.recipe.settings import LoRASettings
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the matrix products
-SHAPED = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # settings that change the logits after the product
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_shape(name: str) -> Shape:
         fused=config.model_type in LLAMA_LIKE and config.hidden_act == "silu",
         plain=not config.is_encoder_decoder
         and not any(name.endswith("head.bias") for name in tensors)
-        and all(getattr(config, name, None) is None for name in SHAPED),
+        and all(getattr(config, name, None) is None for name in (*SCALES, *CAPS)),
     )
 
 

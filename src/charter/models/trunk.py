@@ -30,7 +30,7 @@ from charter.models.heads import VALUE_HEAD, Scorers, ScoreScale, ValueHead, wri
 from charter.models.llama.train import hidden_states
 from charter.models.llama.weights import FUSED_BYTES, is_llama_like, weights_of
 from charter.models.load import save_model, vocabulary_of
-from charter.models.logprobs import chosen_logprobs, is_plain_projection, logits_from_hidden
+from charter.models.logprobs import check_logits, chosen_logprobs, is_plain_projection, logits_from_hidden
 from charter.models.memory import checkpoint_layers
 from charter.models.packing import LAYOUT, LineLayout, Packed, Tokens, pack
 from charter.models.sampling.generate import context_length
@@ -112,9 +112,9 @@ class Trunk:
 
     # -- roles ---------------------------------------------------------------------------------------------------------
 
-    def add_role(self, name: str, *, head: bool = False, start_from: str | None = None) -> None:
+    def add_role(self, name: str, *, head: bool = False, start_from: str | None = None, lora: LoRASettings | None = None) -> None:
         """Add a trainable role that starts as the base (or as another role). A head starts as ``stored_head``, or at zero, where
-        every score and value is 0 before the first update."""
+        every score and value is 0 before the first update. ``lora``: of an adapter that was trained with other settings."""
         torch.manual_seed(derive_seed(self.seed, "role", name))
         if self.precision == "float16":
             self.scalers[name] = torch.amp.GradScaler(self.device.type)
@@ -131,7 +131,7 @@ class Trunk:
             if self.gradient_checkpointing:
                 checkpoint_layers(self.copies[name], self._again)
         else:
-            self.adapters = add_adapter(self.model, self.adapters, name, self.lora, start_from)
+            self.adapters = add_adapter(self.model, self.adapters, name, lora or self.lora, start_from)
         if head:
             hidden = self.model.config.get_text_config().hidden_size
             self.heads[name] = nn.Linear(hidden, 1, bias=False, device=self.device)
@@ -455,7 +455,8 @@ class Trunk:
             if f"{role}/head.weight" not in tensors:
                 raise InputError("the reward head is missing; train the reward model again", file=file)
             if role not in self.copies and (self.adapters is None or role not in self.adapters.peft_config):
-                self.add_role(role, head=True)
+                # Its own scale: the policy's adapter on this trunk may have another.
+                self.add_role(role, head=True, lora=LoRASettings(**card["lora"]) if card["lora"] else None)
             parameters = self.parameters(role)
             stored = {key.removeprefix(f"{role}/"): value for key, value in tensors.items() if key.startswith(f"{role}/")}
             if stored.keys() != parameters.keys():
@@ -492,5 +493,6 @@ def load_trunk(
         raise InputError("an encoder cannot write; use it as a reward model (reward_model.model) or a classifier", file=path)
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer, path)
+    check_logits(model, path)
     return Trunk(model, tokenizer, lora=lora, precision=precision, seed=seed, path=path, under=under, parallel=parallel,
                  gradient_checkpointing=gradient_checkpointing, say=say)  # fmt: skip

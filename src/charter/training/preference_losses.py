@@ -32,7 +32,7 @@ class PairLogprobs:
 
 PreferenceLoss = Callable[[PairLogprobs, Tensor, float], Tensor]
 """(pairs, weight, β) to losses (B,), nats per pair. weight (B,) is the probability that the chosen response is better; label
-smoothing ε (cDPO) makes p(1-ε) + (1-p)ε of it before it comes here."""
+smoothing ε (cDPO) makes p(1-ε) + (1-p)ε of it before it comes here, but for ``robust_loss``."""
 
 
 def dpo_loss(pairs: PairLogprobs, weight: Tensor, beta: float) -> Tensor:
@@ -40,10 +40,11 @@ def dpo_loss(pairs: PairLogprobs, weight: Tensor, beta: float) -> Tensor:
     return -weight * F.logsigmoid(beta * pairs.h) - (1 - weight) * F.logsigmoid(-beta * pairs.h)
 
 
-def robust_loss(pairs: PairLogprobs, weight: Tensor, beta: float) -> Tensor:
-    """[-p log σ(βh) + (1-p) log σ(-βh)] / (2p - 1): unbiased where labels are flipped with probability 1 - p
-    (Chowdhury et al. 2024, eq. 12). p must not be ½."""
-    return (-weight * F.logsigmoid(beta * pairs.h) + (1 - weight) * F.logsigmoid(-beta * pairs.h)) / (2 * weight - 1)
+def robust_loss(pairs: PairLogprobs, weight: Tensor, beta: float, flipped: float = 0.1) -> Tensor:
+    """[-(p - ε) log σ(βh) - (1-p - ε) log σ(-βh)] / (1 - 2ε): unbiased where a share ε of the labels is ``flipped`` (Chowdhury et
+    al. 2024, eq. 12, for p = 1; its mean over both labels for a soft p, which is not smoothed here)."""
+    losses = (weight - flipped) * F.logsigmoid(beta * pairs.h) + (1 - weight - flipped) * F.logsigmoid(-beta * pairs.h)
+    return -losses / (1 - 2 * flipped)
 
 
 def ipo_loss(pairs: PairLogprobs, weight: Tensor, beta: float) -> Tensor:
@@ -80,16 +81,19 @@ LOSSES: dict[str, PreferenceLoss] = {
     "simpo": simpo_loss,
 }
 REFERENCE_FREE = frozenset({"simpo"})
+PER_TOKEN = frozenset({"ipo_per_token", "simpo"})
+"""Losses that compare means over tokens: a longer response is not the worse one for its length."""
 
 
 def kto_loss(log_ratios: Tensor, desirable: Tensor, kl: Tensor, beta: float) -> Tensor:
-    """1 - σ(±β(log π/π_ref - z)) for single responses that are good or bad (Ethayarajh et al. 2024, eq. 8, λ = 1). (N,).
+    """p (1 - σ(βx)) + (1-p) (1 - σ(-βx)) with x = log π/π_ref - z, for single responses that are good with probability p
+    (Ethayarajh et al. 2024, eq. 8, λ = 1, for p = 1 and p = 0). (N,).
 
-    log_ratios: (N,), nats; desirable: (N,) True where the response is wanted; kl: the reference point z, a scalar estimate of
-    KL(π ‖ π_ref) from mismatched prompts and responses (``kto_reference_point``), through which no gradient flows.
+    log_ratios: (N,), nats; desirable: (N,), p; kl: the reference point z, a scalar estimate of KL(π ‖ π_ref) from mismatched
+    prompts and responses (``kto_reference_point``), through which no gradient flows.
     """
-    sign = torch.where(desirable, 1.0, -1.0)
-    return 1 - torch.sigmoid(sign * beta * (log_ratios - kl.detach()))
+    x = beta * (log_ratios - kl.detach())
+    return desirable * torch.sigmoid(-x) + (1 - desirable) * torch.sigmoid(x)
 
 
 def kto_reference_point(mismatched_log_ratios: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from charter.errors import GateError
 from charter.metrics import BY_PRINCIPLE
-from charter.models.chat_template import decode_response, encode_prompt, encode_response
+from charter.models.chat_template import decode_response, encode_prompt
+from charter.models.cut import answer_rows
 from charter.models.heads import Scorers
-from charter.models.packing import Packed, Tokens, clip
+from charter.models.packing import Packed, Tokens
 from charter.models.trunk import REFERENCE, PolicyPass, Trunk
 from charter.records import Prompt, Rollout
 from charter.run.hashes import derive_seed
@@ -104,17 +105,18 @@ def reference_rewards(
 
 
 class RewardModelReward:
-    """A reward model as a reward function. It reads the *text* of a response under its own template, as in its training:
-    the ids a policy happened to sample may spell the same text in another way."""
+    """A reward model as a reward function. It reads the *text* of a response under its own template, cut to its context as in its
+    training: the ids a policy happened to sample may spell the same text in another way."""
 
     def __init__(self, trunk: Trunk, scorers: Scorers, tokens_per_micro_batch: int) -> None:
         self.trunk, self.scorers, self.tokens_per_micro_batch = trunk, scorers, tokens_per_micro_batch
 
     def __call__(self, rollout: Rollout) -> Tensor | SomeScores:
-        tokenizer, device = self.trunk.tokenizer, self.trunk.device
+        device = self.trunk.device
         rows = [
-            clip(Tokens(encode_prompt(tokenizer, prompt.messages), encode_response(tokenizer, text)), self.trunk.room)
+            row
             for prompt, text in zip(rollout.prompts, rollout.texts, strict=True)
+            for row in answer_rows(self.trunk.tokenizer, prompt.messages, [text], self.trunk.room)
         ]
         raw = raw_scores(self.trunk, self.scorers, rows, self.tokens_per_micro_batch)
         scores = self.scorers(raw).to(device)

@@ -35,11 +35,12 @@ LANGUAGE_MODELS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 def add_adapter(model: Any, adapters: Any, name: str, lora: LoRASettings, start_from: str | None = None) -> Any:
     """The model with one more adapter, under ``name``, on all its linear layers. ``adapters``: the peft model around it, None
-    before the first. The new adapter starts as no change, or with the weights of ``start_from``."""
+    before the first. The new adapter starts as no change, or as the adapter ``start_from``, with its rank and scale."""
     peft = import_peft()
+    like = adapters.peft_config[start_from] if start_from else None
     config = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
+        r=like.r if like else lora.rank,
+        lora_alpha=like.lora_alpha if like else lora.alpha,
         target_modules="all-linear",
         task_type="SEQ_2_SEQ_LM" if is_encoder_decoder(model) else "FEATURE_EXTRACTION" if is_encoder(model) else "CAUSAL_LM",
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2 stores them transposed

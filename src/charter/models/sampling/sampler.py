@@ -5,6 +5,7 @@ Tensors end here. A choice is *read* from the log-probabilities of the options, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 
 from charter.models.chat_template import decode_response, encode_prompt, encode_response, end_ids
 from charter.models.logprobs import exact_logprobs
+from charter.models.memory import LOG
 from charter.models.packing import Tokens
 from charter.models.sampling.filters import ALL_TOKENS
 from charter.models.sampling.generate import sample
@@ -67,6 +69,7 @@ class LocalSampler:
     def __init__(self, trunk: Trunk, name: str, *, role: str = REFERENCE, tokens_per_micro_batch: int = READ_TOKENS) -> None:
         self.trunk, self.name, self.role = trunk, name, role
         self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.told = False
 
     def generate(
         self, conversations: Sequence[Conversation], seeds: Seeds, *, temperature: float, max_new_tokens: int,
@@ -94,18 +97,30 @@ class LocalSampler:
     def option_logprobs(self, conversations: Sequence[Conversation], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """Whole option strings are compared: the sum over an option's tokens after the same prompt. The end of turn counts
         only where one option is the beginning of another, because then nothing else tells them apart. The product with the
-        vocabulary is in float32: in bfloat16 logits near 32 are .25 nats apart, and margins would be rounded to ties."""
-        tokenizer = self.trunk.tokenizer
+        vocabulary is in float32: in bfloat16 logits near 32 are .25 nats apart, and margins would be rounded to ties. NaN for an
+        option that ends beyond the tokens that the model can see: what it reads there means nothing."""
+        tokenizer, room = self.trunk.tokenizer, self.trunk.room or math.inf
         prompts = [encode_prompt(tokenizer, conversation) for conversation in conversations]
         encoded = [encode_options(tokenizer, choices) for choices in options]
+        fitting = [
+            [ids for ids in group if len(prompt) + len(ids) <= room] for prompt, group in zip(prompts, encoded, strict=True)
+        ]
+        asked = [i for i, group in enumerate(fitting) if group]
+        if not self.told and fitting != encoded:
+            self.told = True
+            LOG.warning("some questions are longer than the %d tokens that %s reads; they get no verdict", room, self.name)
         rows: list[tuple[int, list[float]]] = []
         with self.trunk.as_role(self.role) as model:
-            batches = self._batches([len(prompt) for prompt in prompts], encoded)
+            places = self._batches([len(prompts[i]) for i in asked], [fitting[i] for i in asked])
+            batches = [[asked[place] for place in batch] for batch in places]
             for batch in team().share(batches, [sum(len(prompts[i]) for i in batch) for batch in batches]):
-                sums = continuation_logprobs(self.trunk, model, [prompts[i] for i in batch], [encoded[i] for i in batch])
+                sums = continuation_logprobs(self.trunk, model, [prompts[i] for i in batch], [fitting[i] for i in batch])
                 rows += zip(batch, sums, strict=True)
-        by_number = dict(team().gather(rows))
-        return [by_number[i] for i in range(len(prompts))]
+        by_number = {i: iter(sums) for i, sums in team().gather(rows)}
+        return [
+            [next(by_number[i]) if len(prompt) + len(ids) <= room else math.nan for ids in group]
+            for i, (prompt, group) in enumerate(zip(prompts, encoded, strict=True))
+        ]
 
     def _batches(self, lengths: Sequence[int], options: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
         """Conversations that share a pass: all with options of one token, or none, and of like length."""

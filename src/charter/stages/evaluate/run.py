@@ -13,8 +13,8 @@ from charter.errors import InputError
 from charter.evaluation.arms import BEST_OF, Arm, measure_arm, primary_of, scored_arm, write_verdicts
 from charter.evaluation.figures import figures_of
 from charter.judging.adherence import adherence, adherence_hash, askable, principle_of
-from charter.models.chat_template import encode_prompt, encode_response
-from charter.models.packing import Tokens, clip
+from charter.models.chat_template import encode_response
+from charter.models.cut import answer_rows
 from charter.models.reward_trunk import load_reward_trunk
 from charter.reading.prompts import KINDS
 from charter.recipe.settings import TrainingSettings
@@ -119,8 +119,8 @@ def best_of_n(
     )
     scorers = trunk.load_scorers(reward.path("model"))
     by_prompt = [p for p in test for _ in range(n * k)]
-    rows = [clip(Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, r.text)), trunk.room)
-            for p, r in zip(by_prompt, responses, strict=True)]  # fmt: skip
+    rows = [row for p, r in zip(by_prompt, responses, strict=True)
+            for row in answer_rows(trunk.tokenizer, p.messages, [r.text], trunk.room)]  # fmt: skip
     scores = reward_scores(trunk, scorers, rows, recipe.reward_model.tokens_per_micro_batch)
     best = scores.view(-1, n).argmax(dim=1).tolist()
     chosen = [responses[i * n + j] for i, j in enumerate(best)]

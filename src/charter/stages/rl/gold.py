@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.errors import InputError
 from charter.evaluation.measures import as_number
 from charter.evaluation.scorers import Verdict, as_verdict
-from charter.judging.judge import yes_no_margins
 from charter.judging.rubrics import read_rubric, rubric_scores
-from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.classifier import Classifier
-from charter.models.packing import Tokens, clip
+from charter.models.cut import answer_rows
 from charter.models.reward_trunk import load_reward_trunk
 from charter.models.sampling.sampler import Sampler
 from charter.reading.prompts import KINDS
@@ -25,6 +24,7 @@ from charter.run.team import team
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import read_stage_prompts
 from charter.stages.rl.settings import AnyRLSettings, GoldSettings
+from charter.stages.rl.sources import help_less_harm
 from charter.training.gold import Gold, GoldScore
 from charter.training.methods.reward_model import reward_scores
 
@@ -77,19 +77,16 @@ def reward_model_gold(recipe: Recipe, models: Models, start: Model, stage: Stage
     scorers = trunk.load_scorers(stage.path("model"))
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-        rows = [clip(Tokens(encode_prompt(trunk.tokenizer, p.messages), encode_response(trunk.tokenizer, text)), trunk.room)
-                for p, text in zip(prompts, texts, strict=True)]  # fmt: skip
+        rows = [row for p, text in zip(prompts, texts, strict=True)
+                for row in answer_rows(trunk.tokenizer, p.messages, [text], trunk.room)]  # fmt: skip
         return list(reward_scores(trunk, scorers, rows, settings.tokens_per_micro_batch).tolist())
 
     return score
 
 
 def judge_gold(sampler: Sampler) -> GoldScore:
-    """log P(Yes) - log P(No) of "does it help?" less that of "is it harmful?", nats, read by the judge."""
-    return lambda prompts, texts: [
-        good - bad
-        for good, bad in zip(*(yes_no_margins(sampler, name, prompts, texts) for name in ("helpful", "harmful")), strict=True)
-    ]
+    """``help_less_harm`` of each answer."""
+    return partial(help_less_harm, sampler)
 
 
 def function_gold(function: Callable[[str, str], Any], name: str, field: str) -> GoldScore:

@@ -6,6 +6,7 @@ response (Lee et al. 2023, direct RLAIF).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -19,7 +20,7 @@ from charter.judging.rubrics import Rubric, read_rubric, rubric_scores
 from charter.models.classifier import Classifier
 from charter.models.sampling.sampler import Sampler
 from charter.recipe.source import Source
-from charter.records import Rollout
+from charter.records import Prompt, Rollout
 from charter.run.team import team
 from charter.stages.rl.settings import RolloutSettings
 from charter.training.rewards import RewardFn, RewardSum, SomeScores, random_number, response_length
@@ -76,14 +77,14 @@ def some_scores(numbers: Sequence[float | None], rollout: Rollout) -> SomeScores
 
 
 def judge_reward(sampler: Sampler) -> RewardFn:
-    """log P(Yes) - log P(No) of "does it help?" less that of "is it harmful?" (nats), read by the judge: direct RLAIF."""
+    """``help_less_harm`` of each response: direct RLAIF. An answer that could not be read abstains."""
+    return lambda rollout: some_scores(help_less_harm(sampler, rollout.prompts, rollout.texts), rollout)
 
-    def score(rollout: Rollout) -> Tensor:
-        helpful = yes_no_margins(sampler, "helpful", rollout.prompts, rollout.texts)
-        harmful = yes_no_margins(sampler, "harmful", rollout.prompts, rollout.texts)
-        return torch.tensor(helpful, device=rollout.ids.device) - torch.tensor(harmful, device=rollout.ids.device)
 
-    return score
+def help_less_harm(sampler: Sampler, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+    """log P(Yes) - log P(No) of "does it help?" less that of "is it harmful?", nats, read by the judge; None if unread."""
+    helpful, harmful = (yes_no_margins(sampler, name, prompts, texts) for name in ("helpful", "harmful"))
+    return [good - bad if math.isfinite(good - bad) else None for good, bad in zip(helpful, harmful, strict=True)]
 
 
 class ClassifierReward:

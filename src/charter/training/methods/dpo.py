@@ -30,11 +30,13 @@ from charter.training.methods.reward_model import pairs_that_differ
 from charter.training.optimizer import scaling_of
 from charter.training.preference_losses import (
     LOSSES,
+    PER_TOKEN,
     REFERENCE_FREE,
     PairLogprobs,
     PreferenceLoss,
     kto_loss,
     kto_reference_point,
+    robust_loss,
     simpo_loss,
 )
 
@@ -53,7 +55,6 @@ def train_dpo(
     rows = [row for sides in both for row in sides]  # chosen and rejected in turn
     tokens = torch.tensor([float(len(row.response)) for row in rows], device=trunk.device).view(-1, 2)
     weights = torch.tensor([pair.weight for pair in pairs], device=trunk.device)
-    weights = weights * (1 - settings.label_smoothing) + (1 - weights) * settings.label_smoothing
     reference = torch.zeros(len(pairs), 2, device=trunk.device)
     if settings.loss not in REFERENCE_FREE:
         reference = sequence_logprobs(trunk, REFERENCE, rows, settings.tokens_per_micro_batch).view(-1, 2)
@@ -85,6 +86,8 @@ def train_dpo(
             torch.autograd.backward(loss)
             with torch.no_grad():
                 ratios = chosen - pair.reference_chosen, rejected - pair.reference_rejected
+                if settings.loss in PER_TOKEN:
+                    ratios = ratios[0] / pair.chosen_tokens, ratios[1] / pair.rejected_tokens
                 totals["loss"] += loss.item()
                 totals["accuracy"] += float((ratios[0] > ratios[1]).sum()) / len(batch)
                 totals["chosen"] += settings.beta * float(ratios[0].sum()) / len(batch)
@@ -120,17 +123,19 @@ def margin_of(history: Sequence[Mapping[str, float]]) -> float:
 
 
 def pair_losses(pairs: PairLogprobs, weight: Tensor, point: Tensor | None, settings: DPOSettings) -> Tensor:
-    """The loss of each pair (B,) under the member of the family that the settings name. KTO takes the two responses of a
-    pair as one good and one bad response; their losses are averaged."""
+    """The loss of each pair (B,) under the member of the family that the settings name; ``weight`` (B,) is the soft label. KTO
+    takes the two responses of a pair as one good and one bad response; their losses are averaged."""
     if settings.loss == "kto":
         assert point is not None
         ratios = torch.cat([pairs.chosen - pairs.reference_chosen, pairs.rejected - pairs.reference_rejected])
-        desirable = torch.arange(len(ratios), device=ratios.device) < len(pairs.chosen)
-        return kto_loss(ratios, desirable, point, settings.beta).view(2, -1).mean(dim=0)
+        return kto_loss(ratios, torch.cat([weight, 1 - weight]), point, settings.beta).view(2, -1).mean(dim=0)
+    share = settings.label_smoothing
+    if settings.loss == "robust":
+        return robust_loss(pairs, weight, settings.beta, share)
     loss: PreferenceLoss = LOSSES[settings.loss]
     if settings.loss == "simpo" and settings.gamma is not None:
         loss = partial(simpo_loss, gamma=settings.gamma)
-    return loss(pairs, weight, settings.beta)
+    return loss(pairs, weight * (1 - share) + (1 - weight) * share, settings.beta)
 
 
 def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
@@ -140,12 +145,16 @@ def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
 
 
 def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings) -> Tensor:
-    """KTO's z from the responses of a batch put behind each other's prompts, in policy and reference; 0 for one row alone. No row
-    gets longer than the longest of the batch, which fits the model."""
-    if len(rows) == 1:
+    """KTO's z from the responses of a batch put behind the next other prompt, in policy and reference; 0 where there is no other.
+    No row gets longer than the longest of the batch, which fits the model."""
+    longest, n = max(map(len, rows)), len(rows)
+    mismatched = []
+    for i, row in enumerate(rows):
+        others = (rows[(i + step) % n].prompt for step in range(1, n))
+        prompt = next((other for other in others if list(other) != list(row.prompt)), None)
+        mismatched += [clip(Tokens(prompt, row.response), longest)] if prompt is not None else []
+    if not mismatched:
         return torch.zeros((), device=trunk.device)
-    longest = max(map(len, rows))
-    mismatched = [clip(Tokens(rows[(i + 1) % len(rows)].prompt, row.response), longest) for i, row in enumerate(rows)]
     policy, base = (sequence_logprobs(trunk, role, mismatched, settings.tokens_per_micro_batch) for role in ("policy", REFERENCE))
     return kto_reference_point(policy - base)
 
