@@ -22,6 +22,7 @@ from charter.records import Filters
 from charter.run.team import team
 
 UNREADABLE = math.nan
+LEAST_REST = 1e-4  # of the probability, for tokens that are not listed: servers round
 SHORT_ANSWER = 16  # tokens for a choice that is written out
 ORNAMENT = " \t\r\n\"'`()[]*_.:,;!"  # allowed around an option
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -60,7 +61,8 @@ class EndpointSampler:
         """For each conversation the log-probability of each option, nats; NaN for all options without a verdict.
 
         A read option counts by its first token; an option that is not among the likeliest tokens counts as the least likely of
-        them, so that a margin is never overstated. A written option leads by ``text_margin``.
+        them, or by what they leave of the probability if that is less, so that a margin is never overstated. A written option
+        leads by ``text_margin``.
         """
         return team().on_main(lambda: self._weigh(conversations, options))
 
@@ -156,7 +158,9 @@ def read_choice(first: Sequence[tuple[str, float]], options: Sequence[str]) -> l
             mass[i].append(logprob)
     if not any(mass):
         return [UNREADABLE] * len(options)
-    least = min(logprob for _, logprob in first)
+    # With a single token listed, the least likely is the likeliest too, and every margin would be 0.
+    rest = 1 - sum(math.exp(min(logprob, 0.0)) for _, logprob in first)
+    least = min(*(logprob for _, logprob in first), math.log(max(rest, LEAST_REST)))
     return [sum_of(logprobs) if logprobs else least for logprobs in mass]
 
 
