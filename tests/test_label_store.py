@@ -451,6 +451,26 @@ def test_a_folder_without_its_database_goes_on_where_the_files_stop(make_store, 
     assert len(read_judgments(tmp_path / "p/judgments.jsonl")) == 6
 
 
+def test_an_answer_that_is_taken_back_after_the_database_was_lost_shows_the_same_sides(make_store, tmp_path):
+    store = make_store(n=8, k=2, kind="pair", overlap=2)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    label_all(store, "ann")
+    label_all(store, "bob")
+    mirror.close()
+    seen = {one.set_id: one.order for one in read_judgments(tmp_path / "p/judgments.jsonl") if one.rater_id == "bob"}
+    with store.write() as db:
+        for table in (t.judgments, t.slots, t.handouts, t.sets, t.prompts, t.responses):
+            db.execute(table.delete())
+    store = make_store(n=8, k=2, kind="pair", overlap=2)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    while (key := store.undo("bob", 10.0, instructions_hash="v")) is not None:
+        assert store.claim("bob", 10.0).order == seen.pop(key)
+    assert not seen
+    mirror.close()
+
+
 def test_the_files_go_on_after_the_database_was_away(make_store, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror_module, "RETRY_S", 0.05)
     store = make_store(n=3)
