@@ -370,6 +370,16 @@ def test_gold_and_repeats_are_mixed_in_and_cost_no_slot(make_store, tmp_path):
             assert orders[key] == orders[first][::-1]
 
 
+def test_gold_that_was_taken_out_of_the_file_is_handed_to_nobody(make_store, tmp_path):
+    (tmp_path / "p").mkdir()
+    known(tmp_path / "p/gold.jsonl", 3, [1, 2, "F"], "Wrong")
+    make_store(n=20, gold="gold.jsonl", gold_share=0.5)
+    known(tmp_path / "p/gold.jsonl", 1, [1, 2, "F"], "Right")
+    store = make_store(n=20, gold="gold.jsonl", gold_share=0.5)
+    seen = [store.parts(key)[:2] for key in label_all(store, "ann")]
+    assert [prompt.last_turn for label_set, prompt in seen if label_set.role == "gold"] == ["Right 0?"]
+
+
 def test_more_overlap_later_opens_slots_and_less_takes_free_ones_away(make_store):
     store = make_store(n=4)
     label_all(store, "ann")
