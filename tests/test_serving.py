@@ -239,6 +239,14 @@ def test_what_cannot_be_done_is_refused_in_the_protocols_form(client, changes, e
     assert set(raised.value.body) == {"message", "type", "param", "code"}
 
 
+def test_a_conversation_that_the_chat_template_refuses_is_the_clients_error(server, client, monkeypatch):
+    template = "{{ raise_exception('no system message') if messages[0].role == 'system' }}" + server.tokenizer.chat_template
+    monkeypatch.setattr(server.tokenizer, "chat_template", template)
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": ASKED}]
+    with pytest.raises(openai.BadRequestError, match="does not take a conversation of system, user: no system message"):
+        say(client, messages=asked)
+
+
 def test_completions_refuse_what_makes_no_sense(client):
     for changes, words in [
         ({"prompt": ""}, "empty"), ({"prompt": [99999]}, "unknown token id"), ({"max_tokens": 0}, "writes nothing"),
