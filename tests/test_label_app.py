@@ -518,6 +518,15 @@ def test_pairs_are_forced_choices_with_a_strength(tmp_path, open_world, settings
     assert (one.ranks, one.strength) == ({a: ranks[0], b: ranks[1]}, strength)
 
 
+@pytest.mark.parametrize("choice", ["1", "tie", "8"])
+def test_a_choice_without_strength_that_is_taken_back_is_filled_in(tmp_path, open_world, choice):
+    world = open_world(make_project(tmp_path, n=1, k=2, kind="pair", strength=False))
+    ann = world.person()
+    send(ann, "/vote", ann.get("/label").text, strength=choice)
+    again = send(ann, "/undo", ann.get("/label").text).text
+    assert re.findall(r'name="strength" value="(\w*)" checked', again) == [choice]
+
+
 def test_three_responses_make_three_pairs(tmp_path):
     assert len(make_project(tmp_path, n=2, k=3, kind="pair").items.sets) == 6
 

@@ -469,6 +469,9 @@ def form_of(judgment: Judgment) -> dict[str, str]:
     form |= {f"edit:{key}": text for key, text in judgment.edit.items()}
     if judgment.strength is not None:  # 1 … 8 from the far left notch
         form["strength"] = str(5 - judgment.strength if judgment.strength > 0 else 4 - judgment.strength)
+    elif len(judgment.ranks) == len(judgment.order) == 2 and "F" not in judgment.ranks.values():  # left, tie or right
+        first, second = (judgment.ranks[key] for key in judgment.order)
+        form["strength"] = "tie" if first == second else "1" if first == 1 else "8"
     form |= {DECIDED + key: "1" for key in deciding(judgment)}
     form["comment"] = judgment.comment
     return form
