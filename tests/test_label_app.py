@@ -633,6 +633,19 @@ def test_agreement_is_one_figure_wherever_it_stands(tmp_path, open_world):
     assert tile in world.person("viewer").get("/lead").text
 
 
+@pytest.mark.parametrize(("repeated_best", "share"), [("first", 1.0), ("second", 0.0)])
+def test_a_repeat_of_a_partial_ranking_counts_the_responses_that_it_left_out(tmp_path, open_world, repeated_best, share):
+    world = open_world(make_project(tmp_path, n=20, k=2, partial=True, repeat_share=0.5))
+    ann = world.person()
+    while 'name="set_id"' in (page := ann.get("/label").text):
+        first, second = sorted(responses(page))
+        repeats = world.site.store.parts(field(page, "set_id"))[0].role == "repeat"
+        send(ann, "/vote", page, **{f"rank:{second if repeats and repeated_best == 'second' else first}": "1"})
+    (row,) = figures_of(world.site).raters
+    assert row.repeats.n
+    assert row.repeats.share == share
+
+
 def test_agreement_on_single_answers_is_counted_by_the_mark(tmp_path, open_world):
     world = open_world(make_project(tmp_path, kind="thumbs", n=4, k=1, overlap=2))
     for given in (("1", "1", "1", "1"), ("1", "1", "1", "F")):
