@@ -25,6 +25,7 @@ from charter.studio.run_pages import events
 from charter.studio.runs import RunWatch, Tail, find_runs, last_rows, locked_inodes, wanted_rows
 from charter.studio.serve import project_of, studio_app
 from charter.studio.site import Studio
+from charter.studio.tester_pages import write_test
 from charter.votes.judgments import read_judgments
 from charter.web.access import COOKIE, ROLES
 from charter.web.serve import open_site
@@ -431,6 +432,12 @@ def test_a_test_that_cannot_be_is_refused_in_words(talking, tmp_path):
     assert "write at least one prompt" in send(client, "/tester/start", text=" \n", tokens="8", **{"model:demo:base": "on"}).text
     assert "from 1 to 1024" in send(client, "/tester/start", text="Hi", tokens="x", **{"model:demo:base": "on"}).text
     assert not list((tmp_path / "runs/studio/tests").glob("*"))
+
+
+def test_a_line_separator_inside_a_prompt_does_not_end_it(talking):
+    place, _ = write_test(talking, {"tokens": "8", "model:demo:base": "on"}, "One\u2028prompt\n\nTwo\n")
+    rows = [json.loads(line) for line in (place / "prompts.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    assert rows == [{"prompt": "One\u2028prompt"}, {"prompt": "Two"}]
 
 
 # -- constitution ----------------------------------------------------------------------------------------------------------
