@@ -39,6 +39,7 @@ class EndpointSampler:
         self.settings, self.name = settings, settings.model
         self.client = Client(name, settings, cache)
         self.gives_logprobs = {"yes": True, "no": False, "auto": None}[settings.logprobs]
+        self.top = settings.top_logprobs or (20 if settings.api == "chat" else 5)
         self.unread = 0
 
     def generate(
@@ -88,6 +89,9 @@ class EndpointSampler:
         except RefusedByServer as error:
             if error.status not in (400, 404, 422, 501) or "logprob" not in error.message.lower():
                 raise
+            if fewer := [n for n in map(int, re.findall(r"\b\d{1,2}\b", error.message)) if 2 <= n < self.top]:
+                self.top = max(fewer)  # the most that this server lists
+                return self._try(conversation, options)
             self.gives_logprobs = False
         else:
             if answer.finish_reason == "content_filter":
@@ -125,8 +129,8 @@ class EndpointSampler:
     def _reading(self, conversation: Conversation) -> dict[str, Any]:
         body = self._body(conversation, 1, 0.0)
         if self.settings.api == "chat":
-            return body | {"logprobs": True, "top_logprobs": self.settings.top_logprobs or 20}
-        return body | {"logprobs": self.settings.top_logprobs or 5}
+            return body | {"logprobs": True, "top_logprobs": self.top}
+        return body | {"logprobs": self.top}
 
 
 def as_sample(answer: ServerAnswer, api: str) -> Sample:
