@@ -25,6 +25,7 @@ from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.records import Filters, Message
 from charter.run.hashes import derive_seed
+from charter.serving import protocol
 from charter.serving.engine import draw_tokens, likeliest_of
 from charter.serving.text import Pieces, Writer
 from charter.tasks.conversation import chat_with
@@ -187,6 +188,11 @@ def test_pieces_never_end_inside_a_character_and_add_up(random_llama):
     assert not any("\ufffd" in part for part in parts)
     halved = Writer(tokenizer, [])
     assert "".join(halved.add(token) for token in ids[:2]) + halved.finish() == "n\ufffd"
+
+
+def test_a_token_inside_a_character_claims_no_bytes():
+    inside, whole = protocol.place("\ufffd", -1.0, [("é", -0.5)]), protocol.place("é", -1.0, [])
+    assert (inside["bytes"], inside["top_logprobs"][0]["bytes"], whole["bytes"]) == (None, [195, 169], [195, 169])
 
 
 def test_what_could_begin_a_stop_string_is_held_back(random_llama):
