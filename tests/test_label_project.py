@@ -148,6 +148,8 @@ def test_a_thumb_for_harm_is_refused(tmp_path, kind):
         ({"a": 1, "b": "F", "c": "F"}, {"a": 1, "b": "F", "c": "F"}, 1.0),
         ({"a": 1, "b": 2, "c": "F"}, {"a": 1, "b": "F", "c": "F"}, 2 / 3),
         ({"a": "F"}, {"a": 1}, 0.0),
+        ({"a": 2}, {"a": 1}, 0.0),  # rewritten, and good as it is
+        ({"a": 2}, {"a": 2}, 1.0),
     ],
 )
 def test_two_answers_that_are_none_are_no_tie(ranks, gold, share):

@@ -143,7 +143,7 @@ def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank | None]) -
     pairs = [(relation(ranks, a, b), relation(gold, a, b)) for i, a in enumerate(keys) for b in keys[i + 1 :]]
     ordered = [(x, y) for x, y in pairs if x is not None or y is not None]
     if not ordered:
-        return sum((ranks.get(key) == "F") == (gold[key] == "F") for key in keys) / len(keys)
+        return sum(ranks.get(key) == gold[key] for key in keys) / len(keys)
     return sum(x == y for x, y in ordered) / len(ordered)
 
 
