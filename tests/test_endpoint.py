@@ -204,6 +204,7 @@ def test_patience_and_budget_do_not_run_a_stage_again_and_another_model_does():
     for changes in ({"model": "other"}, {"api": "completions"}, {"logprobs": "no"}, {"extra_body": {"think": False}}):
         assert settings().questions != settings(**changes).questions
     assert settings().identity == settings(api="completions").identity
+    assert settings().identity == settings(url=settings().url + "/").identity  # or a judge could score its own work
 
 
 @pytest.mark.parametrize(
