@@ -34,6 +34,11 @@ def test_an_option_that_is_not_listed_counts_as_the_least_likely_that_is():
     assert read_choice([("A", -0.1), ("the", -4.0)], LETTERS) == [-0.1, -4.0]
 
 
+def test_a_single_listed_token_leaves_the_rest_of_the_probability_to_the_other_option():
+    assert read_choice([("B", math.log(0.9))], LETTERS) == pytest.approx([math.log(0.1), math.log(0.9)])
+    assert read_choice([("A", 0.0)], LETTERS) == pytest.approx([0.0, math.log(1e-4)])  # 1 as the server rounds it
+
+
 def test_where_no_option_is_listed_there_is_no_verdict():
     assert all(map(math.isnan, read_choice([("I", -0.1), ("Sorry", -3.0), (" ", -4.0)], LETTERS)))
 
@@ -78,6 +83,17 @@ def test_an_answer_is_text_reason_tokens_and_log_probabilities():
     assert parse_answer(raw, "chat", (9, 9)) == ServerAnswer("B", "stop", (("B", -0.2), ("A", -1.9)), (31, 1), "canned")
     text = json.dumps({"choices": [{"text": " B", "finish_reason": "length", "logprobs": {"top_logprobs": [{" B": -0.5}]}}]})
     assert parse_answer(text.encode(), "completions", (9, 9)) == ServerAnswer(" B", "length", ((" B", -0.5),), (9, 9))
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "model_length"])
+def test_a_cut_answer_is_cut_in_the_words_of_any_server(reason):
+    assert parse_answer(chat_answer("half an", finish_reason=reason), "chat", (0, 0)).finish_reason == "length"
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
+def test_an_answer_that_the_server_broke_off_is_none(reason):
+    with pytest.raises(BadServerAnswer, match=reason):
+        parse_answer(chat_answer("half an", finish_reason=reason), "chat", (0, 0))
 
 
 @pytest.mark.parametrize("cut", range(0, 200, 7))
@@ -188,6 +204,7 @@ def test_patience_and_budget_do_not_run_a_stage_again_and_another_model_does():
     for changes in ({"model": "other"}, {"api": "completions"}, {"logprobs": "no"}, {"extra_body": {"think": False}}):
         assert settings().questions != settings(**changes).questions
     assert settings().identity == settings(api="completions").identity
+    assert settings().identity == settings(url=settings().url + "/").identity  # or a judge could score its own work
 
 
 @pytest.mark.parametrize(

@@ -363,6 +363,20 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without(tmp_path):
         assert len(server.seen) == 3
 
 
+@pytest.mark.parametrize("words", ["top_logprobs must be at most 5", "Requested logprobs of 20, greater than max allowed: 5"])
+def test_a_server_that_lists_fewer_tokens_is_asked_for_as_many_as_it_lists(tmp_path, words):
+    def few(_: Server, handler: Handler, body: bytes) -> None:
+        if json.loads(body)["top_logprobs"] > 5:
+            handler.reply(400, json.dumps({"error": {"message": words}}).encode())
+        else:
+            handler.reply(200, chat_answer("No", logprobs=[("No", -0.5), ("Yes", -1.0)]))
+
+    with serving(few) as server:
+        there = sampler(server.url, tmp_path)
+        assert there.option_logprobs([question("a"), question("b")], [("Yes", "No")] * 2) == [[-1.0, -0.5]] * 2
+        assert [body["top_logprobs"] for body in server.seen] == [20, 5, 5]
+
+
 # -- budget, cache, key ----------------------------------------------------------------------------------------------------
 
 

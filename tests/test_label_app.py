@@ -518,6 +518,15 @@ def test_pairs_are_forced_choices_with_a_strength(tmp_path, open_world, settings
     assert (one.ranks, one.strength) == ({a: ranks[0], b: ranks[1]}, strength)
 
 
+@pytest.mark.parametrize("choice", ["1", "tie", "8"])
+def test_a_choice_without_strength_that_is_taken_back_is_filled_in(tmp_path, open_world, choice):
+    world = open_world(make_project(tmp_path, n=1, k=2, kind="pair", strength=False))
+    ann = world.person()
+    send(ann, "/vote", ann.get("/label").text, strength=choice)
+    again = send(ann, "/undo", ann.get("/label").text).text
+    assert re.findall(r'name="strength" value="(\w*)" checked', again) == [choice]
+
+
 def test_three_responses_make_three_pairs(tmp_path):
     assert len(make_project(tmp_path, n=2, k=3, kind="pair").items.sets) == 6
 
@@ -622,6 +631,19 @@ def test_agreement_is_one_figure_wherever_it_stands(tmp_path, open_world):
     assert (measured.n, measured.value) == (len(by_hand), pytest.approx(sum(by_hand) / len(by_hand)))
     tile = f"Agreement</dt><dd>{100 * measured.value:.0f} % <small>of {measured.n}</small>"
     assert tile in world.person("viewer").get("/lead").text
+
+
+@pytest.mark.parametrize(("repeated_best", "share"), [("first", 1.0), ("second", 0.0)])
+def test_a_repeat_of_a_partial_ranking_counts_the_responses_that_it_left_out(tmp_path, open_world, repeated_best, share):
+    world = open_world(make_project(tmp_path, n=20, k=2, partial=True, repeat_share=0.5))
+    ann = world.person()
+    while 'name="set_id"' in (page := ann.get("/label").text):
+        first, second = sorted(responses(page))
+        repeats = world.site.store.parts(field(page, "set_id"))[0].role == "repeat"
+        send(ann, "/vote", page, **{f"rank:{second if repeats and repeated_best == 'second' else first}": "1"})
+    (row,) = figures_of(world.site).raters
+    assert row.repeats.n
+    assert row.repeats.share == share
 
 
 def test_agreement_on_single_answers_is_counted_by_the_mark(tmp_path, open_world):

@@ -109,6 +109,15 @@ def test_known_answers_need_a_rank_for_each_response(tmp_path, capsys, ranks):
     assert "line 1, field 'ranks'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_known_thumb_is_up_or_down(tmp_path, rank):
+    """Whatever is not an F counts as up, so a 2 would make those wrong who press down."""
+    (tmp_path / "p").mkdir()
+    table(tmp_path / "p/gold.jsonl", {"prompt": "G?", "responses": ["a"], "ranks": [rank]})
+    with pytest.raises(InputError, match="give \\[1\\] for up"):
+        make_project(tmp_path, kind="thumbs", gold="gold.jsonl")
+
+
 def test_settings_that_ship_in_the_docs_are_read(tmp_path):
     assert read_settings(tmp_path / "label.yaml").overlap == 1.0
     (tmp_path / "label.yaml").write_text("kind: redteam\n")
@@ -139,6 +148,8 @@ def test_a_thumb_for_harm_is_refused(tmp_path, kind):
         ({"a": 1, "b": "F", "c": "F"}, {"a": 1, "b": "F", "c": "F"}, 1.0),
         ({"a": 1, "b": 2, "c": "F"}, {"a": 1, "b": "F", "c": "F"}, 2 / 3),
         ({"a": "F"}, {"a": 1}, 0.0),
+        ({"a": 2}, {"a": 1}, 0.0),  # rewritten, and good as it is
+        ({"a": 2}, {"a": 2}, 1.0),
     ],
 )
 def test_two_answers_that_are_none_are_no_tie(ranks, gold, share):

@@ -370,6 +370,16 @@ def test_gold_and_repeats_are_mixed_in_and_cost_no_slot(make_store, tmp_path):
             assert orders[key] == orders[first][::-1]
 
 
+def test_gold_that_was_taken_out_of_the_file_is_handed_to_nobody(make_store, tmp_path):
+    (tmp_path / "p").mkdir()
+    known(tmp_path / "p/gold.jsonl", 3, [1, 2, "F"], "Wrong")
+    make_store(n=20, gold="gold.jsonl", gold_share=0.5)
+    known(tmp_path / "p/gold.jsonl", 1, [1, 2, "F"], "Right")
+    store = make_store(n=20, gold="gold.jsonl", gold_share=0.5)
+    seen = [store.parts(key)[:2] for key in label_all(store, "ann")]
+    assert [prompt.last_turn for label_set, prompt in seen if label_set.role == "gold"] == ["Right 0?"]
+
+
 def test_more_overlap_later_opens_slots_and_less_takes_free_ones_away(make_store):
     store = make_store(n=4)
     label_all(store, "ann")
@@ -449,6 +459,26 @@ def test_a_folder_without_its_database_goes_on_where_the_files_stop(make_store, 
     assert len(label_all(store, "bob")) == 3
     mirror.close()
     assert len(read_judgments(tmp_path / "p/judgments.jsonl")) == 6
+
+
+def test_an_answer_that_is_taken_back_after_the_database_was_lost_shows_the_same_sides(make_store, tmp_path):
+    store = make_store(n=8, k=2, kind="pair", overlap=2)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    label_all(store, "ann")
+    label_all(store, "bob")
+    mirror.close()
+    seen = {one.set_id: one.order for one in read_judgments(tmp_path / "p/judgments.jsonl") if one.rater_id == "bob"}
+    with store.write() as db:
+        for table in (t.judgments, t.slots, t.handouts, t.sets, t.prompts, t.responses):
+            db.execute(table.delete())
+    store = make_store(n=8, k=2, kind="pair", overlap=2)
+    mirror = Mirror(store, tmp_path / "p")
+    mirror.start()
+    while (key := store.undo("bob", 10.0, instructions_hash="v")) is not None:
+        assert store.claim("bob", 10.0).order == seen.pop(key)
+    assert not seen
+    mirror.close()
 
 
 def test_the_files_go_on_after_the_database_was_away(make_store, tmp_path, monkeypatch):

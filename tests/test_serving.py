@@ -25,6 +25,7 @@ from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.records import Filters, Message
 from charter.run.hashes import derive_seed
+from charter.serving import protocol
 from charter.serving.engine import draw_tokens, likeliest_of
 from charter.serving.text import Pieces, Writer
 from charter.tasks.conversation import chat_with
@@ -189,6 +190,11 @@ def test_pieces_never_end_inside_a_character_and_add_up(random_llama):
     assert "".join(halved.add(token) for token in ids[:2]) + halved.finish() == "n\ufffd"
 
 
+def test_a_token_inside_a_character_claims_no_bytes():
+    inside, whole = protocol.place("\ufffd", -1.0, [("é", -0.5)]), protocol.place("é", -1.0, [])
+    assert (inside["bytes"], inside["top_logprobs"][0]["bytes"], whole["bytes"]) == (None, [195, 169], [195, 169])
+
+
 def test_what_could_begin_a_stop_string_is_held_back(random_llama):
     tokenizer = load_tokenizer(str(random_llama))
     writer = Writer(tokenizer, ["STOP"])
@@ -237,6 +243,14 @@ def test_what_cannot_be_done_is_refused_in_the_protocols_form(client, changes, e
         say(client, **changes)
     assert words in raised.value.body["message"]
     assert set(raised.value.body) == {"message", "type", "param", "code"}
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_the_clients_error(server, client, monkeypatch):
+    template = "{{ raise_exception('no system message') if messages[0].role == 'system' }}" + server.tokenizer.chat_template
+    monkeypatch.setattr(server.tokenizer, "chat_template", template)
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": ASKED}]
+    with pytest.raises(openai.BadRequestError, match="does not take a conversation of system, user: no system message"):
+        say(client, messages=asked)
 
 
 def test_completions_refuse_what_makes_no_sense(client):

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from charter.commands.app import run_command
-from charter.constitution.constitution import load_constitution
+from charter.constitution.constitution import load_constitution, save_constitution
 from charter.judging.judge import comparisons_of
 from charter.reading.pairs import read_pairs
 from charter.studio import runs as studio_runs
@@ -25,6 +25,7 @@ from charter.studio.run_pages import events
 from charter.studio.runs import RunWatch, Tail, find_runs, last_rows, locked_inodes, wanted_rows
 from charter.studio.serve import project_of, studio_app
 from charter.studio.site import Studio
+from charter.studio.tester_pages import write_test
 from charter.votes.judgments import read_judgments
 from charter.web.access import COOKIE, ROLES
 from charter.web.serve import open_site
@@ -433,6 +434,12 @@ def test_a_test_that_cannot_be_is_refused_in_words(talking, tmp_path):
     assert not list((tmp_path / "runs/studio/tests").glob("*"))
 
 
+def test_a_line_separator_inside_a_prompt_does_not_end_it(talking):
+    place, _ = write_test(talking, {"tokens": "8", "model:demo:base": "on"}, "One\u2028prompt\n\nTwo\n")
+    rows = [json.loads(line) for line in (place / "prompts.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    assert rows == [{"prompt": "One\u2028prompt"}, {"prompt": "Two"}]
+
+
 # -- constitution ----------------------------------------------------------------------------------------------------------
 
 
@@ -479,6 +486,18 @@ def test_a_change_is_saved_as_a_new_version_with_its_difference(editing, tmp_pat
     )
     assert [len(load_constitution(tmp_path / f"runs/studio/constitutions/two-v{n}.yaml").principles) for n in (4, 5)] == [1, 3]
     assert (tmp_path / "runs/two.yaml").read_bytes() == before
+
+
+def test_a_weight_of_many_digits_stays_when_a_text_is_changed(editing, tmp_path):
+    client, place = editing
+    file = tmp_path / "runs/two.yaml"
+    constitution = load_constitution(file)
+    heavy = constitution.principles[0].model_copy(update={"weight": 1 / 3})
+    save_constitution(constitution.model_copy(update={"principles": (heavy, *constitution.principles[1:])}), file)
+    shown = client.get("/constitution", params=place).text.split('name="weight"')[1].split('value="')[1].split('"')[0]
+    send(client, "/constitution/save", **place, id=heavy.id, title="Another title", weight=shown)
+    saved = load_constitution(tmp_path / "runs/studio/constitutions/two-v2.yaml").principles[0]
+    assert (saved.title, saved.weight) == ("Another title", 1 / 3)
 
 
 def test_what_would_change_judges_again_only_the_pairs_that_a_change_reaches(finished_run):

@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from charter.run.files import write_text
 
 FinishReason = Literal["stop", "length", "content_filter"]
+CUT = ("length", "max_tokens", "model_length")  # the last: Mistral's, of a full context
+BROKEN = ("error", "abort", "insufficient_system_resource")  # OpenRouter's, vLLM's and DeepSeek's, of an answer that broke off
 
 
 class BadServerAnswer(ValueError):
-    """Bytes that are not an answer: cut off, not JSON, or not in the form of the protocol. Worth another request."""
+    """Bytes that are not a whole answer: cut off, not JSON, or not in the form of the protocol. Worth another request."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ def parse_answer(raw: bytes, api: Literal["chat", "completions"], estimate: tupl
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise BadServerAnswer(f"{place + ': ' if place else ''}{problem['msg']}"[:200]) from None
-    finish: FinishReason = "content_filter" if reason == "content_filter" else "length" if reason == "length" else "stop"
+    if reason in BROKEN:
+        raise BadServerAnswer(f"the server broke off (finish_reason {reason!r})")
+    finish: FinishReason = "content_filter" if reason == "content_filter" else "length" if reason in CUT else "stop"
     tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else estimate
     return ServerAnswer(text, finish, first, tokens, model)
 

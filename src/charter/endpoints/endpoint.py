@@ -22,6 +22,7 @@ from charter.records import Filters
 from charter.run.team import team
 
 UNREADABLE = math.nan
+LEAST_REST = 1e-4  # of the probability, for tokens that are not listed: servers round
 SHORT_ANSWER = 16  # tokens for a choice that is written out
 ORNAMENT = " \t\r\n\"'`()[]*_.:,;!"  # allowed around an option
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -38,6 +39,7 @@ class EndpointSampler:
         self.settings, self.name = settings, settings.model
         self.client = Client(name, settings, cache)
         self.gives_logprobs = {"yes": True, "no": False, "auto": None}[settings.logprobs]
+        self.top = settings.top_logprobs or (20 if settings.api == "chat" else 5)
         self.unread = 0
 
     def generate(
@@ -60,7 +62,8 @@ class EndpointSampler:
         """For each conversation the log-probability of each option, nats; NaN for all options without a verdict.
 
         A read option counts by its first token; an option that is not among the likeliest tokens counts as the least likely of
-        them, so that a margin is never overstated. A written option leads by ``text_margin``.
+        them, or by what they leave of the probability if that is less, so that a margin is never overstated. A written option
+        leads by ``text_margin``.
         """
         return team().on_main(lambda: self._weigh(conversations, options))
 
@@ -86,6 +89,9 @@ class EndpointSampler:
         except RefusedByServer as error:
             if error.status not in (400, 404, 422, 501) or "logprob" not in error.message.lower():
                 raise
+            if fewer := [n for n in map(int, re.findall(r"\b\d{1,2}\b", error.message)) if 2 <= n < self.top]:
+                self.top = max(fewer)  # the most that this server lists
+                return self._try(conversation, options)
             self.gives_logprobs = False
         else:
             if answer.finish_reason == "content_filter":
@@ -123,8 +129,8 @@ class EndpointSampler:
     def _reading(self, conversation: Conversation) -> dict[str, Any]:
         body = self._body(conversation, 1, 0.0)
         if self.settings.api == "chat":
-            return body | {"logprobs": True, "top_logprobs": self.settings.top_logprobs or 20}
-        return body | {"logprobs": self.settings.top_logprobs or 5}
+            return body | {"logprobs": True, "top_logprobs": self.top}
+        return body | {"logprobs": self.top}
 
 
 def as_sample(answer: ServerAnswer, api: str) -> Sample:
@@ -156,7 +162,9 @@ def read_choice(first: Sequence[tuple[str, float]], options: Sequence[str]) -> l
             mass[i].append(logprob)
     if not any(mass):
         return [UNREADABLE] * len(options)
-    least = min(logprob for _, logprob in first)
+    # With a single token listed, the least likely is the likeliest too, and every margin would be 0.
+    rest = 1 - sum(math.exp(min(logprob, 0.0)) for _, logprob in first)
+    least = min(*(logprob for _, logprob in first), math.log(max(rest, LEAST_REST)))
     return [sum_of(logprobs) if logprobs else least for logprobs in mass]
 
 

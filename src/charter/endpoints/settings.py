@@ -101,7 +101,7 @@ class EndpointSettings(Settings):
     @property
     def identity(self) -> list[str]:
         """Whose answers these are: what a judge and a scorer may not share."""
-        return ["endpoint", self.url, self.model]
+        return ["endpoint", self.servers[0], self.model]
 
     @property
     def questions(self) -> list[Any]:

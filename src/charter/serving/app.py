@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_text
 from charter.models.sampling.generate import context_length
 from charter.run.hashes import derive_seed
@@ -84,7 +85,10 @@ class Serving:
     def chat_choices(self, call: ChatRequest, events: asyncio.Queue[Any]) -> list[Choice]:
         """The responses to a conversation; with a seed the first equals the one of `charter chat` at that turn."""
         messages = [message.message() for message in call.messages]
-        prompt = encode_prompt(self.tokenizer, messages)
+        try:
+            prompt = encode_prompt(self.tokenizer, messages)
+        except InputError as error:  # the chat template refuses them
+            raise ApiError(400, str(error), param="messages") from None
         length = self.room(prompt, call.length)
         turn = sum(message.role == "user" for message in messages)
         seed = secrets.randbits(63) if call.seed is None else call.seed

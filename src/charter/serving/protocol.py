@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from charter.records import Filters, Message, MinP, Text, TopK, TopP
 from charter.run.files import describe
+from charter.serving.text import HALF
 
 MAX_ROWS = 256  # responses to one request
 MAX_STOPS = 16
@@ -167,7 +168,8 @@ def place(token: str, logprob: float, likeliest: Sequence[tuple[str, float]]) ->
     """One token of chat log-probabilities."""
 
     def entry(text: str, value: float) -> dict[str, Any]:
-        return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
+        # A token in the middle of a character reads as U+FFFD, whose bytes are not those of the token.
+        return {"token": text, "logprob": value, "bytes": None if HALF in text else list(text.encode("utf-8", "replace"))}
 
     return {**entry(token, logprob), "top_logprobs": [entry(*other) for other in likeliest]}
 

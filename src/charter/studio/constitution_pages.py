@@ -113,12 +113,12 @@ def edited(constitution: Constitution, form: dict[str, str], action: str) -> Con
 
 
 def weight_of(form: dict[str, str], principle: Principle) -> dict[str, float]:
-    """The weight of the form where it is another one."""
+    """The weight of the form where it is another one than the form showed, in six digits."""
     try:
         weight = float(form.get("weight", principle.weight))
     except ValueError:
         raise InputError(f"{form['weight'][:40]!r} is not a number", field="weight") from None
-    return {} if weight == principle.weight else {"weight": weight}
+    return {} if f"{weight:g}" == f"{principle.weight:g}" else {"weight": weight}
 
 
 def asked_for(site: Studio, form: dict[str, str], action: str) -> Constitution:

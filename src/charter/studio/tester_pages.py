@@ -84,7 +84,7 @@ def write_test(site: Studio, form: dict[str, str], text: str) -> tuple[Path, lis
     if not text.strip():
         raise InputError("write at least one prompt, or choose a file")
     if way == "lines":
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.split("\n") if line.strip()]  # U+2028 ends no prompt
         text = "".join(json.dumps({"prompt": line}, ensure_ascii=False) + "\n" for line in lines)
     first, *others = (f"{folder_of(name, site.runs())}:{run_and_model(name)[1]}" for name in models)
     judge = WORDS if scorer == WORDS else f"judge:{model_of_run(folder_of(scorer, site.runs()), run_and_model(scorer)[1])}"

@@ -135,18 +135,19 @@ def timings_of(form: Mapping[str, str]) -> dict[str, float]:
     return timings
 
 
-def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank]) -> float:
+def agreement_with(ranks: Mapping[str, Rank], gold: Mapping[str, Rank | None]) -> float:
     """Share of the pairs of responses that are ordered as in the known answer, pairs that neither orders left out; for a single
-    response, and where no pair is left, the share of responses with the same mark."""
+    response, and where no pair is left, the share of responses with the same mark. ``gold`` names every response, None for one
+    without a rank."""
     keys = sorted(gold)
     pairs = [(relation(ranks, a, b), relation(gold, a, b)) for i, a in enumerate(keys) for b in keys[i + 1 :]]
     ordered = [(x, y) for x, y in pairs if x is not None or y is not None]
     if not ordered:
-        return sum((ranks.get(key) == "F") == (gold[key] == "F") for key in keys) / len(keys)
+        return sum(ranks.get(key) == gold[key] for key in keys) / len(keys)
     return sum(x == y for x, y in ordered) / len(ordered)
 
 
-def relation(ranks: Mapping[str, Rank], a: str, b: str) -> int | None:
+def relation(ranks: Mapping[str, Rank | None], a: str, b: str) -> int | None:
     """1 where ``a`` is ranked better than ``b``, -1 where worse, 0 for a tie. None where neither has a rank
     (two F among them). F and no rank are both below every rank."""
     places = [float(r) if isinstance(r, int) else math.inf for r in (ranks.get(a), ranks.get(b))]

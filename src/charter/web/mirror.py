@@ -20,7 +20,7 @@ from charter.records import Judgment, LabelSet, Prompt, Record, Response
 from charter.run.files import read_jsonl
 from charter.votes.judgments import FORGOTTEN, read_judgments
 from charter.web import tables as t
-from charter.web.statements import add_records, add_slot
+from charter.web.statements import SHOW, SHOWN, add_records, add_slot
 from charter.web.store import Store, pairs_and_ties
 
 KINDS: dict[str, tuple[sa.Table, type[Record]]] = {
@@ -130,7 +130,7 @@ class Mirror:
 
 
 def take_in_judgments(db: sa.Connection, judgments: list[Judgment], path: Path) -> None:
-    """Add judgments from a file that the database does not know, those of people with their slots.
+    """Add judgments from a file that the database does not know, those of people with their slots and the order they saw.
 
     InputError where the file has another judgment under an id that is known.
     """
@@ -156,6 +156,10 @@ def take_in_judgments(db: sa.Connection, judgments: list[Judgment], path: Path) 
         ))  # fmt: skip
         if current and action != "withdrawn" and judgment.rater_kind == "human":
             fill_slot(db, judgment, "done" if action == "vote" else "skipped")
+        if judgment.rater_kind == "human" and SHOWN.first(db, key=judgment.set_id, me=judgment.rater_id) is None:
+            # A draft of an answer that is taken back names the sides as they were shown.
+            SHOW.run(db, set_id=judgment.set_id, rater_id=judgment.rater_id, order=json.dumps(judgment.order),
+                     shown=judgment.timings.get("shown", 0.0))  # fmt: skip
     older = sorted(replaced)
     for start in range(0, len(older), 500):
         db.execute(t.judgments.update().where(t.judgments.c.id.in_(older[start : start + 500])).values(current=False))

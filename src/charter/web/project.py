@@ -412,6 +412,8 @@ def read_known(path: Path, role: Literal["practice", "quiz", "gold"], settings: 
                           f"and at most {MAX_RANKED}", "responses")  # fmt: skip
         if not isinstance(ranks, list) or len(ranks) != len(responses):
             raise row.bad(f'must be a list of {len(responses)} ranks, such as [1, 2, "F"]', "ranks")
+        if settings.kind == "thumbs" and ranks[0] not in (1, "F"):
+            raise row.bad('invalid thumb; give [1] for up or ["F"] for down', "ranks")
         try:
             label_set = LabelSet(
                 prompt_id=prompt.id, kind=settings.kind, role=role, direction=settings.asked_direction, tags=prompt.tags,

@@ -102,6 +102,8 @@ class Store:
         self.reader = engine.execution_options(read=True)
         self.taken_twice = t.integrity_error(engine)
         self.parts = lru_cache(maxsize=8192)(self._parts)
+        self.gold: list[str] = []
+        """The gold sets that may be handed out: those of the files as they are now."""
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -120,6 +122,7 @@ class Store:
     def take_in(self, items: Items) -> None:
         """Add what is new, and make the slots of each set as many as the overlap asks for. Votes are never touched."""
         settings = self.settings
+        self.gold = [label_set.id for label_set in items.sets.values() if label_set.role == "gold"]
         with self.write() as db:
             add_records(db, t.prompts, items.prompts.values())
             add_records(db, t.responses, items.responses.values())
@@ -247,7 +250,7 @@ class Store:
         if draw < gold:
             mine = sa.select(t.slots.c.set_id).where(t.slots.c.rater_id == rater_id)
             unseen = (
-                sa.select(t.sets.c.id).where(t.sets.c.role == "gold", t.sets.c.id.not_in(mine)).order_by(t.sets.c.seq).limit(1)
+                sa.select(t.sets.c.id).where(t.sets.c.id.in_(self.gold), t.sets.c.id.not_in(mine)).order_by(t.sets.c.seq).limit(1)
             )
             if opt_out:
                 unseen = unseen.where(t.sets.c.id.not_in(tagged(opt_out)))
@@ -466,6 +469,9 @@ def form_of(judgment: Judgment) -> dict[str, str]:
     form |= {f"edit:{key}": text for key, text in judgment.edit.items()}
     if judgment.strength is not None:  # 1 … 8 from the far left notch
         form["strength"] = str(5 - judgment.strength if judgment.strength > 0 else 4 - judgment.strength)
+    elif len(judgment.ranks) == len(judgment.order) == 2 and "F" not in judgment.ranks.values():  # left, tie or right
+        first, second = (judgment.ranks[key] for key in judgment.order)
+        form["strength"] = "tie" if first == second else "1" if first == 1 else "8"
     form |= {DECIDED + key: "1" for key in deciding(judgment)}
     form["comment"] = judgment.comment
     return form

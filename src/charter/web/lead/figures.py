@@ -116,7 +116,8 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
             first[judgment.rater_id, judgment.prompt_id, frozenset(judgment.order)] = judgment
     for judgment in repeats:
         if (before := first.get((judgment.rater_id, judgment.prompt_id, frozenset(judgment.order)))) is not None:
-            rows[judgment.rater_id].repeats.add(agreement_with(judgment.ranks, before.ranks))
+            earlier = {key: before.ranks.get(key) for key in before.order}  # a partial ranking leaves some out
+            rows[judgment.rater_id].repeats.add(agreement_with(judgment.ranks, earlier))
     on_one, prompts_of_one = Count(), set()  # of single responses
     for set_id, votes in by_set.items():
         against = Count()
