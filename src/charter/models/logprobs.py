@@ -148,8 +148,8 @@ class _ChosenLogprobs(torch.autograd.Function):
                     of_logits -= (spread * of_entropies[here].unsqueeze(1)).to(low.dtype)
             of_hidden[rows] = logits @ cast
             if of_weight is not None:
-                for sums, part in zip(of_weight.split(part_rows), logits.split(part_rows, dim=1), strict=True):
-                    product = part.t() @ low[rows]
+                for sums, columns in zip(torch.split(of_weight, part_rows), torch.split(logits, part_rows, dim=1), strict=True):
+                    product = columns.t() @ low[rows]
                     sums.copy_(product) if rows.start == 0 else sums.add_(product)
         if ctx.temperature != 1:
             of_hidden /= ctx.temperature
