@@ -10,6 +10,10 @@ import yaml
 
 from charter.constitution.revise import under_stances
 from charter.errors import GateError, InputError
+from charter.evaluation.arms import ScoredResponse
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.packing import Tokens
+from charter.models.reward_trunk import load_reward_model
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import STAGES, run_recipe
@@ -19,6 +23,7 @@ from charter.records import Message, Pair, Prompt, Response
 from charter.run.files import read_jsonl
 from charter.stages.feedback.run import check_system_turn, stances_of
 from charter.statistics import distinct_pairs
+from charter.training.methods.reward_model import reward_scores
 from charter.votes.exchange import export_feedback
 from charter.votes.judgments import read_judgments
 from charter.votes.training_rows import Selection
@@ -230,3 +235,29 @@ def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_reci
     report = run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", until="rl", quiet=True)
     overridden = [gate for gate in report["gates"] if gate["name"] == "independent scorer" and gate["stage"] == "rl"]
     assert [gate["overridden"] for gate in overridden] == [True]
+
+
+def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_trained_from(tmp_path, write_recipe, random_llama):
+    lora = {"rank": 2}
+    recipe = load_recipe(write_recipe(
+        random_llama, rounds=2, revise=None, sft=None, reward_model={"lora": lora},
+        rl={"lora": lora, "steps": 1, "learning_rate": 0.1}, evaluation={"best_of": 4},
+    ))  # fmt: skip
+    run = tmp_path / "run"
+    run_recipe(recipe, run, quiet=True)
+    trunk, scorers = load_reward_model(run / "reward_model-2/model")
+    answers = list(read_jsonl(run / "evaluate/responses.best_of_n.jsonl", Response))
+    prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
+    rows = [Tokens(encode_prompt(trunk.tokenizer, prompts[a.prompt_id].messages), encode_response(trunk.tokenizer, a.text))
+            for a in answers]  # fmt: skip
+    best = reward_scores(trunk, scorers, rows, 8192).view(-1, 4).argmax(dim=1).tolist()
+    chosen = [row.response_id for row in read_jsonl(run / "evaluate/verdicts.best_of_n.jsonl", ScoredResponse)]
+    assert chosen == [answers[4 * i + j].id for i, j in enumerate(best)]
+
+
+def test_another_precision_answers_again(tmp_path, write_recipe, random_llama):
+    stages = dict.fromkeys(("revise", "sft", "feedback", "rl"))
+    path = write_recipe(random_llama, **stages)
+    run_recipe(load_recipe(path), tmp_path / "run", quiet=True)
+    report = run_recipe(load_recipe(path, ["precision=bfloat16"]), tmp_path / "run", quiet=True)
+    assert [stage["skipped"] for stage in report["stages"]] == [False, False]
