@@ -137,7 +137,7 @@ def judge_by_other_topics(
     settings = recipe.feedback
     assert settings is not None
     inputs = {
-        "feedback": feedback.output_hash, "judge": models.hash_of(settings.judge, start),
+        "feedback": feedback.output_hash, "judge": models.hash_of(settings.judge, start), "precision": recipe.arithmetic,
         **hashes_of_principles(constitution, "preference", "question", "good_answer"),
     }  # fmt: skip
     half = learned_half(recipe)

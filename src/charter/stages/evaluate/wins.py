@@ -38,7 +38,8 @@ def compare_arms(
         protocol = "letters"
     inputs = {
         "evaluate": evaluated.output_hash, "arms": " ".join([*arms, last]), "judge": models.hash_of(judged_by, start),
-        "protocol": protocol, **hashes_of_principles(constitution, "preference", "question", "good_answer"),
+        "protocol": protocol, "precision": recipe.arithmetic,
+        **hashes_of_principles(constitution, "preference", "question", "good_answer"),
     }  # fmt: skip
     with run.stage(
         STAGE, {"judge": str(judged_by), "seed": recipe.seed, "batch": recipe.batch_size}, inputs, [__name__]

@@ -76,6 +76,7 @@ def gather_feedback(
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
+        "precision": recipe.arithmetic,
         "stances": content_id(stances),
     }  # fmt: skip
     with run.stage(name, settings, inputs, [__name__], BY_ROW) as stage:
@@ -337,7 +338,7 @@ def pair_by_contrast(
     bad one; the answers are stored behind the prompt as it was. Identical answers make no pair and count as ties."""
     inputs = {
         "prompts": prompts.output_hash, "sft": start.hash, "batch": str(recipe.batch_size),
-        "generator": models.hash_of(settings.generator, start),
+        "precision": recipe.arithmetic, "generator": models.hash_of(settings.generator, start),
     }  # fmt: skip
     with run.stage(name, settings, inputs, [__name__]) as stage:
         if stage.done:

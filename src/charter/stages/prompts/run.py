@@ -31,6 +31,7 @@ def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: M
         "topics": content_id([(p.id, p.title, *([p.about] if p.about else [])) for p in constitution.topics()]),
         "labelled": file_hash(Path(settings.labelled)) if settings.labelled else "",
         "model": models.base.hash,
+        "precision": recipe.arithmetic,
     }
     with run.stage("prompts", settings, inputs, [__name__]) as stage:
         if stage.done:
