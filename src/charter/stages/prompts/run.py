@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.constitution.categorise import Sorting, categorise, choose_way, usual_way
-from charter.constitution.constitution import Constitution
+from charter.constitution.constitution import PROMPT_TAGS, Constitution
 from charter.errors import InputError
 from charter.models.sampling.generate import context_length
 from charter.reading.prompts import KINDS, is_kind, read_prompts
@@ -66,9 +66,13 @@ def how_to_sort(settings: PromptSettings, models: Models, constitution: Constitu
 
 
 def prompts_of(settings: PromptSettings) -> Iterator[Prompt]:
-    """The prompts of a recipe's files, in order, each with the tags of its file, cut to their first words where that is asked."""
+    """The prompts of a recipe's files, in order, each with the tags of its file, cut to their first words where that is asked.
+    InputError for a prompt of two kinds: every stage would count it twice."""
     for file, tags in settings.sources:
         for prompt in read_prompts(Path(file), tags=tags):
+            if PROMPT_TAGS.issubset(prompt.tags):
+                words = f"the prompt {prompt.last_turn[:60]!r} is tagged red_team and benign; keep one of the two tags"
+                raise InputError(words, file=file)
             yield prompt if settings.first_words is None else beginning(prompt, settings.first_words)
 
 
