@@ -38,6 +38,10 @@ def test_a_reward_that_no_model_learned_changes_its_sign(write_recipe, random_ll
     recipe = load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"]))
     assert control_settings(recipe, "flipped").reward["length"].weight == -0.5
     assert list(control_settings(recipe, "random").reward) == ["random"]
+    rl |= {"reward": {"length": {"weight": 0.5}, "random": {"weight": 3.0}}, "cost": {"part": "random", "initial": 2.0}}
+    flipped = control_settings(load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"])), "flipped")
+    assert {name: part.weight for name, part in flipped.reward.items()} == {"length": -0.5, "random": 2.0}
+    assert flipped.cost is None
 
 
 @pytest.mark.parametrize("limit", [16, 64, 512])
