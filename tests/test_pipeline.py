@@ -21,7 +21,9 @@ from charter.reading.pairs import read_pairs
 from charter.recipe.files import load_recipe
 from charter.records import Message, Pair, Prompt, Response
 from charter.run.files import read_jsonl
+from charter.run.run import Run
 from charter.stages.feedback.run import check_system_turn, stances_of
+from charter.stages.models import Models
 from charter.statistics import distinct_pairs
 from charter.training.methods.reward_model import reward_scores
 from charter.votes.exchange import export_feedback
@@ -226,6 +228,15 @@ def test_without_a_reward_model_in_the_sum_none_is_trained(tmp_path, write_recip
           "reward": {"length": {"weight": -0.1}}}  # fmt: skip
     report = run_recipe(load_recipe(path, [f"rl={json.dumps(rl)}"]), tmp_path / "run", until="rl", quiet=True)
     assert "reward_model" not in [stage["name"] for stage in report["stages"]]
+
+
+def test_the_base_as_judge_is_the_folder_of_the_base_in_four_bits_too(tmp_path, write_recipe, random_llama):
+    lora = {"lora": {"rank": 2}}
+    recipe = load_recipe(write_recipe(random_llama, quantization="nf4", sft=lora, reward_model=lora, rl=lora,
+                                      evaluation={"scorer": f"judge:{random_llama}"}))  # fmt: skip
+    with Run(tmp_path / "run", quiet=True) as run:
+        models = Models(run, recipe)
+        assert models.identity_of(recipe.feedback.judge) == models.identity_of(recipe.scorer)
 
 
 def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_recipe, random_llama, before_rl):
