@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ ARM_WORDS = {
 SIDE_BY_SIDE = (("sft", "policy"), ("flipped", "policy"))
 """The arms whose answers stand in one table, answers.A-B.csv."""
 TRAININGS = ("sft", "reward_model", "rl")
+ROUND = re.compile(r"(?:feedback|rl)((?:-\d+)?)")
+"""The stages of a round; in the group how its names end."""
 
 
 def stage_kind(stage: str) -> str:
@@ -145,6 +148,7 @@ def stored_figures(
     evaluation, feedback, revise = (results.get(name, {}) for name in ("evaluate", "feedback", "revise"))
     reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
     findings = findings_of(run) if evaluation else []
+    rounds = dict.fromkeys(match[1] for name in (*results, *logs) if (match := ROUND.fullmatch(name)))
     return {
         "metrics": evaluation.get("metrics", []),
         "contrasts": evaluation.get("contrasts", []),
@@ -163,7 +167,7 @@ def stored_figures(
         "over_optimisation": gold_curve(run, results),
         "ended": [{"stage": name, "steps": result["steps"], "reason": result["stopped"]}
                   for name, result in results.items() if result.get("stopped")],
-        "alarms": alarms(feedback, logs.get("rl", [])) + [finding.alarm for finding in findings if finding.raised],
+        "alarms": [row for again in rounds for row in alarms(results.get(f"feedback{again}", {}), logs.get(f"rl{again}", []))] + [finding.alarm for finding in findings if finding.raised],
         "detectors": [finding.row for finding in findings],
     }  # fmt: skip
 
