@@ -141,7 +141,8 @@ def run(
 
 def policy_of(run: Path) -> Path:
     """The folder of the last policy of a run, or the folder itself if it is a model's. InputError if both are missing."""
-    rounds = [*run.glob("rl/model/config.json"), *sorted(run.glob("rl-[0-9]*/model/config.json"))]  # and no control arm
+    later = sorted(run.glob("rl-[0-9]*/model/config.json"), key=lambda file: int(file.parts[-3].removeprefix("rl-")))
+    rounds = [*run.glob("rl/model/config.json"), *later]  # and no control arm
     if not rounds and not (run / "config.json").is_file():
         raise InputError("no policy; --from-policy takes a run that trained one", file=run)
     return (rounds[-1].parent if rounds else run).resolve()
