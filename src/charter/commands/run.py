@@ -262,7 +262,12 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
     report = read_json(run / "report.json")
     if not isinstance(report, dict):
         raise InputError("report.json is missing; charter run RECIPE --out makes one", file=run)
-    show(report, as_json, f"report: {write_report(report, run)}")
+    try:
+        page = write_report(report, run)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        words = f"not a valid report, or of another version ({type(error).__name__}: {error}); charter run writes it again"
+        raise InputError(words, file=run / "report.json") from None
+    show(report, as_json, f"report: {page}")
 
 
 @app.command()
