@@ -82,9 +82,13 @@ def declared(recipe: Recipe) -> dict[str, Any]:
         "primary": primary_of(recipe, [name for name in arms if name != BEST_OF and name not in CONTROLS]),
         "margins": margins,
         "better": {name: measure.better for name, measure in evaluation.measures.items()},
-        "arms": [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, evaluation)}
-                 for name in arms],
+        "arms": arm_rows(arms, recipe.model_dump(mode="json"), evaluation),
     }  # fmt: skip
+
+
+def arm_rows(names: Sequence[str], recipe: Mapping[str, Any], settings: EvaluationSettings) -> list[dict[str, Any]]:
+    """The arms of the report: what each is and how its answers are sampled. ``recipe``: in JSON values."""
+    return [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, settings)} for name in names]
 
 
 def arm_sampling(name: str, settings: EvaluationSettings) -> dict[str, Any]:
@@ -94,14 +98,14 @@ def arm_sampling(name: str, settings: EvaluationSettings) -> dict[str, Any]:
     return how | ({"best_of": settings.best_of} if name == "best_of_n" else {})
 
 
-def arm_words(name: str, recipe: Recipe) -> str:
+def arm_words(name: str, recipe: Mapping[str, Any]) -> str:
     """The description of an arm in the report."""
-    if name == "sft" and recipe.revise is None:
+    if name == "sft" and recipe["revise"] is None:
         return "fine-tuned on examples"
-    if name == "sft" and recipe.revise is not None and recipe.revise.context is not None:
+    if name == "sft" and recipe["revise"]["context"] is not None:
         return "fine-tuned on its own responses to prompts with a context, without that context"
-    if name == "policy" and recipe.rounds > 1:
-        return f"trained further with the recipe's RL method, in {recipe.rounds} rounds"
+    if name == "policy" and recipe["rounds"] > 1:
+        return f"trained further with the recipe's RL method, in {recipe['rounds']} rounds"
     return ARM_WORDS[name]
 
 
