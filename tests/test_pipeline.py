@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from charter.commands.run import policy_of
 from charter.constitution.revise import under_stances
 from charter.errors import GateError, InputError
 from charter.evaluation.arms import ScoredResponse
 from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.load import model_of_run
 from charter.models.packing import Tokens
 from charter.models.reward_trunk import load_reward_model
 from charter.models.sampling.sampler import LocalSampler
@@ -25,11 +27,13 @@ from charter.run.run import Run
 from charter.stages.feedback.run import check_system_turn, stances_of
 from charter.stages.models import Models
 from charter.statistics import distinct_pairs
+from charter.tasks.hub import gather
 from charter.training.methods.reward_model import reward_scores
+from charter.verification import verify_run
 from charter.votes.exchange import export_feedback
 from charter.votes.judgments import read_judgments
 from charter.votes.training_rows import Selection
-from conftest import save_random_classifier, save_random_model
+from conftest import save_random_classifier, save_random_model, write_tiny_recipe
 from feedback_folder import tips
 from test_training import ROLLOUT
 
@@ -248,14 +252,20 @@ def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_reci
     assert [gate["overridden"] for gate in overridden] == [True]
 
 
-def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_trained_from(tmp_path, write_recipe, random_llama):
-    lora = {"rank": 2}
-    recipe = load_recipe(write_recipe(
-        random_llama, rounds=2, revise=None, sft=None, reward_model={"lora": lora},
-        rl={"lora": lora, "steps": 1, "learning_rate": 0.1}, evaluation={"best_of": 4},
-    ))  # fmt: skip
-    run = tmp_path / "run"
-    run_recipe(recipe, run, quiet=True)
+TWO_ROUNDS = {"rounds": 2, "revise": None, "sft": None, "reward_model": {"lora": {"rank": 2}}, "evaluation": {"best_of": 4},
+              "rl": {"lora": {"rank": 2}, "steps": 1, "learning_rate": 0.1}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory, random_llama):
+    """The folder of a recipe of two rounds and of its run."""
+    folder = tmp_path_factory.mktemp("rounds")
+    run_recipe(load_recipe(write_tiny_recipe(folder, random_llama, **TWO_ROUNDS)), folder / "run", quiet=True)
+    return folder
+
+
+def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_trained_from(two_rounds):
+    run = two_rounds / "run"
     trunk, scorers = load_reward_model(run / "reward_model-2/model")
     answers = list(read_jsonl(run / "evaluate/responses.best_of_n.jsonl", Response))
     prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
@@ -264,6 +274,20 @@ def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_t
     best = reward_scores(trunk, scorers, rows, 8192).view(-1, 4).argmax(dim=1).tolist()
     chosen = [row.response_id for row in read_jsonl(run / "evaluate/verdicts.best_of_n.jsonl", ScoredResponse)]
     assert chosen == [answers[4 * i + j].id for i, j in enumerate(best)]
+
+
+def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
+    run = two_rounds / "run"
+    assert model_of_run(run, "policy") == str(run / "rl-2/model")
+    assert gather(run).stage == "rl-2"
+    assert gather(run).files["README.md"] == (run / "rl-2/model/README.md").read_bytes()
+    assert b"Harmful compliance" not in gather(run / "rl").files["README.md"]  # which the report does not measure
+    assert not (run / "rl/model/README.md").exists()
+    assert verify_run(run)["equal"]
+    run_recipe(load_recipe(two_rounds / "recipe.yaml", ["rounds=1"]), run, quiet=True)
+    assert (run / "rl-2/model").is_dir()
+    assert model_of_run(run, "policy") == str(run / "rl/model")
+    assert policy_of(run) == run / "rl/model"
 
 
 def test_another_precision_answers_again(tmp_path, write_recipe, random_llama):

@@ -151,7 +151,8 @@ def stored_figures(
     by name, the ``logs`` of its trainings (metrics.jsonl), and the rows of the stages `rl` and `evaluate`."""
     evaluation, feedback, revise = (results.get(name, {}) for name in ("evaluate", "feedback", "revise"))
     reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
-    findings = findings_of(run) if evaluation else []
+    trained = [name for name in results if TRAINING.fullmatch(name)] or ["rl"]
+    findings = findings_of(run, trained[-1]) if evaluation else []
     rounds = dict.fromkeys(match[1] for name in (*results, *logs) if (match := ROUND.fullmatch(name)))
     return {
         "metrics": evaluation.get("metrics", []),
@@ -171,7 +172,8 @@ def stored_figures(
         "over_optimisation": gold_curve(run, results),
         "ended": [{"stage": name, "steps": result["steps"], "reason": result["stopped"]}
                   for name, result in results.items() if result.get("stopped")],
-        "alarms": [row for again in rounds for row in alarms(results.get(f"feedback{again}", {}), logs.get(f"rl{again}", []))] + [finding.alarm for finding in findings if finding.raised],
+        "alarms": [row for end in rounds for row in alarms(results.get(f"feedback{end}", {}), logs.get(f"rl{end}", []))]
+        + [finding.alarm for finding in findings if finding.raised],
         "detectors": [finding.row for finding in findings],
     }  # fmt: skip
 

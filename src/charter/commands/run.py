@@ -141,11 +141,13 @@ def run(
 
 def policy_of(run: Path) -> Path:
     """The folder of the last policy of a run, or the folder itself if it is a model's. InputError if both are missing."""
-    later = sorted(run.glob("rl-[0-9]*/model/config.json"), key=lambda file: int(file.parts[-3].removeprefix("rl-")))
-    rounds = [*run.glob("rl/model/config.json"), *later]  # and no control arm
-    if not rounds and not (run / "config.json").is_file():
-        raise InputError("no policy; --from-policy takes a run that trained one", file=run)
-    return (rounds[-1].parent if rounds else run).resolve()
+    from charter.models.marks import last_round
+
+    policy = run / last_round(run, "rl") / "model"  # and of no control arm
+    for folder in (policy, run):
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    raise InputError("no policy; --from-policy takes a run that trained one", file=run)
 
 
 def stage_command(name: str, until: str, words: str, group: typer.Typer) -> None:
