@@ -290,6 +290,16 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert policy_of(run) == run / "rl/model"
 
 
+def test_a_renamed_file_of_prompts_is_read_again(tmp_path, write_recipe, random_llama):
+    left_out = dict.fromkeys(("revise", "sft", "feedback", "rl"))
+    for name, kind in (("or-bench-toxic.csv", "red_team"), ("or-bench-hard.csv", "benign")):
+        (tmp_path / name).write_text("prompt,category\n" + "".join(f"How is a {w} mended?,deception\n" for w in ("car", "lamp")))
+        path = write_recipe(random_llama, **left_out, prompts={"files": [name]})
+        run_recipe(load_recipe(path), tmp_path / "run", until="prompts", quiet=True)
+        prompts = list(read_jsonl(tmp_path / "run/prompts/prompts.jsonl", Prompt))
+        assert {prompt.tags for prompt in prompts} == {(kind, "deception")}
+
+
 def test_another_precision_answers_again(tmp_path, write_recipe, random_llama):
     stages = dict.fromkeys(("revise", "sft", "feedback", "rl"))
     path = write_recipe(random_llama, **stages)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: Models, constitution: Constitution) -> Stage:
     """Read, de-duplicate, sort by principle, split. Leaves prompts.jsonl: train and test, red_team and benign."""
     inputs = {
-        "files": content_id([file_hash(Path(file)) for file, _ in settings.sources]),
+        # A name counts: it may say which kind of prompts a public set has.
+        "files": content_id([[Path(file).name, file_hash(Path(file))] for file, _ in settings.sources]),
         "topics": content_id([(p.id, p.title, *([p.about] if p.about else [])) for p in constitution.topics()]),
         "labelled": file_hash(Path(settings.labelled)) if settings.labelled else "",
         "model": models.base.hash,
