@@ -300,6 +300,17 @@ def test_a_renamed_file_of_prompts_is_read_again(tmp_path, write_recipe, random_
         assert {prompt.tags for prompt in prompts} == {(kind, "deception")}
 
 
+def test_at_most_so_many_pairs_of_a_file_are_those_of_whole_prompts(tmp_path, write_recipe, random_llama):
+    rows = [{"prompt": f"q {i}", "chosen": f"good {j}", "rejected": "bad"} for i in range(4) for j in range(3)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = dict.fromkeys(("revise", "sft", "prompts", "evaluation"))
+    path = write_recipe(random_llama, **stages, rl={"method": "dpo"})
+    recipe = load_recipe(path, ["feedback={pairs: [many.jsonl], max_pairs: 8}"])
+    run_recipe(recipe, tmp_path / "run", until="feedback", quiet=True)
+    taken = [pair.prompt.id for pair in read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair)]
+    assert [taken.count(key) for key in dict.fromkeys(taken)] == [3, 3]
+
+
 def test_another_precision_answers_again(tmp_path, write_recipe, random_llama):
     stages = dict.fromkeys(("revise", "sft", "feedback", "rl"))
     path = write_recipe(random_llama, **stages)

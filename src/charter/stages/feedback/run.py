@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -300,7 +301,8 @@ def take_pairs(run: Run, recipe: Recipe, settings: FeedbackSettings) -> Stage:
             for pair in pairs:
                 groups.setdefault(pair.group_id, []).append(pair)
             order = sorted(groups, key=lambda group: derive_seed(recipe.seed, "pairs", group))
-            pairs = [pair for group in order for pair in groups[group]][:most]
+            ends = accumulate(len(groups[group]) for group in order)
+            pairs = [pair for group, end in zip(order, ends, strict=True) if end <= most for pair in groups[group]]
         write_jsonl(stage.path("pairs.jsonl"), pairs)
         excluded = sum((Counter(file.excluded) for file in files), Counter[str]())
         n_rows = sum(file.n_rows for file in files)
