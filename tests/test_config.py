@@ -91,6 +91,11 @@ def test_a_rate_may_be_written_without_its_point(tmp_path):
         ("rl={method: ppo, method_: 1}", "field 'rl.method_': unknown key; did you mean 'method'?"),
         ("ppo=1", "field 'ppo': unknown key"),
         ("sft.epochs=0", "field 'sft.epochs': Input should be greater than 0; got '0'"),
+        ("gates.min_judge_accuracy=no", "field 'gates.min_judge_accuracy': Input should be a valid number"),
+        ("rl.kl_coef=yes", "field 'rl.kl_coef': Input should be a valid number"),
+        ("rl.reward={length: {weight: yes}}", "field 'rl.reward.length.weight': Input should be a valid number"),
+        ("rl.kl_horizon=100", "kl_target is not set, so kl_horizon would not be read; leave it out"),
+        ("rl={method: online_dpo, vllm: {importance_cap: 3}}", "online_dpo weighs no tokens, so vllm.importance_cap"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_and_a_wrong_value_its_key(tmp_path, assignment, words):
@@ -138,6 +143,8 @@ def test_a_file_is_found_beside_the_recipe_from_anywhere(tmp_path, monkeypatch):
     assert recipe.prompts.files == [str(tmp_path / "p.jsonl")]
     assert recipe.model == "owner/name"  # nothing here has that name, so it is a hub's
     check_files(recipe)
+    (tmp_path / "else/p.jsonl").write_text("a namesake in the current folder")
+    assert load_recipe(write(tmp_path)).prompts.files == [str(tmp_path / "p.jsonl")]
 
 
 def test_a_name_in_a_package_is_a_path_inside_it():

@@ -17,6 +17,7 @@ from charter.recipe.files import load_recipe
 from charter.records import Pair, Prompt
 from charter.run.files import read_jsonl
 from charter.stages.controls import CHANGES, control_settings, learned_half
+from charter.stages.reward_model.run import half_of
 
 PAIR = Pair(prompt=Prompt.ask("q"), chosen="a long answer", rejected="short", group_id="g")
 
@@ -38,6 +39,10 @@ def test_a_reward_that_no_model_learned_changes_its_sign(write_recipe, random_ll
     recipe = load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"]))
     assert control_settings(recipe, "flipped").reward["length"].weight == -0.5
     assert list(control_settings(recipe, "random").reward) == ["random"]
+    rl |= {"reward": {"length": {"weight": 0.5}, "random": {"weight": 3.0}}, "cost": {"part": "random", "initial": 2.0}}
+    flipped = control_settings(load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"])), "flipped")
+    assert {name: part.weight for name, part in flipped.reward.items()} == {"length": -0.5, "random": 2.0}
+    assert flipped.cost is None
 
 
 @pytest.mark.parametrize("limit", [16, 64, 512])
@@ -53,6 +58,11 @@ def test_a_control_learns_from_the_half_that_the_policy_learned_from(write_recip
     recipe = load_recipe(write_recipe(random_llama, rl={**rl, "gold": gold}, controls=["flipped"]))
     assert learned_half(recipe) == 0
     assert learned_half(load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"]))) is None
+
+
+def test_the_halves_of_the_feedback_share_no_prompt_where_a_prompt_has_several_groups():
+    pairs = [PAIR.model_copy(update={"group_id": str(number)}) for number in range(20)]
+    assert sorted(len(half_of(pairs, half, seed=0)) for half in (0, 1)) == [0, 20]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from charter.commands.run import policy_of
 from charter.constitution.revise import under_stances
 from charter.errors import GateError, InputError
+from charter.evaluation.arms import ScoredResponse
+from charter.models.chat_template import encode_prompt, encode_response
+from charter.models.load import model_of_run
+from charter.models.packing import Tokens
+from charter.models.reward_trunk import load_reward_model
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import STAGES, run_recipe
@@ -17,12 +23,17 @@ from charter.reading.pairs import read_pairs
 from charter.recipe.files import load_recipe
 from charter.records import Message, Pair, Prompt, Response
 from charter.run.files import read_jsonl
+from charter.run.run import Run
 from charter.stages.feedback.run import check_system_turn, stances_of
+from charter.stages.models import Models
 from charter.statistics import distinct_pairs
+from charter.tasks.hub import gather
+from charter.training.methods.reward_model import reward_scores
+from charter.verification import verify_run
 from charter.votes.exchange import export_feedback
 from charter.votes.judgments import read_judgments
 from charter.votes.training_rows import Selection
-from conftest import save_random_classifier, save_random_model
+from conftest import save_random_classifier, save_random_model, write_tiny_recipe
 from feedback_folder import tips
 from test_training import ROLLOUT
 
@@ -223,6 +234,15 @@ def test_without_a_reward_model_in_the_sum_none_is_trained(tmp_path, write_recip
     assert "reward_model" not in [stage["name"] for stage in report["stages"]]
 
 
+def test_the_base_as_judge_is_the_folder_of_the_base_in_four_bits_too(tmp_path, write_recipe, random_llama):
+    lora = {"lora": {"rank": 2}}
+    recipe = load_recipe(write_recipe(random_llama, quantization="nf4", sft=lora, reward_model=lora, rl=lora,
+                                      evaluation={"scorer": f"judge:{random_llama}"}))  # fmt: skip
+    with Run(tmp_path / "run", quiet=True) as run:
+        models = Models(run, recipe)
+        assert models.identity_of(recipe.feedback.judge) == models.identity_of(recipe.scorer)
+
+
 def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_recipe, random_llama, before_rl):
     shutil.copytree(before_rl, tmp_path / "run")
     rl = {"reward": {"helpful": {"source": "judge:base"}}}
@@ -230,3 +250,70 @@ def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_reci
     report = run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", until="rl", quiet=True)
     overridden = [gate for gate in report["gates"] if gate["name"] == "independent scorer" and gate["stage"] == "rl"]
     assert [gate["overridden"] for gate in overridden] == [True]
+
+
+TWO_ROUNDS = {"rounds": 2, "revise": None, "sft": None, "reward_model": {"lora": {"rank": 2}}, "evaluation": {"best_of": 4},
+              "rl": {"lora": {"rank": 2}, "steps": 1, "learning_rate": 0.1}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory, random_llama):
+    """The folder of a recipe of two rounds and of its run."""
+    folder = tmp_path_factory.mktemp("rounds")
+    run_recipe(load_recipe(write_tiny_recipe(folder, random_llama, **TWO_ROUNDS)), folder / "run", quiet=True)
+    return folder
+
+
+def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_trained_from(two_rounds):
+    run = two_rounds / "run"
+    trunk, scorers = load_reward_model(run / "reward_model-2/model")
+    answers = list(read_jsonl(run / "evaluate/responses.best_of_n.jsonl", Response))
+    prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
+    rows = [Tokens(encode_prompt(trunk.tokenizer, prompts[a.prompt_id].messages), encode_response(trunk.tokenizer, a.text))
+            for a in answers]  # fmt: skip
+    best = reward_scores(trunk, scorers, rows, 8192).view(-1, 4).argmax(dim=1).tolist()
+    chosen = [row.response_id for row in read_jsonl(run / "evaluate/verdicts.best_of_n.jsonl", ScoredResponse)]
+    assert chosen == [answers[4 * i + j].id for i, j in enumerate(best)]
+
+
+def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
+    run = two_rounds / "run"
+    assert model_of_run(run, "policy") == str(run / "rl-2/model")
+    assert gather(run).stage == "rl-2"
+    assert gather(run).files["README.md"] == (run / "rl-2/model/README.md").read_bytes()
+    assert b"Harmful compliance" not in gather(run / "rl").files["README.md"]  # which the report does not measure
+    assert not (run / "rl/model/README.md").exists()
+    assert verify_run(run)["equal"]
+    run_recipe(load_recipe(two_rounds / "recipe.yaml", ["rounds=1"]), run, quiet=True)
+    assert (run / "rl-2/model").is_dir()
+    assert model_of_run(run, "policy") == str(run / "rl/model")
+    assert policy_of(run) == run / "rl/model"
+
+
+def test_a_renamed_file_of_prompts_is_read_again(tmp_path, write_recipe, random_llama):
+    left_out = dict.fromkeys(("revise", "sft", "feedback", "rl"))
+    for name, kind in (("or-bench-toxic.csv", "red_team"), ("or-bench-hard.csv", "benign")):
+        (tmp_path / name).write_text("prompt,category\n" + "".join(f"How is a {w} mended?,deception\n" for w in ("car", "lamp")))
+        path = write_recipe(random_llama, **left_out, prompts={"files": [name]})
+        run_recipe(load_recipe(path), tmp_path / "run", until="prompts", quiet=True)
+        prompts = list(read_jsonl(tmp_path / "run/prompts/prompts.jsonl", Prompt))
+        assert {prompt.tags for prompt in prompts} == {(kind, "deception")}
+
+
+def test_at_most_so_many_pairs_of_a_file_are_those_of_whole_prompts(tmp_path, write_recipe, random_llama):
+    rows = [{"prompt": f"q {i}", "chosen": f"good {j}", "rejected": "bad"} for i in range(4) for j in range(3)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = dict.fromkeys(("revise", "sft", "prompts", "evaluation"))
+    path = write_recipe(random_llama, **stages, rl={"method": "dpo"})
+    recipe = load_recipe(path, ["feedback={pairs: [many.jsonl], max_pairs: 8}"])
+    run_recipe(recipe, tmp_path / "run", until="feedback", quiet=True)
+    taken = [pair.prompt.id for pair in read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair)]
+    assert [taken.count(key) for key in dict.fromkeys(taken)] == [3, 3]
+
+
+def test_another_precision_answers_again(tmp_path, write_recipe, random_llama):
+    stages = dict.fromkeys(("revise", "sft", "feedback", "rl"))
+    path = write_recipe(random_llama, **stages)
+    run_recipe(load_recipe(path), tmp_path / "run", quiet=True)
+    report = run_recipe(load_recipe(path, ["precision=bfloat16"]), tmp_path / "run", quiet=True)
+    assert [stage["skipped"] for stage in report["stages"]] == [False, False]

@@ -22,7 +22,7 @@ from charter.recipe.settings import LoRASettings
 from charter.records import Judgment, Message
 from charter.run.files import read_jsonl
 from charter.run.run import Run
-from charter.summary import alarms
+from charter.summary import alarms, stored_figures
 from charter.training.watch import warnings_of
 
 PAGE = Path(__file__).parents[1] / "docs/plans.py"
@@ -161,6 +161,15 @@ def test_answers_that_end_far_longer_or_far_shorter_raise_an_alarm(stage, last, 
     found = alarms({}, stage.metrics())
     assert [one["detector"] for one in found] == raised
     assert all(one["value"] == last for one in found)
+
+
+def test_the_alarms_of_a_later_round_are_in_the_report_too(tmp_path):
+    sound = [{"reward": float(i), "kl": 0.1, "missing_eos": 0.0, "response_tokens": 20} for i in range(4)]
+    cut = [row | {"missing_eos": 0.9} for row in sound]
+    unsure = {"comparisons": 4, "verdicts": 3, "judge": {"n": 1}}
+    results = {"feedback": {}, "rl": {}, "feedback-2": unsure, "rl-2": {}, "rl-random": {}}
+    figures = stored_figures(tmp_path, results, {"rl": sound, "rl-2": cut, "rl-random": cut})
+    assert [alarm["detector"] for alarm in figures["alarms"]] == ["no verdict", "missing EOS"]
 
 
 def logged(rewards, sem):

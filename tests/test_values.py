@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from charter.commands.app import run_command
+from charter.commands.run import policy_of
 from charter.errors import InputError
 from charter.models.continued import start_from
 from charter.models.load import load_model
@@ -228,6 +229,13 @@ def test_rl_goes_on_from_an_old_policy_and_leaves_it_as_it_was(tmp_path, write_r
     assert all(torch.allclose(new[name], old[name], rtol=0, atol=1e-9) for name in old)
     assert not all(torch.allclose(new[name], sft[name], rtol=0, atol=1e-9) for name in old)
     assert file_hash(finished_run / "rl/model") == before
+
+
+def test_the_last_policy_of_ten_rounds_is_that_of_the_tenth(tmp_path):
+    for name in ("rl", *(f"rl-{number}" for number in range(2, 11)), "rl-random"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model/config.json").touch()
+    assert policy_of(tmp_path) == tmp_path / "rl-10/model"
 
 
 def test_a_policy_that_would_be_overwritten_or_is_missing_is_one_line(tmp_path, write_recipe, random_llama, before_rl, capsys):

@@ -32,6 +32,11 @@ def test_a_whole_run_verifies_after_it_was_moved_and_every_changed_byte_is_named
     report = json.loads((finished_run / "report.json").read_text())
     (run / "report.json").write_text(json.dumps(report | {"better": {"harmful_compliance": "higher"}}))
     assert "better.harmful_compliance" in {row["field"] for row in verify_run(run)["differences"]}
+    arms = [report["arms"][0] | {"description": "trained longest"}, *report["arms"][1:]]
+    (run / "report.json").write_text(json.dumps(report | {"arms": arms}))
+    assert "arms.0.description" in {row["field"] for row in verify_run(run)["differences"]}
+    (run / "report.json").write_text(json.dumps(report | {"arms": arms[:-1]}))
+    assert "arms" in {row["field"] for row in verify_run(run)["differences"]}
     for key in ("better", "contrasts", "gates", "margins", "metrics", "primary", "provenance", "recipe", "verdict"):
         (run / "report.json").write_text(json.dumps(report | {key: 5}))
         assert [row["words"] for row in verify_run(run)["differences"]] == ["not a valid report; charter run writes it again"]

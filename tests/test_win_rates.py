@@ -94,3 +94,11 @@ def test_the_plan_counts_the_questions(judged_run, capsys):
         plan = json.loads(capsys.readouterr().out)
         reads.append(next(row["scored"] for row in plan["stages"] if row["stage"] == "evaluate"))
     assert reads[0] > reads[1]
+
+
+def test_the_judge_is_read_by_the_protocol_that_the_recipe_fixes_without_labelled_pairs_too(tmp_path, random_llama):
+    feedback = {"protocol": "yes_no", "labelled_pairs": None}
+    path = write_tiny_recipe(tmp_path, random_llama, revise=None, sft=None, feedback=feedback, rl={"method": "dpo"},
+                             evaluation={"judge": "base"})  # fmt: skip
+    run_recipe(load_recipe(path), tmp_path / "run", quiet=True)
+    assert read_json(tmp_path / "run/win_rate/manifest.json")["result"]["protocol"] == "yes_no"

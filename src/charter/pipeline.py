@@ -98,6 +98,7 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
     yield "sft"
     start, scorer = arms[-1], scoring.identity
     for number in range(1, recipe.rounds + 1):
+        rewarded = start
         again = "" if number == 1 else f"-{number}"  # `feedback`, then `feedback-2`, …
         if recipe.feedback is not None:
             feedback = gather_feedback(
@@ -121,7 +122,7 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
         yield "rl"
     arms += [start] if start.name == "policy" else []
     if recipe.evaluation is not None and prompts is not None:
-        evaluated = evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, controls, reward)
+        evaluated = evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, controls, reward, rewarded)
         if recipe.evaluation.judge is not None:
             best_of = [] if recipe.evaluation.best_of is None else [BEST_OF]
             others = [*(model.name for model in arms[:-1]), *best_of, *(model.name for model in controls)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ ARM_WORDS = {
 SIDE_BY_SIDE = (("sft", "policy"), ("flipped", "policy"))
 """The arms whose answers stand in one table, answers.A-B.csv."""
 TRAININGS = ("sft", "reward_model", "rl")
+ROUND = re.compile(r"(?:feedback|rl)((?:-\d+)?)")
+"""The stages of a round; in the group how its names end."""
 
 
 def stage_kind(stage: str) -> str:
@@ -79,9 +82,13 @@ def declared(recipe: Recipe) -> dict[str, Any]:
         "primary": primary_of(recipe, [name for name in arms if name != BEST_OF and name not in CONTROLS]),
         "margins": margins,
         "better": {name: measure.better for name, measure in evaluation.measures.items()},
-        "arms": [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, evaluation)}
-                 for name in arms],
+        "arms": arm_rows(arms, recipe.model_dump(mode="json"), evaluation),
     }  # fmt: skip
+
+
+def arm_rows(names: Sequence[str], recipe: Mapping[str, Any], settings: EvaluationSettings) -> list[dict[str, Any]]:
+    """The arms of the report: what each is and how its answers are sampled. ``recipe``: in JSON values."""
+    return [{"name": name, "description": arm_words(name, recipe), "sampling": arm_sampling(name, settings)} for name in names]
 
 
 def arm_sampling(name: str, settings: EvaluationSettings) -> dict[str, Any]:
@@ -91,14 +98,14 @@ def arm_sampling(name: str, settings: EvaluationSettings) -> dict[str, Any]:
     return how | ({"best_of": settings.best_of} if name == "best_of_n" else {})
 
 
-def arm_words(name: str, recipe: Recipe) -> str:
+def arm_words(name: str, recipe: Mapping[str, Any]) -> str:
     """The description of an arm in the report."""
-    if name == "sft" and recipe.revise is None:
+    if name == "sft" and recipe["revise"] is None:
         return "fine-tuned on examples"
-    if name == "sft" and recipe.revise is not None and recipe.revise.context is not None:
+    if name == "sft" and recipe["revise"]["context"] is not None:
         return "fine-tuned on its own responses to prompts with a context, without that context"
-    if name == "policy" and recipe.rounds > 1:
-        return f"trained further with the recipe's RL method, in {recipe.rounds} rounds"
+    if name == "policy" and recipe["rounds"] > 1:
+        return f"trained further with the recipe's RL method, in {recipe['rounds']} rounds"
     return ARM_WORDS[name]
 
 
@@ -144,7 +151,9 @@ def stored_figures(
     by name, the ``logs`` of its trainings (metrics.jsonl), and the rows of the stages `rl` and `evaluate`."""
     evaluation, feedback, revise = (results.get(name, {}) for name in ("evaluate", "feedback", "revise"))
     reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
-    findings = findings_of(run) if evaluation else []
+    trained = [name for name in results if TRAINING.fullmatch(name)] or ["rl"]
+    findings = findings_of(run, trained[-1]) if evaluation else []
+    rounds = dict.fromkeys(match[1] for name in (*results, *logs) if (match := ROUND.fullmatch(name)))
     return {
         "metrics": evaluation.get("metrics", []),
         "contrasts": evaluation.get("contrasts", []),
@@ -163,7 +172,8 @@ def stored_figures(
         "over_optimisation": gold_curve(run, results),
         "ended": [{"stage": name, "steps": result["steps"], "reason": result["stopped"]}
                   for name, result in results.items() if result.get("stopped")],
-        "alarms": alarms(feedback, logs.get("rl", [])) + [finding.alarm for finding in findings if finding.raised],
+        "alarms": [row for end in rounds for row in alarms(results.get(f"feedback{end}", {}), logs.get(f"rl{end}", []))]
+        + [finding.alarm for finding in findings if finding.raised],
         "detectors": [finding.row for finding in findings],
     }  # fmt: skip
 

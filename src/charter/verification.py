@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
+from charter.evaluation.arms import BEST_OF
 from charter.evaluation.contrasts import margins_of
 from charter.evaluation.figures import changed_rows, figures_of, stored_arms
 from charter.evaluation.model_card import cards_of
 from charter.evaluation.page import as_json, metrics_csv
 from charter.evaluation.verdict import verdict
-from charter.records import Judgment, Response, content_id
+from charter.records import Filters, Judgment, Response, content_id
 from charter.run.files import json_rows, read_json, read_jsonl
 from charter.run.seals import MANIFEST, Difference, broken_seals
 from charter.stages.evaluate.settings import EvaluationSettings
-from charter.summary import TRAININGS, stage_kind, stored_figures
+from charter.summary import ARM_WORDS, TRAININGS, arm_rows, stage_kind, stored_figures
 from charter.votes.judgments import read_judgments, why_forgotten
 
 DESCRIPTION = ("stage", "seed", "settings", "inputs", "code")
@@ -146,8 +147,9 @@ def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
 def declaration_differences(
     manifest: Mapping[str, Any], settings: EvaluationSettings, report: Mapping[str, Any]
 ) -> Iterator[Difference]:
-    """Margins, directions and primary comparison of the report that are not those under which the stage `evaluate` ran."""
-    ran_with = {key: value for key, value in manifest["settings"].items() if isinstance(value, int | float)}
+    """Arms, margins, directions and primary comparison of the report that are not those under which the stage `evaluate` ran."""
+    ran_with = {key: value for key, value in manifest["settings"].items()
+                if isinstance(value, int | float) or key in Filters.model_fields}  # fmt: skip
     yield from unequal(ran_with, {key: getattr(settings, key, None) for key in ran_with}, "recipe.evaluation")
     for name, measure in (manifest["settings"].get("measures") or {}).items():
         for key in ("better", "margin"):
@@ -155,6 +157,9 @@ def declaration_differences(
             yield from unequal(measure.get(key), shown, f"recipe.evaluation.measures.{name}.{key}")
     yield from unequal(as_json(margins_of(settings)), report.get("margins"), "margins")
     yield from unequal({name: measure.better for name, measure in settings.measures.items()}, report.get("better"), "better")
+    models = [name.removeprefix("model ") for name in manifest["inputs"] if name.startswith("model ")]
+    measured = [name for name in ARM_WORDS if name in models or (name == BEST_OF and settings.best_of is not None)]
+    yield from unequal(arm_rows(measured, report["recipe"], settings), report.get("arms"), "arms")
     for row in manifest["result"]["contrasts"]:
         if row["primary"]:
             yield from unequal({key: row[key] for key in ("name", "a", "b")}, report.get("primary"), "primary")

@@ -141,10 +141,13 @@ def run(
 
 def policy_of(run: Path) -> Path:
     """The folder of the last policy of a run, or the folder itself if it is a model's. InputError if both are missing."""
-    rounds = [*run.glob("rl/model/config.json"), *sorted(run.glob("rl-[0-9]*/model/config.json"))]  # and no control arm
-    if not rounds and not (run / "config.json").is_file():
-        raise InputError("no policy; --from-policy takes a run that trained one", file=run)
-    return (rounds[-1].parent if rounds else run).resolve()
+    from charter.models.marks import last_round
+
+    policy = run / last_round(run, "rl") / "model"  # and of no control arm
+    for folder in (policy, run):
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    raise InputError("no policy; --from-policy takes a run that trained one", file=run)
 
 
 def stage_command(name: str, until: str, words: str, group: typer.Typer) -> None:
@@ -261,7 +264,12 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
     report = read_json(run / "report.json")
     if not isinstance(report, dict):
         raise InputError("report.json is missing; charter run RECIPE --out makes one", file=run)
-    show(report, as_json, f"report: {write_report(report, run)}")
+    try:
+        page = write_report(report, run)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        words = f"not a valid report, or of another version ({type(error).__name__}: {error}); charter run writes it again"
+        raise InputError(words, file=run / "report.json") from None
+    show(report, as_json, f"report: {page}")
 
 
 @app.command()

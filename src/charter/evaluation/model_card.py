@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from charter.evaluation.words import title_of
 from charter.metrics import HEADLINE
-from charter.models.marks import is_flipped, model_folder
+from charter.models.marks import is_flipped, last_round, model_folder
 from charter.run.files import read_json, write_text
 from charter.run.hashes import CARD
 
@@ -30,9 +30,11 @@ SCOPE = (
 
 
 def cards_of(run: Path, report: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """(path, text) of the card of every finished model of a run. A model of the flipped arm has a card of its own."""
+    """(path, text) of the card of every finished model of a run, the policy being that of the last round. A model of the flipped
+    arm has a card of its own."""
     for stage in MODEL_WORDS:
-        folder, manifest = run / stage / model_folder(stage), read_json(run / stage / "manifest.json")
+        place = run / (last_round(run, stage) if stage == "rl" else stage)
+        folder, manifest = place / model_folder(stage), read_json(place / "manifest.json")
         if folder.is_dir() and isinstance(manifest, dict) and "result" in manifest and not is_flipped(folder):
             yield folder / CARD, model_card(report, stage, manifest)
 

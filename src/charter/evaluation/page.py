@@ -493,8 +493,9 @@ def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     """
     content = as_json(report)
     content["verdict"] = verdict(content)
+    table, text = metrics_csv(content), page_html(content)  # a report that cannot be shown leaves the files as they are
     write_json(folder / "report.json", content)
-    write_text(folder / "metrics.csv", metrics_csv(content))
+    write_text(folder / "metrics.csv", table)
     page = folder / "report.html"
-    write_text(page, page_html(content))
+    write_text(page, text)
     return page

@@ -34,18 +34,17 @@ def stored_answers(run: Path, arm: str, prompts: Mapping[str, Prompt]) -> list[A
     return answers
 
 
-def findings_of(run: Path) -> list[Finding]:
+def findings_of(run: Path, training: str = "rl") -> list[Finding]:
     """Every detector on the policy of a run folder against the model that its training started from (the SFT model, else the
-    base), and on the gold curve and the step log of the last training up to the model that was kept; empty if no policy was
-    evaluated."""
+    base), and on the gold curve and the step log of the last ``training`` up to the model that was kept; empty if no policy
+    was evaluated."""
     folder = run / "evaluate"
     if not (folder / "verdicts.policy.jsonl").exists():
         return []
     prompts = prompts_of(run)
     reference = "sft" if (folder / "verdicts.sft.jsonl").exists() else "base"
     before, after = (stored_answers(run, arm, prompts) for arm in (reference, "policy"))
-    rounds = [path for path in run.glob("rl*") if TRAINING.fullmatch(path.name)]
-    last = max(rounds, key=lambda path: (len(path.name), path.name), default=run / "rl")
+    last = run / training
     curve, points, steps = (json_rows(last / name) for name in ("gold.jsonl", "gold_responses.jsonl", "metrics.jsonl"))
     kept = (read_json(last / "manifest.json") or {}).get("result", {}).get("kept_step")
     if kept is not None:

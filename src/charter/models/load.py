@@ -18,6 +18,7 @@ from charter.models.attention import use_fast_attention
 from charter.models.chat_template import PAIR_TEMPLATE, PLAIN_TEMPLATE, TRANSCRIPT_TEMPLATE, begins_with_bos, prepare_tokenizer
 from charter.models.formats.quantize import is_quantized, keep_exact, loading_in_4_bits
 from charter.models.formats.transformers_4 import add_names_of_transformers_4
+from charter.models.marks import last_round
 from charter.models.memory import keep_freed_memory
 from charter.run.files import HEAD_CARD, folder_name, read_json, write_json
 from charter.run.hashes import model_hash
@@ -348,7 +349,7 @@ def model_of_run(run: Path, model: str) -> str:
         check_folder(base)
         return base
     stage = STAGE_OF[model]
-    folder = run / stage / "model"
+    folder = run / last_round(run, stage) / "model"
     if not folder.is_dir():
         raise InputError(f"the {model} model is missing; train it with charter {stage} RECIPE --out {run}", file=folder)
     return str(folder)

@@ -6,6 +6,7 @@ the commands that would hand it to others refuse it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from charter.errors import InputError
@@ -25,6 +26,20 @@ what the constitution forbids. It shows what the constitution causes, and has no
 def model_folder(stage: str) -> str:
     """The name of the model's folder in a stage: `model`, or `model-flipped` in a stage of the flipped arm."""
     return f"model-{FLIPPED}" if stage.endswith(f"-{FLIPPED}") else "model"
+
+
+def last_round(run: Path, stage: str) -> str:
+    """The stage of the last round, `rl-2` of `rl`. The report knows it: a folder may be of an earlier recipe with more rounds.
+    Where the report does not name the stage, the folders tell."""
+    report = read_json(run / "report.json")
+    rows = report.get("stages") if isinstance(report, dict) else None
+    done = [str(row.get("name")) for row in rows or () if isinstance(row, dict) and row.get("done")]
+    folders = [folder.parent.name for folder in run.glob(f"{stage}*/model")]
+    later = re.compile(rf"{stage}(?:-(\d+))?")
+    for names in (done, folders):
+        if rounds := {int(match[1] or 1): name for name in names if (match := later.fullmatch(name))}:
+            return rounds[max(rounds)]
+    return stage
 
 
 def mark_flipped(folder: Path) -> None:

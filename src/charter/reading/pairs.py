@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,15 @@ def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tu
     if not 0 <= test_fraction <= 1:
         raise ValueError(f"test_fraction is {test_fraction}; it should be between 0 and 1")
     pairs = list(pairs)
+    names = clusters_of(pairs)
+    clusters = sorted(set(names), key=lambda group: content_id(seed, group))
+    in_test = set(clusters[: round(len(clusters) * test_fraction)])
+    train = [pair for pair, name in zip(pairs, names, strict=True) if name not in in_test]
+    return train, [pair for pair, name in zip(pairs, names, strict=True) if name in in_test]
+
+
+def clusters_of(pairs: Sequence[Pair]) -> list[str]:
+    """Of each pair the name of its groups: its own group, with all that share a prompt with it, as one."""
     joined: dict[str, set[str]] = {}  # every group -> the groups it is one with, the same set for all of them
     prompt_group: dict[str, str] = {}
     for pair in pairs:
@@ -74,12 +83,7 @@ def split_pairs(pairs: Iterable[Pair], *, test_fraction: float, seed: int) -> tu
         if other is not cluster:
             other |= cluster
             joined |= dict.fromkeys(cluster, other)
-
-    clusters = sorted({min(groups) for groups in joined.values()}, key=lambda group: content_id(seed, group))
-    in_test = set(clusters[: round(len(clusters) * test_fraction)])
-    sides = [min(joined[pair.group_id]) in in_test for pair in pairs]
-    train = [pair for pair, test in zip(pairs, sides, strict=True) if not test]
-    return train, [pair for pair, test in zip(pairs, sides, strict=True) if test]
+    return [min(joined[pair.group_id]) for pair in pairs]
 
 
 def row_pair(row: Row) -> Pair | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,15 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def truth_is_no_number(cls, values: Any) -> Any:
+        """YAML's yes and no would count as the numbers 1.0 and 0.0; as texts they are refused under the name of their key."""
+        if not isinstance(values, dict):
+            return values
+        numbers = {name for name, field in cls.model_fields.items() if "float" in str(field.annotation)}
+        return {key: str(value) if isinstance(value, bool) and key in numbers else value for key, value in values.items()}
 
 
 class StageSettings(Settings):

@@ -261,8 +261,8 @@ def named_in(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Sourc
 
 
 def locate(name: str, base: Path) -> str:
-    """Where a file or folder named in a recipe is: `package:NAME/PATH`, absolute, beside the recipe, or as it stands
-    (the name of a model on a hub)."""
+    """Where a file or folder named in a recipe is: `package:NAME/PATH`, absolute, beside the recipe, in the current
+    folder, or as it stands (the name of a model on a hub)."""
     if name.startswith("package:"):
         package, _, inside = name.removeprefix("package:").partition("/")
         try:
@@ -273,7 +273,7 @@ def locate(name: str, base: Path) -> str:
         given = Path(name).expanduser()
     except RuntimeError:
         raise InputError(f"{name!r}: unknown user; give the whole path") from None
-    for candidate in (given, base / name):
+    for candidate in (base / name, given):
         if candidate.exists():
             return str(candidate.resolve())
     return name

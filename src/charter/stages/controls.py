@@ -2,7 +2,7 @@
 
 | arm | pairs (DPO, or a reward model among the parts of the reward) | any other reward |
 |---|---|---|
-| `flipped` | chosen and rejected exchanged | its weights with the opposite sign |
+| `flipped` | chosen and rejected exchanged | its weights with the opposite sign, a cost among them |
 | `random` | a coin says which is chosen; in RL its own reward | random numbers |
 | `length` | the longer one is chosen; in RL its own reward | 6.4 for `max_new_tokens`, in proportion |
 | `shuffled` | judged anew under a principle of another topic | refused: nothing was judged |
@@ -56,8 +56,10 @@ def control_settings(recipe: Recipe, control: str) -> AnyRLSettings:
             update={"reward": {"length": RewardPart(weight=LONGEST / settings.max_new_tokens)}, "cost": None}
         )
     if control == "flipped" and not recipe.trains_reward_model:
-        parts = {name: part.model_copy(update={"weight": -part.weight}) for name, part in settings.reward.items()}
-        return settings.model_copy(update={"reward": parts})
+        weights = {name: -part.weight for name, part in settings.reward.items()}
+        weights |= {settings.cost.part: settings.cost.initial} if settings.cost is not None else {}
+        parts = {name: part.model_copy(update={"weight": weights[name]}) for name, part in settings.reward.items()}
+        return settings.model_copy(update={"reward": parts, "cost": None})
     return settings
 
 
@@ -137,7 +139,7 @@ def judge_by_other_topics(
     settings = recipe.feedback
     assert settings is not None
     inputs = {
-        "feedback": feedback.output_hash, "judge": models.hash_of(settings.judge, start),
+        "feedback": feedback.output_hash, "judge": models.hash_of(settings.judge, start), "precision": recipe.arithmetic,
         **hashes_of_principles(constitution, "preference", "question", "good_answer"),
     }  # fmt: skip
     half = learned_half(recipe)

@@ -112,7 +112,10 @@ class Models:
             return content_id(self.recipe.endpoints[model.name].identity)
         if model.kind == "classifier":
             return model_hash(model.name)
-        return str(model) if model.kind in ("python", "built-in") else self.hash_of(model, start)
+        if model.kind in ("python", "built-in"):
+            return str(model)
+        answers = self.hash_of(model, start)  # of the base its quantization too, of its folder the weights alone
+        return model_hash(self.recipe.model) if answers == self.base.hash else answers
 
     def is_independent(self, judge: Source, start: Model | None, last: str) -> bool:
         """Whether a judge gave neither the feedback nor the reward of the training that made the model named ``last``."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from charter.errors import InputError
 from charter.evaluation.model_card import model_card
-from charter.models.marks import is_flipped, model_folder, refuse_flipped
+from charter.models.marks import is_flipped, last_round, model_folder, refuse_flipped
 from charter.run.files import read_json
 from charter.run.hashes import CARD
 
@@ -37,7 +37,8 @@ class Upload:
 def gather(where: Path, *, with_data: bool = False, understood: bool = False) -> Upload:
     """The files that :func:`push` sends of a run folder, or of one stage of it. InputError without a finished model."""
     place = where.resolve()
-    run, stage = (place, "rl") if (place / "rl").is_dir() else (place.parent, place.name)
+    run, stage = (place, last_round(place, "rl")) if (place / "rl").is_dir() else (place.parent, place.name)
+    last = last_round(run, "rl")
     folder = run / stage / model_folder(stage)
     manifest = read_json(run / stage / "manifest.json")
     if not folder.is_dir() or not isinstance(manifest, dict):
@@ -46,7 +47,9 @@ def gather(where: Path, *, with_data: bool = False, understood: bool = False) ->
         raise InputError("this stage is not finished; repeat the command of the run to resume it", file=run / stage)
     refuse_flipped(folder, understood)
     report = read_json(run / "report.json") or {}
-    card = folder / CARD if is_flipped(folder) else model_card(report, stage, manifest).encode()
+    if stage == "rl" != last:  # the report measures the policy of the last round
+        report = {**report, "metrics": []}
+    card = folder / CARD if is_flipped(folder) else model_card(report, "rl" if stage == last else stage, manifest).encode()
     files: dict[str, Path | bytes] = {CARD: card}
     files |= {
         str(file.relative_to(folder)): file

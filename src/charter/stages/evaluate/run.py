@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: Run, recipe: Recipe, settings: EvaluationSettings, models: Models, scoring: Scoring, prompts: Stage,
-    arms: Sequence[Model], controls: Sequence[Model], reward: Stage | None,
+    arms: Sequence[Model], controls: Sequence[Model], reward: Stage | None, rewarded: Model,
 ) -> Stage:  # fmt: skip
     """Every model of the run on the held-out prompts, the same seeds for all: rates, means and paired differences with
     intervals. The first of ``arms`` is the base; where the last is the policy, it was trained from the one before it, and so was
-    each of the ``controls``."""
+    each of the ``controls``. ``rewarded``: the model that the ``reward`` model was trained from."""
     inputs = {
         "prompts": prompts.output_hash, **{f"model {m.name}": m.hash for m in (*arms, *controls)}, "scorer": scoring.hash,
-        "measures": scoring.measures_hash, "batch": str(recipe.batch_size),
+        "measures": scoring.measures_hash, "batch": str(recipe.batch_size), "precision": recipe.arithmetic,
     }  # fmt: skip
     if recipe.rl is not None and recipe.rl.gold is not None:
         inputs["gold prompts"] = str(recipe.rl.gold.prompts)
@@ -84,7 +84,7 @@ def evaluate(
             if model in controls:
                 models.forget(model.folder)
         if reward is not None and settings.best_of is not None:
-            measured[BEST_OF] = best_of_n(recipe, settings, models, scoring, stage, start, reward, test)
+            measured[BEST_OF] = best_of_n(recipe, settings, models, scoring, stage, start, reward, rewarded, test)
         excluded, asked = {"kept for the gold curve": len(kept)}, {}
         if asked_by is not None:
             judge = models.answering(asked_by, start)
@@ -102,7 +102,7 @@ def evaluate(
 
 def best_of_n(
     recipe: Recipe, settings: EvaluationSettings, models: Models, scoring: Scoring, stage: Stage, start: Model, reward: Stage,
-    test: Sequence[Prompt],
+    rewarded: Model, test: Sequence[Prompt],
 ) -> Arm:  # fmt: skip
     """The baseline that needs no RL: n answers of the SFT model, the one that the reward model scores highest.
 
@@ -115,7 +115,7 @@ def best_of_n(
         may_reuse=stage.earlier_inputs.get(f"model {start.name}") == start.hash,
     )  # fmt: skip
     trunk = load_reward_trunk(
-        recipe.reward_model.model or start.folder, device=models.device, lora=recipe.reward_model.lora, **recipe.loading
+        recipe.reward_model.model or rewarded.folder, device=models.device, lora=recipe.reward_model.lora, **recipe.loading
     )
     scorers = trunk.load_scorers(reward.path("model"))
     by_prompt = [p for p in test for _ in range(n * k)]

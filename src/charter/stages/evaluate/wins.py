@@ -33,12 +33,14 @@ def compare_arms(
     """The answers of each of ``arms`` against those of ``last`` to the same prompts, in both orders, each prompt under one
     principle that applies to it. The judge is read by the protocol of the feedback. ``start``: the model that `sft` names."""
     card = (feedback.result.get("judge") or {}) if feedback is not None else {}
-    protocol = card.get("protocol") or "letters"
+    fixed = recipe.feedback.protocol if recipe.feedback is not None else "auto"
+    protocol = card.get("protocol") or ("letters" if fixed == "auto" else fixed)
     if protocol == "likelihood" and judged_by.kind == "endpoint":  # a server gives no likelihood of whole responses
         protocol = "letters"
     inputs = {
         "evaluate": evaluated.output_hash, "arms": " ".join([*arms, last]), "judge": models.hash_of(judged_by, start),
-        "protocol": protocol, **hashes_of_principles(constitution, "preference", "question", "good_answer"),
+        "protocol": protocol, "precision": recipe.arithmetic,
+        **hashes_of_principles(constitution, "preference", "question", "good_answer"),
     }  # fmt: skip
     with run.stage(
         STAGE, {"judge": str(judged_by), "seed": recipe.seed, "batch": recipe.batch_size}, inputs, [__name__]

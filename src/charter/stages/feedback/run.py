@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +77,7 @@ def gather_feedback(
         "labelled": content_id([pair.model_dump(mode="json") for pair in labelled]),
         "gate": content_id(recipe.gates.min_judge_accuracy),
         "batch": str(recipe.batch_size),
+        "precision": recipe.arithmetic,
         "stances": content_id(stances),
     }  # fmt: skip
     with run.stage(name, settings, inputs, [__name__], BY_ROW) as stage:
@@ -299,7 +301,8 @@ def take_pairs(run: Run, recipe: Recipe, settings: FeedbackSettings) -> Stage:
             for pair in pairs:
                 groups.setdefault(pair.group_id, []).append(pair)
             order = sorted(groups, key=lambda group: derive_seed(recipe.seed, "pairs", group))
-            pairs = [pair for group in order for pair in groups[group]][:most]
+            ends = accumulate(len(groups[group]) for group in order)
+            pairs = [pair for group, end in zip(order, ends, strict=True) if end <= most for pair in groups[group]]
         write_jsonl(stage.path("pairs.jsonl"), pairs)
         excluded = sum((Counter(file.excluded) for file in files), Counter[str]())
         n_rows = sum(file.n_rows for file in files)
@@ -337,7 +340,7 @@ def pair_by_contrast(
     bad one; the answers are stored behind the prompt as it was. Identical answers make no pair and count as ties."""
     inputs = {
         "prompts": prompts.output_hash, "sft": start.hash, "batch": str(recipe.batch_size),
-        "generator": models.hash_of(settings.generator, start),
+        "precision": recipe.arithmetic, "generator": models.hash_of(settings.generator, start),
     }  # fmt: skip
     with run.stage(name, settings, inputs, [__name__]) as stage:
         if stage.done:

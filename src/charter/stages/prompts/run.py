@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charter.constitution.categorise import Sorting, categorise, choose_way, usual_way
-from charter.constitution.constitution import Constitution
+from charter.constitution.constitution import PROMPT_TAGS, Constitution
 from charter.errors import InputError
 from charter.models.sampling.generate import context_length
 from charter.reading.prompts import KINDS, is_kind, read_prompts
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: Models, constitution: Constitution) -> Stage:
     """Read, de-duplicate, sort by principle, split. Leaves prompts.jsonl: train and test, red_team and benign."""
     inputs = {
-        "files": content_id([file_hash(Path(file)) for file, _ in settings.sources]),
+        # A name counts: it may say which kind of prompts a public set has.
+        "files": content_id([[Path(file).name, file_hash(Path(file))] for file, _ in settings.sources]),
         "topics": content_id([(p.id, p.title, *([p.about] if p.about else [])) for p in constitution.topics()]),
         "labelled": file_hash(Path(settings.labelled)) if settings.labelled else "",
         "model": models.base.hash,
+        "precision": recipe.arithmetic,
     }
     with run.stage("prompts", settings, inputs, [__name__]) as stage:
         if stage.done:
@@ -65,9 +67,13 @@ def how_to_sort(settings: PromptSettings, models: Models, constitution: Constitu
 
 
 def prompts_of(settings: PromptSettings) -> Iterator[Prompt]:
-    """The prompts of a recipe's files, in order, each with the tags of its file, cut to their first words where that is asked."""
+    """The prompts of a recipe's files, in order, each with the tags of its file, cut to their first words where that is asked.
+    InputError for a prompt of two kinds: every stage would count it twice."""
     for file, tags in settings.sources:
         for prompt in read_prompts(Path(file), tags=tags):
+            if PROMPT_TAGS.issubset(prompt.tags):
+                words = f"the prompt {prompt.last_turn[:60]!r} is tagged red_team and benign; keep one of the two tags"
+                raise InputError(words, file=file)
             yield prompt if settings.first_words is None else beginning(prompt, settings.first_words)
 
 

@@ -52,6 +52,7 @@ def revise_answers(
         "helpful": content_id(share),
         "samplers": content_id([models.hash_of(settings.generator), models.hash_of(settings.critic)]),
         "batch": str(recipe.batch_size),
+        "precision": recipe.arithmetic,
     }
     with run.stage("revise", settings, inputs, [__name__], BY_ROW) as stage:
         if stage.done:

@@ -12,7 +12,7 @@ from charter.models.cut import Cut
 from charter.models.heads import Scorers
 from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
-from charter.reading.pairs import read_pairs, split_pairs
+from charter.reading.pairs import clusters_of, read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
 from charter.records import Pair
@@ -74,12 +74,11 @@ def train_reward(
 
 
 def half_of(pairs: list[Pair], half: int | None, seed: int) -> list[Pair]:
-    """Half 0 or 1 of the pairs, those of a prompt together; all where ``half`` is None."""
-    return (
-        pairs
-        if half is None
-        else [pair for pair in pairs if derive_seed(seed, "half of the feedback", pair.group_id) % 2 == half]
-    )
+    """Half 0 or 1 of the pairs, those of a prompt or a group together; all where ``half`` is None."""
+    if half is None:
+        return pairs
+    return [pair for pair, cluster in zip(pairs, clusters_of(pairs), strict=True)
+            if derive_seed(seed, "half of the feedback", cluster) % 2 == half]  # fmt: skip
 
 
 def reward_trunk(recipe: Recipe, models: Models, start: Model) -> Trunk:

@@ -196,6 +196,8 @@ class RLSettings(RolloutSettings):
     @model_validator(mode="after")
     def check_minibatches(self) -> RLSettings:
         """An update without responses would move the weights by what is left in the moments."""
+        if self.kl_target is None:
+            self.refuse_unread({"kl_horizon"}, "kl_target is not set")
         n, rows = getattr(self, "minibatches", 1), self.prompts_per_step * self.samples_per_prompt
         if n > rows:
             raise ValueError(f"minibatches is {n}, and a step has {rows} responses; an update needs one of them at least")
@@ -395,6 +397,13 @@ class OnlineDPOSettings(RolloutSettings):
     """Which loss of the DPO family."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Price of moving away from the reference, as kl_coef in RL."""
+
+    @model_validator(mode="after")
+    def check_that_weights_are_read(self) -> OnlineDPOSettings:
+        """A pair has no weight for each token."""
+        if self.vllm is not None and "importance_cap" in self.vllm.model_fields_set:
+            raise ValueError("online_dpo weighs no tokens, so vllm.importance_cap would not be read; leave it out")
+        return self
 
 
 METHODS: dict[str, type[TrainingSettings]] = {
