@@ -90,6 +90,14 @@ def test_a_run_waits_for_people_and_goes_on_with_their_votes(run, tmp_path):
     assert 4 <= len(pairs) <= n
     assert {pair["group_id"] for pair in pairs} <= {one.id for one in asked}
     assert not (tmp_path / "run/feedback/judgments.jsonl").exists()
+    label_everything(tmp_path / "run", raters=("ann", "bob"))  # votes after the stage was done count too, on the same responses
+    texts = (tmp_path / "run/feedback/responses.jsonl").read_bytes()
+    code, words = run(*people)
+    assert code == 0, words
+    result = json.loads((tmp_path / "run/feedback/manifest.json").read_text())["result"]
+    assert (result["votes"], result["people"]) == (2 * len(asked), 2)
+    assert result["reused"]["responses.jsonl"]["reused"] == result["reused"]["responses.jsonl"]["rows"]
+    assert (tmp_path / "run/feedback/responses.jsonl").read_bytes() == texts
 
 
 def test_people_check_a_judge_and_replace_it_where_they_spoke(run, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from charter.records import Judgment, Pair, Response
-from charter.run.hashes import derive_seed
+from charter.run.hashes import derive_seed, file_hash
 from charter.statistics import clustered_proportion
 from charter.votes.evidence import Evidence
 from charter.votes.rankings import wins
@@ -19,6 +19,14 @@ from charter.votes.training_rows import Selection, Tally, aggregated_rows
 
 TO_LABEL = "to_label.jsonl"
 FOLDER = "label"  # in the run
+VOTES = "votes"
+"""The input of a stage that people's votes are: later ones, and forgotten ones, run it again, with the responses that it has."""
+
+
+def votes_hash(run: Path) -> str:
+    """The hash of the votes on the label page of a run, empty before the first."""
+    file = run / FOLDER / "judgments.jsonl"
+    return file_hash(file) if file.is_file() else ""
 
 
 def sample_for_people(groups: Sequence[Sequence[Response]], share: float, seed: int) -> list[list[Response]]:

@@ -22,7 +22,16 @@ from charter.judging.judge import (
     pairs_of,
     prompt_file,
 )
-from charter.judging.people import FOLDER, TO_LABEL, PeoplesVotes, agreement_with_people, sample_for_people, with_people
+from charter.judging.people import (
+    FOLDER,
+    TO_LABEL,
+    VOTES,
+    PeoplesVotes,
+    agreement_with_people,
+    sample_for_people,
+    votes_hash,
+    with_people,
+)
 from charter.judging.priorities import Case, cases_of, earlier_ruling, measure_rule, rule, ruled
 from charter.judging.protocols import judges_of
 from charter.models.chat_template import TemplateRefusal, encode_prompt
@@ -79,8 +88,9 @@ def gather_feedback(
         "batch": str(recipe.batch_size),
         "precision": recipe.arithmetic,
         "stances": content_id(stances),
+        **({VOTES: votes_hash(run.folder)} if settings.raters != "judge" else {}),
     }  # fmt: skip
-    with run.stage(name, settings, inputs, [__name__], BY_ROW) as stage:
+    with run.stage(name, settings, inputs, [__name__], (*BY_ROW, VOTES)) as stage:
         if stage.done:
             gates.recall(stage)
             return stage
