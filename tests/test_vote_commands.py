@@ -11,9 +11,10 @@ from charter.models.heads import Scorers, ScoreScale
 from charter.models.packing import Tokens
 from charter.models.reward_trunk import load_reward_model
 from charter.models.trunk import load_trunk
-from charter.records import Generation, Judgment, Prompt, Response
+from charter.records import Generation, Judgment, LabelSet, Prompt, Response
 from charter.run.files import write_jsonl
 from charter.training.methods.reward_model import score_rows
+from charter.votes.judgments import ulid
 from feedback_folder import chain
 from test_raters import campaign
 
@@ -40,6 +41,31 @@ def test_ratings_from_a_folder(votes, capsys):
     assert np.mean([row["rating"] for row in result["models"]]) == pytest.approx(1000)
     assert (votes / "out/ratings.png").read_bytes().startswith(b"\x89PNG")
     assert len((votes / "out/ratings.csv").read_text().splitlines()) == 5
+
+
+def test_votes_on_sets_that_are_no_work_are_left_out_and_counted(tmp_path, capsys):
+    """Two people prefer the first of two answers; each also votes on a set for practice, a quiz, gold and a repeat."""
+    prompts = [Prompt(messages=({"role": "user", "content": f"prompt {i}"},)) for i in range(8)]
+    responses, sets, judgments = [], [], []
+    for i, prompt in enumerate(prompts):
+        pair = [Response(prompt_id=prompt.id, model=name, text=f"{name} {i}", finish_reason="stop",
+                         generation=Generation(seed=0, temperature=1.0)) for name in ("m", "n")]  # fmt: skip
+        role = ("work", "work", "work", "work", "practice", "quiz", "gold", "repeat")[i]
+        sets.append(LabelSet(prompt_id=prompt.id, kind="pair", response_ids=tuple(one.id for one in pair), role=role,
+                             gold={pair[0].id: 1, pair[1].id: 2} if role in ("quiz", "gold") else None))  # fmt: skip
+        responses += pair
+        first, second = (one.id for one in pair)
+        ranks = {first: 1, second: 2} if role == "work" else {first: 2, second: 1}
+        judgments += [Judgment(id=ulid(), set_id=sets[-1].id, prompt_id=prompt.id, rater_id=who, rater_kind="human",
+                               order=(first, second), ranks=ranks) for who in ("ann", "bob")]  # fmt: skip
+    for name, rows in (("responses", responses), ("sets", sets), ("judgments", chain(judgments))):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    assert run_command(["ratings", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "8 comparisons from 8 judgments by 2 raters on 4 prompts" in text
+    assert "2 on a set for practice, 2 on a set for quiz, 2 on a set for gold, 2 on a set for repeat" in text
+    assert run_command(["agreement", str(tmp_path)]) == 0  # where a repeat is another vote of the rater
+    assert "10 judgments by 2 raters" in capsys.readouterr().out
 
 
 def test_ratings_of_responses_as_json(votes, capsys):

@@ -207,7 +207,7 @@ def agreement(file: VoteFile, groups: GroupTable = None, out: VotesOut = None, a
     from charter.raters.reports import agreement_report
     from charter.raters.vote_files import read_votes
 
-    result, lines = agreement_report(read_votes(file), read_group_table(groups))
+    result, lines = agreement_report(read_votes(file, repeats=True), read_group_table(groups))
     files = write_agreement(result, out) if out else []
     show(result, as_json, *lines, *(f"written: {path}" for path in files))
 

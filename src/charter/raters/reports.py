@@ -17,6 +17,7 @@ from charter.raters.lines import RaterLine, rater_lines
 from charter.raters.personal import HeldOut, tastes
 from charter.raters.reliability import fit_raters
 from charter.raters.responses import PromptRatings, rate_responses
+from charter.raters.vote_files import FOR_ROLE
 from charter.reading.card import shown
 from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
 
@@ -58,7 +59,7 @@ def counted(votes: Votes, same_model: int = 0) -> str:
         "forgotten": votes.totals.get("forgotten", 0),
         "both bad": votes.totals.get("both bad", 0),
         "pairs of one model": same_model + votes.totals.get("same model", 0),
-        **{reason: votes.totals[reason] for reason in (NOT_BLIND, SAMPLED_OUT) if reason in votes.totals},
+        **{reason: votes.totals[reason] for reason in (NOT_BLIND, SAMPLED_OUT, *FOR_ROLE.values()) if reason in votes.totals},
     }
     words = [f"{count:,} {what}" for what, count in left.items() if count]
     return (f"{n:,} judgments by {raters:,} rater{'s' * (raters != 1)} on {prompts:,} prompt{'s' * (prompts != 1)}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -13,8 +13,9 @@ import numpy as np
 from charter.errors import InputError
 from charter.raters.comparisons import Floats, Ints, Numbers, Votes, rater_names, votes_of
 from charter.reading.rows import Row, is_nan, read_rows
-from charter.records import Judgment, Prompt, RaterKind, Response, content_id
+from charter.records import Judgment, LabelSet, Prompt, RaterKind, Response, content_id
 from charter.run.files import read_jsonl
+from charter.votes.evidence import SETS
 from charter.votes.judgments import check_chain
 from charter.votes.winners import BOTH_BAD, FIRST, GAMES, MODELS_A, MODELS_B, NO_VERDICT, SECOND, TIE, outcome_of, set_aside
 
@@ -23,6 +24,7 @@ RATER = ("rater_id", "rater", "labeler", "annotator", "judge")
 COUNTS = (("wins_a", FIRST), ("wins_b", SECOND), ("ties", TIE))
 MOST_VOTES = 20_000_000
 NOBODY = "unnamed"
+FOR_ROLE = {role: f"on a set for {role}" for role in ("practice", "quiz", "gold", "repeat")}
 
 
 def find(path: Path, name: str) -> Path:
@@ -77,18 +79,20 @@ def read_any_judgments(path: Path) -> list[Judgment]:
     return check_chain(judgments, path) if any(judgment.hash for judgment in judgments) else judgments
 
 
-def read_votes(path: Path, responses: Path | None = None, *, models: bool = False) -> Votes:
+def read_votes(path: Path, responses: Path | None = None, *, models: bool = False, repeats: bool = False) -> Votes:
     """The votes of a file or folder: judgments, or a table (:func:`read_table`); which of the two is read from its first row.
 
     ``responses``: file or folder of the responses, which name the models; without it the one beside the judgments. With
-    ``models`` it is an InputError if the model of a response is not known, otherwise that is −1.
+    ``models`` it is an InputError if the model of a response is not known, otherwise that is −1. Where the sets of a label page
+    stand beside the judgments, votes on sets that are no work (practice, quiz, gold and, unless ``repeats``, repeat) are left
+    out and counted in ``totals``, as in every export.
     """
     place = find(path, "judgments.jsonl")
     if not _holds_judgments(place):
         if responses is not None:
             raise InputError("is a table, which names its models itself; leave out --responses", file=place)
         return read_table(place)
-    judgments = read_any_judgments(place)
+    judgments, apart = work_alone(read_any_judgments(place), place.parent / SETS, ("repeat",) if repeats else ())
     beside = place.parent / "responses.jsonl"
     source = find(responses, "responses.jsonl") if responses is not None else beside if beside.is_file() else None
     if source is None:
@@ -96,12 +100,25 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
             raise InputError(
                 "judgments name responses and not models; give --responses FILE (responses.jsonl is missing here)", file=place
             )
-        return votes_of(judgments)
+        return with_totals(votes_of(judgments), apart)
     known = {response.id: response.model for response in read_jsonl(source, Response)}
     missing = next((response for judgment in judgments for response in judgment.order if response not in known), None)
     if models and missing is not None:
         raise InputError(f"response {missing!r} of {place} is missing; give the file with all responses", file=source)
-    return votes_of(judgments, known)
+    return with_totals(votes_of(judgments, known), apart)
+
+
+def work_alone(judgments: list[Judgment], sets: Path, also: Sequence[str]) -> tuple[list[Judgment], Counter[str]]:
+    """The judgments on sets for work and on those of the roles ``also``; of the others how many there are for each reason."""
+    if not sets.is_file():
+        return judgments, Counter()
+    roles = {task.id: task.role for task in read_jsonl(sets, LabelSet) if task.role not in ("work", *also)}
+    apart = Counter(FOR_ROLE[roles[judgment.set_id]] for judgment in judgments if judgment.set_id in roles)
+    return [judgment for judgment in judgments if judgment.set_id not in roles], apart
+
+
+def with_totals(votes: Votes, totals: Mapping[str, int]) -> Votes:
+    return replace(votes, totals={**votes.totals, **totals}) if totals else votes
 
 
 def _holds_judgments(path: Path) -> bool:
