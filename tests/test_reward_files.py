@@ -213,3 +213,14 @@ def test_ties_of_pairs_do_not_measure_the_reward_model_that_learns_from_them(tmp
     result = read_json(tmp_path / "run/reward_model/manifest.json")["result"]
     assert result["ties"] > 0
     assert result["n"] + result["ties"] + result["train_pairs"] == 40
+
+
+def test_a_response_without_a_rating_does_not_hide_the_correlation_of_the_others(reward, capsys):
+    rows = [{"prompt": f"Lamp {n}?", "response": word, "rating": n} for n, word in enumerate((*WORDS, "Yes"))]
+    assert score(reward, rows) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert score(reward, [*rows, {"prompt": "Bulb?", "response": "No", "rating": None}]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["scored"], result["n"], result["spearman"]) == (5, 4, alone["spearman"])
+    assert score(reward, [{"prompt": "Bulb?", "response": "No"}]) == 0
+    assert "spearman" not in json.loads(capsys.readouterr().out)
