@@ -151,7 +151,8 @@ def stored_figures(
     """The part of the report that follows from what a run folder stores, in running order: the ``results`` of its finished stages
     by name, the ``logs`` of its trainings (metrics.jsonl), and the rows of the stages `rl` and `evaluate`."""
     evaluation, feedback, revise = (results.get(name, {}) for name in ("evaluate", "feedback", "revise"))
-    last_reward = next((result for name, result in reversed(list(results.items())) if REWARD.fullmatch(name)), {})
+    rewards: list[Mapping[str, Any]] = [result for name, result in results.items() if REWARD.fullmatch(name)]
+    last_reward = rewards[-1] if rewards else {}
     reward_model = {k: v for k, v in last_reward.items() if k != "labelled"}
     trained = [name for name in results if TRAINING.fullmatch(name)] or ["rl"]
     findings = findings_of(run, trained[-1]) if evaluation else []

@@ -29,7 +29,8 @@ def read_ratings(path: Path) -> RatingFile:
     """Read ratings from JSONL, JSON, CSV, TSV (these also compressed) or Parquet: columns ``prompt`` (text, transcript, messages,
     or our own Prompt), ``response``, and ``score`` or ``rating``; ``group_id`` by default the id of the first user turn, so that
     dialogues with the same opening stay together. Rows are left out and counted where the prompt ends with the assistant, where
-    the response is empty and where a part of the row is not rendered. InputError names file, line, field; ids in place of texts are one."""
+    the response is empty and where a part of the row is not rendered. InputError names file, line, field; ids in place of texts
+    are one."""
     return RatingFile(*read_usable(path, row_rating, "rating"))
 
 
