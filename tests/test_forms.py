@@ -180,8 +180,14 @@ def test_pairs_and_ratings_count_what_they_leave_out(tmp_path):
         "the row has no preference between 1 and 2": 1,
     }  # fmt: skip
     rated = {"prompt": "Name a tree.", "response": "Oak.", "score": 4}
-    ratings = read_ratings(lines(tmp_path / "r.jsonl", rated, {**rated, "images": ["a.png"]}))
-    assert (len(ratings.ratings), ratings.excluded) == (1, {"the row has media, which Charter does not read": 1})
+    ratings = read_ratings(lines(tmp_path / "r.jsonl", rated, {**rated, "images": ["a.png"]}, {**rated, "response": " "}))
+    excluded = {"the row has media, which Charter does not read": 1, EMPTY_ANSWER: 1}
+    assert (len(ratings.ratings), ratings.excluded) == (1, excluded)
+    table = tmp_path / "p.csv"
+    table.write_text("instruction,output_1,output_2,preference\nq1,a,b,1.0\nq2,a,b,2\nq3,a,b,1.3\nq4,a,b,\nq5,a,b,3\n")
+    pairs = read_pairs(table)
+    assert [(pair.chosen, pair.weight) for pair in pairs.pairs] == [("a", 1.0), ("b", 1.0), ("a", 0.7)]
+    assert pairs.excluded == {"the row has no preference between 1 and 2": 2}
 
 
 def test_an_answer_that_a_prompt_file_drops_may_have_thoughts(tmp_path):

@@ -22,7 +22,7 @@ from charter.pipeline import STAGES, run_recipe
 from charter.reading.pairs import read_pairs
 from charter.recipe.files import load_recipe
 from charter.records import Message, Pair, Prompt, Response
-from charter.run.files import read_jsonl
+from charter.run.files import read_json, read_jsonl
 from charter.run.run import Run
 from charter.stages.feedback.run import check_system_turn, stances_of
 from charter.stages.models import Models
@@ -283,6 +283,10 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert gather(run).files["README.md"] == (run / "rl-2/model/README.md").read_bytes()
     assert b"Harmful compliance" not in gather(run / "rl").files["README.md"]  # which the report does not measure
     assert not (run / "rl/model/README.md").exists()
+    first, last = (read_json(run / name / "manifest.json")["result"] for name in ("reward_model", "reward_model-2"))
+    report = read_json(run / "report.json")
+    assert (report["reward_model"]["accuracy"], report["reward_model"]["ece"]) == (last["accuracy"], last["ece"])
+    assert report["reward_model_on_labelled_pairs"] == last["labelled"] != first["labelled"]
     assert verify_run(run)["equal"]
     run_recipe(load_recipe(two_rounds / "recipe.yaml", ["rounds=1"]), run, quiet=True)
     assert (run / "rl-2/model").is_dir()

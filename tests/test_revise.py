@@ -15,7 +15,7 @@ from charter.models.trunk import load_trunk
 from charter.records import Generation, Message, Prompt, Response, Revision
 from charter.stages.gates import Gates
 from charter.stages.revise.exclusions import change_for
-from charter.stages.revise.run import change_words, check_revisions
+from charter.stages.revise.run import change_words, check_revisions, helpful_answers
 from charter.stages.revise.settings import ReviseSettings
 from charter.statistics import paired_difference
 from charter.tasks.pilot import labelled
@@ -38,6 +38,7 @@ def response(text: str, finish: str = "stop") -> Response:
         (response("Yes, it w", "length"), response("I will not."), "critique cut off"),
         (response("I will not."), response(" I will not. "), "revision equals critique"),
         (response("Yes."), response("  "), "empty revision"),
+        (response(" \n"), response("I will not."), "empty critique"),
         (response("Yes."), response("Fine.[INST]"), "template tokens in the revision"),
         (response("Yes."), response("ASSISTANT: fine"), "template tokens in the revision"),
         (response("Yes."), response("first\nRevision: fine"), "template tokens in the revision"),
@@ -229,3 +230,13 @@ def test_a_text_of_a_model_cannot_move_the_cursor_of_a_pilot():
     assert lines[0].startswith("answer    [harmful] red \\x1b[31m word")
     assert all(len(line) <= 60 and line.isprintable() for line in lines)
     assert lines[-2:] == ["", "          next\\u202e"]
+
+
+def test_the_share_of_helpful_answers_is_of_the_revisions_that_are_learned():
+    rounds = [[Revision(prompt_id=str(i), round=n, principle="p", original=response("o"), critique=response("c"),
+                        revision=response("r"), excluded="empty revision" if (i, n) == (0, 2) else None) for i in range(8)]
+              for n in (1, 2)]  # fmt: skip
+    assert helpful_answers(8, rounds, 0.5, all_rounds=False) == 8
+    assert helpful_answers(8, rounds, 0.5, all_rounds=True) == 15
+    assert helpful_answers(8, rounds, 0.25, all_rounds=True) == 5
+    assert helpful_answers(8, rounds, 0.0, all_rounds=True) == 0

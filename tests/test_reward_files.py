@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from charter.commands.app import run_command
 from charter.models.chat_template import encode_prompt, encode_response
@@ -12,12 +13,15 @@ from charter.models.heads import Scorers, ScoreScale
 from charter.models.packing import Tokens
 from charter.models.reward_trunk import load_reward_model
 from charter.models.trunk import load_trunk
+from charter.pipeline import run_recipe
 from charter.reading.ratings import read_ratings
+from charter.recipe.files import load_recipe
 from charter.recipe.settings import LoRASettings
 from charter.records import Generation, Judgment, Message, Prompt, Response
-from charter.run.files import read_jsonl, write_jsonl
+from charter.run.files import read_json, read_jsonl, write_jsonl
 from charter.training.methods.reward_model import reward_scores
 from charter.votes.exchange import read_scores
+from conftest import write_tiny_recipe
 from feedback_folder import chain
 
 WORDS = ("Gladly", "Maybe", "No")
@@ -185,3 +189,38 @@ def test_what_cannot_be_scored_is_one_line(reward, rows, more, words, capsys):
     assert words in error
     assert error.count("\n") == 1
     assert not list(reward.glob("s.*"))
+
+
+def test_ties_of_labelled_pairs_measure_neither_judge_nor_reward_model(tmp_path, random_llama):
+    """A tie has no better answer, so it is no part of an accuracy in a run either."""
+    recipe = write_tiny_recipe(tmp_path, random_llama, revise=None, sft=None, rl=None, evaluation=None)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    ties = [row | {"prompt": f"Tied {n}?", "p": 0.5} for n, row in enumerate(rows)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ties, *rows]))
+    run_recipe(load_recipe(recipe), tmp_path / "run", quiet=True)
+    judge = read_json(tmp_path / "run/feedback/manifest.json")["result"]["judge"]
+    assert sum(row["n"] for row in judge["groups"].values()) < 12  # of half of the pairs with a verdict
+    assert read_json(tmp_path / "run/reward_model/manifest.json")["result"]["labelled"]["n"] == 12
+
+
+def test_ties_of_pairs_do_not_measure_the_reward_model_that_learns_from_them(tmp_path, random_llama):
+    rows = [{"prompt": f"Lamp {n}?", "chosen": "No.", "rejected": f"Yes {n}.", "p": 0.5 if n % 2 else 1} for n in range(40)]
+    (tmp_path / "tied.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    feedback = {"pairs": ["tied.jsonl"]}
+    recipe = write_tiny_recipe(tmp_path, random_llama, revise=None, sft=None, rl=None, evaluation=None, prompts=None)
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"feedback": feedback}))
+    run_recipe(load_recipe(recipe), tmp_path / "run", quiet=True)
+    result = read_json(tmp_path / "run/reward_model/manifest.json")["result"]
+    assert result["ties"] > 0
+    assert result["n"] + result["ties"] + result["train_pairs"] == 40
+
+
+def test_a_response_without_a_rating_does_not_hide_the_correlation_of_the_others(reward, capsys):
+    rows = [{"prompt": f"Lamp {n}?", "response": word, "rating": n} for n, word in enumerate((*WORDS, "Yes"))]
+    assert score(reward, rows) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert score(reward, [*rows, {"prompt": "Bulb?", "response": "No", "rating": None}]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["scored"], result["n"], result["spearman"]) == (5, 4, alone["spearman"])
+    assert score(reward, [{"prompt": "Bulb?", "response": "No"}]) == 0
+    assert "spearman" not in json.loads(capsys.readouterr().out)

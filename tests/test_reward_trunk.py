@@ -11,10 +11,11 @@ from charter.errors import InputError
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.heads import Scorers, ScoreScale
 from charter.models.packing import Tokens
-from charter.models.reward_trunk import load_reward_trunk
+from charter.models.reward_trunk import load_reward_trunk, reward_folder
 from charter.recipe.settings import LoRASettings
-from charter.records import Pair, Prompt
+from charter.records import Generation, Pair, Prompt, Response
 from charter.stages.reward_model.settings import RewardModelSettings
+from charter.tasks.own_files import features_of, response_features
 from charter.training.methods.reward_model import score_rows, train_reward_model
 from conftest import HARMFUL, save_random_classifier, save_random_encoder, save_random_model
 
@@ -109,3 +110,29 @@ def test_reward_models_that_cannot_be_a_start_are_refused(random_llama, stage, t
     save_file(weights, tmp_path / "whole/reward_model.safetensors")
     with pytest.raises(InputError, match="the reward head is missing"):
         load_reward_trunk(str(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("lora", [FULL, ADAPTER])
+def test_features_are_those_of_the_model_that_the_reward_model_was_trained_from(lora, stage, tmp_path):
+    """Without naming that model: a reward model knows its base, which need not be the testbed's or that of a run."""
+    trunk, scorers, _ = trained(save_random_model(tmp_path / "base", "llama"), stage, lora)
+    trunk.save_scorers(scorers, tmp_path / "reward")
+    prompt = PROMPTS[0]
+    responses = [Response(prompt_id=prompt.id, model="m", text=text, finish_reason="stop",
+                          generation=Generation(seed=0, temperature=1.0)) for text in ("No, I mend.", "Yes.")]  # fmt: skip
+    true, _ = features_of(trunk, "reward", [(prompt, response.text) for response in responses], 512)
+    read = response_features(tmp_path / "reward", None, {prompt.id: prompt}, responses)
+    assert read == pytest.approx(true, abs=1e-4)
+
+
+def test_the_reward_model_of_a_run_is_that_of_its_last_round(tmp_path):
+    for name in ("reward_model", "reward_model-2", "reward_model-2-gold", "reward_model-flipped"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model/reward_model.json").write_text("{}")
+    assert reward_folder(tmp_path) == tmp_path / "reward_model-2/model"
+    stages = [{"name": "reward_model", "done": True}]  # of a recipe with one round, in a folder that had more
+    (tmp_path / "report.json").write_text(json.dumps({"stages": stages}))
+    assert reward_folder(tmp_path) == tmp_path / "reward_model/model"
+    (tmp_path / "file.csv").write_text("a")
+    with pytest.raises(InputError, match=r"reward_model\.json is missing"):
+        reward_folder(tmp_path / "file.csv")

@@ -291,6 +291,21 @@ def test_a_reader_learns_from_the_principles_that_voters_named(tmp_path, random_
     assert apart["excluded"]["principle beside the held-out one on a pair"] == 6
 
 
+def test_ties_do_not_measure_a_reader(tmp_path, random_llama):
+    rules, file = tmp_path / "c.yaml", tmp_path / "pairs.jsonl"
+    put = [{"id": name, "title": name, "preference": "p", "question": "Is it red?", "good_answer": "yes"} for name in ("a", "b")]
+    rules.write_text(yaml.safe_dump({"title": "t", "principles": put}))
+    rows = [{"prompt": f"q{i}", "chosen": "red", "rejected": "blue", "principle": name, "p": 0.5 if i % 2 else 1.0}
+            for i in range(40) for name in ("a", "b")]  # fmt: skip
+    file.write_text("\n".join(map(json.dumps, rows)))
+    command = ["reward", "train", str(file), "--constitution", str(rules), "--model", str(random_llama), "--epochs", "1"]
+    assert run_command([*command, "--out", str(tmp_path / "out"), "--hold-out", "b"]) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["held_out"]["n"] == 20
+    assert metrics["train_pairs"] + metrics["n"] + metrics["ties"] == 40 + 20
+    assert metrics["ties"] > 20
+
+
 def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path, capsys):
     file = written(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     for more, words in (

@@ -59,6 +59,7 @@ SIDE_BY_SIDE = (("sft", "policy"), ("flipped", "policy"))
 """The arms whose answers stand in one table, answers.A-B.csv."""
 TRAININGS = ("sft", "reward_model", "rl")
 ROUND = re.compile(r"(?:feedback|rl)((?:-\d+)?)")
+REWARD = re.compile(r"reward_model(?:-\d+)?")
 """The stages of a round; in the group how its names end."""
 
 
@@ -150,7 +151,9 @@ def stored_figures(
     """The part of the report that follows from what a run folder stores, in running order: the ``results`` of its finished stages
     by name, the ``logs`` of its trainings (metrics.jsonl), and the rows of the stages `rl` and `evaluate`."""
     evaluation, feedback, revise = (results.get(name, {}) for name in ("evaluate", "feedback", "revise"))
-    reward_model = {k: v for k, v in results.get("reward_model", {}).items() if k != "labelled"}
+    rewards: list[Mapping[str, Any]] = [result for name, result in results.items() if REWARD.fullmatch(name)]
+    last_reward = rewards[-1] if rewards else {}
+    reward_model = {k: v for k, v in last_reward.items() if k != "labelled"}
     trained = [name for name in results if TRAINING.fullmatch(name)] or ["rl"]
     findings = findings_of(run, trained[-1]) if evaluation else []
     rounds = dict.fromkeys(match[1] for name in (*results, *logs) if (match := ROUND.fullmatch(name)))
@@ -164,7 +167,7 @@ def stored_figures(
         "candidates": feedback.get("candidates"),
         "judges": [feedback["judge"]] if feedback.get("judge") else [],
         "reward_model": reward_model or None,
-        "reward_model_on_labelled_pairs": results.get("reward_model", {}).get("labelled"),
+        "reward_model_on_labelled_pairs": last_reward.get("labelled"),
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
         "left_out": rows_left_out(results),
         "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),

@@ -115,7 +115,7 @@ def reward_score(
     if ties := result.get("ties"):
         lines.append(f"{ties} pairs are ties by their label, so neither answer is the better one")
     if (rho := result.get("spearman")) is not None:
-        lines.append(f"Spearman's ρ with the ratings of the file: {rho:.3f}")
+        lines.append(f"Spearman's ρ with the ratings of the file: {rho:.3f} on {result['n']} responses")
     show(result, as_json, *lines, f"{result['scored']} of {result['rows']} {result['kind']} scored: {out}")
 
 

@@ -197,6 +197,8 @@ def why_excluded(critique: Response | None, revision: Response) -> str | None:
         return "template tokens in the revision"
     if critique is None:
         return None
+    if not critique.text.strip():
+        return "empty critique"
     if text == critique.text.strip():
         return "revision equals critique"
     if critique.finish_reason == "length":

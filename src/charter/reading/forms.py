@@ -128,8 +128,11 @@ def preferred_output(row: Row) -> Row:
     values = row.values
     if not values.keys() >= {"output_1", "output_2", "preference"} or values.get("chosen") is not None:
         return row
-    preference = values["preference"]
-    if isinstance(preference, bool) or not isinstance(preference, (int, float)) or not 1 <= preference <= 2:
+    try:
+        preference = float(values["preference"])  # a text in CSV
+    except (TypeError, ValueError, OverflowError):
+        preference = 0.0
+    if isinstance(values["preference"], bool) or not 1 <= preference <= 2:
         raise LeftOut(row, "the row has no preference between 1 and 2", "preference")
     pair = {"chosen": values["output_1"], "rejected": values["output_2"], "p": round(2 - preference, 12)}
     return replace(row, values={**values, **pair})

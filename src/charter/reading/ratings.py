@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charter.reading.forms import read_usable, usual_columns
-from charter.reading.pairs import SPOKEN, answer_text, number, prompt_column
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, number, prompt_column
 from charter.reading.rows import Row
 from charter.records import Prompt, Rating, content_id
 
@@ -28,8 +28,9 @@ class RatingFile:
 def read_ratings(path: Path) -> RatingFile:
     """Read ratings from JSONL, JSON, CSV, TSV (these also compressed) or Parquet: columns ``prompt`` (text, transcript, messages,
     or our own Prompt), ``response``, and ``score`` or ``rating``; ``group_id`` by default the id of the first user turn, so that
-    dialogues with the same opening stay together. Rows are left out and counted where the prompt ends with the assistant and
-    where a part of the row is not rendered. InputError names file, line, field; ids in place of texts are one."""
+    dialogues with the same opening stay together. Rows are left out and counted where the prompt ends with the assistant, where
+    the response is empty and where a part of the row is not rendered. InputError names file, line, field; ids in place of texts
+    are one."""
     return RatingFile(*read_usable(path, row_rating, "rating"))
 
 
@@ -45,6 +46,8 @@ def row_rating(row: Row) -> Rating | str:
         return answered
     prompt, response, group = answered
     assert score is not None
+    if not response.strip():
+        return EMPTY_ANSWER
     return Rating(prompt=prompt, response=response, score=score, group_id=group)
 
 

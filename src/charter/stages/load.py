@@ -335,7 +335,14 @@ class Counted:
     def n_helpful(self) -> int:
         """Helpful answers that fine-tuning learns from as well as the revisions."""
         share = self.recipe.sft.helpful_fraction if self.recipe.sft is not None else 0.0
-        return min(round(self.n_revised * share / (1 - share)), self.counts["train benign"])
+        return min(round(self.n_learned * share / (1 - share)), self.counts["train benign"])
+
+    @property
+    def n_learned(self) -> int:
+        """Revisions that fine-tuning learns from: the last of each prompt, or those of all rounds."""
+        sft, revise = self.recipe.sft, self.recipe.revise
+        all_rounds = sft is not None and sft.use_revisions == "all" and revise is not None and revise.context is None
+        return self.n_revised * (revise.rounds if all_rounds and revise is not None else 1)
 
     @property
     def n_asked(self) -> int:

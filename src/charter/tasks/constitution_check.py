@@ -37,7 +37,7 @@ def measured_check(
     from charter.models.sampling.sampler import LocalSampler
     from charter.models.trunk import load_trunk
 
-    labelled: list[Pair] = read_pairs(Path(locate(pairs, Path.cwd()))).pairs if pairs else labelled_pairs(constitution).rows
+    labelled: list[Pair] = read_pairs(Path(locate(pairs, Path.cwd()))).decided if pairs else labelled_pairs(constitution).rows
     if not labelled:
         raise InputError("no labelled pairs to measure on; give --pairs, or examples with good and bad answers", file=file)
     if all(p.preference is None for p in constitution.principles):

@@ -18,17 +18,16 @@ from charter.models.cut import Cut
 from charter.models.heads import Scorers
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
-from charter.models.reward_trunk import load_reward_trunk, reward_folder
+from charter.models.reward_trunk import load_reward_model, load_reward_trunk, reward_folder
 from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.groups import by_group
 from charter.raters.personal import MIN_VOTES, HeldOut, final_heads, held_out
 from charter.raters.vote_files import find, read_votes, text_files
-from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
+from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs, without_ties
 from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
 from charter.recipe.settings import LoRASettings
-from charter.recipe.source import locate
 from charter.records import Prompt, Rating, Response
 from charter.run.files import HEAD_CARD, folder_name, read_json, read_jsonl, write_json
 from charter.run.hashes import file_hash, model_hash
@@ -80,7 +79,7 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
             pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
         excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
         train, held_out = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
-        test = [pair for pair in held_out if pair.weight != 0.5]  # a tie has no better answer
+        test = without_ties(held_out)
         check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
         scorers = train_reward_model(trunk, train, settings, stage, limit=room)
         counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures,
@@ -172,22 +171,22 @@ def response_features(
     """The last hidden state (N, H) of a trained reward model at the end of each response: the input of its head.
 
     ``reward``: a run folder, the folder that `charter reward train` made, or a folder with reward_model.json. ``model``: the
-    model that the reward model was trained from; of a run by default its fine-tuned model. InputError if the reward model or
-    the prompt of a response is missing.
+    model that the reward model was trained from, unless the reward model knows it. InputError if the reward model or the prompt
+    of a response is missing.
     """
     folder = reward_folder(reward)
-    if model is None:
-        of_run = reward / "sft" / "model"
-        model = str(of_run) if of_run.is_dir() else locate("package:charter.testbed/model", Path.cwd())
     missing = next((response for response in responses if response.prompt_id not in prompts), None)
     if missing is not None:
         raise InputError(
             f"the prompt {missing.prompt_id!r} of response {missing.id!r} is missing; give the file with all prompts as --prompts"
         )
-    card = read_json(folder / REWARD_CARD)
-    lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
-    trunk = load_reward_trunk(model, device=pick_device("auto"), lora=lora)
-    scorers = trunk.load_scorers(folder)
+    if model is None:
+        trunk, scorers = load_reward_model(folder, device=pick_device("auto"))
+    else:
+        card = read_json(folder / REWARD_CARD)
+        lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
+        trunk = load_reward_trunk(model, device=pick_device("auto"), lora=lora)
+        scorers = trunk.load_scorers(folder)
     room = min(limit, trunk.room or limit)
     return features_of(trunk, scorers.roles[0], [(prompts[r.prompt_id], r.text) for r in responses], room)[0]
 

@@ -124,16 +124,16 @@ def response_item(row: Row) -> Item | str:
 
 def agreement(items: Sequence[Item], scored: Sequence[Sequence[float] | None]) -> dict[str, Any]:
     """How often the better answer of a pair scores higher, clustered by dialogue, where the label is not a tie; of responses
-    Spearman's ρ with their ratings. Empty without labels."""
+    Spearman's ρ with the ratings that there are. Empty without labels."""
     scores = [row for row in scored if row is not None]
     if len(items[0].answers) == 2:
         differences = [(a - b) * (item.truth or math.nan) for item, (a, b) in zip(items, scores, strict=True)]
         right = [None if math.isnan(d) else 0.5 if d == 0 else float(d > 0) for d in differences]
         share = clustered_share(right, [item.group for item in items])
         return {"accuracy": share.value, "ci": share.ci, "n": share.n, "ties": share.n_unscored}
-    if any(item.truth is None for item in items):
-        return {}
-    return {"spearman": spearman([row[0] for row in scores], [item.truth or 0.0 for item in items])}
+    ratings = [item.truth for item in items]
+    rated = sum(rating is not None for rating in ratings)
+    return {"spearman": spearman([row[0] for row in scores], ratings), "n": rated} if rated else {}
 
 
 def write_rows(out: Path, rows: Sequence[Row], columns: Sequence[str], scored: Sequence[Sequence[float] | None]) -> None:

@@ -74,7 +74,7 @@ def gather_feedback(
         return pair_revisions(run, settings, prompts, revisions)
     if settings.contrast is not None:
         return pair_by_contrast(run, recipe, settings, settings.contrast, models, prompts, start, name)
-    labelled = read_pairs(Path(settings.labelled_pairs)).pairs[: settings.gate_pairs] if settings.labelled_pairs else []
+    labelled = read_pairs(Path(settings.labelled_pairs)).decided[: settings.gate_pairs] if settings.labelled_pairs else []
     ranks = ("priority", "authority") if settings.priorities else ()
     stances = stances_of(settings)
     inputs = {

@@ -42,6 +42,7 @@ def revise_answers(
     assert scorer is not None, "a recipe that revises names a scorer"
     shots = load_few_shots(Path(settings.few_shots)) if settings.few_shots else []
     share = recipe.sft.helpful_fraction if recipe.sft is not None else 0.0
+    all_rounds = recipe.sft is not None and recipe.sft.use_revisions == "all"  # which are more to balance
     inputs = {
         "prompts": prompts.output_hash,
         **hashes_of_principles(constitution, "critique", "revision"),
@@ -49,7 +50,7 @@ def revise_answers(
         "model": models.base.hash,
         "scorer": scoring.hash,
         "gate": content_id([recipe.gates.min_base_harm, recipe.gates.max_unscored]),
-        "helpful": content_id(share),
+        "helpful": content_id([share, "all"] if all_rounds else share),
         "samplers": content_id([models.hash_of(settings.generator), models.hash_of(settings.critic)]),
         "batch": str(recipe.batch_size),
         "precision": recipe.arithmetic,
@@ -69,7 +70,7 @@ def revise_answers(
         rounds = revise_in_rounds(stage, recipe, settings, critic, constitution, messages, red_team, originals)
         kept = check_revisions(gates, stage, settings, scorer, red_team, harmful, rounds)
         benign = read_stage_prompts(prompts, "train", "benign")
-        n_helpful = min(round(kept * share / (1 - share)), len(benign))
+        n_helpful = min(helpful_answers(kept, rounds, share, all_rounds=all_rounds), len(benign))
         helpful = respond("helpful.jsonl", generator, benign[:n_helpful]) if n_helpful else []
         excluded = Counter(r.excluded for rows in rounds for r in rows if r.excluded)
         stage.finish(
@@ -77,6 +78,13 @@ def revise_answers(
              "excluded": dict(excluded), "helpful": sum(r.finish_reason == "stop" for r in helpful), "gates": gates.of(stage)}
         )  # fmt: skip
     return stage
+
+
+def helpful_answers(kept: int, rounds: Sequence[Sequence[Revision]], share: float, *, all_rounds: bool) -> int:
+    """How many helpful answers are ``share`` of the data with the last usable revisions of ``kept`` prompts, or those of all
+    rounds."""
+    learned = sum(not row.excluded for rows in rounds for row in rows) if all_rounds else kept
+    return round(learned * share / (1 - share))
 
 
 def score_harm(scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Harm:

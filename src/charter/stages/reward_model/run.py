@@ -12,7 +12,7 @@ from charter.models.cut import Cut
 from charter.models.heads import Scorers
 from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
-from charter.reading.pairs import clusters_of, read_pairs, split_pairs
+from charter.reading.pairs import clusters_of, read_pairs, split_pairs, without_ties
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
 from charter.records import Pair
@@ -54,7 +54,7 @@ def train_reward(
             with naming_the_row([Path(file) for file in files]):
                 differ, _, cut = pairs_that_differ(trunk, pairs, limit)
             train, test = split_pairs(differ, test_fraction=settings.test_fraction, seed=recipe.seed)
-            if not train or not test:
+            if not train or not without_ties(test):
                 raise GateError(f"{len(differ)} usable pairs are too few to train and to measure on: {cut.words(limit)}")
             return trunk, train_reward_model(trunk, train, settings, stage, limit=limit), test, len(train), cut
 
@@ -64,12 +64,15 @@ def train_reward(
         trunk.save_scorers(scorers, folder)
         if name.endswith(FLIPPED):
             team().on_main(lambda: mark_flipped(folder))
-        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
+        decided = without_ties(test)
+        result = reward_accuracy(trunk, scorers, decided, settings.tokens_per_micro_batch, limit)
         if recipe.feedback is not None and labelled:
             with naming_the_row([Path(labelled)]):
-                known, _, _ = pairs_that_differ(trunk, read_pairs(Path(labelled)).pairs[: recipe.feedback.gate_pairs], limit)
-            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
-        stage.finish({**result, "train_pairs": n_train, "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})
+                known, _, _ = pairs_that_differ(trunk, read_pairs(Path(labelled)).decided[: recipe.feedback.gate_pairs], limit)
+            if known:
+                result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
+        stage.finish({**result, "train_pairs": n_train, "ties": len(test) - len(decided), "cut": cut.figures,
+                      "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
     return stage
 
 

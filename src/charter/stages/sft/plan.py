@@ -12,8 +12,7 @@ def load(counted: Counted, settings: SFTSettings) -> Load:
     tokens = n * row
     if revise is not None:
         revised_row = lengths.prompt + revise.max_new_tokens + 1
-        all_of_them = settings.use_revisions == "all" and revise.context is None
-        tokens += (counted.n_revised * (revise.rounds if all_of_them else 1) + counted.n_helpful) * revised_row
+        tokens += (counted.n_learned + counted.n_helpful) * revised_row
         row, response = max(row, revised_row), max(response, revise.max_new_tokens + 1)
     work.hold(counted.shape, 1)
     work.train(counted.shape, settings.lora, roles=1)
