@@ -201,6 +201,13 @@ def test_a_scorer_that_cannot_say_stops_the_run(tmp_path, write_recipe, random_l
     assert "unscored" in report["stopped"]
 
 
+def test_a_judge_without_labelled_pairs_stops_the_run_before_anything_is_computed(tmp_path, write_recipe, random_llama):
+    recipe = load_recipe(write_recipe(random_llama, gates={"override": False}, feedback={"labelled_pairs": None}))
+    with pytest.raises(GateError, match="no labelled pairs to test the judge on"):
+        run_recipe(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def count_words(_: str, response: str) -> int:
     return len(response.split())
 
