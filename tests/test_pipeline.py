@@ -297,6 +297,17 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert policy_of(run) == run / "rl/model"
 
 
+@pytest.mark.parametrize("kinds", [("red_team", "benign", "harmful"), ("task",)])
+def test_prompts_of_neither_kind_are_counted_where_others_are_of_one(tmp_path, write_recipe, random_llama, capsys, kinds):
+    rows = [
+        {"prompt": f"{kind} {n}", "tags": [kind], "split": split} for kind in kinds for n, split in [(1, "train"), (2, "test")]
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"revise": None, "sft": None, "prompts": {"files": ["p.jsonl"]}}
+    run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", until="prompts", quiet=False)
+    assert ("prompts: 2 have neither the tag red_team nor benign" in capsys.readouterr().err) == ("harmful" in kinds)
+
+
 def test_a_renamed_file_of_prompts_is_read_again(tmp_path, write_recipe, random_llama):
     left_out = dict.fromkeys(("revise", "sft", "feedback", "rl"))
     for name, kind in (("or-bench-toxic.csv", "red_team"), ("or-bench-hard.csv", "benign")):
