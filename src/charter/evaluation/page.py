@@ -246,8 +246,7 @@ def before_view(report: Report) -> dict[str, Any] | None:
         return None
     rows = [
         {
-            "name": title_of(name), "arm": row.get("arm"), "n": row.get("n"), "n_missing": row.get("n_missing"),
-            "n_unscored": row.get("n_unscored") or 0,
+            "name": title_of(name), **{key: row.get(key) for key in ("arm", "n", "n_missing", "n_unscored")},
             "values": [number_text(row.get(key), is_share(name, report)) for key in ("value_a", "value_b")],
             "difference": difference_text(row.get("difference"), name, report),
             "ci": interval_text(interval_of(row), name, report).removeprefix("95% interval "),
