@@ -191,7 +191,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, texts, weight, tags):
         ("revision: Rewrite it peacefully.", "", "line 3, field 'principles.0': principle 'peace' lacks the revision"),
         ("preference: Which reply is more helpful?", "", "line 10, field 'principles.1': principle 'helpful' has no use"),
         ("Which reply is more helpful?", '" "', "line 12, field 'principles.1.preference': empty"),
-        ("tags: [benign]", "tags: benign", "line 13, field 'principles.1.tags'"),
+        ("tags: [benign]", "tags: benign", "line 13, field 'principles.1.tags': must be a list; write [benign]"),
         ("tags: [benign]", "polarity: flipped", "line 13, field 'principles.1.polarity': not read; leave the key out"),
         ("    title: Helpful\n", "", "line 10, field 'principles.1.title': missing"),
         ("title: Small", "title: &a Small\ndescription: *a", "line 2: alias *a is not allowed"),

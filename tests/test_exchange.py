@@ -24,10 +24,13 @@ from charter.votes.merging import merge_folders
 from charter.votes.training_rows import (
     CONTRADICTION,
     HARMFUL,
+    IDENTICAL,
+    NO_PAIR,
     NO_VERDICT,
     SPLIT,
     SUPERSEDED,
     TIED,
+    TWO_LABELS,
     WEAK,
     Selection,
     Tally,
@@ -118,6 +121,20 @@ def test_what_decides_nothing_is_counted_and_not_trained_on(tmp_path):
     assert manifest["left_out"] == {
         SUPERSEDED: 1, NO_VERDICT: 1, TIED: 1, CONTRADICTION: 1, "rater bob": 1, "rater kind rule": 1
     }  # fmt: skip
+
+
+def test_a_vote_without_a_pair_and_a_text_with_two_labels_are_counted(tmp_path):
+    twin = respond(HI, "yes", model="other")
+    votes = [vote("01", (YES, NO), ("F", "F")), vote("02", (YES, twin), (1, 2)), vote("03", (YES, NO), (1, 2))]
+    folder = folder_of(tmp_path, *votes, responses=(YES, NO, twin))
+    rows, manifest = export(folder)
+    assert [row["judgment_id"] for row in rows] == ["03"]
+    assert manifest["left_out"] == {NO_PAIR: 1, IDENTICAL: 1}
+    rows, manifest = export(folder, "unpaired", "u.jsonl")
+    assert [(row["judgment_id"], row["completion"], row["label"]) for row in rows] == [
+        ("01", "yes", False), ("01", "no", False), ("03", "yes", True), ("03", "no", False)
+    ]  # fmt: skip
+    assert manifest["left_out"] == {TWO_LABELS: 2}
 
 
 def test_practice_and_gold_are_no_training_data(tmp_path):

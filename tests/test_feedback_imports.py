@@ -21,11 +21,12 @@ from charter.votes.exchange import export_feedback
 from charter.votes.imports.files import import_feedback
 from charter.votes.imports.people import ASPECTS, ATTRIBUTES, FEW_SCORES, GAP, NOT_MARKED, NOT_SCORED
 from charter.votes.imports.people import REPEATED as REPEATED_ID
+from charter.votes.imports.votes import NO_PROMPT, NO_TEXT
 from charter.votes.judgments import read_judgments
 from charter.votes.merging import merge_folders
 from charter.votes.rankings import wins
 from charter.votes.training_rows import Selection
-from charter.votes.winners import NOT_BLIND, SAMPLED_OUT
+from charter.votes.winners import NO_VERDICT, NOT_BLIND, SAMPLED_OUT
 from feedback_folder import tips
 
 HH_SAMPLE = Path(__file__).parents[2] / "shared/data/hh-harmless-base.sample.jsonl.gz"
@@ -302,6 +303,33 @@ def test_arena_votes_with_ties_and_both_bad(tmp_path):
     ]  # fmt: skip
     _, evidence = imported(tmp_path, "140k.jsonl", json.dumps(rows[1]))
     assert said(evidence) == [("arena_user_1", [("a", 2), ("b", 1)])]
+
+
+def test_a_table_of_votes_on_two_answers(tmp_path):
+    """The first answer stood first; a row without a winner or a text is counted; a name of a rater may be a number."""
+    table = (
+        "question,answer_a,answer_b,winner,labeler,model_a,reason\n"
+        "Bake?,Mix.,No.,a,ann,m1,clear\nBake?,No.,Mix.,a,7,,\nBake?,Mix.,No.,tie,,,\nFix?,Nail it.,Never.,both bad,ann,,\n"
+        "Fix?,Nail it.,Never.,,bob,,\nFix?,,Never.,a,bob,,\n,Nail it.,Never.,b,bob,,\n"
+    )
+    result, evidence = imported(tmp_path, "votes.csv", table)
+    assert result["format"] == "votes"
+    assert result["left_out"] == {NO_VERDICT: 1, NO_TEXT: 1, NO_PROMPT: 1}
+    assert next((j.comment, evidence.response(j, j.order[0]).model) for j in evidence.judgments.in_order()) == ("clear", "m1")
+    assert said(evidence) == [
+        ("ann", [("Mix.", 1), ("No.", 2)]), ("7", [("No.", 1), ("Mix.", 2)]), ("unknown", [("Mix.", 1), ("No.", 1)]),
+        ("ann", [("Nail it.", "F"), ("Never.", "F")]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("header", "winner", "words"), [
+    ("prompt,answer a,answer b,winner", "a", "votes on two answers have the columns prompt, answer_a, answer_b, winner and"),
+    ("prompt,answer_a,answer_b,winner", "F", "line 2, field 'winner': is 'F'; write a, b, tie, both bad"),
+    ("prompt,answer_a,answer_b,winner", "-1", "line 2, field 'winner': is '-1'; write a, b, tie, both bad"),
+])  # fmt: skip
+def test_a_table_of_votes_that_cannot_be_read_says_what_to_write(tmp_path, header, winner, words):
+    with pytest.raises(InputError, match=words):
+        imported(tmp_path, "votes.csv", f"{header}\nBake?,Mix.,No.,{winner}\n")
 
 
 def test_trl_columns_with_soft_labels_and_raters(tmp_path):

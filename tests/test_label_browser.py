@@ -290,6 +290,11 @@ def test_an_edit_outlives_its_session_and_is_sent_after_signing_in_again(tmp_pat
             tab.keyboard.press("Enter")  # the first page sends by itself
         assert "Saved." in page.inner_text("main")
         assert page.evaluate("localStorage.length") == 0
+        context.set_offline(True)
+        page.fill("textarea[data-key=e]", "Written offline again.")
+        page.click("text=Send")
+        page.wait_for_selector("#notice:not([hidden])")
+        assert "Saved." not in page.inner_text("main")  # nothing is being saved
         context.close()
     (judgment,) = read_judgments(tmp_path / "p/judgments.jsonl")
     assert list(judgment.edit.values()) == ["An hour of work."]

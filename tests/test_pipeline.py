@@ -201,6 +201,13 @@ def test_a_scorer_that_cannot_say_stops_the_run(tmp_path, write_recipe, random_l
     assert "unscored" in report["stopped"]
 
 
+def test_a_judge_without_labelled_pairs_stops_the_run_before_anything_is_computed(tmp_path, write_recipe, random_llama):
+    recipe = load_recipe(write_recipe(random_llama, gates={"override": False}, feedback={"labelled_pairs": None}))
+    with pytest.raises(GateError, match="no labelled pairs to test the judge on"):
+        run_recipe(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def count_words(_: str, response: str) -> int:
     return len(response.split())
 
@@ -292,6 +299,17 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert (run / "rl-2/model").is_dir()
     assert model_of_run(run, "policy") == str(run / "rl/model")
     assert policy_of(run) == run / "rl/model"
+
+
+@pytest.mark.parametrize("kinds", [("red_team", "benign", "harmful"), ("task",)])
+def test_prompts_of_neither_kind_are_counted_where_others_are_of_one(tmp_path, write_recipe, random_llama, capsys, kinds):
+    rows = [
+        {"prompt": f"{kind} {n}", "tags": [kind], "split": split} for kind in kinds for n, split in [(1, "train"), (2, "test")]
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"revise": None, "sft": None, "prompts": {"files": ["p.jsonl"]}}
+    run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", until="prompts", quiet=False)
+    assert ("prompts: 2 have neither the tag red_team nor benign" in capsys.readouterr().err) == ("harmful" in kinds)
 
 
 def test_a_renamed_file_of_prompts_is_read_again(tmp_path, write_recipe, random_llama):

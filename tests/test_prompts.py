@@ -82,6 +82,13 @@ def test_jsonl_rows_of_every_shape_are_one_prompt(tmp_path):
     assert found[0].source == "p.jsonl"
 
 
+@pytest.mark.parametrize("tags", ['"red_team, direct"', "Benign", "red team; x", "red-team", "Redteam"])
+def test_a_kind_in_other_letters_is_refused(tmp_path, tags):
+    """The prompt would be of neither kind, and no stage would say so."""
+    with pytest.raises(InputError, match=r"line 2, field 'tags': is '.*'; write the kind as red_team or benign"):
+        read(tmp_path / "p.csv", f"prompt,tags\nhi,{tags}\n")
+
+
 def test_columns_tags_and_source(tmp_path):
     row = {"id": 7, "prompt": "hi", "principle": "peace", "tags": ["a", "b"], "split": "test", "source": "s"}
     (prompt,) = read(tmp_path / "p.jsonl", json.dumps(row), tags=["b", "c"])

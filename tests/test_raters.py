@@ -125,6 +125,31 @@ def test_repeats_ties_and_failures_are_counted():
     assert (bob.repeats, bob.failed_rate) == (None, 0)
 
 
+def test_one_reversed_rater_of_three_is_found():
+    """Two agree on every prompt and the third contradicts both: two votes agree less often than chance. At a spread near 0 every
+    slope was 1, with an interval of a few hundredths."""
+    judgments = [
+        Judgment(id=f"{i}-{rater}", set_id=f"s{i}", prompt_id=f"p{i}", rater_id=rater, rater_kind="human",
+                 order=(f"{i}a", f"{i}b")[:: 1 if (i + len(rater)) % 2 else -1],
+                 ranks={f"{i}a": 1 + (rater == "cem"), f"{i}b": 2 - (rater == "cem")})
+        for i in range(40) for rater in ("ann", "bob", "cem")
+    ]  # fmt: skip
+    lines = {line.rater: line for line in rater_lines(votes_of(judgments))}
+    assert lines["cem"].words == ("reversed",)
+    assert lines["cem"].beta < 0 < min(lines["ann"].beta_ci[0], lines["bob"].beta_ci[0])
+
+
+def test_coins_are_not_certainly_average():
+    """The votes of coins know next to nothing of a slope; the intervals were a few hundredths wide around 1."""
+    rng = np.random.default_rng(0)
+    judgments = [
+        Judgment(id=f"{i}-{rater}", set_id=f"s{i}", prompt_id=f"p{i}", rater_id=rater, rater_kind="human",
+                 order=(f"{i}a", f"{i}b"), ranks={f"{i}a": 1 + (first := int(rng.random() < 0.5)), f"{i}b": 2 - first})
+        for i in range(40) for rater in ("ann", "bob", "cem", "dan")
+    ]  # fmt: skip
+    assert all(line.beta_ci[1] - line.beta_ci[0] > 0.5 for line in rater_lines(votes_of(judgments)))
+
+
 def test_without_overlap_nothing_is_said_of_a_rater():
     judgments = [
         Judgment(

@@ -172,11 +172,22 @@ def test_a_tie_is_scored_and_is_neither_right_nor_wrong(reward, capsys, tie):
     assert (result["scored"], result["n"], result["ties"]) == (2, 1, 1)
 
 
+def test_a_response_without_its_prompt_keeps_its_row_and_is_counted(reward, capsys):
+    assert score(reward, [{"prompt": "Lamp?", "response": "No"}, {"prompt": "", "response": "No"}]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["rows"], result["scored"], result["left_out"]) == (2, 1, {"the prompt is missing": 1})
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "words"),
     [
         ([{"prompt": "Lamp?", "response": "No", "reward": 1}], {}, "this column already exists; rename it"),
-        ([{"prompt": "Lamp?"}], {}, "field 'response': missing"),
+        (
+            [{"prompt": "Lamp?"}],
+            {},
+            "field 'response': missing; name the columns prompt and response, or prompt, chosen and rejected",
+        ),
+        ([{"prompt": "", "response": "No"}], {}, "nothing to score (1 x the prompt is missing)"),
         ([{"prompt": "Lamp?", "chosen": "No", "rejected": "No"}], {}, "nothing to score (1 x chosen and rejected"),
         ([{"prompt": "Lamp?", "response": "No"}], {"out": "s.txt"}, "unknown suffix '.txt'"),
         ([{"prompt": "Lamp?", "response": "No"}], {"model": "none"}, "reward_model.json is missing"),

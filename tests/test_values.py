@@ -156,6 +156,7 @@ def test_the_report_compares_with_the_one_before_the_change(tmp_path, write_reci
         assert (rows[name]["value_a"], rows[name]["value_b"]) == pytest.approx((was[name, "policy"], now[name, "policy"]))
         assert rows[name]["n_missing"] == 0
     page = (run / "report.html").read_text()
+    assert page.count('unscored</small></td><td class="n">0</td>') == sum(row["n_unscored"] > 0 for row in rows.values())
     assert "Since the constitution changed" in page
     assert "&lt;b&gt;of more use" in page  # the text of the constitution, as text
     assert verify_run(run)["differences"] == []

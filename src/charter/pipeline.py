@@ -24,7 +24,7 @@ from charter.stages.controls import train_control
 from charter.stages.evaluate.run import evaluate
 from charter.stages.evaluate.scoring import Scoring
 from charter.stages.evaluate.wins import compare_arms
-from charter.stages.feedback.run import gather_feedback
+from charter.stages.feedback.run import NO_LABELLED_PAIRS, gather_feedback
 from charter.stages.gates import Gates
 from charter.stages.models import Model, Models
 from charter.stages.prompts.run import choose_prompts
@@ -46,6 +46,11 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
         raise InputError(f"unknown stage {until!r}; the stages are {', '.join(STAGES)}")
     check_trackers(recipe.trackers)
     check_files(recipe)
+    untested = recipe.feedback is not None and recipe.feedback.asks_judge and recipe.feedback.labelled_pairs is None
+    if untested and not recipe.gates.override and STAGES.index(until) >= STAGES.index("feedback"):  # now, not hours later
+        raise GateError(
+            f"gate 'judge beats chance': {NO_LABELLED_PAIRS} (--until sft stops before; gates.override: true goes through)"
+        )
     config = recipe.model_dump(mode="json")
     with Run(folder, seed=recipe.seed, quiet=quiet) as run, tracked(run, recipe.trackers, config):
         parts = parts_of(run, recipe)

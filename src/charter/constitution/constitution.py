@@ -356,6 +356,8 @@ def _first_problem(error: ValidationError) -> tuple[str | None, str, tuple[int |
             words = "not read; leave the key out, and let charter run RECIPE --controls flipped exchange the labels"
     elif problem["type"] == "string_type":
         words = f"{problem['input']!r} is not a text; put it in quotes"
+    elif problem["type"] == "tuple_type":
+        words = f"must be a list; write [{problem['input']}]" if isinstance(problem["input"], str) else "must be a list"
     elif problem["type"] == "literal_error" and isinstance(problem["input"], bool):
         words = "YAML reads a bare yes or no as true or false; put it in quotes"
     elif problem["type"] == "missing":

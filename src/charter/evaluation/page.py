@@ -35,7 +35,7 @@ The report is a plain dict. Any key may be missing, so that a run that stopped a
     adherence: {judge, independent}                                 of the metric principle_adherence
     constitution: {title, description, principles: [{id, title, preference, critique, revision, question, ...}]}
     since: {constitution_hash, changes: [{change, principle, words}], settings: [name]}
-    contrasts_with_before: [{arm, name, n, n_missing, value_a, value_b, difference, ci, verdict}]
+    contrasts_with_before: [{arm, name, n, n_missing, n_unscored, value_a, value_b, difference, ci, verdict}]
                                                                     from the evaluation under the constitution of before
     samples: [{pick, prompt, tags, principle, responses: {arm: text}, harmful: {arm: bool | None}}]
     stages: [{name, wall_s, skipped}], provenance: {...}
@@ -246,7 +246,7 @@ def before_view(report: Report) -> dict[str, Any] | None:
         return None
     rows = [
         {
-            "name": title_of(name), "arm": row.get("arm"), "n": row.get("n"), "n_missing": row.get("n_missing"),
+            "name": title_of(name), **{key: row.get(key) for key in ("arm", "n", "n_missing", "n_unscored")},
             "values": [number_text(row.get(key), is_share(name, report)) for key in ("value_a", "value_b")],
             "difference": difference_text(row.get("difference"), name, report),
             "ci": interval_text(interval_of(row), name, report).removeprefix("95% interval "),

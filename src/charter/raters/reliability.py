@@ -178,7 +178,8 @@ def _spread(comparisons: Comparisons, ties: bool) -> tuple[float, float]:
     for _ in range(10):
         if pairs:
             least, most = (means(end, log_tie)[0] for end in SD_RANGE)
-            sd = SD_RANGE[0] if agreed <= least else SD_RANGE[1]
+            # Agreement below chance: no spread explains it, one reversed rater of three does. The strengths keep their prior.
+            sd = 1.0 if agreed <= least else SD_RANGE[1]
             if least < agreed < most:
                 sd = _root(lambda value, eta: means(value, eta)[0] - agreed, SD_RANGE, log_tie)
         if not ties:
@@ -299,5 +300,7 @@ def _standard_errors(
     inverse = np.linalg.inv(information)
     robust = inverse @ meat @ inverse * (n / np.maximum(n - 1, 1))[:, None, None]
     robust, posterior = (np.diagonal(part, axis1=1, axis2=2) for part in (robust, inverse))
-    errors = np.sqrt(np.where((n < MANY)[:, None], np.maximum(robust, posterior), robust))
+    # Where the votes know next to nothing of a slope, the sandwich is next to nothing and would look certain: the prior speaks.
+    unsure = (n < MANY) | (information[:, 0, 0] < 1.25 * BETA_SD**-2)
+    errors = np.sqrt(np.where(unsure[:, None], np.maximum(robust, posterior), robust))
     return errors[:, 0], errors[:, 1]

@@ -14,7 +14,7 @@ from charter.raters.comparisons import Votes, as_comparisons, single_orders
 from charter.raters.groups import group_figures, lines_by_group, without_group
 from charter.raters.leaderboard import Leaderboard, leaderboard
 from charter.raters.lines import RaterLine, rater_lines
-from charter.raters.personal import HeldOut, tastes
+from charter.raters.personal import MIN_VOTES, HeldOut, tastes
 from charter.raters.reliability import fit_raters
 from charter.raters.responses import PromptRatings, rate_responses
 from charter.raters.vote_files import FOR_ROLE
@@ -28,8 +28,9 @@ def ratings_report(votes: Votes, of: str, *, equal_raters: bool = False) -> tupl
     """Ratings of ``models`` or ``responses`` as (JSON, lines). InputError if no two of them were compared."""
     comparisons = as_comparisons(votes, of)
     if not len(comparisons):
-        raise InputError("no comparison of two " + ("different models" if of == "models" else "responses")
-                         + f" ({counted(votes, comparisons.same_model)})")  # fmt: skip
+        words = "no comparison of two " + ("different models" if of == "models" else "responses")
+        remedy = "; --of responses rates the responses" if of == "models" and comparisons.same_model else ""
+        raise InputError(f"{words} ({counted(votes, comparisons.same_model)}){remedy}")
     head = f"{len(comparisons):,} comparisons from {counted(votes, comparisons.same_model)}"
     result: dict[str, Any] = {"of": of, "comparisons": len(comparisons), "said": votes.totals, "raters": len(votes.raters),
                               "prompts": len(np.unique(comparisons.prompt)), "same_model": comparisons.same_model}  # fmt: skip
@@ -234,7 +235,10 @@ def taste_report(predicted: HeldOut, votes: Votes, groups: Mapping[str, str] | N
     lines.append("shares of the votes that a head predicts which has not seen their prompts; own taste is different, not bad")
     gain = predicted.gain
     more = _with_interval(gain.difference, gain.ci, "+.3f")
-    lines.append(f"all heads together predict {more} more of the {gain.n:,} votes than the pooled head does")
+    if any(taste.own is not None for taste in of_raters):
+        lines.append(f"all heads together predict {more} more of the {gain.n:,} votes than the pooled head does")
+    else:
+        lines.append(f"no head was compared: {MIN_VOTES} decided votes of one {rows[0][0]} are the least")
     result: dict[str, Any] = {
         "said": votes.totals, "raters": [asdict(taste) for taste in of_raters], "gain": gain.difference, "gain_ci": gain.ci,
     }  # fmt: skip

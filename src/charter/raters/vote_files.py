@@ -17,10 +17,21 @@ from charter.records import Judgment, LabelSet, Prompt, RaterKind, Response, con
 from charter.run.files import read_jsonl
 from charter.votes.evidence import SETS
 from charter.votes.judgments import check_chain
-from charter.votes.winners import BOTH_BAD, FIRST, GAMES, MODELS_A, MODELS_B, NO_VERDICT, SECOND, TIE, outcome_of, set_aside
+from charter.votes.winners import (
+    BOTH_BAD,
+    FIRST,
+    GAMES,
+    MODELS_A,
+    MODELS_B,
+    NO_VERDICT,
+    RATER,
+    SECOND,
+    TIE,
+    outcome_of,
+    set_aside,
+)
 
 PROMPT = ("prompt_id", "question_id", "prompt", "instruction")
-RATER = ("rater_id", "rater", "labeler", "annotator", "judge")
 COUNTS = (("wins_a", FIRST), ("wins_b", SECOND), ("ties", TIE))
 MOST_VOTES = 20_000_000
 NOBODY = "unnamed"
@@ -182,7 +193,10 @@ def _add_row(table: _Table, row: Row, number: int, columns: tuple[str | None, ..
     a_field, b_field, prompt_field, rater_field = columns
     if a_field is None or b_field is None:
         names = ", ".join(map(str, row.values)) or "none"
-        raise row.bad(f"no models; give columns model_a, model_b and winner, or our judgments (columns here: {names})")
+        raise row.bad(
+            "no models; give columns model_a, model_b and winner, or our judgments; votes on answers become judgments by "
+            f"charter import FILE --out DIR (columns here: {names})"
+        )
     for field_of_first, names_of_field in ((prompt_field, PROMPT), (rater_field, RATER)):
         late = next((name for name in names_of_field if row.values.get(name) not in (None, "")), None)
         if field_of_first is None and late is not None:

@@ -229,7 +229,7 @@ def _tags(row: Row) -> list[str]:
     if isinstance(value, str):
         text = row.text("tags")
         if not text.startswith("["):
-            return [tag.strip() for tag in text.split(";") if tag.strip()]
+            return [_known_kind(row, tag.strip()) for tag in text.split(";") if tag.strip()]
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -237,7 +237,16 @@ def _tags(row: Row) -> list[str]:
     if value is not None and not (isinstance(value, list) and all(isinstance(tag, str) for tag in value)):
         raise row.bad("must be a list of texts", "tags")
     tags = Row({f"tags.{number}": tag for number, tag in enumerate(value or [])}, row.file, row.line)
-    return [tags.text(field) for field in tags.values]
+    return [_known_kind(row, tags.text(field)) for field in tags.values]
+
+
+def _known_kind(row: Row, tag: str) -> str:
+    """The tag. InputError for another way to write red_team or benign, or for one of these among commas: the prompt would be of
+    neither kind."""
+    parts = {re.sub(r"[\s_-]+", "_", part.strip().casefold()) for part in tag.split(",")}
+    if tag not in KINDS[:2] and parts & {*KINDS[:2], "redteam"}:
+        raise row.bad(f'is {tag[:60]!r}; write the kind as red_team or benign, and several tags as "one; two"', "tags")
+    return tag
 
 
 def _tags_text(tags: Sequence[str]) -> str:

@@ -251,6 +251,9 @@ def _compression(path: Path) -> tuple[str, Any]:
     try:
         with open(path, "rb") as file:
             head = file.read(6)
+    except IsADirectoryError:
+        more = "; charter export FOLDER --to trl --out F makes pairs of its votes" if (path / "judgments.jsonl").exists() else ""
+        raise InputError(f"is a folder; give a file{more}", file=path) from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from None
     name, opener = next(((name, opener) for magic, name, opener in MAGIC if head.startswith(magic)), ("", open))

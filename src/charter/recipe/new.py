@@ -81,7 +81,7 @@ feedback:
   prompts: 800
   responses_per_prompt: 2
   max_new_tokens: 128
-  # Pairs with known answers, on which the judge must beat chance before it labels anything (columns prompt, chosen, rejected).
+  # Pairs with known answers (columns prompt, chosen, rejected). The judge must beat chance on them, so a run needs this file.
   # labelled_pairs: known-pairs.jsonl
 
 reward_model:

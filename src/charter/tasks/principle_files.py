@@ -133,7 +133,7 @@ def infer_from_files(
     write_judged(votes_file, votes, panel, candidates.principles, held_out)
     result: dict[str, Any] = {
         **vote_counts(votes), "candidates": len(candidates.principles), "proposed": candidates.proposed,
-        "duplicates": candidates.duplicates, "candidates_left_out": candidates.left_out, "judge": sampler.name,
+        "duplicates": candidates.duplicates, "candidates_left_out": candidates.left_out, "judge": request.model,
         "protocol": request.protocol, "unread": panel.unread, "groups": [inference.figures() for inference in inferences],
         "constitution": files.get(EVERYONE), "constitutions": files, "judged": str(votes_file),
     }  # fmt: skip
@@ -158,7 +158,7 @@ def explain_files(request: Request, file: Path, annotated: Path | None, most: in
     constitution = Constitution(title=rules.title, principles=usable)
     sampler = request.sampler()
     panel = ask_principles(request.judge(sampler), usable, votes.pairs, quiet=request.quiet)
-    result = vote_counts(votes) | {"judge": sampler.name, "protocol": request.protocol, "unread": panel.unread}
+    result = vote_counts(votes) | {"judge": request.model, "protocol": request.protocol, "unread": panel.unread}
     result |= {"principles_left_out": len(rules.principles) - len(usable)}
     result["groups"] = [explain_group(name, votes, panel, constitution, mask) for name, mask in masks.items()]
     parted = partings(votes, panel, constitution)

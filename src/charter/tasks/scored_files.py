@@ -114,6 +114,12 @@ def pair_item(row: Row) -> Item | str:
 def response_item(row: Row) -> Item | str:
     """The response of a row with its rating where it has one, or the reason to leave the row out."""
     row = usual_columns(row)
+    if "response" not in row.values:
+        names = ", ".join(map(str, row.values))
+        raise row.bad(f"missing; name the columns prompt and response, or prompt, chosen and rejected (columns here: {names})",
+                      "response")  # fmt: skip
+    if "prompt" in row.values and row.values["prompt"] in (None, ""):
+        return "the prompt is missing"
     answered = answered_prompt(row)
     if isinstance(answered, str):
         return answered

@@ -28,6 +28,8 @@ WEAK = "preferred by the weakest notch only"
 CONTRADICTION = "strength and ranks name different responses"
 HARMFUL = "asked for the more harmful response"
 TIED = "a tie"
+NO_PAIR = "no pair: every answer is an F, or there is one answer alone"
+TWO_LABELS = "a text that one vote calls good and bad"
 NO_GROUP = "a vote of a rater without a group"
 NOT_ALL_GROUPS = "a pair that not every group voted on"
 NOT_SHARED = "a pair on which groups differ, or one is split"
@@ -308,7 +310,9 @@ def label_rows(evidence: Evidence, selection: Selection, tally: Tally, among: se
         for row in _edits(evidence, judgment, tally):
             texts += [(row.chosen, True), (row.rejected, False)]
         tally.left_out[TIED] += not texts
-        for text, good in texts:
+        both = {text for text, good in texts if good} & {text for text, good in texts if not good}
+        tally.left_out[TWO_LABELS] += sum(text in both for text, _ in texts)
+        for text, good in ((text, good) for text, good in texts if text not in both):
             yield LabelRow(evidence.prompt(judgment), text, good, judgment.set_id, **_provenance(judgment))
 
 
@@ -367,7 +371,9 @@ def _decided(judgment: Judgment, selection: Selection, tally: Tally) -> list[tup
     if _too_weak(judgment, selection):
         tally.left_out[WEAK] += 1
         return []
-    return wins(judgment)
+    pairs = wins(judgment)
+    tally.left_out[NO_PAIR] += not (pairs or ties(judgment) or judgment.edit)
+    return pairs
 
 
 def _edits(evidence: Evidence, judgment: Judgment, tally: Tally) -> Iterator[PairRow]:

@@ -12,6 +12,7 @@ from charter.records import Rank
 FIRST, SECOND, TIE, BOTH_BAD = 1, -1, 0, 2
 RANKS: dict[int, tuple[Rank, Rank]] = {FIRST: (1, 2), SECOND: (2, 1), TIE: (1, 1), BOTH_BAD: ("F", "F")}
 MODELS_A, MODELS_B = ("model_a", "model_1", "generator_1"), ("model_b", "model_2", "generator_2")
+RATER = ("rater_id", "rater", "labeler", "annotator", "judge")  # columns that name who judged
 WORDS = {
     "a": FIRST, "modela": FIRST, "left": FIRST, "leftvote": FIRST, "first": FIRST, "1": FIRST, "model1": FIRST,
     "b": SECOND, "modelb": SECOND, "right": SECOND, "rightvote": SECOND, "second": SECOND, "2": SECOND, "model2": SECOND,

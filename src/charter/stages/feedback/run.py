@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from charter.recipe.recipe import Recipe
 
 C = TypeVar("C", Comparison, Case)
+NO_LABELLED_PAIRS = "no labelled pairs to test the judge on; set feedback.labelled_pairs"
 
 
 def gather_feedback(
@@ -185,7 +186,7 @@ def gate_judge(
         raise InputError(words, file=recipe.constitution, field="feedback.priorities")
     judge, card = better_judge(judges, labelled, constitution, seed=recipe.seed, batch_size=recipe.batch_size)
     if card is None:
-        words = "no labelled pairs to test the judge on; set feedback.labelled_pairs"
+        words = NO_LABELLED_PAIRS
         if labelled:
             words = f"no principle with a preference text applies to any of the {len(labelled)} labelled pairs; tag their prompts"
         gates.check(stage, "judge beats chance", False, words)

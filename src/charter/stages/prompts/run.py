@@ -49,6 +49,8 @@ def choose_prompts(run: Run, recipe: Recipe, settings: PromptSettings, models: M
         )  # fmt: skip
         if recipe.revise is not None:
             check_red_team(result["counts"])
+        if neither := of_neither_kind(result["counts"]):
+            models.say(f"prompts: {neither} have neither the tag red_team nor benign; no stage counts them as one of the two")
         if sorting is not None:
             models.say(f"prompts: {sorting.words()}")
         stage.finish(result | ({"sorting": sorting.figures()} if sorting is not None else {}))
@@ -89,6 +91,12 @@ def most_characters(model: Any) -> int | None:
     prompt, the rest for what is written about the prompt."""
     limit = context_length(model)
     return None if limit is None else 8 * max(limit // 8, 16)
+
+
+def of_neither_kind(counts: dict[str, int]) -> int:
+    """How many prompts are of neither kind, where others are of one; 0 where all are tasks."""
+    tasks = sum(n for name, n in counts.items() if name.endswith(" task"))
+    return tasks if sum(counts.values()) > tasks else 0
 
 
 def check_red_team(counts: dict[str, int]) -> None:

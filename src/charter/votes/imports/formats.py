@@ -32,6 +32,9 @@ class Format:
 
 PROMPTS = {"prompt", "instruction", "question", "query", "messages", "conversations", "conversation"}
 """Columns of a prompt beside chosen and rejected, which in hh-rlhf are whole dialogues."""
+PAIR_NAMES = (("answer1", "answer2"), ("response1", "response2"), ("response_a", "response_b"), ("text1", "text2"),
+              ("answer_a", "answer_b"), ("left", "right"))  # fmt: skip
+"""Usual columns of the two answers that were compared."""
 LABEL_STUDIO = ({"data", "annotations"}, {"task", "result"}, {"annotator", "annotation_id"})
 
 FORMATS: dict[str, Format] = {
@@ -51,6 +54,8 @@ FORMATS: dict[str, Format] = {
                         lambda c: {"completion_a", "completion_b", "normal_worker_annotations"} <= c),
     "helpsteer3": Format("people:read_helpsteer3", Rater("helpsteer3", "human"),
                          lambda c: {"context", "response1", "response2", "individual_preference"} <= c),
+    "votes": Format("tables:read_choice", Rater("unknown", "human"),
+                    lambda c: "winner" in c and PROMPTS & c and any(c >= set(pair) for pair in PAIR_NAMES)),
     "arena": Format("arena:read_vote", Rater("arena-users", "human"),
                     lambda c: {"model_a", "model_b"} <= c and {"winner", "winner_model_a"} & c),
     "annotated-pairs": Format("annotated:read_file", Rater("annotator", "human"),
@@ -75,4 +80,7 @@ def recognise(row: Row) -> str:
     names = ", ".join(map(str, columns))[:200] or "none"
     if {"model_a", "model_1"} & columns:
         raise row.bad(f"votes on models without their answers (columns here: {names}); rate them with charter ratings FILE")
-    raise row.bad(f"unknown format (columns here: {names}); name it with --from, one of {', '.join(NAMES)}")
+    raise row.bad(
+        f"unknown format (columns here: {names}); votes on two answers have the columns prompt, answer_a, answer_b, winner and "
+        f"rater; for another format use --from, one of {', '.join(NAMES)}"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from charter.reading.forms import LeftOut
 from charter.records import Rank
-from charter.votes.imports.formats import Rater
+from charter.votes.imports.formats import PAIR_NAMES, Rater
 from charter.votes.imports.votes import PROMPT_NAMES, Answer, Part, Unique, Vote
 from charter.votes.winners import RANKS, worded
 
@@ -20,8 +20,6 @@ NO_ANSWER = "an annotation without a comparison"
 BUCKETS = "sorted into buckets, whose order the file does not say"
 ABOUT_ONE = "a choice about one answer by itself"
 UNKNOWN_CHOICE = "a choice that names neither answer, nor a tie, nor both bad"
-PAIR_NAMES = (("answer1", "answer2"), ("response1", "response2"), ("response_a", "response_b"), ("text1", "text2"),
-              ("answer_a", "answer_b"), ("left", "right"))  # fmt: skip
 ITEM_TEXTS = ("body", "text", "html", "title")
 LINKS = re.compile(r"\b(the|is|are|answers|responses)\b")
 FILLERS = re.compile(r"\b(the|is|are|better|best|wins|good|answer|response|output|option|model|about)\b")

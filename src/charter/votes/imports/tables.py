@@ -1,18 +1,19 @@
-"""Tables of pairs, of single responses with a label, and of grouped rankings: TRL's, hh-rlhf's and our own exports."""
+"""Tables of pairs, of votes, of single responses with a label, and of grouped rankings: TRL's, hh-rlhf's and our own exports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from charter.reading.forms import LeftOut, good_by_label
+from charter.reading.forms import LeftOut, good_by_label, usual_columns
 from charter.reading.pairs import SPOKEN, answer_text, number, prompt_column, row_pair
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
 from charter.records import Pair, Prompt, Rank, RaterKind
-from charter.votes.imports.formats import Rater
+from charter.votes.imports.formats import PAIR_NAMES, Rater
 from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, Part, Unique, Vote, shown_by_coin
 from charter.votes.rankings import MARGINS, margin_of
+from charter.votes.winners import NO_VERDICT, RANKS, RATER, outcome_of
 
 NOTCHES = {round(margin, 6): strength for strength, margin in MARGINS.items() if margin}
 UNLABELLED = "a completion without a label"
@@ -49,6 +50,37 @@ def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
             margin=None if is_tie else margin_of(pair.weight),
             **why_of(row),
         )
+    )
+
+
+def read_choice(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
+    """A row with prompt, two answers (``PAIR_NAMES``) and ``winner``, whose words are those of
+    :func:`charter.votes.winners.outcome_of`. The first answer is taken to have stood first. ``rater`` or another column of
+    ``RATER`` names who judged; ``model_a`` and ``model_b`` the models."""
+    names = next((pair for pair in PAIR_NAMES if part.fields().keys() >= set(pair)), None)
+    if names is None:
+        raise part.bad("the two answers are missing; name their columns answer_a and answer_b")
+    question = usual_columns(part.row)
+    for field, reason in (("prompt", NO_PROMPT), (names[0], NO_TEXT), (names[1], NO_TEXT)):
+        if question.values.get(field) in (None, ""):
+            raise part[field].left_out(reason)
+    prompt = prompt_column(question)
+    if prompt is None:
+        raise part["prompt"].left_out(SPOKEN)
+    outcome = outcome_of(part.row)
+    if outcome is None:
+        raise part["winner"].left_out(NO_VERDICT)
+    models = [part[f"model_{side}"].name() or UNKNOWN for side in "ab"]
+    who = next((name for field in RATER if (name := part[field].name())), None)
+    yield Vote(
+        row=part.row,
+        prompt=prompt,
+        answers=tuple(Answer(answer_text(question, name, prompt), model) for name, model in zip(names, models, strict=True)),
+        ranks=RANKS[outcome],
+        rater=rater_of(part.row, rater if who is None else Rater(who, rater.kind)),
+        kind="pair",
+        principle=part.row.optional("principle"),
+        **why_of(part.row),
     )
 
 

@@ -179,6 +179,8 @@ function warn(key) {
   if (!key && !notice.hidden && notice.dataset.key) announce(words.back);
   notice.dataset.key = key;
   notice.hidden = !key;
+  const said = document.querySelector(".said");
+  if (key && said) said.textContent = ""; // "Saved." of the last vote would contradict the notice
   if (key && notice.textContent !== words[key]) notice.textContent = words[key];
 }
 
