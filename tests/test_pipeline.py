@@ -15,7 +15,7 @@ from charter.evaluation.arms import ScoredResponse
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import model_of_run
 from charter.models.packing import Tokens
-from charter.models.reward_trunk import load_reward_model
+from charter.models.reward_trunk import load_reward_model, reward_folder
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import STAGES, run_recipe
@@ -28,6 +28,7 @@ from charter.stages.feedback.run import check_system_turn, stances_of
 from charter.stages.models import Models
 from charter.statistics import distinct_pairs
 from charter.tasks.hub import gather
+from charter.tasks.own_files import features_of, response_features
 from charter.training.methods.reward_model import reward_scores
 from charter.verification import verify_run
 from charter.votes.exchange import export_feedback
@@ -284,6 +285,18 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert b"Harmful compliance" not in gather(run / "rl").files["README.md"]  # which the report does not measure
     assert not (run / "rl/model/README.md").exists()
     assert verify_run(run)["equal"]
+    report = json.loads((run / "report.json").read_text())
+    last = {name: json.loads((run / name / "manifest.json").read_text())["result"] for name in ("reward_model-2", "feedback-2")}
+    assert report["reward_model"] == {key: value for key, value in last["reward_model-2"].items() if key != "labelled"}
+    assert report["reward_model_on_labelled_pairs"] == last["reward_model-2"]["labelled"]
+    assert (report["judges"], report["candidates"]) == ([last["feedback-2"]["judge"]], last["feedback-2"]["candidates"])
+    assert reward_folder(run) == run / "reward_model-2/model"
+    prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
+    answers = list(read_jsonl(run / "feedback-2/responses.jsonl", Response))[:4]
+    trunk, scorers = load_reward_model(run / "reward_model-2/model")
+    rows = [(prompts[answer.prompt_id], answer.text) for answer in answers]
+    expected, _ = features_of(trunk, scorers.roles[0], rows, trunk.room)
+    assert response_features(run, None, prompts, answers) == pytest.approx(expected, abs=1e-5)
     run_recipe(load_recipe(two_rounds / "recipe.yaml", ["rounds=1"]), run, quiet=True)
     assert (run / "rl-2/model").is_dir()
     assert model_of_run(run, "policy") == str(run / "rl/model")

@@ -13,6 +13,7 @@ from charter.errors import InputError
 from charter.models.formats.adapters import moved_along
 from charter.models.heads import Scorers, ScoreScale
 from charter.models.load import check_folder, check_vocabulary, config_of, kind_of, load_base, load_tokenizer
+from charter.models.marks import last_round
 from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk, load_trunk
 from charter.recipe.settings import LoRASettings
 from charter.run.files import read_json
@@ -75,9 +76,9 @@ def load_reward_model(folder: Path, *, device: str = "cpu", precision: str = "fl
 
 
 def reward_folder(reward: Path) -> Path:
-    """The folder of a trained reward model: the named one, or that in a run folder or in what `charter reward train` made.
-    InputError if there is none."""
-    for part in ("", "reward_model/model", "train/model"):
+    """The folder of a trained reward model: the named one, that of a run's last round, or that in what `charter reward train`
+    made. InputError if there is none."""
+    for part in ("", f"{last_round(reward, 'reward_model')}/model", "train/model"):
         if (reward / part / REWARD_CARD).is_file():
             return reward / part
     if (reward / "config.json").is_file() and single_scorer(str(reward)):

@@ -65,6 +65,8 @@ def measured_lines(constitution: Constitution, measured: Mapping[str, Any]) -> I
            f"{percent(card['accuracy'])} of {card['n']}; a margin decides above {measured['noise_nats']:.2f} nats")  # fmt: skip
     if measured["without_principle"]:
         yield f"{measured['without_principle']} pairs left out: no principle applies to them"
+    if measured["ties"]:
+        yield f"{measured['ties']} pairs left out: by their label neither answer is the better one"
     ranked = any(row["rules"] is not None for row in measured["measured"])
     width = max(len(row["principle"]) for row in measured["measured"])
     yield f"{'':{width}}  {'right on its pairs':24}{'right on all':24}{'decides':24}" + ("  by priority" if ranked else "")

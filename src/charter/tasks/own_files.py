@@ -18,7 +18,7 @@ from charter.models.cut import Cut
 from charter.models.heads import Scorers
 from charter.models.load import pick_device
 from charter.models.packing import Tokens, clip
-from charter.models.reward_trunk import load_reward_trunk, reward_folder
+from charter.models.reward_trunk import base_and_lora, load_reward_trunk, reward_folder
 from charter.models.trunk import REWARD_CARD, REWARD_WEIGHTS, Trunk
 from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.groups import by_group
@@ -79,12 +79,11 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
         with naming_the_row([file]):
             pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
         excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
-        train, held_out = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
-        test = [pair for pair in held_out if pair.weight != 0.5]  # a tie has no better answer
-        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
+        train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
+        n_test = sum(pair.weight != 0.5 for pair in test)  # a tie has no better answer
+        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), n_test)
         scorers = train_reward_model(trunk, train, settings, stage, limit=room)
-        counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures,
-                  "ties": len(held_out) - len(test)}  # fmt: skip
+        counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures}
         return saver(
             trunk, scorers
         ), lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts
@@ -172,11 +171,16 @@ def response_features(
     """The last hidden state (N, H) of a trained reward model at the end of each response: the input of its head.
 
     ``reward``: a run folder, the folder that `charter reward train` made, or a folder with reward_model.json. ``model``: the
-    model that the reward model was trained from; of a run by default its fine-tuned model. InputError if the reward model or
+    model that the reward model was trained from; by default the base that its adapter names, else the fine-tuned model of the
+    run. InputError if the reward model or
     the prompt of a response is missing.
     """
     folder = reward_folder(reward)
-    if model is None:
+    card = read_json(folder / REWARD_CARD)
+    lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
+    if model is None and lora is not None:
+        model = base_and_lora(folder, card)[0]
+    elif model is None:
         of_run = reward / "sft" / "model"
         model = str(of_run) if of_run.is_dir() else locate("package:charter.testbed/model", Path.cwd())
     missing = next((response for response in responses if response.prompt_id not in prompts), None)
@@ -184,8 +188,6 @@ def response_features(
         raise InputError(
             f"the prompt {missing.prompt_id!r} of response {missing.id!r} is missing; give the file with all prompts as --prompts"
         )
-    card = read_json(folder / REWARD_CARD)
-    lora = LoRASettings(**card["lora"]) if isinstance(card, dict) and card.get("lora") else None
     trunk = load_reward_trunk(model, device=pick_device("auto"), lora=lora)
     scorers = trunk.load_scorers(folder)
     room = min(limit, trunk.room or limit)

@@ -36,9 +36,10 @@ def reader_from_file(
         seen = [pair for pair in pairs if pair.pair.principle != held_out]
         sides = split_pairs([pair.pair for pair in seen], test_fraction=settings.test_fraction, seed=start.seed)
         train, test = (readable_pairs(trunk, side, rules, room)[0] for side in sides)
-        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(seen), len(train), len(test))
+        n_test = sum(pair.pair.weight != 0.5 for pair in test)
+        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(seen), len(train), n_test)
         unseen = [pair for pair in pairs if pair.pair.principle == held_out]
-        if held_out is not None and not unseen:
+        if held_out is not None and all(pair.pair.weight == 0.5 for pair in unseen):
             raise InputError(f"no usable pair has the principle {held_out!r}; name one of the file", field="--hold-out")
         base = LocalSampler(trunk, "base")
         before = [accuracy_of(base, side) for side in (test, unseen)]
@@ -97,5 +98,8 @@ def right_of(sampler: Sampler, pairs: Sequence[ReadPair]) -> list[float]:
 
 
 def accuracy_of(sampler: Sampler, pairs: Sequence[ReadPair]) -> dict[str, Any]:
-    """Accuracy with its interval, clustered by dialogue."""
-    return share_with_interval(right_of(sampler, pairs), [pair.pair.group_id for pair in pairs])
+    """Accuracy with its interval, clustered by dialogue. A pair that is a tie by its label has no better answer: it is only
+    counted, in ``ties``."""
+    decided = [pair for pair in pairs if pair.pair.weight != 0.5]
+    accuracy = share_with_interval(right_of(sampler, decided), [pair.pair.group_id for pair in decided])
+    return accuracy | {"ties": len(pairs) - len(decided)}
