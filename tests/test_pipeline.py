@@ -303,6 +303,19 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert policy_of(run) == run / "rl/model"
 
 
+def test_ties_of_a_file_are_no_part_of_the_accuracy_of_the_reward_model(tmp_path, write_recipe, random_llama):
+    rows = [{"prompt": f"q {n}", "chosen": "Yes, gladly." if n % 2 else "No.", "rejected": "No." if n % 2 else "Yes, gladly.",
+             "p": 0.5 if n % 2 else 1} for n in range(24)]  # fmt: skip
+    (tmp_path / "ties.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_recipe(random_llama, **dict.fromkeys(("revise", "sft", "prompts", "evaluation", "rl")))
+    recipe = load_recipe(path, ["feedback={pairs: [ties.jsonl], labelled_pairs: ties.jsonl}", "reward_model.test_fraction=0.5"])
+    report = run_recipe(recipe, tmp_path / "run", until="reward_model", quiet=True)
+    held_out, labelled = report["reward_model"], report["reward_model_on_labelled_pairs"]
+    assert (held_out["n"] + held_out["ties"], labelled["n"], labelled["ties"]) == (12, 12, 12)
+    assert held_out["ties"] > 0
+    assert (held_out["baseline_shorter_wins"], labelled["baseline_shorter_wins"]) == (1.0, 1.0)
+
+
 def test_a_renamed_file_of_prompts_is_read_again(tmp_path, write_recipe, random_llama):
     left_out = dict.fromkeys(("revise", "sft", "feedback", "rl"))
     for name, kind in (("or-bench-toxic.csv", "red_team"), ("or-bench-hard.csv", "benign")):
