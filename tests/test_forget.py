@@ -262,6 +262,16 @@ def test_a_name_that_is_a_number_is_not_taken_for_a_count(tmp_path):
     assert read_json(folder / "a.json") == {"rows": rows[1:], "raters": [{"id": "2"}], "by_step": {"1": 0.4}}
 
 
+def test_a_short_comment_takes_no_row_of_others_along(tmp_path):
+    said = "I don't know"
+    votes = [vote("01", (YES, NO), (1, 2), rater_id="ann", comment=said), vote("02", (YES, NO), (2, 1), rater_id="bob")]
+    folder = write_folder(tmp_path / "f", [HI], [YES, NO], votes)
+    rows = [{"chosen": f"{said} that, sorry.", "rater_id": "bob"}, {"chosen": "a", "reason": f" {said}\n"}]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert forget(folder, "ann", WHY, WHEN)["left"] == [str(folder / "pairs.jsonl")]
+    assert [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()] == rows[:1]
+
+
 def test_a_person_known_by_name_alone_is_found(tmp_path):
     limit = csv.field_size_limit()
     (tmp_path / "camps.csv").write_text("rater,group\nann,left\nanna,right\n")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 RECORDS = ("prompts.jsonl", "responses.jsonl", "sets.jsonl")
 WRITTEN_BY_RATERS = ("red team", "hh-red-team", "prism", "community-alignment")  # sources of prompts that raters wrote
 SHORTEST = 12  # characters of a text that is searched for: a shorter one stands in many files by chance
+ALONE = 40  # a shorter text, such as "I don't know", may stand inside the words of others: that is named, and not taken out
 DATABASE, SETTINGS, RETRAIN = "labels.db", "label.yaml", "retrain"
 OF_A_MODEL = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
                         "vocab.txt", "merges.txt", "config.json", "generation_config.json"})  # fmt: skip
@@ -70,7 +71,7 @@ class Traces:
     def names(self, text: str, key: str) -> bool:
         """Whether a text is the person's name, or has something that they wrote. ``key``: its column, or its keys with dots."""
         is_name = text == self.person and (not self.person.isdecimal() or OF_RATERS.search(key) is not None)
-        return is_name or any(words in text for words in self.texts)
+        return is_name or text.strip() in self.texts or any(len(words) >= ALONE and words in text for words in self.texts)
 
 
 def forget(place: Path, person: str, reason: str, when: str | None = None) -> dict[str, Any]:
