@@ -317,7 +317,10 @@ def test_a_run_whose_judge_gives_reasons(tmp_path, capsys):
     # What a random model writes is some ten tokens for each of its own when it is read again.
     model = save_stand_in(tmp_path / "model", "llama", context=4096)
     recipe = write_tiny_recipe(tmp_path, model, feedback={"protocol": "reasoned", "abstain_below": 0.0, "gate_pairs": 4})
-    run_recipe(load_recipe(recipe), tmp_path / "run", until="feedback", quiet=True)
+    with open(tmp_path / "pairs.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "q", "chosen": "same", "rejected": "same"}) + "\n")
+    report = run_recipe(load_recipe(recipe), tmp_path / "run", until="feedback", quiet=True)
+    assert [row["n"] for row in report["left_out"] if row["reason"].startswith("left out: labelled pair: chosen and rej")] == [1]
     stored = list(read_jsonl(tmp_path / "run/feedback/judgments.jsonl", Judgment))
     assert all(abs(margin) <= math.log(1.5) + 1e-9 for label in stored for margin in label.margins_by_order)
     assert max(pair.weight for pair in read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair)) <= 0.6 + 1e-9
