@@ -286,10 +286,13 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert not (run / "rl/model/README.md").exists()
     assert verify_run(run)["equal"]
     report = json.loads((run / "report.json").read_text())
-    last = {name: json.loads((run / name / "manifest.json").read_text())["result"] for name in ("reward_model-2", "feedback-2")}
+    names = ("reward_model-2", "feedback-2", "feedback")
+    last = {name: json.loads((run / name / "manifest.json").read_text())["result"] for name in names}
+    feedback = [last["feedback"], last["feedback-2"]]
     assert report["reward_model"] == {key: value for key, value in last["reward_model-2"].items() if key != "labelled"}
     assert report["reward_model_on_labelled_pairs"] == last["reward_model-2"]["labelled"]
     assert (report["judges"], report["candidates"]) == ([last["feedback-2"]["judge"]], last["feedback-2"]["candidates"])
+    assert sum(row["judgments"] for row in report["data_card"]["raters"]) == sum(row["comparisons"] for row in feedback)
     assert reward_folder(run) == run / "reward_model-2/model"
     prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
     answers = list(read_jsonl(run / "feedback-2/responses.jsonl", Response))[:4]
