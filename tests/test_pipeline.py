@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from charter.commands.app import run_command
 from charter.commands.run import policy_of
 from charter.constitution.revise import under_stances
 from charter.errors import GateError, InputError
@@ -277,7 +278,7 @@ def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_t
     assert chosen == [answers[4 * i + j].id for i, j in enumerate(best)]
 
 
-def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
+def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds, capsys):
     run = two_rounds / "run"
     assert model_of_run(run, "policy") == str(run / "rl-2/model")
     assert gather(run).stage == "rl-2"
@@ -293,6 +294,10 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert report["reward_model_on_labelled_pairs"] == last["reward_model-2"]["labelled"]
     assert (report["judges"], report["candidates"]) == ([last["feedback-2"]["judge"]], last["feedback-2"]["candidates"])
     assert sum(row["judgments"] for row in report["data_card"]["raters"]) == sum(row["comparisons"] for row in feedback)
+    for words in (["export", "--to", "trl"], ["ratings", "--of", "responses"]):
+        command = [words[0], str(run), *words[1:], "--out", str(two_rounds / words[0])]
+        assert run_command(command) == 2
+        assert f"several rounds; name one, {run}/feedback to {run}/feedback-2" in capsys.readouterr().err
     assert reward_folder(run) == run / "reward_model-2/model"
     prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
     answers = list(read_jsonl(run / "feedback-2/responses.jsonl", Response))[:4]
