@@ -98,6 +98,7 @@ CASES = [
     Case("a recipe that is a list", "run r.yaml", ("r.yaml", "list"), {"r.yaml": "- a\n- b\n"}),
     Case("broken YAML", "run r.yaml", ("r.yaml", "line 3"), {"r.yaml": "model: x\nrl: [1,\n"}),
     Case("YAML with a tab", "run r.yaml", ("r.yaml", "line 2"), {"r.yaml": "rl:\n\tsteps: 1\n"}),
+    Case("a number that YAML reads as octal", "run r.yaml", ("r.yaml", "seed", "'010'"), {"r.yaml": recipe() + "seed: 010\n"}),
     Case("a key given twice", "run r.yaml", ("r.yaml", "line 2", "seed", "duplicate"), {"r.yaml": "seed: 1\nseed: 2\n"}),
     Case("YAML that is not UTF-8", "run r.yaml", ("r.yaml", "UTF-8"), {"r.yaml": b"title: \xff\n"}),
     Case("a NUL byte in a recipe", "run r.yaml", ("r.yaml",), {"r.yaml": b"title: a\x00b\n"}),

@@ -58,6 +58,9 @@ def test_the_method_chooses_the_settings(tmp_path):
 
 def test_set_puts_a_yaml_value_at_a_dotted_key():
     values = {"rl": {"method": "ppo", "steps": 3}}
+    assert override({}, ["a=010", "b=1:30", "c=0", "d=0.5", "e=-1", "f=1_000"]) == {
+        "a": "010", "b": "1:30", "c": 0, "d": 0.5, "e": -1, "f": 1000,
+    }  # fmt: skip
     assert override(values, ["rl.steps=5", "sft.lora.rank=2", "title=a=b", "prompts.files=[x, y]"]) == {
         "rl": {"method": "ppo", "steps": 5}, "sft": {"lora": {"rank": 2}}, "title": "a=b", "prompts": {"files": ["x", "y"]},
     }  # fmt: skip

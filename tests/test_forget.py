@@ -248,6 +248,30 @@ def test_a_run_trains_on_the_votes_that_are_left_and_its_seals_hold(tmp_path):
             assert not trained.done  # it learns from the pairs that are left
 
 
+def test_a_name_that_is_a_number_is_not_taken_for_a_count(tmp_path):
+    """Label Studio numbers its annotators."""
+    votes = [vote("01", (YES, NO), (1, 2), rater_id="1"), vote("02", (YES, NO), (2, 1), rater_id="bob")]
+    folder = write_folder(tmp_path / "f", [HI], [YES, NO], votes)
+    (folder / "raters.csv").write_text("rater,kind,votes\n1,human,3\nbob,human,1\n")
+    (folder / "rl_log.csv").write_text("step,reward\n0,1\n1,0.5\n")
+    rows = [{"rater": "1", "n": 2}, {"rater": "bob", "n": "1"}]
+    write_json(folder / "a.json", {"rows": rows, "raters": [{"id": "1"}, {"id": "2"}], "by_step": {"1": 0.4}})
+    assert forget(folder, "1", WHY, WHEN)["judgments"] == 1
+    assert (folder / "raters.csv").read_text() == "rater,kind,votes\nbob,human,1\n"
+    assert (folder / "rl_log.csv").read_text() == "step,reward\n0,1\n1,0.5\n"
+    assert read_json(folder / "a.json") == {"rows": rows[1:], "raters": [{"id": "2"}], "by_step": {"1": 0.4}}
+
+
+def test_a_short_comment_takes_no_row_of_others_along(tmp_path):
+    said = "I don't know"
+    votes = [vote("01", (YES, NO), (1, 2), rater_id="ann", comment=said), vote("02", (YES, NO), (2, 1), rater_id="bob")]
+    folder = write_folder(tmp_path / "f", [HI], [YES, NO], votes)
+    rows = [{"chosen": f"{said} that, sorry.", "rater_id": "bob"}, {"chosen": "a", "reason": f" {said}\n"}]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert forget(folder, "ann", WHY, WHEN)["left"] == [str(folder / "pairs.jsonl")]
+    assert [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()] == rows[:1]
+
+
 def test_a_person_known_by_name_alone_is_found(tmp_path):
     limit = csv.field_size_limit()
     (tmp_path / "camps.csv").write_text("rater,group\nann,left\nanna,right\n")

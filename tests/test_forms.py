@@ -114,11 +114,12 @@ def test_a_prompt_of_data_is_a_text(tmp_path):
     assert [turns(prompt) for prompt in read_prompts(lines(tmp_path / "d.jsonl", {"prompt": text}))] == [[("user", text)]]
 
 
-@pytest.mark.parametrize("label", ["FALSE", "False", "false", " false ", "0", "0.0", 0, 0.0, False])
+@pytest.mark.parametrize("label", ["FALSE", "False", "false", " false ", "0", "0.0", 0, 0.0, False, "no", "No"])
 def test_an_answer_labelled_as_bad_is_not_learned(tmp_path, label):
     """A spreadsheet writes FALSE, and pandas 0.0 beside missing values."""
     row = {"prompt": "Name a tree.", "completion": "Ox."}
-    file = lines(tmp_path / "k.jsonl", row | {"label": label}, row | {"label": "TRUE"}, row | {"label": "toxic"})
+    learned = [row | {"label": value} for value in ("TRUE", "yes", "toxic")]
+    file = lines(tmp_path / "k.jsonl", row | {"label": label}, *learned)
     assert read_demonstrations(file).excluded == {"the label is false: a bad answer": 1}
 
 

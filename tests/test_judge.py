@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from charter.commands.app import run_command
 from charter.constitution.constitution import Constitution, Principle
 from charter.evaluation.measures import measure_of
+from charter.evaluation.page import rows_left_out
 from charter.judging.gate import better_judge, judge_gate
 from charter.judging.judge import (
     QUESTIONS,
@@ -24,7 +26,7 @@ from charter.judging.judge import (
     pairs_of,
 )
 from charter.judging.protocols import PROTOCOLS, judges_of
-from charter.models.sampling.sampler import Sample
+from charter.models.sampling.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
@@ -298,11 +300,27 @@ def test_reasons_keep_the_sign_in_each_order_and_an_unread_choice_is_no_verdict(
     assert unread.margin is None
 
 
+def test_a_question_without_room_for_reasons_gets_no_verdict(tmp_path, caplog):
+    model = save_stand_in(tmp_path / "model", "llama", context=4096)
+    judge = PROTOCOLS["reasoned"](LocalSampler(load_trunk(str(model)), "small"))
+    prompts, groups = planted(2)
+    short, long = comparisons_of(prompts, groups, RULES, seed=0)
+    long = replace(long, first=long.first.model_copy(update={"text": "word " * 4096}))
+    read, unread = judge([short, long])
+    assert read.margin is not None
+    assert judge([short])[0].margin == pytest.approx(read.margin)
+    assert (unread.margin, judge([long])[0].margin) == (None, None)
+    assert "they get no verdict" in caplog.text
+
+
 def test_a_run_whose_judge_gives_reasons(tmp_path, capsys):
     # What a random model writes is some ten tokens for each of its own when it is read again.
     model = save_stand_in(tmp_path / "model", "llama", context=4096)
     recipe = write_tiny_recipe(tmp_path, model, feedback={"protocol": "reasoned", "abstain_below": 0.0, "gate_pairs": 4})
-    run_recipe(load_recipe(recipe), tmp_path / "run", until="feedback", quiet=True)
+    with open(tmp_path / "pairs.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "q", "chosen": "same", "rejected": "same"}) + "\n")
+    report = run_recipe(load_recipe(recipe), tmp_path / "run", until="feedback", quiet=True)
+    assert [row["n"] for row in report["left_out"] if row["reason"].startswith("left out: labelled pair: chosen and rej")] == [1]
     stored = list(read_jsonl(tmp_path / "run/feedback/judgments.jsonl", Judgment))
     assert all(abs(margin) <= math.log(1.5) + 1e-9 for label in stored for margin in label.margins_by_order)
     assert max(pair.weight for pair in read_jsonl(tmp_path / "run/feedback/pairs.jsonl", Pair)) <= 0.6 + 1e-9
@@ -335,6 +353,17 @@ def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():
     assert {drawn[p.prompt.id] for p in untagged} == {"peace", "privacy"}
     assert len(drawn) == 40
     assert judge_gate(knowing(1), [*peace, *benign], rules, seed=0, batch_size=32)["n_without_principle"] == 5
+
+
+def test_a_labelled_tie_says_nothing_about_the_judge():
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}"), chosen="good", rejected="bad", group_id=str(i)) for i in range(8)]
+    ties = [Pair(prompt=Prompt.ask(f"t{i}"), chosen="bad", rejected="good", group_id=f"t{i}", weight=0.5) for i in range(5)]
+    card = judge_gate(knowing(1), [*pairs, *ties], RULES, seed=0, batch_size=32)
+    assert (card["accuracy"], card["n"], card["n_ties"], card["n_without_principle"]) == (1.0, 8, 5, 0)
+    assert judge_gate(knowing(1), ties, RULES, seed=0, batch_size=32) is None
+    assert rows_left_out({"feedback": {"judge": card}}) == [
+        {"stage": "feedback", "reason": "labelled pair that is a tie", "n": 5}
+    ]
 
 
 def test_a_judgment_keeps_the_hash_of_the_question_that_was_asked():

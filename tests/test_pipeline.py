@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from charter.commands.app import run_command
 from charter.commands.run import policy_of
 from charter.constitution.revise import under_stances
 from charter.errors import GateError, InputError
@@ -15,7 +16,7 @@ from charter.evaluation.arms import ScoredResponse
 from charter.models.chat_template import encode_prompt, encode_response
 from charter.models.load import model_of_run
 from charter.models.packing import Tokens
-from charter.models.reward_trunk import load_reward_model
+from charter.models.reward_trunk import load_reward_model, reward_folder
 from charter.models.sampling.sampler import LocalSampler
 from charter.models.trunk import load_trunk
 from charter.pipeline import STAGES, run_recipe
@@ -28,6 +29,7 @@ from charter.stages.feedback.run import check_system_turn, stances_of
 from charter.stages.models import Models
 from charter.statistics import distinct_pairs
 from charter.tasks.hub import gather
+from charter.tasks.own_files import features_of, response_features
 from charter.training.methods.reward_model import reward_scores
 from charter.verification import verify_run
 from charter.votes.exchange import export_feedback
@@ -283,7 +285,7 @@ def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_t
     assert chosen == [answers[4 * i + j].id for i, j in enumerate(best)]
 
 
-def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
+def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds, capsys):
     run = two_rounds / "run"
     assert model_of_run(run, "policy") == str(run / "rl-2/model")
     assert gather(run).stage == "rl-2"
@@ -295,6 +297,25 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds):
     assert (report["reward_model"]["accuracy"], report["reward_model"]["ece"]) == (last["accuracy"], last["ece"])
     assert report["reward_model_on_labelled_pairs"] == last["labelled"] != first["labelled"]
     assert verify_run(run)["equal"]
+    report = json.loads((run / "report.json").read_text())
+    names = ("reward_model-2", "feedback-2", "feedback")
+    last = {name: json.loads((run / name / "manifest.json").read_text())["result"] for name in names}
+    feedback = [last["feedback"], last["feedback-2"]]
+    assert report["reward_model"] == {key: value for key, value in last["reward_model-2"].items() if key != "labelled"}
+    assert report["reward_model_on_labelled_pairs"] == last["reward_model-2"]["labelled"]
+    assert (report["judges"], report["candidates"]) == ([last["feedback-2"]["judge"]], last["feedback-2"]["candidates"])
+    assert sum(row["judgments"] for row in report["data_card"]["raters"]) == sum(row["comparisons"] for row in feedback)
+    for words in (["export", "--to", "trl"], ["ratings", "--of", "responses"]):
+        command = [words[0], str(run), *words[1:], "--out", str(two_rounds / words[0])]
+        assert run_command(command) == 2
+        assert f"several rounds; name one, {run}/feedback to {run}/feedback-2" in capsys.readouterr().err
+    assert reward_folder(run) == run / "reward_model-2/model"
+    prompts = {prompt.id: prompt for prompt in read_jsonl(run / "prompts/prompts.jsonl", Prompt)}
+    answers = list(read_jsonl(run / "feedback-2/responses.jsonl", Response))[:4]
+    trunk, scorers = load_reward_model(run / "reward_model-2/model")
+    rows = [(prompts[answer.prompt_id], answer.text) for answer in answers]
+    expected, _ = features_of(trunk, scorers.roles[0], rows, trunk.room)
+    assert response_features(run, None, prompts, answers) == pytest.approx(expected, abs=1e-5)
     run_recipe(load_recipe(two_rounds / "recipe.yaml", ["rounds=1"]), run, quiet=True)
     assert (run / "rl-2/model").is_dir()
     assert model_of_run(run, "policy") == str(run / "rl/model")
@@ -310,6 +331,19 @@ def test_prompts_of_neither_kind_are_counted_where_others_are_of_one(tmp_path, w
     changes = {"revise": None, "sft": None, "prompts": {"files": ["p.jsonl"]}}
     run_recipe(load_recipe(write_recipe(random_llama, **changes)), tmp_path / "run", until="prompts", quiet=False)
     assert ("prompts: 2 have neither the tag red_team nor benign" in capsys.readouterr().err) == ("harmful" in kinds)
+
+
+def test_ties_of_a_file_are_no_part_of_the_accuracy_of_the_reward_model(tmp_path, write_recipe, random_llama):
+    rows = [{"prompt": f"q {n}", "chosen": "Yes, gladly." if n % 2 else "No.", "rejected": "No." if n % 2 else "Yes, gladly.",
+             "p": 0.5 if n % 2 else 1} for n in range(24)]  # fmt: skip
+    (tmp_path / "ties.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_recipe(random_llama, **dict.fromkeys(("revise", "sft", "prompts", "evaluation", "rl")))
+    recipe = load_recipe(path, ["feedback={pairs: [ties.jsonl], labelled_pairs: ties.jsonl}", "reward_model.test_fraction=0.5"])
+    report = run_recipe(recipe, tmp_path / "run", until="reward_model", quiet=True)
+    held_out, labelled = report["reward_model"], report["reward_model_on_labelled_pairs"]
+    assert (held_out["n"] + held_out["ties"], labelled["n"], labelled["ties"]) == (12, 12, 12)
+    assert held_out["ties"] > 0
+    assert (held_out["baseline_shorter_wins"], labelled["baseline_shorter_wins"]) == (1.0, 1.0)
 
 
 def test_a_renamed_file_of_prompts_is_read_again(tmp_path, write_recipe, random_llama):

@@ -294,6 +294,13 @@ def test_the_command_measures_principles_on_the_testbed(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("24 of 600 labelled pairs, judge read by letters, right on ")
     assert lines[1].split() == ["right", "on", "its", "pairs", "right", "on", "all", "decides"]
+    rows = [{"prompt": f"q{i}", "chosen": "Yes.", "rejected": "No.", "p": 0.5 if i < 2 else 1} for i in range(6)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "rejected": "Yes."}]))
+    assert run_command(["constitution", "check", str(path), "--pairs", str(tmp_path / "p.jsonl"), *options[2:]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("4 of 6 labelled pairs")
+    assert lines[1].startswith("1 rows left out: chosen and rejected")
+    assert lines[2] == "2 pairs left out: by their label neither answer is the better one"
 
 
 @pytest.mark.parametrize(

@@ -401,6 +401,16 @@ def test_rising_harm_is_worse_and_over_optimised_where_the_reward_rose():
     assert verdict(report)["word"] == "worse"
 
 
+def test_whether_the_reward_rose_is_asked_of_the_last_training():
+    report = changed(as_json(full_report()), "harmful_compliance", 0.1, (0.05, 0.15))
+    rising = report["curves"]["rl"]
+    falling = [row | {"reward": -row["reward"]} for row in rising]
+    for last, word in ((rising, "over-optimised"), (falling, "worse")):
+        first = falling if last is rising else rising
+        report["curves"] = {"rl": first, "rl-10": last, "rl-2": first, "rl-flipped": first}
+        assert verdict(report)["word"] == word
+
+
 def test_a_cost_that_was_not_measured_is_no_evidence():
     report = as_json(full_report())
     report["contrasts"] = [row for row in report["contrasts"] if row["name"] != "helpfulness"]

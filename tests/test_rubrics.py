@@ -248,6 +248,7 @@ def test_a_reader_learns_principles_and_serves_one_that_it_has_not_seen(tmp_path
     rules.write_text(yaml.safe_dump({"title": "t", "principles": principles}))
     rows = [{"prompt": f"q{i}", "chosen": "blue" if name == "blue" else "red", "rejected": "red" if name == "blue" else "blue",
              "principle": name} for i in range(12) for name in ("red", "blue", "green", "other")]  # fmt: skip
+    rows += [{"prompt": "q0", "chosen": "blue", "rejected": "red", "principle": "green", "p": 0.5}]
     file.write_text("\n".join(map(json.dumps, rows)))
     command = ["reward", "train", str(file), "--constitution", str(rules), "--model", str(random_llama), "--out", str(out)]
     assert run_command([*command, "--hold-out", "green", "--epochs", "4", "--learning-rate", "0.01", "--per-step", "8"]) == 0
@@ -255,7 +256,7 @@ def test_a_reader_learns_principles_and_serves_one_that_it_has_not_seen(tmp_path
     assert metrics["accuracy"] == 1.0
     assert metrics["groups"]["blue"]["accuracy"] == 1.0
     assert metrics["held_out"]["principle"] == "green"
-    assert metrics["held_out"]["n"] == 12
+    assert (metrics["held_out"]["n"], metrics["held_out"]["ties"]) == (12, 1)
     assert metrics["excluded"] == {"pair without a principle of the constitution": 12}
     assert "principle held out, green:" in capsys.readouterr().out
     judge = LocalSampler(load_trunk(metrics["model"], precision="float32"), "reader")

@@ -159,6 +159,16 @@ def test_alarms_of_a_live_run_come_from_its_log(tmp_path):
     assert [alarm["detector"] for alarm in watch.alarms] == ["missing EOS"]
 
 
+def test_alarms_of_a_live_run_come_from_each_of_its_rounds(tmp_path):
+    folder = write_run(tmp_path / "demo", steps=0)
+    write_rows(folder / "rl/metrics.jsonl", [step(i) for i in range(10)])
+    shutil.copytree(folder / "rl", folder / "rl-2")
+    write_rows(folder / "rl-2/metrics.jsonl", [step(i, missing_eos=0.5) for i in range(10)])
+    watch = RunWatch(folder)
+    watch.look(locked_inodes())
+    assert [alarm["detector"] for alarm in watch.alarms] == ["missing EOS"]
+
+
 def test_the_rows_that_a_stage_will_write():
     counts = {"train red_team": 300, "train benign": 500}
     assert wanted_rows("revise", "originals.jsonl", {"prompts": 400, "rounds": 3}, counts) == 300

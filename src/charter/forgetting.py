@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,13 @@ if TYPE_CHECKING:
 RECORDS = ("prompts.jsonl", "responses.jsonl", "sets.jsonl")
 WRITTEN_BY_RATERS = ("red team", "hh-red-team", "prism", "community-alignment")  # sources of prompts that raters wrote
 SHORTEST = 12  # characters of a text that is searched for: a shorter one stands in many files by chance
+ALONE = 40  # a shorter text, such as "I don't know", may stand inside the words of others: that is named, and not taken out
 DATABASE, SETTINGS, RETRAIN = "labels.db", "label.yaml", "retrain"
 OF_A_MODEL = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
                         "vocab.txt", "merges.txt", "config.json", "generation_config.json"})  # fmt: skip
 """Files of a model, whose words are nobody's: they are neither edited nor searched."""
+OF_RATERS = re.compile(r"rater|annotator|labell?er|judge|person|user|worker|member|completed_by|(?:^|[.])name$", re.IGNORECASE)
+"""Columns and keys that hold names. Where the name of a person is a number, it counts there alone: elsewhere it is a count."""
 GONE: Any = object()  # what a value becomes that speaks of the person
 
 
@@ -64,9 +68,10 @@ class Traces:
         self.sets.add(judgment.set_id)
         self.texts |= {judgment.comment, *judgment.edit.values()}
 
-    def names(self, text: str) -> bool:
-        """Whether a text is the person's name, or has something that they wrote."""
-        return text == self.person or any(words in text for words in self.texts)
+    def names(self, text: str, key: str) -> bool:
+        """Whether a text is the person's name, or has something that they wrote. ``key``: its column, or its keys with dots."""
+        is_name = text == self.person and (not self.person.isdecimal() or OF_RATERS.search(key) is not None)
+        return is_name or text.strip() in self.texts or any(len(words) >= ALONE and words in text for words in self.texts)
 
 
 def forget(place: Path, person: str, reason: str, when: str | None = None) -> dict[str, Any]:
@@ -231,7 +236,8 @@ def rewrite(file: Path, traces: Traces, blank: dict[str, Judgment]) -> bool:
         return True
     if file.suffix == ".csv":
         rows = list(raw_csv(file))
-        kept = [text for text, cells in rows if not any(map(traces.names, cells))]
+        header = rows[0][1] if rows else []
+        kept = [text for text, cells in rows if not any(map(traces.names, cells, chain(header, repeat(""))))]
         if len(kept) < len(rows):
             with atomic_path(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
                 out.writelines(kept)
@@ -262,15 +268,15 @@ def without_row(line: str, row: Any, is_records: bool, traces: Traces, blank: di
     return line if left == row else "" if left is GONE else json.dumps(left, ensure_ascii=False) + "\n"
 
 
-def without(value: Any, names: Callable[[str], bool]) -> Any:
+def without(value: Any, names: Callable[[str, str], bool], keys: str = "") -> Any:
     """A JSON value without the entries of lists, and the keys of objects, that name a person; ``GONE`` where the value itself
-    does. An object one of whose values names them is about them, and goes as a whole."""
+    does. An object one of whose values names them is about them, and goes as a whole. ``keys``: those that lead to the value."""
     if isinstance(value, str):
-        return GONE if names(value) else value
+        return GONE if names(value, keys) else value
     if isinstance(value, list):
-        return [left for item in value if (left := without(item, names)) is not GONE]
+        return [left for item in value if (left := without(item, names, keys)) is not GONE]
     if isinstance(value, dict):
-        kept = {key: without(item, names) for key, item in value.items() if not names(key)}
+        kept = {key: without(item, names, f"{keys}.{key}") for key, item in value.items() if not names(key, keys)}
         return GONE if any(item is GONE for item in kept.values()) else kept
     return value
 

@@ -59,7 +59,6 @@ SIDE_BY_SIDE = (("sft", "policy"), ("flipped", "policy"))
 """The arms whose answers stand in one table, answers.A-B.csv."""
 TRAININGS = ("sft", "reward_model", "rl")
 ROUND = re.compile(r"(?:feedback|rl)((?:-\d+)?)")
-REWARD = re.compile(r"reward_model(?:-\d+)?")
 """The stages of a round; in the group how its names end."""
 
 
@@ -150,10 +149,8 @@ def stored_figures(
 ) -> dict[str, Any]:
     """The part of the report that follows from what a run folder stores, in running order: the ``results`` of its finished stages
     by name, the ``logs`` of its trainings (metrics.jsonl), and the rows of the stages `rl` and `evaluate`."""
-    evaluation, feedback, revise = (results.get(name, {}) for name in ("evaluate", "feedback", "revise"))
-    rewards: list[Mapping[str, Any]] = [result for name, result in results.items() if REWARD.fullmatch(name)]
-    last_reward = rewards[-1] if rewards else {}
-    reward_model = {k: v for k, v in last_reward.items() if k != "labelled"}
+    evaluation, revise = (results.get(name, {}) for name in ("evaluate", "revise"))
+    feedback, reward_model = (of_last_round(results, name) for name in ("feedback", "reward_model"))
     trained = [name for name in results if TRAINING.fullmatch(name)] or ["rl"]
     findings = findings_of(run, trained[-1]) if evaluation else []
     rounds = dict.fromkeys(match[1] for name in (*results, *logs) if (match := ROUND.fullmatch(name)))
@@ -166,8 +163,8 @@ def stored_figures(
         "contrasts_with_before": contrasts_with_before(run) if evaluation else [],
         "candidates": feedback.get("candidates"),
         "judges": [feedback["judge"]] if feedback.get("judge") else [],
-        "reward_model": reward_model or None,
-        "reward_model_on_labelled_pairs": last_reward.get("labelled"),
+        "reward_model": {k: v for k, v in reward_model.items() if k != "labelled"} or None,
+        "reward_model_on_labelled_pairs": reward_model.get("labelled"),
         "revisions": {key: revise[key] for key in ("rounds", "excluded", "kept")} if "rounds" in revise else None,
         "left_out": rows_left_out(results),
         "sorting": results.get("prompts", {}).get("sorting", {}).get("words"),
@@ -179,6 +176,12 @@ def stored_figures(
         + [finding.alarm for finding in findings if finding.raised],
         "detectors": [finding.row for finding in findings],
     }  # fmt: skip
+
+
+def of_last_round(results: Mapping[str, Mapping[str, Any]], stage: str) -> Mapping[str, Any]:
+    """The result of a stage in the last round that has one; empty without any. Results are in running order."""
+    rounds = [result for name, result in results.items() if re.fullmatch(rf"{stage}(-\d+)?", name)]
+    return rounds[-1] if rounds else {}
 
 
 def data_card(parts: Parts, stages: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -98,13 +98,12 @@ from charter.run.files import write_json, write_text
 from charter.statistics import holm
 
 MAX_SAMPLES = 40
-
-
 CUT_WORDS = {
     "rows": "cut to the most tokens of a row",
     "ends": "of these, cut at the end of the answer",
     "equal_pairs": "pair left out: chosen and rejected are the same tokens once they are cut",
 }
+JUDGE_WORDS = {"n_without_principle": "labelled pair to which no principle applies", "n_ties": "labelled pair that is a tie"}
 PROMPT_WORDS = {"duplicates": "prompt left out: a duplicate", "too_long": "prompt left out: too long for the model"}
 
 
@@ -127,8 +126,8 @@ def rows_left_out(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
         if {"comparisons", "verdicts", "ties"} <= result.keys():
             counts["comparison without a verdict"] = result["comparisons"] - result["verdicts"]
             counts["comparison with a tie"] = result["ties"]
-        without = (result.get("judge") or {}).get("n_without_principle") if isinstance(result.get("judge"), Mapping) else None
-        counts["labelled pair to which no principle applies"] = without
+        if isinstance(judge := result.get("judge"), Mapping):
+            counts |= {words: judge.get(key) for key, words in JUDGE_WORDS.items()}
         counts |= {words: (result.get("cut") or {}).get(key) for key, words in CUT_WORDS.items()}
         rows += [{"stage": stage, "reason": reason, "n": n} for reason, n in counts.items() if n]
     return rows

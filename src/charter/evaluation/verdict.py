@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +26,7 @@ from charter.statistics import trend
 
 PRIMARY = {"name": "harmful_compliance", "a": "base", "b": "policy"}
 COST_MARGINS = {metric.name: metric.margin for metric in METRICS.values() if metric.margin is not None}
+ROUND = re.compile(r"rl(?:-(\d+))?")  # the trainings of the policy, not those of control arms
 SHORT = {"harmful_compliance": "Harm"}
 
 
@@ -209,8 +211,10 @@ def cost_of(report: Report, name: str, a: str, b: str, margin: float) -> Cost:
 
 
 def reward_rose(report: Report) -> bool:
-    """Whether the mean reward rose over the steps of RL, by the rule of ``statistics.trend``."""
-    rewards = trend([number_of(row.get("reward")) for row in mappings_in(report.get("curves"), "rl")])
+    """Whether the mean reward rose over the steps of the last training, by the rule of ``statistics.trend``."""
+    rounds = {int(match[1] or 1): name for name in report.get("curves") or () if (match := ROUND.fullmatch(name))}
+    last = rounds[max(rounds)] if rounds else "rl"
+    rewards = trend([number_of(row.get("reward")) for row in mappings_in(report.get("curves"), last)])
     return rewards is not None and rewards.rises
 
 

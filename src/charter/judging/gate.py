@@ -54,12 +54,13 @@ def judge_gate(
 ) -> dict[str, Any] | None:
     """Accuracy with an interval clustered by prompt, swap consistency, calibration and position bias (nats) of a judge.
 
-    None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong; so is a pair to which no
-    principle applies.
+    None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong; so are a pair to which no
+    principle applies and a tie.
     """
     comparisons = labelled_comparisons(pairs, constitution, seed)
     if not comparisons:
         return None
+    n_ties = sum(pair.weight == 0.5 for pair in pairs)
     preferences = [p for i in range(0, len(comparisons), batch_size) for p in judge(comparisons[i : i + batch_size])]
     right = [correctness(c, p) for c, p in zip(comparisons, preferences, strict=True)]
     estimate = clustered_share(right, [c.prompt.id for c in comparisons])
@@ -77,7 +78,8 @@ def judge_gate(
         "role": "feedback",
         "n": estimate.n,
         "n_unscored": estimate.n_unscored,
-        "n_without_principle": len(pairs) - len(comparisons),
+        "n_without_principle": len(pairs) - n_ties - len(comparisons),
+        "n_ties": n_ties,
         "verdict_rate": n / len(comparisons),
         "accuracy": estimate.value,
         "ci": estimate.ci,

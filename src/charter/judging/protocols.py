@@ -37,7 +37,7 @@ from charter.judging.judge import (
     question_about,
 )
 from charter.judging.rubrics import probability, questions_of, totals
-from charter.models.sampling.sampler import Sampler, fill
+from charter.models.sampling.sampler import LocalSampler, Sampler, fill
 from charter.records import Message, Response
 
 REASON_TOKENS = 96  # a few sentences
@@ -114,20 +114,27 @@ class LikelihoodJudge(LanguageModelJudge):
 
 
 class ReasonedJudge(LanguageModelJudge):
-    """A language model that gives its reasons before it compares two responses: A or B?"""
+    """A language model that gives its reasons before it compares two responses: A or B? A question that leaves no room for the
+    reasons gets no verdict."""
 
     protocol, template = "reasoned", prompt_file("reasoned")
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Preference]:
         compare, choose = self.template.split("\n---\n")
         asked = [ask(shown, compare) for comparison in comparisons for shown in (comparison, comparison.swap())]
-        reasons = self.sampler.generate(asked, [[0]] * len(asked), temperature=0.0, max_new_tokens=REASON_TOKENS)
+        local = self.sampler if isinstance(self.sampler, LocalSampler) else None
+        fits = [local is None or local.has_room(question, REASON_TOKENS) for question in asked]
+        if not any(fits):
+            return [Preference(math.nan, math.nan)] * len(comparisons)
+        short = [question for question, fit in zip(asked, fits, strict=True) if fit]
+        reasons = self.sampler.generate(short, [[0]] * len(short), temperature=0.0, max_new_tokens=REASON_TOKENS)
         last = Message(role="user", content=choose.strip())
         dialogues = [
             (*question, Message(role="assistant", content=group[0].text or NO_REASON), last)
-            for question, group in zip(asked, reasons, strict=True)
+            for question, group in zip(short, reasons, strict=True)
         ]
-        margins = [clamped(a - b) for a, b in self.sampler.option_logprobs(dialogues, [LETTERS] * len(dialogues))]
+        read = iter(self.sampler.option_logprobs(dialogues, [LETTERS] * len(dialogues)))
+        margins = [clamped(a - b) for a, b in (next(read) if fit else (math.nan, math.nan) for fit in fits)]
         return [Preference(a, -b) for a, b in zip(margins[0::2], margins[1::2], strict=True)]
 
 

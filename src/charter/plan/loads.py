@@ -85,7 +85,7 @@ def count(recipe: Recipe, device: str) -> Counted:
     lengths = measure_lengths(recipe, constitution, train, tokenizer)
     known = recipe.feedback.labelled_pairs if recipe.feedback is not None else None
     most = recipe.feedback.gate_pairs if recipe.feedback is not None else 0
-    labelled = min(len(read_pairs(Path(known)).decided), most) if known else 0
+    labelled = min(len(read_pairs(Path(known)).pairs), most) if known else 0
     examples, pairs = read_given(recipe, tokenizer, shapes["base"].positions)
     return Counted(recipe, shapes, lengths, counts, to_sort, labelled, examples, pairs, device)
 

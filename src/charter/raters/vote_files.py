@@ -15,7 +15,7 @@ from charter.raters.comparisons import Floats, Ints, Numbers, Votes, rater_names
 from charter.reading.rows import Row, is_nan, read_rows
 from charter.records import Judgment, LabelSet, Prompt, RaterKind, Response, content_id
 from charter.run.files import read_jsonl
-from charter.votes.evidence import SETS
+from charter.votes.evidence import SETS, feedback_of
 from charter.votes.judgments import check_chain
 from charter.votes.winners import (
     BOTH_BAD,
@@ -42,9 +42,10 @@ def find(path: Path, name: str) -> Path:
     """The file itself, or ``name`` in a folder or in the feedback stage of a run. InputError if there is none."""
     if not path.is_dir():
         return path
-    for place in (path / name, path / "feedback" / name):
-        if place.is_file():
-            return place
+    if (path / name).is_file():
+        return path / name
+    if (place := feedback_of(path) / name).is_file():
+        return place
     raise InputError(f"{name} is missing, here and in the folder feedback; give a file of votes", file=path)
 
 

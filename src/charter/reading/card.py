@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
@@ -23,8 +24,8 @@ from charter.run.files import read_jsonl
 NONE = "none"
 QUANTILES = {"min": 0.0, "p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
 SHOWN = 12  # lines of a table on the terminal
-VOTES_OF_RUN = ("feedback", "label")
-"""The folders of a run that have judgments: of the judge, and of people."""
+VOTES_OF_RUN = re.compile(r"feedback(-\d+)?|label")
+"""The folders of a run that have judgments: of the judge in each round, and of people."""
 
 
 @dataclass
@@ -167,7 +168,7 @@ def card_of(
     prompts = place
     if place.is_dir():
         prompts = next((f for f in (place / "prompts/prompts.jsonl", place / "prompts.jsonl") if f.is_file()), place)
-        folders = [place, *(place / name for name in VOTES_OF_RUN)]
+        folders = [place, *(folder for folder in sorted(place.iterdir()) if VOTES_OF_RUN.fullmatch(folder.name))]
         files = files or [file for folder in folders if (file := folder / "judgments.jsonl").is_file()]
         if prompts == place:
             raise InputError("prompts.jsonl is missing; give a file of prompts, a run folder or a folder of feedback", file=place)

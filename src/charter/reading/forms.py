@@ -29,8 +29,8 @@ TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipy
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call")
 MEDIA = ("image", "images", "videos", "audios")
-LABELS: dict[Any, bool] = {True: True, "1": True, "1.0": True, "true": True,
-                           False: False, "0": False, "0.0": False, "false": False}  # fmt: skip  # True == 1 == 1.0
+LABELS: dict[Any, bool] = {True: True, "1": True, "1.0": True, "true": True, "yes": True,
+                           False: False, "0": False, "0.0": False, "false": False, "no": False}  # fmt: skip  # True == 1 == 1.0
 
 
 class LeftOut(InputError):

@@ -30,11 +30,6 @@ class PairFile:
     n_rows: int
     excluded: dict[str, int]
 
-    @property
-    def decided(self) -> list[Pair]:
-        """The pairs that measure somebody: their label names a better answer."""
-        return without_ties(self.pairs)
-
 
 def read_pairs(path: Path) -> PairFile:
     """Read preference pairs from JSONL, JSON, CSV, TSV (these also compressed) or Parquet.
@@ -55,11 +50,6 @@ def read_pairs(path: Path) -> PairFile:
     field.
     """
     return PairFile(*read_usable(path, _pair_with_words, "pair"))
-
-
-def without_ties(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs that are not a tie by their label, which has no better answer: nobody is right or wrong about it."""
-    return [pair for pair in pairs if pair.weight != 0.5]
 
 
 def _pair_with_words(row: Row) -> Pair | str:

@@ -19,7 +19,7 @@ from charter.errors import InputError
 from charter.recipe.recipe import Recipe
 from charter.recipe.settings import Settings
 from charter.recipe.source import File, Source, named_in
-from charter.run.yaml_files import BAD_VALUE, read_yaml
+from charter.run.yaml_files import BAD_VALUE, UniqueKeys, read_yaml
 from charter.stages.rl.settings import METHODS
 
 
@@ -64,7 +64,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         if not equals or not all(key.split(".")):
             raise InputError(f"--set {assignment!r}: write it as key=value, such as rl.steps=20")
         try:
-            put(values, key, yaml.safe_load(text))
+            put(values, key, yaml.load(text, UniqueKeys))
         except (yaml.YAMLError, RecursionError, *BAD_VALUE):
             raise InputError(f"--set {assignment[:80]!r}: the value is not valid YAML; quote it") from None
     return values

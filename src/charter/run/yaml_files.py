@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ class UniqueKeys(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}; remove one", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
+
+
+def number_as_written(loader: UniqueKeys, node: yaml.ScalarNode) -> Any:
+    """A number of YAML. In version 1.1, which PyYAML reads, 010 is 8 and 1:30 is 90; here both stay texts, which a setting
+    refuses that is a whole number."""
+    if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+        return node.value
+    return (loader.construct_yaml_int if node.tag.endswith("int") else loader.construct_yaml_float)(node)
+
+
+UniqueKeys.add_constructor("tag:yaml.org,2002:int", number_as_written)
+UniqueKeys.add_constructor("tag:yaml.org,2002:float", number_as_written)
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from charter.errors import InputError
-from charter.hacking.stored import TRAINING
 from charter.metrics import BY_PRINCIPLE
 from charter.pipeline import STAGES
 from charter.run.files import read_json
 from charter.run.progress import Pace
 from charter.studio.curves import Curve
-from charter.summary import TRAININGS, alarms, stage_kind
+from charter.summary import ROUND, TRAININGS, alarms, stage_kind
 
 MOST_READ = 8 * 2**20
 SAMPLES, SAMPLE_BYTES, SAMPLE_CHARACTERS = 6, 2**16, 1200
@@ -244,8 +243,9 @@ class RunWatch:
         """Those of the report; of a run that is live, those that can be told so far."""
         if not self.live and self.has_report:
             return list(self.report.get("alarms") or [])
-        rl = next((log.signs for path, log in self._logs.items() if TRAINING.fullmatch(path.parent.name) and log.signs), [])
-        return alarms(results.get("feedback", {}), rl)
+        signs = {path.parent.name: log.signs for path, log in self._logs.items() if log.signs}
+        ends = {match[1] for name in (*results, *signs) if (match := ROUND.fullmatch(name))}
+        return [row for end in sorted(ends) for row in alarms(results.get(f"feedback{end}", {}), signs.get(f"rl{end}", []))]
 
     def _read(self, path: Path) -> Any:
         """A JSON file, read again only where it changed; of a report the parts that are shown here."""

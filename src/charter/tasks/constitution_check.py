@@ -37,7 +37,8 @@ def measured_check(
     from charter.models.sampling.sampler import LocalSampler
     from charter.models.trunk import load_trunk
 
-    labelled: list[Pair] = read_pairs(Path(locate(pairs, Path.cwd()))).decided if pairs else labelled_pairs(constitution).rows
+    read = read_pairs(Path(locate(pairs, Path.cwd()))) if pairs else None
+    labelled: list[Pair] = read.pairs if read is not None else labelled_pairs(constitution).rows
     if not labelled:
         raise InputError("no labelled pairs to measure on; give --pairs, or examples with good and bad answers", file=file)
     if all(p.preference is None for p in constitution.principles):
@@ -48,7 +49,7 @@ def measured_check(
     measured = measure_principles(judges, labelled, constitution, seed=seed, most=most, floor=floor, batch_size=BATCH)
     if measured["card"] is None:
         raise InputError(f"no principle with a preference applies to any of {len(labelled)} pairs; tag their prompts", file=file)
-    return measured
+    return measured | {"excluded": read.excluded if read is not None else {}}
 
 
 def measured_lines(constitution: Constitution, measured: Mapping[str, Any]) -> Iterator[str]:
@@ -63,8 +64,11 @@ def measured_lines(constitution: Constitution, measured: Mapping[str, Any]) -> I
     card = measured["card"]
     yield (f"{measured['pairs']} of {measured['pairs_in_file']} labelled pairs, judge read by {card['protocol']}, right on "
            f"{percent(card['accuracy'])} of {card['n']}; a margin decides above {measured['noise_nats']:.2f} nats")  # fmt: skip
+    yield from (f"{n} rows left out: {reason}" for reason, n in measured["excluded"].items())
     if measured["without_principle"]:
         yield f"{measured['without_principle']} pairs left out: no principle applies to them"
+    if measured["ties"]:
+        yield f"{measured['ties']} pairs left out: by their label neither answer is the better one"
     ranked = any(row["rules"] is not None for row in measured["measured"])
     width = max(len(row["principle"]) for row in measured["measured"])
     yield f"{'':{width}}  {'right on its pairs':24}{'right on all':24}{'decides':24}" + ("  by priority" if ranked else "")

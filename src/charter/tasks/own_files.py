@@ -24,7 +24,7 @@ from charter.raters.comparisons import Votes, as_comparisons
 from charter.raters.groups import by_group
 from charter.raters.personal import MIN_VOTES, HeldOut, final_heads, held_out
 from charter.raters.vote_files import find, read_votes, text_files
-from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs, without_ties
+from charter.reading.pairs import SAME_TOKENS, read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.ratings import read_ratings, split_ratings
 from charter.recipe.settings import LoRASettings
@@ -78,12 +78,11 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
         with naming_the_row([file]):
             pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
         excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
-        train, held_out = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
-        test = without_ties(held_out)
-        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
+        train, test = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
+        n_test = sum(pair.weight != 0.5 for pair in test)  # a tie has no better answer
+        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), n_test)
         scorers = train_reward_model(trunk, train, settings, stage, limit=room)
-        counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures,
-                  "ties": len(held_out) - len(test)}  # fmt: skip
+        counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures}
         return saver(
             trunk, scorers
         ), lambda: reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, room) | counts

@@ -12,7 +12,7 @@ from charter.errors import InputError
 from charter.judging.judge import YES_NO, response_question, yes_over_no
 from charter.models.sampling.sampler import LocalSampler, Sampler, conversation_text, fill
 from charter.models.trunk import Trunk, load_trunk
-from charter.reading.pairs import read_pairs, split_pairs, without_ties
+from charter.reading.pairs import read_pairs, split_pairs
 from charter.records import Pair
 from charter.run.hashes import file_hash
 from charter.run.run import Stage
@@ -35,12 +35,11 @@ def reader_from_file(
         excluded = loaded.excluded | dict(+left_out)
         seen = [pair for pair in pairs if pair.pair.principle != held_out]
         sides = split_pairs([pair.pair for pair in seen], test_fraction=settings.test_fraction, seed=start.seed)
-        train, test = (readable_pairs(trunk, side, rules, room)[0] for side in (sides[0], without_ties(sides[1])))
-        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(seen), len(train), len(test))
-        beside = [pair for pair in pairs if pair.pair.principle == held_out]
-        unseen = [pair for pair in beside if pair.pair.weight != 0.5]
-        ties = len(seen) - len(train) - len(test) + len(beside) - len(unseen)
-        if held_out is not None and not unseen:
+        train, test = (readable_pairs(trunk, side, rules, room)[0] for side in sides)
+        n_test = sum(pair.pair.weight != 0.5 for pair in test)
+        check_sides(file, f"pairs (left out: {excluded or 'none'})", len(seen), len(train), n_test)
+        unseen = [pair for pair in pairs if pair.pair.principle == held_out]
+        if held_out is not None and all(pair.pair.weight == 0.5 for pair in unseen):
             raise InputError(f"no usable pair has the principle {held_out!r}; name one of the file", field="--hold-out")
         base = LocalSampler(trunk, "base")
         before = [accuracy_of(base, side) for side in (test, unseen)]
@@ -54,7 +53,7 @@ def reader_from_file(
             }
             held = {"principle": held_out, **accuracy_of(reader, unseen), "before": before[1]} if unseen else None
             return {**accuracy_of(reader, test), "before": before[0], "groups": by_principle, "held_out": held, "cut": {},
-                    "train_pairs": len(train), "ties": ties, "rows": loaded.n_rows, "excluded": excluded}  # fmt: skip
+                    "train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded}  # fmt: skip
 
         return lambda folder: trunk.save_language_model("reward", folder), measured
 
@@ -99,5 +98,8 @@ def right_of(sampler: Sampler, pairs: Sequence[ReadPair]) -> list[float]:
 
 
 def accuracy_of(sampler: Sampler, pairs: Sequence[ReadPair]) -> dict[str, Any]:
-    """Accuracy with its interval, clustered by dialogue."""
-    return share_with_interval(right_of(sampler, pairs), [pair.pair.group_id for pair in pairs])
+    """Accuracy with its interval, clustered by dialogue. A pair that is a tie by its label has no better answer: it is only
+    counted, in ``ties``."""
+    decided = [pair for pair in pairs if pair.pair.weight != 0.5]
+    accuracy = share_with_interval(right_of(sampler, decided), [pair.pair.group_id for pair in decided])
+    return accuracy | {"ties": len(pairs) - len(decided)}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
 from charter.errors import InputError
+from charter.models.marks import last_round
 from charter.records import Judgment, LabelSet, Prompt, Response
 from charter.run.files import parse_record, read_lines_with_offsets
 from charter.votes.judgments import check_judgment, doubled, missing_link, repeated
@@ -224,13 +225,20 @@ class Evidence:
         return self.responses[response_id]
 
 
+def feedback_of(run: Path) -> Path:
+    """The folder of a run's feedback. InputError if the run has several rounds: each has a folder, and none stands for all."""
+    if (last := last_round(run, "feedback")) != "feedback":
+        raise InputError(f"the run has feedback of several rounds; name one, {run / 'feedback'} to {run / last}", file=run)
+    return run / "feedback"
+
+
 def find_judgments(source: Path) -> Path | None:
     """The file of judgments that a path stands for: the file itself, a folder of feedback, or a run. None for another file."""
     if source.is_dir():
-        for place in (source / "judgments.jsonl", source / "feedback/judgments.jsonl"):
-            if place.exists():
-                return place
-        return None
+        if (source / "judgments.jsonl").exists():
+            return source / "judgments.jsonl"
+        place = feedback_of(source) / "judgments.jsonl"
+        return place if place.exists() else None
     if source.suffix not in (".jsonl", ".ndjson"):
         return None
     _, _, line = next(read_lines_with_offsets(source), (0, 0, ""))

@@ -20,7 +20,7 @@ from charter.reading.pairs import number, read_pairs
 from charter.reading.rows import read_rows
 from charter.run.files import describe, read_json, write_json
 from charter.votes.containers import sha256_of, write_container
-from charter.votes.evidence import FILES, SETS, Evidence, RecordFile, find_judgments, new_folder
+from charter.votes.evidence import FILES, SETS, Evidence, RecordFile, feedback_of, find_judgments, new_folder
 from charter.votes.layouts import LAYOUTS, NO_TRANSCRIPT, REASONS, Layout
 from charter.votes.training_rows import (
     Selection,
@@ -66,7 +66,7 @@ def export_feedback(
             raise InputError(f"--soft-labels {name} and --{name} FILE belong together")
     judgments = find_judgments(source)
     if judgments is None and source.is_dir():
-        if not (pairs := source / "feedback/pairs.jsonl").exists():
+        if not (pairs := feedback_of(source) / "pairs.jsonl").exists():
             raise InputError("judgments.jsonl is missing; name a folder of feedback, a run, or a file of pairs", file=source)
         source = pairs
     manifest: dict[str, Any] = {

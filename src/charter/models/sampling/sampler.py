@@ -106,9 +106,8 @@ class LocalSampler:
             [ids for ids in group if len(prompt) + len(ids) <= room] for prompt, group in zip(prompts, encoded, strict=True)
         ]
         asked = [i for i, group in enumerate(fitting) if group]
-        if not self.told and fitting != encoded:
-            self.told = True
-            LOG.warning("some questions are longer than the %d tokens that %s reads; they get no verdict", room, self.name)
+        if fitting != encoded:
+            self._tell()
         rows: list[tuple[int, list[float]]] = []
         with self.trunk.as_role(self.role) as model:
             places = self._batches([len(prompts[i]) for i in asked], [fitting[i] for i in asked])
@@ -121,6 +120,20 @@ class LocalSampler:
             [next(by_number[i]) if len(prompt) + len(ids) <= room else math.nan for ids in group]
             for i, (prompt, group) in enumerate(zip(prompts, encoded, strict=True))
         ]
+
+    def has_room(self, conversation: Conversation, new_tokens: int) -> bool:
+        """Whether the model can see a conversation and as many more tokens. A conversation that is too long gets no verdict."""
+        room = self.trunk.room
+        fits = room is None or len(encode_prompt(self.trunk.tokenizer, conversation)) + new_tokens <= room
+        if not fits:
+            self._tell()
+        return fits
+
+    def _tell(self) -> None:
+        if not self.told:
+            self.told = True
+            words = "some questions are longer than the %s tokens that %s reads; they get no verdict"
+            LOG.warning(words, self.trunk.room, self.name)
 
     def _batches(self, lengths: Sequence[int], options: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
         """Conversations that share a pass: all with options of one token, or none, and of like length."""

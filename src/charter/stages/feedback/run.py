@@ -75,7 +75,8 @@ def gather_feedback(
         return pair_revisions(run, settings, prompts, revisions)
     if settings.contrast is not None:
         return pair_by_contrast(run, recipe, settings, settings.contrast, models, prompts, start, name)
-    labelled = read_pairs(Path(settings.labelled_pairs)).decided[: settings.gate_pairs] if settings.labelled_pairs else []
+    known = read_pairs(Path(settings.labelled_pairs)) if settings.labelled_pairs else None
+    labelled = known.pairs[: settings.gate_pairs] if known is not None else []
     ranks = ("priority", "authority") if settings.priorities else ()
     stances = stances_of(settings)
     inputs = {
@@ -131,7 +132,8 @@ def gather_feedback(
             pairs = team().on_main(lambda: with_people(pairs, votes))
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
-        result |= {"candidates": spread(groups, settings), "pairs": len(pairs), "gates": gates.of(stage)}
+        excluded = {f"labelled pair: {reason}": n for reason, n in known.excluded.items()} if known is not None else {}
+        result |= {"candidates": spread(groups, settings), "pairs": len(pairs), "gates": gates.of(stage), "excluded": excluded}
         finish_with_pairs(stage, pairs, result)
     return stage
 

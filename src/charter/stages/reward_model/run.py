@@ -12,7 +12,7 @@ from charter.models.cut import Cut
 from charter.models.heads import Scorers
 from charter.models.marks import FLIPPED, mark_flipped, model_folder
 from charter.models.trunk import Trunk
-from charter.reading.pairs import clusters_of, read_pairs, split_pairs, without_ties
+from charter.reading.pairs import clusters_of, read_pairs, split_pairs
 from charter.reading.places import naming_the_row
 from charter.reading.prompts import KINDS
 from charter.records import Pair
@@ -54,7 +54,7 @@ def train_reward(
             with naming_the_row([Path(file) for file in files]):
                 differ, _, cut = pairs_that_differ(trunk, pairs, limit)
             train, test = split_pairs(differ, test_fraction=settings.test_fraction, seed=recipe.seed)
-            if not train or not without_ties(test):
+            if not train or all(pair.weight == 0.5 for pair in test):
                 raise GateError(f"{len(differ)} usable pairs are too few to train and to measure on: {cut.words(limit)}")
             return trunk, train_reward_model(trunk, train, settings, stage, limit=limit), test, len(train), cut
 
@@ -64,15 +64,13 @@ def train_reward(
         trunk.save_scorers(scorers, folder)
         if name.endswith(FLIPPED):
             team().on_main(lambda: mark_flipped(folder))
-        decided = without_ties(test)
-        result = reward_accuracy(trunk, scorers, decided, settings.tokens_per_micro_batch, limit)
+        result = reward_accuracy(trunk, scorers, test, settings.tokens_per_micro_batch, limit)
         if recipe.feedback is not None and labelled:
             with naming_the_row([Path(labelled)]):
-                known, _, _ = pairs_that_differ(trunk, read_pairs(Path(labelled)).decided[: recipe.feedback.gate_pairs], limit)
-            if known:
+                known, _, _ = pairs_that_differ(trunk, read_pairs(Path(labelled)).pairs[: recipe.feedback.gate_pairs], limit)
+            if any(pair.weight != 0.5 for pair in known):
                 result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
-        stage.finish({**result, "train_pairs": n_train, "ties": len(test) - len(decided), "cut": cut.figures,
-                      "trainable_share": trunk.trainable_share("reward")})  # fmt: skip
+        stage.finish({**result, "train_pairs": n_train, "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})
     return stage
 
 
@@ -94,7 +92,9 @@ def reward_accuracy(
     trunk: Trunk, scorers: Scorers, pairs: Sequence[Pair], tokens_per_micro_batch: int, limit: int | None = None
 ) -> dict[str, Any]:
     """How often the chosen response scores higher, clustered by prompt, beside the rules "shorter wins" and "longer wins";
-    calibration of σ(score difference); accuracy by kind of prompt. A tied score is half right, a tied length half a win."""
+    calibration of σ(score difference); accuracy by kind of prompt. A tied score is half right, a tied length half a win. A pair
+    that is a tie by its label has no better answer: it is only counted, in ``ties``."""
+    n_all, pairs = len(pairs), [pair for pair in pairs if pair.weight != 0.5]
     chosen, rejected = score_pairs(trunk, scorers, pairs, tokens_per_micro_batch, limit)
     differences = (chosen - rejected).tolist()
     clusters = [pair.group_id for pair in pairs]
@@ -121,7 +121,7 @@ def reward_accuracy(
         for margin in sorted(set(margins))
     }
     return {
-        **accuracy, "n_clusters": len(set(clusters)), "baseline_shorter_wins": baseline["accuracy"],
+        **accuracy, "ties": n_all - len(pairs), "n_clusters": len(set(clusters)), "baseline_shorter_wins": baseline["accuracy"],
         "baseline_shorter_wins_ci": baseline["ci"],
         "baseline_longer_wins": None if baseline["accuracy"] is None else 1 - baseline["accuracy"],
         "gain_over_shorter": gain.difference, "gain_over_shorter_ci": gain.ci,
