@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from charter.commands.app import run_command
 from charter.constitution.constitution import Constitution, Principle
 from charter.evaluation.measures import measure_of
+from charter.evaluation.page import rows_left_out
 from charter.judging.gate import better_judge, judge_gate
 from charter.judging.judge import (
     QUESTIONS,
@@ -23,6 +24,7 @@ from charter.judging.judge import (
     labelled_comparisons,
     pairs_of,
 )
+from charter.judging.principles import measure_principles
 from charter.judging.protocols import PROTOCOLS, judges_of
 from charter.models.sampling.sampler import Sample
 from charter.models.trunk import load_trunk
@@ -335,6 +337,18 @@ def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():
     assert {drawn[p.prompt.id] for p in untagged} == {"peace", "privacy"}
     assert len(drawn) == 40
     assert judge_gate(knowing(1), [*peace, *benign], rules, seed=0, batch_size=32)["n_without_principle"] == 5
+
+
+def test_a_labelled_tie_is_no_answer_to_be_right_about():
+    rules = Constitution(title="t", principles=(Principle(id="p", title="p", preference="Which is better?"),))
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}"), chosen="good", rejected="bad", group_id=str(i), weight=0.5 if i < 12 else 1.0)
+             for i in range(20)]  # fmt: skip
+    card = judge_gate(knowing(1), pairs, rules, seed=0, batch_size=32)
+    assert (card["n"], card["n_ties"], card["n_without_principle"]) == (8, 12, 0)
+    (left_out,) = rows_left_out({"feedback": {"judge": card}})
+    assert left_out == {"stage": "feedback", "reason": "labelled pair that is a tie", "n": 12}
+    measured = measure_principles({"letters": knowing(1)}, pairs, rules, seed=0, most=20, floor=0.1, batch_size=32)
+    assert (measured["pairs"], measured["ties"], measured["without_principle"]) == (8, 12, 0)
 
 
 def test_a_judgment_keeps_the_hash_of_the_question_that_was_asked():

@@ -127,8 +127,9 @@ def rows_left_out(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
         if {"comparisons", "verdicts", "ties"} <= result.keys():
             counts["comparison without a verdict"] = result["comparisons"] - result["verdicts"]
             counts["comparison with a tie"] = result["ties"]
-        without = (result.get("judge") or {}).get("n_without_principle") if isinstance(result.get("judge"), Mapping) else None
-        counts["labelled pair to which no principle applies"] = without
+        judge = result["judge"] if isinstance(result.get("judge"), Mapping) else {}
+        counts["labelled pair to which no principle applies"] = judge.get("n_without_principle")
+        counts["labelled pair that is a tie"] = judge.get("n_ties")
         counts |= {words: (result.get("cut") or {}).get(key) for key, words in CUT_WORDS.items()}
         rows += [{"stage": stage, "reason": reason, "n": n} for reason, n in counts.items() if n]
     return rows

@@ -54,8 +54,8 @@ def judge_gate(
 ) -> dict[str, Any] | None:
     """Accuracy with an interval clustered by prompt, swap consistency, calibration and position bias (nats) of a judge.
 
-    None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong; so is a pair to which no
-    principle applies.
+    None if there are no pairs. A missing verdict is counted apart and is neither right nor wrong; so are a pair to which no
+    principle applies, and a tie.
     """
     comparisons = labelled_comparisons(pairs, constitution, seed)
     if not comparisons:
@@ -70,14 +70,15 @@ def judge_gate(
     calibration = expected_calibration_error(probability, outcome) if with_verdict else None
     consistent = [float((p.first_as_a > 0) == (p.first_as_b > 0)) for _, p in with_verdict]
     single = [float(p.first_as_a > 0) == y for (_, p), y in zip(with_verdict, outcome, strict=True)]
-    n = len(with_verdict)
+    n, ties = len(with_verdict), sum(pair.weight == 0.5 for pair in pairs)
     return {
         "id": getattr(judge, "name", "judge"),
         "protocol": getattr(judge, "protocol", ""),
         "role": "feedback",
         "n": estimate.n,
         "n_unscored": estimate.n_unscored,
-        "n_without_principle": len(pairs) - len(comparisons),
+        "n_ties": ties,
+        "n_without_principle": len(pairs) - ties - len(comparisons),
         "verdict_rate": n / len(comparisons),
         "accuracy": estimate.value,
         "ci": estimate.ci,

@@ -264,13 +264,14 @@ def pairs_of(
 
 def labelled_comparisons(pairs: Sequence[Pair], constitution: Constitution, seed: int) -> list[Comparison]:
     """Pairs with known answers as comparisons, the better response first for half of them by the draw of a coin. A pair without
-    a principle of the constitution gets one that is drawn as in ``comparisons_of``; a pair to which none applies is left out.
+    a principle of the constitution gets one that is drawn as in ``comparisons_of``; a pair to which none applies is left out, and
+    so is a tie, which has no better response.
     The answer is not in the comparison."""
     by_id = {principle.id: principle for principle in constitution.principles if principle.preference is not None}
     comparisons = []
     for number, pair in enumerate(pairs):
         principles = [by_id[pair.principle]] if pair.principle in by_id else constitution.for_comparison(pair.prompt)
-        if not principles:
+        if not principles or pair.weight == 0.5:
             continue
         chosen, rejected = (
             Response(prompt_id=pair.prompt.id, model=side, text=text, finish_reason="stop",

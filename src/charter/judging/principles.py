@@ -68,10 +68,11 @@ def measure_principles(
     """Ask the judge, of several the better one, about at most ``most`` pairs under every principle that applies to their prompts.
 
     The result: ``measured`` (:class:`Measured` of every principle with a preference, in JSON values), ``findings``, ``pairs``
-    that were asked about, ``pairs_in_file``, ``without_principle``, ``noise_nats`` and the judge's ``card``, None where no
-    principle applies to any pair. Two principles want the opposite where the interval of opposite verdicts lies above one half:
-    verdicts of noise are opposite half the time. Its level is corrected for the number of such tests (Bonferroni). No principle
-    is judged by a judge that is not shown to be better than chance. ``floor``: the least noise, nats."""
+    that were asked about, ``pairs_in_file``, ``ties`` among them, which are left out, ``without_principle``, ``noise_nats`` and
+    the judge's ``card``, None where no principle applies to any pair. Two principles want the opposite where the interval of
+    opposite verdicts lies above one half: verdicts of noise are opposite half the time. Its level is corrected for the number of
+    such tests (Bonferroni). No principle is judged by a judge that is not shown to be better than chance. ``floor``: the least noise, nats."""
+    pairs, n_file = [pair for pair in pairs if pair.weight != 0.5], len(pairs)  # a tie has no better answer
     drawn = sorted(range(len(pairs)), key=lambda number: derive_seed(seed, "check", number))[:most]
     pairs_asked = [pairs[number] for number in sorted(drawn)]
     judge, card = better_judge(judges, pairs_asked, constitution, seed=seed, batch_size=batch_size)
@@ -108,7 +109,8 @@ def measure_principles(
         findings += findings_of(measured)
     return {
         "measured": [asdict(row) for row in measured], "findings": findings, "pairs": len(comparisons),
-        "pairs_in_file": len(pairs), "without_principle": len(pairs_asked) - len(comparisons), "noise_nats": noise, "card": card,
+        "pairs_in_file": n_file, "ties": n_file - len(pairs), "without_principle": len(pairs_asked) - len(comparisons),
+        "noise_nats": noise, "card": card,
     }  # fmt: skip
 
 

@@ -63,6 +63,8 @@ def measured_lines(constitution: Constitution, measured: Mapping[str, Any]) -> I
     card = measured["card"]
     yield (f"{measured['pairs']} of {measured['pairs_in_file']} labelled pairs, judge read by {card['protocol']}, right on "
            f"{percent(card['accuracy'])} of {card['n']}; a margin decides above {measured['noise_nats']:.2f} nats")  # fmt: skip
+    if measured["ties"]:
+        yield f"{measured['ties']} pairs left out: ties, which have no better answer"
     if measured["without_principle"]:
         yield f"{measured['without_principle']} pairs left out: no principle applies to them"
     ranked = any(row["rules"] is not None for row in measured["measured"])

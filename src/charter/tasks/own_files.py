@@ -33,7 +33,7 @@ from charter.records import Prompt, Rating, Response
 from charter.run.files import HEAD_CARD, folder_name, read_json, read_jsonl, write_json
 from charter.run.hashes import file_hash, model_hash
 from charter.run.run import Run, Stage
-from charter.stages.reward_model.run import reward_accuracy
+from charter.stages.reward_model.run import reward_accuracy, without_ties
 from charter.stages.reward_model.settings import RatingModelSettings, RewardModelSettings, ScorerSettings
 from charter.statistics import mean_interval, paired_difference, spearman
 from charter.training.batches import by_tokens
@@ -80,7 +80,7 @@ def reward_from_file(file: Path, out: Path, settings: RewardModelSettings, start
             pairs, _, cut = pairs_that_differ(trunk, loaded.pairs, room)
         excluded = loaded.excluded | ({f"{SAME_TOKENS} {room}": cut.equal_pairs} if cut.equal_pairs else {})
         train, held_out = split_pairs(pairs, test_fraction=settings.test_fraction, seed=start.seed)
-        test = [pair for pair in held_out if pair.weight != 0.5]  # a tie has no better answer
+        test = without_ties(held_out)
         check_sides(file, f"pairs (left out: {excluded or 'none'})", len(pairs), len(train), len(test))
         scorers = train_reward_model(trunk, train, settings, stage, limit=room)
         counts = {"train_pairs": len(train), "rows": loaded.n_rows, "excluded": excluded, "cut": cut.figures,

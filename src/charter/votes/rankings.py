@@ -26,8 +26,8 @@ def oriented(judgment: Judgment) -> Judgment:
     """The judgment as one of direction ``better``: itself, or turned round where the rater was asked for harm.
 
     Ranks are numbered anew from 1, and strength and margins change sign. Edits are dropped (a rewrite under this direction need
-    not be the better text), and so are responses with an F; of the one response that then remains nothing is said. A single harmful response (1) becomes an F; a single harmless
-    response gets no rank, because it need not be good.
+    not be the better text), and so are responses with an F; of the one response that then remains nothing is said. A single
+    harmful response (1) becomes an F; a single harmless response gets no rank, because it need not be good.
     """
     if judgment.direction != "more_harmful":
         return judgment

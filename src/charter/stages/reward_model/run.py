@@ -53,12 +53,14 @@ def train_reward(
             limit = settings.max_tokens or trunk.room
             with naming_the_row([Path(file) for file in files]):
                 differ, _, cut = pairs_that_differ(trunk, pairs, limit)
-            train, test = split_pairs(differ, test_fraction=settings.test_fraction, seed=recipe.seed)
-            if not train or not test:
+            train, held_out = split_pairs(differ, test_fraction=settings.test_fraction, seed=recipe.seed)
+            if not train or not without_ties(held_out):
                 raise GateError(f"{len(differ)} usable pairs are too few to train and to measure on: {cut.words(limit)}")
-            return trunk, train_reward_model(trunk, train, settings, stage, limit=limit), test, len(train), cut
+            return trunk, train_reward_model(trunk, train, settings, stage, limit=limit), held_out, len(train), cut
 
-        trunk, scorers, test, n_train, cut = within_memory(stage, settings, learn, models.release)
+        trunk, scorers, held_out, n_train, cut = within_memory(stage, settings, learn, models.release)
+        test = without_ties(held_out)
+        ties = {"excluded": {"held-out pair that is a tie": len(held_out) - len(test)}} if len(test) < len(held_out) else {}
         limit = settings.max_tokens or trunk.room
         folder = stage.path(model_folder(name))
         trunk.save_scorers(scorers, folder)
@@ -68,9 +70,16 @@ def train_reward(
         if recipe.feedback is not None and labelled:
             with naming_the_row([Path(labelled)]):
                 known, _, _ = pairs_that_differ(trunk, read_pairs(Path(labelled)).pairs[: recipe.feedback.gate_pairs], limit)
-            result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
-        stage.finish({**result, "train_pairs": n_train, "cut": cut.figures, "trainable_share": trunk.trainable_share("reward")})
+            if known := without_ties(known):
+                result["labelled"] = reward_accuracy(trunk, scorers, known, settings.tokens_per_micro_batch, limit)
+        stage.finish({**result, "train_pairs": n_train, "cut": cut.figures, "trainable_share": trunk.trainable_share("reward"),
+                      **ties})  # fmt: skip
     return stage
+
+
+def without_ties(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs of which one answer is the better one: the others can measure nothing."""
+    return [pair for pair in pairs if pair.weight != 0.5]
 
 
 def half_of(pairs: list[Pair], half: int | None, seed: int) -> list[Pair]:
