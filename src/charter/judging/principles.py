@@ -71,7 +71,8 @@ def measure_principles(
     that were asked about, ``pairs_in_file``, ``ties`` among them, which are left out, ``without_principle``, ``noise_nats`` and
     the judge's ``card``, None where no principle applies to any pair. Two principles want the opposite where the interval of
     opposite verdicts lies above one half: verdicts of noise are opposite half the time. Its level is corrected for the number of
-    such tests (Bonferroni). No principle is judged by a judge that is not shown to be better than chance. ``floor``: the least noise, nats."""
+    such tests (Bonferroni). No principle is judged by a judge that is not shown to be better than chance. ``floor``: the least
+    noise, nats."""
     pairs, n_file = [pair for pair in pairs if pair.weight != 0.5], len(pairs)  # a tie has no better answer
     drawn = sorted(range(len(pairs)), key=lambda number: derive_seed(seed, "check", number))[:most]
     pairs_asked = [pairs[number] for number in sorted(drawn)]
