@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pyarrow.parquet
@@ -177,6 +178,16 @@ def test_an_edit_beside_a_weak_preference_and_an_f_alone_under_harm(tmp_path):
     rows, manifest = export(folder_of(tmp_path / "b", *harmful), "unpaired")
     assert [(row["completion"], row["label"]) for row in rows] == [("yes", False), ("never", True)]
     assert manifest["left_out"] == {"an F under more_harmful, with nothing to compare beside it": 1}
+
+
+@pytest.mark.parametrize(
+    ("format", "soft"), [("grouped", "judgment"), ("unpaired", "judgment"), ("hh", "judgment"), ("trl", "share")]
+)
+def test_a_calibration_that_no_weight_reads_is_refused(tmp_path, format, soft):
+    folder = folder_of(tmp_path, vote("01", (YES, NO), (1, 2), margin=1.0, rater_kind="judge"))
+    with pytest.raises(InputError, match="--calibration makes the weight of a judge's pair"):
+        export(folder, format, "o.jsonl", calibration=3.0, soft=soft)
+    assert export(folder, calibration=3.0)[0][0]["weight"] == pytest.approx(1 / (1 + math.exp(-1 / 3)))
 
 
 def test_raters_together_give_the_share_that_prefers(tmp_path):

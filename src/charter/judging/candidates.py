@@ -109,9 +109,7 @@ def has_errors(principle: Principle) -> bool:
 
 def alike(principle: Principle, other: Principle) -> bool:
     """Whether two principles ask the same in nearly the same words, those of the template apart: not more and less of a thing."""
-    texts = [
-        tuple(IMPORTED.sub("", getattr(p, field) or "") for p in (principle, other)) for field in ("preference", "question")
-    ]
+    texts = [tuple(IMPORTED.sub("", getattr(p, field) or "") for p in (principle, other)) for field in ("preference", "question")]
     return all(likeness(*pair) >= LIKE and not opposed(*pair) for pair in texts)
 
 
