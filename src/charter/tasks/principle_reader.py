@@ -97,5 +97,6 @@ def right_of(sampler: Sampler, pairs: Sequence[ReadPair]) -> list[float]:
 
 
 def accuracy_of(sampler: Sampler, pairs: Sequence[ReadPair]) -> dict[str, Any]:
-    """Accuracy with its interval, clustered by dialogue."""
+    """Accuracy with its interval, clustered by dialogue; a tie has no better response."""
+    pairs = [pair for pair in pairs if pair.pair.weight != 0.5]
     return share_with_interval(right_of(sampler, pairs), [pair.pair.group_id for pair in pairs])
