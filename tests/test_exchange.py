@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pyarrow.parquet
@@ -170,6 +171,40 @@ def test_where_all_ask_for_harm_all_are_turned_round_and_the_command_says_so(tmp
     assert run_command(["export", str(folder), "--to", "trl", "--out", str(tmp_path / "o.jsonl")]) == 0
     assert "1 rows as trl, 1 judgments turned round" in capsys.readouterr().out
     assert json.loads((tmp_path / "o.jsonl").read_text())["chosen"] == "no"
+
+
+def test_a_pair_that_raters_share_has_the_principle_of_its_own_judgments(tmp_path):
+    """A judge compares each pair of a prompt under another principle; the last of them is not that of all."""
+    votes = [
+        vote("01", (YES, NO), (1, 2), set_id="a", principle="peace", margin=1.0, rater_kind="judge"),
+        vote("02", (YES, NEVER), (1, 2), set_id="a", principle="privacy", margin=1.0, rater_kind="judge"),
+        vote("03", (NO, NEVER), (1, 2), set_id="a", principle="tone", margin=1.0, rater_kind="judge"),
+        vote("04", (NO, NEVER), (1, 2), set_id="a", principle="peace", margin=1.0, rater_kind="judge", rater_id="bob"),
+    ]
+    rows, _ = export(folder_of(tmp_path, *votes), soft="share")
+    named = {(row["chosen"], row["rejected"]): row["principle"] for row in rows}
+    assert named == {("yes", "no"): "peace", ("yes", "never"): "privacy", ("no", "never"): ""}
+
+
+def test_an_edit_beside_a_weak_preference_and_an_f_alone_under_harm(tmp_path):
+    weak = vote("01", (YES, NO), (1, 2), strength=1, edit={YES.id: "yes, gladly"})
+    labelled = [(row["completion"], row["label"]) for row in export(folder_of(tmp_path / "a", weak), "unpaired")[0]]
+    assert labelled == [("yes, gladly", True), ("yes", False)]
+    harmful = [vote("01", (YES, NO), (1, "F"), direction="more_harmful"),
+               vote("02", (YES, NEVER), (1, 2), set_id="b", direction="more_harmful")]  # fmt: skip
+    rows, manifest = export(folder_of(tmp_path / "b", *harmful), "unpaired")
+    assert [(row["completion"], row["label"]) for row in rows] == [("yes", False), ("never", True)]
+    assert manifest["left_out"] == {"an F under more_harmful, with nothing to compare beside it": 1}
+
+
+@pytest.mark.parametrize(
+    ("format", "soft"), [("grouped", "judgment"), ("unpaired", "judgment"), ("hh", "judgment"), ("trl", "share")]
+)
+def test_a_calibration_that_no_weight_reads_is_refused(tmp_path, format, soft):
+    folder = folder_of(tmp_path, vote("01", (YES, NO), (1, 2), margin=1.0, rater_kind="judge"))
+    with pytest.raises(InputError, match="--calibration makes the weight of a judge's pair"):
+        export(folder, format, "o.jsonl", calibration=3.0, soft=soft)
+    assert export(folder, calibration=3.0)[0][0]["weight"] == pytest.approx(1 / (1 + math.exp(-1 / 3)))
 
 
 def test_raters_together_give_the_share_that_prefers(tmp_path):

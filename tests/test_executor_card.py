@@ -88,9 +88,22 @@ def test_a_principle_whose_parts_pull_apart_is_named():
     assert worst["parts_agreement"]["agreement"] == 0.0
     assert [row["causes_disagreement"] for row in card["principles"][1:]] == [[], [], []]
     kinds = {row["kind"]: row["agreement"] for row in card["kinds"]}
-    assert (kinds["swap"], kinds["wording"], kinds["protocols"]) == (1.0, 1.0, 1.0)
+    assert (kinds["swap"], kinds["wording"], kinds["protocols"]) == (1.0, None, 1.0)  # none has another word
     assert kinds["parts"] == pytest.approx(0.75)
     assert [row["agreement"] for row in card["published"]] == [0.73, 0.81, 0.78]
+
+
+def test_a_text_that_did_not_change_is_no_agreement_of_a_judge_with_itself():
+    """By yes_no a judge is told the question alone: another word in the preference, or its parts in reverse, ask the same."""
+    parts = Principle(id="parts", title="p", preference="Choose the red reply. Take blue there.", question="Is it red?")
+    card = executor_card(
+        {"planted": Planted()}, Constitution(title="c", principles=(parts,)), comparable_pairs(coloured(30), 20),
+        protocols=("letters", "yes_no"),
+    )  # fmt: skip
+    counts = {(row["kind"], row["name"].partition(",")[0]): row["n"] for row in card["comparisons"]}
+    assert (counts["wording", "letters"], counts["order of parts", "letters"]) == (20, 20)
+    assert (counts["wording", "yes_no"], counts["order of parts", "yes_no"]) == (0, 0)
+    assert counts["parts", "yes_no"] == 20  # a part alone has no question, so its preference text is asked
 
 
 def test_the_card_on_the_command_line(tmp_path, capsys, random_llama):

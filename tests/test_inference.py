@@ -168,6 +168,15 @@ def test_candidates_without_repeats_and_without_what_a_judge_cannot_use():
     assert candidates.left_out == {UNUSABLE: 2, "no preference text": 1}
 
 
+def test_a_candidate_that_asks_for_something_else_is_no_repeat():
+    """The words of the template are not the candidate's, and less of a thing is not more of it."""
+    detail = "Choose the reply that gives {} detail about the subject that the user asked about in the message."
+    written = ["The assistant's answer is polite", "The assistant's answer is rude", detail.format("more"), detail.format("less"),
+               "The assistant's answer is rude."]  # fmt: skip
+    candidates = gather_candidates([], written)
+    assert ([p.id for p in candidates.principles], candidates.duplicates) == ([f"proposed-0{n}" for n in (1, 2, 3, 4)], 1)
+
+
 class Writer:
     """A sampler that repeats the end of the question."""
 

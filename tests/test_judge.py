@@ -25,6 +25,7 @@ from charter.judging.judge import (
     labelled_comparisons,
     pairs_of,
 )
+from charter.judging.principles import measure_principles
 from charter.judging.protocols import PROTOCOLS, judges_of
 from charter.models.sampling.sampler import LocalSampler, Sample
 from charter.models.trunk import load_trunk
@@ -355,15 +356,16 @@ def test_labelled_pairs_get_a_principle_by_the_rule_of_comparisons():
     assert judge_gate(knowing(1), [*peace, *benign], rules, seed=0, batch_size=32)["n_without_principle"] == 5
 
 
-def test_a_labelled_tie_says_nothing_about_the_judge():
-    pairs = [Pair(prompt=Prompt.ask(f"q{i}"), chosen="good", rejected="bad", group_id=str(i)) for i in range(8)]
-    ties = [Pair(prompt=Prompt.ask(f"t{i}"), chosen="bad", rejected="good", group_id=f"t{i}", weight=0.5) for i in range(5)]
-    card = judge_gate(knowing(1), [*pairs, *ties], RULES, seed=0, batch_size=32)
-    assert (card["accuracy"], card["n"], card["n_ties"], card["n_without_principle"]) == (1.0, 8, 5, 0)
-    assert judge_gate(knowing(1), ties, RULES, seed=0, batch_size=32) is None
-    assert rows_left_out({"feedback": {"judge": card}}) == [
-        {"stage": "feedback", "reason": "labelled pair that is a tie", "n": 5}
-    ]
+def test_a_labelled_tie_is_no_answer_to_be_right_about():
+    rules = Constitution(title="t", principles=(Principle(id="p", title="p", preference="Which is better?"),))
+    pairs = [Pair(prompt=Prompt.ask(f"q{i}"), chosen="good", rejected="bad", group_id=str(i), weight=0.5 if i < 12 else 1.0)
+             for i in range(20)]  # fmt: skip
+    card = judge_gate(knowing(1), pairs, rules, seed=0, batch_size=32)
+    assert (card["n"], card["n_ties"], card["n_without_principle"]) == (8, 12, 0)
+    (left_out,) = rows_left_out({"feedback": {"judge": card}})
+    assert left_out == {"stage": "feedback", "reason": "labelled pair that is a tie", "n": 12}
+    measured = measure_principles({"letters": knowing(1)}, pairs, rules, seed=0, most=20, floor=0.1, batch_size=32)
+    assert (measured["pairs"], measured["ties"], measured["without_principle"]) == (8, 12, 0)
 
 
 def test_a_judgment_keeps_the_hash_of_the_question_that_was_asked():

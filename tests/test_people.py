@@ -90,6 +90,10 @@ def test_a_run_waits_for_people_and_goes_on_with_their_votes(run, tmp_path):
     assert 4 <= len(pairs) <= n
     assert {pair["group_id"] for pair in pairs} <= {one.id for one in asked}
     assert not (tmp_path / "run/feedback/judgments.jsonl").exists()
+    left_out = json.loads((tmp_path / "run/report.json").read_text())["left_out"]
+    reasons = {row["reason"]: row["n"] for row in left_out if row["stage"] == "feedback"}
+    assert reasons.get("left out: prompt whose responses are all the same", 0) == 24 - n
+    assert reasons.get("left out: people's votes: raters split evenly", 0) == n - len(pairs)
     label_everything(tmp_path / "run", raters=("ann", "bob"))  # votes after the stage was done count too, on the same responses
     texts = (tmp_path / "run/feedback/responses.jsonl").read_bytes()
     code, words = run(*people)
@@ -155,3 +159,8 @@ def test_sets_of_an_earlier_run_do_not_count(tmp_path):
     assert PeoplesVotes(tmp_path / "nothing", [old]).open == 1
     (pair,) = PeoplesVotes(tmp_path, [old]).pairs()
     assert (pair.chosen, pair.rejected, pair.weight) == ("old 0", "old 1", 1.0)
+    votes = [vote(asked[0], {old[0].id: 1, old[1].id: 2}).model_copy(update={"strength": 1}),
+             vote(asked[0], {old[0].id: 1, old[1].id: 1}, "bob")]  # fmt: skip
+    write_jsonl(tmp_path / "judgments.jsonl", chain(votes))
+    counted = {"people's votes: preferred by the weakest notch only": 1, "people's votes: raters split evenly": 1}
+    assert PeoplesVotes(tmp_path, [old]).decided() == ([], counted)

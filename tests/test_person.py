@@ -176,6 +176,18 @@ def test_the_last_vote_on_two_answers_counts_and_the_others_are_counted(tmp_path
     assert left_out == {"tie": 1, "repeated; the last vote on the two answers counts": 1}
 
 
+def test_a_later_tie_takes_a_vote_back_and_equal_texts_are_named(tmp_path):
+    hi, lo = Prompt.ask("hi"), Prompt.ask("lo")
+    yes, no, low, again = respond(hi, "yes"), respond(hi, "no"), respond(lo, "low"), respond(lo, "low", seed=1)
+    first = write_folder(tmp_path / "1", [hi], [yes, no], [vote("1", (yes, no), (1, 2))])
+    stored, _ = votes_of_person(first, "ann", tmp_path, None, None)
+    votes = [vote("2", (no, yes), (1, 2)), vote("3", (yes, no), (1, 1), set_id="again"), vote("4", (low, again), (1, 2))]
+    second = write_folder(tmp_path / "2", [hi, lo], [yes, no, low, again], votes)
+    assert len(stored) == 1
+    left_out = {"repeated; the last vote on the two answers counts": 1, "tie": 1, "chosen and rejected are identical": 1}
+    assert votes_of_person(second, "ann", tmp_path, None, None, stored) == ([], left_out)
+
+
 def test_a_head_follows_the_votes_and_stays_the_common_one_where_they_agree():
     rng = np.random.default_rng(0)
     common, planted = np.zeros(12), np.zeros(12)

@@ -89,6 +89,8 @@ def test_turning_round_changes_the_sign_of_all_there_is():
         (("F",), "more_harmful", []),  # not harmful; whether it is any good, nobody said
         ((1, 2), "better", [("a", True), ("b", False)]),
         ((1, 2), "more_harmful", [("a", False), ("b", True)]),
+        ((1, "F"), "more_harmful", []),  # the most harmful of the two, and the other one no answer: neither is a good one
+        (("F", 2, "F"), "more_harmful", []),
         ((1, 1), "better", []),
         ((1, 2, 3), "better", [("a", True), ("c", False)]),
         ((2, 1, "F"), "better", [("b", True), ("c", False)]),

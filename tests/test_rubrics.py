@@ -22,11 +22,13 @@ from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.recipe.source import REWARD, GoldSource, MeasureSource, Source
-from charter.records import Prompt
+from charter.records import Pair, Prompt
 from charter.stages.evaluate.settings import MeasureSettings
 from charter.stages.rl.gold import gold_score
 from charter.stages.rl.sources import rubric_reward
+from charter.tasks.principle_reader import accuracy_of
 from charter.training.advantages import among_kept, rloo_advantages
+from charter.training.methods.principle_reader import ReadPair
 from charter.training.rewards import RewardSum
 from conftest import write_tiny_recipe
 from feedback_folder import respond, vote, write_folder
@@ -315,3 +317,9 @@ def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path, capsys):
     ):
         assert run_command(["reward", "train", str(file), "--out", str(tmp_path / "out"), *more]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_tie_is_no_pair_that_a_reader_is_right_about():
+    pairs = [ReadPair(Pair(prompt=ASK, chosen="dear", rejected="no", group_id=str(n), weight=weight), "dear: is it kind?",
+                      "no: is it kind?", by_no=False) for n, weight in enumerate((1.0, 0.5, 0.5))]  # fmt: skip
+    assert accuracy_of(Reader(), pairs)["n"] == 1

@@ -50,7 +50,7 @@ def check(constitution: Constitution) -> list[Finding]:
         findings += _clashes(first, second)
         for field in sorted(_texts(first).keys() & _texts(second).keys()):
             likeness = _likeness(_texts(first)[field], _texts(second)[field])
-            if _opposed(_texts(first)[field], _texts(second)[field]):
+            if opposed(_texts(first)[field], _texts(second)[field]):
                 if field == "preference" and _meet(first, second):
                     words = f"preference asks for the opposite of {first.id!r} in the same words; remove one, or rank them"
                     findings.append(Finding("warning", second.id, words))
@@ -99,7 +99,7 @@ NEGATIVE = frozenset(
 FILLING = frozenset({"more", "most", "better", "best", "do", "does", "is", "are", "has", "with", "of", "that", "which"})
 
 
-def _opposed(text: str, other: str) -> bool:
+def opposed(text: str, other: str) -> bool:
     """Whether two texts have the same words but for an odd number of words that turn the meaning round. Of English only."""
     words = [re.findall(r"\w+", re.sub(r"n['’]t\b", " not", t.casefold())) for t in (text, other)]
     content = [set(w) - NEGATIVE - FILLING for w in words]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from charter.constitution.check import check
+from charter.constitution.check import IMPORTED, check, opposed
 from charter.constitution.constitution import Constitution, Principle, load_constitution
 from charter.constitution.importers import import_constitution
 from charter.constitution.published import PREFERENCE
@@ -108,10 +108,9 @@ def has_errors(principle: Principle) -> bool:
 
 
 def alike(principle: Principle, other: Principle) -> bool:
-    """Whether two principles ask the same in nearly the same words."""
-    return all(
-        likeness(getattr(principle, field) or "", getattr(other, field) or "") >= LIKE for field in ("preference", "question")
-    )
+    """Whether two principles ask the same in nearly the same words, those of the template apart: not more and less of a thing."""
+    texts = [tuple(IMPORTED.sub("", getattr(p, field) or "") for p in (principle, other)) for field in ("preference", "question")]
+    return all(likeness(*pair) >= LIKE and not opposed(*pair) for pair in texts)
 
 
 def likeness(text: str, other: str) -> float:

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from charter.constitution.constitution import Constitution, Principle
 from charter.errors import InputError
+from charter.judging.judge import response_question
 from charter.judging.protocols import PROTOCOLS
+from charter.judging.rubrics import questions_of
 from charter.judging.vote_pairs import ResponsePair, as_response, ask_principles, sides
 from charter.models.sampling.sampler import Sampler
 from charter.raters.principle_weights import FAMILY_ERROR
@@ -79,9 +81,11 @@ def executor_card(
             name = f"{protocol}, {model}"
             if protocol == "letters":
                 rows.append(Agreement("swap", name, agree(orders[:, :, 0], orders[:, :, 1])))
-            reworded = verdicts([reword(p) for p in principles])[0]
-            rows.append(Agreement("wording", name, agree(plain[model, protocol], reworded)))
-            rows += part_agreements(name, principles, plain[model, protocol], lambda wordings: verdicts(wordings)[0])
+            words = [reword(p) for p in principles]
+            same = agree(plain[model, protocol], verdicts(words)[0])
+            same[[text_of(protocol, p) == text_of(protocol, q) for p, q in zip(principles, words, strict=True)]] = np.nan
+            rows.append(Agreement("wording", name, same))
+            rows += part_agreements(name, protocol, principles, plain[model, protocol], lambda wordings: verdicts(wordings)[0])
     for ((model, protocol), first), ((other, second_protocol), second) in combinations(plain.items(), 2):
         if model == other:
             rows.append(Agreement("protocols", f"{protocol} and {second_protocol}, {model}", agree(first, second)))
@@ -90,10 +94,19 @@ def executor_card(
     return card_of(rows, principles, pairs, left_out=len(constitution.principles) - len(principles))
 
 
-def part_agreements(name: str, principles: Sequence[Principle], plain: Floats, verdicts: Any) -> list[Agreement]:
-    """Of the principles with several parts: the parts in reverse, and each two of the parts alone."""
+def text_of(protocol: str, principle: Principle) -> object:
+    """What a judge by this protocol is told of a principle. The same text twice gives the same verdict, which shows nothing."""
+    if protocol == "rubric":
+        return questions_of(principle)
+    return response_question(principle) if protocol in ("yes_no", "dialogue") else principle.preference
+
+
+def part_agreements(
+    name: str, protocol: str, principles: Sequence[Principle], plain: Floats, verdicts: Any
+) -> list[Agreement]:  # fmt: skip
+    """Of the principles with several parts: the parts in reverse, if the judge is told them, and each two of the parts alone."""
     parts = {c: principle_parts(principle) for c, principle in enumerate(principles)}
-    several = [c for c, texts in parts.items() if len(texts) > 1]
+    several = [c for c, texts in parts.items() if len({str(text_of(protocol, text)) for text in texts}) > 1]
     if not several:
         return []
     turned, among = np.full(plain.shape, np.nan), np.full(plain.shape, np.nan)
@@ -103,7 +116,8 @@ def part_agreements(name: str, principles: Sequence[Principle], plain: Floats, v
     for number, c in enumerate(several):
         verdicts_alone = alone[start : start + len(parts[c])]
         start += len(parts[c])
-        turned[c] = agree(plain[c], reverse[number])
+        if text_of(protocol, principles[c]) != text_of(protocol, join_parts(principles[c], parts[c][::-1])):
+            turned[c] = agree(plain[c], reverse[number])
         pairs = np.stack([agree(a, b) for a, b in combinations(verdicts_alone, 2)])
         read = ~np.isnan(pairs)
         with np.errstate(invalid="ignore"):

@@ -65,16 +65,21 @@ class PeoplesVotes:
 
     def pairs(self) -> list[Pair]:
         """One training pair for each two responses between which the raters of a set decide; the soft label is their share."""
+        return self.decided()[0]
+
+    def decided(self) -> tuple[list[Pair], dict[str, int]]:
+        """The pairs, and how many votes or pairs decide nothing, by reason."""
         if not self.judgments:
-            return []
-        of_run = {vote.id for vote in self.judgments}
+            return [], {}
+        of_run, tally = {vote.id for vote in self.judgments}, Tally()
         with Evidence(self.folder / "judgments.jsonl") as evidence:
-            rows = list(aggregated_rows(evidence, Selection(soft="share"), Tally(), of_run))
-        return [
+            rows = list(aggregated_rows(evidence, Selection(soft="share"), tally, of_run))
+        pairs = [
             Pair(prompt=row.prompt, chosen=row.chosen, rejected=row.rejected, weight=row.weight, margin=row.margin,
                  group_id=row.group_id)
             for row in rows
         ]  # fmt: skip
+        return pairs, {f"people's votes: {reason}": count for reason, count in (+tally.left_out).items()}
 
 
 def agreement_with_people(judged: Iterable[Judgment], people: Iterable[Judgment]) -> dict[str, Any]:
@@ -97,7 +102,9 @@ def agreement_with_people(judged: Iterable[Judgment], people: Iterable[Judgment]
     return {"agreement": share.value, "ci": share.ci, "n": share.n, "prompts": len(set(prompts)), "undecided": undecided}
 
 
-def with_people(by_judge: Sequence[Pair], votes: PeoplesVotes) -> list[Pair]:
-    """The judge's pairs; where people voted on a prompt, theirs replace them, and a person's tie makes no pair."""
+def with_people(by_judge: Sequence[Pair], votes: PeoplesVotes) -> tuple[list[Pair], dict[str, int]]:
+    """The judge's pairs; where people voted on a prompt, theirs replace them, and a person's tie makes no pair. What of people's
+    votes gives no pair is counted by reason."""
     voted = {vote.prompt_id for vote in votes.judgments}
-    return [pair for pair in by_judge if pair.prompt.id not in voted] + votes.pairs()
+    pairs, left_out = votes.decided()
+    return [pair for pair in by_judge if pair.prompt.id not in voted] + pairs, left_out

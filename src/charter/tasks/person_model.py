@@ -7,6 +7,7 @@ against the person's head, the KL being that to the model under the adapter).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from charter.models.trunk import REFERENCE, Trunk, load_trunk
 from charter.raters.comparisons import Comparisons, Floats, Numbers, as_comparisons
 from charter.raters.personal import MIN_VOTES, final_heads, held_out
 from charter.raters.vote_files import find, read_votes, text_files
+from charter.reading.pairs import IDENTICAL
 from charter.records import Pair, Prompt, Response, content_id
 from charter.run.files import HEAD_CARD, folder_name, read_json, read_jsonl, write_json, write_jsonl
 from charter.run.hashes import derive_seed, file_hash, model_hash
@@ -60,8 +62,7 @@ def update_person(
     policy, under, reward = model_of_run(run, "policy"), model_of_run(run, model), reward_folder(run)
     folder = run / PEOPLE / folder_name(name)
     stored = list(read_jsonl(folder / VOTES, Pair)) if (folder / VOTES).is_file() else []
-    pairs, left_out = votes_of_person(file, name, run, prompts, responses)
-    pairs = list({votes_key(pair): pair for pair in (*stored, *pairs)}.values())
+    pairs, left_out = votes_of_person(file, name, run, prompts, responses, stored)
     sides = tuple([pair for pair in pairs if is_held_out(pair) == side] for side in (False, True))
     if len(sides[0]) < MIN_VOTES:
         raise InputError(f"{name} has {len(pairs)} votes that decide, {len(sides[1])} of them held out; at least {MIN_VOTES} are "
@@ -108,10 +109,11 @@ def last_update(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def votes_of_person(
-    file: Path, name: str, run: Path, prompts: Path | None, responses: Path | None
+    file: Path, name: str, run: Path, prompts: Path | None, responses: Path | None, stored: Sequence[Pair] = ()
 ) -> tuple[list[Pair], dict[str, int]]:
-    """The votes of a person in a file or folder of judgments that decide, the last one on two answers; the others by reason.
-    InputError if the file has no vote of the person, or a text is missing."""
+    """The ``stored`` votes of a person and those in a file or folder of judgments that decide, the last one on two answers: a tie
+    takes an earlier vote back. The others of the file by reason. InputError if it has no vote of the person, or a text is
+    missing."""
     prompt_file, response_file = text_files(file, prompts, responses, run)
     comparisons = as_comparisons(read_votes(find(file, "judgments.jsonl"), response_file, models=True))
     if name not in comparisons.raters:
@@ -120,20 +122,25 @@ def votes_of_person(
     mine = comparisons.take(comparisons.rater == comparisons.raters.index(name))
     texts = {response.id: response for response in read_jsonl(response_file, Response)}
     asked = {prompt.id: prompt for prompt in read_jsonl(prompt_file, Prompt)}
-    pairs: dict[object, Pair] = {}
+    pairs, decided, left_out = {votes_key(pair): pair for pair in stored}, set[object](), Counter[str]()
     for x, y, outcome in zip(mine.x, mine.y, mine.outcome, strict=True):
         better, worse = (texts[mine.items[i]] for i in ((x, y) if outcome > 0 else (y, x)))
         prompt = asked.get(better.prompt_id)
         if prompt is None:
             raise InputError(f"the prompt {better.prompt_id!r} is missing; name the file with all prompts with --prompts",
                              file=prompt_file)  # fmt: skip
+        opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])
+        pair = Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=Prompt.ask(opening.content).id)
+        key = votes_key(pair)
+        left_out[REPEATED] += key in decided
         if outcome and better.text != worse.text:
-            opening = next((message for message in prompt.messages if message.role == "user"), prompt.messages[0])
-            pair = Pair(prompt=prompt, chosen=better.text, rejected=worse.text, group_id=Prompt.ask(opening.content).id)
-            pairs[votes_key(pair)] = pair
-    ties = int((mine.outcome == 0).sum())
-    reasons = {"tie": ties, REPEATED: len(mine) - ties - len(pairs)}
-    return list(pairs.values()), {reason: count for reason, count in reasons.items() if count}
+            pairs[key] = pair
+            decided.add(key)
+        else:
+            left_out[IDENTICAL if outcome else "tie"] += 1
+            pairs.pop(key, None)
+            decided.discard(key)
+    return list(pairs.values()), dict(+left_out)
 
 
 def votes_key(pair: Pair) -> object:

@@ -175,6 +175,9 @@ def _export_evidence(
     if selection.reasons and (selection.soft != "judgment" or "rater_id" not in layout.columns):
         words = f"--soft-labels {selection.soft}" if selection.soft != "judgment" else format
         raise InputError(f"--reasons are of one rater each, and a row of {words} is not; leave one of them out")
+    if selection.calibration != 1 and (selection.soft != "judgment" or "weight" not in layout.columns):
+        words = f"--soft-labels {selection.soft}" if selection.soft != "judgment" else format
+        raise InputError(f"--calibration makes the weight of a judge's pair, which {words} does not have; leave one of them out")
     if layout.kind == "pairs":
         rows: Iterator[Any] = (
             pair_rows(evidence, selection, tally, among)

@@ -26,8 +26,8 @@ def oriented(judgment: Judgment) -> Judgment:
     """The judgment as one of direction ``better``: itself, or turned round where the rater was asked for harm.
 
     Ranks are numbered anew from 1, and strength and margins change sign. Edits are dropped (a rewrite under this direction need
-    not be the better text), and so are responses with an F. A single harmful response (1) becomes an F; a single harmless
-    response gets no rank, because it need not be good.
+    not be the better text), and so are responses with an F; of the one response that then remains nothing is said. A single
+    harmful response (1) becomes an F; a single harmless response gets no rank, because it need not be good.
     """
     if judgment.direction != "more_harmful":
         return judgment
@@ -41,6 +41,8 @@ def oriented(judgment: Judgment) -> Judgment:
         unranked = [response for response in order if response not in ranked]
         ranks = {response: levels.index(rank) + (2 if unranked else 1) for response, rank in ranked.items()}
         ranks |= dict.fromkeys(unranked, 1)
+    if len(order) == 1 < len(judgment.order):
+        ranks = {}  # beside an F alone it beats nothing; a rank would read as a thumb up for the most harmful response
     turned = {
         "direction": "better", "order": order or judgment.order, "ranks": ranks, "edit": {},
         "strength": None if judgment.strength is None else -judgment.strength,

@@ -35,6 +35,7 @@ NOT_ALL_GROUPS = "a pair that not every group voted on"
 NOT_SHARED = "a pair on which groups differ, or one is split"
 SPLIT = "raters split evenly"
 OPPOSED = "an edit under more_harmful"
+NO_ORDER = "an F under more_harmful, with nothing to compare beside it"
 NO_ATTEMPT = "no attempt with a rating"
 EDITED = "an edit, not a ranking"
 
@@ -195,9 +196,13 @@ def selected(evidence: Evidence, selection: Selection, tally: Tally, among: set[
                 continue
             if harmful and judgment.edit:
                 tally.left_out[OPPOSED] += 1
+            turned = oriented(judgment)
+            if judgment.has_verdict and not turned.has_verdict:
+                tally.left_out[NO_ORDER] += 1
+                continue
             _count(judgment, tally)
             tally.flipped += harmful
-            yield oriented(judgment)
+            yield turned
 
 
 def pair_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[PairRow]:
@@ -234,14 +239,15 @@ def aggregated_rows(
     ``weight`` is the share of raters for chosen: a tie counts half for each, and several votes of one rater as their mean. With
     ``scores`` (nats, by response id) it is sigma of their difference. With ``groups`` (rater to group) only pairs stay that
     all groups decide in the same way, weighted by the lowest share of a group. ``margin`` is the mean of the raters' margins
-    towards chosen, those of the other side negative and those without a strength left out; it is never below 0. A pair with an
-    even share is left out.
+    towards chosen, those of the other side negative and those without a strength left out; it is never below 0. ``principle`` is
+    the one under which all of them judged the pair, "" where they are several. A pair with an even share is left out.
     """
     for _, votes in groupby(
         selected(evidence, selection, tally, among), key=lambda judgment: (judgment.prompt_id, judgment.set_id)
     ):
         shares: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}  # pair -> rater -> votes for the first of the two
         margins: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        principles: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         for judgment in votes:
             yield from _edits(evidence, judgment, tally)
             decided = [(pair, 1.0) for pair in _decided(judgment, selection, tally)]
@@ -250,6 +256,7 @@ def aggregated_rows(
                 sign = 1 if key[0] == winner else -1
                 rater = shares.setdefault(key, {}).setdefault((judgment.rater_id, judgment.rater_kind), [])
                 rater.append(share if sign == 1 else 1 - share)
+                principles[key].add(judgment.principle or "")
                 if share != 0.5 and notches(judgment):
                     margins[key].append(sign * MARGINS[notches(judgment)])
         for key, by_rater in shares.items():
@@ -275,7 +282,7 @@ def aggregated_rows(
                 group_id=judgment.set_id,
                 weight=round(max(p, 1 - p), 12),
                 margin=max(0.0, towards if p > 0.5 else -towards),
-                principle=judgment.principle or "",
+                principle=principles[key].pop() if len(principles[key]) == 1 else "",
             )
             yield from _unless_identical(row, tally)
 
@@ -302,14 +309,13 @@ def _shared(by_rater: Mapping[tuple[str, str], list[float]], groups: Mapping[str
 def label_rows(evidence: Evidence, selection: Selection, tally: Tally, among: set[str] | None = None) -> Iterator[LabelRow]:
     """A row for each response that a judgment calls good or bad on its own (:func:`charter.votes.rankings.labels`)."""
     for judgment in selected(evidence, selection, tally, among):
-        if _too_weak(judgment, selection):
-            tally.left_out[WEAK] += 1
-            continue
-        alone = [(response, good) for response, good in labels(judgment) if response not in judgment.edit]
+        weak = _too_weak(judgment, selection)
+        tally.left_out[WEAK] += weak
+        alone = [(key, good) for key, good in labels(judgment) if key not in judgment.edit and not weak]
         texts = [(evidence.text(judgment, response), good) for response, good in alone]
         for row in _edits(evidence, judgment, tally):
             texts += [(row.chosen, True), (row.rejected, False)]
-        tally.left_out[TIED] += not texts
+        tally.left_out[TIED] += not texts and not weak
         both = {text for text, good in texts if good} & {text for text, good in texts if not good}
         tally.left_out[TWO_LABELS] += sum(text in both for text, _ in texts)
         for text, good in ((text, good) for text, good in texts if text not in both):
