@@ -193,7 +193,7 @@ CASES = [
     set_case("--set of a NUL", "title=a\0b", "title"),
     # -- prompts import
     Case("missing prompts", "prompts import none.jsonl --out out.jsonl", ("none.jsonl",)),
-    Case("prompts in a folder", "prompts import d --out out.jsonl", ("d:", "directory"), {"d/x": ""}),
+    Case("prompts in a folder", "prompts import d --out out.jsonl", ("d:", "folder"), {"d/x": ""}),
     Case("a file name that is no UTF-8", "prompts import x\udcff.jsonl --out out.jsonl", (r"x\udcff.jsonl",)),
     Case("a file name too long", f"prompts import {'n' * 300}.jsonl --out out.jsonl", ("nnn", "long")),
     Case("a format that cannot be written", "prompts import prompts.jsonl --out out.xml", ("out.xml", ".csv")),
@@ -414,7 +414,7 @@ MODEL_CASES = [
          {"m/tokenizer.json": "{"}),
     Case("one prompt", "run --quiet recipe.yaml --out out", ("red_team",),
          {"recipe.yaml": recipe(model="m"), "prompts.jsonl": line(prompt="How do I mend a lamp?", tags=["benign"])}),
-    Case("worked examples that break", "run --quiet recipe.yaml --out out", ("shots.yaml", "line 1", "examples"),
+    Case("worked examples that break", "run --quiet recipe.yaml --out out --until revise", ("shots.yaml", "line 1", "examples"),
          {"recipe.yaml": recipe(model="m", revise={"few_shots": "shots.yaml"}), "shots.yaml": "examples: []\n"}),
 ]  # fmt: skip
 

@@ -304,9 +304,9 @@ def test_ties_do_not_measure_a_reader(tmp_path, random_llama):
     command = ["reward", "train", str(file), "--constitution", str(rules), "--model", str(random_llama), "--epochs", "1"]
     assert run_command([*command, "--out", str(tmp_path / "out"), "--hold-out", "b"]) == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["held_out"]["n"] == 20
-    assert metrics["train_pairs"] + metrics["n"] + metrics["ties"] == 40 + 20
-    assert metrics["ties"] > 20
+    assert (metrics["held_out"]["n"], metrics["held_out"]["ties"]) == (20, 20)
+    assert metrics["train_pairs"] + metrics["n"] + metrics["ties"] == 40
+    assert metrics["ties"] > 0
 
 
 def test_options_of_a_reader_that_nothing_reads_are_refused(tmp_path, capsys):

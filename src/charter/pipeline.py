@@ -46,11 +46,6 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str = STAGES[-1], quiet: 
         raise InputError(f"unknown stage {until!r}; the stages are {', '.join(STAGES)}")
     check_trackers(recipe.trackers)
     check_files(recipe)
-    untested = recipe.feedback is not None and recipe.feedback.asks_judge and recipe.feedback.labelled_pairs is None
-    if untested and not recipe.gates.override and STAGES.index(until) >= STAGES.index("feedback"):  # now, not hours later
-        raise GateError(
-            f"gate 'judge beats chance': {NO_LABELLED_PAIRS} (--until sft stops before; gates.override: true goes through)"
-        )
     config = recipe.model_dump(mode="json")
     with Run(folder, seed=recipe.seed, quiet=quiet) as run, tracked(run, recipe.trackers, config):
         parts = parts_of(run, recipe)
@@ -93,6 +88,10 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
     arms, controls = [models.base], []
     if recipe.prompts is not None:
         prompts = choose_prompts(run, recipe, recipe.prompts, models, constitution)
+    untested = recipe.feedback is not None and recipe.feedback.asks_judge and recipe.feedback.labelled_pairs is None
+    if untested and not recipe.gates.override and STAGES.index(until) >= STAGES.index("feedback"):  # now, not hours later
+        words = f"gate 'judge beats chance': {NO_LABELLED_PAIRS} (--until sft stops before; gates.override: true goes through)"
+        raise GateError(words)
     yield "prompts"
     if recipe.revise is not None and prompts is not None:
         revisions = revise_answers(run, recipe, recipe.revise, models, gates, constitution, scoring, prompts)

@@ -136,7 +136,8 @@ def gather_feedback(
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
         excluded = {f"labelled pair: {reason}": n for reason, n in known.excluded.items()} if known is not None else {}
-        result |= {"candidates": spread(groups, settings), "pairs": len(pairs), "gates": gates.of(stage), "excluded": excluded}
+        result |= {"candidates": spread(groups, settings), "pairs": len(pairs), "gates": gates.of(stage),
+                   "excluded": result.get("excluded", {}) | excluded}  # fmt: skip
         finish_with_pairs(stage, pairs, result)
     return stage
 
