@@ -131,8 +131,7 @@ def gather_feedback(
                 card["people"] = agreement_with_people(judgments, votes.judgments)
             pairs, left_out = team().on_main(lambda: with_people(pairs, votes))
             alike = sum(len({response.text for response in group}) == 1 for group in groups) if judge is None else 0
-            left_out |= {"prompt whose responses are all the same": alike} if alike else {}
-            result |= {"excluded": left_out} if left_out else {}
+            result["excluded"] = left_out | ({"prompt whose responses are all the same": alike} if alike else {})
         if len({pair.group_id for pair in pairs}) < 4:
             raise GateError(f"a response was preferred in only {len(pairs)} comparisons: too few to train on")
         excluded = {f"labelled pair: {reason}": n for reason, n in known.excluded.items()} if known is not None else {}
