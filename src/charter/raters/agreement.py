@@ -56,7 +56,7 @@ def jackknife(
     if not np.isfinite(value):
         return Figure(name, None, None, n, unit, groups)
     left_out = statistic(total - sums) if groups > 1 else np.array([np.nan])
-    if not np.isfinite(left_out).all() or np.ptp(left_out) < 1e-12:  # no spread is no certainty
+    if not np.isfinite(left_out).all() or np.ptp(left_out) < 1e-12:  # equal prompts do not show certainty
         return Figure(name, value, None, n, unit, groups)
     error = np.sqrt((groups - 1) / groups * ((left_out - left_out.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.975, groups - 1) * error)

@@ -96,7 +96,7 @@ def read_votes(path: Path, responses: Path | None = None, *, models: bool = Fals
 
     ``responses``: file or folder of the responses, which name the models; without it the one beside the judgments. With
     ``models`` it is an InputError if the model of a response is not known, otherwise that is −1. Where the sets of a label page
-    stand beside the judgments, votes on sets that are no work (practice, quiz, gold and, unless ``repeats``, repeat) are left
+    stand beside the judgments, votes on other sets than work (practice, quiz, gold and, unless ``repeats``, repeat) are left
     out and counted in ``totals``, as in every export.
     """
     place = find(path, "judgments.jsonl")
