@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import http.client
 import json
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+import uvicorn
 import yaml
 
 from charter.votes.judgments import read_judgments
 from charter.web.project import open_project
 from charter.web.serve import open_site
+from charter.web.server import Server
 from label_project import World, field, write_table
 
 
@@ -60,10 +66,12 @@ def test_a_signal_ends_the_training_and_leaves_every_vote_in_the_file(tmp_path, 
     table = write_table(tmp_path / "t.jsonl", 12, 2)
     command = [sys.executable, "-m", "charter", "label", str(table), "--out", str(tmp_path / "p"), "--port", "0", "--json"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    browsers = []
     try:
         link = json.loads(server.stdout.readline())["link"]
         port = int(re.search(r":(\d+)/", link)[1])
         owner = Browser(port)
+        browsers.append(owner.connection)
         page = owner.ask("POST", link[link.index("/join") :], go="in")
         page = owner.ask("GET", "/instructions")
         page = owner.ask("POST", "/instructions", form_token=field(page, "form_token"), hash=field(page, "hash"))
@@ -73,17 +81,42 @@ def test_a_signal_ends_the_training_and_leaves_every_vote_in_the_file(tmp_path, 
         owner.ask("POST", "/lead/train", form_token=field(page, "form_token"))
         while not (training := children(server.pid)):
             assert server.poll() is None
-        silent = socket.create_connection(("127.0.0.1", port))  # browsers open connections that they may need
+        browsers.append(socket.create_connection(("127.0.0.1", port)))  # browsers open connections that they may need
         os.killpg(server.pid, getattr(signal, by))  # as a terminal does it
         assert server.wait(timeout=60) == 0
         assert server.stderr.read() == ""
     finally:
         server.kill()
         server.communicate()
-    silent.close()
-    owner.connection.close()
+        for browser in browsers:
+            browser.close()
     assert not Path(f"/proc/{training[0]}").exists()
     assert len(read_judgments(tmp_path / "p/judgments.jsonl")) == 12
     with open_site(open_project(table, tmp_path / "p")) as site:
         world = World(site)
         assert "Training 001: cut off" in world.person("owner").get("/lead/model").text
+
+
+@pytest.mark.parametrize("turns", range(7))
+def test_a_connection_that_arrives_at_the_end_keeps_nobody_waiting(turns, caplog):
+    clients = []
+
+    class Ending(Server):
+        async def main_loop(self) -> None:
+            clients.append(socket.create_connection(door.getsockname()))
+            for _ in range(turns):  # from not yet accepted to known to the server
+                await asyncio.sleep(0)
+
+    async def answer(*_) -> None:
+        raise AssertionError("nobody asks")
+
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        door.listen()
+        Ending(uvicorn.Config(answer, log_config=None, lifespan="off", timeout_graceful_shutdown=1)).run(sockets=[door])
+    for client in clients:
+        client.close()
+    with warnings.catch_warnings():  # asyncio leaves the connection that it was making when the server closed to the collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    assert not [record.message for record in caplog.records if record.levelno >= logging.WARNING]

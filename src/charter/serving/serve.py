@@ -43,6 +43,7 @@ def serve_model(
         import uvicorn
 
         from charter.serving.app import Serving, make_app
+        from charter.web.server import Server
     except ImportError as error:
         raise InputError(
             f"serving needs the package {error.name}, which is missing; install it with: pip install 'charter-align[web]'"
@@ -62,7 +63,7 @@ def serve_model(
             print("everybody who reaches this machine can use the model; require a key with --api-key-env", file=sys.stderr)
         print(f"{serving.name}: http://{'0.0.0.0' if public else LOOPBACK[0]}:{listening.getsockname()[1]}/v1", flush=True)
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            Server(config).run(sockets=[listening])
         except KeyboardInterrupt:  # the usual end
             return
 

@@ -81,6 +81,8 @@ def answer_requests(
     """Serve a site that is open, as :func:`serve` does."""
     import uvicorn
 
+    from charter.web.server import Server
+
     public = site.public
     with socket.socket() as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -96,7 +98,7 @@ def answer_requests(
             app, log_config=None, access_log=False, server_header=False, lifespan="off",
             ssl_certfile=certificate, ssl_keyfile=private_key, timeout_graceful_shutdown=FAREWELL_S,
         )  # fmt: skip
-        server = uvicorn.Server(config)
+        server = Server(config)
 
         def end(*_: object) -> None:
             site.candidates.closed = server.should_exit = True
