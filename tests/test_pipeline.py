@@ -293,6 +293,10 @@ def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds, capsys):
     assert b"Harmful compliance" not in gather(run / "rl").files["README.md"]  # which the report does not measure
     assert not (run / "rl/model/README.md").exists()
     first, last = (read_json(run / name / "manifest.json")["result"] for name in ("reward_model", "reward_model-2"))
+    card = (run / "reward_model-2/model/README.md").read_text()
+    assert "This is the reward model of a run" in card
+    assert f"{last['accuracy']:.3f}" in card
+    assert gather(run / "reward_model-2").files["README.md"].decode() == card.replace(": reward_model", ": reward_model-2")
     report = read_json(run / "report.json")
     assert (report["reward_model"]["accuracy"], report["reward_model"]["ece"]) == (last["accuracy"], last["ece"])
     assert report["reward_model_on_labelled_pairs"] == last["labelled"] != first["labelled"]

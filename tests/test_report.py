@@ -19,7 +19,7 @@ import pytest
 from charter.commands.app import run_command
 from charter.evaluation.page import as_json, rows_left_out, write_report
 from charter.evaluation.verdict import verdict
-from charter.evaluation.words import contrast_words, either, number_text, sampling_words, sentence, title_of
+from charter.evaluation.words import contrast_words, either, number_text, sampling_words, seconds_text, sentence, title_of
 from charter.metrics import METRICS
 from charter.recipe.files import load_recipe
 from charter.records import Response
@@ -466,6 +466,14 @@ def test_only_what_excludes_zero_has_a_direction():
 )  # fmt: skip
 def test_numbers_read_well(value, share, text):
     assert number_text(value, share) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(41, "41.0 s"), (59.97, "1 min 0 s"), (119.7, "2 min 0 s"), (186, "3 min 6 s"), (3599.7, "1 h 0 min"), (7510, "2 h 5 min")],
+)
+def test_times_read_well(seconds, text):
+    assert seconds_text(seconds) == text
 
 
 def test_a_message_becomes_a_sentence_and_a_name_a_title():

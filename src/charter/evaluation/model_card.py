@@ -30,10 +30,10 @@ SCOPE = (
 
 
 def cards_of(run: Path, report: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """(path, text) of the card of every finished model of a run, the policy being that of the last round. A model of the flipped
-    arm has a card of its own."""
+    """(path, text) of the card of every finished model of a run; policy and reward model are those of the last round. A flipped
+    model has a card of its own."""
     for stage in MODEL_WORDS:
-        place = run / (last_round(run, stage) if stage == "rl" else stage)
+        place = run / last_round(run, stage)
         folder, manifest = place / model_folder(stage), read_json(place / "manifest.json")
         if folder.is_dir() and isinstance(manifest, dict) and "result" in manifest and not is_flipped(folder):
             yield folder / CARD, model_card(report, stage, manifest)
@@ -52,7 +52,7 @@ def model_card(report: Mapping[str, Any], stage: str, manifest: Mapping[str, Any
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    recipe = report.get("recipe", {})
+    recipe, kind = report.get("recipe", {}), re.sub(r"-\d+$", "", stage)  # of a later round: reward_model-2
     base, title = str(recipe.get("model", "")), " ".join(str(report.get("title", "Charter run")).split())
     results = eval_results(report, stage, manifest["result"])
     data = ModelCardData(
@@ -64,14 +64,14 @@ def model_card(report: Mapping[str, Any], stage: str, manifest: Mapping[str, Any
         eval_results=results or None,
     )
     version = f"Charter {report['charter_version']}" if "charter_version" in report else "Charter"
-    lines = [f"# {title}: {stage}", "", f"This is the {MODEL_WORDS.get(stage, 'model')} of a run of {version} on "
+    lines = [f"# {title}: {stage}", "", f"This is the {MODEL_WORDS.get(kind, 'model')} of a run of {version} on "
              f"`{Path(base).name}`.", "", "## Measured", "", *figures_table(report, stage, manifest["result"])]  # fmt: skip
     notes = [f"- Gate overridden: {gate['message']}" for gate in report.get("gates", []) if gate.get("overridden")]
     notes += [f"- Alarm, {alarm['detector']}: {alarm['message']}" for alarm in report.get("alarms", [])]
     notes += [f"- The run stopped: {report['stopped']}"] if report.get("stopped") else []
     if notes:
         lines += ["## Read this first", "", *map(without_folders, notes), ""]
-    lines += ["## Training", "", *(f"- `{key}`: {value}" for key, value in settings_of(recipe, stage).items()), ""]
+    lines += ["## Training", "", *(f"- `{key}`: {value}" for key, value in settings_of(recipe, kind).items()), ""]
     provenance = report.get("provenance", {})
     keys = ("constitution_hash", "model_hash", "scorer", "device", "torch")
     facts = {key: provenance[key] for key in keys if key in provenance} | {key: report[key] for key in ("seed",) if key in report}

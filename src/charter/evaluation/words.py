@@ -179,7 +179,7 @@ def p_text(p: float | None) -> str:
 
 def seconds_text(seconds: float) -> str:
     """Seconds as people read them: ``41.0 s``, ``3 min 6 s``, ``2 h 5 min``."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+    minutes, whole = round(seconds / 60), round(seconds)
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{minutes // 60} h {minutes % 60} min"
