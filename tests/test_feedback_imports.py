@@ -15,7 +15,7 @@ import pytest
 from charter.commands.app import run_command
 from charter.errors import InputError
 from charter.raters.vote_files import read_votes
-from charter.reading.pairs import FORKED, IDENTICAL
+from charter.reading.pairs import EQUAL_SCORES, FORKED, IDENTICAL
 from charter.votes.evidence import Evidence
 from charter.votes.exchange import export_feedback
 from charter.votes.imports.files import import_feedback
@@ -352,6 +352,36 @@ def test_trl_columns_with_soft_labels_and_raters(tmp_path):
     assert [(r["chosen"], r["weight"], r["margin"]) for r in back] == [("b", 0.75, 0.0), ("a", 1.0, 2 / 3)]
 
 
+def test_a_pair_with_two_equal_scores_is_left_out(tmp_path):
+    """Binarised UltraFeedback: of two answers with one score the file calls one chosen, by chance."""
+    row = {"prompt": "hi", "chosen": "a", "rejected": "b"}
+    rows = [
+        row | {"score_chosen": 8.0, "score_rejected": 8.0}, row | {"score_chosen": 8.0, "score_rejected": 7.5},
+        row | {"chosen-rating": 5, "rejected-rating": 5}, row | {"rating_chosen": 5, "rating_rejected": 4},
+        row | {"chosen_score": None, "rejected_score": None}, row | {"chosen_rating": "", "rejected_rating": ""},
+    ]  # fmt: skip
+    result, evidence = imported(tmp_path, "p.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [sorted(judgment.ranks.values()) for judgment in evidence.judgments.values()] == [[1, 2]] * 4
+    evidence.__exit__()
+    assert result["left_out"] == {EQUAL_SCORES: 2}
+
+
+@pytest.mark.parametrize(("column", "name"), [("rater", "ann"), ("annotator", 7), ("labeler", "bob"), ("rater_id", 3)])
+def test_a_pair_names_its_rater_as_a_table_of_votes_does(tmp_path, column, name):
+    row = {"prompt": "hi", "chosen": "a", "rejected": "b", column: name}
+    _, evidence = imported(tmp_path, "p.jsonl", json.dumps(row))
+    assert [judgment.rater_id for judgment in evidence.judgments.values()] == [str(name)]
+    evidence.__exit__()
+
+
+def test_a_winner_may_be_the_name_of_a_column_or_a_float_beside_missing_ones(tmp_path):
+    row = {"prompt": "hi", "response_a": "a", "response_b": "b"}
+    rows = [row | {"winner": winner} for winner in ("response_a", "response_b", 1.0, 2.0, math.nan)]
+    result, evidence = imported(tmp_path, "v.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [[rank for _, rank in vote] for _, vote in said(evidence)] == [[1, 2], [2, 1], [1, 2], [2, 1]]
+    assert result["left_out"] == {NO_VERDICT: 1}
+
+
 def test_who_judged_can_be_said_where_the_file_does_not(tmp_path, capsys):
     (tmp_path / "p.csv").write_text("prompt,completion,label\nhi,a,True\nhi,b,false\n")
     arguments = ["import", str(tmp_path / "p.csv"), "--out", str(tmp_path / "o"), "--rater", "tests", "--rater-kind", "rule"]
@@ -665,7 +695,10 @@ def test_a_deleted_message_of_open_assistant_takes_part_in_no_ranking(tmp_path):
     tree["prompt"]["replies"][3]["text"] = None
     result, evidence = imported(tmp_path, "t.jsonl", json.dumps(tree))
     assert said(evidence) == [("oasst-volunteers", [("Rivers bring salt.", 2), ("Fish.", 1)])]
-    assert result["left_out"] == {"a reply that was deleted": 1, "replies to a dialogue with a deleted message": 1}
+    assert result["left_out"] == {
+        "a reply that was deleted": 1, "replies to a dialogue with a deleted message": 1,
+        "a reply without a rank beside ranked ones": 1,
+    }  # fmt: skip
 
 
 def test_labels_of_one_and_zero_as_tables_write_them(tmp_path):

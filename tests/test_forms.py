@@ -12,7 +12,7 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.errors import InputError
-from charter.reading.demonstrations import BAD_ANSWER, read_demonstrations
+from charter.reading.demonstrations import BAD_ANSWER, UNANSWERED, read_demonstrations
 from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, read_pairs
 from charter.reading.prompts import read_prompts
 from charter.reading.ratings import read_ratings
@@ -58,6 +58,11 @@ PAIRS = {
                                     "rejected": "Ox."},
     "content in parts": {"prompt": [SYSTEM, user([{"type": "text", "text": "Name a "}, {"type": "text", "text": "tree."}])],
                          "chosen": "Oak.", "rejected": "Ox."},
+    "a prompt that is a turn of the dialogues": {
+        "system": "Sing.", "prompt": "Name a tree.",
+        "chosen": [user("Hi"), assistant("Hello."), user("Name a tree."), assistant("Oak.")],
+        "rejected": [user("Hi"), assistant("Hello."), user("Name a tree."), assistant("Ox.")],
+    },
     "AlpacaEval": {"system": "Sing.", "instruction": "Name a tree.", "output_1": "Ox.", "output_2": "Oak.", "preference": 2},
 }  # fmt: skip
 
@@ -65,7 +70,10 @@ PAIRS = {
 @pytest.mark.parametrize("row", PAIRS.values(), ids=PAIRS)
 def test_a_published_form_of_pairs_is_the_same_pair(tmp_path, row):
     (pair,) = read_pairs(lines(tmp_path / "p.jsonl", row)).pairs
-    assert (turns(pair.prompt), pair.chosen, pair.rejected, pair.weight) == (ASKED, "Oak.", "Ox.", 1)
+    said_before = turns(pair.prompt)
+    if said_before[1] == ("user", "Hi"):
+        del said_before[1:3]
+    assert (said_before, pair.chosen, pair.rejected, pair.weight) == (ASKED, "Oak.", "Ox.", 1)
 
 
 def test_csv_cells_with_messages_are_messages(tmp_path):
@@ -149,6 +157,40 @@ def test_alpacas_input_and_history_are_part_of_the_prompt(tmp_path):
     assert (turns(first[0]), first[1]) == ([("user", "Add.\n\n2 and 3")], "5")
     assert turns(second[0]) == [("user", "2 and 3?"), ("assistant", "5"), ("user", "And one?")]
     assert [prompt.last_turn for prompt in read_prompts(file)] == ["Add.\n\n2 and 3", "And one?"]
+
+
+def test_dollys_context_is_part_of_the_prompt(tmp_path):
+    rows = [{"instruction": "When?", "context": "Founded in 1990.", "response": "1990", "category": "closed_qa"},
+            {"instruction": "Hi", "context": "", "response": "Hello.", "category": "open_qa"}]  # fmt: skip
+    file = lines(tmp_path / "d.jsonl", *rows)
+    assert [prompt.last_turn for prompt, _ in read_demonstrations(file)] == ["When?\n\nFounded in 1990.", "Hi"]
+    assert [prompt.last_turn for prompt in read_prompts(file)] == ["When?\n\nFounded in 1990.", "Hi"]
+
+
+def test_a_prompt_beside_a_whole_dialogue_is_a_turn_of_it(tmp_path):
+    """no_robots and UltraChat; and the system turn of Tülu's pairs, which stands in the answers alone."""
+    dialogue = [SYSTEM, user("Hi"), assistant("Hello."), user("Name a tree."), assistant("Oak.")]
+    file = lines(
+        tmp_path / "u.jsonl", {"prompt": "Hi", "messages": dialogue},
+        {"prompt": "Name a tree.", "chosen": [SYSTEM, user("Name a tree."), assistant("Oak.")], "rejected": "Ox."},
+        {"messages": dialogue[:-1]}, {"conversations": []},
+    )  # fmt: skip
+    examples = read_demonstrations(file)
+    assert [(turns(prompt)[0], turns(prompt)[-1], answer) for prompt, answer in examples] == [(*ASKED, "Oak.")] * 2
+    assert [len(prompt.messages) for prompt, _ in examples] == [4, 2]
+    assert examples.excluded == {UNANSWERED: 2}
+
+
+def test_dialogues_of_wildchat_are_prompts(tmp_path):
+    rows = [{"conversation_hash": "x", "conversation": [user("Hi"), assistant("Hello.")], "language": "English"}]
+    assert [prompt.last_turn for prompt in read_prompts(lines(tmp_path / "w.jsonl", *rows))] == ["Hi"]
+
+
+def test_single_messages_of_a_tree_are_not_prompts(tmp_path):
+    """OpenAssistant's answers would be read as what a user asks."""
+    row = {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "Oak."}
+    with pytest.raises(InputError, match=r"line 1, field 'message_id': a single message of a tree.*charter import FILE"):
+        list(read_prompts(lines(tmp_path / "o.jsonl", row)))
 
 
 def test_rows_that_cannot_be_learned_are_counted_by_reason(tmp_path):
@@ -237,7 +279,7 @@ PACKED = {
     "p.tsv.zst": pyarrow.compress(TABLE.encode(), "zstd", asbytes=True), "gzip-without-suffix.tsv": gzip.compress(TABLE.encode()),
     "p.jsonl.zst": pyarrow.compress(OBJECT, "zstd", asbytes=True),
     "p.json": b'{\n "prompt": "Name a tree.",\n "chosen": "Oak, or elm",\n "rejected": "Ox"\n}\n',
-    "p.jsonl": b'{\n "data": [\n' + OBJECT + b"]\n}\n",
+    "p.jsonl": b'{\n "data": [\n' + OBJECT + b"]\n}\n", "q.json": b'{"data": [' + OBJECT.strip() + b"]}",
 }  # fmt: skip
 
 

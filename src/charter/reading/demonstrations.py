@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charter.reading.forms import DIALOGUE_COLUMNS, LeftOut, check_tool_export, good_by_label, read_usable, usual_columns
-from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, ending_with_answer, number, prompt_column
+from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, number, prompt_column, with_system_of
 from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
 from charter.reading.rows import Row
 from charter.records import Prompt
@@ -15,6 +15,7 @@ from charter.records import Prompt
 ANSWERS = ("completion", "response", "answer", "output", "summary", "chosen")
 DIALOGUES = (*DIALOGUE_COLUMNS, "chosen", "text")
 BAD_ANSWER = "the label is false: a bad answer"
+UNANSWERED = "the dialogue does not end with an answer of the assistant"
 WORSE_ANSWER = "p is below one half: the rejected answer is the better one"
 
 Demonstration = tuple[Prompt, str]
@@ -41,9 +42,10 @@ def read_demonstrations(path: Path) -> DemonstrationFile:
 
     A row has ``prompt`` (or instruction, with input) and one of the columns completion, response, answer, output, summary,
     chosen; or, in one of the columns messages, conversations, conversation, chosen, text, a whole dialogue that ends with the
-    assistant's answer: messages, or a transcript of hh-rlhf. Rows are left out and counted where the last two turns are both the
-    assistant's, as in pairs, where the answer is empty, where KTO's ``label`` is false, where ``p`` of a pair prefers the other
-    answer, and where a part of the row is not rendered (tools, reasoning, media). InputError names file, line and field.
+    assistant's answer: messages, or a transcript of hh-rlhf. Rows are left out and counted where a dialogue does not end with an
+    answer, where the last two turns are both the assistant's, as in pairs, where the answer is empty, where KTO's ``label`` is
+    false, where ``p`` of a pair prefers the other answer, and where a part of the row is not rendered (tools, reasoning, media).
+    InputError names file, line and field.
     """
     return DemonstrationFile(*read_usable(path, row_demonstration, "example"))
 
@@ -51,7 +53,11 @@ def read_demonstrations(path: Path) -> DemonstrationFile:
 def row_demonstration(row: Row) -> Demonstration | str:
     """The example of a row, or the reason to leave it out, which may also be raised as LeftOut."""
     row = usual_columns(row)
-    example = _from_columns(row) if row.values.get("prompt") is not None else _from_dialogue(row)
+    # The prompt beside a whole dialogue and no other answer is a turn of it (no_robots, UltraChat).
+    is_dialogue = not any(row.values.get(name) is not None for name in ANSWERS) and any(
+        row.values.get(name) is not None for name in DIALOGUE_COLUMNS
+    )
+    example = _from_dialogue(row) if row.values.get("prompt") is None or is_dialogue else _from_columns(row)
     if example is None:
         return SPOKEN
     label = row.values.get("label")
@@ -71,7 +77,10 @@ def _from_columns(row: Row) -> Demonstration | None:
         check_tool_export(row)
         raise row.bad(f"no answer to learn; give one of the columns {', '.join(ANSWERS)} as well as prompt")
     prompt = prompt_column(row)
-    return None if prompt is None else (prompt, answer_text(row, field, prompt))
+    if prompt is None:
+        return None
+    prompt = with_system_of(row, field, prompt)
+    return prompt, answer_text(row, field, prompt)
 
 
 def _from_dialogue(row: Row) -> Demonstration | None:
@@ -85,7 +94,9 @@ def _from_dialogue(row: Row) -> Demonstration | None:
         raise row.bad(f"not an example to learn; {words} (columns here: {', '.join(map(str, row.values)) or 'none'})")
     value = row.values[field]
     plain = isinstance(value, str) and messages_in_json(value) is None
-    messages = ending_with_answer(row, field, row_conversation(row, field, as_transcript=plain))
+    messages = row_conversation(row, field, as_transcript=plain)
+    if not messages or messages[-1].role != "assistant":
+        raise LeftOut(row, UNANSWERED, field)
     before = messages[:-1]
     if before and before[-1].role == "assistant":
         return None

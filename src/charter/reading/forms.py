@@ -20,7 +20,7 @@ T = TypeVar("T")
 DIALOGUE_COLUMNS = ("messages", "conversations", "conversation")
 QUESTION_COLUMNS = ("instruction", "question", "query")
 SYSTEM_COLUMNS = ("system", "system_prompt")
-PROMPT_COLUMNS = ("messages", "conversations", "prompt", "text", "transcript", "chosen")
+PROMPT_COLUMNS = ("messages", "conversations", "prompt", "conversation", "text", "transcript", "chosen")
 ROLE_NAMES = {
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
     "developer": "system",
@@ -80,6 +80,8 @@ def usual_columns(row: Row) -> Row:
         others = DIALOGUE_COLUMNS if field == "instruction" else (*DIALOGUE_COLUMNS, "text", "transcript")
         if field is not None and not any(values.get(name) is not None for name in others):
             changed["prompt"] = values[field]
+            if values.get("input") in (None, "") and isinstance(values.get("context"), str):
+                changed["input"] = values["context"]  # Dolly's name for it
         elif values.get("rejected") is not None and "chosen" not in changed:
             field = next((name for name in DIALOGUE_COLUMNS if values.get(name) is not None), None)
             changed |= {"prompt": values[field]} if field else {}

@@ -16,9 +16,13 @@ from charter.records import Message, Pair, Prompt, content_id
 from charter.run.files import describe
 
 IDENTICAL = "chosen and rejected are identical"
+EQUAL_SCORES = "chosen and rejected have the same score"
 FORKED = "the dialogues differ before the last answer"
 SPOKEN = "the prompt ends with the assistant's turn"
 EMPTY_ANSWER = "an answer is empty"
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+          ("rating_chosen", "rating_rejected"), ("chosen-rating", "rejected-rating"))  # fmt: skip
+"""Columns of binarised sets (UltraFeedback and its kin) with what a judge gave the two answers; equal ones prefer neither."""
 SAME_TOKENS = "chosen and rejected are the same tokens when cut to"
 
 
@@ -100,7 +104,7 @@ def _row_pair(row: Row) -> Pair | str:
         if row.values.get("response") is not None and {"score", "rating"} & row.values.keys():
             raise row.bad("missing; these are ratings: train on them with --loss squared or --loss absolute", missing)
         raise row.bad("missing; a pair needs prompt, chosen and rejected, or two whole dialogues", missing)
-    if row.values.get("prompt") in (None, ""):
+    if row.values.get("prompt") in (None, "") or _prompt_is_a_turn(row):
         chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
         if chosen[:-1] != rejected[:-1]:
             return FORKED
@@ -109,12 +113,14 @@ def _row_pair(row: Row) -> Pair | str:
     else:
         prompt = prompt_column(row)
         if prompt is not None:
-            prompt = _with_system_of(row, "chosen", prompt)
+            prompt = with_system_of(row, "chosen", prompt)
             answers = answer_text(row, "chosen", prompt), answer_text(row, "rejected", prompt)
     if prompt is None:
         return SPOKEN
     if answers[0] == answers[1]:
         return IDENTICAL
+    if any((score := row.values.get(better)) not in (None, "") and score == row.values.get(worse) for better, worse in SCORES):
+        return EQUAL_SCORES
 
     weight, p, margin = (number(row, field) for field in ("weight", "p", "margin"))
     if weight is None and p is not None:
@@ -138,6 +144,16 @@ def _row_pair(row: Row) -> Pair | str:
     except ValidationError as error:
         field, words = describe(error)
         raise row.bad(words, field) from None
+
+
+def _prompt_is_a_turn(row: Row) -> bool:
+    """Whether chosen and rejected are whole dialogues of several turns and the prompt is a text among those of the user, such as
+    the last (Tülu's mixes, Capybara)."""
+    if not isinstance(row.values["prompt"], str):
+        return False
+    dialogues = [_answer_messages(row, field) or () for field in ("chosen", "rejected")]
+    turns = [[message.content for message in messages[:-1] if message.role == "user"] for messages in dialogues]
+    return all(len(texts) > 1 and row.values["prompt"] in texts for texts in turns)
 
 
 def _dialogue(row: Row, field: str) -> tuple[Message, ...]:
@@ -179,7 +195,7 @@ def prompt_column(row: Row) -> Prompt | None:
     return _prompt(row, "prompt", messages)
 
 
-def _with_system_of(row: Row, field: str, prompt: Prompt) -> Prompt:
+def with_system_of(row: Row, field: str, prompt: Prompt) -> Prompt:
     """The prompt after the system turn with which an answer in messages begins and the prompt does not."""
     messages = _answer_messages(row, field) or ()
     if messages and messages[0].role == "system" and all(message.role != "system" for message in prompt.messages):

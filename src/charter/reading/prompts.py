@@ -55,9 +55,9 @@ def read_prompts(
 ) -> Iterator[Prompt]:
     """The prompts of a file, in file order. ``tags`` are added to each; ``source`` replaces the file's own.
 
-    The conversation is the first of the columns messages, conversations, prompt, text, transcript, chosen: a list of messages
-    (in CSV as JSON), a transcript with ``Human:`` and ``Assistant:`` turns, or plain text, which is one user turn. A column
-    system stands before it. Assistant turns at its end are the answer and are dropped. Rows of other published forms are read
+    The conversation is the first of the columns messages, conversations, prompt, conversation, text, transcript, chosen: a list
+    of messages (in CSV as JSON), a transcript with ``Human:`` and ``Assistant:`` turns, or plain text, which is one user turn. A
+    column system stands before it. Assistant turns at its end are the answer and are dropped. Rows of other published forms are read
     too (:mod:`charter.reading.forms`, :mod:`charter.reading.sets`). Columns principle, tags, split and source are kept, others
     ignored, ids computed anew. The format follows from suffix and content unless it is given. InputError if a row cannot be
     used (with file, line and field) and where there is no row.
@@ -72,6 +72,9 @@ def read_prompts(
 
 def row_to_prompt(row: Row, **fields: Any) -> Prompt:
     """The prompt of a row of a file of prompts; ``fields`` as of :func:`row_prompt`."""
+    if {"message_id", "parent_id", "role"} <= row.values.keys():
+        raise row.bad("a single message of a tree, such as OpenAssistant's; `charter import FILE --out DIR` makes prompts and "
+                      "votes of the whole file", "message_id")  # fmt: skip
     row = usual_columns(known_set(row, fields.get("tags", ())))
     present = [name for name in PROMPT_COLUMNS if row.values.get(name) is not None]
     if not present:
@@ -145,7 +148,7 @@ def row_prompt(
         raise row.bad("nothing for the assistant to answer; begin with a turn of the user", field)
     if not waiting[-1].content.strip():
         raise row.bad("empty; write the prompt or remove the row", field)
-    row_source = default_source if row.values.get("source") is None else row.text("source")
+    row_source = default_source if row.values.get("source") is None or source is not None else row.text("source")
     try:
         return Prompt(
             messages=tuple(waiting),

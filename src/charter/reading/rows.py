@@ -26,7 +26,7 @@ SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".txt": "txt",
     ".parquet": "parquet",
 }  # fmt: skip
-WRAPPERS = ("data", "results", "rows", "examples", "items")
+WRAPPERS = {"data", "results", "rows", "examples", "items"}
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 MAX_TABLE_BYTES = 2**30  # for the formats that are read whole; a compressed file may grow to a thousand times its size
 
@@ -131,6 +131,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             if number > 1 or (rows := _spread_rows(path)) is None:
                 raise
             yield from rows
+            return
+        if number == 1 and isinstance(value, dict) and len(value) == 1 and WRAPPERS & value.keys():
+            yield from _spread_rows(path) or ()
             return
         yield _object(value, row)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from charter.reading.rows import Row
+from charter.reading.rows import Row, is_nan
 from charter.records import Rank
 
 FIRST, SECOND, TIE, BOTH_BAD = 1, -1, 0, 2
@@ -85,7 +85,7 @@ def set_aside(row: Row) -> str | None:
 
 def _named(row: Row, field: str) -> int | None:
     value = row.values.get(field)
-    if value is None or value == "":
+    if value is None or value == "" or is_nan(value):
         return None
     # A model may be a number; its name is the text of that number.
     first, second = ([str(row.values[name]) for name in names if name in row.values] for names in (MODELS_A, MODELS_B))
@@ -93,6 +93,8 @@ def _named(row: Row, field: str) -> int | None:
         outcome = worded(str(value), first, second)
     except ValueError as error:
         raise row.bad(str(error), field) from None
+    if outcome is None and str(value) in ("1.0", "2.0"):  # a column of whole numbers with a missing one, as pandas writes it
+        outcome = FIRST if str(value) == "1.0" else SECOND
     if outcome is None:
         raise row.bad(f"is {value!r}; write a, b, tie, both bad or the name of one of the two models", field)
     return outcome

@@ -17,6 +17,7 @@ from charter.votes.layouts import ATTEMPT_MEMBER, ATTEMPT_NUMBERS
 
 UNFINISHED = "the attempt does not end with an answer of the assistant"
 UNRATED = "an attempt without a rating"
+NO_RANK = "a reply without a rank beside ranked ones"
 UNRANKED = "fewer than two replies have a rank"
 DELETED = "a reply that was deleted"
 DELETED_BEFORE = "replies to a dialogue with a deleted message"
@@ -124,10 +125,11 @@ def _siblings(message: Part, dialogue: tuple[Message, ...] | None, replies: list
     if dialogue is None:
         yield message["deleted"].left_out(DELETED_BEFORE)
         return
-    ranked = []
+    ranked, unranked = [], []
     for reply in replies:
         rank = reply["rank"].value
         if rank is None or is_nan(rank) or reply["role"].value != "assistant":
+            unranked.append(reply["rank"].left_out(NO_RANK))
             continue
         if isinstance(rank, bool) or not isinstance(rank, (int, float)) or not 0 <= rank < MOST_RANK or rank != int(rank):
             raise reply["rank"].bad(f"is {rank!r}; OpenAssistant's ranks are whole numbers from 0, the best, up")
@@ -138,6 +140,7 @@ def _siblings(message: Part, dialogue: tuple[Message, ...] | None, replies: list
     if len(ranked) < 2:
         yield message["replies"].left_out(UNRANKED)
         return
+    yield from unranked
     ranks: tuple[Rank, ...] = tuple(rank for rank, _ in ranked)
     prompt = message["text"].prompt_of(dialogue, "open-assistant")
     yield Vote(row=message.row, prompt=prompt, answers=tuple(answer for _, answer in ranked), ranks=ranks, rater=rater)

@@ -13,7 +13,7 @@ from charter.records import Pair, Prompt, Rank, RaterKind
 from charter.votes.imports.formats import PAIR_NAMES, Rater
 from charter.votes.imports.votes import NO_PROMPT, NO_TEXT, UNKNOWN, Answer, Part, Unique, Vote, shown_by_coin
 from charter.votes.rankings import MARGINS, margin_of
-from charter.votes.winners import NO_VERDICT, RANKS, RATER, outcome_of
+from charter.votes.winners import FIRST, NO_VERDICT, RANKS, RATER, SECOND, outcome_of
 
 NOTCHES = {round(margin, 6): strength for strength, margin in MARGINS.items() if margin}
 UNLABELLED = "a completion without a label"
@@ -67,17 +67,17 @@ def read_choice(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]
     prompt = prompt_column(question)
     if prompt is None:
         raise part["prompt"].left_out(SPOKEN)
-    outcome = outcome_of(part.row)
+    winner = part["winner"].value
+    outcome = (FIRST, SECOND)[names.index(winner)] if winner in names else outcome_of(part.row)
     if outcome is None:
         raise part["winner"].left_out(NO_VERDICT)
     models = [part[f"model_{side}"].name() or UNKNOWN for side in "ab"]
-    who = next((name for field in RATER if (name := part[field].name())), None)
     yield Vote(
         row=part.row,
         prompt=prompt,
         answers=tuple(Answer(answer_text(question, name, prompt), model) for name, model in zip(names, models, strict=True)),
         ranks=RANKS[outcome],
-        rater=rater_of(part.row, rater if who is None else Rater(who, rater.kind)),
+        rater=rater_of(part.row, rater),
         kind="pair",
         principle=part.row.optional("principle"),
         **why_of(part.row),
@@ -168,8 +168,9 @@ def _first_is_better(ranks: list[Rank | None]) -> bool:
 
 
 def rater_of(row: Row, default: Rater) -> Rater:
-    """The columns rater_id and rater_kind, else the default."""
-    name, kind = row.optional("rater_id"), row.optional("rater_kind")
+    """One of the columns ``RATER``, and rater_kind, else the default."""
+    name = next((name for field in RATER if (name := Part(row, row.values.get(field), field).name())), "")
+    kind = row.optional("rater_kind")
     if kind is not None and kind not in get_args(RaterKind):
         raise row.bad(f"is {kind!r}; one of {', '.join(get_args(RaterKind))}", "rater_kind")
     return Rater(name or default.id, kind or default.kind)  # type: ignore[arg-type]  # checked above
