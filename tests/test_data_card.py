@@ -5,7 +5,7 @@ import json
 import pytest
 
 from charter.commands.app import run_command
-from charter.reading.card import card_lines, data_card, script_of
+from charter.reading.card import card_lines, data_card, read_groups, script_of
 from charter.records import Judgment, Message, Prompt
 from charter.run.files import write_jsonl
 
@@ -98,6 +98,12 @@ def test_groups_come_from_a_table_and_bad_ones_are_one_line(tmp_path, capsys):
     arguments = ["prompts", "card", str(tmp_path), "--groups", str(tmp_path / "g.csv")]
     assert run_command([*arguments, "--json"]) == 0
     assert [row["group"] for row in json.loads(capsys.readouterr().out)["raters"]] == ["town", "village"]
+    # A rater with an empty group has none, and an empty name is no group of its own; spaces around a name are none of it.
+    (tmp_path / "g.csv").write_text("rater,group\nann, town\nbob,\n")
+    assert run_command([*arguments, "--json"]) == 0
+    assert [row["group"] for row in json.loads(capsys.readouterr().out)["raters"]] == ["none", "town"]
+    (tmp_path / "g.jsonl").write_text('{"rater": 7, "group": 1}\n{"rater": "ann", "group": null}\n')
+    assert read_groups(tmp_path / "g.jsonl") == {"7": "1"}
     (tmp_path / "g.csv").write_text("rater,group\nann,town\nann,village\n")
     assert run_command(arguments) == 2
     assert "line 3, field 'group': 'ann' has two groups; keep one" in capsys.readouterr().err

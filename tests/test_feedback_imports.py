@@ -632,7 +632,7 @@ def test_a_rank_beyond_all_sets_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("choice", "ranks"), [
     ("Both good", [1, 1]), ("Both are good", [1, 1]), ("Equally good", [1, 1]), ("Both are bad", ["F", "F"]),
-    ("Answer 2 is better", [2, 1]),
+    ("Answer 2 is better", [2, 1]), ("Neither is better", [1, 1]), ("Neither", ["F", "F"]),
 ])  # fmt: skip
 def test_the_words_of_a_choice(tmp_path, choice, ranks):
     task = {"id": 1, "data": {"prompt": "q", "answer1": "x", "answer2": "y"},

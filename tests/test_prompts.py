@@ -89,6 +89,16 @@ def test_a_kind_in_other_letters_is_refused(tmp_path, tags):
         read(tmp_path / "p.csv", f"prompt,tags\nhi,{tags}\n")
 
 
+@pytest.mark.parametrize(
+    ("tag", "near"), [("bening", "benign"), ("red_tem", "red_team"), ("Red Team", "red_team"), ("redteam", "red_team")]
+)
+def test_a_typo_of_a_kind_in_the_tags_of_a_file_is_named(tmp_path, tag, near):
+    with pytest.raises(InputError, match=rf"unknown tag '{tag}'; did you mean {near}\?"):
+        read(tmp_path / "p.txt", "hi\n", tags=[tag])
+    (prompt,) = read(tmp_path / "p.txt", "hi\n", tags=["medical", near])
+    assert prompt.tags == ("medical", near)
+
+
 def test_columns_tags_and_source(tmp_path):
     row = {"id": 7, "prompt": "hi", "principle": "peace", "tags": ["a", "b"], "split": "test", "source": "s"}
     (prompt,) = read(tmp_path / "p.jsonl", json.dumps(row), tags=["b", "c"])

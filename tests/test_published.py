@@ -217,6 +217,8 @@ def test_a_criterion_has_points_and_a_question(tmp_path):
     assert imported.counts == {"criteria": 3, "prompts": 2, "negative criteria": 1}
     assert imported.left_out == {"value of the key 'prompt_id'": 2, "criterion that repeats another, merged with it": 1}
     assert round_trip(imported.constitution, tmp_path) == imported.constitution
+    both = import_constitution(write(tmp_path / "both.json", [same, {"prompt": "I cough.", **same}])).constitution.principles
+    assert [len(p.examples) for p in both] == [0, 1]
     flat = import_constitution(write(tmp_path / "rubric.json", [same, {"criterion": "Rude", "points": -1}]))
     assert [p.points for p in flat.constitution.principles] == [5, -1]
 

@@ -86,6 +86,12 @@ def test_criteria_of_a_prompt_are_asked_about_that_prompt_alone(tmp_path):
     assert rubric.mean_questions == 1
 
 
+def test_a_criterion_of_every_prompt_stays_one_where_a_prompt_repeats_it(tmp_path):
+    """It is asked about every reply, and once about a reply to the prompt that repeats it."""
+    rubric = read_rubric(written(tmp_path / "r.jsonl", [KIND, {"prompt": "How do I rest?", **KIND}]))
+    assert [len(rubric.questions(prompt)) for prompt in (ASK, Prompt.ask("Other"))] == [1, 1]
+
+
 def test_a_constitution_is_a_rubric_by_weight_and_good_answer(tmp_path):
     principles = [{"id": "kind", "title": "k", "preference": "Be kind.", "question": "Is it rude?", "weight": 2.0},
                   {"id": "short", "title": "s", "preference": "Be short.", "tags": ["benign"]}]  # fmt: skip

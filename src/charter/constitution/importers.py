@@ -175,7 +175,8 @@ def _rubrics(entries: list[dict[str, Any]], path: Path) -> Gathered:
             name = f"{number}.rubrics.{place}" if of_prompt else f"criterion-{number:03}"
             gathered.counts["criteria"] += 1
             made = _criterion(row, name, path)
-            key = json.dumps([made[part] for part in ("wording", "points", "tags")])
+            # A criterion of every reply and the same one of a single prompt are two: merged, it would be about that prompt alone.
+            key = json.dumps([*(made[part] for part in ("wording", "points", "tags")), bool(examples)])
             known = by_criterion.setdefault(key, made | {"id": f"criterion-{len(by_criterion) + 1:03}"})
             known["examples"] = [*known["examples"], *(one for one in examples if one not in known["examples"])]
     gathered.rows = list(by_criterion.values())

@@ -48,9 +48,10 @@ class Rubric:
     by_prompt: Mapping[str, tuple[Principle, ...]]
 
     def questions(self, prompt: Prompt) -> list[RubricQuestion]:
-        """All that is asked about a response to the prompt."""
-        principles = (*(p for p in self.everywhere if p.is_about(prompt)), *self.by_prompt.get(prompt.id, ()))
-        return [question for principle in principles for question in questions_of(principle)]
+        """All that is asked about a response to the prompt, once where the prompt repeats a criterion of all prompts."""
+        everywhere = [question for p in self.everywhere if p.is_about(prompt) for question in questions_of(p)]
+        more = [question for p in self.by_prompt.get(prompt.id, ()) for question in questions_of(p)]
+        return [*everywhere, *(question for question in more if question not in everywhere)]
 
     @property
     def mean_questions(self) -> float:

@@ -7,7 +7,7 @@ import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -179,11 +179,19 @@ def card_of(
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """The group of each rater of a table with the columns rater (or rater_id) and group. InputError names file, line, field."""
+    """The group of each rater of a table with the columns rater (or rater_id) and group, both texts or whole numbers. A rater
+    whose group is empty has none. InputError names file, line, field."""
     groups: dict[str, str] = {}
     for row in read_rows(path):
-        rater = row.text("rater_id" if "rater_id" in row.values else "rater")
-        if groups.setdefault(rater, row.text("group")) != row.values["group"]:
+        if "group" not in row.values:
+            raise row.bad("missing; give the columns rater and group", "group")
+        column = "rater_id" if "rater_id" in row.values else "rater"
+        names = {name: str(value) for name, value in row.values.items() if type(value) is int}
+        row = replace(row, values={**row.values, **names})
+        rater, group = row.text(column).strip(), (row.optional("group") or "").strip()
+        if not rater:
+            raise row.bad("empty; name the rater or remove the row", column)
+        if group and groups.setdefault(rater, group) != group:
             raise row.bad(f"{rater!r} has two groups; keep one", "group")
     return groups
 

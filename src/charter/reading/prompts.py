@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,11 +58,12 @@ def read_prompts(
 
     The conversation is the first of the columns messages, conversations, prompt, conversation, text, transcript, chosen: a list
     of messages (in CSV as JSON), a transcript with ``Human:`` and ``Assistant:`` turns, or plain text, which is one user turn. A
-    column system stands before it. Assistant turns at its end are the answer and are dropped. Rows of other published forms are read
-    too (:mod:`charter.reading.forms`, :mod:`charter.reading.sets`). Columns principle, tags, split and source are kept, others
-    ignored, ids computed anew. The format follows from suffix and content unless it is given. InputError if a row cannot be
-    used (with file, line and field) and where there is no row.
+    column system stands before it. Assistant turns at its end are the answer and are dropped. Rows of other published forms are
+    read too (:mod:`charter.reading.forms`, :mod:`charter.reading.sets`). Columns principle, tags, split and source are kept,
+    others ignored, ids computed anew. The format follows from suffix and content unless it is given. InputError if a row cannot
+    be used (with file, line and field) and where there is no row.
     """
+    tags = checked_tags(tags)
     empty = True
     for row in read_rows(path, format=format):
         empty = False
@@ -246,10 +248,24 @@ def _tags(row: Row) -> list[str]:
 def _known_kind(row: Row, tag: str) -> str:
     """The tag. InputError for another way to write red_team or benign, or for one of these among commas: the prompt would be of
     neither kind."""
-    parts = {re.sub(r"[\s_-]+", "_", part.strip().casefold()) for part in tag.split(",")}
-    if tag not in KINDS[:2] and parts & {*KINDS[:2], "redteam"}:
+    if tag not in KINDS[:2] and _written(tag) & {*KINDS[:2], "redteam"}:
         raise row.bad(f'is {tag[:60]!r}; write the kind as red_team or benign, and several tags as "one; two"', "tags")
     return tag
+
+
+def _written(tag: str) -> set[str]:
+    return {re.sub(r"[\s_-]+", "_", part.strip().casefold()) for part in tag.split(",")}
+
+
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The tags that a user gives to all prompts of a file. InputError where one is nearly red_team or benign: the prompts would
+    be of neither kind."""
+    tags = tuple(tags)
+    for tag in tags:
+        near = next((near for part in _written(tag) for near in get_close_matches(part, KINDS[:2], n=1, cutoff=0.8)), None)
+        if tag not in KINDS[:2] and near:
+            raise InputError(f"unknown tag {tag[:60]!r}; did you mean {near}? (for another tag choose a name less like it)")
+    return tags
 
 
 def _tags_text(tags: Sequence[str]) -> str:

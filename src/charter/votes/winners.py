@@ -17,7 +17,7 @@ WORDS = {
     "a": FIRST, "modela": FIRST, "left": FIRST, "leftvote": FIRST, "first": FIRST, "1": FIRST, "model1": FIRST,
     "b": SECOND, "modelb": SECOND, "right": SECOND, "rightvote": SECOND, "second": SECOND, "2": SECOND, "model2": SECOND,
     "tie": TIE, "tievote": TIE, "draw": TIE, "equal": TIE, "same": TIE, "bothgood": TIE,
-    "equallygood": TIE, "bothequallygood": TIE,
+    "equallygood": TIE, "bothequallygood": TIE, "neitherisbetter": TIE, "neitherbetter": TIE,
     "bothbad": BOTH_BAD, "tiebothbad": BOTH_BAD, "bothbadvote": BOTH_BAD, "neither": BOTH_BAD,
 }  # fmt: skip
 FLAGS = {"winner_model_a": FIRST, "winner_model_b": SECOND, "winner_tie": TIE}

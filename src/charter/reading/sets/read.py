@@ -11,7 +11,7 @@ from typing import Any
 
 from charter.errors import InputError
 from charter.reading.forms import LeftOut
-from charter.reading.prompts import row_to_prompt
+from charter.reading.prompts import checked_tags, row_to_prompt
 from charter.reading.rows import Row, read_rows
 from charter.reading.sets.choices import bbq_item, hhh_item, truthful_qa_item
 from charter.reading.sets.items import Item, Protocol, Sampling, TestSet
@@ -33,6 +33,7 @@ OPTIONS: dict[str, Reader] = {"hhh": hhh_item, "truthfulqa": truthful_qa_item, "
 def read_set(file: Path, tags: Sequence[str] = ()) -> TestSet:
     """The test set in a file. ``tags`` are put on the prompts of sets that are answered. InputError if a row cannot be read,
     where nothing is left, or where a set has two files with the same columns and nobody says which it is."""
+    tags = checked_tags(tags)
     rows = list(read_rows(file))
     if not rows:
         raise InputError("the file has no rows; give a file with one item a row", file=file)
