@@ -91,6 +91,15 @@ def test_the_four_pairs_are_the_four_pairs():
     assert [p.id for p in constitution.for_revision(("benign",))] == ["helpful"]
 
 
+@pytest.mark.parametrize(
+    ("tag", "word"), [("Red Team", "red_team"), ("redteam", "red_team"), ("Benign", "benign"), ("TOPIC", "topic")]
+)
+def test_a_kind_in_other_letters_is_refused(tmp_path, tag, word):
+    """The principle would apply to every prompt, and no stage would say so."""
+    with pytest.raises(InputError, match=f"has the tag '{tag}', which would restrict nothing; write {word}"):
+        load(tmp_path, YAML.replace("[benign]", f"[{tag}]"))
+
+
 def test_kinds_and_topics_decide_who_is_asked():
     constitution = make(
         compares("always"), compares("harm", tags=("red_team",)), compares("help", tags=("benign",)),

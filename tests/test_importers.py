@@ -78,6 +78,15 @@ def test_a_text_file_holds_one_principle_per_line(tmp_path):
     assert titles == ["Be kind.", "Tell the truth.", "Nice!", "好", "3.5 is no bullet"]
 
 
+def test_a_wrapped_point_is_one_principle_and_a_rule_is_none(tmp_path):
+    path = tmp_path / "c.md"
+    path.write_text("- Be honest,\n  and say so,\n\talways.\n  - Be brief.\n---\n* Be kind.\n\n1. Be safe\n   here.\n")
+    imported = import_constitution(path)
+    texts = [p.preference.rpartition(": ")[2] for p in imported.constitution.principles]
+    assert texts == ["Be honest, and say so, always.", "Be brief.", "Be kind.", "Be safe here."]
+    assert imported.left_out == {"line without a word, such as a rule": 1}
+
+
 def test_a_break_inside_a_paragraph_does_not_end_a_principle(tmp_path):
     path = write(tmp_path / "p.txt", "Be kind\u2028and honest.\r\nBe brief\x0bif you can.\rDo not lie.\n")
     titles = [p.title for p in import_constitution(path).constitution.principles]
@@ -98,6 +107,8 @@ def test_a_long_sentence_has_a_short_title(tmp_path):
         ("c.json", "{", r"c\.json, line 1: not valid JSON"),
         ("c.json", "[" * 100_000, "not valid JSON"),
         ("c.json", "[1, 2]", "unknown format; convert it"),
+        ("c.json", '{"principles": ["Be kind."]}', "unknown format; convert it"),
+        ("c.yaml", "- Be kind.\n", "unknown format; use a constitution of Charter as it is"),
         ("c.json", "[]", "the file has no principle"),
         ("c.json", "{}", "the file has no principle"),
         ("c.txt", "\n\n", "the file has no principle"),

@@ -160,6 +160,14 @@ class Principle(Record):
         return self
 
     @model_validator(mode="after")
+    def _kinds_as_written(self) -> Principle:
+        for tag in self.tags:
+            word = re.sub(r"[\s_-]+", "_", tag.casefold()).replace("redteam", "red_team")
+            if word in (*PROMPT_TAGS, TOPIC) and tag != word:
+                raise ValueError(f"principle {self.id!r} has the tag {tag!r}, which would restrict nothing; write {word}")
+        return self
+
+    @model_validator(mode="after")
     def _usable(self) -> Principle:
         if (self.critique is None) != (self.revision is None):
             missing = "critique" if self.critique is None else "revision"

@@ -37,6 +37,7 @@ CRITERION = {
         "preference": "Choose the reply of which this is less true: {}",
     },
 }
+BULLET = r"(?:[-*•]|\d+[.)])\s+"
 MEETS = "Is this true of the assistant's last reply: {}"
 UNKNOWN = "unknown format; convert it to a JSON list of strings, or to a .txt file with one principle per line"
 THRESHOLD = 0.6  # of the support in every opinion group
@@ -94,15 +95,27 @@ def gather(text: str, path: Path, threshold: float) -> Gathered:
         return _recognise(_parse(text, path), path)
     if is_markdown(text, plain_list=suffix == ".txt"):
         return gather_markdown(text, path)
+    if suffix in (".yaml", ".yml"):
+        raise InputError("unknown format; use a constitution of Charter as it is (constitution: FILE), or write a .txt file with one "
+                         "principle per line", file=path)  # fmt: skip
     if suffix not in (".txt", ".md", ".markdown", ""):
         raise InputError(UNKNOWN, file=path)
     # A break inside a paragraph, as word processors write it (U+2028, U+000B), does not end a principle.
     written = re.split(r"\r\n|[\r\n]", text)
     lines = [line for line in written if not HEADING.match(line)]
-    sentences = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", line.strip()) for line in lines]
+    worded = [line for line in lines if re.search(r"\w", line) or not line.strip()]
+    # Of a list with marks an indented line without one continues the line above, as Markdown wraps it.
+    wrapped = re.sub(rf"^([ \t]*{BULLET}.*)((?:\n[ \t]+(?!{BULLET})\S.*)+)", lambda item: item[1] + _joined(item[2]),
+                     "\n".join(worded), flags=re.MULTILINE)  # fmt: skip
+    sentences = [re.sub(rf"^{BULLET}", "", line.strip()) for line in wrapped.split("\n")]
     gathered = _plain_list("lines of text", [sentence for sentence in sentences if sentence])
     gathered.left_out["comment, a line that begins with #"] = len(written) - len(lines)
+    gathered.left_out["line without a word, such as a rule"] = len(lines) - len(worded)
     return gathered
+
+
+def _joined(lines: str) -> str:
+    return "".join(f" {line.strip()}" for line in lines.split("\n") if line.strip())
 
 
 def _plain_list(kind: str, sentences: list[str]) -> Gathered:
@@ -122,7 +135,7 @@ def _recognise(content: Any, path: Path) -> Gathered:
             for number, entry in enumerate(entries, start=1)
         ]
         return Gathered("critiques of llm-swarm", rows, left_out=_unread([content], {"constitutions"}))
-    if isinstance(content, dict):
+    if isinstance(content, dict) and all(isinstance(entry, dict) for entry in content.values()):
         rows = [_revising(name, entry, "prompt", "edit_request", path) for name, entry in content.items()]
         return Gathered("critiques of Anthropic", rows)
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
