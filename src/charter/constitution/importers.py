@@ -96,8 +96,8 @@ def gather(text: str, path: Path, threshold: float) -> Gathered:
     if is_markdown(text, plain_list=suffix == ".txt"):
         return gather_markdown(text, path)
     if suffix in (".yaml", ".yml"):
-        raise InputError("unknown format; use a constitution of Charter as it is (constitution: FILE), or write a .txt file with one "
-                         "principle per line", file=path)  # fmt: skip
+        raise InputError("unknown format; use a constitution of Charter as it is (constitution: FILE), or write a .txt file with "
+                         "one principle per line", file=path)  # fmt: skip
     if suffix not in (".txt", ".md", ".markdown", ""):
         raise InputError(UNKNOWN, file=path)
     # A break inside a paragraph, as word processors write it (U+2028, U+000B), does not end a principle.
