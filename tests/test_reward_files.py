@@ -161,7 +161,7 @@ def test_pairs_are_scored_by_the_labels_they_have_and_none_is_dropped(reward, ca
     )
 
 
-@pytest.mark.parametrize("tie", [{"p": 0.5}, {"weight": 0.5}])
+@pytest.mark.parametrize("tie", [{"p": 0.5}, {"weight": 0.5}, {"score_chosen": 8.0, "score_rejected": 8.0}])
 def test_a_tie_is_scored_and_is_neither_right_nor_wrong(reward, capsys, tie):
     row = {"prompt": "Lamp?", "chosen": "Gladly", "rejected": "No"}
     assert score(reward, [row | tie]) == 0

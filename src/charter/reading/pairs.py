@@ -57,7 +57,7 @@ def read_pairs(path: Path) -> PairFile:
 
 
 def _pair_with_words(row: Row) -> Pair | str:
-    pair = row_pair(row)
+    pair = EQUAL_SCORES if equal_scores(row) else row_pair(row)
     return EMPTY_ANSWER if isinstance(pair, Pair) and not (pair.chosen.strip() and pair.rejected.strip()) else pair
 
 
@@ -90,6 +90,11 @@ def clusters_of(pairs: Sequence[Pair]) -> list[str]:
     return [min(joined[pair.group_id]) for pair in pairs]
 
 
+def equal_scores(row: Row) -> bool:
+    """Whether the row's scores of the two answers prefer neither."""
+    return any((score := row.values.get(better)) not in (None, "") and score == row.values.get(worse) for better, worse in SCORES)
+
+
 def row_pair(row: Row) -> Pair | str:
     """The pair of a row, or the reason to leave it out."""
     try:
@@ -119,8 +124,6 @@ def _row_pair(row: Row) -> Pair | str:
         return SPOKEN
     if answers[0] == answers[1]:
         return IDENTICAL
-    if any((score := row.values.get(better)) not in (None, "") and score == row.values.get(worse) for better, worse in SCORES):
-        return EQUAL_SCORES
 
     weight, p, margin = (number(row, field) for field in ("weight", "p", "margin"))
     if weight is None and p is not None:

@@ -16,7 +16,7 @@ from charter.models.load import pick_device
 from charter.models.packing import Tokens
 from charter.models.reward_trunk import load_reward_model, reward_folder
 from charter.reading.forms import LeftOut, preferred_output, usual_columns
-from charter.reading.pairs import number, row_pair
+from charter.reading.pairs import equal_scores, number, row_pair
 from charter.reading.ratings import answered_prompt
 from charter.reading.rows import Row, read_rows
 from charter.records import Pair, Prompt
@@ -108,7 +108,8 @@ def pair_item(row: Row) -> Item | str:
     pair = row_pair(replace(row, values={key: value for key, value in row.values.items() if key not in ("p", "weight")}))
     if not isinstance(pair, Pair):
         return pair
-    return Item(pair.prompt, (pair.chosen, pair.rejected), pair.group_id, 1.0 if p is None else float((p > 0.5) - (p < 0.5)))
+    p = 0.5 if equal_scores(row) else 1.0 if p is None else p
+    return Item(pair.prompt, (pair.chosen, pair.rejected), pair.group_id, float((p > 0.5) - (p < 0.5)))
 
 
 def response_item(row: Row) -> Item | str:
