@@ -769,3 +769,14 @@ def test_published_dialogues_come_in_and_go_out_as_they_were(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "hh.jsonl").read_bytes().splitlines()]
     assert len(rows) == 1599
     assert all(published[row["chosen"]] == row["rejected"] for row in rows)
+
+
+def test_the_context_of_a_question_is_part_of_the_prompt(tmp_path):
+    """Raters of Argilla and of Label Studio read it, and without it the prompt would ask for another answer."""
+    answers = {"context": "It is blue.", "response_a": "Sand it.", "response_b": "Never."}
+    ranking = {"ranking": [answered(["response_a", "response_b"])]}
+    _, argilla = imported(tmp_path, "a.json", record({"prompt": "Paint a door?", **answers}, ranking))
+    _, studio = imported(tmp_path, "s.json", task([picked(selected="left")], context="It is blue."))
+    for evidence in (argilla, studio):
+        assert [prompt.last_turn for prompt in evidence.prompts.values()] == ["Paint a door?\n\nIt is blue."]
+        evidence.__exit__()

@@ -7,7 +7,7 @@ import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -186,11 +186,9 @@ def read_groups(path: Path) -> dict[str, str]:
         if "group" not in row.values:
             raise row.bad("missing; give the columns rater and group", "group")
         column = "rater_id" if "rater_id" in row.values else "rater"
-        names = {name: str(value) for name, value in row.values.items() if type(value) is int}
-        row = replace(row, values={**row.values, **names})
-        rater, group = row.text(column).strip(), (row.optional("group") or "").strip()
+        rater, group = ((row.optional(name) or "").strip() for name in (column, "group"))
         if not rater:
-            raise row.bad("empty; name the rater or remove the row", column)
+            raise row.bad("missing; name the rater or remove the row", column)
         if group and groups.setdefault(rater, group) != group:
             raise row.bad(f"{rater!r} has two groups; keep one", "group")
     return groups

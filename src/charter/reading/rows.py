@@ -67,8 +67,9 @@ class Row:
             raise self.bad(str(error), field) from None
 
     def optional(self, field: str) -> str | None:
-        """A text, or None if it is missing or empty."""
-        return None if self.values.get(field) in (None, "") else self.text(field)
+        """A text, or a whole number as text; None if it is missing or empty."""
+        value = self.values.get(field)
+        return None if value in (None, "") else str(value) if type(value) is int else self.text(field)
 
 
 def is_nan(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from charter.reading.forms import LeftOut
 from charter.records import Rank
 from charter.votes.imports.formats import Rater
-from charter.votes.imports.votes import NO_PROMPT, PROMPT_NAMES, Answer, Part, Unique, Vote
+from charter.votes.imports.votes import NO_PROMPT, PROMPT_NAMES, Answer, Part, Unique, Vote, with_context
 
 NOT_SUBMITTED = "not submitted"
 NOT_ANSWERED = "a record that nobody has answered (suggestions are not votes)"
@@ -40,7 +40,7 @@ def read_record(row: Part, rater: Rater, ids: Unique) -> Iterator[Vote | LeftOut
             raise fields.left_out(NO_PROMPT)
         raise fields.bad(f"the prompt is missing; name it one of {', '.join(PROMPT_NAMES)}")
     texts = {name: fields[name] for name, text in fields.fields().items() if name != prompt_name and isinstance(text, str)}
-    prompt = fields[prompt_name].prompt("argilla")
+    prompt = with_context(fields, prompt_name).prompt("argilla")
     submitted: list[tuple[str, str, Part]] = []
     answers = list(_answers(row["responses"]))
     if not answers:

@@ -11,7 +11,7 @@ from typing import Any
 from charter.reading.forms import LeftOut
 from charter.records import Rank
 from charter.votes.imports.formats import PAIR_NAMES, Rater
-from charter.votes.imports.votes import PROMPT_NAMES, Answer, Part, Unique, Vote
+from charter.votes.imports.votes import PROMPT_NAMES, Answer, Part, Unique, Vote, with_context
 from charter.votes.winners import RANKS, worded
 
 CANCELLED = "skipped by the annotator"
@@ -127,7 +127,7 @@ def _vote(data: Part, annotation: Part, result: Part, rater: Rater) -> Vote:
     name, seconds = person.name(), annotation["lead_time"].value
     return Vote(
         row=data.row,
-        prompt=data[prompt_name].prompt("label-studio"),
+        prompt=with_context(data, prompt_name).prompt("label-studio"),
         answers=tuple(answers),
         ranks=tuple(ranks),
         rater=Rater(f"annotator-{name}" if name.isdecimal() else name, "human") if name else rater,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from charter.errors import InputError
 from charter.reading.forms import LeftOut
 from charter.reading.pairs import SPOKEN, prompt_column
-from charter.reading.prompts import row_prompt
+from charter.reading.prompts import is_transcript, messages_in_json, row_prompt
 from charter.reading.rows import Row, is_nan
 from charter.records import (
     Direction,
@@ -193,6 +193,15 @@ class Part:
     def prompt_of(self, messages: Sequence[Message], source: str, tags: Sequence[str] = ()) -> Prompt:
         """The prompt of messages that were read from this part; assistant turns at their end are dropped."""
         return row_prompt(Row({}, self.row.file, self.row.line), self.field, messages, source=source, tags=tags)
+
+
+def with_context(fields: Part, name: str) -> Part:
+    """The prompt under ``name`` with the plain text under input or context after it, as the raters read both."""
+    part = fields[name]
+    more = next((fields[other].value for other in ("input", "context") if other != name and fields[other].value), None)
+    if not isinstance(part.value, str) or not isinstance(more, str) or is_transcript(part.value) or messages_in_json(part.value):
+        return part
+    return replace(part, value=f"{part.value}\n\n{more}")
 
 
 def unclean(row: Row) -> LeftOut | None:
