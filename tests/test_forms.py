@@ -15,7 +15,7 @@ from charter.errors import InputError
 from charter.reading.demonstrations import BAD_ANSWER, UNANSWERED, read_demonstrations
 from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, read_pairs
 from charter.reading.prompts import read_prompts
-from charter.reading.ratings import read_ratings
+from charter.reading.ratings import NO_SCORE, read_ratings
 from charter.web.project import open_project
 
 
@@ -231,6 +231,20 @@ def test_pairs_and_ratings_count_what_they_leave_out(tmp_path):
     pairs = read_pairs(table)
     assert [(pair.chosen, pair.weight) for pair in pairs.pairs] == [("a", 1.0), ("b", 1.0), ("a", 0.7)]
     assert pairs.excluded == {"the row has no preference between 1 and 2": 2}
+
+
+def test_a_missing_value_leaves_its_row_out_as_an_empty_cell_does(tmp_path):
+    """null, NaN (pandas) and an empty cell of a CSV; and a score is not taken from the column of another scale."""
+    pair = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "Ox."}
+    pairs = read_pairs(lines(tmp_path / "p.jsonl", pair, pair | {"rejected": None}, pair | {"chosen": float("nan")}))
+    assert (len(pairs.pairs), pairs.excluded) == (1, {EMPTY_ANSWER: 2})
+    example = {"instruction": "Name a tree.", "output": "Oak."}
+    examples = read_demonstrations(lines(tmp_path / "s.jsonl", example, example | {"output": None}))
+    assert (len(examples), examples.excluded) == (1, {EMPTY_ANSWER: 1})
+    rated = {"prompt": "Name a tree.", "response": "Oak.", "score": 0.5, "rating": 4}
+    ratings = read_ratings(lines(tmp_path / "r.jsonl", rated, rated | {"score": None}, rated | {"response": None}))
+    assert [rating.score for rating in ratings.ratings] == [0.5]
+    assert ratings.excluded == {NO_SCORE: 1, EMPTY_ANSWER: 1}
 
 
 def test_an_answer_that_a_prompt_file_drops_may_have_thoughts(tmp_path):

@@ -104,6 +104,8 @@ def test_columns_tags_and_source(tmp_path):
     (prompt,) = read(tmp_path / "p.jsonl", json.dumps(row), tags=["b", "c"])
     assert prompt == Prompt.ask("hi", principle="peace", tags=("a", "b", "c"), split="test", source="s")
     assert [p.source for p in read_prompts(tmp_path / "p.jsonl", source="mine")] == ["mine"]
+    (several,) = read(tmp_path / "n.jsonl", json.dumps({"prompt": "\n\nHuman: hi\n\nAssistant: ", "source": ["a", "b"]}))
+    assert (several.last_turn, several.source) == ("hi", "a, b")
 
 
 @pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p", "p.data"])

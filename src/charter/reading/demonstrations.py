@@ -9,7 +9,7 @@ from pathlib import Path
 from charter.reading.forms import DIALOGUE_COLUMNS, LeftOut, check_tool_export, good_by_label, read_usable, usual_columns
 from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, number, prompt_column, with_system_of
 from charter.reading.prompts import messages_in_json, row_conversation, row_prompt
-from charter.reading.rows import Row
+from charter.reading.rows import Row, is_missing
 from charter.records import Prompt
 
 ANSWERS = ("completion", "response", "answer", "output", "summary", "chosen")
@@ -70,7 +70,9 @@ def row_demonstration(row: Row) -> Demonstration | str:
 
 def _from_columns(row: Row) -> Demonstration | None:
     """Prompt and answer in columns of their own."""
-    field = next((name for name in ANSWERS if row.values.get(name) is not None), None)
+    field = next((name for name in ANSWERS if not is_missing(row.values.get(name))), None)
+    if field is None and any(name in row.values for name in ANSWERS):
+        raise LeftOut(row, EMPTY_ANSWER)
     if field == "chosen":
         check_that_chosen_is_better(row)
     if field is None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from charter.reading.forms import ROLE_NAMES, LeftOut, check_tool_export, preferred_output, read_usable, usual_columns
 from charter.reading.prompts import is_transcript, messages_in_json, row_conversation, row_messages, row_prompt
-from charter.reading.rows import Row
+from charter.reading.rows import Row, is_missing
 from charter.records import Message, Pair, Prompt, content_id
 from charter.run.files import describe
 
@@ -104,7 +104,9 @@ def row_pair(row: Row) -> Pair | str:
 
 
 def _row_pair(row: Row) -> Pair | str:
-    if (missing := next((name for name in ("chosen", "rejected") if row.values.get(name) is None), None)) is not None:
+    if (missing := next((name for name in ("chosen", "rejected") if is_missing(row.values.get(name))), None)) is not None:
+        if {"chosen", "rejected"} <= row.values.keys():
+            return EMPTY_ANSWER
         check_tool_export(row)
         if row.values.get("response") is not None and {"score", "rating"} & row.values.keys():
             raise row.bad("missing; these are ratings: train on them with --loss squared or --loss absolute", missing)

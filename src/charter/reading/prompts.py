@@ -150,7 +150,10 @@ def row_prompt(
         raise row.bad("nothing for the assistant to answer; begin with a turn of the user", field)
     if not waiting[-1].content.strip():
         raise row.bad("empty; write the prompt or remove the row", field)
-    row_source = default_source if row.values.get("source") is None or source is not None else row.text("source")
+    given = row.values.get("source")
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        given = ", ".join(given)  # Nectar's prompts have several
+    row_source = default_source if given is None or source is not None else replace(row, values={"source": given}).text("source")
     try:
         return Prompt(
             messages=tuple(waiting),

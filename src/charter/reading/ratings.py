@@ -9,10 +9,11 @@ from pathlib import Path
 
 from charter.reading.forms import read_usable, usual_columns
 from charter.reading.pairs import EMPTY_ANSWER, SPOKEN, answer_text, number, prompt_column
-from charter.reading.rows import Row
+from charter.reading.rows import Row, is_missing
 from charter.records import Prompt, Rating, content_id
 
 ID = re.compile(r"[0-9a-f]{16}")
+NO_SCORE = "the score is missing"
 COLUMNS = "a rating needs prompt, response, and score or rating"
 
 
@@ -26,21 +27,25 @@ class RatingFile:
 
 
 def read_ratings(path: Path) -> RatingFile:
-    """Read ratings from JSONL, JSON, CSV, TSV (these also compressed) or Parquet: columns ``prompt`` (text, transcript, messages,
-    or our own Prompt), ``response``, and ``score`` or ``rating``; ``group_id`` by default the id of the first user turn, so that
-    dialogues with the same opening stay together. Rows are left out and counted where the prompt ends with the assistant, where
-    the response is empty and where a part of the row is not rendered. InputError names file, line, field; ids in place of texts
-    are one."""
+    """Read ratings from JSONL, JSON, CSV, TSV (these also compressed) or Parquet: columns ``prompt`` (text, transcript,
+    messages, or our own Prompt), ``response``, and ``score`` or ``rating``; ``group_id`` by default the id of the first user
+    turn, so that dialogues with the same opening stay together. Rows are left out and counted where the score is missing (of
+    two columns the score), where the prompt ends with the assistant, where the response is empty and where a part of the row
+    is not rendered. InputError names file, line, field; ids in place of texts are one."""
     return RatingFile(*read_usable(path, row_rating, "rating"))
 
 
 def row_rating(row: Row) -> Rating | str:
     """The rating of a row, or the reason to leave it out, which may also be raised as LeftOut."""
     row = usual_columns(row)
-    column = "score" if row.values.get("score") not in (None, "") else "rating"
+    column = "score" if "score" in row.values else "rating"  # of a file with both one alone is read: they may be two scales
+    if column in row.values and (is_missing(row.values[column]) or row.values[column] == ""):
+        return NO_SCORE
     score = number(row, column)
     if score is None and row.values.get("prompt") not in (None, ""):
         raise row.bad(f"missing; {COLUMNS}", "score")
+    if "response" in row.values and is_missing(row.values["response"]):
+        return EMPTY_ANSWER
     answered = answered_prompt(row)
     if isinstance(answered, str):
         return answered

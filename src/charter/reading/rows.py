@@ -77,6 +77,11 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a cell has no value: null, or NaN."""
+    return value is None or is_nan(value)
+
+
 def kind_of_value(value: Any) -> str:
     """The kind of a JSON value, in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
