@@ -22,6 +22,7 @@ from charter.records import Message
 from charter.run.yaml_files import decode_utf8, read_bytes
 
 HEADING = re.compile(r"^(#{1,6})[ \t]+(.+)$", re.MULTILINE)
+PART_READ = "section of which models read the first sentences alone, the rest kept in wording"
 ATTRIBUTES = re.compile(r"\s*\{#([^\s}]+)([^}]*)\}$")
 FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 EXAMPLE = re.compile(r"^\*\*Example\*\*:?[ \t]*(.*)$")
@@ -94,6 +95,7 @@ def gather_markdown(text: str, path: Path) -> Gathered:
             more = {"examples": tuple(section.examples), "wording": section.wording}
             statement, unread = statement_of(section, titles)
             gathered.left_out[f"rule of a list beyond {STATEMENT} characters, kept in wording"] += unread
+            gathered.left_out[PART_READ] += not spec and not unread and goes_beyond(section, statement, titles)
             gathered.rows.append(of_sentence(name, statement, section.title) | more | rank)
             gathered.counts += counts_of(section.examples)
     gathered.counts["sections"] = len(gathered.rows)
@@ -272,6 +274,13 @@ def statement_of(section: Section, titles: Mapping[str, str]) -> tuple[str, int]
         statement += f" {points[fitting]}"
         fitting += 1
     return (statement if fitting else section.title), len(points) - fitting
+
+
+def goes_beyond(section: Section, statement: str, titles: Mapping[str, str]) -> bool:
+    """Whether a section has more words than its statement, which no model reads; a line that ends with a colon does not count."""
+    wording = re.sub(r"^\s*(?:[-*+]|\d+[.)])\s+|^.*:[ \t]*$", "", section.wording, flags=re.MULTILINE)
+    n_read = len(re.findall(r"\w", statement)) - len(re.findall(r"\w", section.title))
+    return len(re.findall(r"\w", plain(wording, titles))) > n_read
 
 
 def closed(text: str) -> str:
