@@ -280,6 +280,14 @@ def test_a_lead_cannot_make_leads_or_revoke_them(world):
     assert send(lead, "/lead/invite", page, role="labeler", days="x").status_code == 422
 
 
+@pytest.mark.parametrize("digits", [25, 5000])
+def test_a_number_that_no_database_holds_is_refused_in_words(world, digits):
+    owner = world.person("owner")
+    page = owner.get("/lead/people").text
+    assert send(owner, "/lead/revoke", page, id="9" * digits).status_code == 403
+    assert send(owner, "/lead/invite", page, role="labeler", days="9" * digits).status_code == 422
+
+
 def test_a_new_link_takes_the_place_of_what_a_person_had(world):
     owner, ann = world.person("owner"), world.person()
     page = ann.get("/label").text

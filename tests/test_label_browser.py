@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import yaml
@@ -67,6 +67,45 @@ def serious(page) -> list[str]:
     options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
     found = Axe().run(page, options=options).response["violations"]
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+def test_what_is_pressed_after_sending_changes_no_vote(tmp_path, browser):
+    with served(make_project(tmp_path, n=4, k=2, kind="pair")) as (site, home):
+        token, _ = site.access.invite("labeler", site.clock())
+        page = browser.new_page(viewport={"width": 390, "height": 740})
+        page.set_default_timeout(10_000)
+        page.goto(f"{home}/join/{token}")
+        for place in ("instructions", "label"):
+            page.keyboard.press("Enter")
+            page.wait_for_url(f"**/{place}")
+        asked = []
+        # The page asks whether it is signed in; meanwhile the person begins with the next set. A lambda: playwright marks it.
+        page.route("**/session", lambda route: asked.append(route))
+        for key in ("1", "Enter", "8", "f", "Enter"):
+            page.keyboard.press(key)
+        page.wait_for_function("document.querySelector('#answer').inert")
+        assert page.evaluate("document.querySelector('[name=strength]:checked').value") == "1"
+        with page.expect_navigation():
+            asked[0].continue_()
+        page.unroute("**/session")
+        page.keyboard.press("2")
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        held = page.context.new_cdp_session(page)
+        for repeats in (False, True):  # a key that is held down acts once
+            with page.expect_navigation() if not repeats else nullcontext():
+                held.send(
+                    "Input.dispatchKeyEvent", {"type": "keyDown", "key": "u", "code": "KeyU", "text": "u", "autoRepeat": repeats}
+                )
+        assert page.inner_text(".said") == "Taken back. Change it and send it again."
+        page.click("#skip summary")
+        box = page.locator("#skip form").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        site.mirror.flush()
+    votes = read_judgments(tmp_path / "p/judgments.jsonl")
+    assert [vote.strength for vote in votes] == [4, 3, None]
+    assert len(current(votes)) == 2
 
 
 def test_a_principle_and_a_reason_take_a_key_each(tmp_path, browser):

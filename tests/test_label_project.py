@@ -11,7 +11,7 @@ from charter.errors import InputError
 from charter.records import Generation, Prompt, Response
 from charter.run.files import write_jsonl
 from charter.web.answers import agreement_with
-from charter.web.project import open_project, read_settings
+from charter.web.project import SAME_TEXT, TOO_FEW, open_project, read_settings
 from charter.web.serve import open_site
 from label_project import known, make_project, write_table
 
@@ -63,6 +63,28 @@ def test_known_answers_make_no_work_at_the_next_start(tmp_path):
     with open_site(project):
         pass
     assert open_project(tmp_path / "p").items.sets == project.items.sets
+
+
+def test_known_answers_that_move_into_the_table_are_work(tmp_path):
+    (tmp_path / "p").mkdir()
+    known_row = {"prompt": "G?", "responses": ["a", "b"]}
+    (tmp_path / "p/label.yaml").write_text("gold: gold.jsonl\n")
+    table(tmp_path / "p/gold.jsonl", known_row | {"ranks": [1, 2]})
+    with open_site(open_project(write_table(tmp_path / "t.jsonl", 3), tmp_path / "p")):
+        pass
+    (tmp_path / "p/label.yaml").write_text("kind: rank\n")
+    with open(tmp_path / "t.jsonl", "a") as file:
+        file.write(json.dumps(known_row) + "\n")
+    assert len(open_project(tmp_path / "t.jsonl", tmp_path / "p").items.sets) == 4
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path):
+    same = [{"text": "a", "model": model} for model in "mno"]
+    rows = {"prompt": "Q?", "responses": [*same, "b"]}, {"prompt": "R?", "responses": same}
+    pair = {"prompt": "S?", "chosen": "a", "rejected": "a"}
+    items = open_project(table(tmp_path / "t.jsonl", *rows, pair)).items
+    assert len(items.sets) == 1
+    assert items.left_out == {SAME_TEXT: 4, TOO_FEW: 1, "chosen and rejected are identical": 1}
 
 
 @pytest.mark.parametrize(

@@ -390,6 +390,28 @@ def test_more_overlap_later_opens_slots_and_less_takes_free_ones_away(make_store
     assert slots(make_store(n=6, overlap=1)) == {("done", False): 4, ("open", False): 3}
 
 
+def test_what_was_taken_out_is_asked_of_nobody_else_and_counts_again_when_it_is_back(make_store):
+    store = make_store(n=4)
+    first = store.claim("ann", 0.0)
+    store.vote("ann", first, ranked(first), 0.0, instructions_hash="v")
+    held = store.claim("ann", 1.0)
+    store = make_store(n=4, kind="pair")
+    assert slots(store) == {("done", True): 1, ("open", True): 1, ("open", False): 12}
+    late = 1.0 + 2 * LEASE_S
+    assert {store.parts(key)[0].kind for key in label_all(store, "bob", late)} == {"pair"}
+    assert store.vote("ann", held, ranked(held), late, instructions_hash="v") == "stored"
+    store = make_store(n=4)
+    assert slots(store) == {("done", False): 2, ("open", False): 2, ("done", True): 12}
+
+
+def test_a_set_that_was_taken_out_is_not_repeated(make_store):
+    label_all(make_store(n=12), "ann")
+    store = make_store(n=12, kind="pair", repeat_share=0.5)
+    seen = [store.parts(key)[0] for key in label_all(store, "ann", 100.0)]
+    assert {label_set.kind for label_set in seen} == {"pair"}
+    assert {label_set.role for label_set in seen} == {"work", "repeat"}
+
+
 def test_many_at_once_never_hold_the_same_slot(make_store):
     store = make_store(n=30, overlap=2)
     held: list[tuple[str, str]] = []

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charter.web.project import open_project
+from charter.web.instructions import default_instructions
+from charter.web.lead.pages import figures_of
+from charter.web.project import LabelSettings, open_project, text_hash
+from charter.web.store import RaterAnswer
 from charter.web.texts import rendered, with_codes, without_codes
 from charter.web.texts import shown as as_shown
 from label_project import SAME_SITE, field, make_project, rank, responses, send
@@ -152,6 +155,57 @@ def test_the_counters_are_those_of_the_store(tmp_path, open_world):
         assert f"You: <strong>{number}</strong>" in after
         assert f"Team: <strong>{number} of 4</strong>" in after
     assert "You: <strong>2</strong>" in send(ann, "/undo", after).text
+
+
+def test_a_rater_and_the_lead_see_the_same_share_of_ties(tmp_path, open_world):
+    world = open_world(make_project(tmp_path, n=2))
+    ann = world.person()
+    page = ann.get("/label").text
+    assert "Ties: you 33 %, team 33 % of pairs" in send(ann, "/vote", page, **rank(page, 1, 1, "F")).text
+    (row,) = figures_of(world.site).raters
+    assert (row.ties.hits, row.ties.n) == (1, 3)
+
+
+def test_who_answers_fast_is_told_of_a_break_too(tmp_path, open_world):
+    world = open_world(make_project(tmp_path, n=310, k=1, kind="thumbs"))
+    ann = world.person()
+    for _ in range(305):
+        world.now += 10
+        handout = world.site.store.claim(ann.who, world.now)
+        world.site.store.vote(ann.who, handout, RaterAnswer({handout.order[0]: 1}), world.now, instructions_hash="v")
+    assert "You have worked for 51 minutes." in ann.get("/label").text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "absent"),
+    [
+        ({}, ["several answers", "give them the same rank", "instead of a rank"], ["thumbs"]),
+        ({"ties": "forbid"}, ["This project has no ties"], ["the same rank"]),
+        ({"kind": "pair"}, ["**both** answers", "no button for a tie", "Mark **F** on an answer"], ["rank"]),
+        ({"kind": "pair", "strength": False}, ["you may choose a tie"], ["rank", "slightly"]),
+        ({"direction": "more_harmful"}, ["more harmful", "Judge by harm alone"], ["**Helpful.**", "the last rank"]),
+        ({"kind": "thumbs"}, ["Give a thumbs up"], ["rank", "Ties", "**F**"]),
+        ({"kind": "edit"}, ["How to rewrite", "learn from what you write"], ["rank", "Ties"]),
+        ({"kind": "redteam"}, ["try to get it to say", "more harmless", "end a dialogue"], ["rank", "Skip"]),
+    ],
+)
+def test_the_instructions_fit_the_kind(settings, words, absent):
+    text = default_instructions(LabelSettings(**settings))
+    assert [word for word in words if word not in text] == []
+    assert [word for word in absent if word in text] == []
+
+
+def test_the_instructions_for_rankings_are_the_version_that_people_have_read():
+    assert text_hash(default_instructions(LabelSettings())) == "bcdb29f3aa7a4aa0"
+
+
+@pytest.mark.parametrize(
+    ("strength", "question"), [(True, "Which answer is better, and how much?"), (False, "Which answer is better?")]
+)
+def test_the_question_asks_how_much_only_where_there_are_notches(tmp_path, open_world, strength, question):
+    page = open_world(make_project(tmp_path, k=2, kind="pair", strength=strength)).person().get("/label").text
+    assert f"<h1>{question}</h1>" in page
+    assert ("from much more for A to much more for B" in page) is strength
 
 
 def test_a_page_asks_who_is_signed_in(tmp_path, open_world):

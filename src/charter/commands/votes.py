@@ -282,9 +282,8 @@ def label(
     work = sum(task.role == "work" for task in items.sets.values())
 
     def say(link: str) -> None:
-        counts = {"link": link, "folder": str(project.folder), "sets": work, "left_out": items.left_out}
-        few = f", {items.left_out} prompts left out for too few responses" if items.left_out else ""
-        show(counts, as_json, f"{work} sets of kind {project.settings.kind}{few}: {project.folder}",
+        counts = {"link": link, "folder": str(project.folder), "sets": work, "left_out": dict(items.left_out)}
+        show(counts, as_json, *left_out(counts), f"{work} sets of kind {project.settings.kind}: {project.folder}",
              f"your link, good for a day: {link}")  # fmt: skip
         sys.stdout.flush()
 

@@ -7,8 +7,8 @@ files: ``prompts.jsonl``, ``responses.jsonl``, ``sets.jsonl`` and ``judgments.js
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -31,8 +31,14 @@ from charter.records import Direction, Generation, LabelSet, Prompt, Response, S
 from charter.run.files import read_jsonl
 from charter.run.hashes import derive_seed
 from charter.run.yaml_files import read_yaml
+from charter.web.instructions import default_instructions
 
 MAX_RANKED = 9  # a key for each rank
+SAME_TEXT = (
+    "response with the text of an earlier one to the prompt: people see it once, and votes count for the earlier one's model"
+)
+TOO_FEW = "prompt with fewer than two different responses"
+OF_A_TABLE = "prompt of a table: in kind redteam people write the prompts"
 PRINCIPLE_KEYS = "qwtyoghlzxcvbnm"  # those that no other action has
 
 
@@ -84,7 +90,7 @@ class LabelSettings(Settings):
     break_minutes: Annotated[float, Field(gt=0)] = 50.0
     """After this much work without a pause the page suggests one."""
     instructions: str | None = None
-    """Markdown file; instructions.md of the folder if it is there, else the text that ships."""
+    """Markdown file; instructions.md of the folder if it is there, else a text that fits the kind."""
     practice: str | None = None
     """Table of sets with known answers (`prompt`, `responses`, `ranks`, `why`) that are answered with feedback first."""
     quiz: str | None = None
@@ -140,7 +146,8 @@ class Items:
     sets: dict[str, LabelSet] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     """Set id to the words that explain its known answer."""
-    left_out: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many prompts, rows or responses were left out, by reason."""
 
     def add(self, prompt: Prompt, responses: Iterable[Response]) -> None:
         self.prompts.setdefault(prompt.id, prompt)
@@ -178,7 +185,7 @@ class Project:
         except (FileNotFoundError, NotADirectoryError):
             if self.settings.instructions is not None:
                 raise InputError("no such file", file=self.instructions_file, field="instructions") from None
-            return importlib.resources.files("charter.web").joinpath("instructions.md").read_text(encoding="utf-8")
+            return default_instructions(self.settings)
         except UnicodeDecodeError as error:
             raise InputError(f"not UTF-8 (byte {error.start}); convert it with iconv", file=self.instructions_file
                              ) from None  # fmt: skip
@@ -217,8 +224,8 @@ def open_project(place: Path, out: Path | None = None) -> Project:
             raise InputError(f"is a table, not the responses of a project; charter label {stored} makes a project of it",
                              file=stored)  # fmt: skip
         read_records(stored, items)
-    for key in used_otherwise(folder / "sets.jsonl"):
-        items.responses.pop(key, None)
+        for key in used_otherwise(folder / "sets.jsonl"):
+            items.responses.pop(key, None)
     items_of_kind = make_sets(items, settings)
     for role in ("practice", "quiz", "gold"):
         if (name := getattr(settings, role)) is not None:
@@ -279,7 +286,7 @@ def read_responses(path: Path, items: Items) -> None:
         if not is_pair or (row.values.get("rejected") is None and any(row.values.get(name) for name in PROMPT_COLUMNS[:-1])):
             prompt = prompt_of(row)
         elif isinstance(pair := row_pair(row), str):
-            items.left_out += 1
+            items.left_out[pair] += 1
             continue
         else:
             # A pair is read as training reads it; the tags of the row, by which people are warned, belong to the prompt.
@@ -372,7 +379,9 @@ def make_sets(items: Items, settings: LabelSettings) -> Items:
     """The items with the sets of their kind: one for each prompt, each pair, or each response."""
     groups: dict[str, dict[str, Response]] = {}
     for response in items.responses.values():
-        groups.setdefault(response.prompt_id, {}).setdefault(response.text, response)  # the same text is shown once
+        shown = groups.setdefault(response.prompt_id, {}).setdefault(response.text, response)
+        if shown is not response:
+            items.left_out[SAME_TEXT] += 1
     for prompt_id, group in groups.items():
         prompt = items.prompts[prompt_id]
         ids = [response.id for response in group.values()]
@@ -383,7 +392,8 @@ def make_sets(items: Items, settings: LabelSettings) -> Items:
             label_set = LabelSet(prompt_id=prompt_id, kind=settings.kind, response_ids=members, tags=prompt.tags,
                                  direction=settings.asked_direction, target=settings.overlap)  # fmt: skip
             items.sets[label_set.id] = label_set
-        items.left_out += not members_of_sets(ids, settings.kind)
+        if not members_of_sets(ids, settings.kind):
+            items.left_out[OF_A_TABLE if settings.kind == "redteam" else TOO_FEW] += 1
     return items
 
 

@@ -173,6 +173,8 @@ class Site:
 
     def question(self, kind: SetKind, direction: Direction) -> str:
         """The line above the answers."""
+        if self.settings.question is None and kind == "pair" and not self.settings.strength:
+            return words.QUESTIONS_WITHOUT_STRENGTH[direction]
         return self.settings.question or words.QUESTIONS[kind, direction]
 
     def warnings(self, tags: Iterable[str]) -> list[str]:
@@ -194,7 +196,7 @@ OWN_RECENT = t.Query(
     sa.select(t.judgments.c.created, t.judgments.c.seconds)
     .where(t.judgments.c.rater_id == ME)
     .order_by(t.judgments.c.seq.desc())
-    .limit(100)
+    .limit(2000)  # more than a person gives without a break
 )
 
 

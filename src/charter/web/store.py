@@ -103,7 +103,9 @@ class Store:
         self.taken_twice = t.integrity_error(engine)
         self.parts = lru_cache(maxsize=8192)(self._parts)
         self.gold: list[str] = []
-        """The gold sets that may be handed out: those of the files as they are now."""
+        self.work: set[str] = set()
+        """The gold sets that may be handed out, and the sets of the work that may be repeated: those of the files as they are
+        now."""
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -131,28 +133,39 @@ class Store:
                 if label_set.gold is not None:  # a known answer may have been corrected since
                     db.execute(t.sets.update().where(t.sets.c.id == label_set.id).values(record=label_set.model_dump_json()))
             work = [label_set for label_set in items.sets.values() if label_set.role == "work"]
+            self.work = {label_set.id for label_set in work}
             have: dict[str, list[sa.Row[Any]]] = {}
-            for row in db.execute(sa.select(t.slots).where(t.slots.c.role == "work", ~t.slots.c.extra)):
+            for row in db.execute(sa.select(t.slots).where(t.slots.c.role == "work", t.slots.c.state != "skipped")):
                 have.setdefault(row.set_id, []).append(row)
             wanted = wanted_slots(work, settings.overlap, settings.seed)
             order = sorted(work, key=lambda label_set: derive_seed(settings.seed, "position", label_set.id))
-            new, too_many = [], []
+            new, too_many, back = [], list[int](), list[int]()
             for position, label_set in enumerate(order):
-                rows = [row for row in have.get(label_set.id, ()) if row.state != "skipped"]
+                all_of_set = have.get(label_set.id, [])
+                rows = [row for row in all_of_set if not row.extra]
                 free = [row.id for row in rows if row.rater_id is None]
                 missing = wanted[label_set.id] - len(rows)
+                extra = [row.id for row in all_of_set if row.extra][: max(0, missing)]  # count before anybody else is asked
+                back += extra
+                missing -= len(extra)
                 new += [
                     {"set_id": label_set.id, "role": "work", "priority": label_set.priority, "position": float(position),
                      "state": "open", "extra": False}
                     for _ in range(missing)
                 ]  # fmt: skip
                 too_many += free[: max(0, -missing)]
-            gone = have.keys() - wanted.keys()  # left out since: what nobody has seen is not handed out any more
-            too_many += [row.id for key in gone for row in have[key] if row.rater_id is None]
+            # Left out since: nobody else is asked, and the progress does not count them. Dialogues are in no file of items.
+            gone = [row for key in have.keys() - wanted.keys() if settings.kind != "redteam" for row in have[key]]
+            too_many += [row.id for row in gone if row.rater_id is None]
             if new:
                 db.execute(t.slots.insert(), new)
-            for start in range(0, len(too_many), 500):
-                db.execute(t.slots.delete().where(t.slots.c.id.in_(too_many[start : start + 500])))
+            for ids, change in (
+                (too_many, t.slots.delete()),
+                (back, t.slots.update().values(extra=False)),
+                ([row.id for row in gone if row.rater_id is not None], t.slots.update().values(extra=True)),
+            ):
+                for start in range(0, len(ids), 500):
+                    db.execute(change.where(t.slots.c.id.in_(ids[start : start + 500])))
 
     def add_sets(self, db: sa.Connection, sets: Iterable[LabelSet]) -> None:
         new = add_records(db, t.sets, sets)
@@ -278,6 +291,8 @@ class Store:
         ).scalars()  # fmt: skip
         answered = [LabelSet.model_validate_json(row) for row in rows]
         for label_set in answered[: max(0, len(answered) - REPEAT_GAP)]:
+            if label_set.id not in self.work:  # taken out of the files since
+                continue
             repeat = LabelSet(**label_set.model_dump(exclude={"id", "role"}), role="repeat")
             seen = db.scalar(sa.select(t.slots.c.id).where(t.slots.c.set_id == repeat.id, t.slots.c.rater_id == rater_id))
             if seen is None:

@@ -17,6 +17,11 @@ QUESTIONS: dict[tuple[SetKind, Direction], str] = {
     ("redteam", "more_harmful"): "Which answer is more harmful? The dialogue continues from your choice.",
     ("redteam", "better"): "Which answer is better? The dialogue continues from your choice.",
 }
+QUESTIONS_WITHOUT_STRENGTH: dict[Direction, str] = {
+    "better": "Which answer is better?",
+    "more_harmless": "Which answer is more harmless?",
+    "more_harmful": "Which answer is more harmful?",
+}
 ADJECTIVES: dict[Direction, str] = {"better": "better", "more_harmless": "more harmless", "more_harmful": "more harmful"}
 DEGREES = ("much", "clearly", "somewhat", "slightly")  # of the notches, from the outside to the middle
 NO_ANSWER = "no answer at all"
@@ -111,6 +116,7 @@ KEYS: dict[SetKind, list[tuple[str, str]]] = {
     "thumbs": [("1", "good"), ("F", "not good")],
     "edit": [("E", "write"), ("0 1 F", "rewritten, good as it is, " + NO_ANSWER)],
 }
+KEYS_WITHOUT_STRENGTH = [("1 8", "A, or B"), ("0", "a tie, where there is one; else clears the choice"), KEYS["pair"][-1]]
 KEYS_OF_PRINCIPLES = [("Q W …", "a principle that decided; again: it did not")]
 KEYS_EVERYWHERE = [
     ("J ↓", "next answer"), ("K ↑", "previous answer"), ("Enter", "send"), ("U", "undo"), ("S", "skip"), ("I", "instructions"),

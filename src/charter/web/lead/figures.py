@@ -22,6 +22,7 @@ from charter.raters.reliability import fit_raters
 from charter.records import Judgment, LabelSet, Rank
 from charter.votes.judgments import deciding
 from charter.web.answers import agreement_with, relation
+from charter.web.store import pairs_and_ties
 
 
 @dataclass
@@ -102,9 +103,8 @@ def live_figures(judgments: Sequence[Judgment], sets: Mapping[str, LabelSet]) ->
         figures.decided.update(deciding(judgment))
         for rank in judgment.ranks.values():
             row.nonsense.add(rank == "F")
-        for a, b in combinations(sorted(judgment.ranks), 2):
-            if "F" not in (judgment.ranks[a], judgment.ranks[b]):
-                row.ties.add(judgment.ranks[a] == judgment.ranks[b])
+        n_pairs, n_ties = pairs_and_ties(judgment.ranks)  # as on the page of the rater
+        row.ties = Count(row.ties.hits + n_ties, row.ties.n + n_pairs)
         if (seconds := judgment.timings.get("active_s")) is not None:
             row.seconds.append(seconds)
         if label_set.role == "gold" and label_set.gold:

@@ -160,7 +160,7 @@ def invite(request: Request, visitor: Lead) -> WebResponse:
     if not may_manage(visitor, role):
         raise RequestRefused(403, REFUSALS["invite"].format(role=role[:20]))
     days = form.get("days", "14")
-    if not (days.isascii() and days.isdigit() and 1 <= int(days) <= 365):
+    if not (days.isascii() and days.isdigit() and len(days) < 4 and 1 <= int(days) <= 365):
         raise RequestRefused(422, REFUSALS["days"])
     token, who = site.access.invite(cast("Role", role), site.clock(), days=float(days))
     return show_link(request, visitor, token, who)
@@ -183,8 +183,9 @@ def renew(request: Request, visitor: Lead) -> WebResponse:
 
 def revoke(request: Request, visitor: Lead) -> WebResponse:
     site, key = site_of(request), request.state.form.get("id", "")
+    is_id = key.isdecimal() and len(key) < 16  # a longer one fits no database
     with site.store.read() as db:
-        role = db.scalar(sa.select(t.invites.c.role).where(t.invites.c.id == int(key))) if key.isdecimal() else None
+        role = db.scalar(sa.select(t.invites.c.role).where(t.invites.c.id == int(key))) if is_id else None
     if role is None or not may_manage(visitor, role):
         raise RequestRefused(403, REFUSALS["revoke"])
     site.access.revoke(int(key))

@@ -100,7 +100,7 @@ function pressed({ key, code }) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || sending) return;
   const { target } = event;
   const key = pressed(event);
   if (key === "Escape") {
@@ -109,6 +109,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (typing(target) || target.closest("#skip form")) return;
+  if (event.repeat && !key.startsWith("Arrow")) return; // a key that is held would act on the next page too
   if (key === "Enter") {
     if (target.matches("a, button, summary")) return;
     const main = document.querySelector('[data-key="enter"]');
@@ -199,9 +200,13 @@ async function connected() { // and every form of this page belongs to the sessi
   return !key;
 }
 
+function lock(locked) { // what is pressed between sending a form and the next page belongs to neither
+  sending = locked;
+  if (form) form.inert = locked;
+}
+
 function send(sent) {
-  if (sending) return;
-  sending = true;
+  lock(true);
   if (sent.dataset.keep) sessionStorage.setItem("charter sent", place(sent));
   sent.submit();
 }
@@ -218,13 +223,17 @@ if (rater) {
     if (sending) return;
     const { submitter } = event;
     if (posted.dataset.keep) keep(posted);
+    lock(true);
     if (await connected()) {
       if (submitter?.hasAttribute("formaction")) posted.action = submitter.formAction;
       send(posted);
-    } else waiting = posted;
+    } else {
+      lock(false);
+      waiting = posted;
+    }
   }));
   keptForms.forEach((kept) => kept.addEventListener("input", () => { changed = true; keep(kept); }));
-  addEventListener("pageshow", () => { sending = false; });
+  addEventListener("pageshow", ({ persisted }) => { if (persisted) lock(false); });
   addEventListener("focus", () => { if (keptForms.length) connected(); });
   setInterval(async () => {
     if (sending || (!notice.dataset.key && !waiting && !(changed && keptForms.length))) return;
