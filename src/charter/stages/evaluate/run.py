@@ -127,5 +127,5 @@ def best_of_n(
     repeated = [p for p in test for _ in range(k)]
     bound = {"kl_from_sft_bound": [math.log(n) - (n - 1) / n] * len(chosen)}
     writer = models.trunk(start.folder).tokenizer  # of the model that wrote, whichever scored
-    tokens = [len(encode_response(writer, response.text)) for response in chosen]
+    tokens = [len(encode_response(writer, response.text, end=response.finish_reason == "stop")) for response in chosen]
     return scored_arm(BEST_OF, repeated, chosen, scoring.scorer, scoring.measures, bound, tokens)
