@@ -188,7 +188,7 @@ def distances(
     ``entropy``: of the next token, mean over the response, nats. For each of ``references``, by its name: ``NAME`` is k1,
     the sum of log π(y) - log π_ref(y), unbiased for KL(π ‖ π_ref); ``NAME_k3`` the sum of π_ref/π - 1 - log(π_ref/π), at least 0
     (Schulman 2020, "Approximating KL divergence"); ``NAME_full`` the sum over the response of the KL of the two distributions
-    of the next token, which the chosen token does not enter. All are in float32 with logits of the whole vocabulary.
+    of the next token, which the chosen token does not enter. All are of float32 logits of the whole vocabulary.
     """
     names = ["entropy", *(f"{name}{kind}" for name in references for kind in ("", "_k3", "_full"))]
     sums = {name: torch.zeros(len(rows), device=trunk.device) for name in names}
