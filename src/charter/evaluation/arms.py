@@ -279,7 +279,9 @@ def compared_values(a: Arm, b: Arm) -> Iterator[tuple[str, str, list[int], list[
     shared = [metric for metric in a.measured if metric.compared and metric in b.measured]
     built_in = [(metric, (metric.name, a.source(metric), *a.values(metric), b.values(metric)[1])) for metric in shared]
     yield from (row for metric, row in built_in if metric.by_principle)
-    yield from ((name, name, everywhere, *as_truths(a.measures[name], b.measures[name])) for name in a.measures)
+    for name in a.measures:
+        before, after = as_truths(a.measures[name], b.measures[name])
+        yield name, name, everywhere, before, after
     yield from (row for metric, row in built_in if not metric.by_principle)
 
 

@@ -219,8 +219,7 @@ def boilerplate(reference: BY_PROMPT, policy: BY_PROMPT) -> Reading | str:
 
     def rise(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[float, list[int]]:
         weights = [np.asarray(shares.sum(axis=0)).ravel() for shares, _ in (a, b)]
-        counts = [weight @ contains for weight, (_, contains) in zip(weights, (a, b), strict=True)]
-        top = new_phrases(*counts, a[0].shape[0], b[0].shape[0])
+        top = new_phrases(weights[0] @ a[1], weights[1] @ b[1], a[0].shape[0], b[0].shape[0])
         if not top:
             return 0.0, top
         any_of = [np.asarray(contains[:, top].max(axis=1).todense()).ravel() for _, contains in (a, b)]
