@@ -88,6 +88,13 @@ def test_the_report_of_a_curve_names_peak_fit_and_word():
     assert over_optimisation([], [], kept=0, source="judge", stopped=None) is None
 
 
+def test_a_peak_of_few_scored_answers_says_so():
+    rows, answers = curve((0, BAD, 0.0), (10, [1.0] * 5 + [None] * 35, 1.0), (20, BAD, 4.0))
+    ends = [over_optimisation(rows[:n], answers, kept=10 * n - 10, source="judge", stopped=None)["words"] for n in (2, 3)]
+    assert ends[0] == "Gold was highest in the model that was kept: 1.000 at step 10, 35 of 40 answers unscored."
+    assert ends[1].startswith("Gold was highest at step 10 (1.000, 35 of 40 answers unscored)")
+
+
 def test_the_fit_ends_where_the_gain_is_spent_or_gold_falls_no_further():
     a, b = 1.0, 0.5  # the form is back at the start's level at d = e^(a/b) = 7.4, that is KL 54.6
     points = [1.0, 4.0, 9.0, 25.0, 64.0, 400.0, 900.0]

@@ -104,6 +104,14 @@ def test_planted_answers_raise_the_alarm_with_answers_that_exist(name):
     assert [row["response_id"] for row in finding.alarm["evidence"]] == [answer.id for answer in finding.evidence]
 
 
+def test_a_share_of_answers_counts_answers_where_a_prompt_has_several():
+    phrases = ("Zork. ", "Blint. ")  # each in one of the two answers to a prompt
+    reference = written(0, k=2)
+    policy = [replace(a, text=phrases[i % 2] + a.text) for i, a in enumerate(written(1, k=2))]
+    finding = next(f for f in detect(reference, policy) if f.detector == "boilerplate")
+    assert finding.value == 1
+
+
 def test_phrases_come_in_one_order_in_every_process():
     answers = {answer.prompt_id: [answer] for answer in written(0)}
     *_, phrases = in_both(answers, answers, phrases_of)
@@ -177,6 +185,12 @@ def test_gold_that_falls_with_the_proxy_or_within_its_error_is_none():
     assert gold_finding((0, 0.5, 0.0), (5, 0.9, 1.0), (10, 0.3, 0.5))[0].value == 0
     assert not gold_finding((0, 0.5, 0.0), (5, 0.8, 1.0), (10, 0.75, 2.0))[0].raised
     assert not gold_finding((0, 0.5, 0.0), (5, 0.4, 1.0))[0].ran
+
+
+def test_a_curve_that_nobody_could_score_is_named():
+    curve = [{"step": step, "gold": 0.5 if step < 10 else None, "proxy": 1.0} for step in (0, 5, 10, 15)]
+    finding = detect([], [], curve, [])[-1]
+    assert finding.words == "needs three steps of a gold curve: 2 of 4 have no gold"
 
 
 @pytest.mark.parametrize(("rise", "raised"), [(0.9, True), (0.4, False)])

@@ -8,7 +8,10 @@ import pytest
 
 from charter.commands.app import run_command
 from charter.effects import adjusted_for_length, equivalence, minimum_detectable
+from charter.pipeline import run_recipe
+from charter.recipe.files import load_recipe
 from charter.verification import verify_run
+from conftest import write_tiny_recipe
 
 
 def test_a_whole_run_verifies_after_it_was_moved_and_every_changed_byte_is_named(finished_run, tmp_path, capsys):
@@ -44,6 +47,30 @@ def test_a_whole_run_verifies_after_it_was_moved_and_every_changed_byte_is_named
     (run / "sft" / "more.txt").write_text("x")
     assert run_command(["verify", str(run)]) == 1
     assert "sft/more.txt: not in the manifest" in capsys.readouterr().out
+
+
+def test_measures_verify_in_their_order_and_the_scorer_is_that_of_the_evaluation(finished_run, random_llama, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    measures = {name: {"source": f"python:operator:{name}", "better": "higher"} for name in ("ne", "contains", "eq")}
+    recipe = write_tiny_recipe(tmp_path, random_llama)  # which sorts keys
+    run_recipe(load_recipe(recipe, changes={"evaluation.measures": measures}), run, quiet=True)
+    assert verify_run(run)["differences"] == []
+    words = (run / "report.json").read_text()
+    (run / "report.json").write_text(words.replace('"scorer": "refusal-words (', '"scorer": "a careful judge ('))
+    assert "metrics.0.scorer" in {row["field"] for row in verify_run(run)["differences"]}
+    (run / "report.json").write_text(json.dumps(json.loads(words) | {"metrics": []}))
+    assert "metrics" in {row["field"] for row in verify_run(run)["differences"]}
+
+
+def test_the_first_measure_decides_also_where_only_the_order_of_the_measures_changed(random_llama, tmp_path):
+    for names in (("ne", "eq"), ("eq", "ne")):
+        measures = {name: {"source": f"python:operator:{name}", "better": "higher"} for name in names}
+        recipe = write_tiny_recipe(tmp_path, random_llama, revise=None, sft=None, rl={"method": "dpo"})
+        changes = {"evaluation.measures": measures, "evaluation.scorer": None}
+        report = run_recipe(load_recipe(recipe, changes=changes), tmp_path / "run", quiet=True)
+        assert report["primary"]["name"] == names[0]
+        assert [row["name"] for row in report["contrasts"] if row["primary"]] == [names[0]]
 
 
 def test_a_folder_without_a_report_is_bad_input(tmp_path):

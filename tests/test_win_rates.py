@@ -4,13 +4,16 @@ import json
 import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from charter.commands.app import run_command
+from charter.evaluation.arms import ScoredResponse
 from charter.evaluation.schema import ReportFile
 from charter.evaluation.wins import outcome, win_rates
+from charter.models.chat_template import encode_response
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
-from charter.records import Judgment
+from charter.records import Judgment, Response
 from charter.run.files import read_json, read_jsonl, write_jsonl
 from charter.verification import verify_run
 from conftest import write_tiny_recipe
@@ -66,6 +69,17 @@ def test_a_run_compares_its_last_model_with_every_other_arm(judged_run):
     page = (run / "report.html").read_text()
     assert "Win rate of policy" in page
     assert "The same judge gave the feedback or the reward" in page
+
+
+def test_an_answer_that_was_cut_off_has_no_end_token_in_any_arm(judged_run, random_llama):
+    tokenizer, evaluate = AutoTokenizer.from_pretrained(random_llama), judged_run[0] / "evaluate"
+    for arm in ("base", "sft", "policy", "best_of_n"):
+        answers = {answer.id: answer for answer in read_jsonl(evaluate / f"responses.{arm}.jsonl", Response)}
+        rows = list(read_jsonl(evaluate / f"verdicts.{arm}.jsonl", ScoredResponse))
+        assert any(row.values["missing_eos"] for row in rows)
+        for row in rows:
+            text, cut = answers[row.response_id].text, row.values["missing_eos"]
+            assert row.values["response_tokens"] == len(encode_response(tokenizer, text, end=not cut)), arm
 
 
 def test_win_rates_follow_from_the_rows_and_verify_names_a_changed_one(judged_run, tmp_path):

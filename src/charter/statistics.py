@@ -484,10 +484,11 @@ def rate(
 def average(
     name: str, arm: str, values: Sequence[float | None], *, unit: str, clusters: Sequence[Hashable] | None = None, **labels: Any
 ) -> EvalResult:
-    """Mean of the scored values in ``unit``, with the cluster-robust t interval; where all are shares from 0 to 1, no further
-    than these. ``labels`` as in :func:`rate`."""
-    mean = mean_interval(values, clusters)
+    """Mean of the scored values in ``unit``, with the cluster-robust t interval, and with Wilson's where all are truth values;
+    where all are shares from 0 to 1, no further than these. ``labels`` as in :func:`rate`."""
     scored = [value for value in values if value is not None and is_scored(value)]
+    interval = clustered_share if scored and all(isinstance(value, bool) for value in scored) else mean_interval
+    mean = interval(values, clusters)
     if unit == "share" and mean.ci is not None and 0 <= min(scored) <= max(scored) <= 1:
         mean = replace(mean, ci=(max(mean.ci[0], 0.0), min(mean.ci[1], 1.0)))
     return _result(mean, name=name, arm=arm, unit=unit, **labels)

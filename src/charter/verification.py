@@ -128,8 +128,12 @@ def figure_differences(run: Path, report: Mapping[str, Any], names: list[str]) -
     if "evaluate" in names:
         try:
             settings = EvaluationSettings.model_validate(report["recipe"]["evaluation"])
-            yield from declaration_differences(read_json(stage / MANIFEST), settings, report)
-            arms = stored_arms(stage, run / "prompts" / "prompts.jsonl", settings, report["metrics"])
+            manifest = read_json(stage / MANIFEST)
+            yield from declaration_differences(manifest, settings, report)
+            measured = manifest["result"]["metrics"]  # which keep the order of the measures; keys of JSON files are sorted
+            order = dict.fromkeys(row["name"] for row in measured if row["name"] in settings.measures)
+            settings = settings.model_copy(update={"measures": {name: settings.measures[name] for name in order}})
+            arms = stored_arms(stage, run / "prompts" / "prompts.jsonl", settings, measured)
             for name, arm in arms.items():
                 for line, field, words in changed_rows(arm, stage):
                     yield Difference(f"evaluate/verdicts.{name}.jsonl", words, line=line, field=field)

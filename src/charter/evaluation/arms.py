@@ -102,7 +102,8 @@ class Arm:
         everyone = [prompt.id for prompt in self.prompts]
         results = [result for metric in self.measured if metric.by_principle for result in self.results(metric)]
         for name, numbers in self.measures.items():
-            results.append(average(name, self.name, numbers, scorer=name, unit=self.units[name], clusters=everyone))
+            (values,) = as_truths(numbers)
+            results.append(average(name, self.name, values, scorer=name, unit=self.units[name], clusters=everyone))
         results += [result for metric in self.measured if not metric.by_principle for result in self.results(metric)]
         return results
 
@@ -144,6 +145,14 @@ VALUES: dict[str, Callable[[Arm, int], float | None]] = {
 """The value of each built-in metric on row i of an arm."""
 
 
+def as_truths(*columns: Sequence[float | None]) -> Iterator[list[float | None]]:
+    """The columns of a measure, as truth values where every score in all of them is 0 or 1: they have the intervals of shares,
+    which have a width where no score differs."""
+    binary = all(value in (0, 1) for column in columns for value in column if is_scored(value))
+    for column in columns:
+        yield [bool(value) if binary and value is not None and is_scored(value) else value for value in column]
+
+
 def write_verdicts(path: Path, arm: Arm) -> None:
     """Write one ``ScoredResponse`` for every response of an arm, atomically: any figure of the report can be recomputed from them
     without asking the scorer again."""
@@ -179,7 +188,7 @@ def distances(
     ``entropy``: of the next token, mean over the response, nats. For each of ``references``, by its name: ``NAME`` is k1,
     the sum of log π(y) - log π_ref(y), unbiased for KL(π ‖ π_ref); ``NAME_k3`` the sum of π_ref/π - 1 - log(π_ref/π), at least 0
     (Schulman 2020, "Approximating KL divergence"); ``NAME_full`` the sum over the response of the KL of the two distributions
-    of the next token, which the chosen token does not enter. All are in float32 with logits of the whole vocabulary.
+    of the next token, which the chosen token does not enter. All are of float32 logits of the whole vocabulary.
     """
     names = ["entropy", *(f"{name}{kind}" for name in references for kind in ("", "_k3", "_full"))]
     sums = {name: torch.zeros(len(rows), device=trunk.device) for name in names}
@@ -270,7 +279,9 @@ def compared_values(a: Arm, b: Arm) -> Iterator[tuple[str, str, list[int], list[
     shared = [metric for metric in a.measured if metric.compared and metric in b.measured]
     built_in = [(metric, (metric.name, a.source(metric), *a.values(metric), b.values(metric)[1])) for metric in shared]
     yield from (row for metric, row in built_in if metric.by_principle)
-    yield from ((name, name, everywhere, list(a.measures[name]), list(b.measures[name])) for name in a.measures)
+    for name in a.measures:
+        before, after = as_truths(a.measures[name], b.measures[name])
+        yield name, name, everywhere, before, after
     yield from (row for metric, row in built_in if not metric.by_principle)
 
 

@@ -15,6 +15,7 @@ from charter.evaluation.words import (
     either,
     interval_of,
     interval_text,
+    is_often_unscored,
     is_share,
     lower_first,
     mappings_in,
@@ -122,7 +123,15 @@ def change_of(report: Report, contrast: Mapping[str, Any]) -> str:
     name, ci = str(contrast.get("name")), interval_of(contrast)
     words = f"{title_of(name)} from {contrast.get('a')} to {contrast.get('b')}: "
     words += difference_text(contrast.get("difference"), name, report)
-    return f"{words}, {interval_text(ci, name, report)}." if ci is not None else f"{words}, no interval."
+    return f"{words}, {interval_text(ci, name, report)}{unscored_text(contrast)}."
+
+
+def unscored_text(contrast: Mapping[str, Any]) -> str:
+    """`; 30 of 60 pairs are unscored` where so many are that the others may not speak for them; else nothing."""
+    if not is_often_unscored(contrast):
+        return ""
+    n, unscored = (int(number_of(contrast.get(key)) or 0) for key in ("n", "n_unscored"))
+    return f"; {unscored} of {n + unscored} pairs are unscored"
 
 
 def word_of(report: Report, name: str, a: str, b: str) -> tuple[str, list[str]]:
@@ -181,7 +190,8 @@ def why_not_compared(report: Report, primary: Mapping[str, Any]) -> str:
     why = f"The run stopped at the gate “{stopped[0].get('name')}”. " if stopped else ""
     if primary["a"] == primary["b"]:
         return f"{why}There is only one model in this report, so nothing was compared."
-    return f"{why}{title_of(primary['name'])} was not compared between {primary['a']} and {primary['b']}."
+    row = contrast_of(report, primary["name"], primary["a"], primary["b"]) or {}
+    return f"{why}{title_of(primary['name'])} was not compared between {primary['a']} and {primary['b']}{unscored_text(row)}."
 
 
 def is_lower_better(report: Report, name: str) -> bool:
@@ -198,11 +208,12 @@ def cost_of(report: Report, name: str, a: str, b: str, margin: float) -> Cost:
     contrast = contrast_of(report, name, a, b)
     ci = interval_of(contrast)
     if contrast is None or ci is None:
-        return Cost(name, "unknown", f"{title_of(name)} was not compared.")
+        return Cost(name, "unknown", f"{title_of(name)} was not compared{unscored_text(contrast or {})}.")
     allowed = f"{margin * 100:g} points" if is_share(name, report) else f"{margin:g}"
     loss = f"a {'rise' if is_lower_better(report, name) else 'loss'} of more than {allowed}"
     low, high = as_loss(report, name, ci)
     change = f"{title_of(name)}: {difference_text(contrast.get('difference'), name, report)}, {interval_text(ci, name, report)}"
+    change += unscored_text(contrast)
     if high <= margin:
         return Cost(name, "kept", f"{change}; {loss} is ruled out.")
     if low > margin:

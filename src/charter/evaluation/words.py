@@ -138,6 +138,12 @@ def interval_text(ci: tuple[float, float] | None, name: Any, report: Report) -> 
     return f"95% interval {low} to {high}"
 
 
+def is_often_unscored(row: Mapping[str, Any]) -> bool:
+    """Whether more than 5% of the answers or pairs behind a number have no score."""
+    n, unscored = (number_of(row.get(key)) or 0 for key in ("n", "n_unscored"))
+    return unscored > 0.05 * (n + unscored)
+
+
 def metric_cell(row: Mapping[str, Any]) -> dict[str, Any]:
     """One number of the main table. Where an event was never seen, the bound stands in place of 0%."""
     share = row.get("unit") in SHARE_UNITS
@@ -154,7 +160,7 @@ def metric_cell(row: Mapping[str, Any]) -> dict[str, Any]:
     counts = f"n = {n}" if n is not None else ""
     if unscored:
         counts += f", {unscored} unscored"
-    return {"main": main, "sub": sub, "counts": counts, "warn": bool(n and unscored > 0.05 * (n + unscored))}
+    return {"main": main, "sub": sub, "counts": counts, "warn": bool(n) and is_often_unscored(row)}
 
 
 def contrast_words(row: Mapping[str, Any], report: Report | None = None) -> str:

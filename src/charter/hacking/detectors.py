@@ -9,7 +9,7 @@ the answers to red-team prompts on purpose. What each can see and cannot see is 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,24 +180,26 @@ def other_script(answer: Answer) -> float | None:
     return None if not script or not of_prompt else float(script != of_prompt)
 
 
-def in_both(reference: BY_PROMPT, policy: BY_PROMPT, items_of: Callable[[Answer], set[Gram]]) -> tuple[Any, Any, list[Gram]]:
-    """Share of each prompt's answers that contain an item: sparse (prompts, items) of reference and policy, and the items. Only
-    items of two answers or more count."""
-    sets = [[[items_of(a) for a in model[key]] for key in reference] for model in (reference, policy)]
-    counts = Counter(item for model in sets for answers in model for items in answers for item in items)
+def in_both(
+    reference: BY_PROMPT, policy: BY_PROMPT, items_of: Callable[[Answer], set[Gram]]
+) -> tuple[list[tuple[Any, Any]], list[Gram]]:
+    """The items of reference and policy: for each model two sparse matrices, the share of each answer among those to its prompt
+    (prompts, answers) and whether an answer contains an item (answers, items); and the items. Only items of two answers or more
+    count."""
+    sets = [[items_of(a) for key in reference for a in model[key]] for model in (reference, policy)]
+    counts = Counter(item for model in sets for contained in model for item in contained)
     items = sorted(item for item, n in counts.items() if n > 1)  # sets have another order in every process
     index = {item: j for j, item in enumerate(items)}
     tables = []
-    for model in sets:
-        cells: dict[tuple[int, int], float] = defaultdict(float)
-        for i, answers in enumerate(model):
-            for contained in answers:
-                for item in contained:
-                    if item in index:
-                        cells[i, index[item]] += 1 / len(answers)
+    for model, answers in zip(sets, (reference, policy), strict=True):
+        cells = [(i, index[item]) for i, contained in enumerate(model) for item in contained if item in index]
         rows, columns = zip(*cells, strict=True) if cells else ((), ())
-        tables.append(sparse.csr_matrix((list(cells.values()), (rows, columns)), shape=(len(model), max(len(items), 1))))
-    return tables[0], tables[1], items
+        contains = sparse.csr_matrix((np.ones(len(cells)), (rows, columns)), shape=(len(model), max(len(items), 1)))
+        sizes = [len(answers[key]) for key in reference]
+        of_prompt = np.repeat(np.arange(len(sizes)), sizes)
+        shares = sparse.csr_matrix((1 / np.repeat(sizes, sizes), (of_prompt, np.arange(len(model)))))
+        tables.append((shares, contains))
+    return tables, items
 
 
 def new_phrases(before: Floats, after: Floats, n_before: int, n_after: int) -> list[int]:
@@ -210,20 +212,23 @@ def new_phrases(before: Floats, after: Floats, n_before: int, n_after: int) -> l
 
 def boilerplate(reference: BY_PROMPT, policy: BY_PROMPT) -> Reading | str:
     """Rise of the share of answers with one of the new phrases."""
-    before, after, phrases = in_both(reference, policy, phrases_of)
+    (before, after), phrases = in_both(reference, policy, phrases_of)
     if not phrases:
         return "no phrase stands in two answers"
     n = len(reference)
 
-    def rise(a: Any, b: Any) -> tuple[float, list[int]]:
-        top = new_phrases(np.asarray(a.sum(axis=0)).ravel(), np.asarray(b.sum(axis=0)).ravel(), a.shape[0], b.shape[0])
+    def rise(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[float, list[int]]:
+        weights = [np.asarray(shares.sum(axis=0)).ravel() for shares, _ in (a, b)]
+        top = new_phrases(weights[0] @ a[1], weights[1] @ b[1], a[0].shape[0], b[0].shape[0])
         if not top:
             return 0.0, top
-        shares = [float(np.asarray(m[:, top].max(axis=1).todense()).mean()) for m in (a, b)]
-        return shares[1] - shares[0], top
+        any_of = [np.asarray(contains[:, top].max(axis=1).todense()).ravel() for _, contains in (a, b)]
+        means = [float(weight @ has) / shares.shape[0] for weight, has, (shares, _) in zip(weights, any_of, (a, b), strict=True)]
+        return means[1] - means[0], top
 
     value, top = rise(before, after)
-    changes = [rise(before[first], before[~first])[0] for first in halves(n)[:: len(halves(n)) // 250]]
+    shares, contains = before
+    changes = [rise((shares[first], contains), (shares[~first], contains))[0] for first in halves(n)[:: len(halves(n)) // 250]]
     chosen = {phrases[j] for j in top}
     shown = sorted((a for answers in policy.values() for a in answers), key=lambda a: -len(chosen & phrases_of(a)))
     named = ", ".join(f"“{' '.join(phrases[j])}”" for j in top)
@@ -234,11 +239,11 @@ def boilerplate(reference: BY_PROMPT, policy: BY_PROMPT) -> Reading | str:
 
 def one_opening(reference: BY_PROMPT, policy: BY_PROMPT) -> Reading | str:
     """Largest rise of the share of answers that open with the same two words."""
-    before, after, openings = in_both(reference, policy, lambda answer: {opening_of(answer)})
+    tables, openings = in_both(reference, policy, lambda answer: {opening_of(answer)})
     if not openings:
         return "no two answers open alike"
-    dense = before.toarray()
-    rises = np.asarray(after.mean(axis=0) - before.mean(axis=0)).ravel()
+    dense, after = ((shares @ contains).toarray() for shares, contains in tables)
+    rises = after.mean(axis=0) - dense.mean(axis=0)
     first = halves(len(reference))
     sums, size = first @ dense, first.sum(axis=1, keepdims=True)
     changes = ((dense.sum(axis=0) - sums) / (len(dense) - size) - sums / size).max(axis=1)
@@ -424,7 +429,8 @@ def proxy_against_gold(curve: Sequence[Mapping[str, Any]], answers: Sequence[Map
     rows = [row for row in curve if row.get("gold") is not None and row.get("proxy") is not None]
     unit = "units of gold"
     if len(rows) < 3:
-        return Finding(GOLD, None, None, unit, len(rows), "needs three steps of a gold curve; set rl.gold")
+        unscored = f": {len(curve) - len(rows)} of {len(curve)} have no gold" if len(curve) > len(rows) else "; set rl.gold"
+        return Finding(GOLD, None, None, unit, len(rows), f"needs three steps of a gold curve{unscored}")
     peak, last = max(rows, key=lambda row: row["gold"]), rows[-1]
     values = [{row["prompt_id"]: row["gold"] for row in answers if row["step"] == end["step"]} for end in (peak, last)]
     ids = [key for key in values[0] if key in values[1]]

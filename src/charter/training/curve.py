@@ -118,8 +118,8 @@ def words_of(curve: Mapping[str, Any]) -> str:
     """The sentence on the curve."""
     peak, kept, fall = curve["peak"], curve["kept"], curve["fall"]
     if fall is None:
-        return f"Gold was highest in the model that was kept: {kept['gold']:.3f} at step {kept['step']}."
-    highest = f"Gold was highest at step {peak['step']} ({peak['gold']:.3f})"
+        return f"Gold was highest in the model that was kept: {kept['gold']:.3f} at step {kept['step']}{unscored_text(kept)}."
+    highest = f"Gold was highest at step {peak['step']} ({peak['gold']:.3f}{unscored_text(peak)})"
     if kept["gold"] is None or fall["ci"] is None:
         return f"{highest}, and the scorer cannot say how good the model that was kept is."
     low, high = fall["ci"]
@@ -127,3 +127,9 @@ def words_of(curve: Mapping[str, Any]) -> str:
         change = f"{fall['difference']:+.3f}, interval {low:+.3f} to {high:+.3f}"
         return f"{highest}, and the model that was kept, of step {kept['step']}, has {kept['gold']:.3f}: {change}."
     return f"{highest}; no fall to the model that was kept ({kept['gold']:.3f}, step {kept['step']}) is shown."
+
+
+def unscored_text(row: Mapping[str, Any]) -> str:
+    """`, 14 of 40 answers unscored` at a point of the curve where these are more than 5%: the mean is that of the others."""
+    n, unscored = row.get("n") or 0, row.get("n_unscored") or 0
+    return f", {unscored} of {n + unscored} answers unscored" if unscored > 0.05 * (n + unscored) else ""

@@ -44,6 +44,8 @@ def evaluate(
         "prompts": prompts.output_hash, **{f"model {m.name}": m.hash for m in (*arms, *controls)}, "scorer": scoring.hash,
         "measures": scoring.measures_hash, "batch": str(recipe.batch_size), "precision": recipe.arithmetic,
     }  # fmt: skip
+    if recipe.scorer is None:  # the first measure decides, and a hash of settings knows no order
+        inputs["primary"] = next(iter(settings.measures))
     if recipe.rl is not None and recipe.rl.gold is not None:
         inputs["gold prompts"] = str(recipe.rl.gold.prompts)
     if settings.best_of is not None:
@@ -56,7 +58,7 @@ def evaluate(
         principles = askable(load_constitution(Path(str(recipe.constitution))))
         inputs["adherence"] = content_id([models.hash_of(asked_by, start), adherence_hash(principles)])
     # Another judge of the win rates measures nothing again, and a model that stayed as it was answers nothing again.
-    by_row = ("model ", "reward", "adherence")
+    by_row = ("model ", "reward", "adherence", "primary")
     with run.stage("evaluate", settings.model_copy(update={"judge": None}), inputs, [__name__], by_row) as stage:
         if stage.done:
             return stage
@@ -127,5 +129,5 @@ def best_of_n(
     repeated = [p for p in test for _ in range(k)]
     bound = {"kl_from_sft_bound": [math.log(n) - (n - 1) / n] * len(chosen)}
     writer = models.trunk(start.folder).tokenizer  # of the model that wrote, whichever scored
-    tokens = [len(encode_response(writer, response.text)) for response in chosen]
+    tokens = [len(encode_response(writer, response.text, end=response.finish_reason == "stop")) for response in chosen]
     return scored_arm(BEST_OF, repeated, chosen, scoring.scorer, scoring.measures, bound, tokens)
