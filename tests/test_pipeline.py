@@ -261,6 +261,23 @@ def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_reci
     assert [gate["overridden"] for gate in overridden] == [True]
 
 
+def test_a_scorer_is_compared_with_the_reward_where_the_training_is_skipped_too(tmp_path, write_recipe, random_llama):
+    trained = set()
+
+    def stages_that_fail(scorer: str) -> list[str]:
+        changes = {"rl": {"steps": 1, "reward": {"helpful": {"source": "judge:base"}}}, "evaluation": {"scorer": scorer}}
+        recipe = load_recipe(write_recipe(random_llama, **changes, revise=None, sft=None))
+        report = run_recipe(recipe, tmp_path / "run", until="rl", quiet=True)
+        assert verify_run(tmp_path / "run")["differences"] == []
+        trained.add((tmp_path / "run/rl/manifest.json").stat().st_mtime_ns)
+        return [gate["stage"] for gate in report["gates"] if gate["name"] == "independent scorer"]
+
+    assert stages_that_fail("refusal-words") == []
+    assert stages_that_fail(f"judge:{random_llama}") == ["feedback", "rl"]
+    assert stages_that_fail("refusal-words") == []
+    assert len(trained) == 1
+
+
 TWO_ROUNDS = {"rounds": 2, "revise": None, "sft": None, "reward_model": {"lora": {"rank": 2}}, "evaluation": {"best_of": 4},
               "rl": {"lora": {"rank": 2}, "steps": 1, "learning_rate": 0.1}}  # fmt: skip
 
