@@ -152,6 +152,12 @@ class RolloutSettings(PolicySettings):
     def reads_prompts(self) -> bool:
         return True
 
+    def check_in(self, recipe: Recipe) -> None:
+        super().check_in(recipe)
+        shares_trunk = recipe.trains_reward_model and recipe.reward_model.model is None
+        if shares_trunk and (self.lora is None) != (recipe.reward_model.lora is None):
+            raise ValueError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
+
     @property
     def sources(self) -> dict[str, Source]:
         """Where each part of the reward comes from, by its name."""
@@ -180,6 +186,8 @@ class RolloutSettings(PolicySettings):
             )
         if self.cost is not None and self.cost.part not in self.reward:
             raise ValueError(f"cost.part: unknown part {self.cost.part!r}; name one of {', '.join(self.reward)}")
+        if self.cost is not None and self.sigmoid_against is not None:
+            raise ValueError("sigmoid_against: cost changes the reward as it goes, and r_ref is read once; leave one of them out")
         return self
 
 
