@@ -115,13 +115,17 @@ class RewardSum:
         self.multiplier = cost.initial if cost else 0.0
 
     def __call__(self, rollout: Rollout) -> Scores:
+        """GateError where a part abstains from every response, and as ``unshaped``."""
         scores = self.unshaped(rollout)
+        if not scores.rows:
+            raise GateError(f"the reward abstains from all {len(scores.kept)} responses of a batch, so nothing can be learned; "
+                            "look at rollouts.jsonl and at the parts of the reward")  # fmt: skip
         if self.shape is None:
             return scores
         return Scores(scores.parts, self.shape(scores.total, rollout, scores.kept), scores.kept)
 
     def unshaped(self, rollout: Rollout) -> Scores:
-        """Parts and their sum before it is shaped. GateError where a part is not finite, or abstains from every response."""
+        """Parts and their sum before it is shaped. GateError where a part is not finite."""
         parts: dict[str, Tensor] = {}
         kept = torch.ones(len(rollout.texts), dtype=torch.bool, device=rollout.ids.device)
         for name, (_, score) in self.parts.items():
@@ -133,9 +137,6 @@ class RewardSum:
             parts[name] = scores
             if not bool(torch.isfinite(parts[name]).all()):
                 raise GateError(f"the reward part {name!r} is not finite; a failed score is an error, not a number")
-        if not bool(kept.any()):
-            raise GateError(f"the reward abstains from all {len(kept)} responses of a batch, so nothing can be learned; look at "
-                            "rollouts.jsonl and at the parts of the reward")  # fmt: skip
         rewards = [weight * parts[name] for name, (weight, _) in self.parts.items()
                    if self.cost is None or name != self.cost.part]  # fmt: skip
         total = torch.stack(rewards).sum(dim=0) if rewards else torch.zeros(len(rollout.texts))
