@@ -302,6 +302,13 @@ def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_t
     assert chosen == [answers[4 * i + j].id for i, j in enumerate(best)]
 
 
+def test_a_run_up_to_rl_trains_in_every_round(two_rounds, tmp_path):
+    shutil.copytree(two_rounds / "run", tmp_path / "run")
+    for until, last in (("reward_model", "reward_model"), ("rl", "rl-2")):
+        report = run_recipe(load_recipe(two_rounds / "recipe.yaml"), tmp_path / "run", until=until, quiet=True)
+        assert report["stages"][-1]["name"] == last
+
+
 def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds, capsys):
     run = two_rounds / "run"
     assert model_of_run(run, "policy") == str(run / "rl-2/model")
