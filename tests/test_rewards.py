@@ -11,6 +11,7 @@ from charter.training.rewards import (
     KLController,
     RewardShape,
     RewardSum,
+    Scores,
     apply_missing_eos_penalty,
     at_last_token,
     last_token,
@@ -81,6 +82,20 @@ def test_a_reward_is_the_weighted_sum_of_its_parts_each_with_a_curve():
     assert scores.total.tolist() == [1.0, 5.5]
     assert scores.means() == {"reward/good": 2.0, "reward/words": 1.5}
     assert reward.state() == {}
+
+
+def test_the_multiplier_of_a_cost_finds_back_from_either_end():
+    def after(costs: list[float]) -> float:
+        reward = RewardSum({"length": (1.0, response_length)}, CostSettings(part="length", budget=60.0))
+        for cost in costs:
+            scores = torch.tensor([cost])
+            reward.update(Scores({"length": scores}, scores, torch.tensor([True])))
+        return reward.multiplier
+
+    assert after([10.0] * 160) == pytest.approx(math.exp(-20))
+    assert after([10.0] * 160 + [100.0] * 10) > math.exp(19)
+    assert after([9000.0] * 160) == pytest.approx(math.exp(20))
+    assert after([9000.0] * 160 + [10.0] * 10) < math.exp(-19)
 
 
 def test_a_cost_is_weighed_by_its_multiplier_which_moves_towards_the_budget():

@@ -29,6 +29,8 @@ class SomeScores:
     disagreement: Tensor | None = None
 
 
+FARTHEST = 20.0
+"""Largest |log λ| of a cost: farther out reward or cost is nothing to the other, and λ would not find back."""
 RewardFn = Callable[[Rollout], Tensor | SomeScores]
 """Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""
 
@@ -148,7 +150,8 @@ class RewardSum:
         """Move the multiplier by the mean cost of a step; nothing to do without a cost."""
         if self.cost is not None:
             excess = float(scores.parts[self.cost.part][scores.kept].mean()) - self.cost.budget
-            self.multiplier *= math.exp(self.cost.learning_rate * excess)
+            moved = math.log(self.multiplier) + self.cost.learning_rate * excess
+            self.multiplier = math.exp(min(max(moved, -FARTHEST), FARTHEST))
 
     def state(self) -> dict[str, float]:
         """Values for the checkpoint."""
