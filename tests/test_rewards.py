@@ -15,6 +15,7 @@ from charter.training.rewards import (
     apply_missing_eos_penalty,
     at_last_token,
     last_token,
+    make_kl_controller,
     response_length,
 )
 from charter.training.rollouts import describe_rollout
@@ -108,6 +109,18 @@ def test_a_cost_is_weighed_by_its_multiplier_which_moves_towards_the_budget():
     again = RewardSum({"good": (1.0, constant(0.0)), "harm": (1.0, constant(0.0))}, cost)
     again.restore(reward.state())
     assert again.multiplier == reward.multiplier
+
+
+@pytest.mark.parametrize(("horizon", "fits"), [(25.6, False), (25.7, True)])
+def test_a_price_of_kl_never_becomes_negative(horizon, fits):
+    values = {"kl_target": 1.0, "kl_horizon": horizon}  # a step has 128 responses
+    if not fits:
+        with pytest.raises(ValueError, match=r"could make kl_coef negative; use more than 25\.6"):
+            RLOOSettings(**values)
+        return
+    controller = make_kl_controller(RLOOSettings(**values), {})
+    controller.update(0.0, 128)
+    assert controller.coef > 0
 
 
 def test_a_cost_below_the_budget_gets_cheaper():

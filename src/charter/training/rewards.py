@@ -13,7 +13,7 @@ from torch import Tensor
 from charter.errors import GateError
 from charter.records import Rollout
 from charter.run.hashes import derive_seed
-from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
+from charter.stages.rl.settings import MOST_KL_ERROR, CostSettings, RLSettings, RolloutSettings
 
 if TYPE_CHECKING:
     from charter.training.gold import Gold
@@ -208,7 +208,7 @@ class KLController:
 
     def update(self, kl: float, n: int) -> None:
         if self.target is not None:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            error = min(max(kl / self.target - 1, -MOST_KL_ERROR), MOST_KL_ERROR)
             self.coef *= 1 + error * n / self.horizon
 
 

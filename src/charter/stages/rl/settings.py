@@ -191,6 +191,10 @@ class RolloutSettings(PolicySettings):
         return self
 
 
+MOST_KL_ERROR = 0.2
+"""Largest relative distance from ``kl_target`` that a step moves ``kl_coef`` by."""
+
+
 class RLSettings(RolloutSettings):
     """What PPO, RLOO and GRPO share: a reward that is weighed against KL."""
 
@@ -209,6 +213,11 @@ class RLSettings(RolloutSettings):
         n, rows = getattr(self, "minibatches", 1), self.prompts_per_step * self.samples_per_prompt
         if n > rows:
             raise ValueError(f"minibatches is {n}, and a step has {rows} responses; an update needs one of them at least")
+        if self.kl_target is not None and self.kl_horizon <= MOST_KL_ERROR * rows:
+            raise ValueError(
+                f"kl_horizon is {self.kl_horizon:g}, and a step of {rows} responses could make kl_coef negative; use more than "
+                f"{MOST_KL_ERROR * rows:g}"
+            )
         return self
 
 
