@@ -171,7 +171,7 @@ def cost(load: Load, size: Size, machine: Machine) -> Cost:
 
 
 def load_lora(size: Size):
-    return load_recipe(find_recipe("demo-rloo"), ["rl.lora={rank: 16}"]).rl.lora if size.lora else None
+    return load_recipe(find_recipe("demo-rloo"), ["training.lora={rank: 16}"]).rl.lora if size.lora else None
 
 
 def states(size: Size) -> tuple[float, float]:

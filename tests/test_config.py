@@ -50,10 +50,27 @@ def test_a_whole_run_needs_four_keys(tmp_path, key, words):
 
 
 def test_the_method_chooses_the_settings(tmp_path):
-    recipe = load_recipe(write(tmp_path, rl={"method": "ppo", "clip_coef": 0.3, "lora": {"rank": 4}}))
+    lora = {"lora": {"rank": 4}}
+    recipe = load_recipe(write(tmp_path, rl={"method": "ppo", "clip_coef": 0.3, **lora}, reward_model=lora))
     assert isinstance(recipe.rl, PPOSettings)
     assert recipe.rl.clip_coef == 0.3
     assert recipe.rl.lora == LoRASettings(rank=4)
+
+
+def test_policy_and_reward_model_on_one_trunk_both_have_adapters_or_neither(tmp_path):
+    lora = {"lora": {"rank": 4}}
+    for changes in ({"rl": lora}, {"reward_model": lora}):
+        with pytest.raises(InputError, match=r"rl\.lora and reward_model\.lora must both be given"):
+            load_recipe(write(tmp_path, **changes))
+    alone = {"rl": {**lora, "reward": {"length": {}}}}, {"rl": {**lora, "method": "dpo"}}
+    for changes in (*alone, {"rl": lora, "reward_model": {"model": "another"}}):
+        assert load_recipe(write(tmp_path, **changes)).rl.lora.rank == 4
+
+
+def test_a_reward_whose_price_moves_has_no_fixed_reference(tmp_path):
+    rl = {"reward": {"reward_model": {}, "length": {}}, "cost": {"part": "length"}, "sigmoid_against": 2}
+    with pytest.raises(InputError, match="cost changes the reward as it goes"):
+        load_recipe(write(tmp_path, rl=rl))
 
 
 def test_set_puts_a_yaml_value_at_a_dotted_key():

@@ -18,6 +18,7 @@ from charter.records import Pair, Prompt
 from charter.run.files import read_jsonl
 from charter.stages.controls import CHANGES, control_settings, learned_half
 from charter.stages.reward_model.run import half_of
+from charter.stages.rl.settings import StopSettings
 
 PAIR = Pair(prompt=Prompt.ask("q"), chosen="a long answer", rejected="short", group_id="g")
 
@@ -43,6 +44,14 @@ def test_a_reward_that_no_model_learned_changes_its_sign(write_recipe, random_ll
     flipped = control_settings(load_recipe(write_recipe(random_llama, rl=rl, controls=["flipped"])), "flipped")
     assert {name: part.weight for name, part in flipped.reward.items()} == {"length": -0.5, "random": 2.0}
     assert flipped.cost is None
+
+
+def test_a_control_has_the_budget_of_kl_that_the_policy_has(write_recipe, random_llama):
+    stop = {"kl": 0.5, "reward": 3.0}
+    recipe = load_recipe(write_recipe(random_llama, rl={"method": "rloo", "stop": stop}, controls=["random"]))
+    assert control_settings(recipe, "random").stop == StopSettings(kl=0.5)
+    recipe = load_recipe(write_recipe(random_llama, rl={"method": "rloo", "stop": {"reward": 3.0}}, controls=["random"]))
+    assert control_settings(recipe, "random").stop is None
 
 
 @pytest.mark.parametrize("limit", [16, 64, 512])

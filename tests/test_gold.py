@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import operator
+import shutil
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from charter.models.trunk import load_trunk
 from charter.pipeline import run_recipe
 from charter.recipe.files import load_recipe
 from charter.records import Pair, Prompt, Rollout
-from charter.run.files import read_jsonl
+from charter.run.files import json_rows, read_json, read_jsonl
 from charter.stages.rl.gold import goodness, judge_gold
 from charter.stages.rl.settings import StopSettings
 from charter.stages.rl.sources import judge_reward
@@ -134,10 +135,10 @@ def test_gold_of_a_verdict():
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=12))
-def test_the_best_point_is_the_first_of_the_highest(golds):
+def test_the_best_point_is_the_first_of_the_highest_or_the_last_if_none_is_scored(golds):
     rows = [{"step": i, "gold": gold} for i, gold in enumerate(golds)]
     known = [gold for gold in golds if gold is not None]
-    assert best_row(rows)["step"] == (golds.index(max(known)) if known else 0)
+    assert best_row(rows)["step"] == (golds.index(max(known)) if known else len(golds) - 1)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,6 @@ def test_gold_may_not_take_every_held_out_prompt(tmp_path, write_recipe, random_
 
 
 def test_the_model_at_the_peak_is_kept_and_the_evaluation_leaves_its_prompts_out(tmp_path, write_recipe, random_llama, before_rl):
-    import shutil
-
     shutil.copytree(before_rl, tmp_path / "run")
     gold = {"source": ROUGE, "every": 1, "prompts": 2}
     rl = {"method": "rloo", "steps": 4, "learning_rate": 0.05, "gold": gold, "keep": "best", "stop": {"kl": 1e9}}
@@ -187,9 +186,29 @@ def test_the_model_at_the_peak_is_kept_and_the_evaluation_leaves_its_prompts_out
         assert all((kept[name] == start[name]).all() for name in kept)
 
 
-def test_only_a_training_that_a_rule_ended_says_so(tmp_path, write_recipe, random_llama, before_rl):
-    import shutil
+def test_without_a_gold_that_can_tell_the_last_model_is_kept(tmp_path, write_recipe, random_llama, before_rl):
+    (tmp_path / "mute.py").write_text("def score(prompt, response):\n    return None\n")
+    gold = {"source": "python:mute:score", "every": 1, "prompts": 2}
+    shutil.copytree(before_rl, tmp_path / "run")
+    recipe = load_recipe(write_recipe(random_llama, rl={"gold": gold, "keep": "best"}))
+    run_recipe(recipe, tmp_path / "run", until="rl", quiet=True)
+    assert read_json(tmp_path / "run/rl/manifest.json")["result"]["kept_step"] == 3
+    weights = [load_trunk(str(tmp_path / f"run/{stage}/model")).model.state_dict() for stage in ("sft", "rl")]
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
+
+def test_a_reward_may_abstain_from_all_held_out_answers(tmp_path, write_recipe, random_llama, before_rl):
+    prompts = read_jsonl(before_rl / "prompts/prompts.jsonl", Prompt)
+    known = [prompt.last_turn for prompt in prompts if prompt.split == "train"]
+    (tmp_path / "table.py").write_text(f"def score(prompt, response):\n    return 1.0 if prompt in {known!r} else None\n")
+    rl = {"gold": {"source": ROUGE, "every": 1, "prompts": 2}, "reward": {"table": {"source": "python:table:score"}}}
+    shutil.copytree(before_rl, tmp_path / "run")
+    run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / "run", quiet=True)
+    assert [row["proxy"] for row in json_rows(tmp_path / "run/rl/gold.jsonl")] == [None] * 4
+    assert [row["abstained"] for row in json_rows(tmp_path / "run/rl/metrics.jsonl")] == [0, 0, 0]
+
+
+def test_only_a_training_that_a_rule_ended_says_so(tmp_path, write_recipe, random_llama, before_rl):
     for name, kl, steps in (("ended", 1e-9, 2), ("whole", 1e9, 3)):
         shutil.copytree(before_rl, tmp_path / name)
         rl = {"method": "rloo", "steps": 3, "learning_rate": 0.05, "stop": {"kl": kl}}
@@ -202,8 +221,6 @@ def test_only_a_training_that_a_rule_ended_says_so(tmp_path, write_recipe, rando
 
 
 def test_a_second_reward_model_learns_from_the_other_half(tmp_path, write_recipe, random_llama, before_rl):
-    import shutil
-
     shutil.copytree(before_rl, tmp_path / "run")
     rl = {"method": "dpo", "gold": {"source": "reward_model", "every": 2, "prompts": 2, "max_new_tokens": 6}}
     report = run_recipe(load_recipe(write_recipe(random_llama, rl=rl)), tmp_path / "run", quiet=True)

@@ -14,9 +14,11 @@ from charter.models.sampling.generate import pick, sample
 from charter.models.sampling.sampler import LocalSampler, fill
 from charter.models.trunk import REFERENCE, Trunk, load_trunk
 from charter.recipe.settings import LoRASettings
-from charter.records import Message
+from charter.records import Message, Prompt
+from charter.stages.rl.settings import RLOOSettings
 from charter.training.batches import by_tokens, epoch_batches
 from charter.training.losses import sft_loss
+from charter.training.vllm_rollouts import engine_for
 from conftest import save_random_model
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16], [20]]
@@ -74,6 +76,12 @@ def test_picking_follows_the_distribution():
 def test_a_prompt_that_leaves_no_room_is_refused(trunk):
     with pytest.raises(InputError, match="do not fit"):
         generate(trunk, [[5] * 500], [[1]])
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_the_first_step_of_rl(trunk):
+    prompts = [Prompt.ask("Hello"), Prompt.ask("how " * 400)]
+    with pytest.raises(InputError, match="do not fit"), engine_for(trunk, prompts, RLOOSettings()):
+        pass
 
 
 def gradient(trunk, rows, groups):

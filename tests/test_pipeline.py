@@ -261,6 +261,23 @@ def test_a_judge_that_rewards_may_not_also_score_the_report(tmp_path, write_reci
     assert [gate["overridden"] for gate in overridden] == [True]
 
 
+def test_a_scorer_is_compared_with_the_reward_where_the_training_is_skipped_too(tmp_path, write_recipe, random_llama):
+    trained = set()
+
+    def stages_that_fail(scorer: str) -> list[str]:
+        changes = {"rl": {"steps": 1, "reward": {"helpful": {"source": "judge:base"}}}, "evaluation": {"scorer": scorer}}
+        recipe = load_recipe(write_recipe(random_llama, **changes, revise=None, sft=None))
+        report = run_recipe(recipe, tmp_path / "run", until="rl", quiet=True)
+        assert verify_run(tmp_path / "run")["differences"] == []
+        trained.add((tmp_path / "run/rl/manifest.json").stat().st_mtime_ns)
+        return [gate["stage"] for gate in report["gates"] if gate["name"] == "independent scorer"]
+
+    assert stages_that_fail("refusal-words") == []
+    assert stages_that_fail(f"judge:{random_llama}") == ["feedback", "rl"]
+    assert stages_that_fail("refusal-words") == []
+    assert len(trained) == 1
+
+
 TWO_ROUNDS = {"rounds": 2, "revise": None, "sft": None, "reward_model": {"lora": {"rank": 2}}, "evaluation": {"best_of": 4},
               "rl": {"lora": {"rank": 2}, "steps": 1, "learning_rate": 0.1}}  # fmt: skip
 
@@ -283,6 +300,13 @@ def test_best_of_n_asks_the_reward_model_of_the_last_round_on_the_model_it_was_t
     best = reward_scores(trunk, scorers, rows, 8192).view(-1, 4).argmax(dim=1).tolist()
     chosen = [row.response_id for row in read_jsonl(run / "evaluate/verdicts.best_of_n.jsonl", ScoredResponse)]
     assert chosen == [answers[4 * i + j].id for i, j in enumerate(best)]
+
+
+def test_a_run_up_to_rl_trains_in_every_round(two_rounds, tmp_path):
+    shutil.copytree(two_rounds / "run", tmp_path / "run")
+    for until, last in (("reward_model", "reward_model"), ("rl", "rl-2")):
+        report = run_recipe(load_recipe(two_rounds / "recipe.yaml"), tmp_path / "run", until=until, quiet=True)
+        assert report["stages"][-1]["name"] == last
 
 
 def test_the_policy_of_a_run_is_that_of_its_last_round(two_rounds, capsys):

@@ -11,9 +11,11 @@ from charter.training.rewards import (
     KLController,
     RewardShape,
     RewardSum,
+    Scores,
     apply_missing_eos_penalty,
     at_last_token,
     last_token,
+    make_kl_controller,
     response_length,
 )
 from charter.training.rollouts import describe_rollout
@@ -83,6 +85,20 @@ def test_a_reward_is_the_weighted_sum_of_its_parts_each_with_a_curve():
     assert reward.state() == {}
 
 
+def test_the_multiplier_of_a_cost_finds_back_from_either_end():
+    def after(costs: list[float]) -> float:
+        reward = RewardSum({"length": (1.0, response_length)}, CostSettings(part="length", budget=60.0))
+        for cost in costs:
+            scores = torch.tensor([cost])
+            reward.update(Scores({"length": scores}, scores, torch.tensor([True])))
+        return reward.multiplier
+
+    assert after([10.0] * 160) == pytest.approx(math.exp(-20))
+    assert after([10.0] * 160 + [100.0] * 10) > math.exp(19)
+    assert after([9000.0] * 160) == pytest.approx(math.exp(20))
+    assert after([9000.0] * 160 + [10.0] * 10) < math.exp(-19)
+
+
 def test_a_cost_is_weighed_by_its_multiplier_which_moves_towards_the_budget():
     cost = CostSettings(part="harm", budget=0.25, learning_rate=0.1, initial=1.0)
     reward = RewardSum({"good": (1.0, constant(2.0, 4.0)), "harm": (99.0, constant(1.0, 0.0))}, cost)
@@ -93,6 +109,18 @@ def test_a_cost_is_weighed_by_its_multiplier_which_moves_towards_the_budget():
     again = RewardSum({"good": (1.0, constant(0.0)), "harm": (1.0, constant(0.0))}, cost)
     again.restore(reward.state())
     assert again.multiplier == reward.multiplier
+
+
+@pytest.mark.parametrize(("horizon", "fits"), [(25.6, False), (25.7, True)])
+def test_a_price_of_kl_never_becomes_negative(horizon, fits):
+    values = {"kl_target": 1.0, "kl_horizon": horizon}  # a step has 128 responses
+    if not fits:
+        with pytest.raises(ValueError, match=r"could make kl_coef negative; use more than 25\.6"):
+            RLOOSettings(**values)
+        return
+    controller = make_kl_controller(RLOOSettings(**values), {})
+    controller.update(0.0, 128)
+    assert controller.coef > 0
 
 
 def test_a_cost_below_the_budget_gets_cheaper():

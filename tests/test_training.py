@@ -21,6 +21,7 @@ from charter.training.methods.reward_model import (
     by_group,
     pack_once,
     pair_shares,
+    pairs_that_differ,
     reward_scores,
     score_pairs,
     score_rows,
@@ -28,7 +29,7 @@ from charter.training.methods.reward_model import (
     train_reward_model,
 )
 from charter.training.methods.sft import sft_tokens, train_sft
-from charter.training.preference_losses import PairLogprobs, dpo_loss
+from charter.training.preference_losses import PairLogprobs, dpo_loss, kto_loss
 from charter.training.rewards import RewardSum
 from charter.training.rollouts import collect, prompt_batch
 
@@ -139,6 +140,28 @@ def test_every_member_of_the_dpo_family_learns_what_is_preferred(random_llama, s
         assert metrics[-1]["accuracy"] > 0.9
     if loss == "dpo":
         assert metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+
+
+def test_kto_learns_against_the_point_of_good_and_bad_responses(random_llama, tmp_path):
+    trunk = load_trunk(str(random_llama))
+    trunk.add_role("policy")
+    two = pairs()[:2]
+    settings = DPOSettings(loss="kto", epochs=12, learning_rate=3e-3, pairs_per_step=2)
+    _, rows, _ = pairs_that_differ(trunk, two, None)
+
+    def log_ratios(rows: list[Tokens]) -> torch.Tensor:
+        return sequence_logprobs(trunk, "policy", rows, 4096) - sequence_logprobs(trunk, REFERENCE, rows, 4096)
+
+    for folder in ("first", "second"):
+        good, bad = ([sides[side] for sides in rows] for side in (0, 1))
+        swapped = [[Tokens(rows[1 - i][0].prompt, row.response) for i, row in enumerate(side)] for side in (good, bad)]
+        of_good, of_bad = (float(log_ratios(side).mean()) for side in swapped)
+        point = torch.tensor(max(0.0, (of_good + of_bad) / 2))
+        expected = kto_loss(log_ratios(good + bad), torch.tensor([1.0, 1, 0, 0]), point, settings.beta).mean().item()
+        with Run(tmp_path / folder, quiet=True) as run, run.stage("rl", {}, {}, []) as stage:
+            train_dpo(trunk, two, settings, stage)
+            assert stage.metrics()[0]["loss"] == pytest.approx(expected, abs=1e-4)
+    assert of_good > 1 > 0 > of_bad  # so that one of the two alone is another point
 
 
 @pytest.mark.parametrize("loss", ["simpo", "ipo_per_token"])

@@ -80,7 +80,8 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
     """Yield the name of each stage when it is done, or left out by the recipe.
 
     ``arms`` are the models that the report compares; training starts from the last of them. A second round begins again at the
-    feedback, from the model that the first one trained. ``controls`` repeat the last training, from the model that it began from.
+    feedback, from the model that the first one trained; `rl` is done after the last one. ``controls`` repeat the last training,
+    from the model that it began from.
     """
     run, recipe, models, gates = parts.run, parts.recipe, parts.models, parts.gates
     constitution, scoring = parts.constitution, parts.scoring
@@ -123,7 +124,7 @@ def stages_in_order(parts: Parts, until: str) -> Iterator[str]:
         for control in recipe.controls:
             models.release()
             controls.append(train_control(control, run, recipe, models, gates, constitution, prompts, arms[-1], feedback))
-        yield "rl"
+        yield "rl" if number == recipe.rounds else f"rl of round {number}"
     arms += [start] if start.name == "policy" else []
     if recipe.evaluation is not None and prompts is not None:
         evaluated = evaluate(run, recipe, recipe.evaluation, models, scoring, prompts, arms, controls, reward, rewarded)

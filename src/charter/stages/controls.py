@@ -32,7 +32,7 @@ from charter.stages.models import Model, Models
 from charter.stages.prompts.run import prompts_to_compare
 from charter.stages.reward_model.run import half_of, train_reward
 from charter.stages.rl.run import train_policy
-from charter.stages.rl.settings import AnyRLSettings, PairSettings, RewardPart, RolloutSettings
+from charter.stages.rl.settings import AnyRLSettings, PairSettings, RewardPart, RolloutSettings, StopSettings
 from charter.votes.judgments import follow
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def control_settings(recipe: Recipe, control: str) -> AnyRLSettings:
     settings = recipe.rl.model_copy(update={"gold": None, "stop": None, "keep": "last"})
     if not isinstance(settings, RolloutSettings):
         return settings
+    if recipe.rl.stop is not None and recipe.rl.stop.kl is not None:  # the budget is not the constitution's
+        settings = settings.model_copy(update={"stop": StopSettings(kl=recipe.rl.stop.kl)})
     if control == "random":
         return settings.model_copy(update={"reward": {"random": RewardPart()}, "cost": None})
     if control == "length":

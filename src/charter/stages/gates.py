@@ -7,6 +7,8 @@ from typing import Any
 from charter.errors import GateError
 from charter.run.run import Run, Stage
 
+INDEPENDENT = "independent scorer"
+
 
 class Gates:
     """The gates that a run met, in order. With ``override`` a run continues where a gate fails, and the report records it."""
@@ -24,13 +26,21 @@ class Gates:
         if not passed and not overridden:
             raise GateError(f"gate {name!r}: {message} (gates.override: true continues anyway)")
 
+    def check_scorer(self, stage: Stage, teaches: bool, message: str) -> None:
+        """The gate of a stage whose teacher may also score the report. The stage does not depend on the scorer, so this gate is
+        checked where the stage is skipped too, and is no part of its result."""
+        if teaches:
+            self.check(stage, INDEPENDENT, False, message)
+
     def of(self, stage: Stage) -> list[dict[str, Any]]:
         """Those of one stage, for its result."""
-        return [gate for gate in self.met if gate["stage"] == stage.name]
+        return [gate for gate in self.met if gate["stage"] == stage.name and gate["name"] != INDEPENDENT]
 
     def recall(self, stage: Stage) -> None:
         """Take over the gates that a skipped stage met when it ran. GateError if one failed and is no longer overridden."""
         for gate in stage.result.get("gates", []):
+            if gate["name"] == INDEPENDENT:  # of an earlier version, by the scorer of then
+                continue
             self.check(stage, gate["name"], gate["passed"], gate["message"])
 
 

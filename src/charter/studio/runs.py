@@ -230,6 +230,8 @@ class RunWatch:
         self.report = report if self.has_report else dict.fromkeys(OF_REPORT)
         results = {name: manifest.get("result") or {} for name, manifest in manifests.items() if isinstance(manifest, dict)}
         self.gates = [gate for name in ordered for gate in results.get(name, {}).get("gates", [])]
+        known = {(gate.get("stage"), gate.get("name")) for gate in self.gates}  # the gate of the scorer is in the report alone
+        self.gates += [gate for gate in self.report.get("gates") or () if (gate.get("stage"), gate.get("name")) not in known]
         self.alarms = self._alarms(results)
 
     def is_newer(self, locks: set[int] | None) -> bool:

@@ -27,8 +27,8 @@ def is_better(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def best_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The first of the highest points of the curve."""
-    return max(rows, key=lambda row: -math.inf if row["gold"] is None else row["gold"])
+    """The first of the highest points of the curve; the last one where nobody could score any."""
+    return max((row for row in rows if row["gold"] is not None), key=lambda row: row["gold"], default=rows[-1])
 
 
 def reason_to_stop(

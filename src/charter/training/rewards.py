@@ -13,7 +13,7 @@ from torch import Tensor
 from charter.errors import GateError
 from charter.records import Rollout
 from charter.run.hashes import derive_seed
-from charter.stages.rl.settings import CostSettings, RLSettings, RolloutSettings
+from charter.stages.rl.settings import MOST_KL_ERROR, CostSettings, RLSettings, RolloutSettings
 
 if TYPE_CHECKING:
     from charter.training.gold import Gold
@@ -29,6 +29,8 @@ class SomeScores:
     disagreement: Tensor | None = None
 
 
+FARTHEST = 20.0
+"""Largest |log λ| of a cost: farther out reward or cost is nothing to the other, and λ would not find back."""
 RewardFn = Callable[[Rollout], Tensor | SomeScores]
 """Scores of the B responses of a rollout, (B,). A reward model, a classifier, a judge, a rule: any function."""
 
@@ -115,13 +117,17 @@ class RewardSum:
         self.multiplier = cost.initial if cost else 0.0
 
     def __call__(self, rollout: Rollout) -> Scores:
+        """GateError where a part abstains from every response, and as ``unshaped``."""
         scores = self.unshaped(rollout)
+        if not scores.rows:
+            raise GateError(f"the reward abstains from all {len(scores.kept)} responses of a batch, so nothing can be learned; "
+                            "look at rollouts.jsonl and at the parts of the reward")  # fmt: skip
         if self.shape is None:
             return scores
         return Scores(scores.parts, self.shape(scores.total, rollout, scores.kept), scores.kept)
 
     def unshaped(self, rollout: Rollout) -> Scores:
-        """Parts and their sum before it is shaped. GateError where a part is not finite, or abstains from every response."""
+        """Parts and their sum before it is shaped. GateError where a part is not finite."""
         parts: dict[str, Tensor] = {}
         kept = torch.ones(len(rollout.texts), dtype=torch.bool, device=rollout.ids.device)
         for name, (_, score) in self.parts.items():
@@ -133,9 +139,6 @@ class RewardSum:
             parts[name] = scores
             if not bool(torch.isfinite(parts[name]).all()):
                 raise GateError(f"the reward part {name!r} is not finite; a failed score is an error, not a number")
-        if not bool(kept.any()):
-            raise GateError(f"the reward abstains from all {len(kept)} responses of a batch, so nothing can be learned; look at "
-                            "rollouts.jsonl and at the parts of the reward")  # fmt: skip
         rewards = [weight * parts[name] for name, (weight, _) in self.parts.items()
                    if self.cost is None or name != self.cost.part]  # fmt: skip
         total = torch.stack(rewards).sum(dim=0) if rewards else torch.zeros(len(rollout.texts))
@@ -147,7 +150,8 @@ class RewardSum:
         """Move the multiplier by the mean cost of a step; nothing to do without a cost."""
         if self.cost is not None:
             excess = float(scores.parts[self.cost.part][scores.kept].mean()) - self.cost.budget
-            self.multiplier *= math.exp(self.cost.learning_rate * excess)
+            moved = math.log(self.multiplier) + self.cost.learning_rate * excess
+            self.multiplier = math.exp(min(max(moved, -FARTHEST), FARTHEST))
 
     def state(self) -> dict[str, float]:
         """Values for the checkpoint."""
@@ -204,7 +208,7 @@ class KLController:
 
     def update(self, kl: float, n: int) -> None:
         if self.target is not None:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            error = min(max(kl / self.target - 1, -MOST_KL_ERROR), MOST_KL_ERROR)
             self.coef *= 1 + error * n / self.horizon
 
 

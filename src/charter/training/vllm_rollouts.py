@@ -39,14 +39,15 @@ def sample_role(
 
 @contextlib.contextmanager
 def engine_for(trunk: Trunk, prompts: Sequence[Prompt], settings: RolloutSettings) -> Iterator[None]:
-    """Inside, the roles of the trunk are sampled by vLLM where the settings ask for it. InputError where it cannot serve."""
+    """Inside, the roles of the trunk are sampled by vLLM where the settings ask for it. InputError where it cannot serve, and
+    for a prompt that is too long: before the first step, not at the one that draws it."""
+    longest = max(len(encode_prompt(trunk.tokenizer, prompt.messages)) for prompt in prompts)
+    check_length(trunk.room, longest, settings.max_new_tokens)
     if settings.vllm is None:
         yield
         return
     if is_quantized(trunk.model) or is_encoder_decoder(trunk.model):
         raise InputError("serves decoders whose weights are whole; leave it out for this model", field="rl.vllm")
-    longest = max(len(encode_prompt(trunk.tokenizer, prompt.messages)) for prompt in prompts)
-    check_length(trunk.room, longest, settings.max_new_tokens)
     room = longest + settings.max_new_tokens
     engine = VLLMEngine(trunk.path, settings.vllm, dtype=trunk.dtype, longest=room)
     trunk.engine = engine

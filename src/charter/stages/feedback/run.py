@@ -93,13 +93,13 @@ def gather_feedback(
         **({VOTES: votes_hash(run.folder)} if settings.raters != "judge" else {}),
     }  # fmt: skip
     with run.stage(name, settings, inputs, [__name__], (*BY_ROW, VOTES)) as stage:
+        scores_report = settings.asks_judge and scorer_identity == models.identity_of(settings.judge, start)
+        gates.check_scorer(stage, scores_report, "the judge that gives the reward would also score the report")
         if stage.done:
             gates.recall(stage)
             return stage
         judge, card = None, None
         if settings.asks_judge:
-            if scorer_identity == models.identity_of(settings.judge, start):
-                gates.check(stage, "independent scorer", False, "the judge that gives the reward would also score the report")
             sampler = models.answering(settings.judge, start)
             judge, card = gate_judge(
                 recipe, settings, gates, stage, judges_of(settings.protocol, sampler, constitution), constitution, labelled

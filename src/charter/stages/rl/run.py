@@ -71,15 +71,13 @@ def train_policy(
         inputs |= {"prompts": prompts.output_hash, "gold": models.hash_of(settings.gold.source, start)}
         inputs |= {"second reward": second.output_hash} if second is not None else {}
     with run.stage(name, settings, inputs, [__name__, page_of(settings.method)]) as stage:
+        sources = settings.sources.values() if isinstance(settings, RolloutSettings) else ()
+        scores_report = any(models.identity_of(source, start) == scorer_identity for source in sources)
+        gates.check_scorer(stage, scores_report, "a part of the reward would also score the report")
         if stage.done:
             gates.recall(stage)
             return stage
-        sources = settings.sources.values() if isinstance(settings, RolloutSettings) else ()
-        if any(models.identity_of(source, start) == scorer_identity for source in sources):
-            gates.check(stage, "independent scorer", False, "a part of the reward would also score the report")
         shared = reward is not None and recipe.reward_model.model is None  # one trunk for policy and reward model
-        if shared and (settings.lora is None) != (recipe.reward_model.lora is None):
-            raise InputError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
         cut: dict[str, int] = {}
         examples, excluded = examples_of(settings, feedback, None if second is None else 0, recipe.seed)
 

@@ -152,6 +152,12 @@ class RolloutSettings(PolicySettings):
     def reads_prompts(self) -> bool:
         return True
 
+    def check_in(self, recipe: Recipe) -> None:
+        super().check_in(recipe)
+        shares_trunk = recipe.trains_reward_model and recipe.reward_model.model is None
+        if shares_trunk and (self.lora is None) != (recipe.reward_model.lora is None):
+            raise ValueError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
+
     @property
     def sources(self) -> dict[str, Source]:
         """Where each part of the reward comes from, by its name."""
@@ -180,7 +186,13 @@ class RolloutSettings(PolicySettings):
             )
         if self.cost is not None and self.cost.part not in self.reward:
             raise ValueError(f"cost.part: unknown part {self.cost.part!r}; name one of {', '.join(self.reward)}")
+        if self.cost is not None and self.sigmoid_against is not None:
+            raise ValueError("sigmoid_against: cost changes the reward as it goes, and r_ref is read once; leave one of them out")
         return self
+
+
+MOST_KL_ERROR = 0.2
+"""Largest relative distance from ``kl_target`` that a step moves ``kl_coef`` by."""
 
 
 class RLSettings(RolloutSettings):
@@ -201,6 +213,11 @@ class RLSettings(RolloutSettings):
         n, rows = getattr(self, "minibatches", 1), self.prompts_per_step * self.samples_per_prompt
         if n > rows:
             raise ValueError(f"minibatches is {n}, and a step has {rows} responses; an update needs one of them at least")
+        if self.kl_target is not None and self.kl_horizon <= MOST_KL_ERROR * rows:
+            raise ValueError(
+                f"kl_horizon is {self.kl_horizon:g}, and a step of {rows} responses could make kl_coef negative; use more than "
+                f"{MOST_KL_ERROR * rows:g}"
+            )
         return self
 
 

@@ -70,7 +70,8 @@ def train_dpo(
             break
         batch = steps[step]
         n_chosen = int(tokens[batch, 0].sum())
-        point = reference_point(trunk, [rows[2 * i] for i in batch], settings) if settings.loss == "kto" else None
+        answers = [row for i in batch for row in rows[2 * i : 2 * i + 2]]
+        point = reference_point(trunk, answers, settings) if settings.loss == "kto" else None
         totals = dict.fromkeys(("loss", "accuracy", "chosen", "rejected", "logprob_chosen", "logprob_rejected"), 0.0)
         lengths = [max(len(rows[2 * i]), len(rows[2 * i + 1])) for i in batch]
         for part in own_by_tokens(
@@ -145,8 +146,8 @@ def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
 
 
 def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings) -> Tensor:
-    """KTO's z from the responses of a batch put behind the next other prompt, in policy and reference; 0 where there is no other.
-    No row gets longer than the longest of the batch, which fits the model."""
+    """KTO's z from the responses of a batch, good and bad, put behind the next other prompt, in policy and reference; 0 where
+    there is no other. No row gets longer than the longest of the batch, which fits the model."""
     longest, n = max(map(len, rows)), len(rows)
     mismatched = []
     for i, row in enumerate(rows):
