@@ -107,7 +107,7 @@ def test_a_connection_that_arrives_at_the_end_keeps_nobody_waiting(turns, caplog
             for _ in range(turns):  # from not yet accepted to known to the server
                 await asyncio.sleep(0)
 
-    async def answer(*_) -> None:
+    async def answer(_scope, _receive, _send) -> None:
         raise AssertionError("nobody asks")
 
     with socket.socket() as door:
