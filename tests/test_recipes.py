@@ -51,6 +51,7 @@ RECIPES: dict[str, tuple[str, set[str]]] = {
     "smollm2-hh": ("llama", SMALL_PROMPTS | SMALL_SFT | SMALL_REWARD | SMALL_RL | ONE_VOTE),
     "smollm2-cai": ("llama", SMALL_PROMPTS | SMALL_REVISE | SMALL_DPO | {
         "sft.max_tokens=256", "revise.few_shots=null", "feedback.prompts=12", "feedback.max_new_tokens=8"}),
+    "smollm2-rlaif": ("llama", SMALL_PROMPTS | SMALL_RL | {"evaluation.max_new_tokens=8"}),
     "smollm2-hh-dpo": ("llama", SMALL_PROMPTS | SMALL_SFT | SMALL_DPO | ONE_VOTE),
 }  # fmt: skip
 
