@@ -229,6 +229,7 @@ def test_a_fault_is_named_with_its_place(tmp_path, old, new, place):
     [
         (b"", "not a mapping; write the keys title, description, principles"),
         (b"- a\n", "not a mapping"),
+        (b"Be kind.\n", "`charter constitution import FILE --out F.yaml` makes such a file of a list"),
         (b"title: a\nprinciples: []\n", "line 2, field 'principles'"),
         ("title: ok\n# naïve".encode("latin-1"), "line 2: not UTF-8"),
         (b"title: " + b"[" * 5000, "nested too deeply"),

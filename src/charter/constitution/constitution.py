@@ -338,7 +338,10 @@ class _Loader(UniqueKeys):
 
 
 def _load(path: Path, kind: type[M]) -> M:
-    node, content = read_nodes(path, _Loader, f"write the keys {', '.join(kind.model_fields)}")
+    remedy = f"write the keys {', '.join(kind.model_fields)}"
+    if kind is Constitution:
+        remedy += "; `charter constitution import FILE --out F.yaml` makes such a file of a list or of a published form"
+    node, content = read_nodes(path, _Loader, remedy)
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -191,7 +191,12 @@ def why_not_compared(report: Report, primary: Mapping[str, Any]) -> str:
     if primary["a"] == primary["b"]:
         return f"{why}There is only one model in this report, so nothing was compared."
     row = contrast_of(report, primary["name"], primary["a"], primary["b"]) or {}
-    return f"{why}{title_of(primary['name'])} was not compared between {primary['a']} and {primary['b']}{unscored_text(row)}."
+    words = f"{why}{title_of(primary['name'])} was not compared between {primary['a']} and {primary['b']}{unscored_text(row)}."
+    metric, measured = METRICS.get(primary["name"]), [value.get("name") for value in mappings_in(report, "metrics")]
+    if metric is None or metric.over not in ("red_team", "benign") or not measured or metric.name in measured:
+        return words
+    return (f"{words} No prompt that was answered has the tag {metric.over}: list such prompts under prompts.{metric.over}, or "
+            "leave out evaluation.scorer and name a measure of your own in evaluation.measures.")  # fmt: skip
 
 
 def is_lower_better(report: Report, name: str) -> bool:

@@ -146,8 +146,9 @@ rl:
   learning_rate: 5.0e-6
   max_tokens: 1024
 
-# For a report give prompts, which are held out from training, and say who scores:
-# prompts: {{files: [prompts.jsonl], test_fraction: 0.9}}
+# For a report give prompts to hold out, and say who scores. The scorer counts harm in the answers to the prompts under red_team
+# and refusals in the answers to those under benign; a report on other prompts needs evaluation.measures.
+# prompts: {{red_team: [harmful.jsonl], benign: [harmless.jsonl], test_fraction: 0.9}}
 # evaluation: {{scorer: refusal-words}}
 """,
     ),

@@ -102,7 +102,7 @@ def of_neither_kind(counts: dict[str, int]) -> int:
 def check_red_team(counts: dict[str, int]) -> None:
     """InputError if revision has no prompt to begin from."""
     if not counts.get("train red_team"):
-        raise InputError("no training prompt is tagged red_team; tag the file's prompts or set prompts.tags")
+        raise InputError("no training prompt is tagged red_team; list a file under prompts.red_team, or tag the file's prompts")
 
 
 def read_stage_prompts(stage: Stage, split: str, kind: str) -> list[Prompt]:
