@@ -348,7 +348,7 @@ def test_dialogues_of_pairs_are_labelled_as_pairs(tmp_path):
     items = open_project(lines(tmp_path / "h.jsonl", *rows, forked)).items
     assert [prompt.last_turn for prompt in items.prompts.values()] == ["Name a tree.", "Name a lake."]
     assert [response.text for response in items.responses.values()] == ["A.", "B."] * 2
-    assert (len(items.sets), items.left_out) == (2, 1)
+    assert (len(items.sets), items.left_out) == (2, {"the dialogues differ before the last answer": 1})
 
 
 def test_a_conversation_that_the_template_refuses_is_named_by_file_and_line(tmp_path, random_llama, capsys):
