@@ -145,17 +145,6 @@ class Recipe(Settings):
         return {key: settings for key, settings in parts.items() if settings is not None}
 
     @model_validator(mode="after")
-    def check_quantization(self) -> Recipe:
-        """Weights of 4 bits cannot move: what trains on them are adapters."""
-        if self.quantization is None:
-            return self
-        for name, read in (("sft", True), ("reward_model", self.trains_reward_model), ("rl", True)):
-            settings = getattr(self, name)
-            if read and isinstance(settings, TrainingSettings) and settings.lora is None:
-                raise ValueError(f"quantization: {self.quantization} freezes the weights, so set {name}.lora too")
-        return self
-
-    @model_validator(mode="after")
     def check_that_stages_fit_together(self) -> Recipe:
         """Each stage gets what it reads; a stage that is left out with `null` leaves no setting that nothing reads."""
         readers = [key for key, settings in self.stages.items() if settings.reads_prompts]
@@ -235,6 +224,17 @@ class Recipe(Settings):
     def arithmetic(self) -> str:
         """The part of it on which results depend, but for the last bits."""
         return " ".join(filter(None, (self.precision, self.quantization)))
+
+    @model_validator(mode="after")
+    def check_quantization(self) -> Recipe:
+        """Weights of 4 bits cannot move: what trains on them are adapters."""
+        if self.quantization is None:
+            return self
+        for name, read in (("sft", True), ("reward_model", self.trains_reward_model), ("rl", True)):
+            settings = getattr(self, name)
+            if read and isinstance(settings, TrainingSettings) and settings.lora is None:
+                raise ValueError(f"quantization: {self.quantization} freezes the weights, so set {name}.lora too")
+        return self
 
     @model_validator(mode="after")
     def check_endpoints(self) -> Recipe:

@@ -155,7 +155,7 @@ class RolloutSettings(PolicySettings):
     def check_in(self, recipe: Recipe) -> None:
         super().check_in(recipe)
         shares_trunk = recipe.trains_reward_model and recipe.reward_model.model is None
-        if shares_trunk and (self.lora is None) != (recipe.reward_model.lora is None):
+        if shares_trunk and recipe.quantization is None and (self.lora is None) != (recipe.reward_model.lora is None):
             raise ValueError("rl.lora and reward_model.lora must both be given or both left out: they share one trunk")
 
     @property
