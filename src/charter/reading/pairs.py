@@ -57,7 +57,7 @@ def read_pairs(path: Path) -> PairFile:
 
 
 def _pair_with_words(row: Row) -> Pair | str:
-    pair = EQUAL_SCORES if equal_scores(row) else row_pair(row)
+    pair = decided_pair(row)
     return EMPTY_ANSWER if isinstance(pair, Pair) and not (pair.chosen.strip() and pair.rejected.strip()) else pair
 
 
@@ -93,6 +93,11 @@ def clusters_of(pairs: Sequence[Pair]) -> list[str]:
 def equal_scores(row: Row) -> bool:
     """Whether the row's scores of the two answers prefer neither."""
     return any((score := row.values.get(better)) not in (None, "") and score == row.values.get(worse) for better, worse in SCORES)
+
+
+def decided_pair(row: Row) -> Pair | str:
+    """As :func:`row_pair`, and a reason to leave out a row whose scores prefer neither answer."""
+    return EQUAL_SCORES if equal_scores(row) else row_pair(row)
 
 
 def row_pair(row: Row) -> Pair | str:

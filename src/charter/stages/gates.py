@@ -27,8 +27,8 @@ class Gates:
             raise GateError(f"gate {name!r}: {message} (gates.override: true continues anyway)")
 
     def check_scorer(self, stage: Stage, teaches: bool, message: str) -> None:
-        """The gate of a stage whose teacher may also score the report. The stage does not depend on the scorer, so this gate is
-        checked where the stage is skipped too, and is no part of its result."""
+        """The gate of a stage whose teacher may also score the report. The stage does not depend on the scorer. So this gate is
+        checked where the stage is skipped too, and the result of the stage leaves it out."""
         if teaches:
             self.check(stage, INDEPENDENT, False, message)
 

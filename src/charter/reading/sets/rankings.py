@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from charter.reading.pairs import EQUAL_SCORES, equal_scores, row_pair
+from charter.reading.pairs import decided_pair
 from charter.reading.rows import Row
 from charter.reading.sets.choices import context_of
 from charter.reading.sets.items import Item
@@ -39,7 +39,7 @@ def hhh_pair(row: Row) -> Item | str:
 
 def pair_item(row: Row, *, cluster: str | None = None, group: str | None = None, id: str = "") -> Item | str:
     """A pair, its better answer first, or the reason to leave it out. Dialogues with one opening are a cluster."""
-    pair = EQUAL_SCORES if equal_scores(row) else row_pair(row)
+    pair = decided_pair(row)
     if isinstance(pair, str) or pair.weight == 0.5:
         return pair if isinstance(pair, str) else TIE
     id = id or content_id(pair.prompt.id, pair.chosen, pair.rejected)

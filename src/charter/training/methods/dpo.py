@@ -147,7 +147,7 @@ def chosen_nll(logprobs: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
 
 def reference_point(trunk: Trunk, rows: Sequence[Tokens], settings: DPOSettings) -> Tensor:
     """KTO's z from the responses of a batch, good and bad, put behind the next other prompt, in policy and reference; 0 where
-    there is no other. No row gets longer than the longest of the batch, which fits the model."""
+    all prompts are equal. Every row stays at most as long as the longest of the batch, which fits the model."""
     longest, n = max(map(len, rows)), len(rows)
     mismatched = []
     for i, row in enumerate(rows):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from charter.reading.forms import LeftOut, good_by_label, usual_columns
-from charter.reading.pairs import EQUAL_SCORES, SPOKEN, answer_text, equal_scores, number, prompt_column, row_pair
+from charter.reading.pairs import SPOKEN, answer_text, decided_pair, number, prompt_column
 from charter.reading.prompts import row_messages
 from charter.reading.rows import Row
 from charter.records import Pair, Prompt, Rank, RaterKind
@@ -28,7 +28,7 @@ def read_pair(part: Part, rater: Rater, _: Unique) -> Iterator[Vote | LeftOut]:
     for field in ("chosen", "rejected"):
         if field in row.values and row.values[field] is None:
             raise part[field].left_out(NO_TEXT)
-    pair = EQUAL_SCORES if equal_scores(row) else row_pair(row)
+    pair = decided_pair(row)
     if not isinstance(pair, Pair):
         raise part.left_out(pair)
     models = [row.optional(f"{side}_model") or UNKNOWN for side in ("chosen", "rejected")]

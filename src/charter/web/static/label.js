@@ -237,7 +237,7 @@ if (rater) {
   addEventListener("focus", () => { if (keptForms.length) connected(); });
   setInterval(async () => {
     if (sending || (!notice.dataset.key && !waiting && !(changed && keptForms.length))) return;
-    if (!await connected()) return;
+    if (!await connected() || sending) return; // somebody may have pressed Enter meanwhile
     if (waiting) { send(waiting); return; }
     if (!changed || form?.dataset.mode !== "work") return;
     changed = false;
